@@ -1,0 +1,27 @@
+"""What happens during a run and Composer lacks, and the table from a YAML's names to classes."""
+
+from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
+
+from callbacks.console import Console
+from callbacks.language_metrics import LanguageMetrics
+from callbacks.metrics_file import MetricsFile
+from callbacks.parity_gate import ParityError, ParityGate
+from callbacks.restore_rng import RestoreRNG
+
+# Names of `callbacks:` in a YAML whose arguments go to the constructor as they are.
+CALLBACKS = {
+    "speed_monitor": SpeedMonitor,
+    "lr_monitor": LRMonitor,
+    "memory_monitor": MemoryMonitor,
+    "runtime_estimator": RuntimeEstimator,
+}
+
+__all__ = [
+    "CALLBACKS",
+    "Console",
+    "LanguageMetrics",
+    "MetricsFile",
+    "ParityError",
+    "ParityGate",
+    "RestoreRNG",
+]

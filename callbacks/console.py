@@ -1,0 +1,77 @@
+"""One readable line per interval."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from composer import Logger, State
+from composer.loggers import LoggerDestination
+from composer.utils import dist
+
+
+class Console(LoggerDestination):
+    """Prints batch, loss, learning rate, speed and time left on rank 0, every `interval` batches.
+
+    The speed is of the last interval, evaluation and saving left out of it but not out of the time left.
+    """
+
+    def __init__(self, interval_batches: int, batches: int) -> None:
+        self.interval_batches = interval_batches
+        self.batches = batches
+        self._last: dict[str, Any] = {}
+        self._train_s = 0.0  # spent in batches since the last line
+        self._tokens = 0
+        self._batch_start_s = self._fit_start_s = 0.0
+        self._first_batch = 0
+        self._on = dist.get_global_rank() == 0
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Remember the last value of each metric."""
+        self._last.update(metrics)
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Start the clock."""
+        self._fit_start_s, self._first_batch = time.monotonic(), int(state.timestamp.batch)
+        self._tokens = int(state.timestamp.token)
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """Time batches alone."""
+        self._batch_start_s = time.monotonic()
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Print the line if it is due."""
+        self._train_s += time.monotonic() - self._batch_start_s
+        batch = int(state.timestamp.batch)
+        if not self._on or (batch % self.interval_batches and batch not in (self._first_batch + 1, self.batches)):
+            return
+        tokens = int(state.timestamp.token)
+        speed = (tokens - self._tokens) / max(self._train_s, 1e-9)
+        elapsed_s = time.monotonic() - self._fit_start_s
+        left_s = elapsed_s / (batch - self._first_batch) * (self.batches - batch)
+        loss = float(self._last.get("loss/train/total", float("nan")))
+        lr = state.optimizers[0].param_groups[0]["lr"]
+        print(
+            f"batch {batch:>{len(str(self.batches))}}/{self.batches} | loss {loss:6.3f} nats/token | lr {lr:.2e} | "
+            f"{speed:,.0f} tokens/s | {tokens:,} tokens | {_clock(left_s)} left",
+            flush=True,
+        )
+        self._train_s, self._tokens = 0.0, tokens
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Print the evaluation."""
+        names = ("LanguageCrossEntropy", "Perplexity", "BitsPerByte")
+        loss, perplexity, bits = (float(self._last.get(f"metrics/eval/{name}", float("nan"))) for name in names)
+        if self._on:
+            print(
+                f"  validation at batch {int(state.timestamp.batch)}: loss {loss:.4f} nats/token, "
+                f"perplexity {perplexity:.1f}, {bits:.4f} bits/byte",
+                flush=True,
+            )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    return (f"{days}d " if days else "") + (f"{hours}h " if hours or days else "") + f"{minutes}m {seconds:02d}s"

@@ -1,0 +1,68 @@
+"""Every metric of a run, exactly, as JSON lines in its folder."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from composer import Logger, State
+from composer.loggers import LoggerDestination
+from composer.utils import dist
+
+
+class MetricsFile(LoggerDestination):
+    """Appends one line a batch (`{"batch": …, "tokens": …, "time_s": …, metric: value, …}`) to metrics.jsonl.
+
+    The file is append-only: a resumed run writes `{"event": "start", "batch": …}` and goes on, so the lines of batches
+    that were lost with a crash stay on record, and for a batch that occurs twice the later line is the run's.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._pending: dict[str, Any] = {}
+        self._on = dist.get_global_rank() == 0
+
+    def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
+        """Keep the metrics until the batch is over."""
+        if self._on:
+            self._pending.update({name: _number(value) for name, value in metrics.items()})
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Mark where this process begins."""
+        self._write({"event": "start", **_position(state)})
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """One line for the batch; what callbacks log after this one goes to the next line."""
+        self._flush(state)
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """One line for an evaluation."""
+        self._flush(state)
+
+    def fit_end(self, state: State, logger: Logger) -> None:
+        """What is left."""
+        self._flush(state)
+
+    def _flush(self, state: State) -> None:
+        if self._pending:
+            self._write({**_position(state), **self._pending})
+            self._pending = {}
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._on:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+
+
+def _position(state: State) -> dict[str, Any]:
+    return {
+        "batch": int(state.timestamp.batch),
+        "tokens": int(state.timestamp.token),
+        "time_s": round(time.time(), 3),
+    }
+
+
+def _number(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

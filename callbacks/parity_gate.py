@@ -1,0 +1,43 @@
+"""No run starts with attention that is not the model's."""
+
+from __future__ import annotations
+
+import torch
+from composer import Callback, Logger, State
+from composer.core import Precision, get_precision_context
+from composer.utils import dist
+
+from recipes.attention import Parity, attention_parity
+
+
+class ParityError(RuntimeError):
+    """The model's logits are not those of transformers' eager attention."""
+
+
+class ParityGate(Callback):
+    """Compares the model that is about to train with HF eager attention, on its device and in its precision.
+
+    Attributes:
+        result: the last comparison.
+    """
+
+    result: Parity | None = None
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Before the first batch, after sharding and loading.
+
+        Raises:
+            ParityError: the difference is more than rounding explains.
+        """
+        model = state.model.module if hasattr(state.model, "module") else state.model
+        dtype = torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32
+        with get_precision_context(state.precision):
+            self.result = attention_parity(model.model, dtype)
+        if dist.get_global_rank() == 0:
+            print(f"attention parity with HF eager: {self.result}", flush=True)
+        if not self.result.passed:
+            raise ParityError(
+                f"the {model.model.config._attn_implementation} attention does not compute this model: {self.result}. "
+                "Another version of transformers or of the attention kernel than requirements.txt pins is the usual "
+                "cause; nothing was trained."
+            )

@@ -1,0 +1,32 @@
+"""Dropout goes on where it stopped when a run is resumed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from composer import Callback, Logger, State
+from composer.utils import reproducibility
+
+
+class RestoreRNG(Callback):
+    """Restores the random state of a checkpoint, which Composer 0.32.1 does not.
+
+    Trainer restores it in a loop that it skips when the dataset resumes itself, as StreamingDataset does, so that
+    dropout masks would start again from the seed. `rng` is set from the Trainer after it has loaded a checkpoint.
+    """
+
+    def __init__(self) -> None:
+        self.rng: list[dict[str, Any]] | None = None
+
+    def epoch_start(self, state: State, logger: Logger) -> None:
+        """At an epoch's start, before the loader draws its base seed."""
+        self._restore()
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        """In the middle of an epoch, before the first resumed batch."""
+        self._restore()
+
+    def _restore(self) -> None:
+        if self.rng is not None:
+            reproducibility.load_rng_state(self.rng)
+            self.rng = None

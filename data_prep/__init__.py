@@ -1,0 +1,1 @@
+"""Biomedical text in, verified token shards out: sources -> corpus -> tokenizer -> shards."""

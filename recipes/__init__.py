@@ -1,0 +1,1 @@
+"""What one runs: train, export, generate, report; each recipe reads top to bottom."""

@@ -1,0 +1,179 @@
+"""Composer checkpoints: find the newest, and read none that could run code.
+
+A checkpoint of one rank is a file `ep0-ba100-rank0.pt`; a sharded one is a folder `ep0-ba100` that holds `.metadata`
+and `*.distcp`. Both are pickles inside, and Composer 0.32.1 unpickles them without a check in three places (mosaicml
+PR #3937 mends it, unreleased); `refuse_unsafe` is called before each, through the hook that Composer reads from the
+environment.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+
+from data_prep.stage import BadInput
+
+CHECKPOINT_NAME = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
+METADATA = ".metadata"
+
+# What honest checkpoints hold beside tensors: clocks, NumPy random state, the torch version.
+_ALLOWED_GLOBALS = frozenset(
+    {
+        "datetime.timedelta",
+        "datetime.datetime",
+        "numpy.ndarray",
+        "numpy.dtype",
+        "numpy.core.multiarray._reconstruct",
+        "numpy._core.multiarray._reconstruct",
+        "torch.torch_version.TorchVersion",
+        "collections.OrderedDict",
+    }
+)
+# The index of a sharded checkpoint is made of these classes (torch.distributed.checkpoint.metadata).
+_METADATA_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
+_METADATA_GLOBALS = frozenset(
+    {
+        "collections.OrderedDict",
+        "torch.Size",
+        "torch.serialization._get_layout",
+        "torch._utils._rebuild_tensor_v2",
+        "pathlib.PosixPath",
+        "pathlib._local.PosixPath",
+        "torch.distributed.checkpoint.stateful.Stateful",
+    }
+)
+
+
+def checkpoint_batch(path: Path) -> int:
+    """The batch that a checkpoint was saved after."""
+    match = CHECKPOINT_NAME.fullmatch(path.name)
+    if not match:
+        raise BadInput(f"{path} is not named like a checkpoint (ep0-ba100-rank0.pt, or a folder ep0-ba100)")
+    return int(match[2])
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """All complete checkpoints of a run, oldest first. A sharded one is complete once its index is there."""
+    found = [
+        path
+        for path in (folder.iterdir() if folder.is_dir() else ())
+        if CHECKPOINT_NAME.fullmatch(path.name) and (path.is_file() or (path / METADATA).is_file())
+    ]
+    return sorted(found, key=checkpoint_batch)
+
+
+def guard_composer_loading() -> None:
+    """Have Composer call `refuse_unsafe` before it loads any part of a checkpoint."""
+    os.environ["CHECKPOINT_VALIDATION_FUNCTION"] = f"{__name__}.{refuse_unsafe.__name__}"
+
+
+def refuse_unsafe(path: Path | str, specs: list[tuple[int, int]] | None = None) -> bool:
+    """Check, without executing anything, that a checkpoint file holds only the classes of an honest one.
+
+    Args:
+        path: a `.pt` file, a `.metadata` index or a `.distcp` data file.
+        specs: offset and length in bytes of the entries of a `.distcp` file that will be read.
+
+    Raises:
+        BadInput: it names any other class or function, or cannot be read.
+    """
+    path = Path(path)
+    try:
+        if path.name == METADATA:
+            with path.open("rb") as file:
+                _MetadataUnpickler(file).load()
+        elif specs is not None:
+            with path.open("rb") as file:
+                for offset, length in specs:
+                    file.seek(offset)
+                    _refuse_globals(path, io.BytesIO(file.read(length)))
+        else:
+            _refuse_globals(path, path)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(f"{path} is not a readable checkpoint ({type(error).__name__}: {error})") from None
+    return True
+
+
+def _refuse_globals(path: Path, source: Any) -> None:
+    unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(source)) - _ALLOWED_GLOBALS
+    if unsafe:
+        raise BadInput(f"{path} would run code when it is loaded: it names {', '.join(sorted(unsafe))}; do not use it")
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    """Reads the index of a sharded checkpoint, and only classes that such an index is made of."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        torch_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        if module in _METADATA_MODULES or torch_dtype or f"{module}.{name}" in _METADATA_GLOBALS:
+            return super().find_class(module, name)
+        raise BadInput(f"a checkpoint's {METADATA} would run code when it is loaded: it names {module}.{name}")
+
+
+class _GuardedReader(FileSystemReader):
+    """Reads a sharded checkpoint's index through `refuse_unsafe`; tensor entries are read with weights_only."""
+
+    def read_metadata(self) -> Any:
+        refuse_unsafe(Path(self.path) / METADATA)
+        return super().read_metadata()
+
+
+@contextmanager
+def _allowed_globals() -> Iterator[None]:
+    import datetime
+
+    import numpy as np
+    from torch.torch_version import TorchVersion
+
+    reconstruct = np.empty(0).__reduce__()[0]  # numpy._core.multiarray._reconstruct; its home moved in NumPy 2
+    allowed = [datetime.timedelta, datetime.datetime, np.ndarray, np.dtype, reconstruct, TorchVersion]
+    allowed += [type(np.dtype(t)) for t in (np.uint32, np.uint64, np.int64, np.float64)]
+    with torch.serialization.safe_globals(allowed):
+        yield
+
+
+def load_model_weights(checkpoint: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model's weights of a checkpoint, on the CPU, without a process group and without unpickling.
+
+    Args:
+        checkpoint: a checkpoint of one rank or a sharded one.
+        like: the GPT2LMHeadModel's state dict: names, shapes and dtypes to expect.
+
+    Raises:
+        BadInput: the checkpoint is unsafe, unreadable, or of another model.
+    """
+    prefix = "model."  # BioMedLM.model
+    if checkpoint.is_dir():
+        weights = {prefix + name: torch.empty_like(tensor, device="cpu") for name, tensor in like.items()}
+        try:
+            load_sharded({"state": {"model": weights}}, storage_reader=_GuardedReader(checkpoint))
+        except BadInput:
+            raise
+        except Exception as error:
+            raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
+    else:
+        refuse_unsafe(checkpoint)
+        try:
+            with _allowed_globals():
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            weights = state["state"]["model"]
+        except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
+            raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
+    weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
+    for name, tensor in like.items():
+        found = tuple(weights[name].shape) if name in weights else None
+        if found != tuple(tensor.shape):
+            raise BadInput(f"{checkpoint} is of another model: {name} has shape {found}, not {tuple(tensor.shape)}")
+    return weights

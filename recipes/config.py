@@ -1,0 +1,341 @@
+"""The whole configuration of a run, as dataclasses, and how it is read.
+
+`base:` + the YAML + `key=value` overrides are merged into the schema below; a misspelt key or a wrong type at any
+depth is refused with the file and the key, before torch is imported. Names are GPT2Config's inside `model`, and
+Composer's elsewhere.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from yaml import YAMLError
+
+from data_prep.stage import BadInput
+
+
+@dataclass(frozen=True)
+class Duration:
+    """A span of training: `value` tokens (`tok`), batches (`ba`) or epochs (`ep`)."""
+
+    value: int
+    unit: str
+
+    @staticmethod
+    def parse(text: str, where: str) -> Duration:
+        """Read `300e9tok`.
+
+        Args:
+            text: a number, whole once it is written out, and its unit.
+            where: what the text was given for, for the message.
+
+        Raises:
+            BadInput: it is not of that form.
+        """
+        match = re.fullmatch(r"(\d[\d_]*(?:\.\d+)?(?:[eE]\+?\d+)?)(tok|ba|ep)", text.strip())
+        if not match or float(match[1]) != int(float(match[1])):
+            raise BadInput(f"{where} = {text!r} is not a duration; write 300e9tok, 286102ba or 8ep")
+        return Duration(int(float(match[1])), match[2])
+
+
+@dataclass
+class ModelConfig:
+    """The architecture, under GPT2Config's names."""
+
+    vocab_size: int = MISSING
+    n_positions: int = MISSING
+    n_embd: int = MISSING
+    n_layer: int = MISSING
+    n_head: int = MISSING
+    activation_function: str = "gelu_new"
+    layer_norm_epsilon: float = 1e-5
+    initializer_range: float = 0.02
+    attn_pdrop: float = 0.1
+    resid_pdrop: float = 0.1
+    embd_pdrop: float = 0.1
+    scale_attn_by_inverse_layer_idx: bool = True
+    attn_implementation: str = "sdpa"  # sdpa | flash_attention_2
+
+
+@dataclass
+class DataConfig:
+    """Where the token shards lie, what they must be, and how they are read."""
+
+    shards: str = MISSING  # folder with train/, val/, manifest.json
+    tokenizer: str = MISSING  # folder of the tokenizer that made the shards
+    seq_len: int = MISSING  # tokens a sample; must be the shards' own
+    eos_between_documents: bool = True  # must be the shards' own
+    num_canonical_nodes: int = 1  # fixes the sample order for any number of nodes that divides it or that it divides
+    num_workers: int = 2  # loader processes a rank
+    prefetch_factor: int = 4  # batches each of them holds ready
+
+
+@dataclass
+class OptimizerConfig:
+    """DecoupledAdamW. Decoupled: a step shrinks weights by (lr / initial lr) · weight_decay."""
+
+    lr: float = MISSING
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = MISSING
+
+
+@dataclass
+class SchedulerConfig:
+    """Cosine with linear warm-up from 0 to lr, ending at alpha_f · lr."""
+
+    t_warmup: str = MISSING
+    alpha_f: float = 0.1
+
+
+@dataclass
+class FSDPConfig:
+    """Fully sharded data parallelism over all ranks (FSDP2)."""
+
+    # Composer's: DEFAULT = parameters in `precision`, fp32 reduction; PURE = both low; FULL = both fp32.
+    mixed_precision: str = "DEFAULT"
+    reshard_after_forward: bool = True  # ZeRO-3; false keeps gathered parameters until backward (ZeRO-2)
+
+
+@dataclass
+class SpeedMonitorConfig:
+    """composer.callbacks.SpeedMonitor."""
+
+    window_size: int = 10
+    time_unit: str = "hours"
+    gpu_flops_available: float | None = None
+
+
+@dataclass
+class LRMonitorConfig:
+    """composer.callbacks.LRMonitor."""
+
+
+@dataclass
+class MemoryMonitorConfig:
+    """composer.callbacks.MemoryMonitor."""
+
+    dist_aggregate_batch_interval: int | None = None
+
+
+@dataclass
+class RuntimeEstimatorConfig:
+    """composer.callbacks.RuntimeEstimator."""
+
+    skip_batches: int = 1
+    time_unit: str = "hours"
+
+
+@dataclass
+class ConsoleConfig:
+    """callbacks.Console: one readable line per interval."""
+
+    interval: str = "10ba"
+
+
+@dataclass
+class CallbacksConfig:
+    """Which callbacks run, and their arguments; null leaves one out."""
+
+    speed_monitor: SpeedMonitorConfig | None = None
+    lr_monitor: LRMonitorConfig | None = None
+    memory_monitor: MemoryMonitorConfig | None = None
+    runtime_estimator: RuntimeEstimatorConfig | None = None
+    console: ConsoleConfig | None = None
+
+
+@dataclass
+class WandBConfig:
+    """composer.loggers.WandBLogger. Nothing leaves the machine unless `mode` is `online`."""
+
+    project: str = "biomedlm"
+    mode: str = "offline"  # offline | online
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class LoggersConfig:
+    """Which loggers run beside the run folder's metrics.jsonl; null leaves one out."""
+
+    wandb: WandBConfig | None = None
+
+
+@dataclass
+class TrainConfig:
+    """Everything that decides a run."""
+
+    run_name: str = MISSING
+    run_dir: str = "runs/${run_name}"
+    seed: int = 17
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    max_duration: str = MISSING  # 300e9tok, 286102ba or 8ep
+    global_train_batch_size: int = MISSING  # sequences
+    device_train_microbatch_size: int = MISSING  # sequences a rank computes at once
+    device_eval_batch_size: int = MISSING
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    gradient_clipping_norm: float | None = 1.0
+
+    device: str | None = None  # null: a GPU if there is one; cpu | gpu
+    precision: str = MISSING  # fp32 | amp_bf16
+    world_size: int = 1  # ranks that the plan is made for; the launcher decides how many there are
+    fsdp: FSDPConfig | None = None  # used on 2 ranks and more
+    activation_checkpointing: bool = False
+    dist_timeout_s: float = 600.0
+
+    eval_interval: str = MISSING
+    eval_subset_num_batches: int = -1  # -1: all of val
+    save_interval: str = MISSING
+    save_num_checkpoints_to_keep: int = -1  # -1: all
+    progress_bar: bool = True  # on a terminal; never into a file or pipe
+    callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
+    loggers: LoggersConfig = field(default_factory=LoggersConfig)
+
+
+def _read_yaml(path: Path) -> DictConfig:
+    try:
+        loaded = OmegaConf.load(path)
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror}; the ready-made configurations are yamls/*.yaml") from None
+    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise BadInput(f"{path} is not valid YAML: {error}") from None
+    if not isinstance(loaded, DictConfig):
+        raise BadInput(f"{path} must hold `key: value` pairs at its top level")
+    return loaded
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """One line for an OmegaConf error: the full key, what is wrong with it, and the nearest key that exists."""
+    key = error.full_key or str(error.key)
+    if isinstance(error, ConfigKeyError) and error.object_type is not None:
+        known = list(getattr(error.object_type, "__dataclass_fields__", {}))
+        near = difflib.get_close_matches(str(key).rsplit(".", 1)[-1], known, n=1, cutoff=0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known) or 'nothing'}"
+        return f"unknown key {key!r}; {hint}"
+    return f"{key!r}: {(error.msg or str(error)).splitlines()[0]}"
+
+
+def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+    """Read a configuration: its base, itself, then `key.sub=value` overrides.
+
+    Raises:
+        BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible.
+    """
+    path = Path(yaml)
+    layers = [(str(path), _read_yaml(path))]
+    if base := layers[0][1].pop("base", None):
+        base_path = path.parent / str(base)
+        layers.insert(0, (str(base_path), _read_yaml(base_path)))
+        if "base" in layers[0][1]:
+            raise BadInput(f"{base_path} is the base of {path} and has a `base` of its own; only one level is read")
+    for override in overrides:
+        if "=" not in override or override.startswith("-"):
+            raise BadInput(f"override {override!r} is not of the form key=value, such as optimizer.lr=2e-4")
+        try:
+            layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
+        except (YAMLError, OmegaConfBaseException) as error:
+            raise BadInput(f"override {override!r}: {error}") from None
+
+    merged: Any = OmegaConf.structured(TrainConfig)
+    for name, layer in layers:
+        try:
+            merged = OmegaConf.merge(merged, layer)
+        except OmegaConfBaseException as error:
+            raise BadInput(f"{name}: {_explain(error)}") from None
+    try:
+        if missing := sorted(OmegaConf.missing_keys(merged)):
+            raise BadInput(f"{path} leaves out: {', '.join(missing)}")
+        cfg = cast(TrainConfig, OmegaConf.to_object(merged))
+    except (MissingMandatoryValue, OmegaConfBaseException) as error:
+        raise BadInput(f"{path}: {_explain(error)}") from None
+    _check_values(cfg, str(path))
+    return cfg
+
+
+def _check_values(cfg: TrainConfig, name: str) -> None:
+    """Refuse what has the right type and cannot work."""
+
+    def require(good: bool, key: str, value: object, rule: str) -> None:
+        if not good:
+            raise BadInput(f"{name}: {key} = {value!r}, but {rule}")
+
+    model, data, optimizer = cfg.model, cfg.data, cfg.optimizer
+    positive = {
+        "model.vocab_size": model.vocab_size,
+        "model.n_positions": model.n_positions,
+        "model.n_embd": model.n_embd,
+        "model.n_layer": model.n_layer,
+        "model.n_head": model.n_head,
+        "data.seq_len": data.seq_len,
+        "data.num_canonical_nodes": data.num_canonical_nodes,
+        "data.prefetch_factor": data.prefetch_factor,
+        "global_train_batch_size": cfg.global_train_batch_size,
+        "device_train_microbatch_size": cfg.device_train_microbatch_size,
+        "device_eval_batch_size": cfg.device_eval_batch_size,
+        "world_size": cfg.world_size,
+        "optimizer.lr": optimizer.lr,
+        "optimizer.eps": optimizer.eps,
+    }
+    for key, value in positive.items():
+        require(value > 0, key, value, "it must be above 0")
+    require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")
+    require(
+        model.n_embd % model.n_head == 0, "model.n_embd", model.n_embd, f"it must divide by n_head = {model.n_head}"
+    )
+    require(
+        data.seq_len <= model.n_positions,
+        "data.seq_len",
+        data.seq_len,
+        f"the model has n_positions = {model.n_positions}",
+    )
+    require(data.num_workers >= 0, "data.num_workers", data.num_workers, "it cannot be negative")
+    for key, p in (("attn", model.attn_pdrop), ("resid", model.resid_pdrop), ("embd", model.embd_pdrop)):
+        require(0 <= p < 1, f"model.{key}_pdrop", p, "a dropout lies in [0, 1)")
+    for key, value, choices in (
+        ("model.attn_implementation", model.attn_implementation, ("sdpa", "flash_attention_2")),
+        ("model.activation_function", model.activation_function, ("gelu_new",)),
+        ("precision", cfg.precision, ("fp32", "amp_bf16")),
+        ("device", cfg.device, (None, "cpu", "gpu")),
+        ("fsdp.mixed_precision", cfg.fsdp.mixed_precision if cfg.fsdp else "DEFAULT", ("DEFAULT", "PURE", "FULL")),
+        ("loggers.wandb.mode", cfg.loggers.wandb.mode if cfg.loggers.wandb else "offline", ("offline", "online")),
+    ):
+        require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
+    require(
+        not (cfg.device == "cpu" and cfg.precision != "fp32"),
+        "precision",
+        cfg.precision,
+        "Composer trains a CPU in fp32",
+    )
+    require(len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", optimizer.betas,
+            "it must be two numbers in [0, 1)")  # fmt: skip
+    require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative")
+    require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
+    clip = cfg.gradient_clipping_norm
+    require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
+    for key, value in (
+        ("max_duration", cfg.max_duration),
+        ("scheduler.t_warmup", cfg.scheduler.t_warmup),
+        ("eval_interval", cfg.eval_interval),
+        ("save_interval", cfg.save_interval),
+        ("callbacks.console.interval", cfg.callbacks.console.interval if cfg.callbacks.console else "1ba"),
+    ):
+        duration = Duration.parse(value, f"{name}: {key}")
+        least = 0 if key == "scheduler.t_warmup" else 1
+        require(duration.value >= least, key, value, f"it must be at least {least}")
+        require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
+
+
+def to_yaml(cfg: TrainConfig) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to the same values."""
+    return OmegaConf.to_yaml(OmegaConf.structured(cfg))

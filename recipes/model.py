@@ -1,0 +1,116 @@
+"""GPT2LMHeadModel in a ComposerModel: what the Trainer needs of it and nothing more.
+
+Thinner than Composer's HuggingFaceModel on purpose. The forward pass returns the loss alone, so no logits outlive it
+(Composer keeps `state.outputs`), and there are no training metrics, which would compute the cross entropy twice.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from composer.distributed.activation_checkpointing import apply_ac
+from composer.metrics import LanguageCrossEntropy
+from composer.models import ComposerModel
+from torchmetrics import Metric
+from transformers import GPT2Config, GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Block
+
+from data_prep.stage import BadInput
+from recipes.attention import use_scaled_attention
+from recipes.config import ModelConfig
+from recipes.plan import flops_per_token
+
+Batch = dict[str, torch.Tensor]
+
+
+def gpt2_config(model: ModelConfig, eos_token_id: int) -> GPT2Config:
+    """The Hugging Face configuration that the model trains with.
+
+    `pad_token_id` is None: packed batches hold no padding, and GPT2Model otherwise looks for it in every forward pass,
+    a device sync each time. Export sets it.
+    """
+    return GPT2Config(
+        vocab_size=model.vocab_size,
+        n_positions=model.n_positions,
+        n_embd=model.n_embd,
+        n_layer=model.n_layer,
+        n_head=model.n_head,
+        activation_function=model.activation_function,
+        layer_norm_epsilon=model.layer_norm_epsilon,
+        initializer_range=model.initializer_range,
+        attn_pdrop=model.attn_pdrop,
+        resid_pdrop=model.resid_pdrop,
+        embd_pdrop=model.embd_pdrop,
+        scale_attn_by_inverse_layer_idx=model.scale_attn_by_inverse_layer_idx,
+        reorder_and_upcast_attn=False,
+        use_cache=False,
+        bos_token_id=eos_token_id,
+        eos_token_id=eos_token_id,
+        pad_token_id=None,
+        attn_implementation=model.attn_implementation,
+    )
+
+
+class BioMedLM(ComposerModel):
+    """A GPT-2 language model for the Trainer.
+
+    Attributes:
+        model: the GPT2LMHeadModel, its attention scaled by layer under every implementation.
+    """
+
+    def __init__(self, config: ModelConfig, eos_token_id: int) -> None:
+        super().__init__()
+        try:
+            self.model = use_scaled_attention(GPT2LMHeadModel(gpt2_config(config, eos_token_id)))
+        except ImportError as error:
+            raise BadInput(f"model.attn_implementation = {config.attn_implementation!r}: {error}; use sdpa") from None
+        self._config = config
+        # Read by Composer: which modules FSDP shards and gathers together, and which recompute their activations.
+        # Only blocks: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
+        self.model.fsdp_wrap_fn = is_block
+        self.model.activation_checkpointing_fn = is_block
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """Mean cross entropy, in nats per token, of a batch's `input_ids` (B, T)."""
+        logits, targets = self._logits_and_targets(batch)
+        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())}
+
+    def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss that `forward` computed."""
+        return outputs["loss"]
+
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits (B, T - 1, vocab_size) and targets (B, T - 1) for the evaluation metric."""
+        return self._logits_and_targets(batch)
+
+    def _logits_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token t is predicted from the tokens before it. No attention mask: packed batches have no padding."""
+        input_ids = batch["input_ids"]
+        logits = self.model(input_ids=input_ids).logits
+        return logits[:, :-1], input_ids[:, 1:]
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Cross entropy on evaluation; none in training (it is the loss)."""
+        return {} if is_train else {"LanguageCrossEntropy": LanguageCrossEntropy()}
+
+    def update_metric(self, batch: Batch, outputs: tuple[torch.Tensor, torch.Tensor], metric: Metric) -> None:
+        """Add a batch to the cross entropy."""
+        logits, targets = outputs
+        metric.update(logits.flatten(0, 1).float(), targets.flatten())
+
+    def flops_per_batch(self, batch: Batch) -> int:
+        """FLOPs of one training step on a rank's batch; SpeedMonitor makes MFU of it."""
+        input_ids = batch["input_ids"]
+        return input_ids.numel() * flops_per_token(self._config, input_ids.shape[1])
+
+
+def is_block(module: torch.nn.Module) -> bool:
+    """Whether a module is one transformer block."""
+    return isinstance(module, GPT2Block)
+
+
+def checkpoint_activations(model: BioMedLM) -> None:
+    """Recompute each block's activations in the backward pass, on a rank that is not sharded (FSDP does it itself)."""
+    apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)

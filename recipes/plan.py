@@ -1,0 +1,206 @@
+"""What a run will do, worked out from its configuration before anything starts. Pure arithmetic, no torch."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.shard_format import ShardsInfo, read_shards_info
+from data_prep.stage import BadInput, sha256_file
+from recipes.config import Duration, ModelConfig, TrainConfig
+
+# A checkpoint holds fp32 weights and Adam's two fp32 moments.
+CHECKPOINT_BYTES_PER_PARAMETER = 12
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Parameters of a GPT-2 with tied embeddings (the head is the token embedding)."""
+    n_embd = model.n_embd
+    block = 12 * n_embd**2 + 13 * n_embd  # c_attn, c_proj, mlp.c_fc, mlp.c_proj with biases; two LayerNorms
+    return (model.vocab_size + model.n_positions) * n_embd + model.n_layer * block + 2 * n_embd
+
+
+def flops_per_token(model: ModelConfig, seq_len: int) -> int:
+    """FLOPs of one trained token, forward and backward: 6N, and 12 · n_layer · n_embd · seq_len for attention.
+
+    Recomputed activations are not counted, so that MFU compares runs with and without checkpointing (PaLM,
+    arXiv 2204.02311, appendix B).
+    """
+    return 6 * parameter_count(model) + 12 * model.n_layer * model.n_embd * seq_len
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The derived numbers of a run; `train_tokens` is None while the shards have yet to be built."""
+
+    parameters: int
+    flops_per_token: int
+    world_size: int
+    device_batch_size: int  # sequences a rank sees in one batch
+    device_train_microbatch_size: int
+    grad_accumulation: int
+    tokens_per_batch: int
+    batches: int
+    warmup_batches: int
+    train_tokens: int | None
+    batches_per_epoch: int | None
+    checkpoint_bytes: int
+    checkpoints: int
+    evaluations: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that the run trains on, repeats counted."""
+        return self.batches * self.tokens_per_batch
+
+    @property
+    def passes(self) -> float | None:
+        """How often the run sees each training token."""
+        return self.tokens / self.train_tokens if self.train_tokens else None
+
+
+def check_shards(cfg: TrainConfig) -> ShardsInfo:
+    """Read the shards' manifest and refuse shards that this configuration does not describe.
+
+    Raises:
+        BadInput: no shards; another seq_len, vocabulary or tokenizer; with end-of-text where none is asked for.
+    """
+    folder, tokenizer = Path(cfg.data.shards), Path(cfg.data.tokenizer)
+    info = read_shards_info(folder)
+    for key, wanted, found in (
+        ("data.seq_len", cfg.data.seq_len, info.seq_len),
+        ("data.eos_between_documents", cfg.data.eos_between_documents, info.eos_between_documents),
+        ("model.vocab_size", cfg.model.vocab_size, info.vocab_size),
+    ):
+        if wanted != found:
+            raise BadInput(
+                f"{key} = {wanted}, but {folder} was built with {found}; set {key}={found}, or rebuild the shards"
+            )
+    if not (tokenizer / "tokenizer.json").is_file():
+        raise BadInput(f"data.tokenizer = {tokenizer} holds no tokenizer.json; it is the folder that made the shards")
+    if (found := sha256_file(tokenizer / "tokenizer.json")) != info.tokenizer_sha256:
+        raise BadInput(
+            f"data.tokenizer = {tokenizer} is not the tokenizer of {folder}: sha256 {found[:12]}, "
+            f"the shards were made with {info.tokenizer_sha256[:12]}"
+        )
+    return info
+
+
+def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> Plan:
+    """Work out the plan.
+
+    Args:
+        cfg: the configuration.
+        world_size: ranks.
+        shards: the shards that the run reads, None if they are not built yet.
+
+    Raises:
+        BadInput: the batch does not divide over the ranks and microbatches, or the data does not fill one batch.
+    """
+    batch, microbatch = cfg.global_train_batch_size, cfg.device_train_microbatch_size
+    if batch % world_size:
+        fits = [n for n in range(1, batch + 1) if batch % n == 0]
+        near = min(fits, key=lambda n: (abs(n - world_size), n))
+        raise BadInput(
+            f"global_train_batch_size = {batch} does not divide over {world_size} ranks; "
+            f"the nearest number of ranks that fits is {near}"
+        )
+    device_batch = batch // world_size
+    microbatch = min(microbatch, device_batch)
+    if device_batch % microbatch:
+        raise BadInput(
+            f"{device_batch} sequences a rank (global_train_batch_size {batch} over {world_size} ranks) do not divide "
+            f"by device_train_microbatch_size = {microbatch}; use one of "
+            f"{', '.join(str(n) for n in range(1, device_batch + 1) if device_batch % n == 0)}"
+        )
+    tokens_per_batch = batch * cfg.data.seq_len
+    batches_per_epoch = train_tokens = None
+    if shards:
+        train = shards.counts["train"]
+        train_tokens, batches_per_epoch = train.tokens, train.samples // batch
+        if not batches_per_epoch:
+            raise BadInput(
+                f"{shards.folder} holds {train.samples} training samples, fewer than one batch of {batch}; "
+                f"build shards from more text, or lower global_train_batch_size"
+            )
+    duration = Duration.parse(cfg.max_duration, "max_duration")
+    if duration.unit == "ep":
+        if not batches_per_epoch:
+            raise BadInput(
+                f"max_duration = {cfg.max_duration} counts epochs, but {cfg.data.shards} is not built (make shards)"
+            )
+        batches = duration.value * batches_per_epoch
+    else:
+        batches = round(duration.value / tokens_per_batch) if duration.unit == "tok" else duration.value
+    if not batches:
+        raise BadInput(f"max_duration = {cfg.max_duration} is less than one batch of {tokens_per_batch:,} tokens")
+    warmup = Duration.parse(cfg.scheduler.t_warmup, "scheduler.t_warmup").value
+    if warmup >= batches:
+        raise BadInput(f"scheduler.t_warmup = {warmup}ba is not shorter than the run of {batches} batches")
+    parameters = parameter_count(cfg.model)
+    checkpoints = math.ceil(batches / Duration.parse(cfg.save_interval, "save_interval").value)
+    keep = cfg.save_num_checkpoints_to_keep
+    return Plan(
+        parameters=parameters,
+        flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len),
+        world_size=world_size,
+        device_batch_size=device_batch,
+        device_train_microbatch_size=microbatch,
+        grad_accumulation=device_batch // microbatch,
+        tokens_per_batch=tokens_per_batch,
+        batches=batches,
+        warmup_batches=warmup,
+        train_tokens=train_tokens,
+        batches_per_epoch=batches_per_epoch,
+        checkpoint_bytes=CHECKPOINT_BYTES_PER_PARAMETER * parameters,
+        checkpoints=checkpoints if keep < 0 else min(keep, checkpoints),
+        evaluations=math.ceil(batches / Duration.parse(cfg.eval_interval, "eval_interval").value),
+    )
+
+
+def format_plan(plan: Plan, cfg: TrainConfig) -> str:
+    """The plan as the table that every run prints first."""
+    if plan.passes:
+        data = f"{plan.train_tokens:,} tokens in {cfg.data.shards}, {plan.batches_per_epoch:,} batches a pass"
+        passes = f"{plan.passes:.2f}"
+    else:
+        data, passes = f"{cfg.data.shards} is not built yet", "unknown until the shards are built"
+    lr = cfg.optimizer.lr
+    rows = [
+        ("parameters", f"{plan.parameters:,} (embeddings tied)"),
+        (
+            "model",
+            f"{cfg.model.n_layer} layers, {cfg.model.n_embd} wide, {cfg.model.n_head} heads of "
+            f"{cfg.model.n_embd // cfg.model.n_head}, {cfg.model.vocab_size:,} entries, "
+            f"{cfg.model.attn_implementation} attention"
+            + (", scaled by 1/(layer+1)" if cfg.model.scale_attn_by_inverse_layer_idx else ""),
+        ),
+        (
+            "tokens a batch",
+            f"{plan.tokens_per_batch:,} = {cfg.global_train_batch_size} sequences x {cfg.data.seq_len} tokens",
+        ),
+        (
+            "batch split",
+            f"{plan.world_size} ranks x {plan.device_train_microbatch_size} sequences x "
+            f"{plan.grad_accumulation} accumulation",
+        ),
+        ("batches", f"{plan.batches:,}"),
+        ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),
+        ("data", data),
+        ("passes", passes),
+        ("FLOPs a token", f"{plan.flops_per_token / 1e9:.4g} GFLOP, {plan.flops_per_token * plan.tokens:.3g} in all"),
+        ("learning rate", f"0 -> {lr:g} in {plan.warmup_batches} batches, cosine to {lr * cfg.scheduler.alpha_f:g}"),
+        ("evaluations", f"{plan.evaluations}, every {cfg.eval_interval}"),
+        (
+            "checkpoints",
+            f"every {cfg.save_interval}, about {_gigabytes(plan.checkpoint_bytes)} each; "
+            f"{plan.checkpoints} kept = {_gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
+        ),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _gigabytes(n_bytes: int) -> str:
+    return f"{n_bytes / 1e9:.3g} GB"

@@ -1,0 +1,112 @@
+"""The folder of a run, and what must be the same for a run to go on in it.
+
+config.yaml     the resolved configuration
+run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
+metrics.jsonl   every metric of every batch
+tokenizer/      the tokenizer of its shards
+checkpoints/    ep0-ba100-rank0.pt, or folders ep0-ba100 when sharded
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from data_prep.shard_format import ShardsInfo
+from data_prep.stage import BadInput, JsonDict, difference, library_versions, read_json, write_json, write_text
+from recipes.config import TrainConfig, to_yaml
+from recipes.plan import Plan
+
+CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
+CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+
+
+def identity(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> JsonDict:
+    """What decides a run's losses: a folder whose identity differs holds another run."""
+    model = asdict(cfg.model)
+    model.pop("attn_implementation")  # the same mathematics by another kernel
+    return {
+        "model": model,
+        "tokenizer_sha256": shards.tokenizer_sha256,
+        "shards_sha256": shards.sha256,
+        "sample_order": {"seed": cfg.seed, "num_canonical_nodes": cfg.data.num_canonical_nodes},
+        "batch": {"sequences": cfg.global_train_batch_size, "seq_len": cfg.data.seq_len},
+        "schedule": {"batches": plan.batches, "t_warmup": cfg.scheduler.t_warmup, "alpha_f": cfg.scheduler.alpha_f},
+        "optimizer": {**asdict(cfg.optimizer), "gradient_clipping_norm": cfg.gradient_clipping_norm},
+        "precision": cfg.precision,
+    }
+
+
+def check_identity(folder: Path, wanted: JsonDict) -> JsonDict | None:
+    """The record of a run that this folder holds and that can go on, None for a new folder.
+
+    Raises:
+        BadInput: the folder holds another run, or something that is no run.
+    """
+    if not (folder / RECORD).is_file():
+        if folder.is_dir() and any(folder.iterdir()):
+            raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
+        return None
+    record = read_json(folder / RECORD)
+    if lines := difference(record["identity"], wanted):
+        raise BadInput(
+            f"{folder} holds another run:\n  " + "\n  ".join(lines) + "\n"
+            f"Give this one a name of its own (run_name=…), or remove the folder: rm -r {folder}"
+        )
+    return record
+
+
+def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> None:
+    """Write the configuration, the record and the tokenizer; a run that goes on adds a start to its record."""
+    wanted = identity(cfg, plan, shards)
+    record = check_identity(folder, wanted) or {"identity": wanted, "starts": [], "finished": False}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"run_dir = {folder}: {error.strerror}") from None
+    record["plan"] = {**asdict(plan), "tokens": plan.tokens, "passes": plan.passes}
+    record["data"] = {
+        "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
+        "baselines": shards.baselines,
+    }
+    record["starts"].append(environment(plan.world_size))
+    if not (folder / TOKENIZER).is_dir():
+        partial = folder / f"{TOKENIZER}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(cfg.data.tokenizer, partial)
+        partial.rename(folder / TOKENIZER)
+    write_text(folder / CONFIG, to_yaml(cfg))
+    write_json(folder / RECORD, record)
+
+
+def finish_run(folder: Path) -> None:
+    """Mark the run finished."""
+    write_json(folder / RECORD, {**read_json(folder / RECORD), "finished": True})
+
+
+def environment(world_size: int) -> JsonDict:
+    """Commit, versions, hardware and command of this process. No environment variables: they hold secrets."""
+    import torch
+
+    return {
+        "commit": _git("rev-parse", "HEAD"),
+        "uncommitted": _git("status", "--porcelain", "--untracked-files=no").splitlines(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "python": platform.python_version(),
+        "versions": library_versions("mosaicml", "mosaicml-streaming", "torch", "transformers", "tokenizers"),
+        "platform": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "cuda": torch.version.cuda,
+        "world_size": world_size,
+    }
+
+
+def _git(*arguments: str) -> str:
+    root = Path(__file__).parent
+    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return done.stdout.strip() if done.returncode == 0 else ""

@@ -1,0 +1,180 @@
+"""Train: one configuration in, one run folder out. Typing the same command again goes on where the run stopped.
+
+composer recipes/train.py yamls/biomedlm-2.7b.yaml                       # all GPUs of a node
+python recipes/train.py yamls/smoke-cpu.yaml run_name=mine seed=18       # one process, two values changed
+python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print the configuration and plan, stop
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from data_prep.shard_format import ShardsInfo
+from data_prep.stage import MANIFEST, BadInput, run
+from recipes import run_folder
+from recipes.config import Duration, TrainConfig, load_config, to_yaml
+from recipes.plan import Plan, check_shards, format_plan, make_plan
+
+if TYPE_CHECKING:
+    from composer import Trainer
+
+
+def main(cfg: TrainConfig) -> Trainer | None:
+    """Train `cfg`; the Trainer, or None if its run folder already holds the finished run.
+
+    Raises:
+        BadInput: the shards, tokenizer or run folder do not fit the configuration.
+    """
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    shards = check_shards(cfg)
+    plan = make_plan(cfg, world_size, shards)
+    folder = Path(cfg.run_dir)
+    if rank == 0:
+        print(format_plan(plan, cfg), flush=True)
+    record = run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards))
+    if record and record["finished"]:
+        print(f"{folder} is finished: nothing to do")
+        return None
+    return fit(cfg, plan, shards)
+
+
+def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
+    """Assemble model, data, optimizer, schedule, callbacks and loggers; run; return the Trainer."""
+    # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
+    import torch
+    from composer import Trainer
+    from composer.algorithms import GradientClipping
+    from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+    from composer.utils import dist, get_device
+
+    from callbacks import LanguageMetrics, ParityGate, RestoreRNG
+    from recipes.checkpoints import complete_checkpoints, guard_composer_loading
+    from recipes.data import build_dataloader
+    from recipes.model import BioMedLM, checkpoint_activations
+    from recipes.parallel import parallelism_config, repair_gloo_gradient_average
+
+    device = get_device(cfg.device)
+    if device.name == "cpu" and cfg.precision != "fp32":
+        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
+    dist.initialize_dist(device, cfg.dist_timeout_s)
+    if device.name == "cpu":
+        repair_gloo_gradient_average()
+
+    folder = Path(cfg.run_dir)
+    if dist.get_global_rank() == 0:
+        run_folder.open_run(folder, cfg, plan, shards)
+    dist.barrier()
+    checkpoints = complete_checkpoints(folder / run_folder.CHECKPOINTS)
+    guard_composer_loading()
+
+    # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
+    # build the model without memory.
+    fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, plan.world_size)
+    torch.manual_seed(cfg.seed)
+    with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
+        model = BioMedLM(cfg.model, shards.eos_token_id)
+    if cfg.activation_checkpointing and not fsdp:
+        checkpoint_activations(model)
+
+    optimizer = DecoupledAdamW(
+        model.parameters(),
+        lr=cfg.optimizer.lr,
+        betas=(cfg.optimizer.betas[0], cfg.optimizer.betas[1]),
+        eps=cfg.optimizer.eps,
+        weight_decay=cfg.optimizer.weight_decay,
+    )
+    scheduler = CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f)
+    clip = cfg.gradient_clipping_norm
+    gate, rng = ParityGate(), RestoreRNG()
+    trainer = Trainer(
+        model=model,
+        optimizers=optimizer,
+        schedulers=scheduler,
+        step_schedulers_every_batch=True,
+        algorithms=[GradientClipping("norm", clip)] if clip else None,
+        train_dataloader=build_dataloader(cfg, "train", plan.world_size),
+        eval_dataloader=build_dataloader(cfg, "val", plan.world_size),
+        eval_interval=cfg.eval_interval,
+        eval_subset_num_batches=cfg.eval_subset_num_batches,
+        max_duration=f"{plan.batches}ba",
+        device_train_microbatch_size=plan.device_train_microbatch_size,
+        precision=cfg.precision,
+        device=device,
+        parallelism_config=fsdp,
+        seed=cfg.seed,
+        dist_timeout=cfg.dist_timeout_s,
+        callbacks=[gate, rng, LanguageMetrics(shards.counts["val"].bytes_per_token), *build_callbacks(cfg)],
+        loggers=build_loggers(cfg, plan, folder),
+        progress_bar=cfg.progress_bar and sys.stderr.isatty(),
+        run_name=cfg.run_name,
+        save_folder=str(folder / run_folder.CHECKPOINTS),
+        save_filename="ep{epoch}-ba{batch}-rank{rank}.pt",
+        save_latest_filename=None,  # a link that is not replaced atomically; the newest complete one is looked up
+        save_overwrite=True,  # what lies after the checkpoint that is resumed is incomplete
+        save_interval=cfg.save_interval,
+        save_num_checkpoints_to_keep=cfg.save_num_checkpoints_to_keep,
+        load_path=str(checkpoints[-1]) if checkpoints else None,
+    )
+    rng.rng = trainer._rng_state
+    trainer._rng_state = None
+    if checkpoints and dist.get_global_rank() == 0:
+        print(f"resuming {cfg.run_name} from {checkpoints[-1]}", flush=True)
+    trainer.fit()
+    if dist.get_global_rank() == 0:
+        run_folder.finish_run(folder)
+    return trainer
+
+
+def build_callbacks(cfg: TrainConfig) -> list[Any]:
+    """The callbacks that the YAML asks for by Composer's names."""
+    from callbacks import CALLBACKS
+
+    chosen = {name: getattr(cfg.callbacks, name) for name in CALLBACKS}
+    return [CALLBACKS[name](**asdict(arguments)) for name, arguments in chosen.items() if arguments is not None]
+
+
+def build_loggers(cfg: TrainConfig, plan: Plan, folder: Path) -> list[Any]:
+    """metrics.jsonl always; console lines and W&B if the YAML asks for them."""
+    from callbacks import Console, MetricsFile
+
+    loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
+    if cfg.callbacks.console:
+        interval = Duration.parse(cfg.callbacks.console.interval, "callbacks.console.interval")
+        loggers.append(Console(interval.value, plan.batches))
+    if cfg.loggers.wandb:
+        from composer.loggers import WandBLogger
+
+        arguments = asdict(cfg.loggers.wandb)
+        mode = arguments.pop("mode")
+        loggers.append(WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": str(folder)}))
+    return loggers
+
+
+def command_line(argv: Sequence[str] | None = None) -> None:
+    """Parse the command line and train, or print what would be done."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").splitlines()[0],
+        epilog=(__doc__ or "").partition("\n\n")[2],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("yaml", help="configuration, such as yamls/smoke-cpu.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=2e-4")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
+    arguments = parser.parse_intermixed_args(argv)
+    cfg = load_config(arguments.yaml, arguments.overrides)
+    if not arguments.dry_run:
+        main(cfg)
+        return
+    shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
+    print(to_yaml(cfg))
+    print(format_plan(make_plan(cfg, int(os.environ.get("WORLD_SIZE", cfg.world_size)), shards), cfg))
+
+
+if __name__ == "__main__":
+    run(command_line)
