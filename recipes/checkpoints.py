@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 
 from data_prep.stage import BadInput
@@ -90,8 +91,7 @@ def refuse_unsafe(path: Path | str, specs: list[tuple[int, int]] | None = None) 
     path = Path(path)
     try:
         if path.name == METADATA:
-            with path.open("rb") as file:
-                _MetadataUnpickler(file).load()
+            _read_index(path)
         elif specs is not None:
             with path.open("rb") as file:
                 for offset, length in specs:
@@ -123,11 +123,22 @@ class _MetadataUnpickler(pickle.Unpickler):
 
 
 class _GuardedReader(FileSystemReader):
-    """Reads a sharded checkpoint's index through `refuse_unsafe`; tensor entries are read with weights_only."""
+    """Reads a sharded checkpoint's index through the guarded unpickler, and lets nothing but tensors be read by it.
+
+    An entry that the index declares as bytes would be unpickled when it is read; tensors are read with weights_only.
+    """
 
     def read_metadata(self) -> Any:
-        refuse_unsafe(Path(self.path) / METADATA)
-        return super().read_metadata()
+        index = _read_index(Path(self.path) / METADATA)
+        index.state_dict_metadata = {
+            name: entry for name, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
+        }
+        return index
+
+
+def _read_index(path: Path) -> Any:
+    with path.open("rb") as file:
+        return _MetadataUnpickler(file).load()
 
 
 @contextmanager
@@ -157,11 +168,10 @@ def load_model_weights(checkpoint: Path, like: dict[str, torch.Tensor]) -> dict[
     prefix = "model."  # BioMedLM.model
     if checkpoint.is_dir():
         weights = {prefix + name: torch.empty_like(tensor, device="cpu") for name, tensor in like.items()}
+        refuse_unsafe(checkpoint / METADATA)
         try:
             load_sharded({"state": {"model": weights}}, storage_reader=_GuardedReader(checkpoint))
-        except BadInput:
-            raise
-        except Exception as error:
+        except (Exception, CheckpointException) as error:  # the latter is no Exception
             raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
     else:
         refuse_unsafe(checkpoint)

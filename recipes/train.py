@@ -55,15 +55,17 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
 
     from callbacks import LanguageMetrics, ParityGate, RestoreRNG
     from recipes.checkpoints import complete_checkpoints, guard_composer_loading
+    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
-    from recipes.parallel import parallelism_config, repair_gloo_gradient_average
+    from recipes.parallel import parallelism_config
 
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.precision != "fp32":
         raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
     dist.initialize_dist(device, cfg.dist_timeout_s)
     if device.name == "cpu":
+        keep_freed_memory()
         repair_gloo_gradient_average()
 
     folder = Path(cfg.run_dir)
@@ -126,6 +128,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     if checkpoints and dist.get_global_rank() == 0:
         print(f"resuming {cfg.run_name} from {checkpoints[-1]}", flush=True)
     trainer.fit()
+    trainer.close()  # flushes the loggers
     if dist.get_global_rank() == 0:
         run_folder.finish_run(folder)
     return trainer

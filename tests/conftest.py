@@ -1,0 +1,93 @@
+"""A tiny corpus, tokenizer and shards that every test may read and none may change."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from data_prep import corpus, shards, tokenizer
+from data_prep.sources import ABSTRACTS, ARTICLES, Document
+
+TINY_VOCAB_SIZE = 600
+TINY_SEQ_LEN = 64
+
+
+class TinySource:
+    """Made-up documents in the place of a source."""
+
+    def __init__(self, documents: list[Document]):
+        self._documents = documents
+
+    def inputs(self) -> dict[str, str]:
+        return {"tiny": "0" * 64}
+
+    def documents(self, dropped: Counter[str]) -> Iterator[Document]:
+        yield from self._documents
+
+
+@pytest.fixture(scope="session")
+def make_corpus() -> Callable[..., Path]:
+    """`make_corpus(out, documents, val_fraction)`: a corpus as from a source named `tiny`."""
+
+    def make(out: Path, documents: list[Document], val_fraction: float = 0.1) -> Path:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setitem(corpus.SOURCES, "tiny", TinySource(documents))
+            corpus.build("tiny", out, val_fraction)
+        return out
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
+    """`folder_bytes(folder)`: every file below it, name -> content."""
+    return lambda folder: {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_documents() -> list[Document]:
+    """300 abstracts and 30 articles of a small language, among them a few awkward texts."""
+    draw = random.Random(17)
+    syllables = ["ba", "cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro", "vas"]
+    stems = ["".join(draw.choices(syllables, k=2)) for _ in range(60)]
+    words = [stem + ending for stem in stems for ending in ("itis", "oma", "ase", "al")]
+
+    def sentence() -> str:
+        return " ".join([draw.choice(words).capitalize(), *draw.choices(words, k=draw.randint(4, 12))]) + "."
+
+    awkward = ["before <|endoftext|> after", "β₂-agonist 5 µg 😀 ≤ 0.05", "tab\tand  two spaces", "x"]
+    documents = []
+    for number in range(330):
+        article = number >= 300
+        sentences = [sentence() for _ in range(draw.randint(20, 30) if article else draw.randint(3, 9))]
+        text = awkward[number] if number < len(awkward) else f"{sentences[0]}\n{' '.join(sentences[1:])}"
+        source, prefix = (ARTICLES, "pmcid:PMC") if article else (ABSTRACTS, "pmid:")
+        documents.append(Document(f"{prefix}{1000 + number}", text, source, "CC BY" if article else None, "2021-03"))
+    return documents
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(
+    tmp_path_factory: pytest.TempPathFactory, tiny_documents: list[Document], make_corpus: Callable[..., Path]
+) -> Path:
+    return make_corpus(tmp_path_factory.mktemp("tiny") / "corpus", tiny_documents)
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer(tiny_corpus: Path) -> Path:
+    out = tiny_corpus.with_name("tokenizer")
+    tokenizer.build(tiny_corpus, out, TINY_VOCAB_SIZE)
+    return out
+
+
+@pytest.fixture(scope="session")
+def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
+    out = tiny_corpus.with_name("shards")
+    shards.build(tiny_corpus, tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
+    return out

@@ -1,0 +1,182 @@
+"""A configuration that is wrong dies at once, with the key's name and without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+import yaml
+
+from data_prep.stage import BadInput
+from recipes.config import CallbacksConfig, TrainConfig, load_config, to_yaml
+from recipes.plan import flops_per_token, make_plan, parameter_count
+
+ROOT = Path(__file__).parents[1]
+YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+FLAGSHIP, SMOKE = ROOT / "yamls/biomedlm-2.7b.yaml", ROOT / "yamls/smoke-cpu.yaml"
+
+
+def schema_keys(cls: type, prefix: str = "") -> list[str]:
+    """Every dotted key of the schema, sections included."""
+    keys = []
+    for name, annotation in typing.get_type_hints(cls).items():
+        keys.append(prefix + name)
+        for section in (annotation, *typing.get_args(annotation)):
+            if dataclasses.is_dataclass(section) and isinstance(section, type):
+                keys += schema_keys(section, f"{prefix}{name}.")
+    return keys
+
+
+KEYS = schema_keys(TrainConfig)
+
+
+def test_all_yamls_are_found() -> None:
+    names = {"biomedlm-125m", "biomedlm-2.7b", "biomedlm-2.7b-2022", "smoke-cpu", "smoke-gpu"}
+    assert {path.stem for path in YAMLS} == names and len(YAMLS) == len(names)
+
+
+@pytest.mark.parametrize("path", YAMLS, ids=lambda path: path.stem)
+def test_every_yaml_loads_and_plans(path: Path, tmp_path: Path) -> None:
+    cfg = load_config(path)
+    plan = make_plan(cfg, cfg.world_size, None)
+    split = plan.world_size * plan.device_train_microbatch_size * plan.grad_accumulation
+    assert split == cfg.global_train_batch_size
+    resolved = tmp_path / "config.yaml"
+    resolved.write_text(to_yaml(cfg))
+    assert load_config(resolved) == cfg
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_a_typo_in_any_key_is_refused_by_name(key: str) -> None:
+    typo = key + "q"
+    with pytest.raises(BadInput, match=f"unknown key '{typo}'; did you mean '{key.rsplit('.', 1)[-1]}'"):
+        load_config(FLAGSHIP, [f"{typo}=1"])
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["optimizer.lr=fast", "model.n_layer=2.5", "fsdp=on", "callbacks.console.interval=[1]", "seed=null",
+     "model.scale_attn_by_inverse_layer_idx=maybe", "loggers.wandb.tags=3", "optimizer.betas=[a,b]"],
+)  # fmt: skip
+def test_a_wrong_type_is_refused_by_name(override: str) -> None:
+    with pytest.raises(BadInput, match=override.split("=")[0].replace(".", r"\.")):
+        load_config(FLAGSHIP, [override])
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("model.n_head=19", "must divide by n_head"),
+        ("data.seq_len=2048", "n_positions = 1024"),
+        ("precision=fp16", "one of fp32, amp_bf16"),
+        ("max_duration=300B", "not a duration"),
+        ("max_duration=0ba", "at least 1"),
+        ("max_duration=1.5ba", "not a duration"),
+        ("eval_interval=1ep", "must be in batches"),
+        ("model.attn_pdrop=1", r"lies in \[0, 1\)"),
+        ("optimizer.betas=[0.9]", "two numbers"),
+        ("device_train_microbatch_size=0", "above 0"),
+        ("loggers.wandb.mode=onlin", "one of offline, online"),
+        ("device=cpu", "trains a CPU in fp32"),
+        ("nonsense", "not of the form key=value"),
+    ],
+)
+def test_an_impossible_value_is_refused(override: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        load_config(FLAGSHIP, [override])
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    cases = {
+        "missing.yaml": (None, "No such file"),
+        "broken.yaml": ("a: [1", "not valid YAML"),
+        "list.yaml": ("- 1", "key: value"),
+        "short.yaml": ("run_name: x", "leaves out: .*model.n_embd"),
+        "typo.yaml": (f"base: {FLAGSHIP}\nmodle: {{n_layer: 3}}", "did you mean 'model'"),
+        "based.yaml": (f"base: {SMOKE}", "only one level"),
+        "twice.yaml": ("seed: 1\nseed: 2", "not valid YAML.*duplicate"),
+    }
+    for name, (text, says) in cases.items():
+        path = tmp_path / name
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(BadInput, match=f"(?s){name}.*{says}|{says}.*{name}"):
+            load_config(path)
+
+
+def test_command_line_refuses_without_torch_or_traceback() -> None:
+    """Exit code 2, one line, and neither torch nor composer imported on the way."""
+    code = (
+        "import sys; from recipes import train; from data_prep.stage import run\n"
+        "def main():\n"
+        "  try: train.command_line(['yamls/smoke-cpu.yaml', 'model.n_embdd=3'])\n"
+        "  finally: print([m for m in ('torch', 'composer', 'transformers') if m in sys.modules])\n"
+        "run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip()) == (2, "[]")
+    assert "did you mean 'n_embd'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_config_and_plan() -> None:
+    command = [sys.executable, "recipes/train.py", "yamls/biomedlm-2.7b.yaml", "--dry-run"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    for fact in ("2,594,247,680", "1,048,576", "300B", "16.57 GFLOP", "286,102", "100 batches"):
+        assert fact in done.stdout
+    config = yaml.safe_load(done.stdout.partition("\nplan of ")[0])
+    assert config["model"]["n_embd"] == 2560
+
+
+def test_2022_yaml_differs_where_the_file_did() -> None:
+    new, old = load_config(FLAGSHIP), load_config(ROOT / "yamls/biomedlm-2.7b-2022.yaml")
+    assert (new.max_duration, old.max_duration) == ("300e9tok", "300000ba")
+    assert old.fsdp and old.fsdp.mixed_precision == "FULL"
+    assert not old.data.eos_between_documents
+    assert dataclasses.asdict(new.model) == dataclasses.asdict(old.model)
+    assert dataclasses.asdict(new.optimizer) == dataclasses.asdict(old.optimizer)
+
+
+def test_callback_schemas_are_their_constructors() -> None:
+    """A key that the schema takes must be one that the class takes, and the other way round where we set it."""
+    from callbacks import CALLBACKS
+
+    for name, cls in CALLBACKS.items():
+        schema = next(
+            t for t in typing.get_args(typing.get_type_hints(CallbacksConfig)[name]) if dataclasses.is_dataclass(t)
+        )
+        accepted = inspect.signature(cls.__init__).parameters
+        assert {field.name for field in dataclasses.fields(schema)} <= set(accepted), name
+        cls(**dataclasses.asdict(schema()))  # pyright: ignore[reportCallIssue, reportArgumentType]
+
+
+def test_parameter_count_and_flops_of_the_flagship() -> None:
+    import torch
+
+    from recipes.model import BioMedLM
+
+    cfg = load_config(FLAGSHIP)
+    with torch.device("meta"):
+        model = BioMedLM(cfg.model, 28895)
+    assert sum(p.numel() for p in model.parameters()) == parameter_count(cfg.model) == 2_594_247_680
+    assert round(flops_per_token(cfg.model, 1024) / 1e9, 2) == 16.57
+
+
+@pytest.mark.parametrize(
+    ("world_size", "overrides", "says"),
+    [
+        (3, [], "does not divide over 3 ranks; the nearest number of ranks that fits is 2"),
+        (1, ["global_train_batch_size=9", "device_train_microbatch_size=6"], "do not divide .*use one of 1, 3, 9"),
+        (1, ["max_duration=1tok"], "less than one batch"),
+        (1, ["max_duration=10ba"], "not shorter than the run"),
+        (1, ["max_duration=2ep"], "not built"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(world_size: int, overrides: list[str], says: str) -> None:
+    cfg = load_config(SMOKE, ["global_train_batch_size=16", *overrides])
+    with pytest.raises(BadInput, match=says):
+        make_plan(cfg, world_size, None)

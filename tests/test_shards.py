@@ -1,0 +1,272 @@
+"""Token shards: nothing lost, nothing out of order, the same bytes from any number of workers, and no fault unseen."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from data_prep import corpus, json_lines, shards, tokenizer, verify
+from data_prep.shard_format import COLUMN, DOCUMENTS, SPLITS, read_shards_info
+from data_prep.sources import Document
+from data_prep.stage import MANIFEST, BadInput, read_manifest
+
+SEQ_LEN = 64
+FolderBytes = Callable[[Path], dict[str, bytes]]
+BuildShards = Callable[..., Path]
+
+
+@pytest.fixture
+def build_shards(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path) -> BuildShards:
+    def build(name: str = "shards", **arguments: Any) -> Path:
+        shards.build(tiny_corpus, tiny_tokenizer, tmp_path / name, **{"seq_len": SEQ_LEN, **arguments})
+        return tmp_path / name
+
+    return build
+
+
+def stream_of(folder: Path, split: str) -> np.ndarray:
+    """All tokens of a split, read as a training run reads them."""
+    from streaming import StreamingDataset
+
+    dataset = StreamingDataset(local=str(folder / split), shuffle=False, batch_size=1, validate_hash="sha256")
+    return np.concatenate([dataset[i][COLUMN] for i in range(len(dataset))])
+
+
+def documents_of(corpus_folder: Path, split: str) -> list[Document]:
+    return list(corpus.read_documents(corpus_folder, split))
+
+
+@pytest.mark.parametrize("eos", [True, False])
+def test_no_token_is_lost_but_the_tail(build_shards: BuildShards, tiny_corpus: Path, tiny_tokenizer: Path, eos: bool):
+    folder = build_shards(eos_between_documents=eos)
+    info = read_shards_info(folder)
+    encoder = tokenizer.load(tiny_tokenizer)
+    for split in SPLITS:
+        documents = documents_of(tiny_corpus, split)
+        expected: list[int] = []
+        for document in documents:
+            expected += encoder.encode(document.text).ids + [info.eos_token_id] * eos
+        stream = stream_of(folder, split)
+        counts = info.counts[split]
+        assert len(stream) == counts.tokens == counts.samples * SEQ_LEN
+        assert len(expected) - len(stream) == counts.dropped_tokens < SEQ_LEN
+        assert stream.tolist() == expected[: len(stream)]
+        assert counts.documents == len(documents)
+        assert counts.bytes == sum(len(document.text.encode()) for document in documents)
+        if not eos:
+            assert info.eos_token_id not in stream
+    assert (info.seq_len, info.vocab_size, info.eos_between_documents) == (SEQ_LEN, 600, eos)
+
+
+def test_a_text_cannot_forge_the_end_of_text(tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path):
+    """One document holds the very string; it comes back as text, and only documents' ends hold the id."""
+    (forger,) = [d for d in documents_of(tiny_corpus, "train") if "<|endoftext|>" in d.text]
+    stream = stream_of(tiny_shards, "train")
+    records = {r["id"]: r for _, r in json_lines.read(tiny_shards / "train" / DOCUMENTS)}
+    start, length = records[forger.id]["start_token"], records[forger.id]["tokens"]
+    ids = stream[start : start + length]
+    assert ids[-1] == 599 and 599 not in ids[:-1]
+    assert tokenizer.load(tiny_tokenizer).decode(ids[:-1].tolist(), skip_special_tokens=False) == forger.text
+
+
+def test_list_of_documents_maps_the_stream(tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path):
+    encoder = tokenizer.load(tiny_tokenizer)
+    for split in SPLITS:
+        stream = stream_of(tiny_shards, split)
+        records = [record for _, record in json_lines.read(tiny_shards / split / DOCUMENTS)]
+        documents = documents_of(tiny_corpus, split)
+        assert [(r["id"], r["source"], r["bytes"]) for r in records] == [
+            (d.id, d.source, len(d.text.encode())) for d in documents
+        ]
+        for record, document in zip(records, documents, strict=True):
+            ids = stream[record["start_token"] : record["start_token"] + record["tokens"]]
+            if len(ids) == record["tokens"]:  # the last documents reach into the dropped tail
+                assert encoder.decode(ids[:-1].tolist(), skip_special_tokens=False) == document.text
+
+
+def test_one_worker_and_two_write_the_same_bytes(
+    build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes
+):
+    one = build_shards("one", workers=1)
+    monkeypatch.setattr(shards, "CHUNK_BYTES", 3000)  # many chunks, more than are under way at once
+    assert folder_bytes(build_shards("two", workers=2)) == folder_bytes(one)
+
+
+def test_chunks_under_way_are_bounded(tiny_tokenizer: Path, tiny_documents: list[Document]):
+    taken = 0
+
+    def chunks() -> Iterator[list[Document]]:
+        nonlocal taken
+        for document in tiny_documents:
+            taken += 1
+            yield [document]
+
+    with shards._encoding(tiny_tokenizer, 2) as encode:
+        results = encode(chunks())
+        first = next(results)
+        assert taken == 2 * shards.CHUNKS_PER_WORKER
+        assert [e.id for e in first] == [tiny_documents[0].id]
+        assert [e.id for chunk in results for e in chunk] == [d.id for d in tiny_documents[1:]]
+
+
+def test_raw_shards_hold_the_same_tokens(build_shards: BuildShards, tiny_shards: Path):
+    raw = build_shards(compression="none")
+    assert (raw / "train" / "shard.00000.mds").is_file()
+    for split in SPLITS:
+        assert np.array_equal(stream_of(raw, split), stream_of(tiny_shards, split))
+    verify.verify(raw)
+
+
+def test_many_shards(
+    tmp_path: Path, tiny_tokenizer: Path, tiny_documents: list[Document], make_corpus: Callable[..., Path]
+):
+    long = replace(tiny_documents[-1], text="日本語 " * 120_000)  # ten tokens each for a vocabulary without them
+    folder = make_corpus(tmp_path / "corpus", [*tiny_documents[:-1], long])
+    shards.build(folder, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN, size_limit_mb=1)
+    assert len(list((tmp_path / "shards" / "train").glob("*.mds.zstd"))) == 3
+    info = verify.verify(tmp_path / "shards")
+    assert info.counts["train"].tokens > 1_200_000
+
+
+def test_baselines(tiny_shards: Path, tiny_corpus: Path):
+    info = read_shards_info(tiny_shards)
+    train = np.bincount(stream_of(tiny_shards, "train"), minlength=600) + 1.0
+    nats = -np.log(train / train.sum())[stream_of(tiny_shards, "val")].mean()
+    assert info.baselines["unigram_nats_per_token"] == pytest.approx(nats, abs=1e-6)
+    assert (
+        info.baselines["xz9_bits_per_byte"]
+        == read_manifest(tiny_corpus, "corpus", "")["baselines"]["xz9_bits_per_byte"]
+    )
+
+
+def test_second_call_does_nothing(
+    tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]
+):
+    arguments = ["--corpus", str(tiny_corpus), "--tokenizer", str(tiny_tokenizer), "--out", str(tiny_shards)]
+    shards.main([*arguments, "--seq-len", str(SEQ_LEN), "--workers", "7"])
+    assert capsys.readouterr().out == f"{tiny_shards} is up to date\n"
+    with pytest.raises(BadInput, match=r"eos_between_documents: True -> False\n  arguments\.seq_len: 64 -> 128"):
+        shards.main([*arguments, "--seq-len", "128", "--no-eos"])
+
+
+def test_stop_before_the_end_leaves_nothing_finished(
+    build_shards: BuildShards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes
+):
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shards, "publish", stop)
+        with pytest.raises(KeyboardInterrupt):
+            build_shards()
+    assert not (tmp_path / "shards").exists()
+    assert (tmp_path / "shards.partial" / "val" / "index.json").is_file()
+    assert not list(tmp_path.rglob(MANIFEST))
+    assert folder_bytes(build_shards()) == folder_bytes(build_shards("straight"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seq_len": 1 << 20}, r"train has [\d,]+ tokens, too few for one sample of 1,048,576; use a smaller"),
+        ({"seq_len": 10_000}, r"val has [\d,]+ tokens, too few.*a larger share in val"),
+        ({"seq_len": 1}, "--seq-len 1"),
+        ({"size_limit_mb": 4096}, "--size-limit-mb 4096"),
+        ({"workers": 0}, "--workers 0"),
+    ],
+)
+def test_bad_arguments(build_shards: BuildShards, tmp_path: Path, arguments: dict[str, int], message: str):
+    with pytest.raises(BadInput, match=message):
+        build_shards(**arguments)
+    assert not (tmp_path / "shards").exists()
+
+
+def test_altered_tokenizer_is_refused(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path):
+    folder = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
+    with (folder / "tokenizer.json").open("a") as file:
+        file.write(" ")
+    with pytest.raises(BadInput, match=r"tokenizer\.json was altered"):
+        shards.build(tiny_corpus, folder, tmp_path / "shards", seq_len=SEQ_LEN)
+    with pytest.raises(BadInput, match="holds the output of stage 'tokenizer', not 'corpus'"):
+        shards.build(tiny_tokenizer, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN)
+
+
+def test_verify_accepts_good_shards(tiny_shards: Path, capsys: pytest.CaptureFixture[str]):
+    verify.main(["--shards", str(tiny_shards)])
+    assert "is what was written: 6 files" in capsys.readouterr().out
+
+
+def test_verify_finds_a_flipped_byte_in_every_file(build_shards: BuildShards):
+    folder = build_shards()
+    stream_of(folder, "train")  # unpacks the shard beside its .zstd
+    assert (folder / "train" / "shard.00000.mds").is_file()
+    verify.verify(folder)
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(paths) == 8
+    for path in paths:
+        good = path.read_bytes()
+        every = range(len(good)) if path.name == MANIFEST else (0, len(good) // 3, len(good) // 2, len(good) - 1)
+        for place in every:
+            path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
+            with pytest.raises(BadInput) as error:
+                verify.verify(folder)
+            assert path.name in str(error.value) or path.name == MANIFEST
+        path.write_bytes(good)
+    verify.verify(folder)
+
+
+def test_verify_names_missing_and_foreign_files(tmp_path: Path, tiny_shards: Path):
+    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
+    (folder / "val" / "notes.txt").write_text("mine")
+    with pytest.raises(BadInput, match=r"notes\.txt does not belong"):
+        verify.verify(folder)
+    (folder / "val" / "notes.txt").unlink()
+    (folder / "val" / DOCUMENTS).unlink()
+    with pytest.raises(BadInput, match=r"documents\.jsonl\.zst is missing"):
+        verify.verify(folder)
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("lost sample", "the manifest says SplitCounts"),
+        ("shifted end", "end-of-text is not where"),
+        ("leak", r"line 3: pmid.* is in val too"),
+        ("gap", "line 3: starts at"),
+    ],
+)
+def test_verify_recounts(
+    build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch, tiny_corpus: Path, fault: str, message: str
+):
+    """Faults of a writer whose hashes are all in order."""
+    real_write, real_publish, lines = json_lines.Writer.write, shards.publish, 0
+    leaked = documents_of(tiny_corpus, "val")[0].id
+
+    def write(self: json_lines.Writer, record: dict[str, Any]) -> None:
+        nonlocal lines
+        lines += 1
+        if lines == 3 and fault == "leak":
+            record["id"] = leaked
+        if lines == 3 and fault == "gap":
+            record["start_token"] += 1
+        if lines in (3, 4) and fault == "shifted end":
+            record["tokens"] += 1 if lines == 3 else -1
+            record["start_token"] += 0 if lines == 3 else 1
+        real_write(self, record)
+
+    def publish(folder: Path, out: Path, request: Any, results: Any) -> Any:
+        if fault == "lost sample":
+            results["counts"]["train"]["samples"] += 1
+        return real_publish(folder, out, request, results)
+
+    monkeypatch.setattr(json_lines.Writer, "write", write)
+    monkeypatch.setattr(shards, "publish", publish)
+    folder = build_shards()
+    with pytest.raises(BadInput, match=message):
+        verify.verify(folder)

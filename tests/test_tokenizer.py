@@ -1,0 +1,136 @@
+"""The tokenizer's contract, its files, and its determinism."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data_prep import corpus, tokenizer
+from data_prep.sources import ABSTRACTS, ARTICLES, Document
+from data_prep.stage import BadInput, read_manifest
+
+VOCAB_SIZE = 600
+LAST = VOCAB_SIZE - 1
+MakeCorpus = Callable[..., Path]
+FolderBytes = Callable[[Path], dict[str, bytes]]
+
+
+def test_end_of_text_is_the_last_id_and_every_special_one(tiny_tokenizer: Path):
+    from transformers import AutoTokenizer, GPT2TokenizerFast
+
+    loaded = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    assert isinstance(loaded, GPT2TokenizerFast)
+    assert (len(loaded), loaded.vocab_size, loaded.model_max_length) == (VOCAB_SIZE, VOCAB_SIZE, 1024)
+    assert [loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id, loaded.pad_token_id] == [LAST] * 4
+    assert loaded.convert_ids_to_tokens(LAST) == "<|endoftext|>"
+    assert sorted(loaded.get_vocab().values()) == list(range(VOCAB_SIZE))
+    assert loaded.encode("a<|endoftext|>")[-1] == LAST  # a prompt may use it; documents are encoded otherwise
+    described = read_manifest(tiny_tokenizer, "tokenizer", "")["tokenizer"]
+    assert (described["vocab_size"], described["eos_token_id"]) == (VOCAB_SIZE, LAST)
+
+
+def test_fast_and_slow_agree(tiny_tokenizer: Path, tiny_documents: list[Document]):
+    from transformers import AutoTokenizer, GPT2Tokenizer
+
+    fast = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    slow = AutoTokenizer.from_pretrained(tiny_tokenizer, use_fast=False)
+    assert isinstance(slow, GPT2Tokenizer)
+    assert (len(slow), slow.vocab_size, slow.eos_token_id) == (VOCAB_SIZE, VOCAB_SIZE, LAST)
+    for document in tiny_documents[:60]:
+        assert fast.encode(document.text) == slow.encode(document.text)
+
+
+def test_every_text_comes_back(tiny_tokenizer: Path, tiny_documents: list[Document]):
+    loaded = tokenizer.load(tiny_tokenizer)
+    texts = [document.text for document in tiny_documents] + [" \n\n  x\r\n", "日本語 \ufeff\u200b", "<|endoftext|>"]
+    for text in texts:
+        ids = loaded.encode(text).ids
+        assert loaded.decode(ids, skip_special_tokens=False) == text
+        assert LAST not in ids
+
+
+def test_only_abstracts_of_train_are_read(
+    tmp_path: Path, tiny_tokenizer: Path, tiny_documents: list[Document], make_corpus: MakeCorpus
+):
+    """Other words in the articles and in val leave the vocabulary as it is; in the train abstracts they change it."""
+
+    def vocabulary(changed: Callable[[Document], bool], name: str) -> bytes:
+        documents = [replace(d, text="quokka wombat " * 50) if changed(d) else d for d in tiny_documents]
+        folder = make_corpus(tmp_path / name, documents)
+        tokenizer.build(folder, tmp_path / f"{name}-tokenizer", VOCAB_SIZE)
+        return (tmp_path / f"{name}-tokenizer" / "tokenizer.json").read_bytes()
+
+    same = (tiny_tokenizer / "tokenizer.json").read_bytes()
+    assert vocabulary(lambda d: d.source == ARTICLES or corpus.split_of(d.id, 0.1) == "val", "others") == same
+    assert vocabulary(lambda d: d.source == ABSTRACTS and d.id.endswith("1"), "train") != same
+
+
+def test_threads_do_not_matter(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes):
+    root = Path(tokenizer.__file__).parents[1]
+    for threads in ("1", "2"):
+        out = tmp_path / threads
+        command = [sys.executable, "-m", "data_prep.tokenizer", "--corpus", str(tiny_corpus), "--out", str(out)]
+        environment = {**os.environ, "RAYON_NUM_THREADS": threads}
+        subprocess.run([*command, "--vocab-size", str(VOCAB_SIZE)], cwd=root, env=environment, check=True)
+        assert folder_bytes(out) == folder_bytes(tiny_tokenizer)
+
+
+def test_scorecard(tiny_corpus: Path, tiny_tokenizer: Path):
+    card = json.loads((tiny_tokenizer / "scorecard.json").read_text())["this"]
+    texts = [d.text for d in corpus.read_documents(tiny_corpus, "val") if d.source == ABSTRACTS]
+    loaded = tokenizer.load(tiny_tokenizer)
+    tokens = sum(len(loaded.encode(text).ids) for text in texts)
+    assert card["bytes_per_token"] == round(sum(len(text.encode()) for text in texts) / tokens, 4)
+    assert card["tokens_per_word"] == round(tokens / sum(len(text.split()) for text in texts), 4)
+    assert card["round_trip"] == 1
+    assert len(card["words"]) == 10
+    assert card["words"]["ECG"] == [len(loaded.encode("ECG").ids), len(loaded.encode(" ECG").ids)]
+    assert "bytes per token" in (tiny_tokenizer / "scorecard.md").read_text()
+
+
+def test_another_tokenizer_can_stand_beside_it(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path):
+    manifest = tokenizer.build(tiny_corpus, tmp_path / "tokenizer", VOCAB_SIZE, gpt2=tiny_tokenizer)
+    card = json.loads((tmp_path / "tokenizer" / "scorecard.json").read_text())
+    assert card["gpt2"] == card["this"]
+    assert {"gpt2/vocab.json", "gpt2/merges.txt"} < manifest["inputs"].keys()
+    with pytest.raises(BadInput, match=r"lacks vocab\.json and merges\.txt"):
+        tokenizer.build(tiny_corpus, tmp_path / "other", VOCAB_SIZE, gpt2=tmp_path)
+
+
+def test_second_call_does_nothing(tiny_corpus: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]):
+    arguments = ["--corpus", str(tiny_corpus), "--out", str(tiny_tokenizer)]
+    tokenizer.main([*arguments, "--vocab-size", str(VOCAB_SIZE)])
+    assert capsys.readouterr().out == f"{tiny_tokenizer} is up to date\n"
+    with pytest.raises(BadInput, match=r"arguments\.vocab_size: 600 -> 601"):
+        tokenizer.main([*arguments, "--vocab-size", "601"])
+
+
+def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Document], make_corpus: MakeCorpus):
+    with pytest.raises(BadInput, match=r"vocabulary of [\d,]+ entries, not 28,896; use a larger corpus or"):
+        tokenizer.build(tiny_corpus, tmp_path / "tokenizer")
+    with pytest.raises(BadInput, match="--vocab-size 257 is too small"):
+        tokenizer.build(tiny_corpus, tmp_path / "tokenizer", 257)
+    with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
+        tokenizer.build(tmp_path / "none", tmp_path / "tokenizer")
+    articles = make_corpus(tmp_path / "articles", [replace(d, source=ARTICLES) for d in tiny_documents])
+    with pytest.raises(BadInput, match="has no PubMed Abstracts in train"):
+        tokenizer.build(articles, tmp_path / "tokenizer")
+    assert not (tmp_path / "tokenizer").exists()
+
+
+def test_broken_tokenizer_file_is_named(tmp_path: Path, tiny_tokenizer: Path):
+    folder = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(BadInput, match=r"tokenizer\.json is not a tokenizer"):
+        tokenizer.load(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(BadInput, match=r"tokenizer\.json does not exist"):
+        tokenizer.load(folder)
