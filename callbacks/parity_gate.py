@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from composer import Callback, Logger, State
 from composer.core import Precision, get_precision_context
 from composer.utils import dist
+from transformers import GPT2LMHeadModel
 
 from recipes.attention import Parity, attention_parity
 
@@ -29,15 +32,16 @@ class ParityGate(Callback):
         Raises:
             ParityError: the difference is more than rounding explains.
         """
-        model = state.model.module if hasattr(state.model, "module") else state.model
+        composer_model: Any = state.model.module if hasattr(state.model, "module") else state.model  # DDP wraps it
+        model: GPT2LMHeadModel = composer_model.model
         dtype = torch.bfloat16 if state.precision == Precision.AMP_BF16 else torch.float32
         with get_precision_context(state.precision):
-            self.result = attention_parity(model.model, dtype)
+            self.result = attention_parity(model, dtype)
         if dist.get_global_rank() == 0:
             print(f"attention parity with HF eager: {self.result}", flush=True)
         if not self.result.passed:
             raise ParityError(
-                f"the {model.model.config._attn_implementation} attention does not compute this model: {self.result}. "
+                f"the {model.config._attn_implementation} attention does not compute this model: {self.result}. "
                 "Another version of transformers or of the attention kernel than requirements.txt pins is the usual "
                 "cause; nothing was trained."
             )

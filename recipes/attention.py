@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2LMHeadModel, PretrainedConfig
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 # Largest |difference| of logits, as a share of the largest |logit|, that rounding explains. Measured between eager and
@@ -34,6 +34,7 @@ class ScaledGPT2Attention(GPT2Attention):
         """As GPT2Attention.forward; `kwargs` reach the attention function, which eager ignores (it scales itself)."""
         scale = 1.0 / math.sqrt(self.head_dim) if self.scale_attn_weights else 1.0
         if self.scale_attn_by_inverse_layer_idx:
+            assert self.layer_idx is not None
             scale /= self.layer_idx + 1
         return super().forward(*args, scaling=scale, **kwargs)
 
@@ -66,7 +67,7 @@ def _stock_attention(model: GPT2LMHeadModel, implementation: str) -> Iterator[No
         model.config._attn_implementation = before
 
 
-def gate_tokens(config: GPT2Config, device: torch.device | str = "cpu") -> torch.Tensor:
+def gate_tokens(config: PretrainedConfig, device: torch.device | str = "cpu") -> torch.Tensor:
     """Fixed token ids, shape (2, T), T up to 64, that spread over the vocabulary and leave out its last id."""
     n = min(GATE_TOKENS, config.n_positions)
     ids = torch.arange(2 * n, device=device) * 7919 % (config.vocab_size - 1)

@@ -155,35 +155,30 @@ def _allowed_globals() -> Iterator[None]:
         yield
 
 
-def load_model_weights(checkpoint: Path, like: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The model's weights of a checkpoint, on the CPU, without a process group and without unpickling.
+def load_model_weights(checkpoint: Path, model: torch.nn.Module) -> None:
+    """Fill a GPT2LMHeadModel on the CPU from a checkpoint, without a process group and without unpickling.
 
     Args:
         checkpoint: a checkpoint of one rank or a sharded one.
-        like: the GPT2LMHeadModel's state dict: names, shapes and dtypes to expect.
+        model: its weights are overwritten in place, so that there is never a second copy of them.
 
     Raises:
         BadInput: the checkpoint is unsafe, unreadable, or of another model.
     """
-    prefix = "model."  # BioMedLM.model
-    if checkpoint.is_dir():
-        weights = {prefix + name: torch.empty_like(tensor, device="cpu") for name, tensor in like.items()}
-        refuse_unsafe(checkpoint / METADATA)
-        try:
-            load_sharded({"state": {"model": weights}}, storage_reader=_GuardedReader(checkpoint))
-        except (Exception, CheckpointException) as error:  # the latter is no Exception
-            raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
-    else:
-        refuse_unsafe(checkpoint)
-        try:
-            with _allowed_globals():
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-            weights = state["state"]["model"]
-        except (pickle.UnpicklingError, RuntimeError, KeyError, EOFError) as error:
-            raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
-    weights = {name.removeprefix(prefix): tensor for name, tensor in weights.items()}
-    for name, tensor in like.items():
-        found = tuple(weights[name].shape) if name in weights else None
-        if found != tuple(tensor.shape):
-            raise BadInput(f"{checkpoint} is of another model: {name} has shape {found}, not {tuple(tensor.shape)}")
-    return weights
+    wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}  # BioMedLM.model
+    refuse_unsafe(checkpoint / METADATA if checkpoint.is_dir() else checkpoint)
+    try:
+        if checkpoint.is_dir():
+            load_sharded({"state": {"model": wanted}}, storage_reader=_GuardedReader(checkpoint))
+            return
+        with _allowed_globals():
+            state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        weights = state["state"]["model"]
+    except (Exception, CheckpointException) as error:  # the latter is no Exception
+        raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
+    with torch.no_grad():
+        for name, tensor in wanted.items():
+            found = tuple(weights[name].shape) if name in weights else None
+            if found != tuple(tensor.shape):
+                raise BadInput(f"{checkpoint} is of another model: {name} has shape {found}, not {tuple(tensor.shape)}")
+            tensor.copy_(weights[name])

@@ -84,6 +84,7 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     """
     import torch
     from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers.modeling_utils import no_init_weights
 
     from recipes.checkpoints import load_model_weights
     from recipes.model import gpt2_config
@@ -100,26 +101,11 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
             raise BadInput(f"{source.weights} cannot be loaded: {error}") from None
     cfg = load_config(source.run / run_folder.CONFIG)
     settings = gpt2_config(cfg.model, eos_token_id=cfg.model.vocab_size - 1).to_dict()
-    with torch.device("meta"):
+    with no_init_weights():  # they are read in a moment
         model = GPT2LMHeadModel._from_config(GPT2Config(**settings), attn_implementation="eager")
-    weights = load_model_weights(source.weights, model.state_dict())
-    model.to_empty(device="cpu")
-    model.load_state_dict(weights)
     model.tie_weights()
-    fill_causal_masks(model)
+    load_model_weights(source.weights, model)
     return model.eval()
-
-
-def fill_causal_masks(model: GPT2LMHeadModel) -> None:
-    """Restore the buffers that a state dict leaves out and `to_empty` leaves undefined."""
-    import torch
-    from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
-
-    for module in model.modules():
-        if isinstance(module, GPT2Attention):
-            n = module.bias.shape[-1]
-            module.bias.copy_(torch.ones(n, n, dtype=torch.bool).tril().view(1, 1, n, n))
-            module.masked_bias.fill_(-1e4)
 
 
 def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
@@ -128,8 +114,9 @@ def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
 
     if not model.config.scale_attn_by_inverse_layer_idx:
         return
+    blocks: Any = model.transformer.h
     with torch.no_grad():
-        for layer, block in enumerate(model.transformer.h):
+        for layer, block in enumerate(blocks):
             attention = block.attn
             n = attention.split_size  # Conv1D's weight is (in, 3 · n_embd): queries are its first n_embd columns
             attention.c_attn.weight[:, :n] /= layer + 1

@@ -69,8 +69,8 @@ class BioMedLM(ComposerModel):
         self._config = config
         # Read by Composer: which modules FSDP shards and gathers together, and which recompute their activations.
         # Only blocks: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
-        self.model.fsdp_wrap_fn = is_block
-        self.model.activation_checkpointing_fn = is_block
+        hooks: Any = self.model
+        hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Mean cross entropy, in nats per token, of a batch's `input_ids` (B, T)."""

@@ -91,6 +91,7 @@ def finish_run(folder: Path) -> None:
 def environment(world_size: int) -> JsonDict:
     """Commit, versions, hardware and command of this process. No environment variables: they hold secrets."""
     import torch
+    import torch.version
 
     return {
         "commit": _git("rev-parse", "HEAD"),

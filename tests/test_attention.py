@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from recipes.attention import ScaledGPT2Attention, attention_layers, attention_parity, use_scaled_attention
 
 
-def make_model(implementation: str, scaled: bool, seed: int = 0) -> GPT2LMHeadModel:
+def make_model(implementation: str, scaled: bool, seed: int = 0) -> Any:
     """8 layers with weights five times the usual, so that attention is far from uniform and errors show."""
     config = GPT2Config(
         vocab_size=503, n_positions=64, n_embd=64, n_layer=8, n_head=4, scale_attn_by_inverse_layer_idx=scaled,
@@ -103,7 +103,7 @@ def test_gate_passes_ours_and_refuses_stock() -> None:
 
 
 def test_gate_does_not_pass_nan() -> None:
-    model = use_scaled_attention(make_model("sdpa", True))
+    model: Any = use_scaled_attention(make_model("sdpa", True))
     with torch.no_grad():
         model.transformer.h[3].attn.c_attn.weight[0, 0] = torch.nan
     assert not attention_parity(model).passed

@@ -11,10 +11,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from data_prep import shards
 from data_prep.stage import BadInput
-from recipes import report, train
+from recipes import export, report, train
 from recipes.config import TrainConfig, load_config
 from recipes.data import build_dataloader
 
@@ -123,6 +124,12 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
     record = json.loads((tmp_path / "two/run.json").read_text())
     assert record["starts"][0]["world_size"] == 2
     assert (tmp_path / "two/checkpoints/ep0-ba20/.metadata").is_file(), "sharded"
+    for name in ("one", "two"):
+        export.main(["--checkpoint", str(tmp_path / name), "--out", str(tmp_path / name / "model")])
+    one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
+    assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one), (
+        "a sharded checkpoint is exported alike"
+    )
 
 
 def test_launcher_reports_bad_input_as_exit_code_2(overrides: Overrides) -> None:
@@ -153,14 +160,15 @@ def test_activation_checkpointing_does_not_change_the_losses(overrides: Override
 
 
 def test_loader_workers_do_not_change_the_samples(overrides: Overrides) -> None:
-    def first_epoch(workers: int) -> list[list[int]]:
+    def first_epoch(workers: int) -> list[list[list[int]]]:
         cfg = configure(overrides(f"data.num_workers={workers}"))
-        return [batch["input_ids"].tolist() for batch in build_dataloader(cfg, "train", 1).dataloader]
+        loader: Any = build_dataloader(cfg, "train", 1).dataloader
+        return [batch["input_ids"].tolist() for batch in loader]
 
     alone = first_epoch(0)
     assert alone == first_epoch(1) == first_epoch(2)
     assert len(alone) == shards_info(overrides).counts["train"].samples // 8
-    samples = [tuple(sample) for batch in alone for sample in batch]
+    samples = [str(sample) for batch in alone for sample in batch]
     assert len(set(samples)) == len(samples), "no sample comes twice in an epoch"
 
 
@@ -169,7 +177,8 @@ def shards_info(overrides: Overrides) -> Any:
 
 
 def test_validation_reads_every_sample_once(overrides: Overrides) -> None:
-    batches = list(build_dataloader(configure(overrides("data.num_workers=2")), "val", 1).dataloader)
+    loader: Any = build_dataloader(configure(overrides("data.num_workers=2")), "val", 1).dataloader
+    batches = list(loader)
     assert sum(len(batch["input_ids"]) for batch in batches) == shards_info(overrides).counts["val"].samples
 
 

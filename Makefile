@@ -1,0 +1,50 @@
+# Thin on purpose: each target is the command that one would type. `make` alone lists them.
+SOURCE  ?= sample
+DATA    ?= data/$(SOURCE)
+SEQ_LEN ?= 1024
+SHARDS  ?= $(DATA)/shards
+# EOS=0 leaves <|endoftext|> out between documents, as in 2022.
+EOS     ?= 1
+# The first Python of Composer's range that runs; or say PYTHON=/path/to/python3.11.
+PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
+BIN     := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help shards smoke test check lock clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+
+.venv/installed: requirements.txt
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.txt
+	@touch $@
+
+shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=sample SEQ_LEN=1024 EOS=1 DATA=data/sample)
+	$(BIN)/python data_prep/corpus.py --source $(SOURCE) --out $(DATA)/corpus
+	$(BIN)/python data_prep/tokenizer.py --corpus $(DATA)/corpus --out $(DATA)/tokenizer
+	$(BIN)/python data_prep/shards.py --corpus $(DATA)/corpus --tokenizer $(DATA)/tokenizer --out $(SHARDS) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos)
+
+smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a trained, exported, talking model
+	@$(MAKE) --no-print-directory shards SOURCE=sample DATA=data/sample SEQ_LEN=256 SHARDS=data/sample/shards-256
+	$(BIN)/python recipes/train.py yamls/smoke-cpu.yaml
+	$(BIN)/python recipes/export.py --checkpoint runs/smoke --out runs/smoke/model
+	$(BIN)/python recipes/generate.py --model runs/smoke/model --out runs/smoke/samples.json
+	$(BIN)/python recipes/report.py runs/smoke
+	@echo "next: on a GPU, make shards && $(BIN)/composer recipes/train.py yamls/smoke-gpu.yaml"
+
+test: .venv/installed ## the tests
+	$(BIN)/python -m pytest
+
+check: .venv/installed ## format, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyright
+
+lock: ## requirements.in -> requirements.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-emit-index-url --output-file requirements.txt requirements.in
+	echo "-e ." >> requirements.txt
+
+clean: ## remove what make smoke made (data/sample, runs/smoke); the environment stays
+	rm -rf data/sample runs/smoke
