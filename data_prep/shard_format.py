@@ -8,6 +8,7 @@ A shards folder holds `train/` and `val/`, each an MDS dataset of one column, an
       arguments   seq_len, eos_between_documents, compression, …
       inputs      hashes of the corpus' and the tokenizer's manifests
       tokenizer   vocab_size, eos_token_id, sha256 of its tokenizer.json
+      corpus      what it was made from: counts by source, dates, licences, what was dropped and why
       counts      per split: documents, samples, tokens, dropped_tokens (the last partial sample), bytes of text
       baselines   what a model must beat on val: unigram nats per token, xz -9 bits per byte
 

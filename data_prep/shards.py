@@ -130,6 +130,7 @@ def build(
         print(f"{split:5} {c.documents:>11,} documents {c.tokens:>15,} tokens {c.samples:>11,} samples of {seq_len}")
     results: JsonDict = {
         "tokenizer": vocabulary,
+        "corpus": {key: corpus_manifest[key] for key in ("counts", "dates", "dropped", "licenses")},
         "counts": {split: asdict(c) for split, c in counts.items()},
         "baselines": {
             "unigram_nats_per_token": _unigram_nats_per_token(**histograms),

@@ -55,6 +55,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
     )
     return DataSpec(
         loader,
+        split_batch=lambda batch, size: [{"input_ids": part} for part in batch["input_ids"].split(int(size))],
         get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
         get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
     )

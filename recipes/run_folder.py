@@ -48,7 +48,7 @@ def check_identity(folder: Path, wanted: JsonDict) -> JsonDict | None:
         BadInput: the folder holds another run, or something that is no run.
     """
     if not (folder / RECORD).is_file():
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
         return None
     record = read_json(folder / RECORD)
@@ -72,15 +72,16 @@ def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> 
     record["data"] = {
         "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
         "baselines": shards.baselines,
+        "corpus": shards.manifest["corpus"],
     }
     record["starts"].append(environment(plan.world_size))
+    write_json(folder / RECORD, record)  # first: it makes the folder a run's
     if not (folder / TOKENIZER).is_dir():
         partial = folder / f"{TOKENIZER}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         shutil.copytree(cfg.data.tokenizer, partial)
         partial.rename(folder / TOKENIZER)
     write_text(folder / CONFIG, to_yaml(cfg))
-    write_json(folder / RECORD, record)
 
 
 def finish_run(folder: Path) -> None:

@@ -155,7 +155,9 @@ def build_loggers(cfg: TrainConfig, plan: Plan, folder: Path) -> list[Any]:
 
         arguments = asdict(cfg.loggers.wandb)
         mode = arguments.pop("mode")
-        loggers.append(WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": str(folder)}))
+        # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted.
+        settings = {"console": "off", "silent": mode == "offline"}
+        loggers.append(WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": str(folder), "settings": settings}))
     return loggers
 
 
