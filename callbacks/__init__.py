@@ -2,11 +2,15 @@
 
 from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
+from callbacks.checkpoint_writer import CheckpointError, CheckpointWriter
 from callbacks.console import Console
 from callbacks.language_metrics import LanguageMetrics
 from callbacks.metrics_file import MetricsFile
+from callbacks.number_guard import NumberGuard
 from callbacks.parity_gate import ParityError, ParityGate
+from callbacks.preemption import Preemption
 from callbacks.restore_rng import RestoreRNG
+from callbacks.stall_watch import StallWatch
 
 # Names of `callbacks:` in a YAML whose arguments go to the constructor as they are.
 CALLBACKS = {
@@ -14,14 +18,19 @@ CALLBACKS = {
     "lr_monitor": LRMonitor,
     "memory_monitor": MemoryMonitor,
     "runtime_estimator": RuntimeEstimator,
+    "number_guard": NumberGuard,
 }
 
 __all__ = [
     "CALLBACKS",
+    "CheckpointError",
+    "CheckpointWriter",
     "Console",
     "LanguageMetrics",
     "MetricsFile",
     "ParityError",
     "ParityGate",
+    "Preemption",
     "RestoreRNG",
+    "StallWatch",
 ]

@@ -1,184 +1,111 @@
-"""Composer checkpoints: find the newest, and read none that could run code.
+"""Checkpoints: whole or not there, and the newest that verifies.
 
-A checkpoint of one rank is a file `ep0-ba100-rank0.pt`; a sharded one is a folder `ep0-ba100` that holds `.metadata`
-and `*.distcp`. Both are pickles inside, and Composer 0.32.1 unpickles them without a check in three places (mosaicml
-PR #3937 mends it, unreleased); `refuse_unsafe` is called before each, through the hook that Composer reads from the
-environment.
+A checkpoint is a folder `ep0-ba100`: `rank0.pt` of an unsharded run, or `.metadata` and one `.distcp` file a rank,
+and a manifest with the hash of each file, written last. It gets its name when all of it is on disk.
 """
 
 from __future__ import annotations
 
-import io
-import os
-import pickle
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch.distributed.checkpoint import CheckpointException, FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest, sha256_file
+from data_prep.stage import publish as publish_stage
 
-from data_prep.stage import BadInput
+CHECKPOINT_NAME = re.compile(r"ep(\d+)-ba(\d+)")
+MONOLITH, METADATA = "rank0.pt", ".metadata"
+FORMAT = 1
 
-CHECKPOINT_NAME = re.compile(r"ep(\d+)-ba(\d+)(-rank0\.pt)?")
-METADATA = ".metadata"
 
-# What honest checkpoints hold beside tensors: clocks, NumPy random state, the torch version.
-_ALLOWED_GLOBALS = frozenset(
-    {
-        "datetime.timedelta",
-        "datetime.datetime",
-        "numpy.ndarray",
-        "numpy.dtype",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct",
-        "torch.torch_version.TorchVersion",
-        "collections.OrderedDict",
-    }
-)
-# The index of a sharded checkpoint is made of these classes (torch.distributed.checkpoint.metadata).
-_METADATA_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-_METADATA_GLOBALS = frozenset(
-    {
-        "collections.OrderedDict",
-        "torch.Size",
-        "torch.serialization._get_layout",
-        "torch._utils._rebuild_tensor_v2",
-        "pathlib.PosixPath",
-        "pathlib._local.PosixPath",
-        "torch.distributed.checkpoint.stateful.Stateful",
-    }
-)
+def checkpoint_name(epoch: int, batch: int) -> str:
+    """The folder name of a checkpoint that was saved after so many epochs and batches."""
+    return f"ep{epoch}-ba{batch}"
 
 
 def checkpoint_batch(path: Path) -> int:
-    """The batch that a checkpoint was saved after."""
+    """The batch that a checkpoint was saved after.
+
+    Raises:
+        BadInput: the folder is not named like a checkpoint.
+    """
     match = CHECKPOINT_NAME.fullmatch(path.name)
     if not match:
-        raise BadInput(f"{path} is not named like a checkpoint (ep0-ba100-rank0.pt, or a folder ep0-ba100)")
+        raise BadInput(f"{path} is not named like a checkpoint, such as ep0-ba100")
     return int(match[2])
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """All complete checkpoints of a run, oldest first. A sharded one is complete once its index is there."""
-    found = [
-        path
-        for path in (folder.iterdir() if folder.is_dir() else ())
-        if CHECKPOINT_NAME.fullmatch(path.name) and (path.is_file() or (path / METADATA).is_file())
-    ]
+    """All checkpoints of a run that have a manifest, oldest first."""
+    paths = folder.iterdir() if folder.is_dir() else ()
+    found = [path for path in paths if CHECKPOINT_NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
     return sorted(found, key=checkpoint_batch)
 
 
-def guard_composer_loading() -> None:
-    """Have Composer call `refuse_unsafe` before it loads any part of a checkpoint."""
-    os.environ["CHECKPOINT_VALIDATION_FUNCTION"] = f"{__name__}.{refuse_unsafe.__name__}"
-
-
-def refuse_unsafe(path: Path | str, specs: list[tuple[int, int]] | None = None) -> bool:
-    """Check, without executing anything, that a checkpoint file holds only the classes of an honest one.
+def publish(partial: Path, out: Path, batch: int, identity: JsonDict) -> None:
+    """Hash and flush the files of `partial`, write its manifest, and rename it to `out`.
 
     Args:
-        path: a `.pt` file, a `.metadata` index or a `.distcp` data file.
-        specs: offset and length in bytes of the entries of a `.distcp` file that will be read.
+        partial: a folder with the files of all ranks.
+        out: the checkpoint's name; what lies there is of the same run and batch, and is replaced.
+        batch: the batch that it was saved after.
+        identity: what the run is made of.
+    """
+    remove(out)
+    request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "batch": batch, "identity": identity}
+    publish_stage(partial, out, request, {})
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; killed in the middle, what is left has no manifest and counts for nothing."""
+    (checkpoint / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+
+def fault(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files: the first one that is missing or altered; None if nothing is.
+
+    Reads all of it, several files at a time.
+    """
+    try:
+        outputs = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["outputs"]
+    except BadInput as error:
+        return str(error)
+
+    def check(name: str) -> str | None:
+        path, expected = checkpoint / name, outputs[name]
+        try:
+            if path.stat().st_size != expected["bytes"]:
+                return f"{path} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written"
+            return None if sha256_file(path) == expected["sha256"] else f"{path} was altered after it was written"
+        except OSError as error:
+            return f"{path}: {error.strerror}"
+
+    with ThreadPoolExecutor(8) as pool:  # hashing lets go of the interpreter
+        return next((found for found in pool.map(check, sorted(outputs)) if found), None)
+
+
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files are what was written, and what is wrong with the newer ones.
 
     Raises:
-        BadInput: it names any other class or function, or cannot be read.
+        BadInput: there are checkpoints and none is intact. Starting anew would throw the run away.
     """
-    path = Path(path)
-    try:
-        if path.name == METADATA:
-            _read_index(path)
-        elif specs is not None:
-            with path.open("rb") as file:
-                for offset, length in specs:
-                    file.seek(offset)
-                    _refuse_globals(path, io.BytesIO(file.read(length)))
-        else:
-            _refuse_globals(path, path)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{path} is not a readable checkpoint ({type(error).__name__}: {error})") from None
-    return True
+    faults: list[str] = []
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        found = fault(checkpoint)
+        if found is None:
+            return checkpoint, faults
+        faults.append(found)
+    if faults:
+        raise BadInput(
+            f"no checkpoint in {folder} is intact:\n  " + "\n  ".join(faults) + "\n"
+            "Restore one from a copy, or start anew under another run_name"
+        )
+    return None, faults
 
 
-def _refuse_globals(path: Path, source: Any) -> None:
-    unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(source)) - _ALLOWED_GLOBALS
-    if unsafe:
-        raise BadInput(f"{path} would run code when it is loaded: it names {', '.join(sorted(unsafe))}; do not use it")
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads the index of a sharded checkpoint, and only classes that such an index is made of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        torch_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if module in _METADATA_MODULES or torch_dtype or f"{module}.{name}" in _METADATA_GLOBALS:
-            return super().find_class(module, name)
-        raise BadInput(f"a checkpoint's {METADATA} would run code when it is loaded: it names {module}.{name}")
-
-
-class _GuardedReader(FileSystemReader):
-    """Reads a sharded checkpoint's index through the guarded unpickler, and lets nothing but tensors be read by it.
-
-    An entry that the index declares as bytes would be unpickled when it is read; tensors are read with weights_only.
-    """
-
-    def read_metadata(self) -> Any:
-        index = _read_index(Path(self.path) / METADATA)
-        index.state_dict_metadata = {
-            name: entry for name, entry in index.state_dict_metadata.items() if isinstance(entry, TensorStorageMetadata)
-        }
-        return index
-
-
-def _read_index(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _MetadataUnpickler(file).load()
-
-
-@contextmanager
-def _allowed_globals() -> Iterator[None]:
-    import datetime
-
-    import numpy as np
-    from torch.torch_version import TorchVersion
-
-    reconstruct = np.empty(0).__reduce__()[0]  # numpy._core.multiarray._reconstruct; its home moved in NumPy 2
-    allowed = [datetime.timedelta, datetime.datetime, np.ndarray, np.dtype, reconstruct, TorchVersion]
-    allowed += [type(np.dtype(t)) for t in (np.uint32, np.uint64, np.int64, np.float64)]
-    with torch.serialization.safe_globals(allowed):
-        yield
-
-
-def load_model_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Fill a GPT2LMHeadModel on the CPU from a checkpoint, without a process group and without unpickling.
-
-    Args:
-        checkpoint: a checkpoint of one rank or a sharded one.
-        model: its weights are overwritten in place, so that there is never a second copy of them.
-
-    Raises:
-        BadInput: the checkpoint is unsafe, unreadable, or of another model.
-    """
-    wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}  # BioMedLM.model
-    refuse_unsafe(checkpoint / METADATA if checkpoint.is_dir() else checkpoint)
-    try:
-        if checkpoint.is_dir():
-            load_sharded({"state": {"model": wanted}}, storage_reader=_GuardedReader(checkpoint))
-            return
-        with _allowed_globals():
-            state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        weights = state["state"]["model"]
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
-        raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            found = tuple(weights[name].shape) if name in weights else None
-            if found != tuple(tensor.shape):
-                raise BadInput(f"{checkpoint} is of another model: {name} has shape {found}, not {tuple(tensor.shape)}")
-            tensor.copy_(weights[name])
+def load_path(checkpoint: Path) -> str:
+    """What Trainer's `load_path` takes: the file of an unsharded checkpoint, the folder of a sharded one."""
+    return str(checkpoint / MONOLITH if (checkpoint / MONOLITH).is_file() else checkpoint)

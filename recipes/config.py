@@ -141,6 +141,13 @@ class ConsoleConfig:
 
 
 @dataclass
+class NumberGuardConfig:
+    """callbacks.NumberGuard: batches with NaN or Inf are skipped; so many in a row end the run."""
+
+    max_in_a_row: int = 3
+
+
+@dataclass
 class CallbacksConfig:
     """Which callbacks run, and their arguments; null leaves one out."""
 
@@ -149,6 +156,7 @@ class CallbacksConfig:
     memory_monitor: MemoryMonitorConfig | None = None
     runtime_estimator: RuntimeEstimatorConfig | None = None
     console: ConsoleConfig | None = None
+    number_guard: NumberGuardConfig | None = None
 
 
 @dataclass
@@ -167,6 +175,13 @@ class LoggersConfig:
     """Which loggers run beside the run folder's metrics.jsonl; null leaves one out."""
 
     wandb: WandBConfig | None = None
+
+
+@dataclass
+class ResumeConfig:
+    """What may differ from the run that the folder holds, by the names that the refusal prints."""
+
+    allow: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -197,7 +212,11 @@ class TrainConfig:
     eval_interval: str = MISSING
     eval_subset_num_batches: int = -1  # -1: all of val
     save_interval: str = MISSING
-    save_num_checkpoints_to_keep: int = -1  # -1: all
+    save_num_checkpoints_to_keep: int = -1  # of the newest; -1: all
+    save_permanent_interval: str | None = None  # these are kept for ever
+    on_save_error: str = "stop"  # stop | continue: what a full disk does to the run
+    resume: ResumeConfig = field(default_factory=ResumeConfig)
+    stall_timeout_s: float | None = 900.0  # longest that a batch or a save may take; null: for ever
     progress_bar: bool = True  # on a terminal; never into a file or pipe
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
@@ -307,6 +326,7 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         ("model.activation_function", model.activation_function, ("gelu_new",)),
         ("precision", cfg.precision, ("fp32", "amp_bf16")),
         ("device", cfg.device, (None, "cpu", "gpu")),
+        ("on_save_error", cfg.on_save_error, ("stop", "continue")),
         ("fsdp.mixed_precision", cfg.fsdp.mixed_precision if cfg.fsdp else "DEFAULT", ("DEFAULT", "PURE", "FULL")),
         ("loggers.wandb.mode", cfg.loggers.wandb.mode if cfg.loggers.wandb else "offline", ("offline", "online")),
     ):
@@ -323,8 +343,13 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
     clip = cfg.gradient_clipping_norm
     require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
+    keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
+    require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
+    stall_s = cfg.stall_timeout_s
+    require(stall_s is None or stall_s > 0, "stall_timeout_s", stall_s, "it must be above 0, or null for none")
     for key, value in (
         ("max_duration", cfg.max_duration),
+        ("save_permanent_interval", permanent or cfg.save_interval),
         ("scheduler.t_warmup", cfg.scheduler.t_warmup),
         ("eval_interval", cfg.eval_interval),
         ("save_interval", cfg.save_interval),
@@ -334,6 +359,13 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         least = 0 if key == "scheduler.t_warmup" else 1
         require(duration.value >= least, key, value, f"it must be at least {least}")
         require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
+    save_batches = Duration.parse(cfg.save_interval, "save_interval").value
+    require(
+        permanent is None or Duration.parse(permanent, "save_permanent_interval").value % save_batches == 0,
+        "save_permanent_interval",
+        permanent,
+        f"it must be a multiple of save_interval = {cfg.save_interval}",
+    )
 
 
 def to_yaml(cfg: TrainConfig) -> str:

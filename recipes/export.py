@@ -5,7 +5,7 @@ that every attention backend, vLLM and llama.cpp compute right. The folder is wr
 transformers and compared with the trained model under eager and sdpa; it gets its name only if the logits agree.
 
     python recipes/export.py --checkpoint runs/smoke --out runs/smoke/model            # a run's newest checkpoint
-    python recipes/export.py --checkpoint runs/smoke/checkpoints/ep0-ba200-rank0.pt --out /tmp/at-200
+    python recipes/export.py --checkpoint runs/smoke/checkpoints/ep0-ba200 --out /tmp/at-200
     python recipes/export.py --checkpoint ~/BioMedLM --out ~/BioMedLM-fixed            # the published model
 """
 
@@ -18,8 +18,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import BadInput, JsonDict, begin, finished, library_versions, publish, read_json, run, sha256_file
+from data_prep.stage import (
+    BadInput,
+    JsonDict,
+    begin,
+    finished,
+    library_versions,
+    manifest_sha256,
+    publish,
+    read_json,
+    run,
+    sha256_file,
+)
 from recipes import run_folder
+from recipes.checkpoints import fault, newest_intact
 from recipes.config import load_config
 
 if TYPE_CHECKING:
@@ -55,22 +67,19 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
             raise BadInput(f"{path} has a config.json and neither model.safetensors nor pytorch_model.bin")
         source = Source(path, tokenizer or path, None, sha256_file(path / weights))
     else:
-        from recipes.checkpoints import METADATA, complete_checkpoints
-
         if (path / run_folder.RECORD).is_file():
-            checkpoints = complete_checkpoints(path / run_folder.CHECKPOINTS)
-            if not checkpoints:
+            newest, _ = newest_intact(path / run_folder.CHECKPOINTS)
+            if newest is None:
                 raise BadInput(f"{path} holds a run without a complete checkpoint yet (save_interval decides when)")
-            checkpoint = checkpoints[-1]
+            checkpoint = newest
         else:
             checkpoint = path
-        if not checkpoint.exists():
-            raise BadInput(f"{checkpoint} does not exist; give a run folder, a checkpoint in it, or a model folder")
+            if found := fault(checkpoint):
+                raise BadInput(f"{found}; give a run folder, an intact checkpoint in one, or a model folder")
         folder = checkpoint.parent.parent
         if not (folder / run_folder.RECORD).is_file():
             raise BadInput(f"{checkpoint} does not lie in a run folder (no {folder / run_folder.RECORD})")
-        digest = sha256_file(checkpoint / METADATA if checkpoint.is_dir() else checkpoint)
-        source = Source(checkpoint, tokenizer or folder / run_folder.TOKENIZER, folder, digest)
+        source = Source(checkpoint, tokenizer or folder / run_folder.TOKENIZER, folder, manifest_sha256(checkpoint))
     if not (source.tokenizer / "tokenizer_config.json").is_file() and not (source.tokenizer / "vocab.json").is_file():
         raise BadInput(f"{source.tokenizer} holds no tokenizer; give one with --tokenizer")
     return source
@@ -86,8 +95,8 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.modeling_utils import no_init_weights
 
-    from recipes.checkpoints import load_model_weights
     from recipes.model import gpt2_config
+    from recipes.safe_loading import load_model_weights
 
     if source.run is None:
         config = read_json(source.weights / "config.json")

@@ -46,7 +46,7 @@ class Plan:
     train_tokens: int | None
     batches_per_epoch: int | None
     checkpoint_bytes: int
-    checkpoints: int
+    checkpoints: int  # on disk at the end, at most
     evaluations: int
 
     @property
@@ -140,7 +140,10 @@ def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> P
         raise BadInput(f"scheduler.t_warmup = {warmup}ba is not shorter than the run of {batches} batches")
     parameters = parameter_count(cfg.model)
     checkpoints = math.ceil(batches / Duration.parse(cfg.save_interval, "save_interval").value)
-    keep = cfg.save_num_checkpoints_to_keep
+    if cfg.save_num_checkpoints_to_keep > 0:
+        permanent = cfg.save_permanent_interval
+        n_permanent = batches // Duration.parse(permanent, "save_permanent_interval").value if permanent else 0
+        checkpoints = min(checkpoints, cfg.save_num_checkpoints_to_keep + n_permanent)
     return Plan(
         parameters=parameters,
         flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len),
@@ -154,7 +157,7 @@ def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> P
         train_tokens=train_tokens,
         batches_per_epoch=batches_per_epoch,
         checkpoint_bytes=CHECKPOINT_BYTES_PER_PARAMETER * parameters,
-        checkpoints=checkpoints if keep < 0 else min(keep, checkpoints),
+        checkpoints=checkpoints,
         evaluations=math.ceil(batches / Duration.parse(cfg.eval_interval, "eval_interval").value),
     )
 
@@ -195,7 +198,7 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         (
             "checkpoints",
             f"every {cfg.save_interval}, about {_gigabytes(plan.checkpoint_bytes)} each; "
-            f"{plan.checkpoints} kept = {_gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
+            f"{plan.checkpoints} on disk at the end = {_gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
         ),
     ]
     width = max(len(name) for name, _ in rows)
@@ -203,4 +206,4 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
 
 
 def _gigabytes(n_bytes: int) -> str:
-    return f"{n_bytes / 1e9:.3g} GB"
+    return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e11 else f"{n_bytes / 1e9:.3g} GB"

@@ -13,6 +13,7 @@ import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -41,8 +42,13 @@ def identity(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> JsonDict:
     }
 
 
-def check_identity(folder: Path, wanted: JsonDict) -> JsonDict | None:
+def check_identity(folder: Path, wanted: JsonDict, allow: Sequence[str] = ()) -> JsonDict | None:
     """The record of a run that this folder holds and that can go on, None for a new folder.
+
+    Args:
+        folder: the run folder.
+        wanted: the identity of the run that is to go on in it.
+        allow: keys that may differ, such as `optimizer` or `batch.sequences`.
 
     Raises:
         BadInput: the folder holds another run, or something that is no run.
@@ -52,18 +58,40 @@ def check_identity(folder: Path, wanted: JsonDict) -> JsonDict | None:
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
         return None
     record = read_json(folder / RECORD)
-    if lines := difference(record["identity"], wanted):
+    lines = difference(record["identity"], wanted)
+    refused = [line for line in lines if not any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in allow)]
+    if refused:
+        keys = ",".join(line.split(":")[0] for line in refused)
         raise BadInput(
-            f"{folder} holds another run:\n  " + "\n  ".join(lines) + "\n"
-            f"Give this one a name of its own (run_name=…), or remove the folder: rm -r {folder}"
+            f"{folder} holds another run:\n  " + "\n  ".join(refused) + "\n"
+            f"Give this one a name of its own (run_name=…), remove the folder (rm -r {folder}), or go on all the same "
+            f"with resume.allow=[{keys}]"
         )
     return record
+
+
+def check_space(folder: Path, plan: Plan) -> None:
+    """Refuse to start where not even one checkpoint fits.
+
+    Raises:
+        BadInput: too little free space; it says how much there is and how much one checkpoint takes.
+    """
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < plan.checkpoint_bytes:
+        raise BadInput(
+            f"{existing} has {free / 1e9:.3g} GB free, and one checkpoint takes {plan.checkpoint_bytes / 1e9:.3g} GB; "
+            "free some space, or put run_dir=… elsewhere"
+        )
 
 
 def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> None:
     """Write the configuration, the record and the tokenizer; a run that goes on adds a start to its record."""
     wanted = identity(cfg, plan, shards)
-    record = check_identity(folder, wanted) or {"identity": wanted, "starts": [], "finished": False}
+    allow = cfg.resume.allow
+    record = check_identity(folder, wanted, allow) or {"identity": wanted, "starts": [], "finished": False}
+    allowed = difference(record["identity"], wanted)
+    record["identity"] = wanted
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -74,7 +102,7 @@ def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> 
         "baselines": shards.baselines,
         "corpus": shards.manifest["corpus"],
     }
-    record["starts"].append(environment(plan.world_size))
+    record["starts"].append({**environment(plan.world_size), "allowed_differences": allowed})
     write_json(folder / RECORD, record)  # first: it makes the folder a run's
     if not (folder / TOKENIZER).is_dir():
         partial = folder / f"{TOKENIZER}.partial"

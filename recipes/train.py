@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, run
 from recipes import run_folder
+from recipes.checkpoints import load_path, newest_intact
 from recipes.config import Duration, TrainConfig, load_config, to_yaml
+from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.plan import Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
@@ -37,7 +39,8 @@ def main(cfg: TrainConfig) -> Trainer | None:
     folder = Path(cfg.run_dir)
     if rank == 0:
         print(format_plan(plan, cfg), flush=True)
-    record = run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards))
+    record = run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards), cfg.resume.allow)
+    run_folder.check_space(folder, plan)
     if record and record["finished"]:
         print(f"{folder} is finished: nothing to do")
         return None
@@ -53,13 +56,14 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
     from composer.utils import dist, get_device
 
-    from callbacks import LanguageMetrics, ParityGate, RestoreRNG
-    from recipes.checkpoints import complete_checkpoints, guard_composer_loading
+    from callbacks import CheckpointWriter, LanguageMetrics, ParityGate, Preemption, RestoreRNG, StallWatch
     from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
+    from recipes.safe_loading import guard_composer_loading
 
+    leave_at_once_when_preempted()  # Composer has installed a handler of its own
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.precision != "fp32":
         raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
@@ -71,8 +75,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     folder = Path(cfg.run_dir)
     if dist.get_global_rank() == 0:
         run_folder.open_run(folder, cfg, plan, shards)
-    dist.barrier()
-    checkpoints = complete_checkpoints(folder / run_folder.CHECKPOINTS)
+    checkpoint = find_checkpoint(folder / run_folder.CHECKPOINTS)
     guard_composer_loading()
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
@@ -93,7 +96,21 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     )
     scheduler = CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f)
     clip = cfg.gradient_clipping_norm
-    gate, rng = ParityGate(), RestoreRNG()
+    writer = CheckpointWriter(
+        folder=folder / run_folder.CHECKPOINTS,
+        interval_batches=Duration.parse(cfg.save_interval, "save_interval").value,
+        keep=cfg.save_num_checkpoints_to_keep,
+        permanent_interval_batches=cfg.save_permanent_interval
+        and Duration.parse(cfg.save_permanent_interval, "save_permanent_interval").value,
+        batches=plan.batches,
+        identity=run_folder.identity(cfg, plan, shards),
+        stop_on_error=cfg.on_save_error == "stop",
+    )
+    rng = RestoreRNG()
+    callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), *build_callbacks(cfg)]
+    callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
+    if cfg.stall_timeout_s:
+        callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
     trainer = Trainer(
         model=model,
         optimizers=optimizer,
@@ -111,27 +128,43 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         parallelism_config=fsdp,
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
-        callbacks=[gate, rng, LanguageMetrics(shards.counts["val"].bytes_per_token), *build_callbacks(cfg)],
+        callbacks=callbacks,
         loggers=build_loggers(cfg, plan, folder),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
-        save_folder=str(folder / run_folder.CHECKPOINTS),
-        save_filename="ep{epoch}-ba{batch}-rank{rank}.pt",
-        save_latest_filename=None,  # a link that is not replaced atomically; the newest complete one is looked up
-        save_overwrite=True,  # what lies after the checkpoint that is resumed is incomplete
-        save_interval=cfg.save_interval,
-        save_num_checkpoints_to_keep=cfg.save_num_checkpoints_to_keep,
-        load_path=str(checkpoints[-1]) if checkpoints else None,
+        load_path=load_path(checkpoint) if checkpoint else None,
     )
     rng.rng = trainer._rng_state
     trainer._rng_state = None
-    if checkpoints and dist.get_global_rank() == 0:
-        print(f"resuming {cfg.run_name} from {checkpoints[-1]}", flush=True)
     trainer.fit()
     trainer.close()  # flushes the loggers
     if dist.get_global_rank() == 0:
         run_folder.finish_run(folder)
     return trainer
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The newest intact checkpoint, as rank 0 sees it, on every rank; None for a run that begins.
+
+    Raises:
+        BadInput: there are checkpoints and none is intact.
+    """
+    from composer.utils import dist
+
+    found: list[Any] = [None, [], None]  # checkpoint, faults of newer ones, error
+    if dist.get_global_rank() == 0:
+        try:
+            found[0], found[1] = newest_intact(folder)
+        except BadInput as error:
+            found[2] = str(error)
+        for fault in found[1]:
+            print(f"warning: passed over a checkpoint: {fault}", flush=True)
+        if found[0]:
+            print(f"resuming from {found[0]}", flush=True)
+    dist.broadcast_object_list(found)
+    if found[2]:
+        raise BadInput(found[2])
+    return found[0]
 
 
 def build_callbacks(cfg: TrainConfig) -> list[Any]:
@@ -172,6 +205,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=2e-4")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
     arguments = parser.parse_intermixed_args(argv)
+    leave_at_once_when_preempted()
     cfg = load_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:
         main(cfg)

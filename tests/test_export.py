@@ -14,9 +14,9 @@ from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
-from recipes import export, generate, run_folder, train
-from recipes.checkpoints import load_model_weights, refuse_unsafe
+from recipes import checkpoints, export, generate, run_folder, train
 from recipes.config import load_config
+from recipes.safe_loading import load_model_weights, refuse_unsafe
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,7 +58,7 @@ def original_style(tiny_tokenizer: Path, tmp_path: Path) -> Path:
 
 def test_stock_transformers_computes_the_trained_model(exported: Path, finished_run: Path) -> None:
     """Against the checkpoint itself, by a path that shares nothing with the export: its weights in HF eager."""
-    checkpoint = torch.load(finished_run / "checkpoints/ep0-ba40-rank0.pt", weights_only=False)  # made above
+    checkpoint = torch.load(finished_run / "checkpoints/ep0-ba40/rank0.pt", weights_only=False)  # made above
     cfg = load_config(finished_run / "config.yaml")
     config = GPT2Config(
         vocab_size=600, n_positions=64, n_embd=64, n_layer=4, n_head=cfg.model.n_head,
@@ -104,7 +104,7 @@ def test_exporting_again_does_no_work(exported: Path, finished_run: Path, capsys
     export.main(["--checkpoint", str(finished_run), "--out", str(exported)])
     assert {path: path.stat().st_mtime_ns for path in exported.iterdir()} == before
     with pytest.raises(BadInput, match="another build"):
-        export.main(["--checkpoint", str(finished_run / "checkpoints/ep0-ba20-rank0.pt"), "--out", str(exported)])
+        export.main(["--checkpoint", str(finished_run / "checkpoints/ep0-ba20"), "--out", str(exported)])
 
 
 def test_an_original_style_folder_is_repaired(original_style: Path, tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_an_export_that_computes_another_model_leaves_no_folder(
 
 @pytest.mark.parametrize(
     ("name", "says"),
-    [("nothing", "does not exist"), ("empty", "does not lie in a run folder"), ("bert", "only gpt2"),
+    [("nothing", "does not exist"), ("empty", "not a finished checkpoint folder"), ("bert", "only gpt2"),
      ("no-weights", "neither model.safetensors nor")],
 )  # fmt: skip
 def test_unusable_sources_are_refused(name: str, says: str, tmp_path: Path) -> None:
@@ -187,7 +187,10 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
     for name in (run_folder.RECORD, run_folder.CONFIG):
         (run / name).write_text((finished_run / name).read_text())
     (run / "tokenizer").symlink_to(finished_run / "tokenizer")
-    torch.save({"state": {"model": {}}, "rng": Payload(target)}, run / "checkpoints/ep0-ba20-rank0.pt")
+    partial = run / "checkpoints/ep0-ba20.partial"
+    partial.mkdir()
+    torch.save({"state": {"model": {}}, "rng": Payload(target)}, partial / "rank0.pt")
+    checkpoints.publish(partial, run / "checkpoints/ep0-ba20", 20, {})
     with pytest.raises(BadInput, match="would run code"):
         export.main(["--checkpoint", str(run), "--out", str(tmp_path / "out")])
     sharded = tmp_path / "ep0-ba10"
@@ -204,7 +207,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
     with pytest.raises(BadInput, match="cannot be loaded"):
         load_model_weights(tmp_path / "ep0-ba11", torch.nn.Linear(2, 2))
     assert not target.exists()
-    refuse_unsafe(finished_run / "checkpoints/ep0-ba40-rank0.pt")
+    refuse_unsafe(finished_run / "checkpoints/ep0-ba40/rank0.pt")
 
 
 def test_generate_talks_and_says_what_for(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

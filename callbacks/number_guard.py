@@ -1,0 +1,84 @@
+"""A batch whose numbers are broken does not reach the weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State
+from composer.utils import dist
+
+from recipes.exit_codes import BAD_NUMBERS
+
+
+class BadNumbers(SystemExit):
+    """Raised on every rank after too many bad batches in a row; ends the process with BAD_NUMBERS."""
+
+    def __init__(self) -> None:
+        super().__init__(BAD_NUMBERS)
+
+
+class NumberGuard(Callback):
+    """Skips the optimizer step, on every rank, of a batch whose loss or gradient is NaN or Inf on any rank.
+
+    Gradients are dropped, so weights and Adam's moments stay as they were; the schedule goes on. The samples of each
+    such batch are logged and printed.
+
+    | key                    | unit                                      |
+    |------------------------|-------------------------------------------|
+    | guard/skipped_batches  | batches skipped since this process began  |
+
+    Args:
+        max_in_a_row: end the run after so many bad batches without a good one between them.
+    """
+
+    def __init__(self, max_in_a_row: int) -> None:
+        self.max_in_a_row = max_in_a_row
+        self.skipped = self.in_a_row = 0
+        self._loss: torch.Tensor | None = None
+
+    def after_loss(self, state: State, logger: Logger) -> None:
+        """Sum the microbatches' losses on the device; nothing waits for it here."""
+        loss = torch.as_tensor(state.loss).detach()
+        self._loss = loss if self._loss is None else self._loss + loss
+
+    def after_train_batch(self, state: State, logger: Logger) -> None:
+        """Between the last backward pass and the optimizer step.
+
+        Raises:
+            BadNumbers: too many bad batches in a row.
+        """
+        parameters = [p for p in state.model.parameters() if p.grad is not None]
+        gradients = [_local(p.grad) for p in parameters]
+        assert self._loss is not None
+        bad = ~torch.isfinite(self._loss)
+        if gradients:
+            bad = bad | ~torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+        self._loss = None
+        anywhere = bad.to(torch.int32).reshape(1)
+        dist.all_reduce(anywhere, reduce_operation="MAX")  # the device sync of this batch that its loss costs anyway
+        if not anywhere.item():
+            self.in_a_row = 0
+            return
+        for parameter in parameters:
+            parameter.grad = None
+        self.skipped += 1
+        self.in_a_row += 1
+        logger.log_metrics({"guard/skipped_batches": self.skipped})
+        samples = sorted(n for ids in dist.all_gather_object(state.batch["sample_ids"].tolist()) for n in ids)
+        batch = int(state.timestamp.batch) + 1
+        if dist.get_global_rank() == 0:
+            print(f"warning: batch {batch} has NaN or Inf and was skipped; training samples {samples}", flush=True)
+        if self.in_a_row >= self.max_in_a_row:
+            if dist.get_global_rank() == 0:
+                print(
+                    f"error: {self.in_a_row} bad batches in a row, up to batch {batch}; the last checkpoint is intact. "
+                    "See docs/operations.md, exit code 3",
+                    flush=True,
+                )
+            raise BadNumbers
+
+
+def _local(gradient: Any) -> torch.Tensor:
+    """This rank's part of a gradient."""
+    return gradient.to_local() if hasattr(gradient, "to_local") else gradient
