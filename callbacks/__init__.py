@@ -10,6 +10,7 @@ from callbacks.number_guard import NumberGuard
 from callbacks.parity_gate import ParityError, ParityGate
 from callbacks.preemption import Preemption
 from callbacks.restore_rng import RestoreRNG
+from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.stall_watch import StallWatch
 
 # Names of `callbacks:` in a YAML whose arguments go to the constructor as they are.
@@ -32,5 +33,6 @@ __all__ = [
     "ParityGate",
     "Preemption",
     "RestoreRNG",
+    "SampleFingerprint",
     "StallWatch",
 ]

@@ -66,7 +66,7 @@ class CheckpointWriter(Callback):
         """Save now, unless this batch is saved. All ranks must call it.
 
         Raises:
-            CheckpointError: it failed on some rank, and `stop_on_error` is set.
+            CheckpointError: it failed on some rank, and `stop_on_error` is set or this is the run's last.
         """
         batch = int(state.timestamp.batch)
         if batch == self.saved_batch:
@@ -81,22 +81,27 @@ class CheckpointWriter(Callback):
         if failure:
             if dist.get_global_rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
-            message = f"checkpoint {self.folder / name} was not written ({failure}); the earlier ones are intact"
-            if self.stop_on_error:
+            free_gb = shutil.disk_usage(self.folder).free / 1e9
+            message = (
+                f"checkpoint {self.folder / name} was not written ({failure}; {free_gb:.3g} GB are free there); "
+                "the earlier ones are intact"
+            )
+            if self.stop_on_error or batch == self.batches:  # without its last checkpoint no run is finished
                 raise CheckpointError(message)
             if dist.get_global_rank() == 0:
                 print(f"warning: {message}; the run goes on", flush=True)
             return
         self.saved_batch = batch
         if dist.get_global_rank() == 0:
-            self._remove_old()
+            self._remove_old(batch)
         dist.barrier()
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, batch: int) -> None:
         if self.keep < 0:
             return
-        found = checkpoints.complete_checkpoints(self.folder)
-        for path in found[: -self.keep or None]:
+        # Later ones were passed over as damaged when the run was resumed, and do not count.
+        found = [p for p in checkpoints.complete_checkpoints(self.folder) if checkpoints.checkpoint_batch(p) <= batch]
+        for path in found[: -self.keep]:
             every = self.permanent_interval_batches
             if every is None or checkpoints.checkpoint_batch(path) % every:
                 checkpoints.remove(path)

@@ -106,6 +106,6 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
     return None, faults
 
 
-def load_path(checkpoint: Path) -> str:
-    """What Trainer's `load_path` takes: the file of an unsharded checkpoint, the folder of a sharded one."""
-    return str(checkpoint / MONOLITH if (checkpoint / MONOLITH).is_file() else checkpoint)
+def is_sharded(checkpoint: Path) -> bool:
+    """Whether a checkpoint holds a part a rank, in place of one file."""
+    return (checkpoint / METADATA).is_file()

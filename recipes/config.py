@@ -45,6 +45,11 @@ class Duration:
         return Duration(int(float(match[1])), match[2])
 
 
+def batches_of(interval: str) -> int:
+    """The batches of an interval such as `100ba`, which `load_config` has checked to be one."""
+    return Duration.parse(interval, "interval").value
+
+
 @dataclass
 class ModelConfig:
     """The architecture, under GPT2Config's names."""
@@ -359,9 +364,8 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         least = 0 if key == "scheduler.t_warmup" else 1
         require(duration.value >= least, key, value, f"it must be at least {least}")
         require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
-    save_batches = Duration.parse(cfg.save_interval, "save_interval").value
     require(
-        permanent is None or Duration.parse(permanent, "save_permanent_interval").value % save_batches == 0,
+        permanent is None or batches_of(permanent) % batches_of(cfg.save_interval) == 0,
         "save_permanent_interval",
         permanent,
         f"it must be a multiple of save_interval = {cfg.save_interval}",

@@ -22,7 +22,14 @@ class TokenShards(StreamingDataset):
 
     def __getitem__(self, at: Any) -> Any:
         """Sample `at`, widened to the int64 that embedding lookups take."""
-        return {"input_ids": torch.from_numpy(super().__getitem__(at)[COLUMN].astype(np.int64))}
+        tokens = super().__getitem__(at)[COLUMN].astype(np.int64)
+        return {"input_ids": torch.from_numpy(tokens), "sample_ids": at}
+
+
+def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[dict[str, torch.Tensor]]:
+    """A batch in microbatches; the last one of an evaluation may be smaller, which Composer's own split warns of."""
+    parts = {name: values.split(int(microbatch_size)) for name, values in batch.items()}
+    return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
@@ -55,7 +62,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
     )
     return DataSpec(
         loader,
-        split_batch=lambda batch, size: [{"input_ids": part} for part in batch["input_ids"].split(int(size))],
+        split_batch=split_batch,
         get_num_samples_in_batch=lambda batch: batch["input_ids"].shape[0],
         get_num_tokens_in_batch=lambda batch: batch["input_ids"].numel(),
     )

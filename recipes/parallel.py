@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from composer.utils import FSDP2Config, ParallelismConfig
 
 from recipes.config import FSDPConfig
 
 
-def parallelism_config(fsdp: FSDPConfig | None, activation_checkpointing: bool, world_size: int) -> Any:
-    """Composer's `parallelism_config`: None on one rank, where there is nothing to shard."""
-    if fsdp is None or world_size == 1:
-        return None
+def parallelism_config(fsdp: FSDPConfig, activation_checkpointing: bool) -> ParallelismConfig:
+    """Composer's `parallelism_config` for FSDP2 with sharded checkpoints."""
     return ParallelismConfig(
         fsdp2=FSDP2Config(
             mixed_precision=fsdp.mixed_precision,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from data_prep.shard_format import ShardsInfo, read_shards_info
 from data_prep.stage import BadInput, sha256_file
-from recipes.config import Duration, ModelConfig, TrainConfig
+from recipes.config import Duration, ModelConfig, TrainConfig, batches_of
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -135,14 +135,14 @@ def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> P
         batches = round(duration.value / tokens_per_batch) if duration.unit == "tok" else duration.value
     if not batches:
         raise BadInput(f"max_duration = {cfg.max_duration} is less than one batch of {tokens_per_batch:,} tokens")
-    warmup = Duration.parse(cfg.scheduler.t_warmup, "scheduler.t_warmup").value
+    warmup = batches_of(cfg.scheduler.t_warmup)
     if warmup >= batches:
         raise BadInput(f"scheduler.t_warmup = {warmup}ba is not shorter than the run of {batches} batches")
     parameters = parameter_count(cfg.model)
-    checkpoints = math.ceil(batches / Duration.parse(cfg.save_interval, "save_interval").value)
+    checkpoints = math.ceil(batches / batches_of(cfg.save_interval))
     if cfg.save_num_checkpoints_to_keep > 0:
         permanent = cfg.save_permanent_interval
-        n_permanent = batches // Duration.parse(permanent, "save_permanent_interval").value if permanent else 0
+        n_permanent = batches // batches_of(permanent) if permanent else 0
         checkpoints = min(checkpoints, cfg.save_num_checkpoints_to_keep + n_permanent)
     return Plan(
         parameters=parameters,
@@ -158,7 +158,7 @@ def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> P
         batches_per_epoch=batches_per_epoch,
         checkpoint_bytes=CHECKPOINT_BYTES_PER_PARAMETER * parameters,
         checkpoints=checkpoints,
-        evaluations=math.ceil(batches / Duration.parse(cfg.eval_interval, "eval_interval").value),
+        evaluations=math.ceil(batches / batches_of(cfg.eval_interval)),
     )
 
 

@@ -18,9 +18,10 @@ import torch
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
+from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from data_prep.stage import BadInput
-from recipes.checkpoints import METADATA, MONOLITH
+from recipes.checkpoints import METADATA, MONOLITH, is_sharded
 
 # What honest checkpoints hold beside tensors: clocks, NumPy random state, the torch version.
 _ALLOWED_GLOBALS = frozenset(
@@ -132,6 +133,18 @@ def _allowed_globals() -> Iterator[None]:
         yield
 
 
+def write_sharded(checkpoint: Path, out: Path) -> None:
+    """Copy an unsharded checkpoint into the sharded layout, which any number of ranks can load. One rank calls it.
+
+    Raises:
+        BadInput: the checkpoint is unsafe.
+    """
+    refuse_unsafe(checkpoint / MONOLITH)
+    with _allowed_globals():
+        state = torch.load(checkpoint / MONOLITH, map_location="cpu", weights_only=True, mmap=True)
+    save_sharded(state, checkpoint_id=str(out), no_dist=True)
+
+
 def load_model_weights(checkpoint: Path, model: torch.nn.Module) -> None:
     """Fill a GPT2LMHeadModel on the CPU from a checkpoint, without a process group and without unpickling.
 
@@ -143,10 +156,10 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module) -> None:
         BadInput: the checkpoint is unsafe, unreadable, or of another model.
     """
     wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}  # BioMedLM.model
-    monolith = checkpoint / MONOLITH
-    refuse_unsafe(monolith if monolith.is_file() else checkpoint / METADATA)
+    monolith, sharded = checkpoint / MONOLITH, is_sharded(checkpoint)
+    refuse_unsafe(checkpoint / METADATA if sharded else monolith)
     try:
-        if not monolith.is_file():
+        if sharded:
             load_sharded({"state": {"model": wanted}}, storage_reader=_GuardedReader(checkpoint))
             return
         with _allowed_globals():

@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, run
 from recipes import run_folder
-from recipes.checkpoints import load_path, newest_intact
-from recipes.config import Duration, TrainConfig, load_config, to_yaml
+from recipes.config import TrainConfig, batches_of, load_config, to_yaml
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.plan import Plan, check_shards, format_plan, make_plan
 
@@ -56,11 +55,20 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
     from composer.utils import dist, get_device
 
-    from callbacks import CheckpointWriter, LanguageMetrics, ParityGate, Preemption, RestoreRNG, StallWatch
+    from callbacks import (
+        CheckpointWriter,
+        LanguageMetrics,
+        ParityGate,
+        Preemption,
+        RestoreRNG,
+        SampleFingerprint,
+        StallWatch,
+    )
     from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
+    from recipes.resume import find_start
     from recipes.safe_loading import guard_composer_loading
 
     leave_at_once_when_preempted()  # Composer has installed a handler of its own
@@ -75,12 +83,12 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     folder = Path(cfg.run_dir)
     if dist.get_global_rank() == 0:
         run_folder.open_run(folder, cfg, plan, shards)
-    checkpoint = find_checkpoint(folder / run_folder.CHECKPOINTS)
+    start = find_start(folder / run_folder.CHECKPOINTS, cfg.fsdp is not None)
     guard_composer_loading()
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
     # build the model without memory.
-    fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, plan.world_size)
+    fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing) if cfg.fsdp and start.sharded else None
     torch.manual_seed(cfg.seed)
     with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
         model = BioMedLM(cfg.model, shards.eos_token_id)
@@ -98,16 +106,16 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     clip = cfg.gradient_clipping_norm
     writer = CheckpointWriter(
         folder=folder / run_folder.CHECKPOINTS,
-        interval_batches=Duration.parse(cfg.save_interval, "save_interval").value,
+        interval_batches=batches_of(cfg.save_interval),
         keep=cfg.save_num_checkpoints_to_keep,
-        permanent_interval_batches=cfg.save_permanent_interval
-        and Duration.parse(cfg.save_permanent_interval, "save_permanent_interval").value,
+        permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
         batches=plan.batches,
         identity=run_folder.identity(cfg, plan, shards),
         stop_on_error=cfg.on_save_error == "stop",
     )
     rng = RestoreRNG()
-    callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), *build_callbacks(cfg)]
+    callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), SampleFingerprint()]
+    callbacks += build_callbacks(cfg)
     callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
     if cfg.stall_timeout_s:
         callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
@@ -132,39 +140,16 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         loggers=build_loggers(cfg, plan, folder),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
-        load_path=load_path(checkpoint) if checkpoint else None,
+        load_path=start.load_path,
     )
     rng.rng = trainer._rng_state
     trainer._rng_state = None
+    start.close()
     trainer.fit()
     trainer.close()  # flushes the loggers
     if dist.get_global_rank() == 0:
         run_folder.finish_run(folder)
     return trainer
-
-
-def find_checkpoint(folder: Path) -> Path | None:
-    """The newest intact checkpoint, as rank 0 sees it, on every rank; None for a run that begins.
-
-    Raises:
-        BadInput: there are checkpoints and none is intact.
-    """
-    from composer.utils import dist
-
-    found: list[Any] = [None, [], None]  # checkpoint, faults of newer ones, error
-    if dist.get_global_rank() == 0:
-        try:
-            found[0], found[1] = newest_intact(folder)
-        except BadInput as error:
-            found[2] = str(error)
-        for fault in found[1]:
-            print(f"warning: passed over a checkpoint: {fault}", flush=True)
-        if found[0]:
-            print(f"resuming from {found[0]}", flush=True)
-    dist.broadcast_object_list(found)
-    if found[2]:
-        raise BadInput(found[2])
-    return found[0]
 
 
 def build_callbacks(cfg: TrainConfig) -> list[Any]:
@@ -181,8 +166,7 @@ def build_loggers(cfg: TrainConfig, plan: Plan, folder: Path) -> list[Any]:
 
     loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
     if cfg.callbacks.console:
-        interval = Duration.parse(cfg.callbacks.console.interval, "callbacks.console.interval")
-        loggers.append(Console(interval.value, plan.batches))
+        loggers.append(Console(batches_of(cfg.callbacks.console.interval), plan.batches))
     if cfg.loggers.wandb:
         from composer.loggers import WandBLogger
 

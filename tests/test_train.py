@@ -36,7 +36,8 @@ def overrides(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Overri
             f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={tmp_path / 'run'}",
             "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=64",
             "model.n_layer=3", "max_duration=20ba", "global_train_batch_size=8", "device_train_microbatch_size=4",
-            "scheduler.t_warmup=5ba", "optimizer.lr=3e-3", "optimizer.weight_decay=3e-4", "eval_interval=10ba", "save_interval=10ba", "loggers.wandb=null",
+            "scheduler.t_warmup=5ba", "optimizer.lr=3e-3", "optimizer.weight_decay=3e-4",
+            "eval_interval=10ba", "save_interval=10ba", "loggers.wandb=null",
             "callbacks.console.interval=10ba", *more,
         ]  # fmt: skip
 

@@ -1,0 +1,75 @@
+"""Train with a fault built in: `inject.py FAULT… -- YAML key=value …`, in the place of recipes/train.py.
+
+A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
+`small-disk` (no file above 1 MB from there on). In it: `nan` (its loss). After it: `eval-SIGTERM` (in its evaluation),
+`save-SIGTERM` (in the midst of its checkpoint).
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import sys
+import time
+from typing import Any
+
+from composer import Callback, Logger, State
+from composer.utils import dist
+
+from callbacks import CheckpointWriter
+from data_prep.stage import run
+from recipes import train
+
+
+class Fault(Callback):
+    def __init__(self, what: str, rank: int, batch: int) -> None:
+        self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
+        if what == "save-SIGTERM":
+            original = CheckpointWriter.save
+
+            def save(writer: CheckpointWriter, state: State) -> None:
+                if self._due(state, finished=True):
+                    os.kill(os.getpid(), signal.SIGTERM)
+                original(writer, state)
+
+            CheckpointWriter.save = save
+
+    def _due(self, state: State, finished: bool) -> bool:
+        return self.here and int(state.timestamp.batch) + (not finished) == self.batch
+
+    def batch_start(self, state: State, logger: Logger) -> None:
+        if not self._due(state, finished=False):
+            return
+        if self.what in ("SIGTERM", "SIGUSR1"):
+            os.kill(os.getpid(), getattr(signal, self.what))
+        elif self.what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.what == "hang":
+            time.sleep(600)
+        elif self.what == "small-disk":
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    def before_backward(self, state: State, logger: Logger) -> None:
+        if self.what == "nan" and self._due(state, finished=False):
+            state.loss = state.loss * float("nan")  # pyright: ignore[reportOperatorIssue]
+
+    def eval_batch_end(self, state: State, logger: Logger) -> None:
+        if self.what == "eval-SIGTERM" and self._due(state, finished=True) and int(state.eval_timestamp.batch) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def main() -> None:
+    at = sys.argv.index("--")
+    faults: list[Any] = []
+    for text in sys.argv[1:at]:
+        what, rank, batch = text.split(":")
+        faults.append(Fault(what, int(rank), int(batch)))
+    original = train.build_callbacks
+    train.build_callbacks = lambda cfg: [*faults, *original(cfg)]
+    train.command_line(sys.argv[at + 1 :])
+    print(f"rank {dist.get_global_rank()} ended")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,70 @@
+"""A checkpoint is whole or does not count, and the newest that is whole is found."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from data_prep.stage import BadInput
+from recipes import checkpoints
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three checkpoints, after batches 10, 20 and 100."""
+    for batch in (10, 20, 100):
+        partial = tmp_path / f"ep0-ba{batch}.partial"
+        partial.mkdir()
+        for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
+            (partial / name).write_bytes(f"{name} of {batch}".encode() * 100)
+        checkpoints.publish(partial, tmp_path / f"ep0-ba{batch}", batch, {"seed": 17})
+    return tmp_path
+
+
+def test_the_newest_is_the_one_of_the_latest_batch(folder: Path) -> None:
+    assert [path.name for path in checkpoints.complete_checkpoints(folder)] == ["ep0-ba10", "ep0-ba20", "ep0-ba100"]
+    assert checkpoints.newest_intact(folder) == (folder / "ep0-ba100", [])
+    assert checkpoints.newest_intact(folder / "nothing") == (None, [])
+
+
+@pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json"])
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "missing"])
+def test_a_damaged_one_is_named_left_and_passed_over(folder: Path, name: str, damage: str) -> None:
+    path = folder / "ep0-ba100" / name
+    data = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        at = data.index(b"17") if name == "manifest.json" else 50
+        path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data[:at] + b"3" + data[at + 1 :])
+    newest, faults = checkpoints.newest_intact(folder)
+    assert newest == folder / "ep0-ba20"
+    if (damage, name) == ("missing", "manifest.json"):
+        assert faults == []  # it never got one: a save that was killed
+    else:
+        assert len(faults) == 1 and str(path) in faults[0]
+    assert (folder / "ep0-ba100").is_dir()
+
+
+def test_a_save_that_was_killed_does_not_count(folder: Path) -> None:
+    shutil.copytree(folder / "ep0-ba100", folder / "ep0-ba200.partial")
+    assert checkpoints.newest_intact(folder)[0] == folder / "ep0-ba100"
+
+
+def test_no_intact_checkpoint_is_not_no_checkpoint(folder: Path) -> None:
+    for batch in (10, 20, 100):
+        (folder / f"ep0-ba{batch}/.metadata").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"(?s)no checkpoint in .* is intact:.*ep0-ba100.*ep0-ba20.*ep0-ba10/"):
+        checkpoints.newest_intact(folder)
+
+
+def test_publishing_again_replaces_it(folder: Path) -> None:
+    (folder / "ep0-ba100/.metadata").write_bytes(b"")
+    partial = folder / "ep0-ba100.partial"
+    partial.mkdir()
+    (partial / "rank0.pt").write_bytes(b"new")
+    checkpoints.publish(partial, folder / "ep0-ba100", 100, {})
+    assert checkpoints.fault(folder / "ep0-ba100") is None
+    assert sorted(path.name for path in (folder / "ep0-ba100").iterdir()) == ["manifest.json", "rank0.pt"]

@@ -1,0 +1,279 @@
+"""Runs that are killed, told to leave, damaged or stuck, in processes of their own; long ones are marked `chaos`."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from recipes import report
+from recipes.checkpoints import complete_checkpoints
+from recipes.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
+
+ROOT = Path(__file__).parents[1]
+FINGERPRINT = "data/batch_fingerprint"
+NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
+DROPOUT = ["model.attn_pdrop=0.1", "model.resid_pdrop=0.1", "model.embd_pdrop=0.1"]
+PATIENCE_S = 300  # a hang is a failure
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def make_command(tiny_shards: Path, tiny_tokenizer: Path) -> Callable[..., list[str]]:
+    """`make_command(folder, "key=value", …, ranks=2, faults=[…])`: a run in `folder`, 60 batches, 46 an epoch."""
+
+    def make(folder: Path, *more: str, ranks: int = 1, faults: list[str] | None = None) -> list[str]:
+        launcher = [sys.executable]
+        if ranks > 1:
+            launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)]
+        script = ["tests/inject.py", *faults, "--"] if faults else ["recipes/train.py"]
+        return [
+            *launcher, *script, "yamls/smoke-cpu.yaml",
+            f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={folder}",
+            "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=64",
+            "model.n_layer=3", "max_duration=60ba", "global_train_batch_size=8", "device_train_microbatch_size=4",
+            "scheduler.t_warmup=5ba", "optimizer.lr=3e-3", "eval_interval=20ba", "save_interval=8ba",
+            "save_num_checkpoints_to_keep=3", "loggers.wandb=null", "stall_timeout_s=120", *more,
+        ]  # fmt: skip
+
+    return make
+
+
+@pytest.fixture
+def command(make_command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
+    """`make_command` with the run's folder in `tmp_path`, by name."""
+    return lambda name, *more, **options: make_command(tmp_path / name, *more, **options)
+
+
+@pytest.fixture
+def run(command: Callable[..., list[str]]) -> Run:
+    """`run("name", …, code=0)`: run it to its end and compare the exit code."""
+    return lambda name, *more, code=0, **options: run_to_end(command(name, *more, **options), code)
+
+
+def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+@pytest.fixture(scope="module")
+def whole(make_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of one rank with dropout that nothing happens to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    run_to_end(make_command(folder, *DROPOUT))
+    return folder
+
+
+def metric(folder: Path, name: str) -> dict[int, float]:
+    """A metric by batch; of a batch that was run twice, the later one."""
+    return dict(report.read_run(folder).series[name])
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """Losses, samples, final weights and optimizer state, bit for bit."""
+    assert metric(one, FINGERPRINT) == metric(other, FINGERPRINT)
+    assert metric(one, report.TRAIN_LOSS) == metric(other, report.TRAIN_LOSS)
+    files = [complete_checkpoints(folder / "checkpoints")[-1] for folder in (one, other)]
+    assert files[0].name == files[1].name
+    if (files[0] / "rank0.pt").is_file():
+        states = [torch.load(path / "rank0.pt", weights_only=False)["state"] for path in files]  # made by this test
+        assert_equal(states[0]["model"], states[1]["model"])
+        assert_equal(states[0]["optimizers"], states[1]["optimizers"])
+    else:
+        for part in sorted(path.name for path in files[0].glob("*.distcp")):
+            assert tensors(files[0], part) == tensors(files[1], part)
+
+
+def tensors(checkpoint: Path, part: str) -> dict[str, bytes]:
+    """The raw bytes of each model and optimizer entry of one rank's file."""
+    import pickle
+
+    index = pickle.loads((checkpoint / ".metadata").read_bytes())  # made by this test
+    data = (checkpoint / part).read_bytes()
+    return {
+        str(key): data[entry.offset : entry.offset + entry.length]
+        for key, entry in index.storage_data.items()
+        if entry.relative_path == part and key.fqn.startswith(("state.model", "state.optimizers"))
+    }
+
+
+def assert_equal(one: Any, other: Any) -> None:
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_equal(one[key], other[key])
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other)
+    else:
+        assert one == other
+
+
+def kill_at_random_moments(command: list[str], folder: Path, kills: int, seed: int) -> int:
+    """Start the run again and again and SIGKILL it each time, until it has been killed so often; its batches so far."""
+    draw = random.Random(seed)
+    for _ in range(kills):
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        lines_before = count_lines(folder)
+        # Half of the moments after some batches, half at any time from the start of the process on.
+        batches, seconds = draw.randint(1, 12), draw.uniform(0.5, 14)
+        by_batches, deadline_s = draw.random() < 0.5, time.monotonic() + PATIENCE_S
+        start_s = time.monotonic()
+        while process.poll() is None and time.monotonic() < deadline_s:
+            if count_lines(folder) - lines_before > batches if by_batches else time.monotonic() - start_s > seconds:
+                break
+            time.sleep(0.01)
+        if process.poll() is not None:
+            assert process.returncode == 0
+            break
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    return count_lines(folder)
+
+
+def count_lines(folder: Path) -> int:
+    path = folder / "metrics.jsonl"
+    return path.read_bytes().count(b"\n") if path.is_file() else 0
+
+
+def test_killed_three_times_it_is_the_same_run(
+    whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """SIGKILL of the whole process group; dropout on, two loader workers, across an epoch's end."""
+    settings = [*DROPOUT, "data.num_workers=2"]
+    kill_at_random_moments(command("killed", *settings), tmp_path / "killed", kills=3, seed=4)
+    run("killed", *settings)
+    assert len(report.read_run(tmp_path / "killed").starts) >= 2
+    assert_same_run(whole, tmp_path / "killed")
+    names = [path.name for path in complete_checkpoints(tmp_path / "killed/checkpoints")]
+    assert names == ["ep1-ba48", "ep1-ba56", "ep1-ba60"], "the newest three are kept"
+
+
+def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:
+    """SIGTERM to rank 1 alone, under the launcher: both ranks save and ask to be started again."""
+    run("whole", *DROPOUT, ranks=2)
+    done = run("left", *DROPOUT, ranks=2, faults=["SIGTERM:1:13"], code=PREEMPTED)
+    assert "preempted after batch 13" in done.stdout
+    assert [p.name for p in complete_checkpoints(tmp_path / "left/checkpoints")] == ["ep0-ba8", "ep0-ba13"]
+    run("left", *DROPOUT, ranks=2)
+    assert report.read_run(tmp_path / "left").starts == [0, 13]
+    assert_same_run(tmp_path / "whole", tmp_path / "left")
+
+
+def test_signals_in_evaluation_saving_and_start_up(
+    whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    faults = (["SIGUSR1:0:5"], ["eval-SIGTERM:0:20"], ["save-SIGTERM:0:32"])
+    for fault, saved in zip(faults, ("ep0-ba5", "ep0-ba20", "ep0-ba32"), strict=True):
+        run("left", *DROPOUT, faults=fault, code=PREEMPTED)
+        assert complete_checkpoints(tmp_path / "left/checkpoints")[-1].name == saved
+    process = subprocess.Popen(command("left", *DROPOUT), cwd=ROOT, stdout=subprocess.DEVNULL)
+    time.sleep(1.5)  # importing
+    process.terminate()
+    assert process.wait(PATIENCE_S) == PREEMPTED
+    run("left", *DROPOUT)
+    assert_same_run(whole, tmp_path / "left")
+
+
+def test_a_damaged_checkpoint_is_passed_over(whole: Path, run: Run, tmp_path: Path) -> None:
+    run("left", *DROPOUT, faults=["SIGTERM:0:20"], code=PREEMPTED)
+    newest = tmp_path / "left/checkpoints/ep0-ba20/rank0.pt"
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    done = run("left", *DROPOUT)
+    assert f"passed over a checkpoint: {newest}" in done.stdout and "ep0-ba16" in done.stdout
+    assert_same_run(whole, tmp_path / "left")
+
+
+def test_one_rank_two_ranks_one_rank(run: Run, tmp_path: Path) -> None:
+    """The same samples make up each batch; the losses agree to rounding, which 60 steps amplify."""
+    run("whole", *NO_DROPOUT)
+    run("moved", *NO_DROPOUT, faults=["SIGTERM:0:10"], code=PREEMPTED)
+    run("moved", *NO_DROPOUT, ranks=2, faults=["SIGTERM:0:30"], code=PREEMPTED)
+    run("moved", *NO_DROPOUT)
+    assert report.read_run(tmp_path / "moved").starts == [0, 10, 30]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
+
+
+def test_a_nan_on_one_rank_skips_the_step_on_all(run: Run, tmp_path: Path) -> None:
+    done = run("nan", *NO_DROPOUT, ranks=2, faults=["nan:1:7"])
+    assert "batch 7 has NaN or Inf and was skipped; training samples [" in done.stdout
+    losses = metric(tmp_path / "nan", report.TRAIN_LOSS)
+    assert [batch for batch, loss in losses.items() if loss != loss] == [7]
+    assert metric(tmp_path / "nan", "guard/skipped_batches") == {7: 1}
+
+
+def test_three_bad_batches_in_a_row_end_the_run(run: Run, tmp_path: Path) -> None:
+    done = run("nan", faults=["nan:0:10", "nan:0:11", "nan:0:12"], code=BAD_NUMBERS)
+    assert "3 bad batches in a row, up to batch 12" in done.stdout
+    assert complete_checkpoints(tmp_path / "nan/checkpoints")[-1].name == "ep0-ba8"
+
+
+def test_a_full_disk_costs_a_checkpoint_or_the_run(run: Run, tmp_path: Path) -> None:
+    done = run("goes-on", "on_save_error=continue", "max_duration=30ba", faults=["small-disk:0:10"], code=1)
+    assert done.stdout.count("was not written") == 2 and "the run goes on" in done.stdout
+    assert "ep0-ba30 was not written" in done.stderr, "without its last checkpoint no run is finished"
+    assert [p.name for p in (tmp_path / "goes-on/checkpoints").iterdir()] == ["ep0-ba8"]
+    done = run("stops", "on_save_error=stop", faults=["small-disk:0:10"], code=1)
+    assert "the earlier ones are intact" in done.stderr
+    assert [p.name for p in (tmp_path / "stops/checkpoints").iterdir()] == ["ep0-ba8"]
+
+
+def test_a_rank_that_hangs_ends_the_run_with_stacks(run: Run, tmp_path: Path) -> None:
+    run("stuck", "stall_timeout_s=8", ranks=2, faults=["hang:1:6"], code=STALLED)
+    for rank in (0, 1):
+        text = (tmp_path / f"stuck/stall-rank{rank}.txt").read_text()
+        assert "nothing for" in text and "Thread" in text
+    assert "inject.py" in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the hanging rank is"
+
+
+def test_what_must_match_is_compared_and_can_be_allowed(run: Run, tmp_path: Path) -> None:
+    run("run", faults=["SIGTERM:0:10"], code=PREEMPTED)
+    done = run("run", "optimizer.lr=1e-3", "seed=18", code=2)
+    assert "optimizer.lr: 0.003 -> 0.001" in done.stderr and "sample_order.seed: 17 -> 18" in done.stderr
+    assert "resume.allow=[optimizer.lr,sample_order.seed]" in done.stderr
+    run("run", "optimizer.lr=1e-3", "resume.allow=[optimizer.lr]")
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    assert record["starts"][1]["allowed_differences"] == ["optimizer.lr: 0.003 -> 0.001"]
+
+
+def test_no_room_for_a_checkpoint_is_said_before_the_start(run: Run) -> None:
+    done = run("big", "model.n_embd=65536", "model.n_head=64", "model.n_layer=1000", code=2)
+    assert "GB free, and one checkpoint takes" in done.stderr
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_killed_twenty_times_it_is_the_same_run(
+    run: Run, command: Callable[..., list[str]], tmp_path: Path, ranks: int
+) -> None:
+    settings = [*DROPOUT, "data.num_workers=2", "max_duration=140ba"]
+    run("whole", *settings, ranks=ranks)
+    kill_at_random_moments(command("killed", *settings, ranks=ranks), tmp_path / "killed", kills=20, seed=ranks)
+    run("killed", *settings, ranks=ranks)
+    assert_same_run(tmp_path / "whole", tmp_path / "killed")
+
+
+@pytest.mark.chaos
+def test_two_ranks_one_rank_two_ranks(run: Run, tmp_path: Path) -> None:
+    run("whole", *NO_DROPOUT, ranks=2)
+    run("moved", *NO_DROPOUT, ranks=2, faults=["SIGTERM:1:10"], code=PREEMPTED)
+    run("moved", *NO_DROPOUT, faults=["SIGTERM:0:30"], code=PREEMPTED)
+    run("moved", *NO_DROPOUT, ranks=2)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
