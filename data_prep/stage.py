@@ -31,16 +31,16 @@ class BadInput(Exception):  # noqa: N818
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a command line; bad input becomes one message on stderr and exit code 2, without a traceback.
 
-    Under a launcher of several ranks all of them fail alike, and the launcher reports the first that it finds dead:
-    the others wait for rank 0, so that its exit code is the one that the user gets.
+    Under a launcher of several ranks most faults are all ranks' alike, and the launcher reports the first rank that it
+    finds dead: the others wait for rank 0, so that its exit code is the one that the user gets. A rank that nobody has
+    ended by then is alone with its fault, a damaged shard for one, and reports it.
     """
     try:
         main()
     except BadInput as error:
         if int(os.environ.get("LOCAL_RANK", "0")) != 0:
             time.sleep(10)
-        else:
-            print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2) from None
     except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -74,6 +74,7 @@ class DataConfig:
     """Where the token shards lie, what they must be, and how they are read."""
 
     shards: str = MISSING  # folder with train/, val/, manifest.json
+    remote: str | None = None  # folder or s3://, gs://, … of the same shards: what `shards` lacks is fetched from there
     tokenizer: str = MISSING  # folder of the tokenizer that made the shards
     seq_len: int = MISSING  # tokens a sample; must be the shards' own
     eos_between_documents: bool = True  # must be the shards' own

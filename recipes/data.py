@@ -1,29 +1,146 @@
-"""Token shards -> batches `{"input_ids": (B, T) int64}`.
+"""Token shards -> batches `{"input_ids": (B, T) int64, "sample_ids": (B,) int64}`.
 
 There is no `labels` entry: the model shifts `input_ids` itself, and a copy would double what travels to the GPU.
 """
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from composer.core import DataSpec
-from streaming import StreamingDataLoader, StreamingDataset
+from numpy.typing import NDArray
+from streaming import Stream, StreamingDataLoader, StreamingDataset
+from streaming.base.format import Reader
+from streaming.base.world import World
 
-from data_prep.shard_format import COLUMN
+from data_prep.shard_format import COLUMN, ShardsInfo, read_shards_info
+from data_prep.stage import BadInput
 from recipes.config import TrainConfig
+from recipes.exit_codes import PREEMPTION_SIGNALS
+from recipes.shard_reader import TokenShard, open_shards
+
+
+class ShortEpoch(Exception):  # noqa: N818
+    """An epoch ended before it delivered its samples."""
+
+
+class TokenStream(Stream):
+    """A split of token shards whose files `shard_reader` answers for.
+
+    To StreamingDataset all of it is local and present. So its threads wait for nothing, and it has no claim to a
+    folder that the shared memory of a killed run could contest.
+    """
+
+    def __init__(self, info: ShardsInfo, split: str, remote: str | None):
+        super().__init__(local=str(info.folder / split))
+        self._arguments = info, split, remote
+
+    def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
+        """The shards of the split; no type is safe but the one that the writer writes."""
+        return [*open_shards(*self._arguments)]
+
+    def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
+        """Every shard counts as present; the bytes matter only to a cache limit, which is not used."""
+        cache_usage_per_shard[:] = 1
 
 
 class TokenShards(StreamingDataset):
-    """A split of token shards; sample i is `{"input_ids": (seq_len,) int64}`."""
+    """A split of token shards; sample i is `{"input_ids": (seq_len,) int64, "sample_ids": () int64}`."""
 
-    def __getitem__(self, at: Any) -> Any:
-        """Sample `at`, widened to the int64 that embedding lookups take."""
-        tokens = super().__getitem__(at)[COLUMN].astype(np.int64)
-        return {"input_ids": torch.from_numpy(tokens), "sample_ids": at}
+    _resumed: tuple[int, int] = (-1, 0)  # epoch, samples of it that were seen
+
+    def get_item(self, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
+        """Sample `sample_id`, widened to the int64 that embedding lookups take.
+
+        Raises:
+            BadInput: its shard is damaged and cannot be made good.
+        """
+        tokens = super().get_item(sample_id, retry)[COLUMN].astype(np.int64)
+        return {"input_ids": torch.from_numpy(tokens), "sample_ids": torch.tensor(sample_id)}
+
+    def prepare_shard(self, shard_id: int, blocking: bool = True) -> None:
+        """Find a shard good ahead of its first sample.
+
+        A thread calls this of which nobody sees an error, and whose death would end the epoch early or never. The
+        shard keeps its error, and who reads a sample of it raises it.
+        """
+        with suppress(Exception):
+            cast(TokenShard, self.shards[shard_id]).prepare(wait=blocking)
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        """The samples of this worker; however that ends, so do the threads that look ahead."""
+        try:
+            yield from super().__iter__()
+        finally:
+            if hasattr(self, "_iterator"):
+                self._iterator.non_blocking_exit()
+
+    def load_state_dict(self, obj: dict[str, Any]) -> None:
+        """Go on where a checkpoint was saved."""
+        self._resumed = obj["epoch"], obj["sample_in_epoch"]
+        super().load_state_dict(obj)
+
+    def samples_seen(self) -> int:
+        """Samples of the epoch about to start that the run saw before it was resumed, on all ranks."""
+        epoch, samples = self._resumed
+        return samples if epoch >= self.next_epoch else 0
+
+
+class TokenLoader(StreamingDataLoader):
+    """Batches of one rank; an epoch of training has exactly its planned ones.
+
+    StreamingDataset repeats samples until each rank has as many: seven left over for a batch of eight make a batch
+    on eight ranks and none on one. Here they make none, so an epoch is as long on any number of ranks.
+    """
+
+    def __init__(self, dataset: TokenShards, batch_size: int, world_size: int, **arguments: Any):
+        super().__init__(dataset, batch_size=batch_size, **arguments)
+        self._dataset = dataset
+        self._device_batch_size = batch_size
+        self._world_size = world_size
+
+    def __len__(self) -> int:
+        return self._planned_samples(0) // self._device_batch_size if self.drop_last else super().__len__()
+
+    def _planned_samples(self, seen: int) -> int:
+        """Samples that an epoch owes this rank, of which all ranks together saw `seen`."""
+        size = self._dataset.size
+        if not self.drop_last:
+            return -(-size // self._world_size)
+        batch = self._device_batch_size * self._world_size
+        return (size // batch - seen // batch) * self._device_batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        """The batches of an epoch.
+
+        Raises:
+            BadInput: a shard is damaged and cannot be made good.
+            ShortEpoch: the epoch ended early, by a fault that nothing else noticed.
+        """
+        planned, delivered = self._planned_samples(self._dataset.samples_seen()), 0
+        try:
+            for batch in super().__iter__():
+                if self.drop_last and delivered == planned:
+                    return
+                delivered += len(batch["input_ids"])
+                yield batch
+            if delivered < planned:
+                split = self._dataset.streams[0].local
+                raise ShortEpoch(f"{split}: an epoch delivered {delivered} of {planned} samples")
+        except Exception as error:
+            # Now, while the error's traceback holds the workers: garbage collection would stop the queue first that
+            # tells them to end, and wait 5 s for each.
+            if self._iterator is not None:
+                cast(Any, self._iterator)._shutdown_workers()
+            if isinstance(error, BadInput):  # from a worker, it comes wrapped in the worker's traceback
+                raise BadInput(str(error).rpartition(f"{BadInput.__name__}: ")[2].strip()) from None
+            raise
 
 
 def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[dict[str, torch.Tensor]]:
@@ -32,32 +149,44 @@ def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[di
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
+def _ignore_preemption(worker: int) -> None:
+    """A worker goes on delivering when its process group is told to leave: its rank decides, and ends it."""
+    for number in PREEMPTION_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
     """The loader of one split for this rank.
 
     The order of training samples depends on `seed` and `data.num_canonical_nodes` alone, so the same samples make up
     each global batch on any number of ranks. The last, partial batch of a training epoch is dropped for that reason:
     which samples it holds would depend on the number of ranks.
+
+    Raises:
+        BadInput: no finished shards, or their index is damaged or of another format.
     """
     train = split == "train"
     batch_size = cfg.global_train_batch_size // world_size if train else cfg.device_eval_batch_size
     dataset = TokenShards(
-        local=str(Path(cfg.data.shards) / split),
+        streams=[TokenStream(read_shards_info(Path(cfg.data.shards)), split, cfg.data.remote)],
         shuffle=train,
         shuffle_algo="py1e",
         shuffle_seed=cfg.seed,
         num_canonical_nodes=cfg.data.num_canonical_nodes,
         batch_size=batch_size,
-        validate_hash="xxh64",
     )
     workers = cfg.data.num_workers
-    loader = StreamingDataLoader(
+    loader = TokenLoader(
         dataset,
-        batch_size=batch_size,
+        batch_size,
+        world_size,
         drop_last=train,
         num_workers=workers,
         prefetch_factor=cfg.data.prefetch_factor if workers else None,
         persistent_workers=workers > 0,
+        # Its own, for the seeds of its workers: else their number would move the dropout masks after each evaluation.
+        generator=torch.Generator().manual_seed(cfg.seed),
+        worker_init_fn=_ignore_preemption,
         pin_memory=torch.cuda.is_available() and cfg.device != "cpu",
     )
     return DataSpec(

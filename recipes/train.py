@@ -33,6 +33,10 @@ def main(cfg: TrainConfig) -> Trainer | None:
         BadInput: the shards, tokenizer or run folder do not fit the configuration.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if cfg.data.remote:
+        from recipes.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
+
+        fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
     plan = make_plan(cfg, world_size, shards)
     folder = Path(cfg.run_dir)
