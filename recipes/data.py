@@ -22,7 +22,6 @@ from streaming.base.world import World
 from data_prep.shard_format import COLUMN, ShardsInfo, read_shards_info
 from data_prep.stage import BadInput
 from recipes.config import TrainConfig
-from recipes.exit_codes import PREEMPTION_SIGNALS
 from recipes.shard_reader import TokenShard, open_shards
 
 
@@ -149,10 +148,12 @@ def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[di
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
-def _ignore_preemption(worker: int) -> None:
-    """A worker goes on delivering when its process group is told to leave: its rank decides, and ends it."""
-    for number in PREEMPTION_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+def _ignore_usr1(worker: int) -> None:
+    """A worker goes on delivering when Slurm tells all processes of a step to leave: its rank decides.
+
+    Not so SIGTERM, with which Python ends the workers themselves.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
@@ -186,7 +187,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
         persistent_workers=workers > 0,
         # Its own, for the seeds of its workers: else their number would move the dropout masks after each evaluation.
         generator=torch.Generator().manual_seed(cfg.seed),
-        worker_init_fn=_ignore_preemption,
+        worker_init_fn=_ignore_usr1,
         pin_memory=torch.cuda.is_available() and cfg.device != "cpu",
     )
     return DataSpec(
