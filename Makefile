@@ -35,7 +35,7 @@ smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a
 	@echo "next: on a GPU, make shards && $(BIN)/composer recipes/train.py yamls/smoke-gpu.yaml"
 
 test: .venv/installed ## the tests
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: .venv/installed ## format, lint and types
 	$(BIN)/ruff format --check .
