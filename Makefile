@@ -10,7 +10,7 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help shards smoke test check lock clean
+.PHONY: help shards smoke test chaos check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -36,6 +36,9 @@ smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a
 
 test: .venv/installed ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
+
+chaos: .venv/installed ## all injections: kills, signals, damage, full disk, hangs; about 25 minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "chaos or not chaos" --fault-report runs/chaos.html tests/test_resume.py tests/test_data_integrity.py
 
 check: .venv/installed ## format, lint and types
 	$(BIN)/ruff format --check .

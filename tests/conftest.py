@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,6 +15,50 @@ from data_prep.sources import ABSTRACTS, ARTICLES, Document
 
 TINY_VOCAB_SIZE = 600
 TINY_SEQ_LEN = 64
+
+
+Outcome = Callable[[str, str, str], None]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--fault-report", type=Path, help="write what was injected, seen and lost there, as HTML")
+
+
+@pytest.fixture
+def outcome(record_property: Callable[[str, str], None]) -> Outcome:
+    """`outcome(injected, seen, lost)`: a line of the table that ends `make chaos`."""
+
+    def record(injected: str, seen: str, lost: str) -> None:
+        for name, value in (("injected", injected), ("seen", seen), ("lost", lost)):
+            record_property(name, value)
+
+    return record
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """The table of injected faults; a test that failed before it said what it saw stands under its name."""
+    path: Path | None = config.getoption("--fault-report")
+    if path is None:
+        return
+    rows = []
+    for verdict in ("passed", "failed"):
+        for report in terminalreporter.stats.get(verdict, []):
+            facts = dict(report.user_properties)
+            if report.when == "call" and (facts or verdict == "failed"):
+                name = report.nodeid.split("::")[-1]
+                rows.append((verdict, facts.get("injected", name), facts.get("seen", "–"), facts.get("lost", "–")))
+    for row in rows:
+        terminalreporter.write_line(" | ".join(row))
+    cells = "".join("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(
+        "<!doctype html><meta charset=utf-8><title>Injected faults</title>"
+        "<style>body{font:16px/1.5 system-ui,sans-serif;max-width:70rem;margin:2rem auto;padding:0 1rem}"
+        "td,th{text-align:left;vertical-align:top;padding:.3rem 1rem .3rem 0;border-bottom:1px solid #d8dee8}</style>"
+        f"<h1>Injected faults</h1><table><tr><th>verdict<th>injected<th>seen<th>lost</tr>{cells}</table>",
+        encoding="utf-8",
+    )
+    terminalreporter.write_line(f"{len(rows)} faults; {path}")
 
 
 class TinySource:

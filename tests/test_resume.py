@@ -27,6 +27,7 @@ DROPOUT = ["model.attn_pdrop=0.1", "model.resid_pdrop=0.1", "model.embd_pdrop=0.
 PATIENCE_S = 300  # a hang is a failure
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
+Outcome = Callable[[str, str, str], None]
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +145,20 @@ def kill_at_random_moments(command: list[str], folder: Path, kills: int, seed: i
     return count_lines(folder)
 
 
+def recomputed(folder: Path) -> str:
+    """How many batches were computed more than once."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    batches = [json.loads(line)["batch"] for line in lines if report.TRAIN_LOSS in line]
+    return f"{len(batches) - len(set(batches))} batches, computed again"
+
+
 def count_lines(folder: Path) -> int:
     path = folder / "metrics.jsonl"
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
 def test_killed_three_times_it_is_the_same_run(
-    whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+    outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     """SIGKILL of the whole process group; dropout on, two loader workers, across an epoch's end."""
     settings = [*DROPOUT, "data.num_workers=2"]
@@ -160,9 +168,14 @@ def test_killed_three_times_it_is_the_same_run(
     assert_same_run(whole, tmp_path / "killed")
     names = [path.name for path in complete_checkpoints(tmp_path / "killed/checkpoints")]
     assert names == ["ep1-ba48", "ep1-ba56", "ep1-ba60"], "the newest three are kept"
+    outcome(
+        "SIGKILL at three random moments, one rank",
+        "the uninterrupted run, bit for bit",
+        recomputed(tmp_path / "killed"),
+    )
 
 
-def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(run: Run, tmp_path: Path) -> None:
+def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     """SIGTERM to rank 1 alone, under the launcher: both ranks save and ask to be started again."""
     run("whole", *DROPOUT, ranks=2)
     done = run("left", *DROPOUT, ranks=2, faults=["SIGTERM:1:13"], code=PREEMPTED)
@@ -171,10 +184,11 @@ def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(run: Run, tmp_path: Path)
     run("left", *DROPOUT, ranks=2)
     assert report.read_run(tmp_path / "left").starts == [0, 13]
     assert_same_run(tmp_path / "whole", tmp_path / "left")
+    outcome("SIGTERM to rank 1 of 2", "saved, exit code 75, the same run", recomputed(tmp_path / "left"))
 
 
 def test_signals_in_evaluation_saving_and_start_up(
-    whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+    outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
     faults = (["SIGUSR1:0:5"], ["eval-SIGTERM:0:20"], ["save-SIGTERM:0:32"])
     for fault, saved in zip(faults, ("ep0-ba5", "ep0-ba20", "ep0-ba32"), strict=True):
@@ -186,18 +200,22 @@ def test_signals_in_evaluation_saving_and_start_up(
     assert process.wait(PATIENCE_S) == PREEMPTED
     run("left", *DROPOUT)
     assert_same_run(whole, tmp_path / "left")
+    outcome(
+        "signals in training, evaluation, saving, start-up", "exit code 75, the same run", recomputed(tmp_path / "left")
+    )
 
 
-def test_a_damaged_checkpoint_is_passed_over(whole: Path, run: Run, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_passed_over(outcome: Outcome, whole: Path, run: Run, tmp_path: Path) -> None:
     run("left", *DROPOUT, faults=["SIGTERM:0:20"], code=PREEMPTED)
     newest = tmp_path / "left/checkpoints/ep0-ba20/rank0.pt"
     newest.write_bytes(newest.read_bytes()[:-1000])
     done = run("left", *DROPOUT)
     assert f"passed over a checkpoint: {newest}" in done.stdout and "ep0-ba16" in done.stdout
     assert_same_run(whole, tmp_path / "left")
+    outcome("newest checkpoint truncated", "named, the one before it used, the same run", recomputed(tmp_path / "left"))
 
 
-def test_one_rank_two_ranks_one_rank(run: Run, tmp_path: Path) -> None:
+def test_one_rank_two_ranks_one_rank(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     """The same samples make up each batch; the losses agree to rounding, which 60 steps amplify."""
     run("whole", *NO_DROPOUT)
     run("moved", *NO_DROPOUT, faults=["SIGTERM:0:10"], code=PREEMPTED)
@@ -207,23 +225,26 @@ def test_one_rank_two_ranks_one_rank(run: Run, tmp_path: Path) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
     assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
+    outcome("1 -> 2 -> 1 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
 
 
-def test_a_nan_on_one_rank_skips_the_step_on_all(run: Run, tmp_path: Path) -> None:
+def test_a_nan_on_one_rank_skips_the_step_on_all(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("nan", *NO_DROPOUT, ranks=2, faults=["nan:1:7"])
     assert "batch 7 has NaN or Inf and was skipped; training samples [" in done.stdout
     losses = metric(tmp_path / "nan", report.TRAIN_LOSS)
     assert [batch for batch, loss in losses.items() if loss != loss] == [7]
     assert metric(tmp_path / "nan", "guard/skipped_batches") == {7: 1}
+    outcome("NaN loss on rank 1 of 2", "step skipped on both, samples printed", "1 batch")
 
 
-def test_three_bad_batches_in_a_row_end_the_run(run: Run, tmp_path: Path) -> None:
+def test_three_bad_batches_in_a_row_end_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("nan", faults=["nan:0:10", "nan:0:11", "nan:0:12"], code=BAD_NUMBERS)
     assert "3 bad batches in a row, up to batch 12" in done.stdout
     assert complete_checkpoints(tmp_path / "nan/checkpoints")[-1].name == "ep0-ba8"
+    outcome("NaN in three batches in a row", "exit code 3, samples printed", "nothing that was saved")
 
 
-def test_a_full_disk_costs_a_checkpoint_or_the_run(run: Run, tmp_path: Path) -> None:
+def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("goes-on", "on_save_error=continue", "max_duration=30ba", faults=["small-disk:0:10"], code=1)
     assert done.stdout.count("was not written") == 2 and "the run goes on" in done.stdout
     assert "ep0-ba30 was not written" in done.stderr, "without its last checkpoint no run is finished"
@@ -231,17 +252,19 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(run: Run, tmp_path: Path) -> 
     done = run("stops", "on_save_error=stop", faults=["small-disk:0:10"], code=1)
     assert "the earlier ones are intact" in done.stderr
     assert [p.name for p in (tmp_path / "stops/checkpoints").iterdir()] == ["ep0-ba8"]
+    outcome("full disk while saving", "goes on or stops, as configured", "the checkpoints that did not fit")
 
 
-def test_a_rank_that_hangs_ends_the_run_with_stacks(run: Run, tmp_path: Path) -> None:
+def test_a_rank_that_hangs_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     run("stuck", "stall_timeout_s=8", ranks=2, faults=["hang:1:6"], code=STALLED)
     for rank in (0, 1):
         text = (tmp_path / f"stuck/stall-rank{rank}.txt").read_text()
         assert "nothing for" in text and "Thread" in text
     assert "inject.py" in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the hanging rank is"
+    outcome("rank 1 of 2 hangs", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
 
 
-def test_what_must_match_is_compared_and_can_be_allowed(run: Run, tmp_path: Path) -> None:
+def test_what_must_match_is_compared_and_can_be_allowed(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     run("run", faults=["SIGTERM:0:10"], code=PREEMPTED)
     done = run("run", "optimizer.lr=1e-3", "seed=18", code=2)
     assert "optimizer.lr: 0.003 -> 0.001" in done.stderr and "sample_order.seed: 17 -> 18" in done.stderr
@@ -249,6 +272,7 @@ def test_what_must_match_is_compared_and_can_be_allowed(run: Run, tmp_path: Path
     run("run", "optimizer.lr=1e-3", "resume.allow=[optimizer.lr]")
     record = json.loads((tmp_path / "run/run.json").read_text())
     assert record["starts"][1]["allowed_differences"] == ["optimizer.lr: 0.003 -> 0.001"]
+    outcome("another learning rate and seed", "refused with both; goes on with the one allowed", "nothing")
 
 
 def test_no_room_for_a_checkpoint_is_said_before_the_start(run: Run) -> None:
@@ -259,17 +283,20 @@ def test_no_room_for_a_checkpoint_is_said_before_the_start(run: Run) -> None:
 @pytest.mark.chaos
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_killed_twenty_times_it_is_the_same_run(
-    run: Run, command: Callable[..., list[str]], tmp_path: Path, ranks: int
+    outcome: Outcome, run: Run, command: Callable[..., list[str]], tmp_path: Path, ranks: int
 ) -> None:
     settings = [*DROPOUT, "data.num_workers=2", "max_duration=140ba"]
     run("whole", *settings, ranks=ranks)
     kill_at_random_moments(command("killed", *settings, ranks=ranks), tmp_path / "killed", kills=20, seed=ranks)
     run("killed", *settings, ranks=ranks)
     assert_same_run(tmp_path / "whole", tmp_path / "killed")
+    outcome(
+        f"SIGKILL at 20 random moments, {ranks} ranks", "the same run, bit for bit", recomputed(tmp_path / "killed")
+    )
 
 
 @pytest.mark.chaos
-def test_two_ranks_one_rank_two_ranks(run: Run, tmp_path: Path) -> None:
+def test_two_ranks_one_rank_two_ranks(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     run("whole", *NO_DROPOUT, ranks=2)
     run("moved", *NO_DROPOUT, ranks=2, faults=["SIGTERM:1:10"], code=PREEMPTED)
     run("moved", *NO_DROPOUT, faults=["SIGTERM:0:30"], code=PREEMPTED)
@@ -277,3 +304,4 @@ def test_two_ranks_one_rank_two_ranks(run: Run, tmp_path: Path) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
     assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
+    outcome("2 -> 1 -> 2 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
