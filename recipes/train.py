@@ -43,10 +43,10 @@ def main(cfg: TrainConfig) -> Trainer | None:
     if rank == 0:
         print(format_plan(plan, cfg), flush=True)
     record = run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards), cfg.resume.allow)
-    run_folder.check_space(folder, plan)
     if record and record["finished"]:
         print(f"{folder} is finished: nothing to do")
         return None
+    run_folder.check_space(folder, plan)
     return fit(cfg, plan, shards)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -13,10 +14,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.checkpoint import CheckpointException, save
 
 from data_prep import shards
 from data_prep.stage import BadInput
-from recipes import export, report, train
+from recipes import checkpoints, export, report, train
 from recipes.config import TrainConfig, load_config
 from recipes.data import build_dataloader
 
@@ -159,6 +161,40 @@ def test_activation_checkpointing_does_not_change_the_losses(overrides: Override
         train.main(configure(settings))
         curves.append(losses(tmp_path / on))
     assert curves[0] == curves[1]
+
+
+class Payload:
+    """Unpickling this would create a file."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (str(self.target), "w")
+
+
+@pytest.mark.parametrize("place", ["file", "index", "entry"])
+def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: str) -> None:
+    """A checkpoint with a manifest in order and code in it, at each place where Composer unpickles one."""
+    train.main(configure(overrides("max_duration=12ba")))
+    folder, target = tmp_path / "run", tmp_path / "executed"
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
+    honest = folder / "checkpoints/ep0-ba12"
+    state = torch.load(honest / "rank0.pt", weights_only=False)  # made above
+    partial = folder / "checkpoints/crafted"
+    partial.mkdir()
+    if place != "index":
+        state["rng"] = [Payload(target)]
+    if place == "file":
+        torch.save(state, partial / "rank0.pt")
+    else:
+        save(state, checkpoint_id=str(partial), no_dist=True)
+    if place == "index":
+        (partial / ".metadata").write_bytes(pickle.dumps(Payload(target)))
+    checkpoints.publish(partial, honest, 12, {})
+    with pytest.raises((BadInput, CheckpointException), match=r"would run code"):
+        train.main(configure(overrides("max_duration=12ba")))
+    assert not target.exists()
 
 
 def test_loader_workers_do_not_change_the_samples(overrides: Overrides) -> None:
