@@ -149,7 +149,8 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     rng.rng = trainer._rng_state
     trainer._rng_state = None
     start.close()
-    trainer.fit()
+    if trainer.state.timestamp.batch < plan.batches:  # not if it was stopped between its last save and its end
+        trainer.fit()
     trainer.close()  # flushes the loggers
     if dist.get_global_rank() == 0:
         run_folder.finish_run(folder)

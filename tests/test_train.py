@@ -163,6 +163,16 @@ def test_activation_checkpointing_does_not_change_the_losses(overrides: Override
     assert curves[0] == curves[1]
 
 
+def test_stopped_after_its_last_save_a_run_is_finished(overrides: Overrides, tmp_path: Path) -> None:
+    train.main(configure(overrides("max_duration=12ba")))
+    folder = tmp_path / "run"
+    lines = (folder / "metrics.jsonl").read_text()
+    (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
+    train.main(configure(overrides("max_duration=12ba")))
+    assert json.loads((folder / "run.json").read_text())["finished"]
+    assert (folder / "metrics.jsonl").read_text() == lines
+
+
 class Payload:
     """Unpickling this would create a file."""
 
