@@ -5,15 +5,19 @@ There is no `labels` entry: the model shifts `input_ids` itself, and a copy woul
 
 from __future__ import annotations
 
+import fcntl
+import os
 import signal
+import tempfile
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 import torch
 from composer.core import DataSpec
+from composer.utils import dist
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.format import Reader
@@ -156,6 +160,25 @@ def _ignore_usr1(worker: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
+@contextmanager
+def _registering() -> Iterator[None]:
+    """Let one run of a machine at a time claim its names in shared memory.
+
+    StreamingDataset looks for a free name and takes it a moment later: of two runs that start together on one machine,
+    one would end with FileExistsError.
+    """
+    lock = None
+    if dist.get_local_rank() == 0:
+        lock = os.open(Path(tempfile.gettempdir()) / "token-shards.lock", os.O_RDONLY | os.O_CREAT, 0o666)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    dist.barrier()  # the other ranks look for the name that the first one will take
+    try:
+        yield
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
 def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
     """The loader of one split for this rank.
 
@@ -168,14 +191,15 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
     """
     train = split == "train"
     batch_size = cfg.global_train_batch_size // world_size if train else cfg.device_eval_batch_size
-    dataset = TokenShards(
-        streams=[TokenStream(read_shards_info(Path(cfg.data.shards)), split, cfg.data.remote)],
-        shuffle=train,
-        shuffle_algo="py1e",
-        shuffle_seed=cfg.seed,
-        num_canonical_nodes=cfg.data.num_canonical_nodes,
-        batch_size=batch_size,
-    )
+    with _registering():
+        dataset = TokenShards(
+            streams=[TokenStream(read_shards_info(Path(cfg.data.shards)), split, cfg.data.remote)],
+            shuffle=train,
+            shuffle_algo="py1e",
+            shuffle_seed=cfg.seed,
+            num_canonical_nodes=cfg.data.num_canonical_nodes,
+            batch_size=batch_size,
+        )
     workers = cfg.data.num_workers
     loader = TokenLoader(
         dataset,

@@ -224,6 +224,19 @@ def shards_info(overrides: Overrides) -> Any:
     return train.check_shards(configure(overrides()))
 
 
+def test_runs_that_start_together_do_not_collide(overrides: Overrides) -> None:
+    """Without the lock a third of these ends with FileExistsError."""
+    code = (
+        "import sys; from recipes.config import load_config; from recipes.data import build_dataloader\n"
+        "cfg = load_config('yamls/smoke-cpu.yaml', sys.argv[1:])\n"
+        "for _ in range(12): build_dataloader(cfg, 'train', 1)"
+    )
+    command = [sys.executable, "-c", code, *overrides()]
+    together = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    errors = [process.communicate(timeout=120)[1] for process in together]
+    assert [process.returncode for process in together] == [0, 0, 0], errors
+
+
 def test_validation_reads_every_sample_once(overrides: Overrides) -> None:
     loader: Any = build_dataloader(configure(overrides("data.num_workers=2")), "val", 1).dataloader
     batches = list(loader)
