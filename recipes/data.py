@@ -161,7 +161,7 @@ def _ignore_usr1(worker: int) -> None:
 
 
 @contextmanager
-def _registering() -> Iterator[None]:
+def registering() -> Iterator[None]:
     """Let one run of a machine at a time claim its names in shared memory.
 
     StreamingDataset looks for a free name and takes it a moment later: of two runs that start together on one machine,
@@ -191,7 +191,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
     """
     train = split == "train"
     batch_size = cfg.global_train_batch_size // world_size if train else cfg.device_eval_batch_size
-    with _registering():
+    with registering():
         dataset = TokenShards(
             streams=[TokenStream(read_shards_info(Path(cfg.data.shards)), split, cfg.data.remote)],
             shuffle=train,

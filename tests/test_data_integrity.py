@@ -31,7 +31,7 @@ from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_json, seal, write_json
 from recipes import report, shard_reader, train
 from recipes.config import TrainConfig, load_config
-from recipes.data import ShortEpoch, TokenLoader, build_dataloader
+from recipes.data import ShortEpoch, TokenLoader, build_dataloader, registering
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512
@@ -77,10 +77,10 @@ def good(
 @pytest.fixture(scope="module")
 def right(good: dict[str, Path], tiny_tokenizer: Path) -> Batches:
     """The batches of the first epoch, as streaming's own reader gives them."""
-    plain = StreamingDataset(
-        local=str(shutil.copytree(good["none"], good["none"].with_name("plain")) / "train"),
-        shuffle=True, shuffle_algo="py1e", shuffle_seed=17, num_canonical_nodes=1, batch_size=BATCH,
-    )  # fmt: skip
+    folder = shutil.copytree(good["none"], good["none"].with_name("plain")) / "train"
+    order: dict[str, Any] = {"shuffle_algo": "py1e", "shuffle_seed": 17, "num_canonical_nodes": 1}
+    with registering():
+        plain = StreamingDataset(local=str(folder), shuffle=True, batch_size=BATCH, **order)
     samples = [sample["tokens"].tolist() for sample in plain]
     return [samples[at : at + BATCH] for at in range(0, len(samples) // BATCH * BATCH, BATCH)]
 

@@ -15,6 +15,7 @@ from data_prep import corpus, json_lines, shards, tokenizer, verify
 from data_prep.shard_format import COLUMN, DOCUMENTS, SPLITS, read_shards_info
 from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_manifest
+from recipes.data import registering
 
 SEQ_LEN = 64
 FolderBytes = Callable[[Path], dict[str, bytes]]
@@ -34,7 +35,8 @@ def stream_of(folder: Path, split: str) -> np.ndarray:
     """All tokens of a split, read as a training run reads them."""
     from streaming import StreamingDataset
 
-    dataset = StreamingDataset(local=str(folder / split), shuffle=False, batch_size=1, validate_hash="sha256")
+    with registering():
+        dataset = StreamingDataset(local=str(folder / split), shuffle=False, batch_size=1, validate_hash="sha256")
     return np.concatenate([dataset[i][COLUMN] for i in range(len(dataset))])
 
 
