@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 JsonDict = dict[str, Any]
 
 
-class BadInput(Exception):  # noqa: N818
+class BadInput(Exception):
     """What the user gave cannot be used. The message names the file, line, key or value, and the way out."""
 
 

@@ -29,7 +29,7 @@ from recipes.config import TrainConfig
 from recipes.shard_reader import TokenShard, open_shards
 
 
-class ShortEpoch(Exception):  # noqa: N818
+class ShortEpoch(Exception):
     """An epoch ended before it delivered its samples."""
 
 
