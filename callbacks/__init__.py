@@ -11,6 +11,7 @@ from callbacks.parity_gate import ParityError, ParityGate
 from callbacks.preemption import Preemption
 from callbacks.restore_rng import RestoreRNG
 from callbacks.sample_fingerprint import SampleFingerprint
+from callbacks.spike_guard import Rewind, SpikeGuard
 from callbacks.stall_watch import StallWatch
 
 # Names of `callbacks:` in a YAML whose arguments go to the constructor as they are.
@@ -33,6 +34,8 @@ __all__ = [
     "ParityGate",
     "Preemption",
     "RestoreRNG",
+    "Rewind",
     "SampleFingerprint",
+    "SpikeGuard",
     "StallWatch",
 ]

@@ -73,10 +73,15 @@ class CheckpointWriter(Callback):
             return
         name = checkpoints.checkpoint_name(int(state.timestamp.epoch), batch)
         partial = self.folder / f"{name}.partial"
+        saved_at = {
+            "batch": batch,
+            "epoch": int(state.timestamp.epoch),
+            "sample_in_epoch": int(state.timestamp.sample_in_epoch),
+        }
         failure = (
             _attempt(lambda: _prepare(partial))
             or _attempt(lambda: _write(state, partial))
-            or _attempt(lambda: checkpoints.publish(partial, self.folder / name, batch, self.identity), rank=0)
+            or _attempt(lambda: checkpoints.publish(partial, self.folder / name, saved_at, self.identity), rank=0)
         )
         if failure:
             if dist.get_global_rank() == 0:

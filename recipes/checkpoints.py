@@ -43,17 +43,26 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=checkpoint_batch)
 
 
-def publish(partial: Path, out: Path, batch: int, identity: JsonDict) -> None:
+def saved_at(checkpoint: Path) -> JsonDict:
+    """When a checkpoint was saved: `batch`, `epoch`, and `sample_in_epoch`, in samples that were trained on.
+
+    Raises:
+        BadInput: it has no manifest.
+    """
+    return read_manifest(checkpoint, "checkpoint", "recipes/train.py")["saved_at"]
+
+
+def publish(partial: Path, out: Path, saved_at: JsonDict, identity: JsonDict) -> None:
     """Hash and flush the files of `partial`, write its manifest, and rename it to `out`.
 
     Args:
         partial: a folder with the files of all ranks.
         out: the checkpoint's name; what lies there is of the same run and batch, and is replaced.
-        batch: the batch that it was saved after.
+        saved_at: as `saved_at` returns it.
         identity: what the run is made of.
     """
     remove(out)
-    request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "batch": batch, "identity": identity}
+    request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "saved_at": saved_at, "identity": identity}
     publish_stage(partial, out, request, {})
 
 

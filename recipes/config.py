@@ -154,6 +154,17 @@ class NumberGuardConfig:
 
 
 @dataclass
+class SpikeGuardConfig:
+    """callbacks.SpikeGuard: back to before a loss spike, and around its data."""
+
+    window_batches: int = 100
+    threshold: float = 8.0  # robust standard deviations above the median of the window
+    min_rise: float = 0.2  # nats a token above it
+    patience_batches: int = 3
+    max_rewinds: int = 3
+
+
+@dataclass
 class CallbacksConfig:
     """Which callbacks run, and their arguments; null leaves one out."""
 
@@ -163,6 +174,7 @@ class CallbacksConfig:
     runtime_estimator: RuntimeEstimatorConfig | None = None
     console: ConsoleConfig | None = None
     number_guard: NumberGuardConfig | None = None
+    spike_guard: SpikeGuardConfig | None = None
 
 
 @dataclass
@@ -312,6 +324,8 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         "optimizer.lr": optimizer.lr,
         "optimizer.eps": optimizer.eps,
     }
+    if (spike := cfg.callbacks.spike_guard) is not None:
+        positive |= {f"callbacks.spike_guard.{name}": value for name, value in vars(spike).items()}
     for key, value in positive.items():
         require(value > 0, key, value, "it must be above 0")
     require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")

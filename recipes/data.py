@@ -9,7 +9,7 @@ import fcntl
 import os
 import signal
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, cast
@@ -21,10 +21,13 @@ from composer.utils import dist
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.format import Reader
+from streaming.base.partition import get_partitions
+from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
 from data_prep.shard_format import COLUMN, ShardsInfo, read_shards_info
 from data_prep.stage import BadInput
+from recipes import ledger
 from recipes.config import TrainConfig
 from recipes.shard_reader import TokenShard, open_shards
 
@@ -54,9 +57,14 @@ class TokenStream(Stream):
 
 
 class TokenShards(StreamingDataset):
-    """A split of token shards; sample i is `{"input_ids": (seq_len,) int64, "sample_ids": () int64}`."""
+    """A split of token shards; sample i is `{"input_ids": (seq_len,) int64, "sample_ids": () int64}`.
 
-    _resumed: tuple[int, int] = (-1, 0)  # epoch, samples of it that were seen
+    Attributes:
+        skipped: positions of epochs that are left out, as `ledger.merge` returns them.
+    """
+
+    skipped: Sequence[ledger.Window] = ()
+    _resumed: tuple[int, int] = (-1, 0)  # epoch, position in it
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
         """Sample `sample_id`, widened to the int64 that embedding lookups take.
@@ -85,14 +93,33 @@ class TokenShards(StreamingDataset):
                 self._iterator.non_blocking_exit()
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Go on where a checkpoint was saved."""
-        self._resumed = obj["epoch"], obj["sample_in_epoch"]
-        super().load_state_dict(obj)
+        """Go on where a checkpoint was saved. It counts the samples that were trained on, and not those left out."""
+        self._resumed = obj["epoch"], ledger.position(self.skipped, obj["epoch"], obj["sample_in_epoch"])
+        self.shuffle_seed, self.num_canonical_nodes = obj["shuffle_seed"], obj["num_canonical_nodes"]  # as workers do
+        super().load_state_dict({**obj, "sample_in_epoch": self._resumed[1]})
 
-    def samples_seen(self) -> int:
-        """Samples of the epoch about to start that the run saw before it was resumed, on all ranks."""
-        epoch, samples = self._resumed
-        return samples if epoch >= self.next_epoch else 0
+    def next_position(self) -> tuple[int, int]:
+        """The epoch about to start, and the position in it, which is not 0 if the run was resumed there."""
+        epoch, position = self._resumed
+        return (epoch, position) if epoch >= self.next_epoch else (self.next_epoch, 0)
+
+    def sample_order(self, epoch: int, batch_size: int) -> NDArray[np.int64]:
+        """The sample ids of an epoch by position, for any number of ranks: `batch_size` of them make a global batch.
+
+        Within a batch, ranks and workers share them out in their own way.
+
+        Args:
+            epoch: the epoch, from 0.
+            batch_size: samples of all ranks together.
+        """
+        shard_samples, sample_of = self.resample_streams(epoch)
+        nodes = cast(int, self.num_canonical_nodes)
+        order = get_partitions(self.partition_algo, self.epoch_size, nodes, 1, 1, 1, batch_size).flatten()
+        if self.shuffle:
+            self._set_shuffle_block_size(self._parallel_rank_world)  # as a worker does before its first sample
+            block = cast(int, self.shuffle_block_size)
+            order = get_shuffle(self.shuffle_algo, shard_samples, nodes, self.shuffle_seed, epoch, block)[order]
+        return sample_of[order[: self.size // batch_size * batch_size]]
 
 
 class TokenLoader(StreamingDataLoader):
@@ -111,13 +138,13 @@ class TokenLoader(StreamingDataLoader):
     def __len__(self) -> int:
         return self._planned_samples(0) // self._device_batch_size if self.drop_last else super().__len__()
 
-    def _planned_samples(self, seen: int) -> int:
-        """Samples that an epoch owes this rank, of which all ranks together saw `seen`."""
+    def _planned_samples(self, position: int) -> int:
+        """Samples that an epoch owes this rank from a position on, those left out among them."""
         size = self._dataset.size
         if not self.drop_last:
             return -(-size // self._world_size)
         batch = self._device_batch_size * self._world_size
-        return (size // batch - seen // batch) * self._device_batch_size
+        return (size // batch - position // batch) * self._device_batch_size
 
     def __iter__(self) -> Iterator[Any]:
         """The batches of an epoch.
@@ -126,13 +153,16 @@ class TokenLoader(StreamingDataLoader):
             BadInput: a shard is damaged and cannot be made good.
             ShortEpoch: the epoch ended early, by a fault that nothing else noticed.
         """
-        planned, delivered = self._planned_samples(self._dataset.samples_seen()), 0
+        epoch, position = self._dataset.next_position()
+        planned, delivered = self._planned_samples(position), 0
         try:
             for batch in super().__iter__():
                 if self.drop_last and delivered == planned:
                     return
+                here = position + delivered * self._world_size
                 delivered += len(batch["input_ids"])
-                yield batch
+                if not ledger.is_skipped(self._dataset.skipped, epoch, here):
+                    yield batch
             if delivered < planned:
                 split = self._dataset.streams[0].local
                 raise ShortEpoch(f"{split}: an epoch delivered {delivered} of {planned} samples")
@@ -179,12 +209,18 @@ def registering() -> Iterator[None]:
             os.close(lock)
 
 
-def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
+def build_dataloader(cfg: TrainConfig, split: str, world_size: int, skipped: Sequence[ledger.Window] = ()) -> DataSpec:
     """The loader of one split for this rank.
 
     The order of training samples depends on `seed` and `data.num_canonical_nodes` alone, so the same samples make up
     each global batch on any number of ranks. The last, partial batch of a training epoch is dropped for that reason:
     which samples it holds would depend on the number of ranks.
+
+    Args:
+        cfg: the configuration.
+        split: `train` or `val`.
+        world_size: ranks.
+        skipped: positions that the run leaves out, as `ledger.merge` returns them.
 
     Raises:
         BadInput: no finished shards, or their index is damaged or of another format.
@@ -200,6 +236,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int) -> DataSpec:
             num_canonical_nodes=cfg.data.num_canonical_nodes,
             batch_size=batch_size,
         )
+    dataset.skipped = skipped
     workers = cfg.data.num_workers
     loader = TokenLoader(
         dataset,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from composer.utils import dist
 
 from data_prep.stage import BadInput
+from recipes import ledger
 from recipes.checkpoints import MONOLITH, is_sharded, newest_intact
+from recipes.run_folder import CHECKPOINTS
 from recipes.safe_loading import write_sharded
 
 
@@ -20,11 +22,13 @@ class Start:
     Attributes:
         load_path: what Trainer loads; None for a run that begins.
         sharded: whether the run is to be sharded by FSDP, and its checkpoints with it.
+        skipped: positions of the training data that the run leaves out, as `ledger.merge` returns them.
         copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
     """
 
     load_path: str | None
     sharded: bool
+    skipped: list[ledger.Window] = field(default_factory=list)
     copy: Path | None = None
 
     def close(self) -> None:
@@ -41,16 +45,19 @@ def find_start(folder: Path, fsdp: bool) -> Start:
     One that began unsharded on one rank and goes on with FSDP on several has its checkpoint copied into that layout.
 
     Args:
-        folder: the run's checkpoints.
+        folder: the run folder.
         fsdp: whether the configuration has FSDP.
 
     Raises:
-        BadInput: no checkpoint is intact, or the newest is sharded and the configuration has no FSDP.
+        BadInput: no checkpoint is intact, or the newest is sharded and the configuration has no FSDP, or the ledger is
+            damaged.
     """
     start: Start | BadInput = Start(None, False)
     if dist.get_global_rank() == 0:
         try:
-            start = _find(folder, fsdp, fsdp and dist.get_world_size() > 1)
+            start = _find(folder / CHECKPOINTS, fsdp, fsdp and dist.get_world_size() > 1)
+            windows = [window for entry in ledger.read(folder) for window in entry["windows"]]
+            start = replace(start, skipped=ledger.merge(windows))
         except BadInput as error:
             start = error
     shared = [start]
@@ -76,4 +83,4 @@ def _find(folder: Path, fsdp: bool, sharded: bool) -> Start:
     copy = checkpoint.with_name(f"{checkpoint.name}.sharded")
     shutil.rmtree(copy, ignore_errors=True)
     write_sharded(checkpoint, copy)
-    return Start(str(copy), True, copy)
+    return Start(str(copy), True, copy=copy)

@@ -8,6 +8,7 @@ python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections.abc import Sequence
@@ -47,11 +48,17 @@ def main(cfg: TrainConfig) -> Trainer | None:
         print(f"{folder} is finished: nothing to do")
         return None
     run_folder.check_space(folder, plan)
-    return fit(cfg, plan, shards)
+    while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it and around its data
+        gc.collect()  # the model, its optimizer and the loaders' workers
+    return trainer
 
 
-def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
-    """Assemble model, data, optimizer, schedule, callbacks and loggers; run; return the Trainer."""
+def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
+    """Assemble model, data, optimizer, schedule, callbacks and loggers; run; return the Trainer.
+
+    Returns:
+        None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
+    """
     # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
     import torch
     from composer import Trainer
@@ -65,7 +72,9 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         ParityGate,
         Preemption,
         RestoreRNG,
+        Rewind,
         SampleFingerprint,
+        SpikeGuard,
         StallWatch,
     )
     from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
@@ -87,7 +96,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     folder = Path(cfg.run_dir)
     if dist.get_global_rank() == 0:
         run_folder.open_run(folder, cfg, plan, shards)
-    start = find_start(folder / run_folder.CHECKPOINTS, cfg.fsdp is not None)
+    start = find_start(folder, cfg.fsdp is not None)
     guard_composer_loading()
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
@@ -120,6 +129,9 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     rng = RestoreRNG()
     callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), SampleFingerprint()]
     callbacks += build_callbacks(cfg)
+    if cfg.callbacks.spike_guard:
+        # Before the writer: what is in a spike is not saved.
+        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder))
     callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
     if cfg.stall_timeout_s:
         callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
@@ -129,7 +141,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         schedulers=scheduler,
         step_schedulers_every_batch=True,
         algorithms=[GradientClipping("norm", clip)] if clip else None,
-        train_dataloader=build_dataloader(cfg, "train", plan.world_size),
+        train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
         eval_dataloader=build_dataloader(cfg, "val", plan.world_size),
         eval_interval=cfg.eval_interval,
         eval_subset_num_batches=cfg.eval_subset_num_batches,
@@ -149,8 +161,12 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     rng.rng = trainer._rng_state
     trainer._rng_state = None
     start.close()
-    if trainer.state.timestamp.batch < plan.batches:  # not if it was stopped between its last save and its end
-        trainer.fit()
+    try:
+        if trainer.state.timestamp.batch < plan.batches:  # not if it was stopped between its last save and its end
+            trainer.fit()
+    except Rewind:
+        trainer.close()
+        return None
     trainer.close()  # flushes the loggers
     if dist.get_global_rank() == 0:
         run_folder.finish_run(folder)

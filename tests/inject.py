@@ -1,7 +1,8 @@
 """Train with a fault built in: `inject.py FAULT… -- YAML key=value …`, in the place of recipes/train.py.
 
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
-`small-disk` (no file above 1 MB from there on). In it: `nan` (its loss). After it: `eval-SIGTERM` (in its evaluation),
+`small-disk` (no file above 1 MB from there on). In it: `nan` (its loss), `noise` (random tokens in the samples that are
+due in it and in the three batches after it, whenever they come). After it: `eval-SIGTERM` (in its evaluation),
 `save-SIGTERM` (in the midst of its checkpoint).
 """
 
@@ -14,6 +15,7 @@ import sys
 import time
 from typing import Any
 
+import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
 
@@ -49,6 +51,19 @@ class Fault(Callback):
             time.sleep(600)
         elif self.what == "small-disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+
+    def fit_start(self, state: State, logger: Logger) -> None:
+        if self.what == "noise":
+            loader: Any = state.train_dataloader
+            batch_size = loader.batch_size * dist.get_world_size()
+            order = loader.dataset.sample_order(0, batch_size)
+            self.samples = torch.from_numpy(order[(self.batch - 1) * batch_size :][: 4 * batch_size])
+
+    def after_dataloader(self, state: State, logger: Logger) -> None:
+        if self.what == "noise":
+            noisy = torch.isin(state.batch["sample_ids"], self.samples)
+            ids = state.batch["input_ids"]
+            ids[noisy] = (ids[noisy] * 101 + torch.arange(ids.shape[1]) * 7) % 600
 
     def before_backward(self, state: State, logger: Logger) -> None:
         if self.what == "nan" and self._due(state, finished=False):

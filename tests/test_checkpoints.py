@@ -19,7 +19,12 @@ def folder(tmp_path: Path) -> Path:
         partial.mkdir()
         for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
             (partial / name).write_bytes(f"{name} of {batch}".encode() * 100)
-        checkpoints.publish(partial, tmp_path / f"ep0-ba{batch}", batch, {"seed": 17})
+        checkpoints.publish(
+            partial,
+            tmp_path / f"ep0-ba{batch}",
+            {"batch": batch, "epoch": 0, "sample_in_epoch": batch * 8},
+            {"seed": 17},
+        )
     return tmp_path
 
 
@@ -65,6 +70,6 @@ def test_publishing_again_replaces_it(folder: Path) -> None:
     partial = folder / "ep0-ba100.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(b"new")
-    checkpoints.publish(partial, folder / "ep0-ba100", 100, {})
+    checkpoints.publish(partial, folder / "ep0-ba100", {"batch": 100}, {})
     assert checkpoints.fault(folder / "ep0-ba100") is None
     assert sorted(path.name for path in (folder / "ep0-ba100").iterdir()) == ["manifest.json", "rank0.pt"]

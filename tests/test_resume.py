@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from recipes import report
+from data_prep import json_lines
+from recipes import ledger, report
 from recipes.checkpoints import complete_checkpoints
 from recipes.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
 
@@ -242,6 +243,54 @@ def test_three_bad_batches_in_a_row_end_the_run(outcome: Outcome, run: Run, tmp_
     assert "3 bad batches in a row, up to batch 12" in done.stdout
     assert complete_checkpoints(tmp_path / "nan/checkpoints")[-1].name == "ep0-ba8"
     outcome("NaN in three batches in a row", "exit code 3, samples printed", "nothing that was saved")
+
+
+SPIKES = [f"callbacks.spike_guard.{key}" for key in ("window_batches=10", "patience_batches=3", "min_rise=0.5")]
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.chaos)])
+def test_a_loss_spike_is_rewound_and_its_data_left_out(
+    outcome: Outcome, run: Run, tmp_path: Path, tiny_shards: Path, ranks: int
+) -> None:
+    """Four batches of noise from batch 28 on: back to 24, past batch 30, where the guard was sure."""
+    done = run("spike", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28"])
+    assert "warning: loss spike: batches 28 to 30" in done.stdout and "back to batch 24" in done.stdout
+    assert report.read_run(tmp_path / "spike").starts == [0, 24]
+    whole = tmp_path / "whole"
+    run("whole", *DROPOUT, "callbacks.spike_guard=null", ranks=ranks)
+    expected, found = metric(whole, FINGERPRINT), metric(tmp_path / "spike", FINGERPRINT)
+    assert [found[batch] for batch in range(1, 25)] == [expected[batch] for batch in range(1, 25)]
+    # Of six batches left out, three were noise; the fourth still comes, alone no spike. The epoch ends at 40, not 46.
+    assert [found[batch] for batch in range(25, 55)] == [expected[batch] for batch in range(31, 61)]
+    assert metric(tmp_path / "spike", report.TRAIN_LOSS)[60] < 5.5
+
+    (entry,) = ledger.read(tmp_path / "spike")
+    assert entry["windows"] == [(0, 24 * 8, 30 * 8)] and entry["samples"] == 48 and entry["to_batch"] == 24
+    details = [record for _, record in json_lines.read(tmp_path / "spike" / entry["details"])]
+    samples = [record["sample"] for record in details if "sample" in record]
+    documents = {record["document"] for record in details if "document" in record}
+    assert len(set(samples)) == 48 and len(documents) == entry["documents"]
+    overlapping = set()
+    for _, record in json_lines.read(tiny_shards / "train/documents.jsonl.zst"):
+        tokens = range(record["start_token"], record["start_token"] + record["tokens"])
+        if not set(samples).isdisjoint(token // 64 for token in tokens):
+            overlapping.add(record["id"])
+    assert documents == overlapping
+
+    # Killed after the rewind, before the next checkpoint: the same run all the same.
+    run("again", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28", "SIGTERM:0:31"], code=PREEMPTED)
+    run("again", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28"])
+    assert_same_run(tmp_path / "spike", tmp_path / "again")
+    outcome(f"3 batches of a loss spike, {ranks} ranks", "rewound, its data left out and listed", "6 batches of data")
+
+
+def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    """A spike before the first checkpoint goes back to the beginning; the one after max_rewinds ends the run."""
+    more = [*SPIKES, "save_interval=40ba", "callbacks.spike_guard.max_rewinds=1"]
+    done = run("spikes", *more, faults=["noise:0:20", "noise:0:44"], code=BAD_NUMBERS)
+    assert "back to batch 0" in done.stdout and "after 1 rewinds" in done.stdout
+    assert report.read_run(tmp_path / "spikes").starts == [0, 0]
+    outcome("a second loss spike, one rewind allowed", "exit code 3", "nothing that was saved")
 
 
 def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: 
         save(state, checkpoint_id=str(partial), no_dist=True)
     if place == "index":
         (partial / ".metadata").write_bytes(pickle.dumps(Payload(target)))
-    checkpoints.publish(partial, honest, 12, {})
+    checkpoints.publish(partial, honest, {"batch": 12}, {})
     with pytest.raises((BadInput, CheckpointException), match=r"would run code"):
         train.main(configure(overrides("max_duration=12ba")))
     assert not target.exists()

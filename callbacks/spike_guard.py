@@ -1,0 +1,173 @@
+"""A run whose loss jumps up and stays there goes back, and around the data that it met."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from composer import Callback, Logger, State
+from composer.utils import dist
+from torch.utils.data import DataLoader
+
+from data_prep.shard_format import DOCUMENTS
+from data_prep.stage import JsonDict
+from recipes import checkpoints, ledger
+from recipes.data import TokenShards
+from recipes.exit_codes import BAD_NUMBERS
+from recipes.run_folder import CHECKPOINTS
+
+TRAIN_LOSS = "loss/train/total"
+# Of a normal distribution, the standard deviation is this many median absolute deviations.
+SIGMAS_A_DEVIATION = 1.4826
+
+
+class Rewind(Exception):
+    """Raised on every rank once the ledger is written: the run is to be started again, from an earlier checkpoint."""
+
+
+class TooManyRewinds(SystemExit):
+    """Raised on every rank when the loss spikes once more; ends the process with BAD_NUMBERS."""
+
+    def __init__(self) -> None:
+        super().__init__(BAD_NUMBERS)
+
+
+class SpikeGuard(Callback):
+    """Rewinds the run when its loss spikes: back to the newest checkpoint before, past the data read since.
+
+    A batch spikes when its loss is above the median of the last `window_batches` that did not, by `threshold` robust
+    standard deviations and by `min_rise` at the least; as PaLM did it by hand (arXiv 2204.02311, 5.1: back by some 100
+    steps, 200 to 500 batches left out, and the spike did not come again). What is left out stands in the ledger.
+
+    | key              | unit                                               |
+    |------------------|----------------------------------------------------|
+    | guard/loss_limit | nats a token; a loss above it is a spike           |
+
+    Args:
+        window_batches: batches that the median is taken over; none is judged before there are so many.
+        threshold: robust standard deviations (1.4826 median absolute deviations) above the median.
+        min_rise: nats a token above the median.
+        patience_batches: a spike of fewer batches passes by itself.
+        max_rewinds: a further spike ends the run.
+        folder: the run folder.
+    """
+
+    def __init__(
+        self,
+        window_batches: int,
+        threshold: float,
+        min_rise: float,
+        patience_batches: int,
+        max_rewinds: int,
+        folder: Path,
+    ) -> None:
+        self.threshold = threshold
+        self.min_rise = min_rise
+        self.patience_batches = patience_batches
+        self.max_rewinds = max_rewinds
+        self.folder = folder
+        self._losses: deque[float] = deque(maxlen=window_batches)
+        self._spiking: list[float] = []
+
+    def state_dict(self) -> dict[str, Any]:
+        """The losses that the next batch is judged by, so that a resumed run judges as the uninterrupted one."""
+        return {"losses": list(self._losses), "spiking": list(self._spiking)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where a checkpoint was saved; with another `window_batches`, of the newest losses."""
+        self._losses.extend(state["losses"])
+        self._spiking = list(state["spiking"])
+
+    def _limit(self) -> float:
+        """The loss above which a batch spikes."""
+        if len(self._losses) < (self._losses.maxlen or 0):
+            return math.inf
+        median = statistics.median(self._losses)
+        deviation = statistics.median(abs(loss - median) for loss in self._losses)
+        return median + max(self.threshold * SIGMAS_A_DEVIATION * deviation, self.min_rise)
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """Judge the batch. Its loss is the same number on all ranks, so they agree."""
+        loss, limit = float(state.total_loss_dict[TRAIN_LOSS]), self._limit()
+        if math.isfinite(limit):
+            logger.log_metrics({"guard/loss_limit": limit})
+        if loss <= limit:
+            self._losses.append(loss)
+            self._spiking.clear()
+        elif math.isfinite(limit):
+            self._spiking.append(loss)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """Before the writer saves, and after the batch's metrics were written.
+
+        Raises:
+            Rewind: the loss spiked for `patience_batches`.
+            TooManyRewinds: and it did so too often.
+        """
+        if len(self._spiking) < self.patience_batches:
+            return
+        refused = [False]
+        if dist.get_global_rank() == 0:
+            refused[0] = not self._rewind(state)
+        dist.broadcast_object_list(refused)
+        raise TooManyRewinds if refused[0] else Rewind
+
+    def _rewind(self, state: State) -> bool:
+        """On rank 0: have the next start begin before the spike and leave its data out; False if that was too often."""
+        batch = int(state.timestamp.batch)
+        first = batch - len(self._spiking) + 1
+        spike = f"batches {first} to {batch} have losses of {', '.join(f'{loss:.3g}' for loss in self._spiking)}"
+        spike = f"loss spike: {spike}, above {self._limit():.3g}"
+        entries = ledger.read(self.folder)
+        if len(entries) >= self.max_rewinds:
+            print(f"error: {spike}, after {len(entries)} rewinds; see docs/operations.md, exit code 3", flush=True)
+            return False
+        loader = cast(DataLoader[Any], state.train_dataloader)
+        data = cast(TokenShards, loader.dataset)
+        batch_size = int(loader.batch_size or 0) * dist.get_world_size()
+        goal = self._newest_before(first)
+        here = {"epoch": int(state.timestamp.epoch), "sample_in_epoch": int(state.timestamp.sample_in_epoch)}
+        windows = _between(goal, here, data.skipped, data.size // batch_size * batch_size)
+        samples = [
+            int(sample)
+            for epoch, begin, end in windows
+            for position, sample in enumerate(data.sample_order(epoch, batch_size)[begin:end], begin)
+            if not ledger.is_skipped(data.skipped, epoch, position)
+        ]
+        folder = Path(data.streams[0].local)
+        documents = []
+        if (folder / DOCUMENTS).is_file():  # not where shards are fetched from `data.remote`
+            documents = ledger.documents_of(folder, samples, state.batch["input_ids"].shape[1])
+        # First, so that a run that is killed here meets the spike again, and does not go on behind it.
+        for checkpoint in checkpoints.complete_checkpoints(self.folder / CHECKPOINTS):
+            if checkpoints.checkpoint_batch(checkpoint) >= first:
+                checkpoints.remove(checkpoint)
+        entry = {"from_batch": batch, "to_batch": goal["batch"], "losses": list(self._spiking), "limit": self._limit()}
+        ledger.append(self.folder, {**entry, "windows": windows}, samples, documents)
+        print(
+            f"warning: {spike}: back to batch {goal['batch']}, leaving out {len(samples):,} samples of "
+            f"{len(documents):,} documents ({self.folder / ledger.LEDGER})",
+            flush=True,
+        )
+        return True
+
+    def _newest_before(self, batch: int) -> JsonDict:
+        """Where the newest intact checkpoint of before a batch was saved; the run's beginning if there is none."""
+        for checkpoint in reversed(checkpoints.complete_checkpoints(self.folder / CHECKPOINTS)):
+            if checkpoints.checkpoint_batch(checkpoint) < batch and checkpoints.fault(checkpoint) is None:
+                return checkpoints.saved_at(checkpoint)
+        return {"batch": 0, "epoch": 0, "sample_in_epoch": 0}
+
+
+def _between(goal: JsonDict, here: JsonDict, skipped: Sequence[ledger.Window], epoch_end: int) -> list[ledger.Window]:
+    """The positions from `goal` to `here`; both say `epoch` and `sample_in_epoch`, in samples that were trained on."""
+    windows = []
+    for epoch in range(goal["epoch"], here["epoch"] + 1):
+        begin = ledger.position(skipped, epoch, goal["sample_in_epoch"]) if epoch == goal["epoch"] else 0
+        last = ledger.position(skipped, epoch, here["sample_in_epoch"] - 1) if epoch == here["epoch"] else epoch_end - 1
+        windows.append((epoch, begin, last + 1))
+    return ledger.merge(windows)
