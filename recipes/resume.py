@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from composer.utils import dist
 
@@ -12,7 +13,7 @@ from data_prep.stage import BadInput
 from recipes import ledger
 from recipes.checkpoints import MONOLITH, is_sharded, newest_intact
 from recipes.run_folder import CHECKPOINTS
-from recipes.safe_loading import write_sharded
+from recipes.safe_loading import entries, write_sharded
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,22 @@ class Start:
     sharded: bool
     skipped: list[ledger.Window] = field(default_factory=list)
     copy: Path | None = None
+
+    def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
+        """Leave out of what is to be loaded the callbacks that a sharded checkpoint knows nothing of.
+
+        torch refuses to load what a checkpoint does not hold, so a callback could not be added to a run.
+
+        Args:
+            template: what Composer is about to fill from the checkpoint; changed in place.
+        """
+        if not self.sharded or self.load_path is None:
+            return
+        held = entries(Path(self.load_path))
+        callbacks = template["state"]["callbacks"]
+        for name, values in list(callbacks.items()):
+            if any(f"state.callbacks.{name}.{key}" not in held for key in values):
+                del callbacks[name]
 
     def close(self) -> None:
         """Remove the copy. All ranks must call it, after they have loaded."""

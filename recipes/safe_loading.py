@@ -119,6 +119,15 @@ def _read_index(path: Path) -> Any:
         return _MetadataUnpickler(file).load()
 
 
+def entries(checkpoint: Path) -> set[str]:
+    """The names of what a sharded checkpoint holds, such as `state.model.model.transformer.wte.weight`.
+
+    Raises:
+        BadInput: its index is unsafe.
+    """
+    return set(_read_index(checkpoint / METADATA).state_dict_metadata)
+
+
 @contextmanager
 def _allowed_globals() -> Iterator[None]:
     import datetime

@@ -157,6 +157,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
         load_path=start.load_path,
+        load_ignore_keys=start.ignore_absent_callbacks,
     )
     rng.rng = trainer._rng_state
     trainer._rng_state = None

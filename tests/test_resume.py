@@ -281,6 +281,8 @@ def test_a_loss_spike_is_rewound_and_its_data_left_out(
     run("again", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28", "SIGTERM:0:31"], code=PREEMPTED)
     run("again", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28"])
     assert_same_run(tmp_path / "spike", tmp_path / "again")
+    limits = [metric(tmp_path / name, "guard/loss_limit") for name in ("spike", "again")]
+    assert limits[0] == limits[1] and 32 in limits[0], "what the guard judges by is in the checkpoint"
     outcome(f"3 batches of a loss spike, {ranks} ranks", "rewound, its data left out and listed", "6 batches of data")
 
 
@@ -354,3 +356,11 @@ def test_two_ranks_one_rank_two_ranks(outcome: Outcome, run: Run, tmp_path: Path
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
     assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
     outcome("2 -> 1 -> 2 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
+
+
+def test_callbacks_may_come_and_go(run: Run, tmp_path: Path) -> None:
+    """A sharded checkpoint holds what each callback saved, and torch refuses to load what it does not hold."""
+    more = "callbacks.runtime_estimator=null", "callbacks.spike_guard=null"
+    run("run", *more, ranks=2, faults=["SIGTERM:0:10"], code=PREEMPTED)
+    run("run", "callbacks.speed_monitor=null", ranks=2)
+    assert report.read_run(tmp_path / "run").starts == [0, 10]
