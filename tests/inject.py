@@ -2,12 +2,14 @@
 
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss), `noise` (random tokens in the samples that are
-due in it and in the three batches after it, whenever they come). After it: `eval-SIGTERM` (in its evaluation),
+due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
+deliver nothing). After it: `eval-SIGTERM` (in its evaluation),
 `save-SIGTERM` (in the midst of its checkpoint).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
@@ -22,6 +24,7 @@ from composer.utils import dist
 from callbacks import CheckpointWriter
 from data_prep.stage import run
 from recipes import train
+from recipes.data import TokenShards
 
 
 class Fault(Callback):
@@ -36,6 +39,16 @@ class Fault(Callback):
                 original(writer, state)
 
             setattr(CheckpointWriter, "save", save)  # noqa: B010 (a type checker refuses the plain assignment)
+
+        if what == "no-data":
+            original_get, seen = TokenShards.get_item, itertools.count(1)
+
+            def get_item(shards: TokenShards, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
+                if self.here and shards.shuffle and next(seen) > (self.batch - 1) * 4:  # four a rank
+                    time.sleep(600)
+                return original_get(shards, sample_id, retry)
+
+            setattr(TokenShards, "get_item", get_item)  # noqa: B010
 
     def _due(self, state: State, finished: bool) -> bool:
         return self.here and int(state.timestamp.batch) + (not finished) == self.batch

@@ -306,13 +306,16 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, t
     outcome("full disk while saving", "goes on or stops, as configured", "the checkpoints that did not fit")
 
 
-def test_a_rank_that_hangs_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    run("stuck", "stall_timeout_s=8", ranks=2, faults=["hang:1:6"], code=STALLED)
+@pytest.mark.parametrize("fault", ["hang", pytest.param("no-data", marks=pytest.mark.chaos)])
+def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path, fault: str) -> None:
+    """Rank 1 hangs, or its loader delivers nothing; rank 0 waits for it."""
+    run("stuck", "stall_timeout_s=8", "data.num_workers=1", ranks=2, faults=[f"{fault}:1:6"], code=STALLED)
     for rank in (0, 1):
         text = (tmp_path / f"stuck/stall-rank{rank}.txt").read_text()
         assert "nothing for" in text and "Thread" in text
-    assert "inject.py" in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the hanging rank is"
-    outcome("rank 1 of 2 hangs", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
+    where = "inject.py" if fault == "hang" else "dataloader.py"
+    assert where in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the rank stands that the other waits for"
+    outcome(f"{fault} on rank 1 of 2", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
 
 
 def test_what_must_match_is_compared_and_can_be_allowed(outcome: Outcome, run: Run, tmp_path: Path) -> None:
