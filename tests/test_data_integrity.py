@@ -31,7 +31,7 @@ from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_json, seal, write_json
 from recipes import report, shard_reader, train
 from recipes.config import TrainConfig, load_config
-from recipes.data import ShortEpoch, TokenLoader, build_dataloader, registering
+from recipes.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader, registering
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512
@@ -341,8 +341,8 @@ def test_foreign_shards_are_refused(
 def test_a_short_epoch_is_noticed(
     good: dict[str, Path], configure: Any, monkeypatch: pytest.MonkeyPatch, workers: int, split: str
 ) -> None:
-    whole = StreamingDataset.__iter__
-    monkeypatch.setattr(StreamingDataset, "__iter__", lambda self: islice(whole(self), 3))
+    whole = TokenShards.__iter__
+    monkeypatch.setattr(TokenShards, "__iter__", lambda self: islice(whole(self), 3))
     cfg = configure(f"data.shards={good['none']}", f"data.num_workers={workers}", "device_eval_batch_size=2")
     loader: Any = build_dataloader(cfg, split, 1).dataloader
     with pytest.raises(ShortEpoch, match=r"delivered \d+ of \d+ samples"):
