@@ -20,7 +20,7 @@ from data_prep.stage import MANIFEST, BadInput, run
 from recipes import run_folder
 from recipes.config import TrainConfig, batches_of, load_config, to_yaml
 from recipes.exit_codes import leave_at_once_when_preempted
-from recipes.plan import Plan, check_shards, format_plan, make_plan
+from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -38,7 +38,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
-    plan = make_plan(cfg, world_size, shards)
+    plan = make_plan(cfg, world_size, shards, ranks_per_node())
     folder = Path(cfg.run_dir)
     if rank == 0:
         print(format_plan(plan, cfg), flush=True)
@@ -48,6 +48,13 @@ def main(cfg: TrainConfig) -> Trainer | None:
         return None
     run_folder.check_space(folder, plan)
     return fit(cfg, plan, shards)
+
+
+def ranks_per_node() -> int:
+    """Ranks on a node: the launcher's number if it started several nodes, else as many as a node usually holds."""
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    several = local_world_size < int(os.environ.get("WORLD_SIZE", "1"))
+    return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
 
 
 def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
