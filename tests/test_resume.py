@@ -16,6 +16,8 @@ from typing import Any
 import pytest
 import torch
 
+from data_prep import shards, tokenizer
+from data_prep.sources import ABSTRACTS, Document
 from recipes import report
 from recipes.checkpoints import complete_checkpoints
 from recipes.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
@@ -305,3 +307,39 @@ def test_two_ranks_one_rank_two_ranks(outcome: Outcome, run: Run, tmp_path: Path
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
     assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
     outcome("2 -> 1 -> 2 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
+
+
+@pytest.fixture
+def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Overrides that name shards and tokenizer of 28,896 entries, made from 20,000 made-up words, each used twice."""
+    draw = random.Random(17)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(20_000)] * 2
+    documents = [
+        Document(f"pmid:{number}", " ".join(words[begin : begin + 100]), ABSTRACTS, None, "2021-03")
+        for number, begin in enumerate(range(0, len(words), 100))
+    ]
+    folders = [tmp_path / name for name in ("corpus", "tokenizer", "shards")]
+    tokenizer.build(make_corpus(folders[0], documents), folders[1], 28_896)
+    shards.build(*folders, seq_len=64)
+    return [f"data.tokenizer={folders[1]}", f"data.shards={folders[2]}", "model.vocab_size=28896"]
+
+
+@pytest.mark.chaos
+def test_ranks_that_divide_no_dimension(
+    outcome: Outcome, run: Run, large_vocabulary: list[str], tmp_path: Path
+) -> None:
+    """FSDP2 pads what it cannot cut evenly: 5 divides neither 28,896 nor any other dimension here, 3 not n_embd."""
+    settings = [
+        *NO_DROPOUT, *large_vocabulary, "global_train_batch_size=15", "device_train_microbatch_size=15",
+        "model.n_layer=2", "max_duration=28ba", "device_eval_batch_size=2", "eval_subset_num_batches=2",
+    ]  # fmt: skip
+    run("whole", *settings)
+    run("moved", *settings, faults=["SIGTERM:0:6"], code=PREEMPTED)
+    run("moved", *settings, ranks=5, faults=["SIGTERM:4:13"], code=PREEMPTED)
+    run("moved", *settings, ranks=3, faults=["SIGTERM:2:21"], code=PREEMPTED)
+    run("moved", *settings)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert report.read_run(moved).starts == [0, 6, 13, 21]
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    outcome("1 -> 5 -> 3 -> 1 ranks, uneven shards", "the same samples a batch, losses within 1e-5", recomputed(moved))
