@@ -19,7 +19,7 @@ from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, run
 from recipes import run_folder
 from recipes.config import TrainConfig, batches_of, load_config, to_yaml
-from recipes.exit_codes import leave_at_once_when_preempted
+from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
@@ -47,7 +47,9 @@ def main(cfg: TrainConfig) -> Trainer | None:
         print(f"{folder} is finished: nothing to do")
         return None
     run_folder.check_space(folder, plan)
-    return fit(cfg, plan, shards)
+    connect(cfg)
+    with run_folder.opened(folder, cfg, plan, shards):
+        return fit(cfg, plan, shards)
 
 
 def ranks_per_node() -> int:
@@ -57,30 +59,15 @@ def ranks_per_node() -> int:
     return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
 
 
-def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
-    """Assemble model, data, optimizer, schedule, callbacks and loggers; run; return the Trainer."""
-    # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
-    import torch
-    from composer import Trainer
-    from composer.algorithms import GradientClipping
-    from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+def connect(cfg: TrainConfig) -> None:
+    """Join the other ranks.
+
+    Raises:
+        BadInput: a precision that this device lacks.
+    """
     from composer.utils import dist, get_device
 
-    from callbacks import (
-        CheckpointWriter,
-        LanguageMetrics,
-        ParityGate,
-        Preemption,
-        RestoreRNG,
-        SampleFingerprint,
-        StallWatch,
-    )
     from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
-    from recipes.data import build_dataloader
-    from recipes.model import BioMedLM, checkpoint_activations
-    from recipes.parallel import parallelism_config
-    from recipes.resume import find_start
-    from recipes.safe_loading import guard_composer_loading
 
     leave_at_once_when_preempted()  # Composer has installed a handler of its own
     device = get_device(cfg.device)
@@ -91,9 +78,32 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         keep_freed_memory()
         repair_gloo_gradient_average()
 
+
+def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
+    """Assemble model, data, optimizer, schedule, callbacks and loggers; run; return the Trainer."""
+    # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
+    import torch
+    from composer import Trainer
+    from composer.algorithms import GradientClipping
+    from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+    from composer.utils import dist
+
+    from callbacks import (
+        CheckpointWriter,
+        LanguageMetrics,
+        ParityGate,
+        Preemption,
+        RestoreRNG,
+        SampleFingerprint,
+        StallWatch,
+    )
+    from recipes.data import build_dataloader
+    from recipes.model import BioMedLM, checkpoint_activations
+    from recipes.parallel import parallelism_config
+    from recipes.resume import find_start
+    from recipes.safe_loading import guard_composer_loading
+
     folder = Path(cfg.run_dir)
-    if dist.get_global_rank() == 0:
-        run_folder.open_run(folder, cfg, plan, shards)
     start = find_start(folder / run_folder.CHECKPOINTS, cfg.fsdp is not None)
     guard_composer_loading()
 
@@ -143,7 +153,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         max_duration=f"{plan.batches}ba",
         device_train_microbatch_size=plan.device_train_microbatch_size,
         precision=cfg.precision,
-        device=device,
+        device=cfg.device,
         parallelism_config=fsdp,
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
@@ -202,6 +212,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
     arguments = parser.parse_intermixed_args(argv)
     leave_at_once_when_preempted()
+    leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:
         main(cfg)

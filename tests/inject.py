@@ -2,7 +2,8 @@
 
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss). After it: `eval-SIGTERM` (in its evaluation),
-`save-SIGTERM` (in the midst of its checkpoint).
+`save-SIGTERM` (in the midst of its checkpoint), `lose-part` (its file of the checkpoint vanishes). From the start:
+`own-disk` (its run folder is another than that of the others).
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from callbacks import CheckpointWriter
+from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import train
+from recipes import run_folder, train
 
 
 class Fault(Callback):
@@ -34,6 +37,21 @@ class Fault(Callback):
                 original(writer, state)
 
             setattr(CheckpointWriter, "save", save)  # noqa: B010 (a type checker refuses the plain assignment)
+
+        elif what == "lose-part":
+            write = checkpoint_writer._write
+
+            def lose(state: State, partial: Path) -> None:
+                write(state, partial)
+                if self._due(state, finished=True):
+                    (partial / f"__{rank}_0.distcp").unlink()
+
+            checkpoint_writer._write = lose
+        elif what == "own-disk":
+            run_folder.SEEN_WITHIN_S = 1.0
+            if self.here:
+                load = train.load_config
+                train.load_config = lambda yaml, changes: load(yaml, [*changes, f"run_dir={tempfile.mkdtemp()}"])
 
     def _due(self, state: State, finished: bool) -> bool:
         return self.here and int(state.timestamp.batch) + (not finished) == self.batch
