@@ -15,6 +15,7 @@ from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner
 from torch.distributed.checkpoint import save as save_sharded
 
 from recipes import checkpoints
+from recipes.safe_loading import check_parts
 
 
 class CheckpointError(RuntimeError):
@@ -81,6 +82,7 @@ class CheckpointWriter(Callback):
         failure = (
             _attempt(lambda: _prepare(partial))
             or _attempt(lambda: _write(state, partial))
+            or _attempt(lambda: check_parts(partial), rank=0)
             or _attempt(lambda: checkpoints.publish(partial, self.folder / name, saved_at, self.identity), rank=0)
         )
         if failure:

@@ -12,6 +12,9 @@ from recipes.config import Duration, ModelConfig, TrainConfig, batches_of
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+# What the plan takes a node to hold, unless the launcher was told of several nodes and knows.
+RANKS_PER_NODE = 8
+MAX_RANKS = 1024  # up to which the plan looks for numbers of ranks to resume on
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -37,6 +40,7 @@ class Plan:
     parameters: int
     flops_per_token: int
     world_size: int
+    rank_counts: list[int]  # numbers of ranks on which each batch is made of the same samples
     device_batch_size: int  # sequences a rank sees in one batch
     device_train_microbatch_size: int
     grad_accumulation: int
@@ -87,24 +91,53 @@ def check_shards(cfg: TrainConfig) -> ShardsInfo:
     return info
 
 
-def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> Plan:
+def nodes_fit(nodes: int, num_canonical_nodes: int) -> bool:
+    """Whether streaming keeps its sample order on so many nodes: one number has to divide the other."""
+    return nodes % num_canonical_nodes == 0 or num_canonical_nodes % nodes == 0
+
+
+def rank_counts(cfg: TrainConfig, ranks_per_node: int = RANKS_PER_NODE) -> list[int]:
+    """The numbers of ranks, up to MAX_RANKS, on which a run has the same samples in each batch.
+
+    The batch must divide over the ranks, each rank's share into microbatches, and the nodes must suit the canonical
+    ones. More ranks than a node holds are taken to be full nodes.
+    """
+    batch, counts = cfg.global_train_batch_size, []
+    for ranks in range(1, min(batch, MAX_RANKS) + 1):
+        share = batch // ranks
+        whole_nodes = ranks <= ranks_per_node or ranks % ranks_per_node == 0
+        split = batch % ranks == 0 and share % min(cfg.device_train_microbatch_size, share) == 0
+        if split and whole_nodes and nodes_fit(-(-ranks // ranks_per_node), cfg.data.num_canonical_nodes):
+            counts.append(ranks)
+    return counts
+
+
+def make_plan(
+    cfg: TrainConfig, world_size: int, shards: ShardsInfo | None, ranks_per_node: int = RANKS_PER_NODE
+) -> Plan:
     """Work out the plan.
 
     Args:
         cfg: the configuration.
         world_size: ranks.
         shards: the shards that the run reads, None if they are not built yet.
+        ranks_per_node: ranks that a node holds when there are several nodes.
 
     Raises:
-        BadInput: the batch does not divide over the ranks and microbatches, or the data does not fill one batch.
+        BadInput: the batch does not divide over the ranks and microbatches, the sample order cannot be kept on so many
+            nodes, or the data does not fill one batch.
     """
     batch, microbatch = cfg.global_train_batch_size, cfg.device_train_microbatch_size
+    counts = rank_counts(cfg, ranks_per_node)
+    near = min(counts, key=lambda n: (abs(n - world_size), n), default=None)
+    way_out = f"the nearest number of ranks that fits is {near}" if near else "no number of ranks fits"
     if batch % world_size:
-        fits = [n for n in range(1, batch + 1) if batch % n == 0]
-        near = min(fits, key=lambda n: (abs(n - world_size), n))
+        raise BadInput(f"global_train_batch_size = {batch} does not divide over {world_size} ranks; {way_out}")
+    nodes = -(-world_size // ranks_per_node)
+    if not nodes_fit(nodes, cfg.data.num_canonical_nodes):
         raise BadInput(
-            f"global_train_batch_size = {batch} does not divide over {world_size} ranks; "
-            f"the nearest number of ranks that fits is {near}"
+            f"{nodes} nodes ({world_size} ranks, {ranks_per_node} a node) neither divide data.num_canonical_nodes = "
+            f"{cfg.data.num_canonical_nodes} nor are divided by it, so the sample order cannot be kept; {way_out}"
         )
     device_batch = batch // world_size
     microbatch = min(microbatch, device_batch)
@@ -148,6 +181,7 @@ def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> P
         parameters=parameters,
         flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len),
         world_size=world_size,
+        rank_counts=counts,
         device_batch_size=device_batch,
         device_train_microbatch_size=microbatch,
         grad_accumulation=device_batch // microbatch,
@@ -187,6 +221,11 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
             "batch split",
             f"{plan.world_size} ranks x {plan.device_train_microbatch_size} sequences x "
             f"{plan.grad_accumulation} accumulation",
+        ),
+        (
+            "resumes on",
+            f"{', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch; "
+            f"bit for bit on {plan.world_size}",
         ),
         ("batches", f"{plan.batches:,}"),
         ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),

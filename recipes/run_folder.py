@@ -4,16 +4,24 @@ config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
 tokenizer/      the tokenizer of its shards
-checkpoints/    ep0-ba100-rank0.pt, or folders ep0-ba100 when sharded
+checkpoints/    folders ep0-ba100
+.lock           held by the process that runs it
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -23,7 +31,9 @@ from recipes.config import TrainConfig, to_yaml
 from recipes.plan import Plan
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
-CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
+# How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
+SEEN_WITHIN_S = 60.0
 
 
 def identity(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> JsonDict:
@@ -85,17 +95,98 @@ def check_space(folder: Path, plan: Plan) -> None:
         )
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every other process from running it. The lock ends with this process, however it ends.
+
+    A record lock, and not flock(2), which the loaders' workers would inherit and keep after their rank was killed. It
+    is lost if this process closes any descriptor of the file, so nothing else opens it.
+
+    Raises:
+        BadInput: another process runs it, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise BadInput(f"run_dir = {folder}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise BadInput(
+                    f"another process ({file.read().strip()}) is running {folder}; let it end or end it, or give this "
+                    "run a name of its own (run_name=…)"
+                ) from None
+            print(
+                f"warning: {folder} cannot be locked ({error.strerror}): start this run only once at a time", flush=True
+            )
+        else:
+            file.truncate(0)
+            file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+            file.flush()
+        yield
+
+
+@contextmanager
+def opened(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Iterator[None]:
+    """Hold and open the run on rank 0, and make sure that every rank sees that folder. All ranks must enter it.
+
+    Raises:
+        BadInput: on all ranks: another process runs it, it holds another run, or some rank does not see it.
+    """
+    from composer.utils import dist
+
+    with ExitStack() as stack:
+        failure: BadInput | None = None
+        record_sha256 = ""
+        if dist.get_global_rank() == 0:
+            try:
+                stack.enter_context(hold(folder))
+                open_run(folder, cfg, plan, shards)
+                record_sha256 = _record_sha256(folder)
+            except BadInput as error:
+                failure = error
+        shared = [(failure, record_sha256)]
+        dist.broadcast_object_list(shared)
+        failure, record_sha256 = shared[0]
+        if failure:
+            raise failure
+        seen = dist.all_gather_object(_comes_to_see(folder, record_sha256))
+        if blind := [str(rank) for rank, sees in enumerate(seen) if not sees]:
+            raise BadInput(
+                f"run_dir = {folder}: rank {', '.join(blind)} of {len(seen)} does not see there what rank 0 wrote. "
+                "Each rank writes its part of a checkpoint; put run_dir=… on a file system that all nodes share"
+            )
+        yield
+
+
+def _record_sha256(folder: Path) -> str:
+    try:
+        return hashlib.sha256((folder / RECORD).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _comes_to_see(folder: Path, record_sha256: str) -> bool:
+    """Whether the record that rank 0 wrote is seen from here, now or soon."""
+    deadline_s = time.monotonic() + SEEN_WITHIN_S
+    while _record_sha256(folder) != record_sha256:
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> None:
-    """Write the configuration, the record and the tokenizer; a run that goes on adds a start to its record."""
+    """Write configuration, record and tokenizer into a folder that exists; a run that goes on adds a start to it."""
     wanted = identity(cfg, plan, shards)
     allow = cfg.resume.allow
     record = check_identity(folder, wanted, allow) or {"identity": wanted, "starts": [], "finished": False}
     allowed = difference(record["identity"], wanted)
     record["identity"] = wanted
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"run_dir = {folder}: {error.strerror}") from None
     record["plan"] = {**asdict(plan), "tokens": plan.tokens, "passes": plan.passes}
     record["data"] = {
         "counts": {split: asdict(counts) for split, counts in shards.counts.items()},

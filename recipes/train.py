@@ -20,8 +20,8 @@ from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, run
 from recipes import run_folder
 from recipes.config import TrainConfig, batches_of, load_config, to_yaml
-from recipes.exit_codes import leave_at_once_when_preempted
-from recipes.plan import Plan, check_shards, format_plan, make_plan
+from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -39,7 +39,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
-    plan = make_plan(cfg, world_size, shards)
+    plan = make_plan(cfg, world_size, shards, ranks_per_node())
     folder = Path(cfg.run_dir)
     if rank == 0:
         print(format_plan(plan, cfg), flush=True)
@@ -48,9 +48,39 @@ def main(cfg: TrainConfig) -> Trainer | None:
         print(f"{folder} is finished: nothing to do")
         return None
     run_folder.check_space(folder, plan)
-    while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it and around its data
-        gc.collect()  # the model, its optimizer and the loaders' workers
+    connect(cfg)
+    with run_folder.opened(folder, cfg, plan, shards):
+        while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it, around its data
+            leave_at_once_when_preempted()  # nothing is to be saved before the next fit
+            gc.collect()  # the model, its optimizer and the loaders' workers
     return trainer
+
+
+def ranks_per_node() -> int:
+    """Ranks on a node: the launcher's number if it started several nodes, else as many as a node usually holds."""
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    several = local_world_size < int(os.environ.get("WORLD_SIZE", "1"))
+    return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
+
+
+def connect(cfg: TrainConfig) -> None:
+    """Join the other ranks.
+
+    Raises:
+        BadInput: a precision that this device lacks.
+    """
+    from composer.utils import dist, get_device
+
+    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
+
+    leave_at_once_when_preempted()  # Composer has installed a handler of its own
+    device = get_device(cfg.device)
+    if device.name == "cpu" and cfg.precision != "fp32":
+        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
+    dist.initialize_dist(device, cfg.dist_timeout_s)
+    if device.name == "cpu":
+        keep_freed_memory()
+        repair_gloo_gradient_average()
 
 
 def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
@@ -64,7 +94,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
     from composer import Trainer
     from composer.algorithms import GradientClipping
     from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
-    from composer.utils import dist, get_device
+    from composer.utils import dist
 
     from callbacks import (
         CheckpointWriter,
@@ -77,25 +107,13 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         SpikeGuard,
         StallWatch,
     )
-    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
     from recipes.resume import find_start
     from recipes.safe_loading import guard_composer_loading
 
-    leave_at_once_when_preempted()  # Composer has installed a handler of its own
-    device = get_device(cfg.device)
-    if device.name == "cpu" and cfg.precision != "fp32":
-        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
-    dist.initialize_dist(device, cfg.dist_timeout_s)
-    if device.name == "cpu":
-        keep_freed_memory()
-        repair_gloo_gradient_average()
-
     folder = Path(cfg.run_dir)
-    if dist.get_global_rank() == 0:
-        run_folder.open_run(folder, cfg, plan, shards)
     start = find_start(folder, cfg.fsdp is not None)
     guard_composer_loading()
 
@@ -148,7 +166,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         max_duration=f"{plan.batches}ba",
         device_train_microbatch_size=plan.device_train_microbatch_size,
         precision=cfg.precision,
-        device=device,
+        device=cfg.device,
         parallelism_config=fsdp,
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
@@ -212,6 +230,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
     arguments = parser.parse_intermixed_args(argv)
     leave_at_once_when_preempted()
+    leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:
         main(cfg)

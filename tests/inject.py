@@ -3,8 +3,9 @@
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss), `noise` (random tokens in the samples that are
 due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
-deliver nothing). After it: `eval-SIGTERM` (in its evaluation),
-`save-SIGTERM` (in the midst of its checkpoint).
+deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
+`lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
+the others).
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from callbacks import CheckpointWriter
+from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import train
-from recipes.data import TokenShards
+from recipes import run_folder, train
+from recipes.shard_reader import TokenShard
 
 
 class Fault(Callback):
@@ -39,16 +43,29 @@ class Fault(Callback):
                 original(writer, state)
 
             setattr(CheckpointWriter, "save", save)  # noqa: B010 (a type checker refuses the plain assignment)
+        elif what == "no-data":
+            original_tokens, seen = TokenShard.tokens, itertools.count(1)
 
-        if what == "no-data":
-            original_get, seen = TokenShards.get_item, itertools.count(1)
-
-            def get_item(shards: TokenShards, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
-                if self.here and shards.shuffle and next(seen) > (self.batch - 1) * 4:  # four a rank
+            def tokens(shard: TokenShard, idx: int) -> np.ndarray:
+                if self.here and "train" in str(shard._path) and next(seen) > (self.batch - 1) * 4:  # four a rank
                     time.sleep(600)
-                return original_get(shards, sample_id, retry)
+                return original_tokens(shard, idx)
 
-            setattr(TokenShards, "get_item", get_item)  # noqa: B010
+            setattr(TokenShard, "tokens", tokens)  # noqa: B010
+        elif what == "lose-part":
+            write = checkpoint_writer._write
+
+            def lose(state: State, partial: Path) -> None:
+                write(state, partial)
+                if self._due(state, finished=True):
+                    (partial / f"__{rank}_0.distcp").unlink()
+
+            checkpoint_writer._write = lose
+        elif what == "own-disk":
+            run_folder.SEEN_WITHIN_S = 1.0
+            if self.here:
+                load = train.load_config
+                train.load_config = lambda yaml, changes: load(yaml, [*changes, f"run_dir={tempfile.mkdtemp()}"])
 
     def _due(self, state: State, finished: bool) -> bool:
         return self.here and int(state.timestamp.batch) + (not finished) == self.batch

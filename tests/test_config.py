@@ -14,7 +14,7 @@ import yaml
 
 from data_prep.stage import BadInput
 from recipes.config import CallbacksConfig, TrainConfig, load_config, to_yaml
-from recipes.plan import flops_per_token, make_plan, parameter_count
+from recipes.plan import flops_per_token, format_plan, make_plan, parameter_count
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
@@ -171,6 +171,8 @@ def test_parameter_count_and_flops_of_the_flagship() -> None:
     [
         (3, [], "does not divide over 3 ranks; the nearest number of ranks that fits is 2"),
         (1, ["global_train_batch_size=9", "device_train_microbatch_size=6"], "do not divide .*use one of 1, 3, 9"),
+        (3, ["global_train_batch_size=11"], "does not divide over 3 ranks; no number of ranks fits"),
+        (24, ["global_train_batch_size=48", "data.num_canonical_nodes=2"], "3 nodes .*num_canonical_nodes = 2 .*is 16"),
         (1, ["max_duration=1tok"], "less than one batch"),
         (1, ["max_duration=10ba"], "not shorter than the run"),
         (1, ["max_duration=2ep"], "not built"),
@@ -180,3 +182,36 @@ def test_a_plan_that_cannot_be_is_refused(world_size: int, overrides: list[str],
     cfg = load_config(SMOKE, ["global_train_batch_size=16", *overrides])
     with pytest.raises(BadInput, match=says):
         make_plan(cfg, world_size, None)
+
+
+@pytest.mark.parametrize(("batch", "canonical"), [(1024, 16), (96, 1), (96, 6), (240, 4)])
+def test_the_plan_says_where_a_run_can_go_on(batch: int, canonical: int) -> None:
+    """On those numbers of ranks, and no others, streaming makes each batch of the samples that one rank sees in it."""
+    from streaming.base.partition import get_partitions
+
+    cfg = load_config(
+        FLAGSHIP, [f"global_train_batch_size={batch}", f"data.num_canonical_nodes={canonical}", "fsdp=null"]
+    )
+
+    def batches(ranks: int) -> list[set[int]]:
+        nodes, local = (1, ranks) if ranks <= 8 else (ranks // 8, 8)
+        ids = get_partitions("orig", 5000, canonical, nodes, local, 2, batch // ranks)
+        n_batches = ids.shape[2] * ids.shape[3]
+        by_batch = ids.transpose(3, 2, 0, 1, 4).reshape(n_batches, batch)  # workers take turns
+        return [set(samples.tolist()) for samples in by_batch[: 5000 // batch]]
+
+    alone, found = batches(1), []
+    for ranks in [*range(1, 9), *range(16, batch + 1, 8)]:
+        try:
+            make_plan(cfg, ranks, None)
+        except BadInput as refused:
+            if "nodes" not in str(refused):
+                continue  # the batch does not split
+        try:
+            if batches(ranks) == alone:
+                found.append(ranks)
+        except ValueError as refused:
+            assert "must be evenly divisible" in str(refused)
+    plan = make_plan(cfg, 1, None)
+    assert plan.rank_counts == found
+    assert f"{found[-2]}, {found[-1]} ranks with the same samples a batch; bit for bit on 1" in format_plan(plan, cfg)
