@@ -4,11 +4,12 @@ config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
 tokenizer/      the tokenizer of its shards
-checkpoints/    ep0-ba100-rank0.pt, or folders ep0-ba100 when sharded
+checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and a file a rank
 """
 
 from __future__ import annotations
 
+import json
 import platform
 import shutil
 import subprocess
@@ -16,11 +17,24 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.shard_format import ShardsInfo
-from data_prep.stage import BadInput, JsonDict, difference, library_versions, read_json, write_json, write_text
+from data_prep.stage import (
+    BadInput,
+    JsonDict,
+    canonical_json,
+    difference,
+    library_versions,
+    read_json,
+    write_json,
+    write_text,
+)
 from recipes.config import TrainConfig, to_yaml
 from recipes.plan import Plan
+
+if TYPE_CHECKING:
+    from recipes.remote import RemoteRun
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
@@ -58,16 +72,49 @@ def check_identity(folder: Path, wanted: JsonDict, allow: Sequence[str] = ()) ->
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
         return None
     record = read_json(folder / RECORD)
-    lines = difference(record["identity"], wanted)
+    refuse_difference(str(folder), record["identity"], wanted, allow, f"remove the folder (rm -r {folder}), ")
+    return record
+
+
+def refuse_difference(
+    where: str, found: JsonDict, wanted: JsonDict, allow: Sequence[str] = (), way_out: str = ""
+) -> None:
+    """Refuse to go on with what another run wrote.
+
+    Args:
+        where: the folder, checkpoint or address that holds it.
+        found: the identity of what lies there.
+        wanted: the identity of the run that is to go on with it.
+        allow: keys that may differ, such as `optimizer` or `batch.sequences`.
+        way_out: one more that there is, ending in a comma.
+
+    Raises:
+        BadInput: they differ in more than `allow`.
+    """
+    lines = difference(found, wanted)
     refused = [line for line in lines if not any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in allow)]
     if refused:
         keys = ",".join(line.split(":")[0] for line in refused)
         raise BadInput(
-            f"{folder} holds another run:\n  " + "\n  ".join(refused) + "\n"
-            f"Give this one a name of its own (run_name=…), remove the folder (rm -r {folder}), or go on all the same "
-            f"with resume.allow=[{keys}]"
+            f"{where} holds another run:\n  " + "\n  ".join(refused) + "\n"
+            f"Give this one a name of its own (run_name=…), {way_out}or go on all the same with resume.allow=[{keys}]"
         )
-    return record
+
+
+def reached_batch(folder: Path) -> int:
+    """The last batch that a run has come to by its metrics, -1 if it has none.
+
+    Not that of the last line: a run that is started again begins with a line of the batch that it goes on from.
+    """
+    reached = -1
+    if (folder / METRICS).is_file():
+        with (folder / METRICS).open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    reached = max(reached, int(json.loads(line)["batch"]))
+                except (ValueError, KeyError, TypeError):  # a line that was cut by a kill
+                    continue
+    return reached
 
 
 def check_space(folder: Path, plan: Plan) -> None:
@@ -112,9 +159,12 @@ def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> 
     write_text(folder / CONFIG, to_yaml(cfg))
 
 
-def finish_run(folder: Path) -> None:
-    """Mark the run finished."""
-    write_json(folder / RECORD, {**read_json(folder / RECORD), "finished": True})
+def finish_run(folder: Path, remote: RemoteRun | None) -> None:
+    """Mark the run finished, on its remote first: a folder that says so is not looked at again."""
+    record = {**read_json(folder / RECORD), "finished": True}
+    if remote:
+        remote.put(RECORD, canonical_json(record).encode())
+    write_json(folder / RECORD, record)
 
 
 def environment(world_size: int) -> JsonDict:

@@ -31,6 +31,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
 
     Raises:
         BadInput: the shards, tokenizer or run folder do not fit the configuration.
+        Unavailable: the remote of its checkpoints does not answer.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if cfg.data.remote:
@@ -72,6 +73,8 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
+    from recipes.ranks import on_rank_zero
+    from recipes.remote import RemoteRun
     from recipes.resume import find_start
     from recipes.safe_loading import guard_composer_loading
 
@@ -85,9 +88,11 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         repair_gloo_gradient_average()
 
     folder = Path(cfg.run_dir)
+    identity = run_folder.identity(cfg, plan, shards)
+    remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
+    start = find_start(folder, cfg, identity, remote)
     if dist.get_global_rank() == 0:
         run_folder.open_run(folder, cfg, plan, shards)
-    start = find_start(folder / run_folder.CHECKPOINTS, cfg.fsdp is not None)
     guard_composer_loading()
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
@@ -114,8 +119,9 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
         keep=cfg.save_num_checkpoints_to_keep,
         permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
         batches=plan.batches,
-        identity=run_folder.identity(cfg, plan, shards),
+        identity=identity,
         stop_on_error=cfg.on_save_error == "stop",
+        remote=remote,
     )
     rng = RestoreRNG()
     callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), SampleFingerprint()]
@@ -152,8 +158,8 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer:
     if trainer.state.timestamp.batch < plan.batches:  # not if it was stopped between its last save and its end
         trainer.fit()
     trainer.close()  # flushes the loggers
-    if dist.get_global_rank() == 0:
-        run_folder.finish_run(folder)
+    writer.finish()
+    on_rank_zero(lambda: run_folder.finish_run(folder, remote))
     return trainer
 
 
