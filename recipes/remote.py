@@ -307,10 +307,11 @@ class RemoteRun:
         answer = f"{status} {code}".removesuffix(f" {status}")
         if status == 403:
             credentials = self._session.get_credentials()
+            source = credentials.method if credentials else "nowhere"
             return BadInput(
                 f"access denied: {self._endpoint} answered {answer} on the attempt to {doing}, with the "
-                f"credentials from {credentials.method if credentials else 'nowhere'}. They need s3:ListBucket on the bucket and "
-                f"s3:GetObject, s3:PutObject, s3:DeleteObject and s3:AbortMultipartUpload on {self.url}/*"
+                f"credentials from {source}. They need s3:ListBucket on the bucket, and s3:GetObject, s3:PutObject, "
+                f"s3:DeleteObject and s3:AbortMultipartUpload on {self.url}/*"
             )
         if code == "NoSuchBucket":
             return BadInput(
