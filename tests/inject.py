@@ -2,7 +2,8 @@
 
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss). After it: `eval-SIGTERM` (in its evaluation),
-`save-SIGTERM` (in the midst of its checkpoint).
+`save-SIGTERM` (in the midst of its checkpoint). On all ranks, all the time: `impatient` and `patient` (with a remote
+that does not answer).
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from composer.utils import dist
 
 from callbacks import CheckpointWriter
 from data_prep.stage import run
-from recipes import train
+from recipes import remote, train
 
 
 class Fault(Callback):
     def __init__(self, what: str, rank: int, batch: int) -> None:
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
+        if what in ("impatient", "patient"):
+            remote.READ_TIMEOUT_S, remote.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
         if what == "save-SIGTERM":
             original = CheckpointWriter.save
 
