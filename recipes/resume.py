@@ -81,7 +81,9 @@ def _find(folder: Path, cfg: TrainConfig, wanted: JsonDict, remote: RemoteRun | 
         return Start(None, sharded)
     identity = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["identity"]
     refuse_difference(str(checkpoint), identity, wanted, cfg.resume.allow)
-    print(f"resuming from {checkpoint}", flush=True)
+    batch, reached = checkpoint_batch(checkpoint), reached_batch(folder)
+    again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
+    print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
     if is_sharded(checkpoint):
         if not cfg.fsdp:
             raise BadInput(f"{checkpoint} is sharded; it needs the fsdp: section that it was saved with")

@@ -685,7 +685,7 @@ def test_a_new_machine_goes_on_bit_for_bit(
 def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     outcome: Outcome, command: Callable[..., list[str]], bucket: str, proxy: Proxy, tmp_path: Path
 ) -> None:
-    proxy.break_it("hang", "PUT", "ba16/rank0.pt")
+    proxy.break_it("hang", "PUT", f"ba16/{MANIFEST}")
     mine = command("mine", f"save_remote=s3://{bucket}/x", faults=("patient:0:0",))
     process = subprocess.Popen(mine, cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     assert proxy.held.wait(PATIENCE_S)
@@ -695,6 +695,7 @@ def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     shutil.rmtree(tmp_path / "mine")
     done = run_to_end(mine)
     assert f"passed over a checkpoint: s3://{bucket}/x/mine/checkpoints/ep0-ba16 is a partial upload" in done.stdout
+    assert "ep0-ba8 after the run had got to batch 16: 8 batches are computed again" in done.stdout
     assert report.read_run(tmp_path / "mine").starts == [0, 8]
     outcome("remote: killed in an upload, folder lost", "named, the one before it used", "8 batches, computed again")
 
