@@ -271,8 +271,8 @@ class RemoteRun:
         )
         try:
             return self._session.client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None)
-        except ValueError as error:
-            raise BadInput(f"S3_ENDPOINT_URL or AWS_ENDPOINT_URL is no address: {error}") from None
+        except ValueError:
+            raise BadInput("S3_ENDPOINT_URL or AWS_ENDPOINT_URL is no address such as https://host:port") from None
 
     def _transfers(self) -> Any:
         from s3transfer.manager import TransferConfig, TransferManager

@@ -322,9 +322,10 @@ def test_a_store_that_is_not_there_is_named(
     with pytest.raises(Unavailable, match=r"no connection to http://127.0.0.1:9, tried for \d s") as caught:
         start(new, RemoteRun("s3://runs/x", "mine"))
     assert SECRET not in str(caught.value)
-    monkeypatch.setenv("S3_ENDPOINT_URL", "nonsense")
-    with pytest.raises(BadInput, match="is no address"):
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"user:{SECRET}@host")
+    with pytest.raises(BadInput, match="is no address") as refused:
         start(new, RemoteRun("s3://runs/x", "mine"))
+    assert SECRET not in str(refused.value)
     outcome("remote: connection refused", "exit code 69, the endpoint", "nothing")
 
 
@@ -350,7 +351,7 @@ def test_only_partial_uploads_are_not_no_checkpoint(
 ) -> None:
     for name in ("ep0-ba8", "ep0-ba16", "ep0-ba24"):
         client(proxy).delete_object(Bucket=far.bucket, Key=key(far, f"checkpoints/{name}/{MANIFEST}"))
-    with pytest.raises(BadInput, match=r"(?s)no checkpoint of .* is intact:.*ep0-ba24 is a partial upload.*ep0-ba8 is"):
+    with pytest.raises(BadInput, match=r"(?s)no checkpoint in .* or on its remote is intact:.*ep0-ba24 is a partial upload.*ep0-ba8 is"):
         start(new, far)
     outcome("remote: partial uploads only", "each named, exit code 2", "nothing")
 
@@ -426,6 +427,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Path, new: Path, far: Remot
         far.upload(make_checkpoint(run, "ep0-ba32", seed=18))
     with pytest.raises(BadInput, match=r"ep0-ba32 holds another run:\n  seed: 18 -> 17"):
         start(new, far if where == "there" else None)
+    assert (new / "checkpoints/ep0-ba32").exists() == (where == "here")
     assert start(new, far if where == "there" else None, "resume.allow=[seed]") == "ep0-ba32"
 
 
