@@ -142,7 +142,9 @@ def newest_intact(
             faults.append(found)
     if faults:
         raise BadInput(
-            f"no checkpoint in {folder}{' or on its remote' if elsewhere else ''} is intact:\n  " + "\n  ".join(faults) + "\n"
+            f"no checkpoint in {folder}{' or on its remote' if elsewhere else ''} is intact:\n  "
+            + "\n  ".join(faults)
+            + "\n"
             "Restore one from a copy, or start anew under another run_name"
         )
     return None, faults

@@ -20,13 +20,14 @@ from composer.utils import dist
 
 from callbacks import CheckpointWriter
 from data_prep.stage import run
-from recipes import remote, train
+from recipes import ranks, remote, train
 
 
 class Fault(Callback):
     def __init__(self, what: str, rank: int, batch: int) -> None:
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
         if what in ("impatient", "patient"):
+            ranks.POLL_S = 0.2
             remote.READ_TIMEOUT_S, remote.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
         if what == "save-SIGTERM":
             original = CheckpointWriter.save

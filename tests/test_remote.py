@@ -351,7 +351,9 @@ def test_only_partial_uploads_are_not_no_checkpoint(
 ) -> None:
     for name in ("ep0-ba8", "ep0-ba16", "ep0-ba24"):
         client(proxy).delete_object(Bucket=far.bucket, Key=key(far, f"checkpoints/{name}/{MANIFEST}"))
-    with pytest.raises(BadInput, match=r"(?s)no checkpoint in .* or on its remote is intact:.*ep0-ba24 is a partial upload.*ep0-ba8 is"):
+    with pytest.raises(
+        BadInput, match=r"(?s)no checkpoint in .* or on its remote is intact:.*ep0-ba24 is a partial upload.*ep0-ba8 is"
+    ):
         start(new, far)
     outcome("remote: partial uploads only", "each named, exit code 2", "nothing")
 
@@ -450,6 +452,7 @@ def make_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
     def write(state: Any, partial: Path) -> None:
         (partial / "rank0.pt").write_bytes(f"weights of {partial.name}".encode() * 1000)
+        (partial / "__0_0.distcp").write_bytes(b"in a listing this stands before the manifest")
 
     monkeypatch.setattr(checkpoint_writer, "_write", write)
 
@@ -493,9 +496,10 @@ def test_old_ones_go_only_when_the_new_one_has_arrived(
     changes = [r.partition("some/where/mine/")[2] for r in proxy.requests if r.startswith(("PUT", "DELETE"))]
     changes = [change.partition("?")[0] for change in changes]
     new, old = "checkpoints/ep0-ba16/", "checkpoints/ep0-ba8/"
-    order = [changes.index(name) for name in (f"{new}rank0.pt", f"{old}{MANIFEST}", f"{old}rank0.pt")]
-    last_put = max(i for i, r in enumerate(changes) if r == f"{new}{MANIFEST}")
-    assert order[0] < last_put < order[1] < order[2], "files, manifest, then the old one's manifest, its files"
+    sent = [changes.index(f"{new}{file}") for file in ("__0_0.distcp", "rank0.pt")]
+    complete = max(at for at, change in enumerate(changes) if change == f"{new}{MANIFEST}")
+    removed = [changes.index(f"{old}{file}") for file in ("__0_0.distcp", "rank0.pt")]
+    assert max(sent) < complete < changes.index(f"{old}{MANIFEST}") < min(removed)
 
 
 def test_a_checkpoint_is_not_removed_while_it_is_uploaded(
