@@ -44,8 +44,7 @@ def run(main: Callable[[], object]) -> NoReturn:
     try:
         main()
     except (BadInput, Unavailable) as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-            time.sleep(10)
+        _let_rank_zero_go_first()
         print(f"error: {error}", file=sys.stderr, flush=True)
         raise SystemExit(2 if isinstance(error, BadInput) else 69) from None
     except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
@@ -54,7 +53,15 @@ def run(main: Callable[[], object]) -> NoReturn:
     except KeyboardInterrupt:
         print("\ninterrupted: type the same command to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception:  # a traceback and code 1; a rank that is signalled while it leaves ends with another
+        _let_rank_zero_go_first()
+        raise
     raise SystemExit(0)
+
+
+def _let_rank_zero_go_first() -> None:
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        time.sleep(10)
 
 
 def sha256_file(path: Path) -> str:
