@@ -68,6 +68,7 @@ class Preemption(Callback):
         if not told.item():
             return
         self.writer.save(state)
+        self.writer.wait_for_upload()
         for number in PREEMPTION_SIGNALS:  # the launcher signals the others as soon as one has gone
             signal.signal(number, signal.SIG_IGN)
         if dist.get_global_rank() == 0:

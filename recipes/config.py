@@ -232,7 +232,8 @@ class TrainConfig:
     save_interval: str = MISSING
     save_num_checkpoints_to_keep: int = -1  # of the newest; -1: all
     save_permanent_interval: str | None = None  # these are kept for ever
-    on_save_error: str = "stop"  # stop | continue: what a full disk does to the run
+    save_remote: str | None = None  # s3://bucket/prefix: the run folder is copied to prefix/run_name; null: nowhere
+    on_save_error: str = "stop"  # stop | continue: what a full disk or a failed upload does to the run
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     stall_timeout_s: float | None = 900.0  # longest that a batch or a save may take; null: for ever
     progress_bar: bool = True  # on a terminal; never into a file or pipe
@@ -363,6 +364,12 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
     clip = cfg.gradient_clipping_norm
     require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
+    require(
+        cfg.save_remote is None or bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", cfg.save_remote)),
+        "save_remote",
+        cfg.save_remote,
+        "it must be of the form s3://bucket/prefix, or null for none",
+    )
     keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
     require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
     stall_s = cfg.stall_timeout_s

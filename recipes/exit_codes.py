@@ -10,6 +10,7 @@ import sys
 BAD_INPUT = 2  # data_prep.stage.run: the configuration, data or folder cannot be used; nothing was changed
 BAD_NUMBERS = 3  # NaN or Inf in too many batches in a row
 STALLED = 4  # no batch for stall_timeout_s
+REMOTE_UNAVAILABLE = 69  # data_prep.stage.run: the store could not be asked whether it holds checkpoints
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)

@@ -4,7 +4,7 @@ config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
 tokenizer/      the tokenizer of its shards
-checkpoints/    folders ep0-ba100
+checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and a file a rank
 .lock           held by the process that runs it
 """
 
@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -24,11 +25,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.shard_format import ShardsInfo
-from data_prep.stage import BadInput, JsonDict, difference, library_versions, read_json, write_json, write_text
+from data_prep.stage import (
+    BadInput,
+    JsonDict,
+    canonical_json,
+    difference,
+    library_versions,
+    read_json,
+    write_json,
+    write_text,
+)
 from recipes.config import TrainConfig, to_yaml
 from recipes.plan import Plan
+
+if TYPE_CHECKING:
+    from recipes.remote import RemoteRun
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
@@ -68,16 +82,49 @@ def check_identity(folder: Path, wanted: JsonDict, allow: Sequence[str] = ()) ->
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
         return None
     record = read_json(folder / RECORD)
-    lines = difference(record["identity"], wanted)
+    refuse_difference(str(folder), record["identity"], wanted, allow, f"remove the folder (rm -r {folder}), ")
+    return record
+
+
+def refuse_difference(
+    where: str, found: JsonDict, wanted: JsonDict, allow: Sequence[str] = (), way_out: str = ""
+) -> None:
+    """Refuse to go on with what another run wrote.
+
+    Args:
+        where: the folder, checkpoint or address that holds it.
+        found: the identity of what lies there.
+        wanted: the identity of the run that is to go on with it.
+        allow: keys that may differ, such as `optimizer` or `batch.sequences`.
+        way_out: one more that there is, ending in a comma.
+
+    Raises:
+        BadInput: they differ in more than `allow`.
+    """
+    lines = difference(found, wanted)
     refused = [line for line in lines if not any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in allow)]
     if refused:
         keys = ",".join(line.split(":")[0] for line in refused)
         raise BadInput(
-            f"{folder} holds another run:\n  " + "\n  ".join(refused) + "\n"
-            f"Give this one a name of its own (run_name=…), remove the folder (rm -r {folder}), or go on all the same "
-            f"with resume.allow=[{keys}]"
+            f"{where} holds another run:\n  " + "\n  ".join(refused) + "\n"
+            f"Give this one a name of its own (run_name=…), {way_out}or go on all the same with resume.allow=[{keys}]"
         )
-    return record
+
+
+def reached_batch(folder: Path) -> int:
+    """The last batch that a run has come to by its metrics, -1 if it has none.
+
+    Not that of the last line: a run that is started again begins with a line of the batch that it goes on from.
+    """
+    reached = -1
+    if (folder / METRICS).is_file():
+        with (folder / METRICS).open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    reached = max(reached, int(json.loads(line)["batch"]))
+                except (ValueError, KeyError, TypeError):  # a line that was cut by a kill
+                    continue
+    return reached
 
 
 def check_space(folder: Path, plan: Plan) -> None:
@@ -131,36 +178,36 @@ def hold(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def opened(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Iterator[None]:
-    """Hold and open the run on rank 0, and make sure that every rank sees that folder. All ranks must enter it.
+def held_by_rank_zero(folder: Path) -> Iterator[None]:
+    """`hold`, by rank 0. All ranks must enter it.
 
     Raises:
-        BadInput: on all ranks: another process runs it, it holds another run, or some rank does not see it.
+        BadInput: as `hold`, on all ranks.
+    """
+    from recipes.ranks import on_rank_zero
+
+    with ExitStack() as stack:
+        on_rank_zero(lambda: stack.enter_context(hold(folder)))
+        yield
+
+
+def check_seen_by_all(folder: Path) -> None:
+    """Make sure that every rank sees the folder that rank 0 has opened. All ranks must call it.
+
+    Raises:
+        BadInput: on all ranks: some rank does not.
     """
     from composer.utils import dist
 
-    with ExitStack() as stack:
-        failure: BadInput | None = None
-        record_sha256 = ""
-        if dist.get_global_rank() == 0:
-            try:
-                stack.enter_context(hold(folder))
-                open_run(folder, cfg, plan, shards)
-                record_sha256 = _record_sha256(folder)
-            except BadInput as error:
-                failure = error
-        shared = [(failure, record_sha256)]
-        dist.broadcast_object_list(shared)
-        failure, record_sha256 = shared[0]
-        if failure:
-            raise failure
-        seen = dist.all_gather_object(_comes_to_see(folder, record_sha256))
-        if blind := [str(rank) for rank, sees in enumerate(seen) if not sees]:
-            raise BadInput(
-                f"run_dir = {folder}: rank {', '.join(blind)} of {len(seen)} does not see there what rank 0 wrote. "
-                "Each rank writes its part of a checkpoint; put run_dir=… on a file system that all nodes share"
-            )
-        yield
+    from recipes.ranks import on_rank_zero
+
+    record_sha256 = on_rank_zero(lambda: _record_sha256(folder))
+    seen = dist.all_gather_object(_comes_to_see(folder, record_sha256))
+    if blind := [str(rank) for rank, sees in enumerate(seen) if not sees]:
+        raise BadInput(
+            f"run_dir = {folder}: rank {', '.join(blind)} of {len(seen)} does not see there what rank 0 wrote. "
+            "Each rank writes its part of a checkpoint; put run_dir=… on a file system that all nodes share"
+        )
 
 
 def _record_sha256(folder: Path) -> str:
@@ -203,9 +250,12 @@ def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> 
     write_text(folder / CONFIG, to_yaml(cfg))
 
 
-def finish_run(folder: Path) -> None:
-    """Mark the run finished."""
-    write_json(folder / RECORD, {**read_json(folder / RECORD), "finished": True})
+def finish_run(folder: Path, remote: RemoteRun | None) -> None:
+    """Mark the run finished, on its remote first: a folder that says so is not looked at again."""
+    record = {**read_json(folder / RECORD), "finished": True}
+    if remote:
+        remote.put(RECORD, canonical_json(record).encode())
+    write_json(folder / RECORD, record)
 
 
 def environment(world_size: int) -> JsonDict:

@@ -32,6 +32,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
 
     Raises:
         BadInput: the shards, tokenizer or run folder do not fit the configuration.
+        Unavailable: the remote of its checkpoints does not answer.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if cfg.data.remote:
@@ -49,7 +50,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
         return None
     run_folder.check_space(folder, plan)
     connect(cfg)
-    with run_folder.opened(folder, cfg, plan, shards):
+    with run_folder.held_by_rank_zero(folder):
         while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it, around its data
             leave_at_once_when_preempted()  # nothing is to be saved before the next fit
             gc.collect()  # the model, its optimizer and the loaders' workers
@@ -110,11 +111,17 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
+    from recipes.ranks import on_rank_zero
+    from recipes.remote import RemoteRun
     from recipes.resume import find_start
     from recipes.safe_loading import guard_composer_loading
 
     folder = Path(cfg.run_dir)
-    start = find_start(folder, cfg.fsdp is not None)
+    identity = run_folder.identity(cfg, plan, shards)
+    remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
+    start = find_start(folder, cfg, identity, remote)
+    on_rank_zero(lambda: run_folder.open_run(folder, cfg, plan, shards))
+    run_folder.check_seen_by_all(folder)
     guard_composer_loading()
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
@@ -141,15 +148,16 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         keep=cfg.save_num_checkpoints_to_keep,
         permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
         batches=plan.batches,
-        identity=run_folder.identity(cfg, plan, shards),
+        identity=identity,
         stop_on_error=cfg.on_save_error == "stop",
+        remote=remote,
     )
     rng = RestoreRNG()
     callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), SampleFingerprint()]
     callbacks += build_callbacks(cfg)
     if cfg.callbacks.spike_guard:
         # Before the writer: what is in a spike is not saved.
-        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder))
+        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
     callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
     if cfg.stall_timeout_s:
         callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
@@ -187,8 +195,8 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         trainer.close()
         return None
     trainer.close()  # flushes the loggers
-    if dist.get_global_rank() == 0:
-        run_folder.finish_run(folder)
+    writer.finish()
+    on_rank_zero(lambda: run_folder.finish_run(folder, remote))
     return trainer
 
 

@@ -5,7 +5,7 @@ A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, 
 due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
 deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
 `lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
-the others).
+the others). On all ranks, all the time: `impatient` and `patient` (with a remote that does not answer).
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ from composer.utils import dist
 
 from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import run_folder, train
+from recipes import ranks, remote, run_folder, train
 from recipes.shard_reader import TokenShard
 
 
 class Fault(Callback):
     def __init__(self, what: str, rank: int, batch: int) -> None:
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
+        if what in ("impatient", "patient"):
+            ranks.POLL_S = 0.2
+            remote.READ_TIMEOUT_S, remote.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
         if what == "save-SIGTERM":
             original = CheckpointWriter.save
 

@@ -83,6 +83,9 @@ def test_a_wrong_type_is_refused_by_name(override: str) -> None:
         ("device_train_microbatch_size=0", "above 0"),
         ("loggers.wandb.mode=onlin", "one of offline, online"),
         ("device=cpu", "trains a CPU in fp32"),
+        ("save_remote=gs://runs/x", "form s3://bucket/prefix"),
+        ("save_remote=s3://key:secret@runs", "form s3://bucket/prefix"),
+        ("save_remote=s3://runs//x", "form s3://bucket/prefix"),
         ("nonsense", "not of the form key=value"),
     ],
 )
