@@ -3,7 +3,7 @@
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss). After it: `eval-SIGTERM` (in its evaluation),
 `save-SIGTERM` (in the midst of its checkpoint), `lose-part` (its file of the checkpoint vanishes). From the start:
-`own-disk` (its run folder is another than that of the others).
+`own-disk` (its run folder is another than that of the others), `fsdp1-on-cpu` (the CPU passes for a CUDA device).
 """
 
 from __future__ import annotations
@@ -17,12 +17,27 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed.fsdp._init_utils as fsdp1
 from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import run_folder, train
+from recipes import parallel, run_folder, train
+
+
+def pass_the_cpu_off_as_cuda() -> None:
+    """At the four places where Composer and torch ask for a CUDA device before they run FSDP1."""
+    choose, empty = parallel.parallelism_config, torch.nn.Module.to_empty
+
+    def to_empty(module: torch.nn.Module, *, device: str, recurse: bool = True) -> torch.nn.Module:
+        return empty(module, device="cpu", recurse=recurse)
+
+    parallel.parallelism_config = lambda fsdp, checkpointing, device: choose(fsdp, checkpointing, "gpu")
+    torch.cuda.current_device = lambda: torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+    fsdp1._check_module_states_for_sync_module_states = lambda module_states: None
+    setattr(torch.nn.Module, "to_empty", to_empty)  # noqa: B010 (a type checker refuses the plain assignment)
 
 
 class Fault(Callback):
@@ -47,6 +62,8 @@ class Fault(Callback):
                     (partial / f"__{rank}_0.distcp").unlink()
 
             checkpoint_writer._write = lose
+        elif what == "fsdp1-on-cpu":
+            pass_the_cpu_off_as_cuda()
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:
