@@ -402,7 +402,8 @@ def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, 
     run("whole", *settings)
     replicated = [*settings, "fsdp.data_parallel_replicate_degree=2"]
     run("moved", *replicated, ranks=4, faults=["SIGTERM:3:20"], code=PREEMPTED)
-    assert len(list((tmp_path / "moved/checkpoints/ep0-ba20").glob("*.distcp"))) == 2, "one replica is saved"
+    parts = (tmp_path / "moved/checkpoints/ep0-ba20").glob("*.distcp")
+    assert [part.stat().st_size > 0 for part in sorted(parts)] == [True, True, False, False], "one replica is saved"
     run("moved", *settings, ranks=2)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert report.read_run(moved).starts == [0, 20]
