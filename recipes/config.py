@@ -103,11 +103,13 @@ class SchedulerConfig:
 
 @dataclass
 class FSDPConfig:
-    """Fully sharded data parallelism over all ranks (FSDP2)."""
+    """Fully sharded data parallelism over all ranks."""
 
+    version: int = 2  # FSDP2; 1: FSDP1, on GPUs only
     # Composer's: DEFAULT = parameters in `precision`, fp32 reduction; PURE = both low; FULL = both fp32.
     mixed_precision: str = "DEFAULT"
     reshard_after_forward: bool = True  # ZeRO-3; false keeps gathered parameters until backward (ZeRO-2)
+    data_parallel_replicate_degree: int = 1  # copies of the model, each sharded over ranks / this (HSDP)
 
 
 @dataclass
@@ -349,6 +351,7 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         ("device", cfg.device, (None, "cpu", "gpu")),
         ("on_save_error", cfg.on_save_error, ("stop", "continue")),
         ("fsdp.mixed_precision", cfg.fsdp.mixed_precision if cfg.fsdp else "DEFAULT", ("DEFAULT", "PURE", "FULL")),
+        ("fsdp.version", cfg.fsdp.version if cfg.fsdp else 2, (1, 2)),
         ("loggers.wandb.mode", cfg.loggers.wandb.mode if cfg.loggers.wandb else "offline", ("offline", "online")),
     ):
         require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
@@ -370,6 +373,8 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         cfg.save_remote,
         "it must be of the form s3://bucket/prefix, or null for none",
     )
+    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
+    require(replicas > 0, "fsdp.data_parallel_replicate_degree", replicas, "it must be above 0")
     keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
     require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
     stall_s = cfg.stall_timeout_s

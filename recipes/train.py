@@ -72,7 +72,7 @@ def connect(cfg: TrainConfig) -> None:
     """
     from composer.utils import dist, get_device
 
-    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
+    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 
     leave_at_once_when_preempted()  # Composer has installed a handler of its own
     device = get_device(cfg.device)
@@ -82,6 +82,8 @@ def connect(cfg: TrainConfig) -> None:
     if device.name == "cpu":
         keep_freed_memory()
         repair_gloo_gradient_average()
+        if cfg.fsdp and cfg.fsdp.data_parallel_replicate_degree > 1:
+            repair_hybrid_sharding()
 
 
 def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
@@ -95,7 +97,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
     from composer import Trainer
     from composer.algorithms import GradientClipping
     from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
-    from composer.utils import dist
+    from composer.utils import dist, get_device
 
     from callbacks import (
         CheckpointWriter,
@@ -126,7 +128,9 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
     # build the model without memory.
-    fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing) if cfg.fsdp and start.sharded else None
+    fsdp = None
+    if cfg.fsdp and start.sharded:
+        fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
     torch.manual_seed(cfg.seed)
     with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
         model = BioMedLM(cfg.model, shards.eos_token_id)

@@ -5,7 +5,8 @@ A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, 
 due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
 deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
 `lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
-the others). On all ranks, all the time: `impatient` and `patient` (with a remote that does not answer).
+the others), `fsdp1-on-cpu` (the CPU passes for a CUDA device). On all ranks, all the time: `impatient` and `patient`
+(with a remote that does not answer).
 """
 
 from __future__ import annotations
@@ -22,13 +23,27 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed.fsdp._init_utils as fsdp1
 from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import ranks, remote, run_folder, train
+from recipes import parallel, ranks, remote, run_folder, train
 from recipes.shard_reader import TokenShard
+
+
+def pass_the_cpu_off_as_cuda() -> None:
+    """At the four places where Composer and torch ask for a CUDA device before they run FSDP1."""
+    choose, empty = parallel.parallelism_config, torch.nn.Module.to_empty
+
+    def to_empty(module: torch.nn.Module, *, device: str, recurse: bool = True) -> torch.nn.Module:
+        return empty(module, device="cpu", recurse=recurse)
+
+    parallel.parallelism_config = lambda fsdp, checkpointing, device: choose(fsdp, checkpointing, "gpu")
+    torch.cuda.current_device = lambda: torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+    fsdp1._check_module_states_for_sync_module_states = lambda module_states: None
+    setattr(torch.nn.Module, "to_empty", to_empty)  # noqa: B010 (a type checker refuses the plain assignment)
 
 
 class Fault(Callback):
@@ -64,6 +79,8 @@ class Fault(Callback):
                     (partial / f"__{rank}_0.distcp").unlink()
 
             checkpoint_writer._write = lose
+        elif what == "fsdp1-on-cpu":
+            pass_the_cpu_off_as_cuda()
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:

@@ -456,6 +456,39 @@ def test_callbacks_may_come_and_go(run: Run, tmp_path: Path) -> None:
     assert report.read_run(tmp_path / "run").starts == [0, 10]
 
 
+@pytest.mark.chaos
+def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    """HSDP 2 x 2, then 2 ranks without replicas. Clipping acts in some batches only, so a wrong average would show."""
+    settings = [*NO_DROPOUT, "device_train_microbatch_size=1", "max_duration=30ba"]
+    run("whole", *settings)
+    replicated = [*settings, "fsdp.data_parallel_replicate_degree=2"]
+    run("moved", *replicated, ranks=4, faults=["SIGTERM:3:20"], code=PREEMPTED)
+    parts = (tmp_path / "moved/checkpoints/ep0-ba20").glob("*.distcp")
+    assert [part.stat().st_size > 0 for part in sorted(parts)] == [True, True, False, False], "one replica is saved"
+    run("moved", *settings, ranks=2)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert report.read_run(moved).starts == [0, 20]
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    outcome("2 x 2 ranks (HSDP) -> 2 ranks", "the same samples a batch, losses within 1e-5", recomputed(moved))
+
+
+@pytest.mark.chaos
+def test_fsdp1_is_the_run_of_one_rank_and_of_fsdp2(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    """Composer's FSDP1 wants a CUDA device and is given the CPU; its checkpoints are FSDP2's."""
+    settings = [*NO_DROPOUT, "device_train_microbatch_size=2", "max_duration=30ba"]
+    run("whole", *settings)
+    first, on_cpu = ["fsdp.version=1", "activation_checkpointing=true"], "fsdp1-on-cpu:0:0"
+    run("moved", *settings, *first, ranks=2, faults=[on_cpu, "SIGTERM:1:10"], code=PREEMPTED)
+    run("moved", *settings, ranks=2, faults=["SIGTERM:1:20"], code=PREEMPTED)
+    run("moved", *settings, *first, "fsdp.reshard_after_forward=false", ranks=2, faults=[on_cpu])
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert report.read_run(moved).starts == [0, 10, 20]
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    outcome("FSDP1 -> FSDP2 -> FSDP1, 2 ranks", "the same samples a batch, losses within 1e-5", recomputed(moved))
+
+
 @pytest.fixture
 def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[str]:
     """Overrides that name shards and tokenizer of 28,896 entries, made from 20,000 made-up words, each used twice."""
