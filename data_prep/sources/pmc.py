@@ -10,11 +10,15 @@ marks that cite them (`[1]-[3]`, `(4, 5)`, a raised 6) with their brackets; `(Or
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, ClassVar
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep.sources import ARTICLES, Document, fold, iso_date
+from data_prep import inputs
+from data_prep.inputs import Input, Stream
+from data_prep.sources import ARTICLES, Document, Dropped, Entry, fold, iso_date
 from data_prep.stage import BadInput
 
 # fmt: off
@@ -60,30 +64,53 @@ LICENSE_WORDS = re.compile(
 )
 
 
-def read_article(path: Path) -> Document | None:
-    """The document of one article, None where it has no text.
+@dataclass(frozen=True)
+class Pmc:
+    """Articles, one a file."""
+
+    newest_wins: ClassVar[bool] = True
+
+    def find(self, patterns: Sequence[str]) -> list[Input]:
+        """The files, by name."""
+        return inputs.find(patterns, (".nxml", ".xml"))
+
+    def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+        """The article of one file."""
+        yield read_article(stream, file.url)
+
+
+def read_article(stream: Stream | IO[bytes], name: str) -> Document | Dropped:
+    """The document of one article.
+
+    Args:
+        stream: the XML.
+        name: what messages call it.
 
     Raises:
-        BadInput: the file is missing, not XML, not a JATS article, or has no PMC id.
+        BadInput: it is not XML, not a JATS article, or has no PMC id.
     """
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
     try:
-        article = etree.parse(path, parser).getroot()
-    except OSError:
-        raise BadInput(f"{path} cannot be read") from None
+        article = etree.parse(stream, parser).getroot()
     except etree.XMLSyntaxError as error:
-        raise BadInput(f"{path}, line {error.lineno}: not XML ({error.msg}); download it again") from None
+        raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
     meta = article.find("front/article-meta")
     if article.tag != "article" or meta is None:
-        raise BadInput(f"{path} has the root element <{article.tag}>, not a JATS <article> with <article-meta>")
-    ids = [i.text or "" for i in meta.iterfind("article-id") if i.get("pub-id-type") in ("pmc", "pmcid")]
-    found = re.fullmatch(r"(?:PMC)?(\d+)", ids[0].strip()) if ids else None
+        raise BadInput(f"{name} has the root element <{article.tag}>, not a JATS <article> with <article-meta>")
+    found = re.fullmatch(r"(?:PMC)?(\d+)", _id(meta, "pmc", "pmcid"))
     if found is None:
-        raise BadInput(f"{path} has no <article-id> with a PMC number")
+        raise BadInput(f"{name} has no <article-id> with a PMC number")
+    pmcid, pmid = f"pmcid:PMC{found.group(1)}", _id(meta, "pmid")
     lines = [line for part in PARTS for element in article.iterfind(part) for line in _lines(element)]
     if not lines:
-        return None
-    return Document(f"pmcid:PMC{found.group(1)}", "\n\n".join(lines), ARTICLES, _license(meta), _date(meta))
+        return Dropped("without text", pmcid)
+    number = int(pmid) if pmid.isdecimal() else None
+    return Document(pmcid, "\n\n".join(lines), ARTICLES, _license(meta), _date(meta), number)
+
+
+def _id(meta: etree._Element, *kinds: str) -> str:
+    ids = [element.text or "" for element in meta.iterfind("article-id") if element.get("pub-id-type") in kinds]
+    return ids[0].strip() if ids else ""
 
 
 def _lines(block: etree._Element) -> list[str]:
