@@ -17,28 +17,40 @@ import argparse
 import errno
 import lzma
 import os
+import re
 import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines, spool
+from data_prep import inputs, json_lines, overlap, spool
 from data_prep.inputs import Input
 from data_prep.selection import Selection
-from data_prep.sources import Document, Source
+from data_prep.sources import ABSTRACTS, ARTICLES, Document, Source
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import Pmc
 from data_prep.sources.sample import Sample
 from data_prep.sources.text import Text
 from data_prep.spool import Batch, Rules, place_of, split_of
-from data_prep.stage import BadInput, JsonDict, begin, finished, library_versions, publish, read_manifest, run
+from data_prep.stage import (
+    BadInput,
+    JsonDict,
+    begin,
+    finished,
+    library_versions,
+    publish,
+    read_manifest,
+    run,
+    write_text,
+)
 
 __all__ = ["SOURCES", "SPLITS", "STAGE", "build", "place_of", "read_documents", "split_of"]
 
@@ -49,7 +61,19 @@ SOURCES: dict[str, type[Any]] = {"sample": Sample, "medline": Medline, "pmc": Pm
 RECORD = ("id", "text", "source", "license", "date")
 PART_BYTES = 64 << 20  # of UTF-8 text
 XZ_BYTES = 64 << 20  # of val text; xz -9 looks back 64 MiB, and takes about a minute for them
-INPUTS, BAD = "inputs.jsonl.zst", "bad_records.jsonl.zst"
+INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
+TEMPLATE = Path(__file__).with_name("corpus_card.md.jinja")
+# The reasons for which entries go, in the order in which they are looked for; a source may have more, which come first.
+STEPS = (
+    "superseded",
+    "bad records",
+    "duplicates",
+    "held out by PMID",
+    "abstracts of articles",
+    "before or after --recent-after",
+    "same text",
+    "overlap with evaluation texts",
+)
 
 
 def build(
@@ -57,6 +81,9 @@ def build(
     out: Path,
     val_fraction: float = 0.01,
     on_error: str = "stop",
+    exclude_pmids: Sequence[str] = (),
+    decontaminate: Sequence[str] = (),
+    recent_after: str | None = None,
     workers: int = 1,
 ) -> JsonDict:
     """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
@@ -67,6 +94,9 @@ def build(
         val_fraction: share of the documents that go to val, 0 to 1, both excluded.
         on_error: `stop` at the first record that cannot be read, or `skip` it: it is counted in the manifest and
             listed in `bad_records.jsonl.zst`.
+        exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
+        decontaminate: files of evaluation texts, as `overlap.load` takes them; documents that overlap are left out.
+        recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
         workers: processes that read.
 
     Raises:
@@ -77,26 +107,37 @@ def build(
         raise BadInput(f"--val-fraction {val_fraction} is not between 0 and 1")
     if workers < 1:
         raise BadInput(f"--workers {workers} is not at least 1")
+    if recent_after is not None and not _is_day(recent_after):
+        raise BadInput(f"--recent-after {recent_after} is not a day such as 2024-12-31")
+    pmid_files = inputs.find(exclude_pmids, ("",)) if exclude_pmids else []
+    evaluation = inputs.find(decontaminate, overlap.SUFFIXES) if decontaminate else []
+    asides = {"exclude_pmids": pmid_files, "decontaminate": evaluation}
     files = {name: source.find(patterns) for name, (source, patterns) in sources.items()}
     arguments: JsonDict = {
         "sources": {name: asdict(source) for name, (source, _) in sources.items()},  # pyright: ignore[reportArgumentType]
         "val_fraction": val_fraction,
         "part_bytes": PART_BYTES,
         "on_error": on_error,
+        "exclude_pmids": bool(pmid_files),
+        "decontaminate": bool(evaluation),
+        "recent_after": recent_after,
     }
     request: JsonDict = {"stage": STAGE, "format": FORMAT, "arguments": arguments}
     known = out.with_name(f"{out.name}.inputs.jsonl.zst")
     if out.exists():
-        hashes = {name: list(_hashed(members, known)) for name, members in files.items()}
+        hashes = {name: list(_hashed(members, known)) for name, members in (files | asides).items() if members}
         inputs.remember(known, [pair for pairs in hashes.values() for pair in pairs])
         request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
         if manifest := finished(out, request):
             print(f"{out} is up to date")
             return manifest
-    rules = Rules(val_fraction, spool.buckets_for(sum(f.bytes for m in files.values() for f in m)), on_error == "skip")
+    size_bytes = sum(file.bytes for members in files.values() for file in members)
+    rules = Rules(val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation))
+    pmids = list(_pmids(pmid_files))
+    overlap.load(rules.evaluation)
     batches = [b for name, (source, _) in sources.items() for b in spool.batches(name, source, files[name], rules)]
     try:
-        return _build(batches, rules, out, request, workers)
+        return _build(batches, rules, pmids, asides, out, request, workers)
     except (OSError, sqlite3.OperationalError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "full" in str(error):
@@ -104,7 +145,15 @@ def build(
         raise
 
 
-def _build(batches: Sequence[Batch], rules: Rules, out: Path, request: JsonDict, workers: int) -> JsonDict:
+def _build(
+    batches: Sequence[Batch],
+    rules: Rules,
+    pmids: Sequence[int],
+    asides: Mapping[str, Sequence[Input]],
+    out: Path,
+    request: JsonDict,
+    workers: int,
+) -> JsonDict:
     work = out.with_name(f"{out.name}.work")
     try:
         work.mkdir(parents=True, exist_ok=True)
@@ -115,21 +164,35 @@ def _build(batches: Sequence[Batch], rules: Rules, out: Path, request: JsonDict,
         selection.load(batches, work)
         selection.drop_superseded()
         bad = selection.drop_repeated_ids(rules.skip)
+        selection.drop_pmids(pmids)
         selection.drop_abstracts_of_articles()
+        if recent_after := request["arguments"]["recent_after"]:
+            selection.part_recent(recent_after)
         selection.drop_same_texts()
+        decontamination: JsonDict = {}
+        if rules.evaluation:
+            grams = overlap.load(rules.evaluation)
+            decontamination = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
+            decontamination["common_grams"] = selection.drop_overlaps(overlap.COMMON_DOCUMENTS)
         _check_splits(selection.documents(), batches, rules)
         partial = begin(out)
         tallies = _write(partial, batches, selection, work)
         dropped = selection.dropped()
+        unknown = {"undated": selection.without("date"), "without_pmid": selection.without("pmid")}
+    entries = 0
     hashes: dict[str, list[tuple[Input, str]]] = {}
     with json_lines.Writer(partial / INPUTS) as listing, json_lines.Writer(partial / BAD) as bad_listing:
         for batch in batches:
             summary = spool.summary(batch, work)
             for file, read in zip(batch.files, summary["files"], strict=True):
                 hashes.setdefault(batch.source_name, []).append((file, read["sha256"]))
+                entries += read["entries"]
                 listing.write({"source": batch.source_name, "bytes": file.bytes, **read})
             dropped.update(summary["dropped"])
             bad += summary["bad"]
+        for name, members in asides.items():
+            if members:
+                hashes[name] = list(inputs.sha256_of(members, out.with_name(f"{out.name}.inputs.jsonl.zst")))
         for record in bad:
             bad_listing.write(record)
     if bad:
@@ -138,7 +201,9 @@ def _build(batches: Sequence[Batch], rules: Rules, out: Path, request: JsonDict,
     else:
         (partial / BAD).unlink()
     request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
-    results = _results(tallies, dropped)
+    results = {**_results(tallies, dropped), "entries": entries, **unknown, "decontamination": decontamination}
+    own_splits = any(file.split for batch in batches for file in batch.files)
+    write_text(partial / CARD, _card({**request, **results, "own_splits": own_splits}))
     for name, counts in results["counts"].items():
         print(f"{name:6} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
     manifest = publish(partial, out, request, results)
@@ -262,12 +327,56 @@ def _results(tallies: Mapping[str, _Tally], dropped: Mapping[str, int]) -> JsonD
             }
             for split, tally in tallies.items()
         },
-        "dropped": {reason: count for reason, count in dropped.items() if count},
+        "dropped": {reason: dropped[reason] for reason in sorted(dropped, key=_step) if dropped[reason]},
         "licenses": dict(licenses),
         "dates": {"first": min(dates, default=None), "last": max(dates, default=None)},
         "baselines": {"xz9_bits_per_byte": _xz9_bits_per_byte(tallies["val"].sample)},
         "versions": library_versions("lxml", "orjson", "zstandard"),
     }
+
+
+def _step(reason: str) -> int:
+    return STEPS.index(reason) if reason in STEPS else -1
+
+
+def _card(manifest: JsonDict) -> str:
+    """The corpus in words and tables, for those who use what is trained on it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    left = manifest["entries"]
+    funnel = []
+    for reason, out in manifest["dropped"].items():
+        left -= out
+        funnel.append({"reason": reason, "out": out, "left": left})
+    names = {name for counts in manifest["counts"].values() for name in counts["sources"]}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(TEMPLATE.name).render(
+        **manifest,
+        documents=sum(counts["documents"] for counts in manifest["counts"].values()),
+        bytes=sum(counts["bytes"] for counts in manifest["counts"].values()),
+        funnel=funnel,
+        nlm=bool(names & {ABSTRACTS, ARTICLES}),
+    )
+
+
+def _pmids(files: Sequence[Input]) -> Iterator[int]:
+    """The numbers that lines begin with; a first line without one is a heading."""
+    for file in files:
+        with inputs.reading(file) as stream:
+            for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
+                if found := re.match(rb"\s*(\d+)\b", line):
+                    yield int(found.group(1))
+                elif line.strip() and number > 1:
+                    raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return len(text) == 10 and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
 
 
 def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:
@@ -321,6 +430,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--val-fraction", type=float, default=0.01, help="share of documents in val (default 0.01)")
     add("--on-error", choices=("stop", "skip"), default="stop", help="at a record that cannot be read (default stop)")
     add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read (default: all cores)")
+    add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
+    add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
+    add("--recent-after", metavar="YYYY-MM-DD", help="put what is dated after this day into a split `recent`")
     text = parser.add_argument_group("switches of --source text")
     for key in ("text", "id", "date", "license", "pmid"):
         text.add_argument(f"--{key}-key", action=_AddSource, help=f"key or column (default {key})")
@@ -332,7 +444,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not patterns and name != "sample":
             raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
         sources[name] = (SOURCES[name](**switches), patterns)
-    build(sources, args.out, args.val_fraction, args.on_error, args.workers)
+    build(
+        sources,
+        args.out,
+        val_fraction=args.val_fraction,
+        on_error=args.on_error,
+        exclude_pmids=args.exclude_pmids,
+        decontaminate=args.decontaminate,
+        recent_after=args.recent_after,
+        workers=args.workers,
+    )
 
 
 if __name__ == "__main__":

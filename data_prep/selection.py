@@ -31,6 +31,8 @@ CREATE TABLE entries (
     reason TEXT,                    -- why it is not in the corpus; NULL for what stays
     text BLOB, pmid INTEGER, source TEXT, date TEXT, split INTEGER
 );
+CREATE TABLE grams (number INTEGER, gram INTEGER);  -- of evaluation texts, in a document
+CREATE TABLE excluded (pmid INTEGER PRIMARY KEY);
 CREATE TABLE frames (bucket INTEGER, batch INTEGER, offset INTEGER, bytes INTEGER);
 """
 
@@ -58,11 +60,14 @@ class Selection:
     def load(self, batches: Sequence[Batch], folder: Path) -> None:
         """Take the rows and frames of all batches, in their order."""
         self._db.execute("BEGIN")
+        total = 0
         for number, batch in enumerate(batches):
-            self._db.executemany(
-                "INSERT INTO entries VALUES (NULL,?,?,?,?,?,?,?,?,?,?,?,?)",
-                (
+            for entry, row in enumerate(spool.rows(batch, folder)):
+                total += 1
+                self._db.execute(
+                    "INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
                     (
+                        total,
                         number,
                         entry,
                         batch.source.newest_wins,
@@ -70,10 +75,10 @@ class Selection:
                         bytes.fromhex(row["text"]) if "text" in row else None,
                         *(row.get(key) for key in ("pmid", "source", "date")),
                         SPLITS.index(row["split"]) if "split" in row else None,
-                    )
-                    for entry, row in enumerate(spool.rows(batch, folder))
-                ),
-            )
+                    ),
+                )
+                for gram in row.get("grams", ()):
+                    self._db.execute("INSERT INTO grams VALUES (?,?)", (total, gram))
             frames = spool.summary(batch, folder)["frames"]
             self._db.executemany(
                 "INSERT INTO frames VALUES (?,?,?,?)", ((bucket, number, *place) for bucket, *place in frames)
@@ -116,6 +121,49 @@ class Selection:
         return [
             {"file": file, "place": id, "problem": f"another text for it is in {first}"} for id, file, first in other
         ]
+
+    def drop_pmids(self, pmids: Iterable[int]) -> None:
+        """Abstracts of these PubMed numbers, and the articles that they belong to."""
+        self._db.executemany("INSERT OR IGNORE INTO excluded VALUES (?)", ((pmid,) for pmid in pmids))
+        self._drop(
+            "held out by PMID",
+            "SELECT number FROM entries WHERE reason IS NULL AND pmid IN (SELECT pmid FROM excluded)",
+        )
+
+    def part_recent(self, day: str) -> None:
+        """What is dated after a day goes to `recent`; a month or year that holds the day may be either, and goes."""
+        self._db.execute(
+            "UPDATE entries SET split = 2 WHERE reason IS NULL AND substr(date || '-01-01', 1, 10) > ?", (day,)
+        )
+        self._drop(
+            "before or after --recent-after",
+            "SELECT number FROM entries WHERE reason IS NULL AND split < 2 AND "
+            "CASE length(date) WHEN 4 THEN date || '-12-31' "
+            "WHEN 7 THEN date(date || '-01', '+1 month', '-1 day') ELSE date END > ?",
+            (day,),
+        )
+
+    def drop_overlaps(self, common: int) -> int:
+        """Documents that hold a gram of an evaluation text which at most `common` documents hold.
+
+        Returns:
+            How many grams are in more documents.
+        """
+        self._db.execute(
+            "CREATE TABLE common AS SELECT gram FROM grams JOIN entries USING (number) WHERE reason IS NULL "
+            "GROUP BY gram HAVING COUNT(*) > ?",
+            (common,),
+        )
+        self._drop(
+            "overlap with evaluation texts",
+            "SELECT number FROM entries WHERE reason IS NULL AND number IN "
+            "(SELECT number FROM grams WHERE gram NOT IN (SELECT gram FROM common))",
+        )
+        return self._db.execute("SELECT COUNT(*) FROM common").fetchone()[0]
+
+    def without(self, column: str) -> int:
+        """How many of the documents that stay have no `pmid` or no `date`."""
+        return self._db.execute(f"SELECT COUNT(*) FROM entries WHERE reason IS NULL AND {column} IS NULL").fetchone()[0]
 
     def drop_abstracts_of_articles(self) -> None:
         """An abstract whose article stays goes, as in The Pile; the article's record says whose abstract it is."""

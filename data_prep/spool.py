@@ -26,7 +26,7 @@ import orjson
 import zstandard
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines, workers
+from data_prep import inputs, json_lines, overlap, workers
 from data_prep.inputs import Input, Tick
 from data_prep.sources import Bad, Document, Dropped, Entry, Source
 from data_prep.stage import BadInput, JsonDict, canonical_json, read_json, write_json
@@ -41,11 +41,19 @@ FAST = 1  # zstd level of files that live as long as a build
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides how an entry is read, beside the source's own switches."""
+    """What decides how an entry is read, beside the source's own switches.
+
+    Attributes:
+        val_fraction: share of the documents that go to val.
+        buckets: how many the documents are spread over.
+        skip: whether bad records are left out, or stop the build.
+        evaluation: files whose texts are looked for in the documents.
+    """
 
     val_fraction: float
     buckets: int
     skip: bool
+    evaluation: tuple[Input, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -225,6 +233,7 @@ class _Frames:
             "source": entry.source,
             "date": entry.date,
             "split": file.split or split_of(entry.id, rules.val_fraction),
+            "grams": overlap.load(rules.evaluation).within(entry.text) if rules.evaluation else [],
         }
 
     def flush(self) -> None:
