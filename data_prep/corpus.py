@@ -36,7 +36,7 @@ from data_prep.selection import Selection
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Source
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
-from data_prep.sources.pmc import Pmc
+from data_prep.sources.pmc import TIERS, Pmc
 from data_prep.sources.sample import Sample
 from data_prep.sources.text import Text
 from data_prep.spool import Batch, Rules, place_of, split_of
@@ -409,7 +409,7 @@ class _AddSource(argparse.Action):
         if self.dest == "input":
             sources[name]["input"] += values
         elif self.dest in {switch.name for switch in fields(SOURCES[name])}:
-            sources[name][self.dest] = values
+            sources[name][self.dest] = values if self.nargs is None else True
         else:
             raise BadInput(f"{self.option_strings[0]} is not a switch of the source {name}")
 
@@ -433,6 +433,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
     add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
     add("--recent-after", metavar="YYYY-MM-DD", help="put what is dated after this day into a split `recent`")
+    medline = parser.add_argument_group("switches of --source medline")
+    medline.add_argument("--section-labels", action=_AddSource, nargs=0, help="keep labels, as in `METHODS: We …`")
+    medline.add_argument(
+        "--languages", action=_AddSource, help="keep articles in these alone, as eng,fre (default all)"
+    )
+    pmc = parser.add_argument_group("switches of --source pmc")
+    tiers = ", ".join(TIERS)
+    pmc.add_argument("--licenses", action=_AddSource, help=f"of articles by their licences keep: {tiers} (default all)")
     text = parser.add_argument_group("switches of --source text")
     for key in ("text", "id", "date", "license", "pmid"):
         text.add_argument(f"--{key}-key", action=_AddSource, help=f"key or column (default {key})")

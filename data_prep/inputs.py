@@ -127,11 +127,11 @@ def reading(file: Input, tick: Tick = lambda _: None) -> Iterator[Stream]:
         yield Stream(file.url, raw, tick)
 
 
-def beside(file: Input, suffix: str) -> bytes | None:
-    """The content of the small file that is called like this one and `suffix`, None where there is none."""
-    with _named_errors(file.url + suffix):
-        fs, path = _file_system(file.url)
-        return fs.cat_file(path + suffix) if fs.exists(path + suffix) else None
+def content(url: str) -> bytes | None:
+    """What is in a small file, None where there is none."""
+    with _named_errors(url):
+        fs, path = _file_system(url)
+        return fs.cat_file(path) if fs.exists(path) else None
 
 
 def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str]]:

@@ -187,6 +187,7 @@ def test_source_switches_belong_to_the_source_before_them(tmp_path: Path):
         ("--source", "text", *inputs, "--source", "text"): "--source text is there twice",
         ("--source", "text"): "--source text needs --input",
         ("--source", "sample", *inputs): "the sample takes no input",
+        ("--source", "pile", *inputs, "--section-labels"): "--section-labels is not a switch of the source pile",
     }.items():
         with pytest.raises(BadInput, match=message):
             corpus.main([*wrong, *out])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import datetime
 import gzip
+import hashlib
+import io
 import lzma
 import string
+import tarfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from data_prep.inputs import reading
 from data_prep.sources import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold, iso_date, pmc, sample
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
-from data_prep.sources.pmc import Pmc
+from data_prep.sources.pmc import TIERS, Pmc
 from data_prep.sources.sample import Sample
 from data_prep.sources.text import Text
 from data_prep.stage import BadInput
@@ -135,7 +139,6 @@ def test_entities_are_not_resolved(tmp_path: Path):
 
 def test_broken_pubmed_files_are_named(tmp_path: Path):
     good = gzip.compress(f"<PubmedArticleSet>\n{citation(1) * 2000}</PubmedArticleSet>".encode())
-    numberless = citation(1).replace(">1<", "><")
     cases = {
         "plain.xml.gz": (b"<PubmedArticleSet/>", "not a gzip file"),
         "short.xml.gz": (good[:-2000], "cut off"),
@@ -143,7 +146,6 @@ def test_broken_pubmed_files_are_named(tmp_path: Path):
         "broken.xml.gz": (gzip.compress(b"<PubmedArticleSet>\n<PubmedArticle>\n</Pubmed>"), "line 3: not XML"),
         "empty.xml.gz": (gzip.compress(b""), "not XML"),
         "other.xml.gz": (gzip.compress(b"<html><p/></html>"), "root element <html>"),
-        "pmid.xml.gz": (gzip.compress(f"<PubmedArticleSet>{numberless}</PubmedArticleSet>".encode()), "PMID"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -152,6 +154,84 @@ def test_broken_pubmed_files_are_named(tmp_path: Path):
         assert name in str(error.value)
     with pytest.raises(BadInput, match=r"gone\.xml\.gz: there is no such file"):
         entries(Medline(), tmp_path / "gone.xml.gz")
+
+
+def test_citations_without_a_proper_pmid_are_bad_records(tmp_path: Path):
+    entries_of_file = citation(1).replace(">1<", "><"), citation(2), delete(3).replace(">3<", ">x<")
+    first, good, last = entries(Medline(), pubmed_file(tmp_path / "a.xml.gz", *entries_of_file))
+    assert first == Bad("line 2", "a citation with the PMID ''") and isinstance(good, Document)
+    assert isinstance(last, Bad) and "deletion of the PMID 'x'" in last.problem
+
+
+def test_retracted_articles_go_and_their_notices_stay(tmp_path: Path):
+    kind = '<PublicationTypeList><PublicationType UI="{}">Any words</PublicationType></PublicationTypeList>'
+    note = '<CommentsCorrectionsList><CommentsCorrections RefType="{}"/></CommentsCorrectionsList>'
+    path = pubmed_file(
+        tmp_path / "a.xml.gz",
+        citation(1).replace("</Article>", kind.format("D016441") + "</Article>"),
+        citation(2).replace("</MedlineCitation>", note.format("RetractionIn") + "</MedlineCitation>"),
+        citation(3).replace("</Article>", kind.format("D016440") + "</Article>"),
+        citation(4).replace("</MedlineCitation>", note.format("RetractionOf") + "</MedlineCitation>"),
+    )
+    found = entries(Medline(), path)
+    assert found[:2] == [Dropped("retracted", "pmid:1"), Dropped("retracted", "pmid:2")]
+    assert [entry.id for entry in found if isinstance(entry, Document)] == ["pmid:3", "pmid:4"]
+
+
+def test_section_labels_and_languages(tmp_path: Path):
+    abstract = (
+        '<AbstractText Label="AIMS AND  SCOPE">To see.</AbstractText>'
+        '<AbstractText Label="UNLABELLED">Seen.</AbstractText>'
+        '<AbstractText Label="EMPTY"/><AbstractText>End.</AbstractText>'
+    )
+    languages = [
+        "<Language>eng</Language>",
+        "<Language>fre</Language><Language>eng</Language>",
+        "<Language>ger</Language>",
+    ]
+    citations = [citation(n, abstract).replace("</Article>", f"{tag}</Article>") for n, tag in enumerate(languages)]
+    path = pubmed_file(tmp_path / "a.xml.gz", *citations)
+    labelled = entries(Medline(section_labels=True), path)[0]
+    assert isinstance(labelled, Document) and labelled.text == "Title.\nAIMS AND SCOPE: To see. Seen. End."
+    kept = [isinstance(entry, Document) for entry in entries(Medline(languages="eng,ita"), path)]
+    assert kept == [True, True, False]
+    assert entries(Medline(languages="eng"), path)[2] == Dropped("of other languages", "pmid:2")
+
+
+@pytest.mark.parametrize("form", ["MD5(a.xml.gz)= {}\n", "{}  a.xml.gz\n", "MD5 (a.xml.gz) = {}"])
+def test_md5_beside_a_file_is_checked(tmp_path: Path, form: str):
+    path = pubmed_file(tmp_path / "a.xml.gz", citation(1))
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    (tmp_path / "a.xml.gz.md5").write_text(form.format(md5.upper()))
+    assert len(entries(Medline(), tmp_path)) == 1
+    (tmp_path / "a.xml.gz.md5").write_text(form.format(md5[::-1]))
+    with pytest.raises(BadInput, match=r"a\.xml\.gz is not what .*a\.xml\.gz\.md5 says"):
+        entries(Medline(), tmp_path)
+
+
+def test_an_xml_bomb_is_harmless(tmp_path: Path):
+    entities = '<!ENTITY a "ha">' + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise("abcdefghijk"))
+    text = f"<!DOCTYPE x [{entities}]><PubmedArticleSet>{citation(1, '<AbstractText>a &k; b</AbstractText>')}"
+    (tmp_path / "a.xml.gz").write_bytes(gzip.compress(f"{text}</PubmedArticleSet>".encode()))
+    with pytest.raises(BadInput, match=r"not XML .*entity amplification"):
+        only(tmp_path / "a.xml.gz")
+
+
+def test_no_letter_of_a_real_abstract_is_lost():
+    """Every sign but white space of title and abstract is in the text, in its order; checked without our own parser."""
+    path = Path(sample.paths(".xml.gz")[1])
+    documents = iter([entry for entry in entries(Medline(), path) if isinstance(entry, Document)])
+    document, compared = next(documents), 0
+    with gzip.open(path) as file:
+        for _, element in etree.iterparse(file, tag="PubmedArticle"):
+            parts = [*element.iter("ArticleTitle"), *element.iterfind("MedlineCitation/Article/Abstract/AbstractText")]
+            if document is not None and document.id == f"pmid:{element.findtext('MedlineCitation/PMID')}":
+                text = "".join("".join(part.itertext()) for part in parts)
+                if "".join(document.text.split()) == "".join(text.split()):
+                    document, compared = next(documents, None), compared + 1
+            element.clear()
+    assert document is None
+    assert compared > 18_000
 
 
 def article(body: str, meta: str = "") -> bytes:
@@ -230,6 +310,85 @@ def test_broken_articles_are_named(tmp_path: Path):
         entries(Pmc(), tmp_path / "gone.nxml")
 
 
+def numbered(number: int, license: str = "by") -> bytes:
+    link = f'<license xlink:href="https://creativecommons.org/licenses/{license}/4.0/"/>'
+    xml = article(f"<p>Body {number}.</p>", f"<permissions>{link}</permissions>")
+    return xml.replace(b">42<", f">{number}<".encode())
+
+
+def test_articles_in_tar_archives(tmp_path: Path):
+    members = {
+        "PMC0/PMC1.xml": numbered(1),
+        "PMC0/notes.txt": b"no",
+        "PMC0/PMC2.nxml": b"<html/>",
+        "PMC3.nxml": numbered(3),
+    }
+    for name, mode in {"a.tar": "w", "b.tar.gz": "w:gz", "c.tar.xz": "w:xz"}.items():
+        with tarfile.open(tmp_path / name, mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for member, content in members.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        first, bad, last = entries(Pmc(), tmp_path / name)
+        assert isinstance(first, Document) and first.text == "Title\n\nBody 1." and first.license == "CC BY 4.0"
+        assert isinstance(bad, Bad) and bad.place == "PMC0/PMC2.nxml" and "root element <html>" in bad.problem
+        assert isinstance(last, Document) and last.id == "pmcid:PMC3"
+        whole = (tmp_path / name).read_bytes()
+        for end in [700, 1024, 1300, 2048] if mode == "w" else [len(whole) - 60]:
+            (tmp_path / name).write_bytes(whole[:end])
+            with pytest.raises(BadInput, match=f"{name} is (cut off|damaged, or not a tar)"):
+                entries(Pmc(), tmp_path / name)
+    (tmp_path / "d.tar").write_bytes(b"plain text " * 100)
+    with pytest.raises(BadInput, match=r"d\.tar is damaged, or not a tar file"):
+        entries(Pmc(), tmp_path / "d.tar")
+
+
+def test_articles_as_in_the_public_bucket(tmp_path: Path):
+    articles: dict[str, tuple[bytes, Any]] = {
+        "PMC1.1": (numbered(1), {"license_code": "CC BY-NC", "is_retracted": False}),
+        "PMC2.1": (numbered(2), {"license_code": "CC BY", "is_retracted": True}),
+        "PMC3.1": (numbered(3), {"license_code": "TDM"}),
+        "PMC4.2": (numbered(4), {"license_code": "CC0"}),
+        "PMC4.10": (numbered(4).replace(b"Body", b"New body"), {"license_code": "CC0"}),
+        "PMC5.1": (numbered(5, "by-nd"), None),
+    }
+    (tmp_path / "metadata").mkdir()
+    for name, (xml, metadata) in articles.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.xml").write_bytes(xml)
+        if metadata is not None:
+            (tmp_path / "metadata" / f"{name}.json").write_bytes(orjson.dumps(metadata))
+    found = entries(Pmc(), tmp_path)
+    assert [getattr(entry, "license", entry) for entry in found] == [
+        *("CC BY-NC", Dropped("retracted", "pmcid:PMC2"), "TDM", "CC0", "CC0", "CC BY-ND 4.0")
+    ]
+    assert isinstance(found[4], Document) and "New body" in found[4].text  # version 10 comes after 2
+    tiers = {
+        tier: [entry.id for entry in entries(Pmc(tier), tmp_path) if isinstance(entry, Document)] for tier in TIERS
+    }
+    assert tiers == {
+        "commercial": ["pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
+        "noncommercial": ["pmcid:PMC1", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
+        "all": ["pmcid:PMC1", "pmcid:PMC3", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
+    }
+    with pytest.raises(BadInput, match="--licenses free is not one of commercial, noncommercial, all"):
+        Pmc("free")
+    (tmp_path / "metadata" / "PMC1.1.json").write_bytes(b"<html>")
+    with pytest.raises(BadInput, match=r"PMC1\.1\.xml: its metadata are not JSON"):
+        entries(Pmc(), tmp_path)
+
+
+def test_a_retracted_article_says_so_itself(tmp_path: Path):
+    for kind, expected in {
+        "retraction-forward": [Dropped("retracted", "pmcid:PMC42")],
+        "retracted-article": None,
+    }.items():
+        related = f'<related-article related-article-type="{kind}"/>'
+        (tmp_path / "a.nxml").write_bytes(article("<p>x</p>", related))
+        found = entries(Pmc(), tmp_path / "a.nxml")
+        assert found == expected if expected else isinstance(found[0], Document)
+
+
 def test_real_articles_lose_no_letter():
     """Every letter outside the dropped elements is in the text, as often as in the XML."""
     paths = [Path(path) for path in sample.paths(".nxml")]
@@ -248,9 +407,15 @@ def test_real_articles_lose_no_letter():
 def test_sample_is_what_we_know_of_it(tmp_path: Path):
     manifest = corpus.build({"sample": (Sample(), [])}, tmp_path / "corpus")
     documents = {d.id: d for split in corpus.SPLITS for d in corpus.read_documents(tmp_path / "corpus", split)}
-    assert Counter(d.source for d in documents.values()) == {ABSTRACTS: 33_256, ARTICLES: 8}
-    # 30,000 + 20,788 citations and 20 deletions = 33,256 documents and these
-    assert manifest["dropped"] == {"without abstract": 17_511, "deletions": 20, "superseded": 5, "same text": 16}
+    assert Counter(d.source for d in documents.values()) == {ABSTRACTS: 33_251, ARTICLES: 8}
+    # 30,000 + 20,788 citations and 20 deletions = 33,251 abstracts and these
+    assert manifest["dropped"] == {
+        "deletions": 20,
+        "retracted": 6,
+        "same text": 16,
+        "superseded": 5,
+        "without abstract": 17_510,
+    }
     assert manifest["inputs"]["sample"]["files"] == 10
     assert Counter(d.license for d in documents.values() if d.source == ARTICLES) == {
         "CC BY": 3,

@@ -2,12 +2,13 @@
 
 A document is what The Pile made of a citation: title, a line feed, abstract; white space folded, the section labels of
 structured abstracts and the copyright line left out, inline markup and MathML reduced to their text. All languages
-stay: `Abstract` is English whatever the article is, and `OtherAbstract` is not used.
+stay: `Abstract` is English whatever the article is, and `OtherAbstract` is not used. Retracted articles are left out.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import re
 import zlib
@@ -19,14 +20,25 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 
 from data_prep import inputs
 from data_prep.inputs import Input, Stream
-from data_prep.sources import ABSTRACTS, Document, Dropped, Entry, fold, iso_date
+from data_prep.sources import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
 from data_prep.stage import BadInput
+
+RETRACTED = "D016441"  # "Retracted Publication" in MeSH
 
 
 @dataclass(frozen=True)
 class Medline:
-    """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones, a deletion among them."""
+    """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones, a deletion among them.
 
+    Where `pubmed26n0001.xml.gz.md5` lies beside a file, the file must be what it says.
+
+    Attributes:
+        section_labels: keep the labels of structured abstracts, as in `METHODS: We …`; The Pile had none.
+        languages: keep articles in one of these alone, as `eng,fre`; PubMed's codes, of three letters.
+    """
+
+    section_labels: bool = False
+    languages: str | None = None
     newest_wins: ClassVar[bool] = True
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
@@ -40,6 +52,7 @@ class Medline:
             BadInput: it is not gzip, cut off, not XML, or not a PubMed citation file.
         """
         name = file.url
+        _check_md5(file)
         try:
             with gzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
                 # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
@@ -53,11 +66,9 @@ class Medline:
                 )
                 for _, element in parser:
                     if element.tag == "PubmedArticle":
-                        yield _entry(element)
+                        yield self._entry(element)
                     else:
-                        yield from (
-                            Dropped("deletions", f"pmid:{int(pmid.text or '')}") for pmid in element.iter("PMID")
-                        )
+                        yield from map(_deletion, element.iter("PMID"))
                     element.clear()
                     while element.getprevious() is not None:
                         del element.getparent()[0]
@@ -69,19 +80,59 @@ class Medline:
             raise BadInput(f"{name} is cut off or damaged; download it again and compare its .md5") from None
         except etree.XMLSyntaxError as error:
             raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
-        except ValueError as error:
-            raise BadInput(f"{name}: a citation without a proper PMID ({error})") from None
+
+    def _entry(self, article: etree._Element) -> Entry:
+        pmid = (article.findtext("MedlineCitation/PMID") or "").strip()
+        if not pmid.isdecimal():
+            return Bad(f"line {article.sourceline}", f"a citation with the PMID {pmid!r}")
+        id = f"pmid:{int(pmid)}"
+        if _is_retracted(article):
+            return Dropped("retracted", id)
+        if self.languages is not None and not set(self.languages.split(",")) & {
+            language.text for language in article.iterfind("MedlineCitation/Article/Language")
+        }:
+            return Dropped("of other languages", id)
+        title = _text(article.find("MedlineCitation/Article/ArticleTitle"))
+        sections = article.iterfind("MedlineCitation/Article/Abstract/AbstractText")
+        abstract = " ".join(filter(None, map(self._section, sections)))
+        if not abstract:
+            return Dropped("without abstract", id)
+        text = f"{title}\n{abstract}" if title else abstract
+        date = _date(article.find("MedlineCitation/Article/Journal/JournalIssue/PubDate"))
+        return Document(id, text, ABSTRACTS, None, date, int(pmid))
+
+    def _section(self, element: etree._Element) -> str:
+        text, label = _text(element), fold(element.get("Label") or "")
+        return f"{label}: {text}" if self.section_labels and text and label not in ("", "UNLABELLED") else text
 
 
-def _entry(article: etree._Element) -> Entry:
-    pmid = int(article.findtext("MedlineCitation/PMID") or "")
-    title = _text(article.find("MedlineCitation/Article/ArticleTitle"))
-    abstract = " ".join(filter(None, map(_text, article.iterfind("MedlineCitation/Article/Abstract/AbstractText"))))
-    if not abstract:
-        return Dropped("without abstract", f"pmid:{pmid}")
-    text = f"{title}\n{abstract}" if title else abstract
-    date = _date(article.find("MedlineCitation/Article/Journal/JournalIssue/PubDate"))
-    return Document(f"pmid:{pmid}", text, ABSTRACTS, None, date, pmid)
+def _deletion(pmid: etree._Element) -> Entry:
+    number = (pmid.text or "").strip()
+    if not number.isdecimal():
+        return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {number!r}")
+    return Dropped("deletions", f"pmid:{int(number)}")
+
+
+def _is_retracted(article: etree._Element) -> bool:
+    """The article was retracted; the notice that says so of another is a document like any other."""
+    citation = article.find("MedlineCitation")
+    return citation is not None and (
+        any(kind.get("UI") == RETRACTED for kind in citation.iterfind("Article/PublicationTypeList/PublicationType"))
+        or any(note.get("RefType") == "RetractionIn" for note in citation.iterfind("CommentsCorrectionsList/*"))
+    )
+
+
+def _check_md5(file: Input) -> None:
+    said = inputs.content(f"{file.url}.md5")
+    if said is None:
+        return
+    hashes = re.findall(rb"\b[0-9a-f]{32}\b", said.lower())
+    digest = hashlib.md5(usedforsecurity=False)
+    with inputs.opened(file) as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest().encode() not in hashes:
+        raise BadInput(f"{file.url} is not what {file.url}.md5 says ({digest.hexdigest()}); download it again")
 
 
 def _text(element: etree._Element | None) -> str:
