@@ -140,3 +140,31 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
     out = tiny_corpus.with_name("shards")
     shards.build(tiny_corpus, tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
     return out
+
+
+@pytest.fixture(scope="session")
+def store_url() -> Iterator[str]:
+    """An S3 store on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("werkzeug.serving.WSGIRequestHandler.log", lambda *_: None)
+        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture
+def s3(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of that store, which is then every client's of the test and its processes."""
+    import boto3
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": store_url, "S3_ENDPOINT_URL": store_url, "NO_PROXY": "127.0.0.1",
+        "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return boto3.client("s3")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -85,33 +85,11 @@ def test_unreadable_files_are_named_whoever_asks(tmp_path: Path, monkeypatch: py
         names(tmp_path)
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[str]:
-    """A bucket on a local S3 server."""
-    server = pytest.importorskip("moto.server").ThreadedMotoServer(ip_address="127.0.0.1", port=0)
-    server.start()
-    host, port = server.get_host_and_port()
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "any",
-            "AWS_SECRET_ACCESS_KEY": "any",
-            "AWS_DEFAULT_REGION": "us-east-1",
-        }.items():
-            patch.setenv(name, value)
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="pile")
-        yield "s3://pile"
-    server.stop()
-
-
-def test_object_store(bucket: str, tmp_path: Path):
-    import boto3
-
-    client = boto3.client("s3")
+def test_object_store(s3: Any, tmp_path: Path):
+    bucket = "s3://pile"
+    s3.create_bucket(Bucket="pile")
     for name in ("in/a.txt", "in/sub/b.txt", "in/c.md"):
-        client.put_object(Bucket="pile", Key=name, Body=name.encode() * 1000)
+        s3.put_object(Bucket="pile", Key=name, Body=name.encode() * 1000)
     files = inputs.find([f"{bucket}/in"], SUFFIXES)
     assert [(file.name, file.url, file.bytes) for file in files] == [
         ("a.txt", "s3://pile/in/a.txt", 8000),
@@ -124,7 +102,7 @@ def test_object_store(bucket: str, tmp_path: Path):
     known = tmp_path / "known.jsonl.zst"
     hashes = list(inputs.sha256_of(files, known))
     inputs.remember(known, hashes)
-    client.put_object(Bucket="pile", Key="in/a.txt", Body=b"other")
+    s3.put_object(Bucket="pile", Key="in/a.txt", Body=b"other")
     again = list(inputs.sha256_of(inputs.find([f"{bucket}/in/a.txt"], SUFFIXES), known))
     assert files[0].stamp and again[0][0].stamp != files[0].stamp and again[0][1] != hashes[0][1]
     for missing in (f"{bucket}/none.txt", "s3://nobucket/a.txt"):
