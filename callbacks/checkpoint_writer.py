@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,20 @@ from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner
 from torch.distributed.checkpoint import save as save_sharded
 
 from recipes import checkpoints
+from recipes.ranks import outcome_of
+from recipes.remote import RemoteRun, checkpoints_in
+from recipes.safe_loading import check_parts
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written; the earlier ones are intact."""
+    """A checkpoint could not be written or uploaded; the earlier ones are intact."""
 
 
 class CheckpointWriter(Callback):
     """Saves `ep0-ba100` folders: written aside, hashed, flushed, renamed; then removes what need not be kept.
+
+    With a remote, rank 0 then uploads it in one thread while the training goes on. The next save waits for that, so
+    that no checkpoint is removed while it is read, and uploads what failed to arrive before.
 
     In place of Composer's CheckpointSaver, which writes under the final name. A sharded run writes one file a rank, any
     other one file in all.
@@ -34,7 +41,9 @@ class CheckpointWriter(Callback):
         permanent_interval_batches: keep those of every so many batches for ever; None keeps none beyond `keep`.
         batches: length of the run.
         identity: what the run is made of; written into each manifest.
-        stop_on_error: whether a failed save (a full disk) ends the run, or is reported and tried at the next interval.
+        stop_on_error: whether a failed save (a full disk) or upload ends the run, or is reported and tried at the next
+            interval.
+        remote: where the run folder is copied to; rank 0 alone talks to it.
     """
 
     def __init__(
@@ -46,6 +55,7 @@ class CheckpointWriter(Callback):
         batches: int,
         identity: dict[str, Any],
         stop_on_error: bool,
+        remote: RemoteRun | None = None,
     ) -> None:
         self.folder = folder
         self.interval_batches = interval_batches
@@ -54,7 +64,10 @@ class CheckpointWriter(Callback):
         self.batches = batches
         self.identity = identity
         self.stop_on_error = stop_on_error
+        self.remote = remote
         self.saved_batch = -1
+        self._uploader = ThreadPoolExecutor(1)
+        self._upload: Future[None] | None = None  # of rank 0
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
         """Save when it is due."""
@@ -66,7 +79,8 @@ class CheckpointWriter(Callback):
         """Save now, unless this batch is saved. All ranks must call it.
 
         Raises:
-            CheckpointError: it failed on some rank, and `stop_on_error` is set or this is the run's last.
+            CheckpointError: it failed on some rank, and `stop_on_error` is set or this is the run's last; or the upload
+                of the one before it failed, and `stop_on_error` is set.
         """
         batch = int(state.timestamp.batch)
         if batch == self.saved_batch:
@@ -81,6 +95,7 @@ class CheckpointWriter(Callback):
         failure = (
             _attempt(lambda: _prepare(partial))
             or _attempt(lambda: _write(state, partial))
+            or _attempt(lambda: check_parts(partial), rank=0)
             or _attempt(lambda: checkpoints.publish(partial, self.folder / name, saved_at, self.identity), rank=0)
         )
         if failure:
@@ -97,19 +112,104 @@ class CheckpointWriter(Callback):
                 print(f"warning: {message}; the run goes on", flush=True)
             return
         self.saved_batch = batch
+        self.wait_for_upload()
         if dist.get_global_rank() == 0:
-            self._remove_old(batch)
+            for old in self._outdated([path.name for path in checkpoints.complete_checkpoints(self.folder)], batch):
+                checkpoints.remove(self.folder / old)
+            if self.remote:
+                self._upload = self._uploader.submit(self._copy_to, self.remote, batch, name)
         dist.barrier()
 
-    def _remove_old(self, batch: int) -> None:
-        if self.keep < 0:
-            return
-        # Later ones were passed over as damaged when the run was resumed, and do not count.
-        found = [p for p in checkpoints.complete_checkpoints(self.folder) if checkpoints.checkpoint_batch(p) <= batch]
-        for path in found[: -self.keep]:
-            every = self.permanent_interval_batches
-            if every is None or checkpoints.checkpoint_batch(path) % every:
+    def wait_for_upload(self) -> None:
+        """Wait until nothing is being uploaded. All ranks must call it.
+
+        Raises:
+            CheckpointError: the upload failed, and `stop_on_error` is set.
+        """
+        failure = self._upload_failure()
+        if failure and self.stop_on_error:
+            raise CheckpointError(failure)
+        if failure and dist.get_global_rank() == 0:
+            print(f"warning: {failure}; the next save tries again", flush=True)
+
+    def finish(self) -> None:
+        """Upload what the remote lacks of the finished run, and wait for it. All ranks must call it.
+
+        Raises:
+            CheckpointError: it failed, after one more attempt than at every other save.
+        """
+        self._upload_failure()  # is tried again
+        if self.remote and dist.get_global_rank() == 0:
+            self._upload = self._uploader.submit(self._copy_to, self.remote, self.batches)
+        if failure := self._upload_failure():
+            raise CheckpointError(failure)  # without its last checkpoint no run is finished
+
+    def saved_before(self, batch: int) -> dict[str, Any]:
+        """When the newest checkpoint before a batch was saved, here or on the remote; the run's beginning if none was.
+
+        Raises:
+            BadInput: the remote refuses.
+            Unavailable: the remote does not answer.
+        """
+        here = {path.name: path for path in checkpoints.complete_checkpoints(self.folder)}
+        far = checkpoints_in(self.remote.contents()) if self.remote else {}
+        there = [name for name, complete in far.items() if complete]
+        for name in sorted({*here, *there}, key=checkpoints.checkpoint_batch, reverse=True):
+            if checkpoints.checkpoint_batch(name) >= batch:
+                continue
+            if name in here and checkpoints.fault(here[name]) is None:
+                return checkpoints.saved_at(here[name])
+            if self.remote and name in there and (manifest := self.remote.manifest(name)):
+                return manifest["saved_at"]
+        return {"batch": 0, "epoch": 0, "sample_in_epoch": 0}
+
+    def discard_from(self, batch: int) -> None:
+        """Remove the checkpoints of a batch and of later ones, on the remote first. Rank 0 calls it, between uploads.
+
+        Raises:
+            BadInput: the remote refuses.
+            Unavailable: the remote does not answer.
+        """
+        if self.remote:
+            contents = self.remote.contents()
+            for name in checkpoints_in(contents):
+                if checkpoints.checkpoint_batch(name) >= batch:
+                    self.remote.remove(name, contents)
+        for path in checkpoints.complete_checkpoints(self.folder):
+            if checkpoints.checkpoint_batch(path) >= batch:
                 checkpoints.remove(path)
+
+    def _upload_failure(self) -> str | None:
+        if self.remote is None:
+            return None
+        failure = _attempt(lambda: outcome_of(self._upload))
+        self._upload = None
+        return (
+            failure and f"upload to {self.remote.url} failed ({failure}); the checkpoints in {self.folder} are intact"
+        )
+
+    def _copy_to(self, remote: RemoteRun, batch: int, saved: str | None = None) -> None:
+        """Bring the remote to what the folder holds, in the background: first what is new, then remove what is old.
+
+        Args:
+            remote: the copy of the run folder.
+            batch: how far the run is.
+            saved: the checkpoint that was just written; uploaded even if the remote has one of that name.
+        """
+        remote.upload_run_files(self.folder.parent)
+        there = checkpoints_in(remote.contents())
+        for path in reversed(checkpoints.complete_checkpoints(self.folder)):
+            missing = checkpoints.checkpoint_batch(path) <= batch and not there.get(path.name)
+            if path.name == saved or (missing and checkpoints.fault(path) is None):
+                remote.upload(path)
+        contents = remote.contents()
+        there = checkpoints_in(contents)
+        partial = [n for n, complete in there.items() if not complete and checkpoints.checkpoint_batch(n) < batch]
+        for name in [*partial, *self._outdated([n for n, complete in there.items() if complete], batch)]:
+            remote.remove(name, contents)
+
+    def _outdated(self, names: list[str], batch: int) -> list[str]:
+        return checkpoints.outdated(names, batch, self.keep, self.permanent_interval_batches)
 
 
 def _attempt(action: Callable[[], Any], rank: int | None = None) -> str | None:
@@ -119,7 +219,7 @@ def _attempt(action: Callable[[], Any], rank: int | None = None) -> str | None:
         try:
             action()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            failure = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            failure = f"{type(error).__name__}: {error}".splitlines()[0][:500]
             if isinstance(error, CheckpointException):
                 failure = "; ".join(f"rank {r}: {cause[0]!r}" for r, cause in error.failures.items())[:300]
     return next((text for text in dist.all_gather_object(failure) if text), None)

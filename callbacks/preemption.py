@@ -38,7 +38,7 @@ class Preemption(Callback):
     def __init__(self, writer: CheckpointWriter) -> None:
         self.writer = writer
         self._signalled_s: float | None = None
-        self._process = os.getpid()
+        self._process, self._parent = os.getpid(), os.getppid()
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """From here on there is something to save."""
@@ -48,8 +48,9 @@ class Preemption(Callback):
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # a loader worker, forked with this handler: its rank decides
             return
-        now = time.monotonic()
-        if self._signalled_s is not None and now - self._signalled_s > SAME_SIGNAL_S:
+        now, parent = time.monotonic(), os.getppid()
+        orphaned, self._parent = parent != self._parent, parent  # the launcher died: not a user who insists
+        if self._signalled_s is not None and now - self._signalled_s > SAME_SIGNAL_S and not orphaned:
             os._exit(128 + number)
         self._signalled_s = self._signalled_s or now
 
@@ -67,6 +68,7 @@ class Preemption(Callback):
         if not told.item():
             return
         self.writer.save(state)
+        self.writer.wait_for_upload()
         for number in PREEMPTION_SIGNALS:  # the launcher signals the others as soon as one has gone
             signal.signal(number, signal.SIG_IGN)
         if dist.get_global_rank() == 0:

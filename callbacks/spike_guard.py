@@ -13,12 +13,13 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 from torch.utils.data import DataLoader
 
+from callbacks.checkpoint_writer import CheckpointWriter
 from data_prep.shard_format import DOCUMENTS
 from data_prep.stage import JsonDict
-from recipes import checkpoints, ledger
+from recipes import ledger
 from recipes.data import TokenShards
 from recipes.exit_codes import BAD_NUMBERS
-from recipes.run_folder import CHECKPOINTS
+from recipes.ranks import on_rank_zero
 
 TRAIN_LOSS = "loss/train/total"
 # Of a normal distribution, the standard deviation is this many median absolute deviations.
@@ -54,6 +55,7 @@ class SpikeGuard(Callback):
         patience_batches: a spike of fewer batches passes by itself.
         max_rewinds: a further spike ends the run.
         folder: the run folder.
+        writer: of its checkpoints.
     """
 
     def __init__(
@@ -64,12 +66,14 @@ class SpikeGuard(Callback):
         patience_batches: int,
         max_rewinds: int,
         folder: Path,
+        writer: CheckpointWriter,
     ) -> None:
         self.threshold = threshold
         self.min_rise = min_rise
         self.patience_batches = patience_batches
         self.max_rewinds = max_rewinds
         self.folder = folder
+        self.writer = writer
         self._losses: deque[float] = deque(maxlen=window_batches)
         self._spiking: list[float] = []
 
@@ -110,11 +114,8 @@ class SpikeGuard(Callback):
         """
         if len(self._spiking) < self.patience_batches:
             return
-        refused = [False]
-        if dist.get_global_rank() == 0:
-            refused[0] = not self._rewind(state)
-        dist.broadcast_object_list(refused)
-        raise TooManyRewinds if refused[0] else Rewind
+        self.writer.wait_for_upload()
+        raise Rewind if on_rank_zero(lambda: self._rewind(state)) else TooManyRewinds
 
     def _rewind(self, state: State) -> bool:
         """On rank 0: have the next start begin before the spike and leave its data out; False if that was too often."""
@@ -129,7 +130,7 @@ class SpikeGuard(Callback):
         loader = cast(DataLoader[Any], state.train_dataloader)
         data = cast(TokenShards, loader.dataset)
         batch_size = int(loader.batch_size or 0) * dist.get_world_size()
-        goal = self._newest_before(first)
+        goal = self.writer.saved_before(first)
         here = {"epoch": int(state.timestamp.epoch), "sample_in_epoch": int(state.timestamp.sample_in_epoch)}
         windows = _between(goal, here, data.skipped, data.size // batch_size * batch_size)
         samples = [
@@ -143,9 +144,7 @@ class SpikeGuard(Callback):
         if (folder / DOCUMENTS).is_file():  # not where shards are fetched from `data.remote`
             documents = ledger.documents_of(folder, samples, state.batch["input_ids"].shape[1])
         # First, so that a run that is killed here meets the spike again, and does not go on behind it.
-        for checkpoint in checkpoints.complete_checkpoints(self.folder / CHECKPOINTS):
-            if checkpoints.checkpoint_batch(checkpoint) >= first:
-                checkpoints.remove(checkpoint)
+        self.writer.discard_from(first)
         entry = {"from_batch": batch, "to_batch": goal["batch"], "losses": list(self._spiking), "limit": self._limit()}
         ledger.append(self.folder, {**entry, "windows": windows}, samples, documents)
         print(
@@ -154,13 +153,6 @@ class SpikeGuard(Callback):
             flush=True,
         )
         return True
-
-    def _newest_before(self, batch: int) -> JsonDict:
-        """Where the newest intact checkpoint of before a batch was saved; the run's beginning if there is none."""
-        for checkpoint in reversed(checkpoints.complete_checkpoints(self.folder / CHECKPOINTS)):
-            if checkpoints.checkpoint_batch(checkpoint) < batch and checkpoints.fault(checkpoint) is None:
-                return checkpoints.saved_at(checkpoint)
-        return {"batch": 0, "epoch": 0, "sample_in_epoch": 0}
 
 
 def _between(goal: JsonDict, here: JsonDict, skipped: Sequence[ledger.Window], epoch_end: int) -> list[ledger.Window]:

@@ -28,8 +28,14 @@ class BadInput(Exception):
     """What the user gave cannot be used. The message names the file, line, key or value, and the way out."""
 
 
+class Unavailable(Exception):
+    """What is needed may be there and could not be reached. The message names the endpoint; later it may be well."""
+
+
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a command line; bad input becomes one message on stderr and exit code 2, without a traceback.
+
+    What is unavailable ends it with 69, EX_UNAVAILABLE of sysexits.h, in the same way.
 
     Under a launcher of several ranks most faults are all ranks' alike, and the launcher reports the first rank that it
     finds dead: the others wait for rank 0, so that its exit code is the one that the user gets. A rank that nobody has
@@ -37,18 +43,25 @@ def run(main: Callable[[], object]) -> NoReturn:
     """
     try:
         main()
-    except BadInput as error:
-        if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-            time.sleep(10)
+    except (BadInput, Unavailable) as error:
+        _let_rank_zero_go_first()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, BadInput) else 69) from None
     except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
     except KeyboardInterrupt:
         print("\ninterrupted: type the same command to go on", file=sys.stderr)
         raise SystemExit(130) from None
+    except Exception:  # a traceback and code 1; a rank that is signalled while it leaves ends with another
+        _let_rank_zero_go_first()
+        raise
     raise SystemExit(0)
+
+
+def _let_rank_zero_go_first() -> None:
+    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+        time.sleep(10)
 
 
 def sha256_file(path: Path) -> str:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest, sha256_file
@@ -24,13 +26,13 @@ def checkpoint_name(epoch: int, batch: int) -> str:
     return f"ep{epoch}-ba{batch}"
 
 
-def checkpoint_batch(path: Path) -> int:
-    """The batch that a checkpoint was saved after.
+def checkpoint_batch(path: Path | str) -> int:
+    """The batch that a checkpoint was saved after, by its folder or name.
 
     Raises:
         BadInput: the folder is not named like a checkpoint.
     """
-    match = CHECKPOINT_NAME.fullmatch(path.name)
+    match = CHECKPOINT_NAME.fullmatch(Path(path).name)
     if not match:
         raise BadInput(f"{path} is not named like a checkpoint, such as ep0-ba100")
     return int(match[2])
@@ -66,6 +68,22 @@ def publish(partial: Path, out: Path, saved_at: JsonDict, identity: JsonDict) ->
     publish_stage(partial, out, request, {})
 
 
+def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_batches: int | None) -> list[str]:
+    """The checkpoints that need not be kept, oldest first.
+
+    Args:
+        names: of complete checkpoints.
+        batch: of the one saved last. Later ones were passed over as damaged when the run was resumed: they do not
+            count, and stay.
+        keep: how many of the newest to keep; -1 keeps all.
+        permanent_interval_batches: keep those of every so many batches for ever; None keeps none beyond `keep`.
+    """
+    found = sorted((name for name in names if checkpoint_batch(name) <= batch), key=checkpoint_batch)
+    every = permanent_interval_batches
+    old = [] if keep < 0 else found[:-keep]
+    return [name for name in old if every is None or checkpoint_batch(name) % every]
+
+
 def remove(checkpoint: Path) -> None:
     """Remove a checkpoint; killed in the middle, what is left has no manifest and counts for nothing."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
@@ -82,6 +100,17 @@ def fault(checkpoint: Path) -> str | None:
     except BadInput as error:
         return str(error)
 
+    return next(iter(file_faults(checkpoint, outputs).values()), None)
+
+
+def file_faults(checkpoint: Path, outputs: JsonDict) -> dict[str, str]:
+    """What is wrong with which of a checkpoint's files, several read at a time.
+
+    Args:
+        checkpoint: the folder.
+        outputs: name -> `bytes` and `sha256`, of its manifest.
+    """
+
     def check(name: str) -> str | None:
         path, expected = checkpoint / name, outputs[name]
         try:
@@ -91,25 +120,40 @@ def fault(checkpoint: Path) -> str | None:
         except OSError as error:
             return f"{path}: {error.strerror}"
 
+    names = sorted(outputs)
     with ThreadPoolExecutor(8) as pool:  # hashing lets go of the interpreter
-        return next((found for found in pool.map(check, sorted(outputs)) if found), None)
+        return {name: found for name, found in zip(names, pool.map(check, names), strict=True) if found}
 
 
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+def newest_intact(
+    folder: Path, elsewhere: Mapping[str, Callable[[], str | None]] | None = None
+) -> tuple[Path | None, list[str]]:
     """The newest checkpoint whose files are what was written, and what is wrong with the newer ones.
+
+    Args:
+        folder: where the checkpoints lie.
+        elsewhere: name -> what brings that checkpoint into `folder` and says what is wrong with it; asked where
+            `folder` has none of that batch that is intact.
 
     Raises:
         BadInput: there are checkpoints and none is intact. Starting anew would throw the run away.
     """
     faults: list[str] = []
-    for checkpoint in reversed(complete_checkpoints(folder)):
-        found = fault(checkpoint)
-        if found is None:
-            return checkpoint, faults
-        faults.append(found)
+    here = {checkpoint.name: partial(fault, checkpoint) for checkpoint in complete_checkpoints(folder)}
+    elsewhere = elsewhere or {}
+    for name in sorted(here.keys() | elsewhere.keys(), key=checkpoint_batch, reverse=True):
+        for look in (here.get(name), elsewhere.get(name)):
+            if look is None:
+                continue
+            found = look()
+            if found is None:
+                return folder / name, faults
+            faults.append(found)
     if faults:
         raise BadInput(
-            f"no checkpoint in {folder} is intact:\n  " + "\n  ".join(faults) + "\n"
+            f"no checkpoint in {folder}{' or on its remote' if elsewhere else ''} is intact:\n  "
+            + "\n  ".join(faults)
+            + "\n"
             "Restore one from a copy, or start anew under another run_name"
         )
     return None, faults

@@ -103,11 +103,13 @@ class SchedulerConfig:
 
 @dataclass
 class FSDPConfig:
-    """Fully sharded data parallelism over all ranks (FSDP2)."""
+    """Fully sharded data parallelism over all ranks."""
 
+    version: int = 2  # FSDP2; 1: FSDP1, on GPUs only
     # Composer's: DEFAULT = parameters in `precision`, fp32 reduction; PURE = both low; FULL = both fp32.
     mixed_precision: str = "DEFAULT"
     reshard_after_forward: bool = True  # ZeRO-3; false keeps gathered parameters until backward (ZeRO-2)
+    data_parallel_replicate_degree: int = 1  # copies of the model, each sharded over ranks / this (HSDP)
 
 
 @dataclass
@@ -232,7 +234,8 @@ class TrainConfig:
     save_interval: str = MISSING
     save_num_checkpoints_to_keep: int = -1  # of the newest; -1: all
     save_permanent_interval: str | None = None  # these are kept for ever
-    on_save_error: str = "stop"  # stop | continue: what a full disk does to the run
+    save_remote: str | None = None  # s3://bucket/prefix: the run folder is copied to prefix/run_name; null: nowhere
+    on_save_error: str = "stop"  # stop | continue: what a full disk or a failed upload does to the run
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     stall_timeout_s: float | None = 900.0  # longest that a batch or a save may take; null: for ever
     progress_bar: bool = True  # on a terminal; never into a file or pipe
@@ -348,6 +351,7 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         ("device", cfg.device, (None, "cpu", "gpu")),
         ("on_save_error", cfg.on_save_error, ("stop", "continue")),
         ("fsdp.mixed_precision", cfg.fsdp.mixed_precision if cfg.fsdp else "DEFAULT", ("DEFAULT", "PURE", "FULL")),
+        ("fsdp.version", cfg.fsdp.version if cfg.fsdp else 2, (1, 2)),
         ("loggers.wandb.mode", cfg.loggers.wandb.mode if cfg.loggers.wandb else "offline", ("offline", "online")),
     ):
         require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
@@ -363,6 +367,14 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
     clip = cfg.gradient_clipping_norm
     require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
+    require(
+        cfg.save_remote is None or bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", cfg.save_remote)),
+        "save_remote",
+        cfg.save_remote,
+        "it must be of the form s3://bucket/prefix, or null for none",
+    )
+    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
+    require(replicas > 0, "fsdp.data_parallel_replicate_degree", replicas, "it must be above 0")
     keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
     require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
     stall_s = cfg.stall_timeout_s

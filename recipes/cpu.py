@@ -1,4 +1,4 @@
-"""Two repairs for training on CPUs; neither is called on a GPU."""
+"""Repairs for training on CPUs; none is called on a GPU."""
 
 from __future__ import annotations
 
@@ -51,3 +51,20 @@ def repair_gloo_gradient_average() -> bool:
 
     collectives._get_gradient_divide_factors = divide_factors
     return True
+
+
+def repair_hybrid_sharding() -> None:
+    """Let FSDP2 all-reduce between replicas on CPUs, where torch 2.7 fails on an assertion.
+
+    It asserts that the all-reduce has an event to wait for, and CPU streams have none. Without an event there is
+    nothing in flight, so there is no input to keep alive either.
+    """
+    import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
+
+    original: Any = param_group.foreach_reduce
+
+    def foreach_reduce(*arguments: Any) -> Any:
+        *others, all_reduce_input, all_reduce_event, partial_output = original(*arguments)
+        return *others, all_reduce_input if all_reduce_event is not None else None, all_reduce_event, partial_output
+
+    param_group.foreach_reduce = foreach_reduce

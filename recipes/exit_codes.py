@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 
 BAD_INPUT = 2  # data_prep.stage.run: the configuration, data or folder cannot be used; nothing was changed
 BAD_NUMBERS = 3  # NaN or Inf in too many batches in a row
 STALLED = 4  # no batch for stall_timeout_s
+REMOTE_UNAVAILABLE = 69  # data_prep.stage.run: the store could not be asked whether it holds checkpoints
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
@@ -20,3 +23,17 @@ def leave_at_once_when_preempted() -> None:
     """
     for number in PREEMPTION_SIGNALS:
         signal.signal(number, lambda *_: os._exit(PREEMPTED))
+
+
+def leave_with_the_launcher() -> None:
+    """Have a rank that a launcher started get SIGTERM when the launcher dies: nobody else would end an orphan.
+
+    Linux only. A process that was started without a launcher goes on without its parent, a shell for one.
+    """
+    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+        return
+    launcher = os.getppid()
+    pr_set_pdeathsig = 1  # linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != launcher:  # it died meanwhile
+        os.kill(os.getpid(), signal.SIGTERM)

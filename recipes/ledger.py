@@ -18,7 +18,7 @@ from data_prep import json_lines
 from data_prep.shard_format import DOCUMENTS
 from data_prep.stage import BadInput, JsonDict, write_text
 
-LEDGER = "skipped.jsonl"
+LEDGER, DETAILS = "skipped.jsonl", "skipped-*.jsonl.zst"
 Window = tuple[int, int, int]  # epoch, first position, end
 
 
@@ -47,7 +47,7 @@ def append(folder: Path, entry: JsonDict, samples: Sequence[int], documents: Seq
     """Add an entry, and what was left out; the entry is on disk when this returns, whole or not at all."""
     path = folder / LEDGER
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
-    details = folder / f"skipped-{before.count(chr(10)) + 1}.jsonl.zst"
+    details = folder / DETAILS.replace("*", str(before.count("\n") + 1))
     with json_lines.Writer(details) as writer:
         for sample in samples:
             writer.write({"sample": sample})

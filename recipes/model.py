@@ -70,6 +70,8 @@ class BioMedLM(ComposerModel):
         # Read by Composer: which modules FSDP shards and gathers together, and which recompute their activations.
         # Only blocks: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
         hooks: Any = self.model
+        # FSDP1 calls it on ranks that built the model without memory, before they get what rank 0 drew.
+        hooks.param_init_fn = lambda module: None
         hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:

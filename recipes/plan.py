@@ -12,6 +12,10 @@ from recipes.config import Duration, ModelConfig, TrainConfig, batches_of
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+STATE_BYTES_PER_PARAMETER = 16  # those and the gradient, on the GPUs
+# What the plan takes a node to hold, unless the launcher was told of several nodes and knows.
+RANKS_PER_NODE = 8
+MAX_RANKS = 1024  # up to which the plan looks for numbers of ranks to resume on
 
 
 def parameter_count(model: ModelConfig) -> int:
@@ -37,6 +41,8 @@ class Plan:
     parameters: int
     flops_per_token: int
     world_size: int
+    ranks_per_node: int
+    rank_counts: list[int]  # numbers of ranks on which each batch is made of the same samples
     device_batch_size: int  # sequences a rank sees in one batch
     device_train_microbatch_size: int
     grad_accumulation: int
@@ -87,24 +93,89 @@ def check_shards(cfg: TrainConfig) -> ShardsInfo:
     return info
 
 
-def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> Plan:
+def nodes_fit(nodes: int, num_canonical_nodes: int) -> bool:
+    """Whether streaming keeps its sample order on so many nodes: one number has to divide the other."""
+    return nodes % num_canonical_nodes == 0 or num_canonical_nodes % nodes == 0
+
+
+def rank_counts(cfg: TrainConfig, ranks_per_node: int = RANKS_PER_NODE) -> list[int]:
+    """The numbers of ranks, up to MAX_RANKS, on which a run has the same samples in each batch.
+
+    The batch must divide over the ranks, each rank's share into microbatches, the replicas of FSDP over the ranks, and
+    the nodes must suit the canonical ones. More ranks than a node holds are taken to be full nodes.
+    """
+    batch, replicas, counts = cfg.global_train_batch_size, replicas_of(cfg), []
+    for ranks in range(1, min(batch, MAX_RANKS) + 1):
+        share = batch // ranks
+        whole_nodes = ranks <= ranks_per_node or ranks % ranks_per_node == 0
+        split = batch % ranks == ranks % replicas == share % min(cfg.device_train_microbatch_size, share) == 0
+        if split and whole_nodes and nodes_fit(-(-ranks // ranks_per_node), cfg.data.num_canonical_nodes):
+            counts.append(ranks)
+    return counts
+
+
+def replicas_of(cfg: TrainConfig) -> int:
+    """Copies of the sharded model; 1 without FSDP, whose copies are unsharded."""
+    return cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
+
+
+def node_sends_bytes(cfg: TrainConfig, plan: Plan, shard_ranks: int) -> float:
+    """Bytes that each node sends to others for one batch, by ring collectives, as NCCL's are at these sizes.
+
+    Each node has one link out of every ring, which carries (n - 1) / n of the parameters in an all-gather of n ranks,
+    as much of the gradients in a reduce-scatter, and twice that of the shards in an all-reduce between replicas.
+    Shards within a node leave only the all-reduce. FSDP reduces after every microbatch.
+
+    Args:
+        cfg: the configuration, with an `fsdp` section.
+        plan: the run's plan.
+        shard_ranks: ranks that share one copy of the model.
+    """
+    assert cfg.fsdp
+    mixed = cfg.fsdp.mixed_precision if cfg.precision == "amp_bf16" else "FULL"
+    gathered_bytes = plan.parameters * (4 if mixed == "FULL" else 2)
+    reduced_bytes = plan.parameters * (2 if mixed == "PURE" else 4)
+    gathers = 2 if cfg.fsdp.reshard_after_forward else 1  # forward, and once more for backward
+    sent = 0.0
+    if shard_ranks > plan.ranks_per_node:
+        sent += (gathers * gathered_bytes + reduced_bytes) * (shard_ranks - 1) / shard_ranks
+    replicas = plan.world_size // shard_ranks
+    rings = min(plan.ranks_per_node, shard_ranks)  # one for each shard that a node holds
+    sent += 2 * (replicas - 1) / replicas * reduced_bytes / shard_ranks * rings
+    return sent * plan.grad_accumulation
+
+
+def make_plan(
+    cfg: TrainConfig, world_size: int, shards: ShardsInfo | None, ranks_per_node: int = RANKS_PER_NODE
+) -> Plan:
     """Work out the plan.
 
     Args:
         cfg: the configuration.
         world_size: ranks.
         shards: the shards that the run reads, None if they are not built yet.
+        ranks_per_node: ranks that a node holds when there are several nodes.
 
     Raises:
-        BadInput: the batch does not divide over the ranks and microbatches, or the data does not fill one batch.
+        BadInput: the batch does not divide over the ranks and microbatches, FSDP's replicas do not divide the ranks,
+            the sample order cannot be kept on so many nodes, or the data does not fill one batch.
     """
     batch, microbatch = cfg.global_train_batch_size, cfg.device_train_microbatch_size
+    counts = rank_counts(cfg, ranks_per_node)
+    near = min(counts, key=lambda n: (abs(n - world_size), n), default=None)
+    way_out = f"the nearest number of ranks that fits is {near}" if near else "no number of ranks fits"
     if batch % world_size:
-        fits = [n for n in range(1, batch + 1) if batch % n == 0]
-        near = min(fits, key=lambda n: (abs(n - world_size), n))
+        raise BadInput(f"global_train_batch_size = {batch} does not divide over {world_size} ranks; {way_out}")
+    if world_size % replicas_of(cfg):
         raise BadInput(
-            f"global_train_batch_size = {batch} does not divide over {world_size} ranks; "
-            f"the nearest number of ranks that fits is {near}"
+            f"fsdp.data_parallel_replicate_degree = {replicas_of(cfg)} does not divide {world_size} ranks; {way_out}, "
+            "or set it to 1"
+        )
+    nodes = -(-world_size // ranks_per_node)
+    if not nodes_fit(nodes, cfg.data.num_canonical_nodes):
+        raise BadInput(
+            f"{nodes} nodes ({world_size} ranks, {ranks_per_node} a node) neither divide data.num_canonical_nodes = "
+            f"{cfg.data.num_canonical_nodes} nor are divided by it, so the sample order cannot be kept; {way_out}"
         )
     device_batch = batch // world_size
     microbatch = min(microbatch, device_batch)
@@ -148,6 +219,8 @@ def make_plan(cfg: TrainConfig, world_size: int, shards: ShardsInfo | None) -> P
         parameters=parameters,
         flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len),
         world_size=world_size,
+        ranks_per_node=ranks_per_node,
+        rank_counts=counts,
         device_batch_size=device_batch,
         device_train_microbatch_size=microbatch,
         grad_accumulation=device_batch // microbatch,
@@ -188,6 +261,11 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
             f"{plan.world_size} ranks x {plan.device_train_microbatch_size} sequences x "
             f"{plan.grad_accumulation} accumulation",
         ),
+        (
+            "resumes on",
+            f"{', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch; "
+            f"bit for bit on {plan.world_size}",
+        ),
         ("batches", f"{plan.batches:,}"),
         ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),
         ("data", data),
@@ -201,9 +279,21 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
             f"{plan.checkpoints} on disk at the end = {_gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
         ),
     ]
+    if cfg.fsdp and plan.world_size > plan.ranks_per_node:
+        rows.insert(5, ("between nodes", _network_row(plan, cfg)))
     width = max(len(name) for name, _ in rows)
     return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
 
-def _gigabytes(n_bytes: int) -> str:
+def _network_row(plan: Plan, cfg: TrainConfig) -> str:
+    used = plan.world_size // replicas_of(cfg)
+    texts = []
+    for shard_ranks in (used, plan.ranks_per_node if used != plan.ranks_per_node else plan.world_size):
+        sends = _gigabytes(node_sends_bytes(cfg, plan, shard_ranks))
+        states = _gigabytes(STATE_BYTES_PER_PARAMETER * plan.parameters / shard_ranks)
+        texts.append(f"{sends} sharded over {shard_ranks} ranks ({states} of states on each)")
+    return f"each batch a node sends {texts[0]}, or would {texts[1]}"
+
+
+def _gigabytes(n_bytes: float) -> str:
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e11 else f"{n_bytes / 1e9:.3g} GB"

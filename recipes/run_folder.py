@@ -4,26 +4,50 @@ config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
 tokenizer/      the tokenizer of its shards
-checkpoints/    ep0-ba100-rank0.pt, or folders ep0-ba100 when sharded
+checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and a file a rank
+.lock           held by the process that runs it
 """
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import hashlib
+import json
+import os
 import platform
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from data_prep.shard_format import ShardsInfo
-from data_prep.stage import BadInput, JsonDict, difference, library_versions, read_json, write_json, write_text
+from data_prep.stage import (
+    BadInput,
+    JsonDict,
+    canonical_json,
+    difference,
+    library_versions,
+    read_json,
+    write_json,
+    write_text,
+)
 from recipes.config import TrainConfig, to_yaml
 from recipes.plan import Plan
 
+if TYPE_CHECKING:
+    from recipes.remote import RemoteRun
+
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
-CHECKPOINTS, TOKENIZER = "checkpoints", "tokenizer"
+CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
+# How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
+SEEN_WITHIN_S = 60.0
 
 
 def identity(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> JsonDict:
@@ -58,16 +82,49 @@ def check_identity(folder: Path, wanted: JsonDict, allow: Sequence[str] = ()) ->
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
         return None
     record = read_json(folder / RECORD)
-    lines = difference(record["identity"], wanted)
+    refuse_difference(str(folder), record["identity"], wanted, allow, f"remove the folder (rm -r {folder}), ")
+    return record
+
+
+def refuse_difference(
+    where: str, found: JsonDict, wanted: JsonDict, allow: Sequence[str] = (), way_out: str = ""
+) -> None:
+    """Refuse to go on with what another run wrote.
+
+    Args:
+        where: the folder, checkpoint or address that holds it.
+        found: the identity of what lies there.
+        wanted: the identity of the run that is to go on with it.
+        allow: keys that may differ, such as `optimizer` or `batch.sequences`.
+        way_out: one more that there is, ending in a comma.
+
+    Raises:
+        BadInput: they differ in more than `allow`.
+    """
+    lines = difference(found, wanted)
     refused = [line for line in lines if not any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in allow)]
     if refused:
         keys = ",".join(line.split(":")[0] for line in refused)
         raise BadInput(
-            f"{folder} holds another run:\n  " + "\n  ".join(refused) + "\n"
-            f"Give this one a name of its own (run_name=…), remove the folder (rm -r {folder}), or go on all the same "
-            f"with resume.allow=[{keys}]"
+            f"{where} holds another run:\n  " + "\n  ".join(refused) + "\n"
+            f"Give this one a name of its own (run_name=…), {way_out}or go on all the same with resume.allow=[{keys}]"
         )
-    return record
+
+
+def reached_batch(folder: Path) -> int:
+    """The last batch that a run has come to by its metrics, -1 if it has none.
+
+    Not that of the last line: a run that is started again begins with a line of the batch that it goes on from.
+    """
+    reached = -1
+    if (folder / METRICS).is_file():
+        with (folder / METRICS).open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                try:
+                    reached = max(reached, int(json.loads(line)["batch"]))
+                except (ValueError, KeyError, TypeError):  # a line that was cut by a kill
+                    continue
+    return reached
 
 
 def check_space(folder: Path, plan: Plan) -> None:
@@ -85,17 +142,98 @@ def check_space(folder: Path, plan: Plan) -> None:
         )
 
 
+@contextmanager
+def hold(folder: Path) -> Iterator[None]:
+    """Make the folder and keep every other process from running it. The lock ends with this process, however it ends.
+
+    A record lock, and not flock(2), which the loaders' workers would inherit and keep after their rank was killed. It
+    is lost if this process closes any descriptor of the file, so nothing else opens it.
+
+    Raises:
+        BadInput: another process runs it, or the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError as error:
+        raise BadInput(f"run_dir = {folder}: {error.strerror}") from None
+    with file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.seek(0)
+                raise BadInput(
+                    f"another process ({file.read().strip()}) is running {folder}; let it end or end it, or give this "
+                    "run a name of its own (run_name=…)"
+                ) from None
+            print(
+                f"warning: {folder} cannot be locked ({error.strerror}): start this run only once at a time", flush=True
+            )
+        else:
+            file.truncate(0)
+            file.write(f"host {socket.gethostname()}, pid {os.getpid()}\n")
+            file.flush()
+        yield
+
+
+@contextmanager
+def held_by_rank_zero(folder: Path) -> Iterator[None]:
+    """`hold`, by rank 0. All ranks must enter it.
+
+    Raises:
+        BadInput: as `hold`, on all ranks.
+    """
+    from recipes.ranks import on_rank_zero
+
+    with ExitStack() as stack:
+        on_rank_zero(lambda: stack.enter_context(hold(folder)))
+        yield
+
+
+def check_seen_by_all(folder: Path) -> None:
+    """Make sure that every rank sees the folder that rank 0 has opened. All ranks must call it.
+
+    Raises:
+        BadInput: on all ranks: some rank does not.
+    """
+    from composer.utils import dist
+
+    from recipes.ranks import on_rank_zero
+
+    record_sha256 = on_rank_zero(lambda: _record_sha256(folder))
+    seen = dist.all_gather_object(_comes_to_see(folder, record_sha256))
+    if blind := [str(rank) for rank, sees in enumerate(seen) if not sees]:
+        raise BadInput(
+            f"run_dir = {folder}: rank {', '.join(blind)} of {len(seen)} does not see there what rank 0 wrote. "
+            "Each rank writes its part of a checkpoint; put run_dir=… on a file system that all nodes share"
+        )
+
+
+def _record_sha256(folder: Path) -> str:
+    try:
+        return hashlib.sha256((folder / RECORD).read_bytes()).hexdigest()
+    except OSError:
+        return ""
+
+
+def _comes_to_see(folder: Path, record_sha256: str) -> bool:
+    """Whether the record that rank 0 wrote is seen from here, now or soon."""
+    deadline_s = time.monotonic() + SEEN_WITHIN_S
+    while _record_sha256(folder) != record_sha256:
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(0.5)
+    return True
+
+
 def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> None:
-    """Write the configuration, the record and the tokenizer; a run that goes on adds a start to its record."""
+    """Write configuration, record and tokenizer into a folder that exists; a run that goes on adds a start to it."""
     wanted = identity(cfg, plan, shards)
     allow = cfg.resume.allow
     record = check_identity(folder, wanted, allow) or {"identity": wanted, "starts": [], "finished": False}
     allowed = difference(record["identity"], wanted)
     record["identity"] = wanted
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(f"run_dir = {folder}: {error.strerror}") from None
     record["plan"] = {**asdict(plan), "tokens": plan.tokens, "passes": plan.passes}
     record["data"] = {
         "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
@@ -112,9 +250,12 @@ def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> 
     write_text(folder / CONFIG, to_yaml(cfg))
 
 
-def finish_run(folder: Path) -> None:
-    """Mark the run finished."""
-    write_json(folder / RECORD, {**read_json(folder / RECORD), "finished": True})
+def finish_run(folder: Path, remote: RemoteRun | None) -> None:
+    """Mark the run finished, on its remote first: a folder that says so is not looked at again."""
+    record = {**read_json(folder / RECORD), "finished": True}
+    if remote:
+        remote.put(RECORD, canonical_json(record).encode())
+    write_json(folder / RECORD, record)
 
 
 def environment(world_size: int) -> JsonDict:

@@ -142,6 +142,23 @@ def _allowed_globals() -> Iterator[None]:
         yield
 
 
+def check_parts(checkpoint: Path) -> None:
+    """Check that all data which the index of a sharded checkpoint names is there; of an unsharded one, nothing.
+
+    Raises:
+        BadInput: a rank's file is missing or too short: it was written to another disk, or lost.
+    """
+    if not is_sharded(checkpoint):
+        return
+    ends_bytes: dict[str, int] = {}
+    for entry in _read_index(checkpoint / METADATA).storage_data.values():
+        ends_bytes[entry.relative_path] = max(ends_bytes.get(entry.relative_path, 0), entry.offset + entry.length)
+    for name, end_bytes in sorted(ends_bytes.items()):
+        path = checkpoint / name
+        if not path.is_file() or path.stat().st_size < end_bytes:
+            raise BadInput(f"{name} is not there in full; all ranks must write to the same file system")
+
+
 def write_sharded(checkpoint: Path, out: Path) -> None:
     """Copy an unsharded checkpoint into the sharded layout, which any number of ranks can load. One rank calls it.
 

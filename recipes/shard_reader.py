@@ -237,6 +237,14 @@ class TokenShard(Reader):
         except OSError:
             return b""
 
+    def tokens(self, idx: int) -> np.ndarray:
+        """The tokens of sample `idx`, (seq_len,), read-only.
+
+        Raises:
+            BadInput: as `get_sample_data`.
+        """
+        return np.frombuffer(self.get_sample_data(idx), self._dtype)
+
     def decode_sample(self, data: bytes) -> dict[str, Any]:
         """A sample's bytes as `{"tokens": (seq_len,)}`."""
         return {COLUMN: np.frombuffer(data, self._dtype)}

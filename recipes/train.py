@@ -20,8 +20,8 @@ from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, run
 from recipes import run_folder
 from recipes.config import TrainConfig, batches_of, load_config, to_yaml
-from recipes.exit_codes import leave_at_once_when_preempted
-from recipes.plan import Plan, check_shards, format_plan, make_plan
+from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -32,6 +32,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
 
     Raises:
         BadInput: the shards, tokenizer or run folder do not fit the configuration.
+        Unavailable: the remote of its checkpoints does not answer.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if cfg.data.remote:
@@ -39,7 +40,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
-    plan = make_plan(cfg, world_size, shards)
+    plan = make_plan(cfg, world_size, shards, ranks_per_node())
     folder = Path(cfg.run_dir)
     if rank == 0:
         print(format_plan(plan, cfg), flush=True)
@@ -48,9 +49,41 @@ def main(cfg: TrainConfig) -> Trainer | None:
         print(f"{folder} is finished: nothing to do")
         return None
     run_folder.check_space(folder, plan)
-    while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it and around its data
-        gc.collect()  # the model, its optimizer and the loaders' workers
+    connect(cfg)
+    with run_folder.held_by_rank_zero(folder):
+        while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it, around its data
+            leave_at_once_when_preempted()  # nothing is to be saved before the next fit
+            gc.collect()  # the model, its optimizer and the loaders' workers
     return trainer
+
+
+def ranks_per_node() -> int:
+    """Ranks on a node: the launcher's number if it started several nodes, else as many as a node usually holds."""
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    several = local_world_size < int(os.environ.get("WORLD_SIZE", "1"))
+    return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
+
+
+def connect(cfg: TrainConfig) -> None:
+    """Join the other ranks.
+
+    Raises:
+        BadInput: a precision that this device lacks.
+    """
+    from composer.utils import dist, get_device
+
+    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
+
+    leave_at_once_when_preempted()  # Composer has installed a handler of its own
+    device = get_device(cfg.device)
+    if device.name == "cpu" and cfg.precision != "fp32":
+        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
+    dist.initialize_dist(device, cfg.dist_timeout_s)
+    if device.name == "cpu":
+        keep_freed_memory()
+        repair_gloo_gradient_average()
+        if cfg.fsdp and cfg.fsdp.data_parallel_replicate_degree > 1:
+            repair_hybrid_sharding()
 
 
 def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
@@ -77,31 +110,27 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         SpikeGuard,
         StallWatch,
     )
-    from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
+    from recipes.ranks import on_rank_zero
+    from recipes.remote import RemoteRun
     from recipes.resume import find_start
     from recipes.safe_loading import guard_composer_loading
 
-    leave_at_once_when_preempted()  # Composer has installed a handler of its own
-    device = get_device(cfg.device)
-    if device.name == "cpu" and cfg.precision != "fp32":
-        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
-    dist.initialize_dist(device, cfg.dist_timeout_s)
-    if device.name == "cpu":
-        keep_freed_memory()
-        repair_gloo_gradient_average()
-
     folder = Path(cfg.run_dir)
-    if dist.get_global_rank() == 0:
-        run_folder.open_run(folder, cfg, plan, shards)
-    start = find_start(folder, cfg.fsdp is not None)
+    identity = run_folder.identity(cfg, plan, shards)
+    remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
+    start = find_start(folder, cfg, identity, remote)
+    on_rank_zero(lambda: run_folder.open_run(folder, cfg, plan, shards))
+    run_folder.check_seen_by_all(folder)
     guard_composer_loading()
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
     # build the model without memory.
-    fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing) if cfg.fsdp and start.sharded else None
+    fsdp = None
+    if cfg.fsdp and start.sharded:
+        fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
     torch.manual_seed(cfg.seed)
     with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
         model = BioMedLM(cfg.model, shards.eos_token_id)
@@ -123,15 +152,16 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         keep=cfg.save_num_checkpoints_to_keep,
         permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
         batches=plan.batches,
-        identity=run_folder.identity(cfg, plan, shards),
+        identity=identity,
         stop_on_error=cfg.on_save_error == "stop",
+        remote=remote,
     )
     rng = RestoreRNG()
     callbacks = [ParityGate(), rng, LanguageMetrics(shards.counts["val"].bytes_per_token), SampleFingerprint()]
     callbacks += build_callbacks(cfg)
     if cfg.callbacks.spike_guard:
         # Before the writer: what is in a spike is not saved.
-        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder))
+        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
     callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
     if cfg.stall_timeout_s:
         callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
@@ -148,7 +178,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         max_duration=f"{plan.batches}ba",
         device_train_microbatch_size=plan.device_train_microbatch_size,
         precision=cfg.precision,
-        device=device,
+        device=cfg.device,
         parallelism_config=fsdp,
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
@@ -169,8 +199,8 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         trainer.close()
         return None
     trainer.close()  # flushes the loggers
-    if dist.get_global_rank() == 0:
-        run_folder.finish_run(folder)
+    writer.finish()
+    on_rank_zero(lambda: run_folder.finish_run(folder, remote))
     return trainer
 
 
@@ -212,6 +242,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
     arguments = parser.parse_intermixed_args(argv)
     leave_at_once_when_preempted()
+    leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:
         main(cfg)

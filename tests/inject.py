@@ -2,31 +2,56 @@
 
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss), `noise` (random tokens in the samples that are
-due in it and in the three batches after it, whenever they come). After it: `eval-SIGTERM` (in its evaluation),
-`save-SIGTERM` (in the midst of its checkpoint).
+due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
+deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
+`lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
+the others), `fsdp1-on-cpu` (the CPU passes for a CUDA device). On all ranks, all the time: `impatient` and `patient`
+(with a remote that does not answer).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import resource
 import signal
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed.fsdp._init_utils as fsdp1
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from callbacks import CheckpointWriter
+from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import train
+from recipes import parallel, ranks, remote, run_folder, train
+from recipes.shard_reader import TokenShard
+
+
+def pass_the_cpu_off_as_cuda() -> None:
+    """At the four places where Composer and torch ask for a CUDA device before they run FSDP1."""
+    choose, empty = parallel.parallelism_config, torch.nn.Module.to_empty
+
+    def to_empty(module: torch.nn.Module, *, device: str, recurse: bool = True) -> torch.nn.Module:
+        return empty(module, device="cpu", recurse=recurse)
+
+    parallel.parallelism_config = lambda fsdp, checkpointing, device: choose(fsdp, checkpointing, "gpu")
+    torch.cuda.current_device = lambda: torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
+    fsdp1._check_module_states_for_sync_module_states = lambda module_states: None
+    setattr(torch.nn.Module, "to_empty", to_empty)  # noqa: B010 (a type checker refuses the plain assignment)
 
 
 class Fault(Callback):
     def __init__(self, what: str, rank: int, batch: int) -> None:
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
+        if what in ("impatient", "patient"):
+            ranks.POLL_S = 0.2
+            remote.READ_TIMEOUT_S, remote.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
         if what == "save-SIGTERM":
             original = CheckpointWriter.save
 
@@ -36,6 +61,31 @@ class Fault(Callback):
                 original(writer, state)
 
             setattr(CheckpointWriter, "save", save)  # noqa: B010 (a type checker refuses the plain assignment)
+        elif what == "no-data":
+            original_tokens, seen = TokenShard.tokens, itertools.count(1)
+
+            def tokens(shard: TokenShard, idx: int) -> np.ndarray:
+                if self.here and "train" in str(shard._path) and next(seen) > (self.batch - 1) * 4:  # four a rank
+                    time.sleep(600)
+                return original_tokens(shard, idx)
+
+            setattr(TokenShard, "tokens", tokens)  # noqa: B010
+        elif what == "lose-part":
+            write = checkpoint_writer._write
+
+            def lose(state: State, partial: Path) -> None:
+                write(state, partial)
+                if self._due(state, finished=True):
+                    (partial / f"__{rank}_0.distcp").unlink()
+
+            checkpoint_writer._write = lose
+        elif what == "fsdp1-on-cpu":
+            pass_the_cpu_off_as_cuda()
+        elif what == "own-disk":
+            run_folder.SEEN_WITHIN_S = 1.0
+            if self.here:
+                load = train.load_config
+                train.load_config = lambda yaml, changes: load(yaml, [*changes, f"run_dir={tempfile.mkdtemp()}"])
 
     def _due(self, state: State, finished: bool) -> bool:
         return self.here and int(state.timestamp.batch) + (not finished) == self.batch

@@ -14,7 +14,7 @@ import yaml
 
 from data_prep.stage import BadInput
 from recipes.config import CallbacksConfig, TrainConfig, load_config, to_yaml
-from recipes.plan import flops_per_token, make_plan, parameter_count
+from recipes.plan import flops_per_token, format_plan, make_plan, node_sends_bytes, parameter_count
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
@@ -83,6 +83,11 @@ def test_a_wrong_type_is_refused_by_name(override: str) -> None:
         ("device_train_microbatch_size=0", "above 0"),
         ("loggers.wandb.mode=onlin", "one of offline, online"),
         ("device=cpu", "trains a CPU in fp32"),
+        ("save_remote=gs://runs/x", "form s3://bucket/prefix"),
+        ("save_remote=s3://key:secret@runs", "form s3://bucket/prefix"),
+        ("save_remote=s3://runs//x", "form s3://bucket/prefix"),
+        ("fsdp.version=3", "one of 1, 2"),
+        ("fsdp.data_parallel_replicate_degree=0", "above 0"),
         ("nonsense", "not of the form key=value"),
     ],
 )
@@ -171,6 +176,10 @@ def test_parameter_count_and_flops_of_the_flagship() -> None:
     [
         (3, [], "does not divide over 3 ranks; the nearest number of ranks that fits is 2"),
         (1, ["global_train_batch_size=9", "device_train_microbatch_size=6"], "do not divide .*use one of 1, 3, 9"),
+        (3, ["global_train_batch_size=11"], "does not divide over 3 ranks; no number of ranks fits"),
+        (24, ["global_train_batch_size=48", "data.num_canonical_nodes=2"], "3 nodes .*num_canonical_nodes = 2 .*is 16"),
+        (4, ["fsdp.data_parallel_replicate_degree=3"], "= 3 does not divide 4 ranks; no .*, or set it to 1"),
+        (3, ["global_train_batch_size=24", "fsdp.data_parallel_replicate_degree=2"], "of ranks that fits is 2"),
         (1, ["max_duration=1tok"], "less than one batch"),
         (1, ["max_duration=10ba"], "not shorter than the run"),
         (1, ["max_duration=2ep"], "not built"),
@@ -180,3 +189,74 @@ def test_a_plan_that_cannot_be_is_refused(world_size: int, overrides: list[str],
     cfg = load_config(SMOKE, ["global_train_batch_size=16", *overrides])
     with pytest.raises(BadInput, match=says):
         make_plan(cfg, world_size, None)
+
+
+@pytest.mark.parametrize(("batch", "canonical"), [(1024, 16), (96, 1), (96, 6), (240, 4)])
+def test_the_plan_says_where_a_run_can_go_on(batch: int, canonical: int) -> None:
+    """On those numbers of ranks, and no others, streaming makes each batch of the samples that one rank sees in it."""
+    from streaming.base.partition import get_partitions
+
+    cfg = load_config(
+        FLAGSHIP, [f"global_train_batch_size={batch}", f"data.num_canonical_nodes={canonical}", "fsdp=null"]
+    )
+
+    def batches(ranks: int) -> list[set[int]]:
+        nodes, local = (1, ranks) if ranks <= 8 else (ranks // 8, 8)
+        ids = get_partitions("orig", 5000, canonical, nodes, local, 2, batch // ranks)
+        n_batches = ids.shape[2] * ids.shape[3]
+        by_batch = ids.transpose(3, 2, 0, 1, 4).reshape(n_batches, batch)  # workers take turns
+        return [set(samples.tolist()) for samples in by_batch[: 5000 // batch]]
+
+    alone, found = batches(1), []
+    for ranks in [*range(1, 9), *range(16, batch + 1, 8)]:
+        try:
+            make_plan(cfg, ranks, None)
+        except BadInput as refused:
+            if "nodes" not in str(refused):
+                continue  # the batch does not split
+        try:
+            if batches(ranks) == alone:
+                found.append(ranks)
+        except ValueError as refused:
+            assert "must be evenly divisible" in str(refused)
+    plan = make_plan(cfg, 1, None)
+    assert plan.rank_counts == found
+    assert f"{found[-2]}, {found[-1]} ranks with the same samples a batch; bit for bit on 1" in format_plan(plan, cfg)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "over_all", "within_nodes"),
+    [
+        ([], 127 / 128 * (2 + 2 + 4), 15 / 16 * 2 * 4),
+        (["fsdp.reshard_after_forward=false"], 127 / 128 * (2 + 4), 15 / 16 * 2 * 4),
+        (["fsdp.mixed_precision=PURE"], 127 / 128 * (2 + 2 + 2), 15 / 16 * 2 * 2),
+        (["fsdp.mixed_precision=FULL"], 127 / 128 * (4 + 4 + 4), 15 / 16 * 2 * 4),
+        (["device_train_microbatch_size=4"], 2 * 127 / 128 * (2 + 2 + 4), 2 * 15 / 16 * 2 * 4),
+    ],
+)
+def test_what_a_node_sends(overrides: list[str], over_all: float, within_nodes: float) -> None:
+    """Bytes a parameter: gathered in forward and backward, reduced once; in nodes, all-reduced among 16 replicas."""
+    cfg = load_config(FLAGSHIP, overrides)
+    plan = make_plan(cfg, 128, None)
+    sent = [node_sends_bytes(cfg, plan, ranks) / plan.parameters for ranks in (128, 8)]
+    assert sent == pytest.approx([over_all, within_nodes])
+
+
+def test_each_fsdp_key_reaches_composer() -> None:
+    from recipes.parallel import parallelism_config
+
+    changes = ["fsdp.reshard_after_forward=false", "fsdp.mixed_precision=PURE"]
+    for replicas, expected in ((1, None), (4, 4)):
+        cfg = load_config(FLAGSHIP, [*changes, f"fsdp.data_parallel_replicate_degree={replicas}"])
+        assert cfg.fsdp
+        second = parallelism_config(cfg.fsdp, True, "gpu").fsdp2
+        cfg.fsdp.version = 1
+        first = parallelism_config(cfg.fsdp, True, "gpu").fsdp
+        assert first and second and second.reshard_after_forward is False
+        assert first.sharding_strategy == "SHARD_GRAD_OP" and first.sync_module_states
+        for config in (first, second):
+            assert config.data_parallel_replicate_degree == expected
+            assert (config.mixed_precision, config.state_dict_type) == ("PURE", "sharded")
+            assert config.activation_checkpointing
+        with pytest.raises(BadInput, match=r"fsdp\.version = 1, .* use fsdp\.version=2"):
+            parallelism_config(cfg.fsdp, True, "cpu")

@@ -31,7 +31,7 @@ from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_json, seal, write_json
 from recipes import report, shard_reader, train
 from recipes.config import TrainConfig, load_config
-from recipes.data import ShortEpoch, TokenLoader, build_dataloader, registering
+from recipes.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader, registering
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512
@@ -138,7 +138,14 @@ def epoch(cfg: TrainConfig) -> Batches:
 @pytest.mark.parametrize("damage", [flip, cut])
 class TestOneRank:
     def test_without_remote_the_run_ends(
-        self, good: dict[str, Path], configure: Any, tmp_path: Path, damage: Damage, compression: str, workers: int
+        self,
+        outcome: Outcome,
+        good: dict[str, Path],
+        configure: Any,
+        tmp_path: Path,
+        damage: Damage,
+        compression: str,
+        workers: int,
     ) -> None:
         folder = shutil.copytree(good[compression], tmp_path / "shards")
         damaged = folder / "train" / f"shard.00001.mds{'.zstd' if compression == 'zstd' else ''}"
@@ -146,9 +153,15 @@ class TestOneRank:
         with pytest.raises(BadInput, match=r"(xxh64 is|bytes, the index says)(?s:.*)verify\.py --shards") as error:
             epoch(configure(f"data.shards={folder}", f"data.num_workers={workers}"))
         assert str(damaged) in str(error.value) and "Traceback" not in str(error.value)
+        outcome(
+            f"shard {damage.__name__}, {compression}, {workers} workers, no remote",
+            "exit code 2, the file is named",
+            "nothing",
+        )
 
     def test_a_warm_cache_is_mended(
-        self, good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, damage: Damage, compression: str,
+        self, outcome: Outcome, good: dict[str, Path],
+        right: Batches, configure: Any, tmp_path: Path, damage: Damage, compression: str,
         workers: int,
     ) -> None:  # fmt: skip
         cache, raw = warm_cache(good, compression, tmp_path / "cache")
@@ -157,9 +170,21 @@ class TestOneRank:
         assert epoch(cfg) == right
         assert {path.name: path.read_bytes() for path in (cache / "train").glob("*.mds")} == raw
         assert not list(cache.rglob(".*")), "nothing is left aside"
+        outcome(
+            f"cached shard {damage.__name__}, {compression}, {workers} workers",
+            "fetched again, the right tokens",
+            "nothing",
+        )
 
     def test_a_damaged_remote_ends_the_run(
-        self, good: dict[str, Path], configure: Any, tmp_path: Path, damage: Damage, compression: str, workers: int
+        self,
+        outcome: Outcome,
+        good: dict[str, Path],
+        configure: Any,
+        tmp_path: Path,
+        damage: Damage,
+        compression: str,
+        workers: int,
     ) -> None:
         remote, cache = shutil.copytree(good[compression], tmp_path / "remote"), tmp_path / "cache"
         damaged = remote / "train" / f"shard.00001.mds{'.zstd' if compression == 'zstd' else ''}"
@@ -169,12 +194,18 @@ class TestOneRank:
             epoch(configure(f"data.shards={cache}", f"data.remote={remote}", f"data.num_workers={workers}"))
         assert str(damaged) in str(error.value)
         assert not (cache / "train/shard.00001.mds").exists(), "what is damaged never gets its final name"
+        outcome(
+            f"remote shard {damage.__name__}, {compression}, {workers} workers",
+            "three attempts, exit code 2, named",
+            "nothing",
+        )
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("compression", ["none", "zstd"])
 def test_a_cold_cache_is_filled(
-    good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, compression: str, workers: int,
+    outcome: Outcome, good: dict[str, Path],
+    right: Batches, configure: Any, tmp_path: Path, compression: str, workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Every file comes damaged the first time, or not at all."""
@@ -197,24 +228,35 @@ def test_a_cold_cache_is_filled(
     assert {path.name for path in cache.rglob("*") if path.is_file()} == {
         MANIFEST, "index.json", "shard.00000.mds", "shard.00001.mds", "shard.00002.mds"
     }  # fmt: skip
+    outcome(
+        f"each download breaks once, {compression}, {workers} workers", "fetched again, the right tokens", "nothing"
+    )
 
 
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_a_compressed_sibling_mends_a_raw_shard(
-    good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, damage: Damage
+    outcome: Outcome, good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, damage: Damage
 ) -> None:
     folder = shutil.copytree(good["zstd"], tmp_path / "shards")
     cfg = configure(f"data.shards={folder}")
     assert epoch(cfg) == right
     damage(folder / "train/shard.00001.mds")
     assert epoch(cfg) == right
+    outcome(f"raw shard {damage.__name__} beside its compressed one", "made again, the right tokens", "nothing")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 @pytest.mark.parametrize("remote", [True, False])
 def test_damage_after_the_shard_was_found_good(
-    good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, damage: Damage, remote: bool, workers: int
+    outcome: Outcome,
+    good: dict[str, Path],
+    right: Batches,
+    configure: Any,
+    tmp_path: Path,
+    damage: Damage,
+    remote: bool,
+    workers: int,
 ) -> None:
     folder = shutil.copytree(good["none"], tmp_path / "shards")
     settings = [f"data.shards={folder}", f"data.num_workers={workers}", *[f"data.remote={good['none']}"] * remote]
@@ -229,11 +271,13 @@ def test_damage_after_the_shard_was_found_good(
     if remote:
         got += [batch["input_ids"].tolist() for batch in batches]
         assert got == right
+        outcome(f"open shards {damage.__name__}, {workers} workers", "fetched again, the right tokens", "nothing")
         return
     with pytest.raises(BadInput, match=r"shard\.0000\d\.mds cannot be read as it was written"):
         for batch in batches:
             got.append(batch["input_ids"].tolist())
     assert got == right[: len(got)]
+    outcome(f"open shards {damage.__name__}, {workers} workers, no remote", "exit code 2, no wrong token", "nothing")
 
 
 def test_a_folder_that_cannot_be_written_is_named(
@@ -250,7 +294,9 @@ def test_a_folder_that_cannot_be_written_is_named(
 
 
 @pytest.mark.parametrize("name", [MANIFEST, "train/index.json"])
-def test_manifest_and_index(good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, name: str) -> None:
+def test_manifest_and_index(
+    outcome: Outcome, good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, name: str
+) -> None:
     folder = shutil.copytree(good["none"], tmp_path / "shards")
     flip(folder / name)
     with pytest.raises(BadInput, match=name):
@@ -261,6 +307,7 @@ def test_manifest_and_index(good: dict[str, Path], right: Batches, configure: An
     flip(folder / MANIFEST)
     with pytest.raises(BadInput, match=r"nowhere/manifest\.json \(attempt 3\)"):
         shard_reader.fetch_manifest(folder, "nowhere")
+    outcome(f"{name} altered", "exit code 2, named; with a remote fetched again", "nothing")
 
 
 @pytest.mark.parametrize(
@@ -294,8 +341,8 @@ def test_foreign_shards_are_refused(
 def test_a_short_epoch_is_noticed(
     good: dict[str, Path], configure: Any, monkeypatch: pytest.MonkeyPatch, workers: int, split: str
 ) -> None:
-    whole = StreamingDataset.__iter__
-    monkeypatch.setattr(StreamingDataset, "__iter__", lambda self: islice(whole(self), 3))
+    whole = TokenShards.__iter__
+    monkeypatch.setattr(TokenShards, "__iter__", lambda self: islice(whole(self), 3))
     cfg = configure(f"data.shards={good['none']}", f"data.num_workers={workers}", "device_eval_batch_size=2")
     loader: Any = build_dataloader(cfg, split, 1).dataloader
     with pytest.raises(ShortEpoch, match=r"delivered \d+ of \d+ samples"):

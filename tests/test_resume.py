@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 import torch
 
-from data_prep import json_lines
+from data_prep import json_lines, shards, tokenizer
+from data_prep.sources import ABSTRACTS, Document
 from recipes import ledger, report
 from recipes.checkpoints import complete_checkpoints
 from recipes.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
@@ -75,6 +76,14 @@ def whole(make_command: Callable[..., list[str]], tmp_path_factory: pytest.TempP
     """The run of one rank with dropout that nothing happens to."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run_to_end(make_command(folder, *DROPOUT))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole_on_two(make_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of two ranks with dropout that nothing happens to."""
+    folder = tmp_path_factory.mktemp("two") / "run"
+    run_to_end(make_command(folder, *DROPOUT, ranks=2))
     return folder
 
 
@@ -176,15 +185,16 @@ def test_killed_three_times_it_is_the_same_run(
     )
 
 
-def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(
+    outcome: Outcome, whole_on_two: Path, run: Run, tmp_path: Path
+) -> None:
     """SIGTERM to rank 1 alone, under the launcher: both ranks save and ask to be started again."""
-    run("whole", *DROPOUT, ranks=2)
     done = run("left", *DROPOUT, ranks=2, faults=["SIGTERM:1:13"], code=PREEMPTED)
     assert "preempted after batch 13" in done.stdout
     assert [p.name for p in complete_checkpoints(tmp_path / "left/checkpoints")] == ["ep0-ba8", "ep0-ba13"]
     run("left", *DROPOUT, ranks=2)
     assert report.read_run(tmp_path / "left").starts == [0, 13]
-    assert_same_run(tmp_path / "whole", tmp_path / "left")
+    assert_same_run(whole_on_two, tmp_path / "left")
     outcome("SIGTERM to rank 1 of 2", "saved, exit code 75, the same run", recomputed(tmp_path / "left"))
 
 
@@ -227,6 +237,83 @@ def test_one_rank_two_ranks_one_rank(outcome: Outcome, run: Run, tmp_path: Path)
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
     assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
     outcome("1 -> 2 -> 1 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
+
+
+def await_lines(process: subprocess.Popen[Any], folder: Path, lines: int) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while count_lines(folder) < lines:
+        assert process.poll() is None and time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
+def test_ranks_do_not_outlive_their_launcher(
+    outcome: Outcome, whole_on_two: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """SIGKILL of the launcher alone: both ranks save and leave."""
+    launch = command("orphaned", *DROPOUT, "data.num_workers=1", ranks=2)
+    launcher = subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    await_lines(launcher, tmp_path / "orphaned", 5)
+    ranks = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
+    assert len(ranks) == 2
+    launcher.kill()
+    launcher.wait()
+    deadline_s = time.monotonic() + 60
+    while any(alive(rank) for rank in ranks):
+        assert time.monotonic() < deadline_s, "a rank goes on without its launcher"
+        time.sleep(0.05)
+    saved = complete_checkpoints(tmp_path / "orphaned/checkpoints")[-1]
+    run("orphaned", *DROPOUT, "data.num_workers=1", ranks=2)
+    start = report.read_run(tmp_path / "orphaned").starts[-1]
+    assert 0 < start < 60 and saved.name.endswith(f"-ba{start}")
+    assert_same_run(whole_on_two, tmp_path / "orphaned")
+    outcome(
+        "SIGKILL of the launcher of 2 ranks", "both save and leave, the same run", recomputed(tmp_path / "orphaned")
+    )
+
+
+def alive(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_one_process_a_run_folder(
+    outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """A second start is refused while the first runs, and taken at once when the first was killed, workers or not."""
+    settings = [*DROPOUT, "data.num_workers=2"]
+    first = subprocess.Popen(command("run", *settings, faults=["hang:0:10"]), cwd=ROOT, stdout=subprocess.DEVNULL)
+    await_lines(first, tmp_path / "run", 9)
+    workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
+    before = (tmp_path / "run/run.json").read_bytes()
+    done = run("run", *settings, code=2)
+    assert f"pid {first.pid}) is running {tmp_path / 'run'}" in done.stderr
+    assert (tmp_path / "run/run.json").read_bytes() == before
+    for worker in workers:  # one that outlives its rank
+        os.kill(int(worker), signal.SIGSTOP)
+    first.kill()
+    first.wait()
+    run("run", *settings)
+    for worker in workers:
+        if alive(worker):
+            os.kill(int(worker), signal.SIGKILL)
+    assert_same_run(whole, tmp_path / "run")
+    outcome("a second start beside the first", "refused with code 2 and its pid", "nothing")
+
+
+def test_a_rank_on_another_disk_ends_the_run_before_it_begins(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    done = run("run", ranks=2, faults=["own-disk:1:0"], code=2)
+    assert done.stderr.count("rank 1 of 2 does not see there what rank 0 wrote") == 1
+    assert not (tmp_path / "run/metrics.jsonl").exists()
+    outcome("a run folder that rank 1 does not share", "refused with code 2", "nothing")
+
+
+def test_no_checkpoint_lacks_a_part(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    done = run("run", "on_save_error=stop", ranks=2, faults=["lose-part:1:16"], code=1)
+    assert "ep0-ba16 was not written (BadInput: __1_0.distcp is not there in full" in done.stderr
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["ep0-ba8"]
+    outcome("rank 1's part of a checkpoint is lost", "not published, exit code 1", "batches since the last checkpoint")
 
 
 def test_a_nan_on_one_rank_skips_the_step_on_all(outcome: Outcome, run: Run, tmp_path: Path) -> None:
@@ -306,13 +393,16 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, t
     outcome("full disk while saving", "goes on or stops, as configured", "the checkpoints that did not fit")
 
 
-def test_a_rank_that_hangs_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    run("stuck", "stall_timeout_s=8", ranks=2, faults=["hang:1:6"], code=STALLED)
+@pytest.mark.parametrize("fault", ["hang", pytest.param("no-data", marks=pytest.mark.chaos)])
+def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path, fault: str) -> None:
+    """Rank 1 hangs, or its loader delivers nothing; rank 0 waits for it."""
+    run("stuck", "stall_timeout_s=8", "data.num_workers=1", ranks=2, faults=[f"{fault}:1:6"], code=STALLED)
     for rank in (0, 1):
         text = (tmp_path / f"stuck/stall-rank{rank}.txt").read_text()
         assert "nothing for" in text and "Thread" in text
-    assert "inject.py" in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the hanging rank is"
-    outcome("rank 1 of 2 hangs", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
+    where = "inject.py" if fault == "hang" else "dataloader.py"
+    assert where in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the rank stands that the other waits for"
+    outcome(f"{fault} on rank 1 of 2", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
 
 
 def test_what_must_match_is_compared_and_can_be_allowed(outcome: Outcome, run: Run, tmp_path: Path) -> None:
@@ -364,3 +454,72 @@ def test_callbacks_may_come_and_go(run: Run, tmp_path: Path) -> None:
     run("run", *more, ranks=2, faults=["SIGTERM:0:10"], code=PREEMPTED)
     run("run", "callbacks.speed_monitor=null", ranks=2)
     assert report.read_run(tmp_path / "run").starts == [0, 10]
+
+
+@pytest.mark.chaos
+def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    """HSDP 2 x 2, then 2 ranks without replicas. Clipping acts in some batches only, so a wrong average would show."""
+    settings = [*NO_DROPOUT, "device_train_microbatch_size=1", "max_duration=30ba"]
+    run("whole", *settings)
+    replicated = [*settings, "fsdp.data_parallel_replicate_degree=2"]
+    run("moved", *replicated, ranks=4, faults=["SIGTERM:3:20"], code=PREEMPTED)
+    parts = (tmp_path / "moved/checkpoints/ep0-ba20").glob("*.distcp")
+    assert [part.stat().st_size > 0 for part in sorted(parts)] == [True, True, False, False], "one replica is saved"
+    run("moved", *settings, ranks=2)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert report.read_run(moved).starts == [0, 20]
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    outcome("2 x 2 ranks (HSDP) -> 2 ranks", "the same samples a batch, losses within 1e-5", recomputed(moved))
+
+
+@pytest.mark.chaos
+def test_fsdp1_is_the_run_of_one_rank_and_of_fsdp2(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    """Composer's FSDP1 wants a CUDA device and is given the CPU; its checkpoints are FSDP2's."""
+    settings = [*NO_DROPOUT, "device_train_microbatch_size=2", "max_duration=30ba"]
+    run("whole", *settings)
+    first, on_cpu = ["fsdp.version=1", "activation_checkpointing=true"], "fsdp1-on-cpu:0:0"
+    run("moved", *settings, *first, ranks=2, faults=[on_cpu, "SIGTERM:1:10"], code=PREEMPTED)
+    run("moved", *settings, ranks=2, faults=["SIGTERM:1:20"], code=PREEMPTED)
+    run("moved", *settings, *first, "fsdp.reshard_after_forward=false", ranks=2, faults=[on_cpu])
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert report.read_run(moved).starts == [0, 10, 20]
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    outcome("FSDP1 -> FSDP2 -> FSDP1, 2 ranks", "the same samples a batch, losses within 1e-5", recomputed(moved))
+
+
+@pytest.fixture
+def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[str]:
+    """Overrides that name shards and tokenizer of 28,896 entries, made from 20,000 made-up words, each used twice."""
+    draw = random.Random(17)
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(20_000)] * 2
+    documents = [
+        Document(f"pmid:{number}", " ".join(words[begin : begin + 100]), ABSTRACTS, None, "2021-03")
+        for number, begin in enumerate(range(0, len(words), 100))
+    ]
+    folders = [tmp_path / name for name in ("corpus", "tokenizer", "shards")]
+    tokenizer.build(make_corpus(folders[0], documents), folders[1], 28_896)
+    shards.build(*folders, seq_len=64)
+    return [f"data.tokenizer={folders[1]}", f"data.shards={folders[2]}", "model.vocab_size=28896"]
+
+
+@pytest.mark.chaos
+def test_ranks_that_divide_no_dimension(
+    outcome: Outcome, run: Run, large_vocabulary: list[str], tmp_path: Path
+) -> None:
+    """FSDP2 pads what it cannot cut evenly: 5 divides neither 28,896 nor any other dimension here, 3 not n_embd."""
+    settings = [
+        *NO_DROPOUT, *large_vocabulary, "global_train_batch_size=15", "device_train_microbatch_size=15",
+        "model.n_layer=2", "max_duration=28ba", "device_eval_batch_size=2", "eval_subset_num_batches=2",
+    ]  # fmt: skip
+    run("whole", *settings)
+    run("moved", *settings, faults=["SIGTERM:0:6"], code=PREEMPTED)
+    run("moved", *settings, ranks=5, faults=["SIGTERM:4:13"], code=PREEMPTED)
+    run("moved", *settings, ranks=3, faults=["SIGTERM:2:21"], code=PREEMPTED)
+    run("moved", *settings)
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert report.read_run(moved).starts == [0, 6, 13, 21]
+    assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
+    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    outcome("1 -> 5 -> 3 -> 1 ranks, uneven shards", "the same samples a batch, losses within 1e-5", recomputed(moved))

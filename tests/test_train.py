@@ -190,6 +190,7 @@ def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: 
     folder, target = tmp_path / "run", tmp_path / "executed"
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
     honest = folder / "checkpoints/ep0-ba12"
+    identity = json.loads((honest / "manifest.json").read_text())["identity"]
     state = torch.load(honest / "rank0.pt", weights_only=False)  # made above
     partial = folder / "checkpoints/crafted"
     partial.mkdir()
@@ -201,7 +202,7 @@ def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: 
         save(state, checkpoint_id=str(partial), no_dist=True)
     if place == "index":
         (partial / ".metadata").write_bytes(pickle.dumps(Payload(target)))
-    checkpoints.publish(partial, honest, {"batch": 12}, {})
+    checkpoints.publish(partial, honest, {"batch": 12}, identity)
     with pytest.raises((BadInput, CheckpointException), match=r"would run code"):
         train.main(configure(overrides("max_duration=12ba")))
     assert not target.exists()
