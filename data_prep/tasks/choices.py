@@ -1,0 +1,133 @@
+"""Multiple choice: MedQA, MedMCQA, MMLU."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+from data_prep.stage import BadInput, JsonDict
+from data_prep.tasks import Question, TaskSet, file_hashes, reading, the_file
+
+SPLITS = ("train", "dev", "test")
+# The medical subjects of MMLU, as Med-PaLM (arXiv 2212.13138) chose them; BioMedLM's paper reports four of the six.
+MMLU_SUBJECTS = (
+    "anatomy",
+    "clinical_knowledge",
+    "college_biology",
+    "college_medicine",
+    "medical_genetics",
+    "professional_medicine",
+)
+
+
+def medqa(folder: Path) -> TaskSet:
+    """MedQA-USMLE, 4 options: the project's own JSON lines, or BioMedLM's.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    published = any(folder.rglob("phrases_no_exclude_*.jsonl"))
+    pattern, parse = ("phrases_no_exclude_{}.jsonl", _phrases) if published else ("{}.json", _sent_endings)
+    return _json_lines("medqa", folder, pattern, parse, SPLITS)
+
+
+def medmcqa(folder: Path) -> TaskSet:
+    """MedMCQA. Its test answers are secret, so published numbers are of dev; a test.json is not read.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    return _json_lines("medmcqa", folder, "{}.json", _cop, ("train", "dev"), scored="dev")
+
+
+def _json_lines(
+    name: str,
+    folder: Path,
+    pattern: str,
+    parse: Callable[[JsonDict, str, str], Question],
+    splits: tuple[str, ...],
+    scored: str = "test",
+) -> TaskSet:
+    found = {split: the_file(folder, pattern.format(split), optional=split != scored) for split in splits}
+    paths = {split: path for split, path in found.items() if path}
+    questions = {
+        split: [
+            parse(record, where, f"{split}-{number:05}")
+            for number, (where, record) in enumerate(reading.json_lines(path))
+        ]
+        for split, path in paths.items()
+    }
+    return TaskSet(name, "choice", questions, file_hashes(folder, paths.values()), scored)
+
+
+def _phrases(record: JsonDict, where: str, id_: str) -> Question:
+    """jind11/MedQA, questions/US/4_options: `options` {A: …}, `answer_idx` a letter."""
+    options = reading.field(record, "options", where, dict)
+    letters = sorted(options)
+    if letters != list("ABCDE"[: len(letters)]):
+        raise BadInput(f"{where}: the options are {', '.join(map(str, letters))}, not A, B, C, D")
+    right = reading.field(record, "answer_idx", where)
+    if right not in options:
+        raise BadInput(f"{where}: answer_idx is {right!r}, the options are {', '.join(letters)}")
+    if "answer" in record and record["answer"] != options[right]:
+        raise BadInput(f"{where}: answer is {record['answer']!r}, option {right} is {options[right]!r}")
+    texts = tuple(str(options[letter]) for letter in letters)
+    return Question(id_, reading.field(record, "question", where), texts, letters.index(right), where)
+
+
+def _sent_endings(record: JsonDict, where: str, id_: str) -> Question:
+    """stanford-crfm/BioMedLM, finetune/mc: `sent1`, `sent2`, `ending0` …, `label` from 0."""
+    question = " ".join(filter(None, (reading.field(record, "sent1", where), record.get("sent2"))))
+    names = [f"ending{n}" for n in range(sum(name.startswith("ending") for name in record))]
+    options = tuple(reading.field(record, name, where) for name in names)
+    return Question(str(record.get("id", id_)), question, options, reading.field(record, "label", where, int), where)
+
+
+def _cop(record: JsonDict, where: str, id_: str) -> Question:
+    """medmcqa/medmcqa: `opa` … `opd`, `cop` from 1."""
+    options = tuple(reading.field(record, name, where) for name in ("opa", "opb", "opc", "opd"))
+    right = reading.field(record, "cop", where, int)
+    if not 1 <= right <= 4:
+        raise BadInput(f"{where}: cop is {right}, not 1 to 4; copies that count from 0 must be made to count from 1")
+    question = reading.field(record, "question", where)
+    return Question(str(record.get("id", id_)), question, options, right - 1, where)
+
+
+def mmlu(folder: Path) -> TaskSet:
+    """The medical subjects of MMLU (hendrycks/test): question, four options, letter; no header.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    splits: dict[str, list[Question]] = {}
+    paths = []
+    for split in ("dev", "val", "test"):
+        found = {s: the_file(folder, f"{s}_{split}.csv", optional=True) for s in MMLU_SUBJECTS}
+        there = {subject: path for subject, path in found.items() if path}
+        if there:
+            splits[split] = [q for subject, path in there.items() for q in _subject(path, subject, split)]
+            paths += there.values()
+    if "test" not in splits:
+        raise BadInput(f"{folder} holds none of {', '.join(f'{s}_test.csv' for s in MMLU_SUBJECTS)}")
+    return TaskSet("mmlu", "choice", splits, file_hashes(folder, paths))
+
+
+def _subject(path: Path, subject: str, split: str) -> list[Question]:
+    questions = []
+    rows = csv.reader(io.StringIO(reading.text(path), newline=""), strict=True)
+    try:
+        for number, row in enumerate(rows):
+            where = f"{path}, line {rows.line_num}"
+            if len(row) != 6:
+                raise BadInput(f"{where}: {len(row)} columns; a row is question, A, B, C, D, answer letter")
+            question, *options, right = row
+            if right.strip() not in tuple("ABCD"):
+                raise BadInput(f"{where}: the answer is {right!r}, not A, B, C or D; is there a header?")
+            answer = "ABCD".index(right.strip())
+            id_ = f"{subject}-{split}-{number:04}"
+            questions.append(Question(id_, question, tuple(options), answer, where, subject=subject))
+    except csv.Error as error:
+        raise BadInput(f"{path}, line {rows.line_num}: not CSV ({error})") from None
+    return questions

@@ -1,0 +1,71 @@
+"""Source -> target: MeQSum, and any JSON lines."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import BadZipFile
+
+from data_prep.stage import BadInput, JsonDict
+from data_prep.tasks import Pair, TaskSet, file_hashes, reading, split_by_hash, the_file
+
+SPLITS = ("train", "dev", "test")
+MEQSUM_SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
+
+
+def meqsum(folder: Path) -> TaskSet:
+    """Consumer health questions and their summaries: `meqsum.jsonl`, or the project's workbook.
+
+    The project publishes 1,000 pairs and no split; ours goes by a hash of the id.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    path = the_file(folder, "meqsum.jsonl", optional=True) or the_file(folder, "*.xlsx", optional=True)
+    if path is None:
+        raise BadInput(f"{folder} holds neither meqsum.jsonl nor the project's .xlsx")
+    records = reading.json_lines(path) if path.suffix == ".jsonl" else _rows(path)
+    splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
+    for where, record in records:
+        id_, source, target = (reading.field(record, name, where) for name in ("file", "chq", "summary"))
+        splits[split_by_hash(id_, MEQSUM_SHARES)].append(Pair(id_, source, target, where))
+    note = "80 / 10 / 10 by a hash of the id: the project publishes no split, so compare with published ROUGE with care"
+    return TaskSet("meqsum", "pairs", splits, file_hashes(folder, [path]), note=note)
+
+
+def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
+    """The rows of a workbook's first sheet, by the names in its first row, in lower case."""
+    from openpyxl import load_workbook
+    from openpyxl.utils.exceptions import InvalidFileException
+
+    try:
+        sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
+        rows = sheet.iter_rows(values_only=True)
+        names = [str(name).strip().lower() for name in next(rows, ())]
+        for number, row in enumerate(rows, start=2):
+            if any(cell is not None for cell in row):
+                yield f"{path}, row {number}", dict(zip(names, row, strict=False))
+    except (OSError, KeyError, BadZipFile, InvalidFileException) as error:
+        raise BadInput(f"{path} is not a readable workbook ({error})") from None
+
+
+def jsonl(folder: Path) -> TaskSet:
+    """{train,dev,test}.jsonl of lines `source`, `target` and, if they have one, `id`.
+
+    Raises:
+        BadInput: as `load`.
+    """
+    paths = {split: path for split in SPLITS if (path := the_file(folder, f"{split}.jsonl", optional=split != "test"))}
+    splits = {
+        split: [
+            Pair(
+                str(record.get("id", f"{split}-{number:05}")),
+                reading.field(record, "source", where),
+                reading.field(record, "target", where),
+                where,
+            )
+            for number, (where, record) in enumerate(reading.json_lines(path))
+        ]
+        for split, path in paths.items()
+    }
+    return TaskSet(folder.name, "pairs", splits, file_hashes(folder, paths.values()))

@@ -1,0 +1,123 @@
+"""Yes, no and maybe, from abstracts: PubMedQA, BioASQ. The order of the labels is fixed here, for ever."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from data_prep.stage import BadInput, JsonDict
+from data_prep.tasks import Question, TaskSet, file_hashes, reading, split_by_hash, the_file
+
+PUBMEDQA_LABELS = ("yes", "no", "maybe")
+BIOASQ_LABELS = ("yes", "no")
+BIOASQ_DEV_SHARE = 0.1
+PMID = re.compile(r"pubmed/(\d+)|pubmed\.ncbi\.nlm\.nih\.gov/(\d+)")
+
+
+def pubmedqa(folder: Path) -> TaskSet:
+    """PubMedQA's labelled set, in its official split: 500 test questions, and 450 / 50 of the others by fold.
+
+    `test_ground_truth.json` decides what is test. `pqal_fold0/{train,dev}_set.json` are what the project's
+    `split_dataset.py pqal` writes; they must hold exactly the others.
+
+    Raises:
+        BadInput: as `load`; and a question of the test set in a fold, one of neither, or two labels for one.
+    """
+    all_path, test_path = _need(folder, "ori_pqal.json"), _need(folder, "test_ground_truth.json")
+    fold = next((path for path in sorted(folder.rglob("pqal_fold0")) if path.is_dir()), None)
+    if fold is None:
+        raise BadInput(f"{folder} holds no folder pqal_fold0; PubMedQA's `python split_dataset.py pqal` makes it")
+    paths = {"train": fold / "train_set.json", "dev": fold / "dev_set.json"}
+    records, truth = reading.json_object(all_path), reading.json_object(test_path)
+    ids = {split: list(reading.json_object(path)) for split, path in paths.items()}
+    for split, path in paths.items():
+        if leaked := sorted(truth.keys() & set(ids[split])):
+            raise BadInput(
+                f"{path}: {len(leaked)} of the official test questions are in {split}, {leaked[0]} among them; "
+                "make the folds anew with PubMedQA's split_dataset.py"
+            )
+    ids["test"] = list(truth)
+    held = {id_ for split in ids.values() for id_ in split}
+    if missing := sorted(held - records.keys()):
+        raise BadInput(f"{all_path}: record {missing[0]} is missing; a split names it")
+    if left := sorted(records.keys() - held):
+        raise BadInput(f"{fold}: {len(left)} questions of {all_path.name} are in no split, {left[0]} among them")
+    for id_, label in truth.items():
+        if records[id_].get("final_decision") != label:
+            raise BadInput(
+                f"{all_path}, record {id_}: final_decision is {records[id_].get('final_decision')!r}, "
+                f"{test_path.name} says {label!r}"
+            )
+    splits = {
+        split: [_abstract_question(records[id_], id_, f"{all_path}, record {id_}") for id_ in names]
+        for split, names in ids.items()
+    }
+    files = file_hashes(folder, (all_path, test_path, *paths.values()))
+    return TaskSet("pubmedqa", "verdict", splits, files)
+
+
+def _need(folder: Path, name: str) -> Path:
+    return cast(Path, the_file(folder, name))
+
+
+def _abstract_question(record: JsonDict, id_: str, where: str) -> Question:
+    label = reading.field(record, "final_decision", where)
+    if label not in PUBMEDQA_LABELS:
+        raise BadInput(f"{where}: final_decision is {label!r}, not one of {', '.join(PUBMEDQA_LABELS)}")
+    context = " ".join(reading.field(record, "CONTEXTS", where, list))
+    if not context.strip():
+        raise BadInput(f"{where}: CONTEXTS is empty")
+    question = reading.field(record, "QUESTION", where)
+    return Question(id_, question, PUBMEDQA_LABELS, PUBMEDQA_LABELS.index(label), where, context, pmids=(id_,))
+
+
+def bioasq(folder: Path) -> TaskSet:
+    """The yes/no questions of BioASQ task b: a training file, golden test files, and a dev file if there is one.
+
+    Without a dev file, a tenth of train is dev, chosen by a hash of the question's id.
+
+    Raises:
+        BadInput: as `load`. A later year's training file holds earlier years' test questions: that is refused too.
+    """
+    golden = sorted(folder.rglob("*golden*.json"))
+    if not golden:
+        raise BadInput(f"{folder} holds no *golden*.json, the files of BioASQ's test batches with answers")
+    train, dev = _need(folder, "*train*.json"), the_file(folder, "*dev*.json", optional=True)
+    splits: dict[str, list[Question]] = {"train": _yes_no(train)}
+    note = ""
+    if dev:
+        splits["dev"] = _yes_no(dev)
+    else:
+        shares = {"dev": BIOASQ_DEV_SHARE, "train": 1 - BIOASQ_DEV_SHARE}
+        everything = splits["train"]
+        splits = {s: [q for q in everything if split_by_hash(q.id, shares) == s] for s in ("train", "dev")}
+        note = "dev is a tenth of train, by a hash of the id: the project publishes none"
+    splits["test"] = [question for path in golden for question in _yes_no(path)]
+    files = file_hashes(folder, [train, *([dev] if dev else []), *golden])
+    return TaskSet("bioasq", "verdict", splits, files, note=note)
+
+
+def _yes_no(path: Path) -> list[Question]:
+    questions = []
+    for number, record in enumerate(reading.field(reading.json_object(path), "questions", str(path), list), start=1):
+        where = f"{path}, question {number}"
+        if not isinstance(record, dict):
+            raise BadInput(f"{where}: not a JSON object")
+        if reading.field(record, "type", where) != "yesno":
+            continue
+        answer: Any = record.get("exact_answer")
+        answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+        label = answer.strip().lower() if isinstance(answer, str) else None
+        if label not in BIOASQ_LABELS:
+            raise BadInput(f"{where}: exact_answer is {record.get('exact_answer')!r}, not yes or no")
+        snippets = record.get("snippets") or []
+        context = " ".join(reading.field(snippet, "text", where) for snippet in snippets)
+        if not context.strip():
+            raise BadInput(f"{where}: it has no snippets to answer from")
+        sources = [*record.get("documents", []), *(snippet.get("document", "") for snippet in snippets)]
+        pmids = {first or second for source in sources for first, second in PMID.findall(source)}
+        id_, body = reading.field(record, "id", where), reading.field(record, "body", where)
+        order = BIOASQ_LABELS.index(label)
+        questions.append(Question(id_, body, BIOASQ_LABELS, order, where, context, pmids=tuple(sorted(pmids))))
+    return questions

@@ -1,0 +1,117 @@
+"""Questions as text to be continued, and the same as task files for lm-eval-harness.
+
+`letter`: the options are listed, and the answer is a letter. `option`: the answer is the option's own text (cloze).
+Verdicts (yes, no, maybe) have the `option` form alone. The texts are those of lm-eval's medqa and pubmedqa tasks.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_prep.stage import BadInput, JsonDict, write_json
+from data_prep.tasks import Question, TaskSet
+
+HARNESS = "harness"
+LETTERS = "ABCDEFGH"
+FORMS = {"choice": ("letter", "option"), "verdict": ("option",)}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question to be answered by continuation.
+
+    Attributes:
+        question: what it was made of.
+        text: all that comes before the answer, shots included.
+        choices: the continuations, without the space before them.
+    """
+
+    question: Question
+    text: str
+    choices: tuple[str, ...]
+
+
+def question_text(question: Question, form: str) -> str:
+    """One question up to its `Answer:`."""
+    lines = [f"Abstract: {question.context}"] if question.context else []
+    lines.append(f"Question: {question.question}")
+    if form == "letter":
+        lines += [f"{letter}. {option}" for letter, option in zip(LETTERS, question.options, strict=False)]
+    return "\n".join([*lines, "Answer:"])
+
+
+def choices(question: Question, form: str) -> tuple[str, ...]:
+    """What may follow `Answer:`."""
+    return tuple(LETTERS[: len(question.options)]) if form == "letter" else question.options
+
+
+def make_prompts(task: TaskSet, form: str, n_shots: int, limit: int | None) -> list[Prompt]:
+    """The scored split as prompts.
+
+    The shots are the first questions of train, or of dev where there is no train, of the same subject: the same for
+    every question, so that a score can be repeated from the set alone (as MMLU's own are).
+
+    Args:
+        task: a set of questions.
+        form: `letter` or `option`.
+        n_shots: answered questions before each.
+        limit: score the first so many alone; None for all.
+
+    Raises:
+        BadInput: there are not enough questions to make the shots of.
+    """
+    pool = _pool(task) if n_shots else []
+    prompts = []
+    for question in task.questions(task.scored)[:limit]:
+        shots = [shot for shot in pool if shot.subject == question.subject][:n_shots]
+        if len(shots) < n_shots:
+            raise BadInput(
+                f"--shots {n_shots}: {task.name} has {len(shots)} questions to make them of {question.subject}"
+            )
+        examples = [f"{question_text(s, form)} {choices(s, form)[s.answer]}" for s in shots]
+        text = "\n\n".join([*examples, question_text(question, form)])
+        prompts.append(Prompt(question, text, choices(question, form)))
+    return prompts
+
+
+def _pool(task: TaskSet) -> list[Question]:
+    split = next((name for name in ("train", "dev", "val") if name in task.splits and name != task.scored), None)
+    if split is None:
+        raise BadInput(f"--shots: {task.name} has no train or dev split here to take them from; use --shots 0")
+    return task.questions(split)
+
+
+def write_harness_task(folder: Path, name: str, prompts: Sequence[Prompt], final: Path) -> None:
+    """`NAME.yaml` and `NAME.jsonl`: the same prompts as a task of lm-eval-harness, on local data.
+
+        lm_eval run --model hf --model_args pretrained=MODEL,dtype=float32 --include_path FOLDER --tasks NAME
+
+    Args:
+        folder: where to write.
+        name: of the task.
+        prompts: with their shots.
+        final: the folder that will hold `harness/`, once it is complete: the harness wants a full path.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:
+        for prompt in prompts:
+            record = {"text": prompt.text, "choices": prompt.choices, "answer": prompt.question.answer}
+            file.write(json.dumps({"id": prompt.question.id, **record}) + "\n")
+    metrics = [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("acc", "acc_norm")]
+    task: JsonDict = {
+        "task": name,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(final.absolute() / HARNESS / f"{name}.jsonl")}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{text}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{answer}}",
+        "num_fewshot": 0,
+        "metric_list": metrics,
+        "metadata": {"version": 1},
+    }
+    write_json(folder / f"{name}.yaml", task)  # JSON is YAML

@@ -1,0 +1,298 @@
+"""Scores, perplexity and leaks, against computations that share nothing with ours."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from data_prep.sources import Document
+from data_prep.stage import BadInput
+from data_prep.tasks import Question, TaskSet
+from recipes import evaluate, likelihood
+from recipes.leaks import N_WORDS, find_leaks
+from recipes.likelihood import Window, document_windows, encode_pair, log_probs
+from recipes.pretrained import load_pretrained
+from recipes.prompts import make_prompts
+from recipes.scores import bootstrap
+
+MakeModel = Callable[..., Path]
+
+
+@pytest.fixture
+def make_model(tiny_tokenizer: Path, tmp_path: Path) -> MakeModel:
+    """`make_model(scaled)`: a random GPT-2 of 64 positions; scaled: as BioMedLM was published."""
+
+    def make(scaled: bool, **changes: Any) -> Path:
+        torch.manual_seed(0)
+        settings: dict[str, Any] = {
+            "vocab_size": 600, "n_positions": 64, "n_embd": 32, "n_layer": 3, "n_head": 4, "initializer_range": 0.2,
+            "bos_token_id": 599, "eos_token_id": 599, "use_cache": not scaled,
+            "scale_attn_by_inverse_layer_idx": scaled,
+        }  # fmt: skip
+        folder = tmp_path / ("scaled" if scaled else "plain")
+        GPT2LMHeadModel(GPT2Config(**{**settings, **changes})).save_pretrained(folder, safe_serialization=not scaled)
+        AutoTokenizer.from_pretrained(tiny_tokenizer).save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@torch.no_grad()
+def by_hand(folder: Path, inputs: tuple[int, ...], targets: tuple[int, ...]) -> float:
+    """Σ log p of one window, alone, by transformers' eager path in fp64."""
+    model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager", torch_dtype=torch.float64).eval()
+    logits = model(input_ids=torch.tensor([inputs])).logits[0, -len(targets) :]
+    return -F.cross_entropy(logits, torch.tensor(targets), reduction="sum").item()
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_log_probs_are_those_of_the_eager_model(scaled: bool, make_model: MakeModel) -> None:
+    folder = make_model(scaled)
+    model, _ = load_pretrained(folder)
+    draw = random.Random(1)
+    windows = []
+    for n in (3, 64, 17, 17, 40, 5, 64):
+        inputs = tuple(draw.choices(range(599), k=n))
+        windows.append(Window(inputs, (*inputs[n // 2 + 1 :], 7)))
+    windows.append(Window(windows[2].inputs, (11,)))  # the same inputs, another target
+    expected = [by_hand(folder, window.inputs, window.targets) for window in windows]
+    for batch_size in (1, 3, 8):
+        assert log_probs(model, windows, batch_size, "") == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_window_does_not_feel_its_batch(make_model: MakeModel) -> None:
+    """Right padding and neighbours change nothing but the last bits."""
+    model, _ = load_pretrained(make_model(True))
+    window = Window((5, 6, 7), (6, 7, 8))
+    others = [Window(tuple(range(begin, begin + 60)), (3,)) for begin in range(1, 8)]
+    alone = log_probs(model, [window], 1, "")[0]
+    assert log_probs(model, [*others, window], 8, "")[-1] == pytest.approx(alone, rel=1e-5)
+
+
+def test_the_head_in_parts_is_the_head(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, _ = load_pretrained(make_model(False))
+    window = [Window(tuple(range(60)), tuple(range(1, 61)))]
+    whole = log_probs(model, window, 1, "")
+    monkeypatch.setattr(likelihood, "HEAD_ROWS", 7)
+    assert log_probs(model, window, 1, "") == pytest.approx(whole, rel=1e-6)
+
+
+def test_pairs_are_encoded_as_the_harness_does(tiny_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    window = encode_pair(tokenizer, "Question: cytase?\nAnswer: ", "yes", 64)
+    whole = tokenizer("Question: cytase?\nAnswer: yes")["input_ids"]
+    assert [*window.inputs, *window.targets[-1:]] == whole, "spaces at the end of the context belong to the answer"
+    assert tokenizer.decode(window.targets) == " yes"
+    short = encode_pair(tokenizer, "Question: cytase?\nAnswer: ", "yes", 4)
+    assert short.inputs == window.inputs[-4:] and short.targets == window.targets[-4:]
+    assert encode_pair(tokenizer, "", "yes", 64).inputs[0] == tokenizer.eos_token_id
+
+
+def test_document_windows_predict_each_token_once() -> None:
+    for n in (1, 9, 10, 11, 25, 30):
+        ids = list(range(100, 100 + n))
+        windows = list(document_windows(ids, 599, 10))
+        assert [token for window in windows for token in window.targets] == ids
+        text = [599, *ids]
+        for window in windows:
+            assert len(window.inputs) <= 10 and len(window.targets) <= len(window.inputs)
+            end = text.index(window.inputs[len(window.inputs) - 1]) + 1
+            assert list(window.inputs) == text[end - len(window.inputs) : end] and text[end] == window.targets[-1]
+        assert all(len(window.inputs) == 10 for window in windows[1:]), "later windows see all that fits"
+
+
+def questions(n: int, subject: str = "") -> list[Question]:
+    draw = random.Random(n)
+
+    def text(most: int) -> str:
+        return " ".join(draw.choices(["cyt", "gen", "hep", "lip", "myo", "neu"], k=draw.randint(1, most)))
+
+    def question(i: int) -> Question:
+        options = (text(9), text(9), text(9), text(9))
+        return Question(f"{subject}{i}", text(6), options, i % 4, f"line {i}", subject=subject)
+
+    return [question(i) for i in range(n)]
+
+
+def test_prompts_have_the_shots_of_their_subject() -> None:
+    test = [*questions(2, "a"), *questions(2, "b")]
+    dev = [Question(f"dev {s}{i}", f"{s}{i}?", ("w", "x", "y", "z"), 2, "", subject=s) for s in "ab" for i in range(3)]
+    task = TaskSet("mmlu", "choice", {"dev": dev, "test": test}, {})
+    prompts = make_prompts(task, "letter", 2, None)
+    assert prompts[3].text.startswith("Question: b0?\nA. w\nB. x\nC. y\nD. z\nAnswer: C\n\nQuestion: b1?")
+    assert prompts[3].text.endswith("\nAnswer:") and prompts[3].choices == ("A", "B", "C", "D")
+    cloze = make_prompts(task, "option", 1, 1)
+    assert len(cloze) == 1 and cloze[0].choices == test[0].options
+    assert cloze[0].text == f"Question: a0?\nAnswer: y\n\nQuestion: {test[0].question}\nAnswer:"
+    with pytest.raises(BadInput, match="--shots 4: mmlu has 3 questions"):
+        make_prompts(task, "letter", 4, None)
+    with pytest.raises(BadInput, match="--shots: mmlu has no train or dev"):
+        make_prompts(TaskSet("mmlu", "choice", {"test": test}, {}), "letter", 1, None)
+
+
+def test_scores_are_right_where_the_model_is_sure(make_model: MakeModel) -> None:
+    """A model that always goes on with one token: the option that is that token wins, whichever it is."""
+    folder = make_model(False)
+    model, tokenizer = load_pretrained(folder)
+    task = TaskSet("toy", "choice", {"test": questions(20)}, {})
+    prompts = make_prompts(task, "letter", 0, None)
+    letter = tokenizer(" C")["input_ids"]
+    torch.nn.init.zeros_(model.transformer.wte.weight)
+    torch.nn.init.zeros_(model.transformer.ln_f.weight)
+    with torch.no_grad():
+        model.transformer.ln_f.bias.fill_(1.0)
+        model.transformer.wte.weight[letter[-1]] = 1.0
+    records = evaluate.score_choices(model, tokenizer, prompts, 8)
+    assert [record["acc"] for record in records] == [float(q.answer == 2) for q in task.questions("test")]
+
+
+def test_scores_of_options_by_hand(make_model: MakeModel) -> None:
+    folder = make_model(True)
+    model, tokenizer = load_pretrained(folder)
+    prompts = make_prompts(TaskSet("toy", "choice", {"test": questions(9)}, {}), "option", 0, None)
+    records = evaluate.score_choices(model, tokenizer, prompts, 4)
+    assert any(record["acc"] != record["acc_norm"] for record in records), "length matters here"
+    for prompt, record in zip(prompts, records, strict=True):
+        context = tokenizer(prompt.text)["input_ids"]
+        sums = []
+        for choice in prompt.choices:
+            whole = tokenizer(f"{prompt.text} {choice}")["input_ids"]
+            sums.append(by_hand(folder, tuple(whole[:-1]), tuple(whole[len(context) :])))
+        assert record["log_probs"] == pytest.approx(sums, rel=1e-4)
+        lengths = [len(choice) for choice in prompt.choices]
+        assert record["acc"] == (np.argmax(sums) == prompt.question.answer)
+        assert record["acc_norm"] == (np.argmax(np.divide(sums, lengths)) == prompt.question.answer)
+
+
+def test_perplexity_by_hand(
+    make_model: MakeModel, tmp_path: Path, make_corpus: Callable[..., Path], tiny_documents: list[Document]
+) -> None:
+    folder = make_model(True)
+    corpus = make_corpus(tmp_path / "corpus", tiny_documents, 0.1)
+    model, tokenizer = load_pretrained(folder)
+    found = evaluate.perplexity(model, tokenizer, corpus, 1, 4)["all"]["all"]
+    line = next(iter(evaluate.corpus.read_documents(corpus, "val")))
+    ids = [599, *tokenizer(line.text)["input_ids"]]
+    nats = 0.0
+    for begin in range(0, len(ids) - 1, 64):
+        end = min(begin + 64, len(ids) - 1)
+        first = max(0, end - 64)
+        nats -= by_hand(folder, tuple(ids[first:end]), tuple(ids[begin + 1 : end + 1]))
+    assert found["nats"] == pytest.approx(nats, rel=1e-4)
+    assert found["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / len(line.text.encode()), rel=1e-4)
+    assert found["perplexity"] == pytest.approx(math.exp(nats / (len(ids) - 1)), rel=1e-4)
+    groups = evaluate.perplexity(model, tokenizer, corpus, 20, 4)
+    assert groups["source"].keys() <= {"PubMed Abstracts", "PubMed Central"} and groups["year"].keys() == {"2021"}
+    for kind in ("source", "year"):
+        assert sum(g["bytes"] for g in groups[kind].values()) == groups["all"]["all"]["bytes"]
+
+
+def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., Path]) -> None:
+    words = [f"word{n}" for n in range(100)]
+    texts = {
+        "pmid:1": "nothing of note",
+        "pmid:2": "Title\n" + " ".join(words[:N_WORDS]).upper() + ", more",
+        **{f"pmid:{n}": f"filler {n}" for n in range(3, 30)},
+    }
+    documents = [Document(id_, text, "PubMed Abstracts", None, "2021") for id_, text in texts.items()]
+    corpus = make_corpus(tmp_path / "corpus", documents, 0.05)
+    held = {d.id for d in evaluate.corpus.read_documents(corpus, "train")}
+    assert {"pmid:1", "pmid:2"} <= held
+
+    def question(text: str, *pmids: str) -> Question:
+        return Question("q", text, ("a", "b"), 0, "", pmids=pmids)
+
+    found = find_leaks(
+        {
+            "pmid": question("unseen", "1"),
+            "absent": question("unseen", "777", "11777"),
+            "words": question(f"So, {'; '.join(words[:N_WORDS])}?"),
+            "twelve": question(" ".join(words[1:N_WORDS]) + " other " + " ".join(words[20:40])),
+        },
+        corpus,
+    )
+    assert found.by_pmid == {"pmid"} and found.by_words == {"words"} and found.any == {"pmid", "words"}
+    assert found.too_short == {"pmid", "absent"} and found.documents == len(held)
+
+
+def test_bootstrap_interval() -> None:
+    values = np.random.default_rng(0).random(1000) < 0.3
+    score = bootstrap(values.astype(float))
+    half = 1.96 * math.sqrt(0.3 * 0.7 / 1000)
+    assert score.value == values.mean() and score.n == 1000
+    assert score.high - score.low == pytest.approx(2 * half, rel=0.1)
+    assert bootstrap([2.0, 6.0], [1.0, 3.0]).value == 2.0, "a ratio of sums"
+    assert bootstrap([2.0, 6.0], [1.0, 3.0]).low == 2.0
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    lines = []
+    for question in questions(30):
+        options = {f"op{'abcd'[n]}": option for n, option in enumerate(question.options)}
+        record = {"question": question.question, "cop": question.answer + 1, "id": question.id, **options}
+        lines.append(json.dumps(record) + "\n")
+    (tmp_path / "data/medmcqa").mkdir(parents=True)
+    (tmp_path / "data/medmcqa/dev.json").write_text("".join(lines))
+    return tmp_path / "data"
+
+
+def test_the_command_line(
+    make_model: MakeModel, data: Path, tiny_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "scores"
+    command = ["--model", str(make_model(True)), "--tasks", "medmcqa", "--data", str(data), "--out", str(out)]
+    command += ["--corpus", str(tiny_corpus), "--text-documents", "3"]
+    evaluate.main(command)
+    results = json.loads((out / "results.json").read_text())
+    task = results["tasks"]["medmcqa"]
+    assert task["forms"]["letter"]["all"]["acc"]["n"] == 30 and task["leaks"]["by_pmid"] == 0
+    assert results["inputs"]["tasks"]["medmcqa"]["dev.json"] and results["environment"]["versions"]["torch"]
+    assert results["text"]["all"]["all"]["documents"] == 3
+    printed = capsys.readouterr().out
+    assert "| *medmcqa* | *BioMedLM* | *published* | *57.3* |" in printed and "| medmcqa | scaled | 0-shot" in printed
+    page = (out / "table.html").read_text()
+    assert "<tr class=published><td>medmcqa<td>BioMedLM<td>published<td>57.3</tr>" in page
+    harness = json.loads((out / "harness/medmcqa_option.yaml").read_text())
+    assert Path(harness["dataset_kwargs"]["data_files"]["test"]).is_file()
+    evaluate.main(command)
+    assert "up to date" in capsys.readouterr().out
+    with pytest.raises(BadInput, match=r"shots: 0 -> 1|no train or dev"):
+        evaluate.main([*command, "--shots", "1"])
+
+
+def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evaluate.main(["--tasks", "medmcqa", "--data", str(data), "--check"])
+    assert "medmcqa: dev 30" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--tasks", "medqa"], "medqa does not exist"),
+        (["--tasks", ","], "--tasks is empty"),
+        (["--tasks", "medmcqa"], "--out is missing"),
+        (["--tasks", "medmcqa", "--out", "o"], "--model is missing"),
+        (["--tasks", "medmcqa", "--out", "o", "--model", "nowhere"], "not a Hugging Face folder"),
+        (["--tasks", "medmcqa", "--shots", "-1"], "--shots -1 is below 0"),
+        (["--tasks", "medmcqa", "--text-documents", "5"], "needs --corpus"),
+    ],
+)
+def test_bad_arguments(arguments: list[str], says: str, data: Path) -> None:
+    with pytest.raises(BadInput, match=says):
+        evaluate.main([*arguments, "--data", str(data)])
+
+
+def test_a_model_smaller_than_its_tokenizer_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(BadInput, match="its tokenizer has 600 entries, its model 500"):
+        load_pretrained(make_model(False, vocab_size=500))

@@ -1,0 +1,286 @@
+"""Question sets are read as their projects publish them, and what is wrong is told with file and line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openpyxl import Workbook
+
+from data_prep.stage import BadInput, sha256_file
+from data_prep.tasks import Question, TaskSet, describe, load, repeated_texts, split_by_hash
+
+Json = dict[str, Any]
+
+
+def lines(path: Path, records: list[Json]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+
+
+def medqa(folder: Path) -> None:
+    for split in ("train", "dev", "test"):
+        record = {
+            "question": f"A {split} question?",
+            "answer": "Tell the attending",
+            "options": {"A": "Disclose", "B": "Tell the attending", "C": "Report", "D": "Refuse"},
+            "meta_info": "step1",
+            "answer_idx": "B",
+            "metamap_phrases": ["question"],
+        }
+        path = folder / f"medqa/questions/US/4_options/phrases_no_exclude_{split}.jsonl"
+        lines(path, [record, {**record, "question": "Another one?" + split}])
+
+
+def medqa_endings(folder: Path) -> None:
+    for split in ("train", "dev", "test"):
+        record = {"id": f"{split}-0", "sent1": f"A {split} question?", "sent2": "", "label": 3}
+        lines(folder / f"medqa/{split}.json", [record | {f"ending{n}": f"option {n}" for n in range(4)}])
+
+
+def medmcqa(folder: Path) -> None:
+    for split in ("train", "dev"):
+        record = {
+            "question": "Which one?", "cop": 2, "opa": "no", "opb": "yes", "opc": "never", "opd": "all of the above",
+            "id": f"{split}-1", "choice_type": "single",
+        }  # fmt: skip
+        lines(folder / f"medmcqa/{split}.json", [record, {**record, "id": f"{split}-2", "cop": 4}])
+
+
+def pubmedqa(folder: Path) -> None:
+    labels = ["yes", "no", "maybe", "yes", "no", "yes"]
+    records = {
+        str(100 + n): {"QUESTION": f"Does {n} work?", "CONTEXTS": ["Aim.", "Results."], "final_decision": label}
+        for n, label in enumerate(labels)
+    }
+    (folder / "pubmedqa/pqal_fold0").mkdir(parents=True)
+    truth = {id_: records[id_]["final_decision"] for id_ in ("100", "101", "102")}
+    for name, content in (
+        ("ori_pqal.json", records),
+        ("test_ground_truth.json", truth),
+        ("pqal_fold0/train_set.json", {id_: records[id_] for id_ in ("103", "104")}),
+        ("pqal_fold0/dev_set.json", {"105": records["105"]}),
+    ):
+        (folder / "pubmedqa" / name).write_text(json.dumps(content))
+
+
+def bioasq(folder: Path) -> None:
+    def question(n: int, answer: str) -> Json:
+        url = f"http://www.ncbi.nlm.nih.gov/pubmed/{n}"
+        return {
+            "id": f"q{n}", "body": f"Is {n} true?", "type": "yesno", "exact_answer": answer,
+            "documents": [url], "snippets": [{"text": "It is.", "document": url}],
+        }  # fmt: skip
+
+    (folder / "bioasq").mkdir(parents=True)
+    train = [question(n, "Yes" if n % 2 else "no") for n in range(40)] + [{"id": "f", "type": "factoid", "body": "?"}]
+    (folder / "bioasq/training9b.json").write_text(json.dumps({"questions": train}))
+    for batch in (1, 2):
+        golden = {"questions": [question(100 + batch, "yes")]}
+        (folder / f"bioasq/9B{batch}_golden.json").write_text(json.dumps(golden))
+
+
+def mmlu(folder: Path) -> None:
+    (folder / "mmlu/test").mkdir(parents=True)
+    for subject in ("anatomy", "college_biology"):
+        with (folder / f"mmlu/test/{subject}_test.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([["Which, of\nthese?", "a", "b", "c", "d", "C"], ["And now?", *"wxyz", "A"]])
+
+
+def meqsum(folder: Path) -> None:
+    records = [{"file": f"{n}.txt", "chq": f"Long {n}", "summary": f"Short {n}?"} for n in range(40)]
+    lines(folder / "meqsum/meqsum.jsonl", records)
+
+
+def pairs(folder: Path) -> None:
+    for split in ("train", "dev", "test"):
+        lines(folder / f"mine/{split}.jsonl", [{"source": f"long {split}", "target": "short"}])
+
+
+WRITERS: dict[str, Callable[[Path], None]] = {
+    "medqa": medqa, "medmcqa": medmcqa, "pubmedqa": pubmedqa, "bioasq": bioasq, "mmlu": mmlu, "meqsum": meqsum,
+    "mine": pairs,
+}  # fmt: skip
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Callable[[str], TaskSet]:
+    def write_and_read(name: str) -> TaskSet:
+        WRITERS[name](tmp_path)
+        return load(name, tmp_path)
+
+    return write_and_read
+
+
+def test_medqa_in_both_forms(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    task = read("medqa")
+    first = task.questions("test")[0]
+    assert (first.question, first.options[first.answer]) == ("A test question?", "Tell the attending")
+    assert {split: len(found) for split, found in task.splits.items()} == {"train": 2, "dev": 2, "test": 2}
+    name = "questions/US/4_options/phrases_no_exclude_dev.jsonl"
+    assert task.files[name] == sha256_file(tmp_path / "medqa" / name)
+
+    medqa_endings(tmp_path / "endings")
+    question = load("medqa", tmp_path / "endings").questions("dev")[0]
+    assert (question.id, question.question, question.answer) == ("dev-0", "A dev question?", 3)
+    assert question.options[3] == "option 3"
+
+
+def test_medmcqa_counts_from_one(read: Callable[[str], TaskSet]) -> None:
+    task = read("medmcqa")
+    assert [q.options[q.answer] for q in task.questions("dev")] == ["yes", "all of the above"]
+    assert task.scored == "dev"
+
+
+def test_pubmedqa_keeps_the_official_split(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    task = read("pubmedqa")
+    assert [q.id for q in task.questions("test")] == ["100", "101", "102"]
+    assert [q.options[q.answer] for q in task.questions("test")] == ["yes", "no", "maybe"]
+    assert {q.options for split in task.splits for q in task.questions(split)} == {("yes", "no", "maybe")}
+    question = task.questions("train")[0]
+    assert question.context == "Aim. Results." and question.pmids == ("103",)
+
+    folds = tmp_path / "pubmedqa/pqal_fold0"
+    for name, ids, says in (
+        ("train_set.json", ["103", "104", "101"], r"train_set\.json: 1 of the official test questions are in train"),
+        ("train_set.json", ["103"], r"1 questions of ori_pqal.json are in no split, 104"),
+        ("train_set.json", ["103", "104", "105"], r"105\): this id is also that of train"),
+        ("train_set.json", ["103", "104", "7"], r"record 7 is missing"),
+    ):
+        (folds / name).write_text(json.dumps({id_: {} for id_ in ids}))
+        with pytest.raises(BadInput, match=says):
+            load("pubmedqa", tmp_path)
+
+
+def test_pubmedqa_labels_must_agree(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    read("pubmedqa")
+    truth = tmp_path / "pubmedqa/test_ground_truth.json"
+    truth.write_text(truth.read_text().replace('"101": "no"', '"101": "yes"'))
+    with pytest.raises(BadInput, match=r"record 101: final_decision is 'no', test_ground_truth\.json says 'yes'"):
+        load("pubmedqa", tmp_path)
+
+
+def test_bioasq_reads_yes_and_no(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    task = read("bioasq")
+    train, dev = task.questions("train"), task.questions("dev")
+    assert len(train) + len(dev) == 40 and 0 < len(dev) < 15
+    assert train[0].options == ("yes", "no") and {q.answer for q in train} == {0, 1}
+    assert [q.pmids for q in task.questions("test")] == [("101",), ("102",)]
+    training = tmp_path / "bioasq/training9b.json"
+    training.write_text(training.read_text().replace('"id": "q3"', '"id": "q101"'))
+    with pytest.raises(BadInput, match=r"q101\): this id is also that of"):
+        load("bioasq", tmp_path)
+
+
+def test_mmlu_has_no_header(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    task = read("mmlu")
+    assert [(q.subject, q.answer) for q in task.questions("test")] == [
+        ("anatomy", 2), ("anatomy", 0), ("college_biology", 2), ("college_biology", 0),
+    ]  # fmt: skip
+    path = tmp_path / "mmlu/test/anatomy_test.csv"
+    path.write_text("question,A,B,C,D,answer\n" + path.read_text())
+    with pytest.raises(BadInput, match=r"anatomy_test\.csv, line 1: the answer is 'answer'"):
+        load("mmlu", tmp_path)
+
+
+def test_meqsum_from_both_files_is_split_alike(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    task = read("meqsum")
+    assert sum(map(len, task.splits.values())) == 40 and len(task.pairs("train")) > 20
+    book = Workbook()
+    assert book.active is not None
+    for row in [("File", "CHQ", "Summary"), *((f"{n}.txt", f"Long {n}", f"Short {n}?") for n in range(40))]:
+        book.active.append(row)
+    (tmp_path / "book/meqsum").mkdir(parents=True)
+    book.save(tmp_path / "book/meqsum/MeQSum.xlsx")
+    same = load("meqsum", tmp_path / "book")
+    for split in task.splits:
+        assert [(p.id, p.target) for p in same.pairs(split)] == [(p.id, p.target) for p in task.pairs(split)]
+    (tmp_path / "book/meqsum/MeQSum.xlsx").write_bytes(b"PK nothing")
+    with pytest.raises(BadInput, match="not a readable workbook"):
+        load("meqsum", tmp_path / "book")
+
+
+def test_any_pairs(read: Callable[[str], TaskSet]) -> None:
+    assert read("mine").pairs("dev")[0].source == "long dev"
+
+
+def test_what_is_printed(read: Callable[[str], TaskSet]) -> None:
+    printed = describe(read("pubmedqa"))
+    assert "train 2, dev 1, test 3" in printed and "maybe 33.3%, no 33.3%, yes 33.3%" in printed
+    assert "ori_pqal.json  sha256" in printed
+
+
+def test_texts_in_two_splits_are_counted(read: Callable[[str], TaskSet]) -> None:
+    assert repeated_texts(read("medmcqa")) == 1, "the same question under different ids"
+    assert repeated_texts(read("medqa")) == 0
+
+
+def test_a_split_by_hash_is_of_the_id_alone() -> None:
+    shares = {"train": 0.8, "dev": 0.1, "test": 0.1}
+    found = [split_by_hash(f"{n}.txt", shares) for n in range(5000)]
+    assert [found.count(split) for split in shares] == pytest.approx([4000, 500, 500], rel=0.15)
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "says"),
+    [
+        ("medmcqa", "train.json", '"cop": 2', '"cop": 0', "line 1: cop is 0, not 1 to 4"),
+        ("medmcqa", "train.json", '"cop": 4', '"cop": 5', "line 2: cop is 5"),
+        ("medmcqa", "train.json", '"opb": "yes"', '"opb": null', "line 1: opb is None"),
+        ("medmcqa", "train.json", '"opb": "yes"', '"opb": " "', r"line 1 \(train-1\): option 2 is empty"),
+        ("medmcqa", "train.json", '"opb": "yes", ', "", "line 1: opb is missing"),
+        ("medmcqa", "train.json", "Which one?", "", r"line 1 \(train-1\): the question is empty"),
+        ("medmcqa", "train.json", "train-2", "train-1", r"line 2 \(train-1\): this id is also that of train"),
+        ("medmcqa", "train.json", "train-2", "dev-2", r"line 2 \(dev-2\): this id is also that of train"),
+        ("medmcqa", "train.json", '{"question"', "{question", "line 1: not JSON"),
+        ("medmcqa", "train.json", "Which", "Wh\udcffch", "line 1: not UTF-8"),
+        ("medqa", "4_options/phrases_no_exclude_dev.jsonl", '"answer_idx": "B"', '"answer_idx": "E"', "line 1: answer"),
+        ("medqa", "4_options/phrases_no_exclude_dev.jsonl", '"answer_idx": "B"', '"answer_idx": "C"', "option C is"),
+        ("medqa", "4_options/phrases_no_exclude_dev.jsonl", '"D": "R', '"E": "R', "the options are A, B, C, E"),
+        ("pubmedqa", "ori_pqal.json", '"maybe"', '"perhaps"', "record 102"),
+        ("pubmedqa", "ori_pqal.json", '"Aim.", "Results."', '""', "record 103: CONTEXTS is empty"),
+        ("bioasq", "9B2_golden.json", '"exact_answer": "yes"', '"exact_answer": "maybe"', "question 1: exact_answer"),
+        ("mmlu", "anatomy_test.csv", "c,d,C", "c,C", "5 columns"),
+        ("mmlu", "anatomy_test.csv", ",A", ",E", "line 3: the answer is 'E'"),
+        ("meqsum", "meqsum.jsonl", "Short 7?", "", r"line 8 \(7\.txt\): its target is empty"),
+        ("mine", "train.jsonl", '"long train"', "7", "line 1: source is 7"),
+        ("mine", "train.jsonl", '{"source": "long train", "target": "short"}', "[1]", "line 1: not a JSON object"),
+        ("mine", "train.jsonl", '{"source": "long train", "target": "short"}', "", "train split is empty"),
+    ],
+)  # fmt: skip
+def test_bad_records_are_refused(name: str, file: str, old: str, new: str, says: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path)
+    path = next(tmp_path.rglob(file))
+    content = path.read_text()
+    assert old in content
+    path.write_bytes(content.replace(old, new).encode("utf-8", "surrogateescape"))
+    with pytest.raises(BadInput, match=says) as error:
+        load(name, tmp_path)
+    assert Path(file).name in str(error.value) or "train split" in str(error.value)
+
+
+def test_missing_and_double_files_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match="medqa does not exist"):
+        load("medqa", tmp_path)
+    medmcqa(tmp_path)
+    (tmp_path / "medmcqa/copy").mkdir()
+    (tmp_path / "medmcqa/copy/dev.json").write_text("")
+    with pytest.raises(BadInput, match=r"holds dev\.json 2 times"):
+        load("medmcqa", tmp_path)
+    (tmp_path / "bioasq").mkdir()
+    with pytest.raises(BadInput, match=r"holds no \*golden"):
+        load("bioasq", tmp_path)
+
+
+def test_a_split_that_is_absent_is_named(read: Callable[[str], TaskSet]) -> None:
+    with pytest.raises(BadInput, match="mmlu has no train split here; it has test"):
+        read("mmlu").questions("train")
+
+
+def test_questions_are_plain_values() -> None:
+    question = Question("1", "Why?", ("a", "b"), 0, "f, line 1", context="Because.")
+    assert question.text == "Because.\nWhy?"
