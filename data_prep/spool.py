@@ -26,7 +26,7 @@ import orjson
 import zstandard
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines, overlap, workers
+from data_prep import inputs, json_lines, near_duplicates, overlap, workers
 from data_prep.inputs import Input, Tick
 from data_prep.sources import Bad, Document, Dropped, Entry, Source
 from data_prep.stage import BadInput, JsonDict, canonical_json, read_json, write_json
@@ -48,12 +48,14 @@ class Rules:
         buckets: how many the documents are spread over.
         skip: whether bad records are left out, or stop the build.
         evaluation: files whose texts are looked for in the documents.
+        signatures: whether documents get one, to be compared by.
     """
 
     val_fraction: float
     buckets: int
     skip: bool
     evaluation: tuple[Input, ...] = ()
+    signatures: bool = False
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,7 @@ class _Frames:
             "source": entry.source,
             "date": entry.date,
             "split": file.split or split_of(entry.id, rules.val_fraction),
+            "signature": near_duplicates.signature(entry.text).hex() if rules.signatures else None,
             "grams": overlap.load(rules.evaluation).within(entry.text) if rules.evaluation else [],
         }
 
