@@ -212,6 +212,16 @@ def test_same_text_of_two_sources_is_kept_once_and_rather_in_val(tmp_path: Path)
         assert (f"a{n}" in kept["train"]) == (corpus.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
 
 
+def test_same_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
+    text = "  One two\u00a0 three\n\nfour  STRASSE five " * 3
+    alike = "one TWO three four\tstra\u00dfe five one two three four strasse five one two three four strasse five"
+    whole = spool.same_text(text)
+    assert whole != spool.same_text(text.replace("five", "fiv e"))
+    for size in range(1, 30):
+        monkeypatch.setattr(spool, "PIECE", size)
+        assert spool.same_text(text) == spool.same_text(alike) == whole
+
+
 def test_an_abstract_goes_where_its_article_stays(tmp_path: Path, make_corpus: MakeCorpus, tiny_documents: Documents):
     documents = [
         *tiny_documents,
