@@ -72,6 +72,7 @@ STEPS = (
     "abstracts of articles",
     "before or after --recent-after",
     "same text",
+    "near-duplicates",
     "overlap with evaluation texts",
 )
 
@@ -84,6 +85,7 @@ def build(
     exclude_pmids: Sequence[str] = (),
     decontaminate: Sequence[str] = (),
     recent_after: str | None = None,
+    near_duplicates: float | None = None,
     workers: int = 1,
 ) -> JsonDict:
     """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
@@ -97,6 +99,7 @@ def build(
         exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
         decontaminate: files of evaluation texts, as `overlap.load` takes them; documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
+        near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
         workers: processes that read.
 
     Raises:
@@ -109,6 +112,8 @@ def build(
         raise BadInput(f"--workers {workers} is not at least 1")
     if recent_after is not None and not _is_day(recent_after):
         raise BadInput(f"--recent-after {recent_after} is not a day such as 2024-12-31")
+    if near_duplicates is not None and not 0 < near_duplicates <= 1:
+        raise BadInput(f"--near-duplicates {near_duplicates} is not above 0 and at most 1")
     pmid_files = inputs.find(exclude_pmids, ("",)) if exclude_pmids else []
     evaluation = inputs.find(decontaminate, overlap.SUFFIXES) if decontaminate else []
     asides = {"exclude_pmids": pmid_files, "decontaminate": evaluation}
@@ -121,6 +126,7 @@ def build(
         "exclude_pmids": bool(pmid_files),
         "decontaminate": bool(evaluation),
         "recent_after": recent_after,
+        "near_duplicates": near_duplicates,
     }
     request: JsonDict = {"stage": STAGE, "format": FORMAT, "arguments": arguments}
     known = out.with_name(f"{out.name}.inputs.jsonl.zst")
@@ -132,7 +138,9 @@ def build(
             print(f"{out} is up to date")
             return manifest
     size_bytes = sum(file.bytes for members in files.values() for file in members)
-    rules = Rules(val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation))
+    rules = Rules(
+        val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation), near_duplicates is not None
+    )
     pmids = list(_pmids(pmid_files))
     overlap.load(rules.evaluation)
     batches = [b for name, (source, _) in sources.items() for b in spool.batches(name, source, files[name], rules)]
@@ -169,6 +177,8 @@ def _build(
         if recent_after := request["arguments"]["recent_after"]:
             selection.part_recent(recent_after)
         selection.drop_same_texts()
+        if (threshold := request["arguments"]["near_duplicates"]) is not None:
+            selection.drop_near_duplicates(threshold)
         decontamination: JsonDict = {}
         if rules.evaluation:
             grams = overlap.load(rules.evaluation)
@@ -433,6 +443,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
     add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
     add("--recent-after", metavar="YYYY-MM-DD", help="put what is dated after this day into a split `recent`")
+    add(
+        "--near-duplicates", type=float, metavar="SHARE", help="keep one of texts this much alike, as 0.8 (default off)"
+    )
     medline = parser.add_argument_group("switches of --source medline")
     medline.add_argument("--section-labels", action=_AddSource, nargs=0, help="keep labels, as in `METHODS: We …`")
     medline.add_argument(
@@ -460,6 +473,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         exclude_pmids=args.exclude_pmids,
         decontaminate=args.decontaminate,
         recent_after=args.recent_after,
+        near_duplicates=args.near_duplicates,
         workers=args.workers,
     )
 

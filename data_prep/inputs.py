@@ -189,6 +189,8 @@ def _expand(pattern: str, suffixes: tuple[str, ...]) -> Iterator[Input]:
                 raise BadInput(f"{pattern} does not end in {', '.join(suffixes)}")
             root, infos = path.rpartition("/")[0], [fs.info(path)]
         else:
+            if not _is_local(fs):
+                fs.info(path)  # raises what `exists` keeps to itself: no network, no permission
             raise BadInput(f"{pattern}: there is no such file or folder")
         taken = [info for info in infos if info["type"] == "file" and info["name"].endswith(suffixes)]
     if not taken:

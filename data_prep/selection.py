@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from data_prep import spool
+from data_prep import near_duplicates, spool
 from data_prep.sources import ABSTRACTS, ARTICLES
 from data_prep.spool import Batch
 from data_prep.stage import BadInput, JsonDict
@@ -32,6 +32,8 @@ CREATE TABLE entries (
     text BLOB, pmid INTEGER, source TEXT, date TEXT, split INTEGER
 );
 CREATE TABLE grams (number INTEGER, gram INTEGER);  -- of evaluation texts, in a document
+CREATE TABLE signatures (number INTEGER PRIMARY KEY, signature BLOB);
+CREATE TABLE bands (band INTEGER, number INTEGER);  -- of signatures
 CREATE TABLE excluded (pmid INTEGER PRIMARY KEY);
 CREATE TABLE frames (bucket INTEGER, batch INTEGER, offset INTEGER, bytes INTEGER);
 """
@@ -77,6 +79,11 @@ class Selection:
                         SPLITS.index(row["split"]) if "split" in row else None,
                     ),
                 )
+                if row.get("signature"):
+                    signature = bytes.fromhex(row["signature"])
+                    self._db.execute("INSERT INTO signatures VALUES (?,?)", (total, signature))
+                    for band in near_duplicates.bands(signature):
+                        self._db.execute("INSERT INTO bands VALUES (?,?)", (band, total))
                 for gram in row.get("grams", ()):
                     self._db.execute("INSERT INTO grams VALUES (?,?)", (total, gram))
             frames = spool.summary(batch, folder)["frames"]
@@ -142,6 +149,20 @@ class Selection:
             "WHEN 7 THEN date(date || '-01', '+1 month', '-1 day') ELSE date END > ?",
             (day,),
         )
+
+    def drop_near_duplicates(self, threshold: float) -> None:
+        """Of texts that share a band, those that are as like the first of them: by split, val first, then by id."""
+        self._db.execute("CREATE TEMP TABLE near (number INTEGER PRIMARY KEY)")
+        pairs = self._db.execute(
+            "SELECT pairs.number, one.signature, other.signature FROM (SELECT DISTINCT number, first FROM ("
+            "SELECT number, FIRST_VALUE(number) OVER (PARTITION BY band ORDER BY split, id) AS first "
+            "FROM bands JOIN entries USING (number) WHERE reason IS NULL) WHERE number != first) AS pairs "
+            "JOIN signatures AS one ON one.number = pairs.number JOIN signatures AS other ON other.number = pairs.first"
+        )
+        for number, one, other in pairs:
+            if near_duplicates.likeness(one, other) >= threshold:
+                self._db.execute("INSERT OR IGNORE INTO near VALUES (?)", (number,))
+        self._drop("near-duplicates", "SELECT number FROM near")
 
     def drop_overlaps(self, common: int) -> int:
         """Documents that hold a gram of an evaluation text which at most `common` documents hold.

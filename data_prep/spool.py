@@ -13,6 +13,7 @@ again. A bucket is a range of `place_of`, so the buckets in their order, each so
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
@@ -26,7 +27,7 @@ import orjson
 import zstandard
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines, overlap, workers
+from data_prep import inputs, json_lines, near_duplicates, overlap, workers
 from data_prep.inputs import Input, Tick
 from data_prep.sources import Bad, Document, Dropped, Entry, Source
 from data_prep.stage import BadInput, JsonDict, canonical_json, read_json, write_json
@@ -36,6 +37,8 @@ BATCH_FILES = 4096
 BUCKET_BYTES = 16 << 20  # of inputs; they unpack to some four times as much text, which is sorted in memory
 MAX_BUCKETS = 4096
 BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
+SPACE = re.compile(r"\s")
+PIECE = 1 << 20  # characters of a text that are folded at a time: as words they take ten times their size
 FAST = 1  # zstd level of files that live as long as a build
 
 
@@ -48,12 +51,14 @@ class Rules:
         buckets: how many the documents are spread over.
         skip: whether bad records are left out, or stop the build.
         evaluation: files whose texts are looked for in the documents.
+        signatures: whether documents get one, to be compared by.
     """
 
     val_fraction: float
     buckets: int
     skip: bool
     evaluation: tuple[Input, ...] = ()
+    signatures: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,8 +83,16 @@ def place_of(document_id: str) -> bytes:
 
 
 def same_text(text: str) -> str:
-    """A hash that texts share which differ in nothing but case and white space."""
-    return hashlib.blake2b(" ".join(text.casefold().split()).encode(), digest_size=16).hexdigest()
+    """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
+    digest, start, between = hashlib.blake2b(digest_size=16), 0, b""
+    while start < len(text):
+        space = SPACE.search(text, start + PIECE) if start + PIECE < len(text) else None
+        end = space.start() if space else len(text)
+        if words := text[start:end].casefold().split():
+            digest.update(between + " ".join(words).encode())
+            between = b" "
+        start = end
+    return digest.hexdigest()
 
 
 def buckets_for(size_bytes: int) -> int:
@@ -233,6 +246,7 @@ class _Frames:
             "source": entry.source,
             "date": entry.date,
             "split": file.split or split_of(entry.id, rules.val_fraction),
+            "signature": near_duplicates.signature(entry.text).hex() if rules.signatures else None,
             "grams": overlap.load(rules.evaluation).within(entry.text) if rules.evaluation else [],
         }
 

@@ -212,6 +212,16 @@ def test_same_text_of_two_sources_is_kept_once_and_rather_in_val(tmp_path: Path)
         assert (f"a{n}" in kept["train"]) == (corpus.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
 
 
+def test_same_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
+    text = "  One two\u00a0 three\n\nfour  STRASSE five " * 3
+    alike = "one TWO three four\tstra\u00dfe five one two three four strasse five one two three four strasse five"
+    whole = spool.same_text(text)
+    assert whole != spool.same_text(text.replace("five", "fiv e"))
+    for size in range(1, 30):
+        monkeypatch.setattr(spool, "PIECE", size)
+        assert spool.same_text(text) == spool.same_text(alike) == whole
+
+
 def test_an_abstract_goes_where_its_article_stays(tmp_path: Path, make_corpus: MakeCorpus, tiny_documents: Documents):
     documents = [
         *tiny_documents,
@@ -361,27 +371,56 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes
 
 @pytest.mark.chaos
 def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes):
-    """30 kills, one after another, then it ends by itself."""
+    """30 kills; whatever is finished between them is the same to the byte."""
     make_inputs(tmp_path / "in")
     (tmp_path / "build.py").write_text(KILLED)
+    build_text(tmp_path / "straight", tmp_path / "in")
     draw = random.Random(5)
     root = Path(corpus.__file__).parents[1]
-    command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "in"), str(tmp_path / "corpus"), "2"]
-    kills = 0
-    for _ in range(30):
+    kills = finished = 0
+    while kills < 30:
+        out = tmp_path / f"corpus{finished}"
+        command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "in"), str(out), "2"]
         running = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
         try:
-            running.wait(draw.uniform(0.3, 3))
+            assert running.wait(draw.uniform(0.3, 4)) == 0
         except subprocess.TimeoutExpired:
             running.kill()
             running.wait()
             kills += 1
-        if (tmp_path / "corpus").exists():
-            break
-    assert kills > 0
-    build_text(tmp_path / "corpus", tmp_path / "in")
-    build_text(tmp_path / "straight", tmp_path / "in")
-    assert folder_bytes(tmp_path / "corpus") == folder_bytes(tmp_path / "straight")
+        if out.exists():
+            assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
+            finished += 1
+    assert finished > 0
+
+
+def test_near_duplicates_are_kept_once_and_rather_in_val(
+    tmp_path: Path, make_corpus: MakeCorpus, folder_bytes: FolderBytes
+):
+    draw = random.Random(4)
+    words = [f"word{n}" for n in range(500)]
+    documents, copies = [], set()
+    for n in range(150):
+        text = draw.choices(words, k=120)
+        documents.append(Document(f"a{n}", " ".join(text), "s", None, None))
+        if n < 60:  # one word of 120 is another: 5 of 116 runs, likeness 0.92
+            text[60] = "other"
+            documents.append(Document(f"b{n}", " ".join(text).upper(), "s", None, None))
+            pair = sorted((f"a{n}", f"b{n}"), key=lambda id: (corpus.split_of(id, 0.3) == "train", id))
+            copies.add(pair[1])
+        elif n < 90:  # a third is: about a quarter of the runs are left
+            documents.append(
+                Document(f"c{n}", " ".join(w if i % 3 else "x" for i, w in enumerate(text)), "s", None, None)
+            )
+    folder = make_corpus(tmp_path / "corpus", documents, 0.3, near_duplicates=0.8)
+    assert read_manifest(folder, "corpus", "")["dropped"] == {"near-duplicates": 60}
+    left = {d.id for split in corpus.SPLITS for d in corpus.read_documents(folder, split)}
+    assert left == {d.id for d in documents} - copies
+    shuffled = make_corpus(tmp_path / "shuffled", documents[::-1], 0.3, near_duplicates=0.8)
+    assert folder_bytes(folder) == folder_bytes(shuffled)
+    assert read_manifest(make_corpus(tmp_path / "off", documents, 0.3), "corpus", "")["dropped"] == {}
+    with pytest.raises(BadInput, match=r"--near-duplicates 1\.5 is not above 0 and at most 1"):
+        make_corpus(tmp_path / "wrong", documents, near_duplicates=1.5)
 
 
 def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
