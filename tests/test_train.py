@@ -115,8 +115,8 @@ def test_resume_is_bit_identical_with_dropout(overrides: Overrides, tmp_path: Pa
 
 
 def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: Path) -> None:
-    """Clipping acts from the first batch, so gradients that gloo sums in place of averaging would show."""
-    settings = overrides(*NO_DROPOUT, "optimizer.lr=3e-3", "gradient_clipping_norm=0.1")
+    """Clipping acts in some batches only: where it acts in all, gradients that gloo sums in place of averaging hide."""
+    settings = overrides(*NO_DROPOUT, "optimizer.lr=3e-3", "gradient_clipping_norm=1.0")
     composer = Path(sys.executable).with_name("composer")
     command = [composer, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *settings]
     done = subprocess.run(
