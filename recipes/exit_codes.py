@@ -6,6 +6,7 @@ import ctypes
 import os
 import signal
 import sys
+from multiprocessing import resource_tracker
 
 BAD_INPUT = 2  # data_prep.stage.run: the configuration, data or folder cannot be used; nothing was changed
 BAD_NUMBERS = 3  # NaN or Inf in too many batches in a row
@@ -19,8 +20,11 @@ PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 def leave_at_once_when_preempted() -> None:
     """Until there is something to save, answer a preemption signal with PREEMPTED.
 
-    To be called again after `import composer`, which installs a handler of its own.
+    To be called again after `import composer`, which installs a handler of its own. Python's resource tracker starts
+    here, so that it ignores USR1, which Slurm sends to all processes of a step: dead, it leaves shared memory behind.
     """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    resource_tracker.ensure_running()
     for number in PREEMPTION_SIGNALS:
         signal.signal(number, lambda *_: os._exit(PREEMPTED))
 

@@ -271,6 +271,21 @@ def test_ranks_do_not_outlive_their_launcher(
     )
 
 
+def test_a_signal_to_all_processes_at_once(
+    outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """As Slurm's --signal=USR1 reaches a step: the rank, the loaders' workers and Python's helpers."""
+    launch = command("left", *DROPOUT, "data.num_workers=2")
+    process = subprocess.Popen(launch, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    await_lines(process, tmp_path / "left", 5)
+    os.killpg(process.pid, signal.SIGUSR1)
+    _, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == PREEMPTED and "resource_tracker" not in errors, errors
+    run("left", *DROPOUT, "data.num_workers=2")
+    assert_same_run(whole, tmp_path / "left")
+    outcome("SIGUSR1 to all processes of a rank", "saved, exit code 75, the same run", recomputed(tmp_path / "left"))
+
+
 @pytest.mark.chaos
 def test_a_signal_to_the_launcher_reaches_the_ranks(
     outcome: Outcome, run: Run, command: Callable[..., list[str]], tmp_path: Path
