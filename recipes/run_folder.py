@@ -3,6 +3,7 @@
 config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
+skipped.jsonl   what was left out after loss spikes, if anything was (recipes/ledger.py)
 tokenizer/      the tokenizer of its shards
 checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and a file a rank
 .lock           held by the process that runs it
@@ -21,11 +22,10 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from data_prep.shard_format import ShardsInfo
 from data_prep.stage import (
@@ -40,9 +40,6 @@ from data_prep.stage import (
 )
 from recipes.config import TrainConfig, to_yaml
 from recipes.plan import Plan
-
-if TYPE_CHECKING:
-    from recipes.remote import RemoteRun
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
 CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
@@ -250,11 +247,16 @@ def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> 
     write_text(folder / CONFIG, to_yaml(cfg))
 
 
-def finish_run(folder: Path, remote: RemoteRun | None) -> None:
-    """Mark the run finished, on its remote first: a folder that says so is not looked at again."""
+def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:
+    """Mark the run finished, on its remote first: a folder that says so is not looked at again.
+
+    Args:
+        folder: the run folder.
+        copy: writes a file of the run's remote, by name and content.
+    """
     record = {**read_json(folder / RECORD), "finished": True}
-    if remote:
-        remote.put(RECORD, canonical_json(record).encode())
+    if copy:
+        copy(RECORD, canonical_json(record).encode())
     write_json(folder / RECORD, record)
 
 

@@ -200,7 +200,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         return None
     trainer.close()  # flushes the loggers
     writer.finish()
-    on_rank_zero(lambda: run_folder.finish_run(folder, remote))
+    on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
     return trainer
 
 
