@@ -1,5 +1,8 @@
 # Thin on purpose: each target is the command that one would type. `make` alone lists them.
 SOURCE  ?= sample
+# Files, folders, globs or URLs; the sample needs none. CORPUS adds any other switch of data_prep/corpus.py.
+INPUT   ?=
+CORPUS  ?=
 DATA    ?= data/$(SOURCE)
 SEQ_LEN ?= 1024
 SHARDS  ?= $(DATA)/shards
@@ -21,8 +24,8 @@ help: ## this list
 	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.txt
 	@touch $@
 
-shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=sample SEQ_LEN=1024 EOS=1 DATA=data/sample)
-	$(BIN)/python data_prep/corpus.py --source $(SOURCE) --out $(DATA)/corpus
+shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile)
+	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(INPUT)) --out $(DATA)/corpus $(CORPUS)
 	$(BIN)/python data_prep/tokenizer.py --corpus $(DATA)/corpus --out $(DATA)/tokenizer
 	$(BIN)/python data_prep/shards.py --corpus $(DATA)/corpus --tokenizer $(DATA)/tokenizer --out $(SHARDS) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos)
 
@@ -38,7 +41,7 @@ test: .venv/installed ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 chaos: .venv/installed ## all injections: kills, signals, damage, full disk, hangs; long
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html tests/test_resume.py tests/test_remote.py tests/test_data_integrity.py
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html tests/test_resume.py tests/test_remote.py tests/test_data_integrity.py tests/test_corpus.py
 
 check: .venv/installed ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -3,108 +3,225 @@
 Both the split and the order of a document follow from hashes of its id. So the corpus does not depend on the order of
 its input, all sources are mixed, and every part of it is a random sample. Part `train-00000.jsonl.zst` and its like
 hold one record a line: id, text, source, license, date.
+
+Three passes, none of which holds the corpus in memory: `spool` reads the inputs into buckets on disk, `selection` says
+which entries stay, and here the buckets are sorted and written. The spool lies in `NAME.work` beside the corpus, takes
+about half the text's size, and goes when the corpus is there; a killed build does not read again what lies in it.
+`NAME.inputs.jsonl.zst` keeps the hashes of the inputs with their sizes and times of change, so that an input is hashed
+once: a file that was changed without either is taken for the old one. Remove it to have all of them hashed again.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
+import errno
 import lzma
+import os
+import re
+import shutil
+import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, fields
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from data_prep import json_lines
-from data_prep.sources import Document, Source, sample
-from data_prep.stage import BadInput, JsonDict, begin, finished, library_versions, publish, read_manifest, run
+from data_prep import inputs, json_lines, overlap, spool
+from data_prep.inputs import Input
+from data_prep.selection import Selection
+from data_prep.sources import ABSTRACTS, ARTICLES, Document, Source
+from data_prep.sources.medline import Medline
+from data_prep.sources.pile import Pile
+from data_prep.sources.pmc import TIERS, Pmc
+from data_prep.sources.sample import Sample
+from data_prep.sources.text import Text
+from data_prep.spool import Batch, Rules, place_of, split_of
+from data_prep.stage import (
+    BadInput,
+    JsonDict,
+    begin,
+    finished,
+    library_versions,
+    publish,
+    read_manifest,
+    run,
+    write_text,
+)
+
+__all__ = ["SOURCES", "SPLITS", "STAGE", "build", "place_of", "read_documents", "split_of"]
 
 STAGE = "corpus"
-FORMAT = 1
+FORMAT = 2
 SPLITS = ("train", "val")
-SOURCES: dict[str, Source] = {"sample": sample}
-FIELDS = {field.name for field in fields(Document)}
+SOURCES: dict[str, type[Any]] = {"sample": Sample, "medline": Medline, "pmc": Pmc, "pile": Pile, "text": Text}
+RECORD = ("id", "text", "source", "license", "date")
 PART_BYTES = 64 << 20  # of UTF-8 text
 XZ_BYTES = 64 << 20  # of val text; xz -9 looks back 64 MiB, and takes about a minute for them
+INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
+TEMPLATE = Path(__file__).with_name("corpus_card.md.jinja")
+# The reasons for which entries go, in the order in which they are looked for; a source may have more, which come first.
+STEPS = (
+    "superseded",
+    "bad records",
+    "duplicates",
+    "held out by PMID",
+    "abstracts of articles",
+    "before or after --recent-after",
+    "same text",
+    "near-duplicates",
+    "overlap with evaluation texts",
+)
 
 
-def split_of(document_id: str, val_fraction: float) -> str:
-    """`train` or `val`, from the id alone: order, workers and re-runs cannot move a document."""
-    digest = hashlib.sha256(document_id.encode()).digest()
-    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
-
-
-def place_of(document_id: str) -> bytes:
-    """The sort key of a document within its split; independent of `split_of`."""
-    return hashlib.sha256(b"place\0" + document_id.encode()).digest()
-
-
-def build(source_name: str, out: Path, val_fraction: float) -> JsonDict:
-    """Make a corpus folder, or find it made. All text is in memory for the sort: about twice its size in bytes.
-
-    A document that comes twice with the same text is kept once and counted.
+def build(
+    sources: Mapping[str, tuple[Source, Sequence[str]]],
+    out: Path,
+    val_fraction: float = 0.01,
+    on_error: str = "stop",
+    exclude_pmids: Sequence[str] = (),
+    decontaminate: Sequence[str] = (),
+    recent_after: str | None = None,
+    near_duplicates: float | None = None,
+    workers: int = 1,
+) -> JsonDict:
+    """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
 
     Args:
-        source_name: a key of `SOURCES`.
+        sources: name -> the source and its inputs (paths, folders, globs, URLs).
         out: the folder to make.
         val_fraction: share of the documents that go to val, 0 to 1, both excluded.
+        on_error: `stop` at the first record that cannot be read, or `skip` it: it is counted in the manifest and
+            listed in `bad_records.jsonl.zst`.
+        exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
+        decontaminate: files of evaluation texts, as `overlap.load` takes them; documents that overlap are left out.
+        recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
+        near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
+        workers: processes that read.
 
     Raises:
-        BadInput: unknown source, bad fraction, broken input, an id with two texts, or a split without documents.
+        BadInput: bad fraction, missing or broken input, an id with two texts, a split without documents, no room on
+            the disk.
     """
-    if source_name not in SOURCES:
-        raise BadInput(f"unknown source {source_name!r}; known: {', '.join(sorted(SOURCES))}")
     if not 0 < val_fraction < 1:
         raise BadInput(f"--val-fraction {val_fraction} is not between 0 and 1")
-    source = SOURCES[source_name]
-    request: JsonDict = {
-        "stage": STAGE,
-        "format": FORMAT,
-        "arguments": {"source": source_name, "val_fraction": val_fraction, "part_bytes": PART_BYTES},
-        "inputs": source.inputs(),
+    if workers < 1:
+        raise BadInput(f"--workers {workers} is not at least 1")
+    if recent_after is not None and not _is_day(recent_after):
+        raise BadInput(f"--recent-after {recent_after} is not a day such as 2024-12-31")
+    if near_duplicates is not None and not 0 < near_duplicates <= 1:
+        raise BadInput(f"--near-duplicates {near_duplicates} is not above 0 and at most 1")
+    pmid_files = inputs.find(exclude_pmids, ("",)) if exclude_pmids else []
+    evaluation = inputs.find(decontaminate, overlap.SUFFIXES) if decontaminate else []
+    asides = {"exclude_pmids": pmid_files, "decontaminate": evaluation}
+    files = {name: source.find(patterns) for name, (source, patterns) in sources.items()}
+    arguments: JsonDict = {
+        "sources": {name: asdict(source) for name, (source, _) in sources.items()},  # pyright: ignore[reportArgumentType]
+        "val_fraction": val_fraction,
+        "part_bytes": PART_BYTES,
+        "on_error": on_error,
+        "exclude_pmids": bool(pmid_files),
+        "decontaminate": bool(evaluation),
+        "recent_after": recent_after,
+        "near_duplicates": near_duplicates,
     }
-    if manifest := finished(out, request):
-        print(f"{out} is up to date")
-        return manifest
+    request: JsonDict = {"stage": STAGE, "format": FORMAT, "arguments": arguments}
+    known = out.with_name(f"{out.name}.inputs.jsonl.zst")
+    if out.exists():
+        hashes = {name: list(_hashed(members, known)) for name, members in (files | asides).items() if members}
+        inputs.remember(known, [pair for pairs in hashes.values() for pair in pairs])
+        request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
+        if manifest := finished(out, request):
+            print(f"{out} is up to date")
+            return manifest
+    size_bytes = sum(file.bytes for members in files.values() for file in members)
+    rules = Rules(
+        val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation), near_duplicates is not None
+    )
+    pmids = list(_pmids(pmid_files))
+    overlap.load(rules.evaluation)
+    batches = [b for name, (source, _) in sources.items() for b in spool.batches(name, source, files[name], rules)]
+    try:
+        return _build(batches, rules, pmids, asides, out, request, workers)
+    except (OSError, sqlite3.OperationalError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full or "full" in str(error):
+            raise BadInput(f"no room left for {out}; make some and type the same command, it goes on") from None
+        raise
 
-    dropped: Counter[str] = Counter()
-    found: dict[str, Document] = {}
-    for document in tqdm(source.documents(dropped), desc="read", unit=" documents", disable=None):
-        if document.id not in found:
-            found[document.id] = document
-        elif found[document.id].text == document.text:
-            dropped["duplicates"] += 1
-        else:
-            raise BadInput(f"the source {source_name} gives two texts for {document.id}")
-    documents = sorted(found.values(), key=lambda document: place_of(document.id))
-    splits = {name: [d for d in documents if split_of(d.id, val_fraction) == name] for name in SPLITS}
-    for name, members in splits.items():
-        if not members:
-            raise BadInput(
-                f"of {len(documents)} documents in the source {source_name} none fell into {name} "
-                f"with --val-fraction {val_fraction}; give more input or another fraction"
-            )
 
-    partial = begin(out)
-    for name, members in splits.items():
-        for number, part in enumerate(_parts(members)):
-            with json_lines.Writer(partial / f"{name}-{number:05}.jsonl.zst") as writer:
-                for document in tqdm(part, desc=f"write {name}-{number:05}", unit=" documents", disable=None):
-                    writer.write(asdict(document))
-    results: JsonDict = {
-        "counts": {name: _counts(members) for name, members in splits.items()},
-        "dropped": dict(dropped),
-        "licenses": dict(Counter(document.license or "unknown" for document in documents)),
-        "dates": _date_range(documents),
-        "baselines": {"xz9_bits_per_byte": _xz9_bits_per_byte(splits["val"])},
-        "versions": library_versions("lxml", "orjson", "zstandard"),
-    }
+def _build(
+    batches: Sequence[Batch],
+    rules: Rules,
+    pmids: Sequence[int],
+    asides: Mapping[str, Sequence[Input]],
+    out: Path,
+    request: JsonDict,
+    workers: int,
+) -> JsonDict:
+    work = out.with_name(f"{out.name}.work")
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(f"cannot make {work}: {error.strerror}") from None
+    spool.read_all(batches, rules, work, workers)
+    with Selection(work) as selection:
+        selection.load(batches, work)
+        selection.drop_superseded()
+        bad = selection.drop_repeated_ids(rules.skip)
+        selection.drop_pmids(pmids)
+        selection.drop_abstracts_of_articles()
+        if recent_after := request["arguments"]["recent_after"]:
+            selection.part_recent(recent_after)
+        selection.drop_same_texts()
+        if (threshold := request["arguments"]["near_duplicates"]) is not None:
+            selection.drop_near_duplicates(threshold)
+        decontamination: JsonDict = {}
+        if rules.evaluation:
+            grams = overlap.load(rules.evaluation)
+            decontamination = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
+            decontamination["common_grams"] = selection.drop_overlaps(overlap.COMMON_DOCUMENTS)
+        _check_splits(selection.documents(), batches, rules)
+        partial = begin(out)
+        tallies = _write(partial, batches, selection, work)
+        dropped = selection.dropped()
+        unknown = {"undated": selection.without("date"), "without_pmid": selection.without("pmid")}
+    entries = 0
+    hashes: dict[str, list[tuple[Input, str]]] = {}
+    with json_lines.Writer(partial / INPUTS) as listing, json_lines.Writer(partial / BAD) as bad_listing:
+        for batch in batches:
+            summary = spool.summary(batch, work)
+            for file, read in zip(batch.files, summary["files"], strict=True):
+                hashes.setdefault(batch.source_name, []).append((file, read["sha256"]))
+                entries += read["entries"]
+                listing.write({"source": batch.source_name, "bytes": file.bytes, **read})
+            dropped.update(summary["dropped"])
+            bad += summary["bad"]
+        for name, members in asides.items():
+            if members:
+                hashes[name] = list(inputs.sha256_of(members, out.with_name(f"{out.name}.inputs.jsonl.zst")))
+        for record in bad:
+            bad_listing.write(record)
+    if bad:
+        dropped["bad records"] = len(bad)
+        print(f"{len(bad):,} records could not be read and were left out; {out / BAD} lists them")
+    else:
+        (partial / BAD).unlink()
+    request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
+    results = {**_results(tallies, dropped), "entries": entries, **unknown, "decontamination": decontamination}
+    own_splits = any(file.split for batch in batches for file in batch.files)
+    write_text(partial / CARD, _card({**request, **results, "own_splits": own_splits}))
     for name, counts in results["counts"].items():
-        print(f"{name:5} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
-    return publish(partial, out, request, results)
+        print(f"{name:6} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
+    manifest = publish(partial, out, request, results)
+    inputs.remember(
+        out.with_name(f"{out.name}.inputs.jsonl.zst"), [pair for pairs in hashes.values() for pair in pairs]
+    )
+    shutil.rmtree(work)
+    return manifest
 
 
 def read_documents(folder: Path, split: str) -> Iterator[Document]:
@@ -118,55 +235,247 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
         if not name.startswith(f"{split}-"):
             continue
         for number, record in json_lines.read(folder / name, output["sha256"]):
-            if record.keys() != FIELDS:
+            if record.keys() != set(RECORD):
                 raise BadInput(f"{folder / name}, line {number}: not a document, it has the keys {list(record)}")
             yield Document(**record)
 
 
-def _parts(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    """Runs of documents of at most `PART_BYTES` of text; a longer document is a part of its own."""
-    part: list[Document] = []
-    part_bytes = 0
-    for document in documents:
-        size_bytes = len(document.text.encode())
-        if part and part_bytes + size_bytes > PART_BYTES:
-            yield part
-            part, part_bytes = [], 0
-        part.append(document)
-        part_bytes += size_bytes
-    yield part
+@dataclass
+class _Tally:
+    """What was written into a split."""
+
+    documents: int = 0
+    bytes: int = 0
+    sources: dict[str, Counter[str]] = field(default_factory=dict)
+    licenses: Counter[str] = field(default_factory=Counter)
+    first: str | None = None
+    last: str | None = None
+    sample: list[str] = field(default_factory=list)
+
+    def add(self, document: Document, size_bytes: int) -> None:
+        self.documents += 1
+        counts = self.sources.setdefault(document.source, Counter())
+        counts["documents"] += 1
+        counts["bytes"] += size_bytes
+        self.licenses[document.license or "unknown"] += 1
+        if document.date:
+            self.first = min(self.first or document.date, document.date)
+            self.last = max(self.last or document.date, document.date)
+        if self.bytes < XZ_BYTES:
+            self.sample.append(document.text)
+        self.bytes += size_bytes
 
 
-def _counts(documents: Sequence[Document]) -> dict[str, Any]:
-    sources = sorted({document.source for document in documents})
-    texts = {source: [len(d.text.encode()) for d in documents if d.source == source] for source in sources}
-    by_source = {source: {"documents": len(sizes), "bytes": sum(sizes)} for source, sizes in texts.items()}
-    totals = {key: sum(counts[key] for counts in by_source.values()) for key in ("documents", "bytes")}
-    return {**totals, "sources": by_source}
+class _Parts:
+    """The files of one split, each of at most `PART_BYTES` of text; a longer document is a part of its own."""
+
+    def __init__(self, folder: Path, split: str):
+        self._folder, self._split = folder, split
+        self._number = self._bytes = 0
+        self._writer: json_lines.Writer | None = None
+
+    def __enter__(self) -> _Parts:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._writer:
+            self._writer.__exit__()
+
+    def write(self, document: Document, size_bytes: int) -> None:
+        if self._writer is None or (self._bytes and self._bytes + size_bytes > PART_BYTES):
+            self.__exit__()
+            self._writer = json_lines.Writer(self._folder / f"{self._split}-{self._number:05}.jsonl.zst")
+            self._number, self._bytes = self._number + 1, 0
+        self._writer.write({name: getattr(document, name) for name in RECORD})
+        self._bytes += size_bytes
 
 
-def _date_range(documents: Sequence[Document]) -> dict[str, str | None]:
-    dates = [document.date for document in documents if document.date]
-    return {"first": min(dates, default=None), "last": max(dates, default=None)}
+def _write(partial: Path, batches: Sequence[Batch], selection: Selection, work: Path) -> dict[str, _Tally]:
+    """Write what stays, bucket after bucket, each in memory and sorted."""
+    tallies = {split: _Tally() for split in selection.documents()}
+    total = sum(selection.documents().values())
+    with ExitStack() as stack:
+        parts = {split: stack.enter_context(_Parts(partial, split)) for split in tallies}
+        progress = stack.enter_context(tqdm(desc="write", total=total, unit=" documents", disable=None))
+        for bucket, chosen in selection.chosen():
+            found = [
+                (place_of(document.id), members[entry], document)
+                for batch, members in chosen.items()
+                for entry, document in spool.documents(batches[batch], work, selection.frames(bucket, batch))
+                if entry in members
+            ]
+            for _, split, document in sorted(found, key=lambda item: item[0]):
+                size_bytes = len(document.text.encode())
+                tallies[split].add(document, size_bytes)
+                parts[split].write(document, size_bytes)
+            progress.update(len(found))
+    return tallies
 
 
-def _xz9_bits_per_byte(documents: Sequence[Document]) -> float:
+def _check_splits(documents: Mapping[str, int], batches: Sequence[Batch], rules: Rules) -> None:
+    for split in SPLITS:
+        if split not in documents:
+            names = ", ".join(dict.fromkeys(batch.source_name for batch in batches))
+            raise BadInput(
+                f"of {sum(documents.values())} documents in the source {names} none fell into {split} "
+                f"with --val-fraction {rules.val_fraction}; give more input or another fraction"
+            )
+
+
+def _results(tallies: Mapping[str, _Tally], dropped: Mapping[str, int]) -> JsonDict:
+    """The manifest's own part: counts, licences, dates, baselines, versions."""
+    licenses: Counter[str] = Counter()
+    for tally in tallies.values():
+        licenses.update(tally.licenses)
+    dates = [date for tally in tallies.values() for date in (tally.first, tally.last) if date]
+    return {
+        "counts": {
+            split: {
+                "documents": tally.documents,
+                "bytes": tally.bytes,
+                "sources": {name: dict(counts) for name, counts in sorted(tally.sources.items())},
+            }
+            for split, tally in tallies.items()
+        },
+        "dropped": {reason: dropped[reason] for reason in sorted(dropped, key=_step) if dropped[reason]},
+        "licenses": dict(licenses),
+        "dates": {"first": min(dates, default=None), "last": max(dates, default=None)},
+        "baselines": {"xz9_bits_per_byte": _xz9_bits_per_byte(tallies["val"].sample)},
+        "versions": library_versions("lxml", "orjson", "zstandard"),
+    }
+
+
+def _step(reason: str) -> int:
+    return STEPS.index(reason) if reason in STEPS else -1
+
+
+def _card(manifest: JsonDict) -> str:
+    """The corpus in words and tables, for those who use what is trained on it."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    left = manifest["entries"]
+    funnel = []
+    for reason, out in manifest["dropped"].items():
+        left -= out
+        funnel.append({"reason": reason, "out": out, "left": left})
+    names = {name for counts in manifest["counts"].values() for name in counts["sources"]}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template(TEMPLATE.name).render(
+        **manifest,
+        documents=sum(counts["documents"] for counts in manifest["counts"].values()),
+        bytes=sum(counts["bytes"] for counts in manifest["counts"].values()),
+        funnel=funnel,
+        nlm=bool(names & {ABSTRACTS, ARTICLES}),
+    )
+
+
+def _pmids(files: Sequence[Input]) -> Iterator[int]:
+    """The numbers that lines begin with; a first line without one is a heading."""
+    for file in files:
+        with inputs.reading(file) as stream:
+            for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
+                if found := re.match(rb"\s*(\d+)\b", line):
+                    yield int(found.group(1))
+                elif line.strip() and number > 1:
+                    raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return len(text) == 10 and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:
+    total = sum(file.bytes for file in files)
+    with tqdm(desc="hash", total=total, unit="B", unit_scale=True, disable=None) as progress:
+        yield from inputs.sha256_of(files, known, progress.update)
+
+
+def _xz9_bits_per_byte(texts: Sequence[str]) -> float:
     """What a general compressor makes of the val text: bits per byte that a language model has to beat."""
-    text = "\n".join(document.text for document in documents).encode()[:XZ_BYTES]
+    text = "\n".join(texts).encode()[:XZ_BYTES]
     return round(8 * len(lzma.compress(text, preset=9)) / len(text), 6)
+
+
+class _AddSource(argparse.Action):
+    """`--source` begins a source, `--input` and its switches belong to the last one begun."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None):
+        sources: dict[str, JsonDict] = namespace.sources
+        if self.dest == "source":
+            if values not in SOURCES:
+                raise BadInput(f"unknown source {values!r}; known: {', '.join(sorted(SOURCES))}")
+            if values in sources:
+                raise BadInput(f"--source {values} is there twice; give all its inputs to one")
+            sources[values] = {"input": []}
+            return
+        if not sources:
+            raise BadInput(f"{self.option_strings[0]} comes before the --source that it belongs to")
+        name = list(sources)[-1]
+        if self.dest == "input":
+            sources[name]["input"] += values
+        elif self.dest in {switch.name for switch in fields(SOURCES[name])}:
+            sources[name][self.dest] = values if self.nargs is None else True
+        else:
+            raise BadInput(f"{self.option_strings[0]} is not a switch of the source {name}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Read documents from a source, split them into train and val, and write them as a corpus.",
-        epilog="example: python data_prep/corpus.py --source sample --out data/sample/corpus",
+        description="Read documents from sources, split them into train and val, and write them as a corpus.",
+        epilog="example: python data_prep/corpus.py --source sample --out data/sample/corpus; "
+        "or --source pile --input 'pile/*.jsonl.zst' --out data/pile/corpus",
     )
-    parser.add_argument("--source", required=True, help=f"where the text comes from: {', '.join(sorted(SOURCES))}")
-    parser.add_argument("--out", type=Path, required=True, help="the corpus folder to make")
-    parser.add_argument("--val-fraction", type=float, default=0.01, help="share of documents in val (default 0.01)")
+    parser.set_defaults(sources={})
+    names = ", ".join(SOURCES)
+    add = parser.add_argument
+    add("--source", action=_AddSource, required=True, help=f"where the text comes from: {names}; may come again")
+    add("--input", action=_AddSource, nargs="+", help="its files, folders, globs or URLs (s3://, hf://)")
+    add("--out", type=Path, required=True, help="the corpus folder to make")
+    add("--val-fraction", type=float, default=0.01, help="share of documents in val (default 0.01)")
+    add("--on-error", choices=("stop", "skip"), default="stop", help="at a record that cannot be read (default stop)")
+    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read (default: all cores)")
+    add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
+    add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
+    add("--recent-after", metavar="YYYY-MM-DD", help="put what is dated after this day into a split `recent`")
+    add(
+        "--near-duplicates", type=float, metavar="SHARE", help="keep one of texts this much alike, as 0.8 (default off)"
+    )
+    medline = parser.add_argument_group("switches of --source medline")
+    medline.add_argument("--section-labels", action=_AddSource, nargs=0, help="keep labels, as in `METHODS: We …`")
+    medline.add_argument(
+        "--languages", action=_AddSource, help="keep articles in these alone, as eng,fre (default all)"
+    )
+    pmc = parser.add_argument_group("switches of --source pmc")
+    tiers = ", ".join(TIERS)
+    pmc.add_argument("--licenses", action=_AddSource, help=f"of articles by their licences keep: {tiers} (default all)")
+    text = parser.add_argument_group("switches of --source text")
+    for key in ("text", "id", "date", "license", "pmid"):
+        text.add_argument(f"--{key}-key", action=_AddSource, help=f"key or column (default {key})")
+    text.add_argument("--set-name", action=_AddSource, help="what the documents' source is called (default text)")
     args = parser.parse_args(argv)
-    build(args.source, args.out, args.val_fraction)
+    sources: dict[str, tuple[Source, Sequence[str]]] = {}
+    for name, switches in args.sources.items():
+        patterns = switches.pop("input")
+        if not patterns and name != "sample":
+            raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
+        sources[name] = (SOURCES[name](**switches), patterns)
+    build(
+        sources,
+        args.out,
+        val_fraction=args.val_fraction,
+        on_error=args.on_error,
+        exclude_pmids=args.exclude_pmids,
+        decontaminate=args.decontaminate,
+        recent_after=args.recent_after,
+        near_duplicates=args.near_duplicates,
+        workers=args.workers,
+    )
 
 
 if __name__ == "__main__":

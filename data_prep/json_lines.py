@@ -1,11 +1,13 @@
-"""JSON lines in a zstd file: the form of every list of records between two stages."""
+"""JSON lines: the form of every list of records between two stages (there packed by zstd), and of most input."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 import orjson
 import zstandard
@@ -14,14 +16,28 @@ from data_prep.stage import BadInput
 
 # Fixed, as are the one frame and one thread of `Writer`: the level decides the bytes, and manifests hold their hashes.
 ZSTD_LEVEL = 9
-READ_BYTES = 1 << 20
+READ_BYTES = 1 << 18  # packed; what one read unpacks to is in memory at once
+LINE_BYTES = 1 << 30
+UNPACK: dict[str, Callable[[], Any]] = {
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
+    ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
+    ".xz": lzma.LZMADecompressor,
+}
+
+
+class Readable(Protocol):
+    """Bytes to read from the start to the end."""
+
+    def read(self, size: int, /) -> bytes | None:
+        """Up to so many bytes, none at the end."""
+        ...
 
 
 class Writer:
     """Writes records to one file, each with its keys in the order given; a context manager."""
 
-    def __init__(self, path: Path):
-        compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
+    def __init__(self, path: Path, level: int = ZSTD_LEVEL):
+        compressor = zstandard.ZstdCompressor(level=level, write_checksum=True)
         self._stream = compressor.stream_writer(path.open("wb"))
 
     def write(self, record: dict[str, Any]) -> None:
@@ -45,38 +61,84 @@ def read(path: Path, sha256: str | None = None) -> Iterator[tuple[int, dict[str,
     Raises:
         BadInput: the file is missing, cut off, damaged, another one, or a line is not a JSON object.
     """
-    for number, line in enumerate(_lines(path, sha256), start=1):
-        try:
-            record = orjson.loads(line)
-        except orjson.JSONDecodeError as error:
-            raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
-        if not isinstance(record, dict):
-            raise BadInput(f"{path}, line {number}: not a JSON object but {line[:40]!r}")
-        yield number, record
-
-
-def _lines(path: Path, sha256: str | None) -> Iterator[bytes]:
-    frame, begun, rest = zstandard.ZstdDecompressor().decompressobj(), False, b""
-    digest = hashlib.sha256()
     try:
         with path.open("rb") as file:
-            while chunk := file.read(READ_BYTES):
-                digest.update(chunk)
-                text = [rest]
-                while chunk:  # several frames may follow each other, as where files were concatenated
-                    text.append(frame.decompress(chunk))
-                    chunk, begun = frame.unused_data, not frame.eof
-                    if frame.eof:
-                        frame = zstandard.ZstdDecompressor().decompressobj()
-                *lines, rest = b"".join(text).split(b"\n")
-                yield from lines
+            hashed = _Hashed(file)
+            for number, line in enumerate(lines(hashed, str(path)), start=1):
+                try:
+                    record = orjson.loads(line)
+                except orjson.JSONDecodeError as error:
+                    raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
+                if not isinstance(record, dict):
+                    raise BadInput(f"{path}, line {number}: not a JSON object but {line[:40]!r}")
+                yield number, record
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
-    except zstandard.ZstdError as error:
-        raise BadInput(f"{path} is damaged, or not a zstd file ({error}); make or download it again") from None
-    if begun:
-        raise BadInput(f"{path} is cut off; make or download it again")
-    if rest:
-        yield rest
-    if sha256 is not None and digest.hexdigest() != sha256:
+    if sha256 is not None and hashed.digest.hexdigest() != sha256:
         raise BadInput(f"{path} was altered after it was written; its hash is not the one in the manifest")
+
+
+def lines(stream: Readable, name: str) -> Iterator[bytes]:
+    """The lines of a file without their line feeds; it is unpacked as the end of its name says.
+
+    Args:
+        stream: the file's bytes; several packed files may follow each other in it, as where files were concatenated.
+        name: the file's name, for its ending (`.zst`, `.gz`, `.xz`, else plain) and for messages.
+
+    Raises:
+        BadInput: it is cut off, damaged, not packed as its name says, or a line is longer than `LINE_BYTES`.
+    """
+    rest: list[bytes] = []
+    rest_bytes = 0
+    for block in blocks(stream, name):
+        first, *others = block.split(b"\n")
+        rest.append(first)
+        rest_bytes += len(first)
+        if others:
+            yield b"".join(rest)
+            *whole, last = others
+            yield from whole
+            rest, rest_bytes = [last], len(last)
+        if rest_bytes > LINE_BYTES:
+            raise BadInput(f"{name} has a line of more than {LINE_BYTES:,} bytes; a document must fit in memory")
+    if rest_bytes:
+        yield b"".join(rest)
+
+
+def blocks(stream: Readable, name: str) -> Iterator[bytes]:
+    """The content of a file, unpacked as for `lines`, in blocks of any size.
+
+    Raises:
+        BadInput: as `lines`.
+    """
+    suffix = name[name.rfind(".") :]
+    if suffix not in UNPACK:
+        while block := stream.read(READ_BYTES):
+            yield block
+        return
+    start = UNPACK[suffix]
+    frame, begun = start(), False
+    try:
+        while chunk := stream.read(READ_BYTES):
+            while chunk:
+                yield frame.decompress(chunk)
+                chunk, begun = frame.unused_data, not frame.eof
+                if frame.eof:
+                    frame = start()
+    except (zstandard.ZstdError, zlib.error, lzma.LZMAError) as error:
+        kind = {".zst": "zstd", ".gz": "gzip", ".xz": "xz"}[suffix]
+        raise BadInput(f"{name} is damaged, or not a {kind} file ({error}); make or download it again") from None
+    if begun:
+        raise BadInput(f"{name} is cut off; make or download it again")
+
+
+class _Hashed:
+    """What passes through is hashed."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file, self.digest = file, hashlib.sha256()
+
+    def read(self, size: int, /) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data

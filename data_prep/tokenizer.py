@@ -1,8 +1,8 @@
 """Corpus -> tokenizer: GPT-2's byte-level BPE with a biomedical vocabulary.
 
-Cased, no normaliser, GPT-2's own word pattern, trained on the abstracts of the train split alone, as for BioMedLM.
-The last id is `<|endoftext|>`, which is bos, eos, unk and pad. The folder loads with `AutoTokenizer.from_pretrained`;
-beside the vocabulary lies a scorecard on the val abstracts.
+Cased, no normaliser, GPT-2's own word pattern, trained on the abstracts of the train split alone, as for BioMedLM; on
+all of it where there are no abstracts. The last id is `<|endoftext|>`, which is bos, eos, unk and pad. The folder loads
+with `AutoTokenizer.from_pretrained`; beside the vocabulary lies a scorecard on val.
 """
 
 # The stubs of `tokenizers` lack keyword arguments and the setters of properties:
@@ -71,36 +71,33 @@ def build(corpus_folder: Path, out: Path, vocab_size: int = VOCAB_SIZE, gpt2: Pa
         gpt2: a folder with GPT-2's own tokenizer, to be put beside this one on the scorecard.
 
     Raises:
-        BadInput: no finished corpus, no abstracts in one of its splits, or too few for so large a vocabulary.
+        BadInput: no finished corpus, abstracts in train and none in val, or too few for so large a vocabulary.
     """
     if vocab_size <= ALPHABET + 1:
         raise BadInput(f"--vocab-size {vocab_size} is too small: {ALPHABET} bytes and {END_OF_TEXT} leave no merge")
     counts = read_manifest(corpus_folder, corpus.STAGE, "make corpus")["counts"]
-    for split in corpus.SPLITS:
-        if ABSTRACTS not in counts[split]["sources"]:
-            raise BadInput(
-                f"{corpus_folder} has no {ABSTRACTS} in {split}: the tokenizer is made from and scored on them"
-            )
+    source = ABSTRACTS if ABSTRACTS in counts["train"]["sources"] else None
+    if source and source not in counts["val"]["sources"]:
+        raise BadInput(f"{corpus_folder} has no {source} in val: the tokenizer is made from and scored on them")
     request: JsonDict = {
         "stage": STAGE,
         "format": FORMAT,
-        "arguments": {"vocab_size": vocab_size, "min_frequency": MIN_FREQUENCY, "source": ABSTRACTS},
+        "arguments": {"vocab_size": vocab_size, "min_frequency": MIN_FREQUENCY, "source": source},
         "inputs": {"corpus": manifest_sha256(corpus_folder), **_gpt2_files(gpt2)},
     }
     if manifest := finished(out, request):
         print(f"{out} is up to date")
         return manifest
 
-    texts = (
-        document.text for document in corpus.read_documents(corpus_folder, "train") if document.source == ABSTRACTS
-    )
-    read = counts["train"]["sources"][ABSTRACTS]
-    progress = tqdm(texts, total=read["documents"], desc="read abstracts", unit=" documents", disable=None)
+    texts = _texts(corpus_folder, "train", source)
+    all_of_train = {key: counts["train"][key] for key in ("documents", "bytes")}
+    read = counts["train"]["sources"][source] if source else all_of_train
+    progress = tqdm(texts, total=read["documents"], desc="read texts", unit=" documents", disable=None)
     tokenizer = train(progress, vocab_size)
     partial = begin(out)
     _save(tokenizer, partial)
     tokenizers = {"this": load(partial)} | ({} if gpt2 is None else {"gpt2": _load_gpt2(gpt2)})
-    card = scorecard(corpus_folder, tokenizers)
+    card = scorecard(list(_texts(corpus_folder, "val", source)), tokenizers)
     write_json(partial / "scorecard.json", card)
     write_text(partial / "scorecard.md", _scorecard_table(card))
     print(_scorecard_table(card), end="")
@@ -136,7 +133,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     reached = tokenizer.get_vocab_size() + 1
     if reached < vocab_size:
         raise BadInput(
-            f"the abstracts give a vocabulary of {reached:,} entries, not {vocab_size:,}; "
+            f"the texts give a vocabulary of {reached:,} entries, not {vocab_size:,}; "
             f"use a larger corpus or --vocab-size {reached}"
         )
     # The trained model once more, now with end-of-text as its own last entry: an added token beside the model would
@@ -169,14 +166,13 @@ def load(folder: Path) -> Tokenizer:
     return tokenizer
 
 
-def scorecard(corpus_folder: Path, tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
-    """How each tokenizer does on the val abstracts.
+def scorecard(texts: Sequence[str], tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
+    """How each tokenizer does on the texts of val.
 
     Returns:
         name -> `bytes_per_token`; `tokens_per_word`, words being parted by white space; `round_trip`, the share of
         documents that decode to themselves; `words`, for each of `WORDS` the tokens it takes `[alone, after a space]`.
     """
-    texts = list(_abstracts(corpus_folder, "val"))
     size_bytes = sum(len(text.encode()) for text in texts)
     words = sum(len(text.split()) for text in texts)
     card: dict[str, Any] = {}
@@ -196,8 +192,8 @@ def scorecard(corpus_folder: Path, tokenizers: dict[str, Tokenizer]) -> dict[str
     return card
 
 
-def _abstracts(corpus_folder: Path, split: str) -> Iterator[str]:
-    return (document.text for document in corpus.read_documents(corpus_folder, split) if document.source == ABSTRACTS)
+def _texts(corpus_folder: Path, split: str, source: str | None) -> Iterator[str]:
+    return (d.text for d in corpus.read_documents(corpus_folder, split) if source in (None, d.source))
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:
@@ -239,7 +235,7 @@ def _load_gpt2(folder: Path) -> Tokenizer:
 
 
 def _scorecard_table(card: dict[str, Any]) -> str:
-    rows = [["val abstracts", *card], ["---", *("---:" for _ in card)]]
+    rows = [["on val", *card], ["---", *("---:" for _ in card)]]
     rows += [
         [key.replace("_", " "), *(f"{scores[key]:.4g}" for scores in card.values())]
         for key in ("bytes_per_token", "tokens_per_word", "round_trip")
@@ -254,7 +250,8 @@ def _scorecard_table(card: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(
-        description="Train a byte-level BPE tokenizer on the abstracts of a corpus' train split, and score it on val.",
+        description="Train a byte-level BPE tokenizer on the abstracts of a corpus' train split, or on all of it where "
+        "there are none, and score it on val.",
         epilog="example: python data_prep/tokenizer.py --corpus data/sample/corpus --out data/sample/tokenizer",
     )
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")

@@ -102,7 +102,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
     torch.manual_seed(cfg.seed)
     with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
-        model = BioMedLM(cfg.model, shards.eos_token_id)
+        model = BioMedLM(cfg.model, shards.eos_token_id, draw_weights=start.load_path is None)
     if cfg.activation_checkpointing and not fsdp:
         checkpoint_activations(model)
     trainer = run_trainer(

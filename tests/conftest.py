@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import html
+import os
 import random
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 
 from data_prep import corpus, shards, tokenizer
-from data_prep.sources import ABSTRACTS, ARTICLES, Document
+from data_prep.inputs import Input, Stream
+from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry, Source
 
 TINY_VOCAB_SIZE = 600
 TINY_SEQ_LEN = 64
@@ -61,27 +64,28 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.write_line(f"{len(rows)} faults; {path}")
 
 
-class TinySource:
+def tiny_source(documents: list[Document]) -> Source:
     """Made-up documents in the place of a source."""
 
-    def __init__(self, documents: list[Document]):
-        self._documents = documents
+    @dataclass(frozen=True)
+    class TinySource:
+        newest_wins: ClassVar[bool] = False
 
-    def inputs(self) -> dict[str, str]:
-        return {"tiny": "0" * 64}
+        def find(self, patterns: Sequence[str]) -> list[Input]:
+            return [Input("tiny", os.devnull, 1, "")]
 
-    def documents(self, dropped: Counter[str]) -> Iterator[Document]:
-        yield from self._documents
+        def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+            yield from documents
+
+    return TinySource()
 
 
 @pytest.fixture(scope="session")
 def make_corpus() -> Callable[..., Path]:
     """`make_corpus(out, documents, val_fraction)`: a corpus as from a source named `tiny`."""
 
-    def make(out: Path, documents: list[Document], val_fraction: float = 0.1) -> Path:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(corpus.SOURCES, "tiny", TinySource(documents))
-            corpus.build("tiny", out, val_fraction)
+    def make(out: Path, documents: list[Document], val_fraction: float = 0.1, **arguments: Any) -> Path:
+        corpus.build({"tiny": (tiny_source(documents), [])}, out, val_fraction, **arguments)
         return out
 
     return make
@@ -136,3 +140,31 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
     out = tiny_corpus.with_name("shards")
     shards.build(tiny_corpus, tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
     return out
+
+
+@pytest.fixture(scope="session")
+def store_url() -> Iterator[str]:
+    """An S3 store on this machine."""
+    from moto.server import ThreadedMotoServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("werkzeug.serving.WSGIRequestHandler.log", lambda *_: None)
+        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+        server.start()
+        host, port = server.get_host_and_port()
+        yield f"http://{host}:{port}"
+        server.stop()
+
+
+@pytest.fixture
+def s3(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of that store, which is then every client's of the test and its processes."""
+    import boto3
+
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "any", "AWS_SECRET_ACCESS_KEY": "any", "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": store_url, "S3_ENDPOINT_URL": store_url, "NO_PROXY": "127.0.0.1",
+        "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull, "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    return boto3.client("s3")

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
 import zstandard
 
-from data_prep import corpus, json_lines
-from data_prep.sources import Document
-from data_prep.stage import MANIFEST, BadInput, read_manifest
+from data_prep import corpus, inputs, json_lines, spool
+from data_prep.inputs import Input, Stream
+from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry
+from data_prep.sources.pile import Pile
+from data_prep.sources.text import Text
+from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest
 
 Documents = list[Document]
 MakeCorpus = Callable[..., Path]
@@ -109,11 +115,11 @@ def test_empty_and_tiny_corpora_are_refused(tmp_path: Path, tiny_documents: Docu
         make_corpus(tmp_path / "corpus", tiny_documents, 1e-9)
     with pytest.raises(BadInput, match="--val-fraction 1"):
         make_corpus(tmp_path / "corpus", tiny_documents, 1.0)
-    assert not any(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.work"]
 
 
 def test_unknown_source_lists_the_known_ones(tmp_path: Path):
-    with pytest.raises(BadInput, match="unknown source 'pubmed'; known: sample"):
+    with pytest.raises(BadInput, match="unknown source 'pubmed'; known: medline, pile, pmc, sample, text"):
         corpus.main(["--source", "pubmed", "--out", str(tmp_path / "corpus")])
 
 
@@ -157,38 +163,277 @@ def test_json_lines_read_what_others_write(tmp_path: Path, monkeypatch: pytest.M
     assert list(json_lines.read(tmp_path / "a.zst")) == list(enumerate(rows, start=1))
 
 
+def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(zstandard.compress(b"".join(orjson.dumps(r, option=orjson.OPT_APPEND_NEWLINE) for r in records)))
+    return path
+
+
+def build_text(out: Path, folder: Path, **arguments: Any) -> JsonDict:
+    return corpus.build({"text": (Text(), [str(folder)])}, out, 0.2, **arguments)
+
+
+def test_source_switches_belong_to_the_source_before_them(tmp_path: Path):
+    write_lines(tmp_path / "a.jsonl.zst", [{"body": f"text {n}", "doi": f"10.1/{n}"} for n in range(50)])
+    inputs = ["--input", str(tmp_path / "*.zst")]
+    out = ["--out", str(tmp_path / "corpus"), "--workers", "1", "--val-fraction", "0.2"]
+    corpus.main(["--source", "text", *inputs, "--text-key", "body", "--id-key", "doi", *out])
+    arguments = read_manifest(tmp_path / "corpus", "corpus", "")["arguments"]
+    assert arguments["sources"]["text"]["text_key"] == "body"
+    assert {d.id for d in corpus.read_documents(tmp_path / "corpus", "val")} <= {f"10.1/{n}" for n in range(50)}
+    for wrong, message in {
+        ("--input", "x", "--source", "text"): "--input comes before the --source",
+        ("--source", "pile", *inputs, "--text-key", "body"): "--text-key is not a switch of the source pile",
+        ("--source", "text", *inputs, "--source", "text"): "--source text is there twice",
+        ("--source", "text"): "--source text needs --input",
+        ("--source", "sample", *inputs): "the sample takes no input",
+        ("--source", "pile", *inputs, "--section-labels"): "--section-labels is not a switch of the source pile",
+    }.items():
+        with pytest.raises(BadInput, match=message):
+            corpus.main([*wrong, *out])
+
+
+def test_same_text_of_two_sources_is_kept_once_and_rather_in_val(tmp_path: Path):
+    same = [{"text": f"The same  text {n}", "id": f"a{n}"} for n in range(40)]
+    write_lines(tmp_path / "text" / "a.jsonl.zst", same)
+    meta = {"pile_set_name": "PubMed Abstracts"}
+    held = next(n for n in range(40) if corpus.split_of(f"a{n}", 0.5) == "train")
+    write_lines(tmp_path / "pile" / "00.jsonl.zst", [{"text": f"the same text {n}", "meta": meta} for n in range(40)])
+    write_lines(tmp_path / "pile" / "val.jsonl.zst", [{"text": f"THE SAME TEXT {held}\n", "meta": meta}])
+    sources = {"text": (Text(), [str(tmp_path / "text")]), "pile": (Pile(), [str(tmp_path / "pile")])}
+    manifest = corpus.build(sources, tmp_path / "corpus", 0.5)
+    assert manifest["dropped"] == {"same text": 41}
+    kept = {split: [d.id for d in corpus.read_documents(tmp_path / "corpus", split)] for split in corpus.SPLITS}
+    assert len(kept["train"] + kept["val"]) == 40
+    assert "pile:val:1" in kept["val"] and f"a{held}" not in kept["train"] + kept["val"]
+    # a0 and pile:00:1 are one text: val wins, else the smaller id
+    for n in set(range(40)) - {held}:
+        assert (f"a{n}" in kept["val"]) == (corpus.split_of(f"a{n}", 0.5) == "val")
+        assert (f"a{n}" in kept["train"]) == (corpus.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
+
+
+def test_same_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
+    text = "  One two\u00a0 three\n\nfour  STRASSE five " * 3
+    alike = "one TWO three four\tstra\u00dfe five one two three four strasse five one two three four strasse five"
+    whole = spool.same_text(text)
+    assert whole != spool.same_text(text.replace("five", "fiv e"))
+    for size in range(1, 30):
+        monkeypatch.setattr(spool, "PIECE", size)
+        assert spool.same_text(text) == spool.same_text(alike) == whole
+
+
+def test_an_abstract_goes_where_its_article_stays(tmp_path: Path, make_corpus: MakeCorpus, tiny_documents: Documents):
+    documents = [
+        *tiny_documents,
+        Document("pmid:1", "Abstract of an article.", ABSTRACTS, None, None, 1),
+        Document("pmid:2", "Another abstract.", ABSTRACTS, None, None, 2),
+        Document("pmcid:PMC1", "The whole article.", ARTICLES, None, None, 1),
+        Document("pmcid:PMC2", "An article of an unknown abstract.", ARTICLES, None, None, None),
+    ]
+    folder = make_corpus(tmp_path / "corpus", documents)
+    assert read_manifest(folder, "corpus", "")["dropped"] == {"abstracts of articles": 1}
+    ids = {d.id for split in corpus.SPLITS for d in corpus.read_documents(folder, split)}
+    assert {"pmid:2", "pmcid:PMC1", "pmcid:PMC2"} <= ids and "pmid:1" not in ids
+
+
+def test_bad_records_stop_or_are_skipped_counted_and_listed(tmp_path: Path):
+    good = [orjson.dumps({"text": f"text {n}"}) for n in range(60)]
+    folder = tmp_path / "in"
+    folder.mkdir()
+    lines = [
+        *good[:20],
+        b'{"text": "cut',
+        b'{"text": "\xff"}',
+        b'{"text": 7}',
+        b'{"text": "\\ud800"}',
+        b"[]",
+        *good[20:],
+    ]
+    (folder / "a.jsonl").write_bytes(b"\n".join(lines))
+    cut = zstandard.compress(b"\n".join(orjson.dumps({"text": f"more {n}"}) for n in range(60)))
+    (folder / "b.jsonl.zst").write_bytes(cut[:-5])
+    (folder / "c.jsonl").touch()
+    with pytest.raises(BadInput, match=r"a\.jsonl, line 21: not JSON .*\n.*--on-error skip"):
+        build_text(tmp_path / "corpus", folder)
+    assert not (tmp_path / "corpus").exists()
+    manifest = build_text(tmp_path / "corpus", folder, on_error="skip")
+    assert manifest["dropped"] == {"bad records": 7}
+    bad = [record for _, record in json_lines.read(tmp_path / "corpus" / corpus.BAD)]
+    assert [(r["file"], r["place"]) for r in bad] == [
+        *(("a.jsonl", f"line {n}") for n in range(21, 26)),
+        ("b.jsonl.zst", "from there on"),
+        ("c.jsonl", "as a whole"),
+    ]
+    assert "cut off" in bad[5]["problem"] and "empty" in bad[6]["problem"]
+    assert manifest["counts"]["train"]["documents"] + manifest["counts"]["val"]["documents"] >= 60
+
+
+def test_ids_with_two_texts_can_be_skipped(tmp_path: Path):
+    write_lines(tmp_path / "in" / "a.jsonl.zst", [{"id": n % 30, "text": f"text {n}"} for n in range(35)])
+    with pytest.raises(BadInput, match=r"two texts for 0, in a\.jsonl\.zst and in a\.jsonl\.zst \(5 such\)"):
+        build_text(tmp_path / "corpus", tmp_path / "in")
+    assert build_text(tmp_path / "corpus", tmp_path / "in", on_error="skip")["dropped"] == {"bad records": 5}
+
+
+def make_inputs(folder: Path) -> None:
+    draw = random.Random(3)
+    for number in range(12):
+        texts = [" ".join(draw.choices(["heart", "lung", "liver"], k=50)) for _ in range(120)]
+        write_lines(folder / f"{number}.jsonl.zst", [{"text": text} for text in texts])
+
+
+def test_one_process_and_two_write_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes
+):
+    make_inputs(tmp_path / "in")
+    build_text(tmp_path / "one", tmp_path / "in")
+    for name, value in {"BATCH_BYTES": 1, "BUCKET_BYTES": 5000, "BUFFER_BYTES": 2000}.items():
+        monkeypatch.setattr(spool, name, value)  # a batch an input, some ten buckets, many frames
+    build_text(tmp_path / "many", tmp_path / "in")
+    build_text(tmp_path / "two", tmp_path / "in", workers=2)
+    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "many") == folder_bytes(tmp_path / "two")
+
+
+def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes):
+    make_inputs(tmp_path / "in")
+    monkeypatch.setattr(spool, "BATCH_BYTES", 1)
+    opened: list[str] = []
+    real = Text.read
+
+    def read(self: Text, file: Input, stream: Stream) -> Iterator[Entry]:
+        opened.append(file.name)
+        if len(opened) == 8:
+            raise KeyboardInterrupt
+        return real(self, file, stream)
+
+    monkeypatch.setattr(Text, "read", read)
+    with pytest.raises(KeyboardInterrupt):
+        build_text(tmp_path / "corpus", tmp_path / "in")
+    first = opened.copy()
+    (tmp_path / "in" / "2.jsonl.zst").touch()  # changed since, as far as its time says
+    build_text(tmp_path / "corpus", tmp_path / "in")
+    assert first == [f"{n}.jsonl.zst" for n in range(8)]
+    assert opened[8:] == [f"{n}.jsonl.zst" for n in (2, 7, 8, 9, 10, 11)]
+    build_text(tmp_path / "straight", tmp_path / "in")
+    assert folder_bytes(tmp_path / "corpus") == folder_bytes(tmp_path / "straight")
+    assert not (tmp_path / "corpus.work").exists()
+
+
+def test_changed_inputs_are_another_corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_inputs(tmp_path / "in")
+    build_text(tmp_path / "corpus", tmp_path / "in")
+    with monkeypatch.context() as patch:
+        patch.setattr(inputs, "reading", None)  # hashes are remembered
+        build_text(tmp_path / "corpus", tmp_path / "in")
+    (tmp_path / "in" / "3.jsonl.zst").touch()
+    build_text(tmp_path / "corpus", tmp_path / "in")  # hashed again, and the same
+    write_lines(tmp_path / "in" / "3.jsonl.zst", [{"text": "other"}])
+    with pytest.raises(BadInput, match=r"inputs\.text\.sha256"):
+        build_text(tmp_path / "corpus", tmp_path / "in")
+
+
 KILLED = """
-import os, signal, sys
+import sys
 from pathlib import Path
-from data_prep import corpus, json_lines
-from data_prep.sources import Document
-class Source:
-    def inputs():
-        return {}
-    def documents(dropped):
-        return (Document(f"pmid:{n}", "text " * n, "s", None, None) for n in range(1, 99))
-corpus.SOURCES["made"] = Source
-if "kill" in sys.argv:
-    def publish(partial, *_):
-        assert len(list(partial.iterdir())) == 2
-        os.kill(os.getpid(), signal.SIGKILL)
-    corpus.publish = publish
-corpus.build("made", Path(sys.argv[1]), 0.1)
+from data_prep import corpus, spool
+from data_prep.sources.text import Text
+if __name__ == "__main__":
+    spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
+    corpus.build({"text": (Text(), [sys.argv[1]])}, Path(sys.argv[2]), 0.2, workers=int(sys.argv[3]))
 """
 
 
-def test_kill_leaves_no_finished_folder(tmp_path: Path, folder_bytes: FolderBytes):
-    def start(*args: str) -> int:
-        root = Path(corpus.__file__).parents[1]
-        return subprocess.run([sys.executable, "-c", KILLED, *args], cwd=root, check=False).returncode
-
-    assert start(str(tmp_path / "corpus"), "kill") == -9
+@pytest.mark.parametrize("moment", ["read", "load", "write", "publish"])
+def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes: FolderBytes, moment: str):
+    make_inputs(tmp_path / "in")
+    stop = {
+        "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
+        "load": "corpus.Selection.drop_same_texts = kill",
+        "write": "corpus._Parts.write = lambda *a, real=corpus._Parts.write: real(*a) if a[0]._bytes < 99 else kill()",
+        "publish": "corpus.publish = kill",
+    }[moment]
+    killer = "import os, signal\nfrom data_prep import corpus, spool\n"
+    killer += f"kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n{stop}\n"
+    root = Path(corpus.__file__).parents[1]
+    arguments = [str(tmp_path / "in"), str(tmp_path / "corpus"), "1"]
+    command = [sys.executable, "-c", killer + KILLED, *arguments]
+    assert subprocess.run(command, cwd=root, check=False).returncode == -9
     assert not (tmp_path / "corpus").exists()
     assert not list(tmp_path.rglob(MANIFEST))
-    assert start(str(tmp_path / "corpus")) == 0
-    assert start(str(tmp_path / "straight")) == 0
+    build_text(tmp_path / "corpus", tmp_path / "in")
+    build_text(tmp_path / "straight", tmp_path / "in")
     assert folder_bytes(tmp_path / "corpus") == folder_bytes(tmp_path / "straight")
-    assert not (tmp_path / "corpus.partial").exists()
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("corpus")) == [
+        "corpus",
+        "corpus.inputs.jsonl.zst",
+    ]
+
+
+@pytest.mark.chaos
+def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes):
+    """30 kills; whatever is finished between them is the same to the byte."""
+    make_inputs(tmp_path / "in")
+    (tmp_path / "build.py").write_text(KILLED)
+    build_text(tmp_path / "straight", tmp_path / "in")
+    draw = random.Random(5)
+    root = Path(corpus.__file__).parents[1]
+    kills = finished = 0
+    while kills < 30:
+        out = tmp_path / f"corpus{finished}"
+        command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "in"), str(out), "2"]
+        running = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+        try:
+            assert running.wait(draw.uniform(0.3, 4)) == 0
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            kills += 1
+        if out.exists():
+            assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
+            finished += 1
+    assert finished > 0
+
+
+def test_near_duplicates_are_kept_once_and_rather_in_val(
+    tmp_path: Path, make_corpus: MakeCorpus, folder_bytes: FolderBytes
+):
+    draw = random.Random(4)
+    words = [f"word{n}" for n in range(500)]
+    documents, copies = [], set()
+    for n in range(150):
+        text = draw.choices(words, k=120)
+        documents.append(Document(f"a{n}", " ".join(text), "s", None, None))
+        if n < 60:  # one word of 120 is another: 5 of 116 runs, likeness 0.92
+            text[60] = "other"
+            documents.append(Document(f"b{n}", " ".join(text).upper(), "s", None, None))
+            pair = sorted((f"a{n}", f"b{n}"), key=lambda id: (corpus.split_of(id, 0.3) == "train", id))
+            copies.add(pair[1])
+        elif n < 90:  # a third is: about a quarter of the runs are left
+            documents.append(
+                Document(f"c{n}", " ".join(w if i % 3 else "x" for i, w in enumerate(text)), "s", None, None)
+            )
+    folder = make_corpus(tmp_path / "corpus", documents, 0.3, near_duplicates=0.8)
+    assert read_manifest(folder, "corpus", "")["dropped"] == {"near-duplicates": 60}
+    left = {d.id for split in corpus.SPLITS for d in corpus.read_documents(folder, split)}
+    assert left == {d.id for d in documents} - copies
+    shuffled = make_corpus(tmp_path / "shuffled", documents[::-1], 0.3, near_duplicates=0.8)
+    assert folder_bytes(folder) == folder_bytes(shuffled)
+    assert read_manifest(make_corpus(tmp_path / "off", documents, 0.3), "corpus", "")["dropped"] == {}
+    with pytest.raises(BadInput, match=r"--near-duplicates 1\.5 is not above 0 and at most 1"):
+        make_corpus(tmp_path / "wrong", documents, near_duplicates=1.5)
+
+
+def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    make_inputs(tmp_path / "in")
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus._Parts, "write", full)
+        with pytest.raises(BadInput, match=r"no room left for .*goes on"):
+            build_text(tmp_path / "corpus", tmp_path / "in")
+    build_text(tmp_path / "corpus", tmp_path / "in")
 
 
 @pytest.mark.parametrize("name", ["corpus", "tokenizer", "shards", "verify"])

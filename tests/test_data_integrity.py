@@ -233,6 +233,27 @@ def test_a_cold_cache_is_filled(
     )
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_object_store_fills_a_cold_cache(
+    outcome: Outcome, s3: Any, good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, workers: int
+) -> None:
+    bucket, cache = f"shards-{workers}", tmp_path / "cache"
+    s3.create_bucket(Bucket=bucket)
+    for path in good["zstd"].rglob("*"):
+        if path.is_file():
+            s3.upload_file(str(path), bucket, f"some/where/{path.relative_to(good['zstd']).as_posix()}")
+    remote = f"s3://{bucket}/some/where"
+    shard_reader.fetch_manifest(cache, remote)
+    cfg = configure(f"data.shards={cache}", f"data.remote={remote}", f"data.num_workers={workers}")
+    assert epoch(cfg) == right
+    lost, local = "train/shard.00001.mds", cache / "train/shard.00001.mds"
+    local.unlink()
+    s3.delete_object(Bucket=bucket, Key=f"some/where/{lost}.zstd")
+    with pytest.raises(BadInput, match=rf"{remote}/{lost}\.zstd \(attempt 3\)"):
+        epoch(cfg)
+    outcome(f"shards on an object store, then one is lost, {workers} workers", "fetched; then exit code 2", "nothing")
+
+
 @pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
 def test_a_compressed_sibling_mends_a_raw_shard(
     outcome: Outcome, good: dict[str, Path], right: Batches, configure: Any, tmp_path: Path, damage: Damage

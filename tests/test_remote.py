@@ -26,7 +26,6 @@ from urllib.parse import urlsplit
 import boto3
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
 
 from callbacks import CheckpointError, CheckpointWriter, checkpoint_writer
 from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, seal, write_json
@@ -125,17 +124,6 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
-
-
-@pytest.fixture(scope="module")
-def store_url() -> Iterator[str]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("werkzeug.serving.WSGIRequestHandler.log", lambda *_: None)
-        server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
-        server.start()
-        host, port = server.get_host_and_port()
-        yield f"http://{host}:{port}"
-        server.stop()
 
 
 @pytest.fixture

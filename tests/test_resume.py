@@ -271,6 +271,23 @@ def test_ranks_do_not_outlive_their_launcher(
     )
 
 
+@pytest.mark.chaos
+def test_a_signal_to_the_launcher_reaches_the_ranks(
+    outcome: Outcome, run: Run, command: Callable[..., list[str]], tmp_path: Path
+) -> None:
+    """As a scheduler stops what it has started; the launcher passes the ranks' exit code on."""
+    launch = command("left", "data.num_workers=1", ranks=2)
+    launcher = subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    await_lines(launcher, tmp_path / "left", 5)
+    launcher.terminate()
+    assert launcher.wait(PATIENCE_S) == PREEMPTED
+    saved = complete_checkpoints(tmp_path / "left/checkpoints")[-1]
+    run("left", "data.num_workers=1", ranks=2)
+    start = report.read_run(tmp_path / "left").starts[-1]
+    assert 0 < start < 60 and saved.name.endswith(f"-ba{start}")
+    outcome("SIGTERM to the launcher of 2 ranks", "saved, exit code 75", recomputed(tmp_path / "left"))
+
+
 def alive(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,16 +1,32 @@
-"""Parsing of PubMed and PMC files, made-up ones and the real ones of the sample."""
+"""Sources: PubMed and PMC files, made-up ones and the real ones of the sample; the Pile; text of one's own."""
 
 from __future__ import annotations
 
+import datetime
 import gzip
+import hashlib
+import io
+import lzma
 import string
+import tarfile
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
+import orjson
 import pytest
+import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep.sources import ABSTRACTS, ARTICLES, Document, fold, iso_date, medline, pmc, sample
+from data_prep import corpus
+from data_prep.inputs import reading
+from data_prep.sources import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold, iso_date, pmc, sample
+from data_prep.sources.medline import Medline
+from data_prep.sources.pile import Pile
+from data_prep.sources.pmc import TIERS, Pmc
+from data_prep.sources.sample import Sample
+from data_prep.sources.text import Text
 from data_prep.stage import BadInput
 
 PLAIN = "<AbstractText>Text.</AbstractText>"
@@ -34,10 +50,19 @@ def pubmed_file(path: Path, *entries: str) -> Path:
     return path
 
 
+def entries(source: Source, *paths: Path) -> list[Entry]:
+    """What a source makes of files, in its order."""
+    found: list[Entry] = []
+    for file in source.find([str(path) for path in paths]):
+        with reading(file) as stream:
+            found += source.read(file, stream)
+    return found
+
+
 def only(path: Path) -> Document:
-    (record,) = medline.read_records(path)
-    assert record.document is not None
-    return record.document
+    (document,) = entries(Medline(), path)
+    assert isinstance(document, Document)
+    return document
 
 
 def test_structured_abstract_loses_labels_and_copyright(tmp_path: Path):
@@ -47,7 +72,7 @@ def test_structured_abstract_loses_labels_and_copyright(tmp_path: Path):
         "<CopyrightInformation>© 2020 The Owners.</CopyrightInformation>"
     )
     document = only(pubmed_file(tmp_path / "a.xml.gz", citation(7, abstract, title="[On\u00a0a  title].")))
-    assert document == Document("pmid:7", "[On a title].\nTo see. Seen .", ABSTRACTS, None, "2020")
+    assert document == Document("pmid:7", "[On a title].\nTo see. Seen .", ABSTRACTS, None, "2020", 7)
 
 
 def test_markup_and_mathml_become_their_text(tmp_path: Path):
@@ -88,17 +113,19 @@ def test_updates_apply_in_order(tmp_path: Path):
         citation(2, abstract=""),  # a revision that has lost its abstract
         delete(3, 4, 99),
     )
-    third = pubmed_file(tmp_path / "3.xml.gz", citation(4, title="Back 4."))
-    dropped: Counter[str] = Counter()
-    documents = {d.id: d.text for d in medline.newest([first, second, third], dropped)}
-    assert documents == {
+    third = pubmed_file(tmp_path / "3.xml.gz", citation(4, title="Back 4."), *(citation(n) for n in range(10, 30)))
+    assert entries(Medline(), first, second)[-3:] == [Dropped("deletions", f"pmid:{pmid}") for pmid in (3, 4, 99)]
+    paths = [str(third), str(first), str(second)]  # the order of names counts
+    manifest = corpus.build({"medline": (Medline(), paths)}, tmp_path / "corpus", 0.5)
+    documents = {d.id: d.text for split in corpus.SPLITS for d in corpus.read_documents(tmp_path / "corpus", split)}
+    assert {id: text for id, text in documents.items() if len(id) == len("pmid:1")} == {
         "pmid:1": "New 1.\nText.",
         "pmid:4": "Back 4.\nText.",
         "pmid:5": "Old 5.\nText.",
         "pmid:6": "Old 6.\nText.",
     }
-    # 13 entries: 4 documents and these
-    assert dropped == {"superseded": 6, "deletions": 2, "without abstract": 1}
+    # 33 entries: 5 documents and these; the 20 have one text
+    assert manifest["dropped"] == {"superseded": 6, "deletions": 2, "without abstract": 1, "same text": 19}
 
 
 def test_entities_are_not_resolved(tmp_path: Path):
@@ -112,7 +139,6 @@ def test_entities_are_not_resolved(tmp_path: Path):
 
 def test_broken_pubmed_files_are_named(tmp_path: Path):
     good = gzip.compress(f"<PubmedArticleSet>\n{citation(1) * 2000}</PubmedArticleSet>".encode())
-    numberless = citation(1).replace(">1<", "><")
     cases = {
         "plain.xml.gz": (b"<PubmedArticleSet/>", "not a gzip file"),
         "short.xml.gz": (good[:-2000], "cut off"),
@@ -120,15 +146,92 @@ def test_broken_pubmed_files_are_named(tmp_path: Path):
         "broken.xml.gz": (gzip.compress(b"<PubmedArticleSet>\n<PubmedArticle>\n</Pubmed>"), "line 3: not XML"),
         "empty.xml.gz": (gzip.compress(b""), "not XML"),
         "other.xml.gz": (gzip.compress(b"<html><p/></html>"), "root element <html>"),
-        "pmid.xml.gz": (gzip.compress(f"<PubmedArticleSet>{numberless}</PubmedArticleSet>".encode()), "PMID"),
     }
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=message) as error:
-            list(medline.read_records(tmp_path / name))
+            entries(Medline(), tmp_path / name)
         assert name in str(error.value)
-    with pytest.raises(BadInput, match=r"gone\.xml\.gz: No such file"):
-        list(medline.read_records(tmp_path / "gone.xml.gz"))
+    with pytest.raises(BadInput, match=r"gone\.xml\.gz: there is no such file"):
+        entries(Medline(), tmp_path / "gone.xml.gz")
+
+
+def test_citations_without_a_proper_pmid_are_bad_records(tmp_path: Path):
+    entries_of_file = citation(1).replace(">1<", "><"), citation(2), delete(3).replace(">3<", ">x<")
+    first, good, last = entries(Medline(), pubmed_file(tmp_path / "a.xml.gz", *entries_of_file))
+    assert first == Bad("line 2", "a citation with the PMID ''") and isinstance(good, Document)
+    assert isinstance(last, Bad) and "deletion of the PMID 'x'" in last.problem
+
+
+def test_retracted_articles_go_and_their_notices_stay(tmp_path: Path):
+    kind = '<PublicationTypeList><PublicationType UI="{}">Any words</PublicationType></PublicationTypeList>'
+    note = '<CommentsCorrectionsList><CommentsCorrections RefType="{}"/></CommentsCorrectionsList>'
+    path = pubmed_file(
+        tmp_path / "a.xml.gz",
+        citation(1).replace("</Article>", kind.format("D016441") + "</Article>"),
+        citation(2).replace("</MedlineCitation>", note.format("RetractionIn") + "</MedlineCitation>"),
+        citation(3).replace("</Article>", kind.format("D016440") + "</Article>"),
+        citation(4).replace("</MedlineCitation>", note.format("RetractionOf") + "</MedlineCitation>"),
+    )
+    found = entries(Medline(), path)
+    assert found[:2] == [Dropped("retracted", "pmid:1"), Dropped("retracted", "pmid:2")]
+    assert [entry.id for entry in found if isinstance(entry, Document)] == ["pmid:3", "pmid:4"]
+
+
+def test_section_labels_and_languages(tmp_path: Path):
+    abstract = (
+        '<AbstractText Label="AIMS AND  SCOPE">To see.</AbstractText>'
+        '<AbstractText Label="UNLABELLED">Seen.</AbstractText>'
+        '<AbstractText Label="EMPTY"/><AbstractText>End.</AbstractText>'
+    )
+    languages = [
+        "<Language>eng</Language>",
+        "<Language>fre</Language><Language>eng</Language>",
+        "<Language>ger</Language>",
+    ]
+    citations = [citation(n, abstract).replace("</Article>", f"{tag}</Article>") for n, tag in enumerate(languages)]
+    path = pubmed_file(tmp_path / "a.xml.gz", *citations)
+    labelled = entries(Medline(section_labels=True), path)[0]
+    assert isinstance(labelled, Document) and labelled.text == "Title.\nAIMS AND SCOPE: To see. Seen. End."
+    kept = [isinstance(entry, Document) for entry in entries(Medline(languages="eng,ita"), path)]
+    assert kept == [True, True, False]
+    assert entries(Medline(languages="eng"), path)[2] == Dropped("of other languages", "pmid:2")
+
+
+@pytest.mark.parametrize("form", ["MD5(a.xml.gz)= {}\n", "{}  a.xml.gz\n", "MD5 (a.xml.gz) = {}"])
+def test_md5_beside_a_file_is_checked(tmp_path: Path, form: str):
+    path = pubmed_file(tmp_path / "a.xml.gz", citation(1))
+    md5 = hashlib.md5(path.read_bytes()).hexdigest()
+    (tmp_path / "a.xml.gz.md5").write_text(form.format(md5.upper()))
+    assert len(entries(Medline(), tmp_path)) == 1
+    (tmp_path / "a.xml.gz.md5").write_text(form.format(md5[::-1]))
+    with pytest.raises(BadInput, match=r"a\.xml\.gz is not what .*a\.xml\.gz\.md5 says"):
+        entries(Medline(), tmp_path)
+
+
+def test_an_xml_bomb_is_harmless(tmp_path: Path):
+    entities = '<!ENTITY a "ha">' + "".join(f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in pairwise("abcdefghijk"))
+    text = f"<!DOCTYPE x [{entities}]><PubmedArticleSet>{citation(1, '<AbstractText>a &k; b</AbstractText>')}"
+    (tmp_path / "a.xml.gz").write_bytes(gzip.compress(f"{text}</PubmedArticleSet>".encode()))
+    with pytest.raises(BadInput, match=r"not XML .*entity amplification"):
+        only(tmp_path / "a.xml.gz")
+
+
+def test_no_letter_of_a_real_abstract_is_lost():
+    """Every sign but white space of title and abstract is in the text, in its order; checked without our own parser."""
+    path = Path(sample.paths(".xml.gz")[1])
+    documents = iter([entry for entry in entries(Medline(), path) if isinstance(entry, Document)])
+    document, compared = next(documents), 0
+    with gzip.open(path) as file:
+        for _, element in etree.iterparse(file, tag="PubmedArticle"):
+            parts = [*element.iter("ArticleTitle"), *element.iterfind("MedlineCitation/Article/Abstract/AbstractText")]
+            if document is not None and document.id == f"pmid:{element.findtext('MedlineCitation/PMID')}":
+                text = "".join("".join(part.itertext()) for part in parts)
+                if "".join(document.text.split()) == "".join(text.split()):
+                    document, compared = next(documents, None), compared + 1
+            element.clear()
+    assert document is None
+    assert compared > 18_000
 
 
 def article(body: str, meta: str = "") -> bytes:
@@ -139,10 +242,15 @@ def article(body: str, meta: str = "") -> bytes:
     ).encode()
 
 
+def only_article(path: Path) -> Document:
+    (document,) = entries(Pmc(), path)
+    assert isinstance(document, Document)
+    return document
+
+
 def lines_of(tmp_path: Path, body: str) -> list[str]:
     (tmp_path / "a.nxml").write_bytes(article(body))
-    document = pmc.read_article(tmp_path / "a.nxml")
-    assert document is not None
+    document = only_article(tmp_path / "a.nxml")
     return document.text.split("\n\n")[1:]
 
 
@@ -184,8 +292,7 @@ def test_citation_marks_go_and_names_stay(tmp_path: Path):
 )
 def test_licenses(tmp_path: Path, notice: str, expected: str | None):
     (tmp_path / "a.nxml").write_bytes(article("<p>x</p>", f"<permissions>{notice}</permissions>"))
-    document = pmc.read_article(tmp_path / "a.nxml")
-    assert document is not None and document.license == expected
+    assert only_article(tmp_path / "a.nxml").license == expected
 
 
 def test_broken_articles_are_named(tmp_path: Path):
@@ -197,34 +304,119 @@ def test_broken_articles_are_named(tmp_path: Path):
     for name, (content, message) in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=message) as error:
-            pmc.read_article(tmp_path / name)
+            entries(Pmc(), tmp_path / name)
         assert name in str(error.value)
     with pytest.raises(BadInput, match=r"gone\.nxml"):
-        pmc.read_article(tmp_path / "gone.nxml")
+        entries(Pmc(), tmp_path / "gone.nxml")
+
+
+def numbered(number: int, license: str = "by") -> bytes:
+    link = f'<license xlink:href="https://creativecommons.org/licenses/{license}/4.0/"/>'
+    xml = article(f"<p>Body {number}.</p>", f"<permissions>{link}</permissions>")
+    return xml.replace(b">42<", f">{number}<".encode())
+
+
+def test_articles_in_tar_archives(tmp_path: Path):
+    members = {
+        "PMC0/PMC1.xml": numbered(1),
+        "PMC0/notes.txt": b"no",
+        "PMC0/PMC2.nxml": b"<html/>",
+        "PMC3.nxml": numbered(3),
+    }
+    for name, mode in {"a.tar": "w", "b.tar.gz": "w:gz", "c.tar.xz": "w:xz"}.items():
+        with tarfile.open(tmp_path / name, mode) as archive:  # pyright: ignore[reportCallIssue, reportArgumentType]
+            for member, content in members.items():
+                info = tarfile.TarInfo(member)
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+        first, bad, last = entries(Pmc(), tmp_path / name)
+        assert isinstance(first, Document) and first.text == "Title\n\nBody 1." and first.license == "CC BY 4.0"
+        assert isinstance(bad, Bad) and bad.place == "PMC0/PMC2.nxml" and "root element <html>" in bad.problem
+        assert isinstance(last, Document) and last.id == "pmcid:PMC3"
+        whole = (tmp_path / name).read_bytes()
+        for end in [700, 1024, 1300, 2048] if mode == "w" else [len(whole) - 60]:
+            (tmp_path / name).write_bytes(whole[:end])
+            with pytest.raises(BadInput, match=f"{name} is (cut off|damaged, or not a tar)"):
+                entries(Pmc(), tmp_path / name)
+    (tmp_path / "d.tar").write_bytes(b"plain text " * 100)
+    with pytest.raises(BadInput, match=r"d\.tar is damaged, or not a tar file"):
+        entries(Pmc(), tmp_path / "d.tar")
+
+
+def test_articles_as_in_the_public_bucket(tmp_path: Path):
+    articles: dict[str, tuple[bytes, Any]] = {
+        "PMC1.1": (numbered(1), {"license_code": "CC BY-NC", "is_retracted": False}),
+        "PMC2.1": (numbered(2), {"license_code": "CC BY", "is_retracted": True}),
+        "PMC3.1": (numbered(3), {"license_code": "TDM"}),
+        "PMC4.2": (numbered(4), {"license_code": "CC0"}),
+        "PMC4.10": (numbered(4).replace(b"Body", b"New body"), {"license_code": "CC0"}),
+        "PMC5.1": (numbered(5, "by-nd"), None),
+    }
+    (tmp_path / "metadata").mkdir()
+    for name, (xml, metadata) in articles.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"{name}.xml").write_bytes(xml)
+        if metadata is not None:
+            (tmp_path / "metadata" / f"{name}.json").write_bytes(orjson.dumps(metadata))
+    found = entries(Pmc(), tmp_path)
+    assert [getattr(entry, "license", entry) for entry in found] == [
+        *("CC BY-NC", Dropped("retracted", "pmcid:PMC2"), "TDM", "CC0", "CC0", "CC BY-ND 4.0")
+    ]
+    assert isinstance(found[4], Document) and "New body" in found[4].text  # version 10 comes after 2
+    tiers = {
+        tier: [entry.id for entry in entries(Pmc(tier), tmp_path) if isinstance(entry, Document)] for tier in TIERS
+    }
+    assert tiers == {
+        "commercial": ["pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
+        "noncommercial": ["pmcid:PMC1", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
+        "all": ["pmcid:PMC1", "pmcid:PMC3", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
+    }
+    with pytest.raises(BadInput, match="--licenses free is not one of commercial, noncommercial, all"):
+        Pmc("free")
+    (tmp_path / "metadata" / "PMC1.1.json").write_bytes(b"<html>")
+    with pytest.raises(BadInput, match=r"PMC1\.1\.xml: its metadata are not JSON"):
+        entries(Pmc(), tmp_path)
+
+
+def test_a_retracted_article_says_so_itself(tmp_path: Path):
+    for kind, expected in {
+        "retraction-forward": [Dropped("retracted", "pmcid:PMC42")],
+        "retracted-article": None,
+    }.items():
+        related = f'<related-article related-article-type="{kind}"/>'
+        (tmp_path / "a.nxml").write_bytes(article("<p>x</p>", related))
+        found = entries(Pmc(), tmp_path / "a.nxml")
+        assert found == expected if expected else isinstance(found[0], Document)
 
 
 def test_real_articles_lose_no_letter():
     """Every letter outside the dropped elements is in the text, as often as in the XML."""
-    paths = sample._paths(".nxml")
+    paths = [Path(path) for path in sample.paths(".nxml")]
     assert len(paths) == 8
     for path in paths:
         tree = etree.parse(path, etree.XMLParser(remove_comments=True, remove_pis=True))
         etree.strip_elements(tree, *pmc.DROPPED, with_tail=False)
         text = " ".join(part for tag in pmc.PARTS for e in tree.iterfind(tag) for part in e.itertext())
         expected = Counter(c for c in text.replace(pmc.BOILERPLATE, "") if c.isalpha())
-        document = pmc.read_article(path)
-        assert document is not None
+        document = only_article(path)
         assert Counter(c for c in document.text if c.isalpha()) == expected, path.name
         assert sum(expected.values()) > 9_000
         assert not set(document.text.replace("\n\n", "")) & set(string.whitespace) - {" "}
 
 
-def test_sample_is_what_we_know_of_it():
-    dropped: Counter[str] = Counter()
-    documents = {document.id: document for document in sample.documents(dropped)}
-    assert Counter(d.source for d in documents.values()) == {ABSTRACTS: 33_272, ARTICLES: 8}
-    # 30,000 + 20,788 citations and 20 deletions = 33,272 documents and these
-    assert dropped == {"without abstract": 17_511, "deletions": 20, "superseded": 5}
+def test_sample_is_what_we_know_of_it(tmp_path: Path):
+    manifest = corpus.build({"sample": (Sample(), [])}, tmp_path / "corpus")
+    documents = {d.id: d for split in corpus.SPLITS for d in corpus.read_documents(tmp_path / "corpus", split)}
+    assert Counter(d.source for d in documents.values()) == {ABSTRACTS: 33_251, ARTICLES: 8}
+    # 30,000 + 20,788 citations and 20 deletions = 33,251 abstracts and these
+    assert manifest["dropped"] == {
+        "deletions": 20,
+        "retracted": 6,
+        "same text": 16,
+        "superseded": 5,
+        "without abstract": 17_510,
+    }
+    assert manifest["inputs"]["sample"]["files"] == 10
     assert Counter(d.license for d in documents.values() if d.source == ARTICLES) == {
         "CC BY": 3,
         "CC BY 2.0": 2,
@@ -232,6 +424,152 @@ def test_sample_is_what_we_know_of_it():
         "CC PDM 1.0": 1,
         None: 1,
     }
-    assert {d.id: d.date for d in documents.values()}["pmcid:PMC3574550"] == "2012-11-12"
+    assert documents["pmcid:PMC3574550"].date == "2012-11-12"
     assert all(line == fold(line) for d in documents.values() for line in d.text.split("\n"))
-    assert len(sample.inputs()) == 10
+
+
+def packed(name: str, content: bytes) -> bytes:
+    pack = {"zst": zstandard.compress, "gz": gzip.compress, "xz": lzma.compress}
+    return pack.get(name.rpartition(".")[2], bytes)(content)
+
+
+def json_bytes(*records: Any) -> bytes:
+    return b"".join(orjson.dumps(record) + b"\n" for record in records)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.zst", "a.jsonl.gz", "a.jsonl.xz"])
+def test_text_in_json_lines(tmp_path: Path, name: str):
+    records = [
+        {"id": "x", "text": " One\r\ntext\n", "date": "2021-03-09T10:00", "license": "CC BY", "pmid": "17"},
+        {"id": 5, "text": "two"},
+        {"id": None, "text": "three", "other": [1]},
+        {"id": "e", "text": " \n"},
+    ]
+    (tmp_path / name).write_bytes(packed(name, json_bytes(*records)))
+    assert entries(Text(set_name="notes"), tmp_path / name) == [
+        Document("x", "One\ntext", "notes", "CC BY", "2021-03-09", 17),
+        Document("5", "two", "notes", None, None),
+        Document(f"{name}:3", "three", "notes", None, None),
+        Dropped("without text"),
+    ]
+
+
+def test_text_keys_and_what_is_wrong_with_them(tmp_path: Path):
+    records: list[Any] = [
+        {"doc": {"body": "fine"}, "no": 1},
+        {"text": "none"},
+        {"doc": {"body": 3}},
+        {"doc": {"body": "x"}, "no": 1.5},
+        {"doc": {"body": "x"}, "date": "May"},
+        {"doc": {"body": "x"}, "pmid": "PMC7"},
+        {"doc": {"body": "x"}, "license": 4},
+        ["x"],
+    ]
+    (tmp_path / "a.jsonl").write_bytes(json_bytes(*records) + b"\xff\n{")
+    first, *others = entries(Text(text_key="doc.body", id_key="no"), tmp_path)
+    assert first == Document("1", "fine", "text", None, None)
+    problems = [
+        *("'doc.body' is missing", "'doc.body' is '3', not a text; --text-key", "'no' is '1.5'", "'date' is 'May'"),
+        *("'pmid' is 'PMC7'", "'license' is '4'", "not a JSON object", "not JSON", "not JSON"),
+    ]
+    for number, (entry, problem) in enumerate(zip(others, problems, strict=True), start=2):
+        assert isinstance(entry, Bad) and entry.place == f"line {number}" and problem in entry.problem
+
+
+def test_text_in_files_of_its_own(tmp_path: Path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "n10.txt").write_bytes("Zehn µg.\r\n".encode())
+    (tmp_path / "b" / "n9.txt.gz").write_bytes(gzip.compress(b"nine"))
+    (tmp_path / "b" / "bad.txt").write_bytes(b"ab\xff")
+    (tmp_path / "b" / "blank.txt").write_bytes(b" ")
+    (tmp_path / "b" / "README.md").write_bytes(b"not taken")
+    assert entries(Text(), tmp_path) == [
+        Bad("byte 2", "not UTF-8 (invalid start byte)"),
+        Dropped("without text"),
+        Document("b/n9.txt.gz", "nine", "text", None, None),
+        Document("b/n10.txt", "Zehn µg.", "text", None, None),
+    ]
+
+
+def test_text_in_parquet(tmp_path: Path):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    days = [datetime.date(2021, 3, 9), None]
+    table = pyarrow.table({"text": ["one", None], "id": [7, 8], "date": days, "pmid": [3, None]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    good, bad = entries(Text(), tmp_path)
+    assert good == Document("7", "one", "text", None, "2021-03-09", 3)
+    assert bad == Bad("row 2", "the key 'text' is missing, not a text; --text-key names another")
+    (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
+    with pytest.raises(BadInput, match=r"a\.parquet is damaged, or not a Parquet file"):
+        entries(Text(), tmp_path)
+
+
+def test_a_document_of_many_megabytes(tmp_path: Path):
+    text = "long " * (8 << 20) + "end"
+    (tmp_path / "a.jsonl.zst").write_bytes(
+        zstandard.compress(json_bytes({"text": "short"}, {"text": text}, {"text": "s"}))
+    )
+    sizes = [len(entry.text) for entry in entries(Text(), tmp_path) if isinstance(entry, Document)]
+    assert sizes == [5, len(text), 1]
+
+
+def pile_record(text: str, set_name: str) -> dict[str, Any]:
+    return {"text": text, "meta": {"pile_set_name": set_name}}
+
+
+def test_pile_keeps_its_two_sets_however_they_are_spelt(tmp_path: Path):
+    other = pile_record("On \\u0041 and PubMed.", "StackExchange")
+    lines = [
+        json_bytes(pile_record("Abs\r\ntract ", ABSTRACTS)),
+        json_bytes(other),
+        json_bytes(pile_record("Article", ARTICLES)),
+        json_bytes(pile_record(f"It names {ABSTRACTS}.", "Github")),
+        b'{"text": "escaped", "meta": {"pile_set_name": "Pub\\u004ded Central"}}\n',
+        b'{"text": "the key is", "meta": {"pile_set\\u005Fname": "PubMed Abstracts"}}\n',
+        b'{"text": "both are", "meta": {"pile_set\\u005fname": "PubMed\\u0020Abstracts"}}\n',
+        json_bytes(pile_record("", ARTICLES)),
+    ]
+    (tmp_path / "07.jsonl").write_bytes(b"".join(lines))
+    assert entries(Pile(), tmp_path) == [
+        Document("pile:07:1", "Abs\r\ntract ", ABSTRACTS, None, None),
+        Dropped("of other sets"),
+        Document("pile:07:3", "Article", ARTICLES, None, None),
+        Dropped("of other sets"),
+        Document("pile:07:5", "escaped", ARTICLES, None, None),
+        Document("pile:07:6", "the key is", ABSTRACTS, None, None),
+        Document("pile:07:7", "both are", ABSTRACTS, None, None),
+        Dropped("without text"),
+    ]
+
+
+def test_pile_lines_without_meta_are_bad(tmp_path: Path):
+    records: list[Any] = [{"text": "x"}, {"text": "x", "meta": None}, {"text": 1, "meta": {"pile_set_name": ARTICLES}}]
+    (tmp_path / "00.jsonl").write_bytes(json_bytes(*records, {"text": "x", "meta": ARTICLES}) + b'{"text": "')
+    found = entries(Pile(), tmp_path)
+    assert [entry.place for entry in found if isinstance(entry, Bad)] == [f"line {n}" for n in range(1, 6)]
+
+
+def test_pile_parses_no_line_of_other_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A line of another set may be broken, and nobody sees it."""
+    (tmp_path / "00.jsonl").write_bytes(b'{"text": "x" "meta": {"pile_set_name": "Github"}}\n')
+    assert entries(Pile(), tmp_path) == [Dropped("of other sets")]
+
+
+def test_pile_own_val_and_test_are_val(tmp_path: Path):
+    for name in ("00", "01", "val", "test"):
+        (tmp_path / f"{name}.jsonl").write_bytes(
+            json_bytes(*(pile_record(f"{name} {n}", ABSTRACTS) for n in range(30)))
+        )
+    manifest = corpus.build({"pile": (Pile(), [str(tmp_path)])}, tmp_path / "corpus", 0.3)
+    assert {split: counts["documents"] for split, counts in manifest["counts"].items()} == {"train": 60, "val": 60}
+    held_out = {d.text.split()[0] for d in corpus.read_documents(tmp_path / "corpus", "val")}
+    assert held_out == {"val", "test"}
+    without = corpus.build({"pile": (Pile(), [str(tmp_path / "0?.jsonl")])}, tmp_path / "without", 0.3)
+    assert without["counts"]["val"]["documents"] == sum(
+        corpus.split_of(f"pile:{name}:{n}", 0.3) == "val" for name in ("00", "01") for n in range(1, 31)
+    )
+    (tmp_path / "01.jsonl.gz").write_bytes(gzip.compress(b""))
+    with pytest.raises(BadInput, match=r"01\.jsonl and .*01\.jsonl\.gz are both called 01"):
+        Pile().find([str(tmp_path)])

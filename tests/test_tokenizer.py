@@ -63,7 +63,7 @@ def test_only_abstracts_of_train_are_read(
     """Other words in the articles and in val leave the vocabulary as it is; in the train abstracts they change it."""
 
     def vocabulary(changed: Callable[[Document], bool], name: str) -> bytes:
-        documents = [replace(d, text="quokka wombat " * 50) if changed(d) else d for d in tiny_documents]
+        documents = [replace(d, text=f"{'quokka wombat ' * 50}{d.id}") if changed(d) else d for d in tiny_documents]
         folder = make_corpus(tmp_path / name, documents)
         tokenizer.build(folder, tmp_path / f"{name}-tokenizer", VOCAB_SIZE)
         return (tmp_path / f"{name}-tokenizer" / "tokenizer.json").read_bytes()
@@ -120,10 +120,21 @@ def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Docum
         tokenizer.build(tiny_corpus, tmp_path / "tokenizer", 257)
     with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
         tokenizer.build(tmp_path / "none", tmp_path / "tokenizer")
-    articles = make_corpus(tmp_path / "articles", [replace(d, source=ARTICLES) for d in tiny_documents])
-    with pytest.raises(BadInput, match="has no PubMed Abstracts in train"):
+    held_out = {d.id for d in tiny_documents if corpus.split_of(d.id, 0.1) == "val"}
+    documents = [replace(d, source=ARTICLES) if d.id in held_out else d for d in tiny_documents]
+    articles = make_corpus(tmp_path / "articles", documents)
+    with pytest.raises(BadInput, match="has no PubMed Abstracts in val"):
         tokenizer.build(articles, tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_a_corpus_without_abstracts_is_read_whole(
+    tmp_path: Path, tiny_documents: list[Document], make_corpus: MakeCorpus
+):
+    folder = make_corpus(tmp_path / "corpus", [replace(d, source="notes") for d in tiny_documents])
+    manifest = tokenizer.build(folder, tmp_path / "tokenizer", VOCAB_SIZE)
+    counts = read_manifest(folder, "corpus", "")["counts"]["train"]
+    assert manifest["counts"]["trained_on"] == {key: counts[key] for key in ("documents", "bytes")}
 
 
 def test_broken_tokenizer_file_is_named(tmp_path: Path, tiny_tokenizer: Path):

@@ -1,11 +1,12 @@
-"""Sources of text. Each module here has `inputs()` and `documents(dropped)` and so is a `Source`."""
+"""Sources of text. Each is a small class of settings that finds its files and reads one of them as entries."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
+
+from data_prep.inputs import Input, Stream
 
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
 ABSTRACTS = "PubMed Abstracts"
@@ -19,11 +20,13 @@ class Document:
     """One document.
 
     Attributes:
-        id: `pmid:…` or `pmcid:PMC…`; unique in a corpus.
+        id: `pmid:…`, `pmcid:PMC…`, `pile:…`, or a source's own; unique in a corpus.
         text: normalised text, never empty.
         source: `ABSTRACTS`, `ARTICLES`, or another set's name.
         license: an SPDX-like code such as `CC BY`, None where unknown.
         date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09`; None where unknown.
+        pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. It is not written into
+            the corpus.
     """
 
     id: str
@@ -31,17 +34,48 @@ class Document:
     source: str
     license: str | None
     date: str | None
+    pmid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An entry that gives no document, by a rule; with an id it also takes the place of older entries of that id."""
+
+    reason: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """An entry that cannot be read: where in its file (`line 7`), and what is wrong with it."""
+
+    place: str
+    problem: str
+
+
+Entry = Document | Dropped | Bad
 
 
 class Source(Protocol):
-    """What a module of this package offers to the corpus stage."""
+    """What a class of this package offers to the corpus stage; it is a frozen dataclass, its fields are switches."""
 
-    def inputs(self) -> dict[str, str]:
-        """The files that are read: name without a path -> SHA-256."""
+    newest_wins: ClassVar[bool]
+    """A later entry of an id replaces the earlier ones; if not, an id with two texts is an error."""
+
+    def find(self, patterns: Sequence[str]) -> list[Input]:
+        """The files to read, in the order in which their entries count.
+
+        Raises:
+            BadInput: there are none, or they are not this source's.
+        """
         ...
 
-    def documents(self, dropped: Counter[str]) -> Iterator[Document]:
-        """All documents, in any order; `dropped` counts what was left out, by reason, as it goes."""
+    def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+        """The entries of one file, in its order, a few at a time in memory.
+
+        Raises:
+            BadInput: the file cannot be read to its end.
+        """
         ...
 
 

@@ -2,116 +2,137 @@
 
 A document is what The Pile made of a citation: title, a line feed, abstract; white space folded, the section labels of
 structured abstracts and the copyright line left out, inline markup and MathML reduced to their text. All languages
-stay: `Abstract` is English whatever the article is, and `OtherAbstract` is not used.
+stay: `Abstract` is English whatever the article is, and `OtherAbstract` is not used. Retracted articles are left out.
 """
 
 from __future__ import annotations
 
 import gzip
+import hashlib
+import io
 import re
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import ClassVar
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep.sources import ABSTRACTS, Document, fold, iso_date
+from data_prep import inputs
+from data_prep.inputs import Input, Stream
+from data_prep.sources import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
 from data_prep.stage import BadInput
 
+RETRACTED = "D016441"  # "Retracted Publication" in MeSH
 
-@dataclass(frozen=True, slots=True)
-class Record:
-    """One entry of a file: a citation, or the deletion of one.
+
+@dataclass(frozen=True)
+class Medline:
+    """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones, a deletion among them.
+
+    Where `pubmed26n0001.xml.gz.md5` lies beside a file, the file must be what it says.
 
     Attributes:
-        pmid: PubMed's number of it.
-        deleted: true for an entry of `<DeleteCitation>`.
-        document: None for a deletion and for a citation without an abstract.
+        section_labels: keep the labels of structured abstracts, as in `METHODS: We …`; The Pile had none.
+        languages: keep articles in one of these alone, as `eng,fre`; PubMed's codes, of three letters.
     """
 
-    pmid: int
-    deleted: bool
-    document: Document | None
+    section_labels: bool = False
+    languages: str | None = None
+    newest_wins: ClassVar[bool] = True
+
+    def find(self, patterns: Sequence[str]) -> list[Input]:
+        """The files in numeric order."""
+        return inputs.find(patterns, (".xml.gz",))
+
+    def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+        """The entries of one file, one at a time in memory.
+
+        Raises:
+            BadInput: it is not gzip, cut off, not XML, or not a PubMed citation file.
+        """
+        name = file.url
+        _check_md5(file)
+        try:
+            with gzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
+                # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
+                parser = etree.iterparse(
+                    unpacked,
+                    tag=("PubmedArticle", "DeleteCitation"),
+                    resolve_entities=False,
+                    no_network=True,
+                    remove_comments=True,
+                    remove_pis=True,
+                )
+                for _, element in parser:
+                    if element.tag == "PubmedArticle":
+                        yield self._entry(element)
+                    else:
+                        yield from map(_deletion, element.iter("PMID"))
+                    element.clear()
+                    while element.getprevious() is not None:
+                        del element.getparent()[0]
+                if parser.root.tag != "PubmedArticleSet":
+                    raise BadInput(f"{name} has the root element <{parser.root.tag}>, not <PubmedArticleSet>")
+        except gzip.BadGzipFile:
+            raise BadInput(f"{name} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
+        except (EOFError, zlib.error):
+            raise BadInput(f"{name} is cut off or damaged; download it again and compare its .md5") from None
+        except etree.XMLSyntaxError as error:
+            raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
+
+    def _entry(self, article: etree._Element) -> Entry:
+        pmid = (article.findtext("MedlineCitation/PMID") or "").strip()
+        if not pmid.isdecimal():
+            return Bad(f"line {article.sourceline}", f"a citation with the PMID {pmid!r}")
+        id = f"pmid:{int(pmid)}"
+        if _is_retracted(article):
+            return Dropped("retracted", id)
+        if self.languages is not None and not set(self.languages.split(",")) & {
+            language.text for language in article.iterfind("MedlineCitation/Article/Language")
+        }:
+            return Dropped("of other languages", id)
+        title = _text(article.find("MedlineCitation/Article/ArticleTitle"))
+        sections = article.iterfind("MedlineCitation/Article/Abstract/AbstractText")
+        abstract = " ".join(filter(None, map(self._section, sections)))
+        if not abstract:
+            return Dropped("without abstract", id)
+        text = f"{title}\n{abstract}" if title else abstract
+        date = _date(article.find("MedlineCitation/Article/Journal/JournalIssue/PubDate"))
+        return Document(id, text, ABSTRACTS, None, date, int(pmid))
+
+    def _section(self, element: etree._Element) -> str:
+        text, label = _text(element), fold(element.get("Label") or "")
+        return f"{label}: {text}" if self.section_labels and text and label not in ("", "UNLABELLED") else text
 
 
-def read_records(path: Path) -> Iterator[Record]:
-    """The entries of one file, in its order, one at a time in memory.
-
-    Raises:
-        BadInput: the file is missing, not gzip, cut off, not XML, or not a PubMed citation file.
-    """
-    try:
-        with gzip.open(path) as file:
-            # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
-            parser = etree.iterparse(
-                file,
-                tag=("PubmedArticle", "DeleteCitation"),
-                resolve_entities=False,
-                no_network=True,
-                remove_comments=True,
-                remove_pis=True,
-            )
-            for _, element in parser:
-                if element.tag == "PubmedArticle":
-                    yield _record(element)
-                else:
-                    yield from (Record(int(pmid.text or ""), True, None) for pmid in element.iter("PMID"))
-                element.clear()
-                while element.getprevious() is not None:
-                    del element.getparent()[0]
-            if parser.root.tag != "PubmedArticleSet":
-                raise BadInput(f"{path} has the root element <{parser.root.tag}>, not <PubmedArticleSet>")
-    except gzip.BadGzipFile:
-        raise BadInput(f"{path} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
-    except (EOFError, zlib.error):
-        raise BadInput(f"{path} is cut off or damaged; download it again and compare its .md5") from None
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror or error}") from None
-    except etree.XMLSyntaxError as error:
-        raise BadInput(f"{path}, line {error.lineno}: not XML ({error.msg}); download it again") from None
-    except ValueError as error:
-        raise BadInput(f"{path}: a citation without a proper PMID ({error})") from None
+def _deletion(pmid: etree._Element) -> Entry:
+    number = (pmid.text or "").strip()
+    if not number.isdecimal():
+        return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {number!r}")
+    return Dropped("deletions", f"pmid:{int(number)}")
 
 
-def newest(paths: Sequence[Path], dropped: Counter[str]) -> Iterator[Document]:
-    """The documents that hold after all files were applied in order: the last entry of a PMID decides.
-
-    The files are read from the last to the first, so that memory holds one file's documents and the numbers seen,
-    about 60 bytes a PMID, however many files there are.
-
-    Args:
-        paths: baseline and update files, oldest first.
-        dropped: counts `superseded` entries, `deletions` that hold, and citations `without abstract`.
-    """
-    decided: set[int] = set()
-    for path in reversed(paths):
-        last: dict[int, Record] = {}
-        for record in read_records(path):
-            dropped["superseded"] += record.pmid in last
-            last[record.pmid] = record
-        for record in last.values():
-            if record.pmid in decided:
-                dropped["superseded"] += 1
-            elif record.deleted:
-                dropped["deletions"] += 1
-            elif record.document is None:
-                dropped["without abstract"] += 1
-            else:
-                yield record.document
-        decided |= last.keys()
+def _is_retracted(article: etree._Element) -> bool:
+    """The article was retracted; the notice that says so of another is a document like any other."""
+    citation = article.find("MedlineCitation")
+    return citation is not None and (
+        any(kind.get("UI") == RETRACTED for kind in citation.iterfind("Article/PublicationTypeList/PublicationType"))
+        or any(note.get("RefType") == "RetractionIn" for note in citation.iterfind("CommentsCorrectionsList/*"))
+    )
 
 
-def _record(article: etree._Element) -> Record:
-    pmid = int(article.findtext("MedlineCitation/PMID") or "")
-    title = _text(article.find("MedlineCitation/Article/ArticleTitle"))
-    abstract = " ".join(filter(None, map(_text, article.iterfind("MedlineCitation/Article/Abstract/AbstractText"))))
-    if not abstract:
-        return Record(pmid, False, None)
-    text = f"{title}\n{abstract}" if title else abstract
-    date = _date(article.find("MedlineCitation/Article/Journal/JournalIssue/PubDate"))
-    return Record(pmid, False, Document(f"pmid:{pmid}", text, ABSTRACTS, None, date))
+def _check_md5(file: Input) -> None:
+    said = inputs.content(f"{file.url}.md5")
+    if said is None:
+        return
+    hashes = re.findall(rb"\b[0-9a-f]{32}\b", said.lower())
+    digest = hashlib.md5(usedforsecurity=False)
+    with inputs.opened(file) as content:
+        while block := content.read(1 << 20):
+            digest.update(block)
+    if digest.hexdigest().encode() not in hashes:
+        raise BadInput(f"{file.url} is not what {file.url}.md5 says ({digest.hexdigest()}); download it again")
 
 
 def _text(element: etree._Element | None) -> str:

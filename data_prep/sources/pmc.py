@@ -1,4 +1,7 @@
-"""PubMed Central articles: JATS XML, one article a file.
+"""PubMed Central articles: JATS XML, as files, in tar archives, or laid out as in the public bucket `pmc-oa-opendata`.
+
+There an article is `PMC<id>.<version>/PMC<id>.<version>.xml`, and `metadata/PMC<id>.<version>.json` says its licence
+and whether it was retracted, which then goes before what the XML says. Of the versions of an article the last counts.
 
 Text: title, abstracts, body, appendices, and the captions of figures and tables that stand apart, in this order; every
 title, paragraph, list item and caption is a line of its own with its white space folded, and an empty line lies
@@ -9,13 +12,20 @@ marks that cite them (`[1]-[3]`, `(4, 5)`, a raised 6) with their brackets; `(Or
 
 from __future__ import annotations
 
+import io
 import re
-from pathlib import Path
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import IO, ClassVar
 
+import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep.sources import ARTICLES, Document, fold, iso_date
-from data_prep.stage import BadInput
+from data_prep import inputs, json_lines
+from data_prep.inputs import Input, Stream
+from data_prep.sources import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date
+from data_prep.stage import BadInput, JsonDict
 
 # fmt: off
 # Elements that start a line. All others are part of the line around them, so an unknown one loses no text.
@@ -55,35 +65,154 @@ HREF = "{http://www.w3.org/1999/xlink}href"
 LICENSE_URL = re.compile(
     r"creativecommons\.org/(?:licenses/(by(?:-nc)?(?:-nd|-sa)?)|publicdomain/(zero|mark))(?:/(\d\.\d))?", re.IGNORECASE
 )
+VERSION = re.compile(r" \d.*")
 LICENSE_WORDS = re.compile(
     r"Creative Commons Attribution([ -]*Non-?Commercial)?(?:[ -]*(No-?Deriv)\w*|[ -]*(Share-?Alike))?", re.IGNORECASE
 )
 
 
-def read_article(path: Path) -> Document | None:
-    """The document of one article, None where it has no text.
+# PMC's own groups. `all` adds author manuscripts (`TDM`, for text mining) and articles without a known licence.
+COMMERCIAL = ("CC0", "CC PDM", "CC BY", "CC BY-SA", "CC BY-ND")
+NONCOMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
+TIERS = {"commercial": COMMERCIAL, "noncommercial": COMMERCIAL + NONCOMMERCIAL, "all": None}
+TARS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst")
+XML = (".nxml", ".xml")
+BUCKET = re.compile(r"(.*?)([^/]+)/\2\.xml")
+
+
+@dataclass(frozen=True)
+class Pmc:
+    """Articles.
+
+    Attributes:
+        licenses: a key of `TIERS`: `commercial` use allowed; `noncommercial` beside them; `all`, also the unknown.
+    """
+
+    licenses: str = "all"
+    newest_wins: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.licenses not in TIERS:
+            raise BadInput(f"--licenses {self.licenses} is not one of {', '.join(TIERS)}")
+
+    def find(self, patterns: Sequence[str]) -> list[Input]:
+        """The files, by name."""
+        return inputs.find(patterns, (*XML, *TARS))
+
+    def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+        """The articles of one file, one at a time in memory.
+
+        Raises:
+            BadInput: it is not XML or tar, or cut off, or its one article is not as `read_article` needs it.
+        """
+        if not file.name.endswith(TARS):
+            yield self._allowed(read_article(stream, file.url, _metadata(file)))
+            return
+        content = _Unpacked(stream, file.url)
+        try:
+            with tarfile.open(fileobj=content, mode="r|") as archive:
+                for member in archive:
+                    if member.isfile() and member.name.endswith(XML):
+                        article = archive.extractfile(member)
+                        assert article is not None
+                        try:
+                            yield self._allowed(read_article(article, f"{file.url}:{member.name}"))
+                        except BadInput as error:
+                            yield Bad(member.name, str(error))
+        except tarfile.TarError as error:
+            raise BadInput(f"{file.url} is damaged, or not a tar file ({error}); download it again") from None
+        if not content.ended():
+            raise BadInput(f"{file.url} is cut off; download it again")
+
+    def _allowed(self, entry: Document | Dropped) -> Entry:
+        allowed = TIERS[self.licenses]
+        if allowed is None or isinstance(entry, Dropped) or VERSION.sub("", entry.license or "") in allowed:
+            return entry
+        return Dropped("of other licences", entry.id)
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of an archive, and its end: tarfile takes one that was cut between two files for a whole one."""
+
+    END = bytes(2 * tarfile.BLOCKSIZE)
+
+    def __init__(self, stream: Stream, name: str):
+        self._blocks = json_lines.blocks(stream, name)
+        self._rest = self._tail = b""
+
+    def read(self, size: int = -1) -> bytes:
+        """So many bytes, fewer at the end."""
+        parts = [self._rest]
+        missing = size - len(self._rest)
+        while missing > 0 and (block := next(self._blocks, None)) is not None:
+            parts.append(block)
+            missing -= len(block)
+        content = b"".join(parts)
+        data, self._rest = content[:size], content[size:]
+        self._tail = (self._tail + data)[-len(self.END) :]
+        return data
+
+    def ended(self) -> bool:
+        """Whether all of it ends as an archive does."""
+        while self.read(1 << 20):
+            pass
+        return self._tail == self.END
+
+
+def _metadata(file: Input) -> JsonDict:
+    """What the bucket says of an article beside its XML; nothing for other files."""
+    found = BUCKET.fullmatch(file.url)
+    content = inputs.content(f"{found[1]}metadata/{found[2]}.json") if found else None
+    if content is None:
+        return {}
+    try:
+        metadata = orjson.loads(content)
+    except orjson.JSONDecodeError as error:
+        raise BadInput(f"{file.url}: its metadata are not JSON ({error}); download them again") from None
+    if not isinstance(metadata, dict):
+        raise BadInput(f"{file.url}: its metadata are not a JSON object; download them again")
+    return metadata
+
+
+def read_article(stream: Stream | IO[bytes], name: str, metadata: JsonDict | None = None) -> Document | Dropped:
+    """The document of one article.
+
+    Args:
+        stream: the XML.
+        name: what messages call it.
+        metadata: `license_code` and `is_retracted` go before what the XML says.
 
     Raises:
-        BadInput: the file is missing, not XML, not a JATS article, or has no PMC id.
+        BadInput: it is not XML, not a JATS article, or has no PMC id.
     """
+    metadata = metadata or {}
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
     try:
-        article = etree.parse(path, parser).getroot()
-    except OSError:
-        raise BadInput(f"{path} cannot be read") from None
+        article = etree.parse(stream, parser).getroot()
     except etree.XMLSyntaxError as error:
-        raise BadInput(f"{path}, line {error.lineno}: not XML ({error.msg}); download it again") from None
+        raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
     meta = article.find("front/article-meta")
     if article.tag != "article" or meta is None:
-        raise BadInput(f"{path} has the root element <{article.tag}>, not a JATS <article> with <article-meta>")
-    ids = [i.text or "" for i in meta.iterfind("article-id") if i.get("pub-id-type") in ("pmc", "pmcid")]
-    found = re.fullmatch(r"(?:PMC)?(\d+)", ids[0].strip()) if ids else None
+        raise BadInput(f"{name} has the root element <{article.tag}>, not a JATS <article> with <article-meta>")
+    found = re.fullmatch(r"(?:PMC)?(\d+)", _id(meta, "pmc", "pmcid"))
     if found is None:
-        raise BadInput(f"{path} has no <article-id> with a PMC number")
+        raise BadInput(f"{name} has no <article-id> with a PMC number")
+    pmcid, pmid = f"pmcid:PMC{found.group(1)}", _id(meta, "pmid")
+    if metadata.get("is_retracted") or any(
+        related.get("related-article-type") == "retraction-forward" for related in meta.iterfind("related-article")
+    ):
+        return Dropped("retracted", pmcid)
     lines = [line for part in PARTS for element in article.iterfind(part) for line in _lines(element)]
     if not lines:
-        return None
-    return Document(f"pmcid:PMC{found.group(1)}", "\n\n".join(lines), ARTICLES, _license(meta), _date(meta))
+        return Dropped("without text", pmcid)
+    number = int(pmid) if pmid.isdecimal() else None
+    license = metadata.get("license_code") or _license(meta)
+    return Document(pmcid, "\n\n".join(lines), ARTICLES, license, _date(meta), number)
+
+
+def _id(meta: etree._Element, *kinds: str) -> str:
+    ids = [element.text or "" for element in meta.iterfind("article-id") if element.get("pub-id-type") in kinds]
+    return ids[0].strip() if ids else ""
 
 
 def _lines(block: etree._Element) -> list[str]:

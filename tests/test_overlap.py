@@ -1,0 +1,184 @@
+"""Decontamination: evaluation texts put into documents are found, in whatever form, and nothing else is."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import random
+import re
+import textwrap
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from data_prep import corpus, inputs, overlap
+from data_prep.overlap import Grams, load
+from data_prep.sources import ABSTRACTS, ARTICLES, Document
+from data_prep.stage import BadInput, JsonDict, read_manifest
+
+MakeCorpus = Callable[..., Path]
+Documents = list[Document]
+
+SYLLABLES = ["car", "di", "o", "my", "neph", "ri", "tis", "gas", "tro", "en", "hep", "a", "lys", "ß", "é", "β"]
+
+
+def words(draw: random.Random, count: int) -> str:
+    return " ".join("".join(draw.choices(SYLLABLES, k=3)) for _ in range(count))
+
+
+def punctuate(text: str) -> str:
+    """Other commas, quotes, dashes between words."""
+    signs = random.Random(5)
+    return re.sub(" ", lambda _: signs.choice([" ", ", ", "; ", " – ", "-", "/", ' "', "\u00a0", " (", "…", "_"]), text)
+
+
+FORMS: dict[str, Callable[[str], str]] = {
+    "as it is": str,
+    "re-wrapped": lambda text: textwrap.fill(text, 31),
+    "re-wrapped with carriage returns": lambda text: textwrap.fill(text, 17).replace("\n", "\r\n   "),
+    "upper case": str.upper,
+    "title case": str.title,
+    "other punctuation": punctuate,
+    "decomposed letters": lambda text: unicodedata.normalize("NFD", text),
+    "inside of other text": lambda text: f"{words(random.Random(8), 200)} {text}, {words(random.Random(9), 200)}",
+    "its middle alone": lambda text: " ".join(text.split()[9:-9]),
+}
+
+
+def test_what_was_injected_is_found_in_every_form():
+    """Recall over 200 texts of 40 words in each form; and no false alarm in 2,000 documents of the same words."""
+    draw = random.Random(1)
+    texts = [words(draw, 40) for _ in range(200)]
+    grams = Grams(texts)
+    assert (grams.texts, grams.too_short, len(grams)) == (200, 0, 200 * 28)
+    recall = {name: sum(bool(grams.within(form(text))) for text in texts) / 200 for name, form in FORMS.items()}
+    print(recall)
+    assert recall == dict.fromkeys(FORMS, 1.0)
+    assert not any(grams.within(words(draw, 150)) for _ in range(2000))
+
+
+def test_thirteen_words_are_overlap_and_twelve_are_not():
+    text = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen"
+    grams = Grams([text, "Short ones, of eight words, count as a whole.", "Too short a text."])
+    assert (len(grams), grams.too_short) == (3, 1)
+    assert not grams.within(" ".join(text.split()[:12])) and not grams.within(" ".join(text.split()[2:]))
+    assert len(grams.within(" ".join(text.split()[:13]))) == 1
+    assert len(grams.within(text)) == 2
+    assert len(grams.within("before: short ones of EIGHT words count as a whole; after")) == 1
+    assert not grams.within("") and not grams.within("short ones of eight words count as a")
+
+
+def test_evaluation_files_of_every_kind(tmp_path: Path):
+    long = "this evaluation text has more than eight words in it, number {}"
+    files = {
+        "a.json": json.dumps({"17": {"question": long.format(1), "contexts": [long.format(2)], "year": 2020}}).encode(),
+        "b.json": b"\n".join(json.dumps({"q": long.format(n)}).encode() for n in (3, 4)),
+        "c.jsonl.xz": lzma.compress(json.dumps({"q": long.format(5)}).encode()),
+        "d.csv": f'"{long.format(6)}",yes,{long.format(7).replace(",", "")}\n'.encode(),
+        "e.txt": f"{long.format(8)}\n \n{textwrap.fill(long.format(9), 20)}\n".encode(),
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_bytes(content)
+    grams = load(tuple(inputs.find([str(tmp_path)], overlap.SUFFIXES)))
+    assert all(grams.within(long.format(n)) for n in range(1, 10)) and not grams.within(long.format(10))
+    assert len(grams) == 9
+    for name, content, message in [
+        ("x.json", b'{"a": "', "not|unexpected"),
+        ("y.txt", b"few words", "no text of 8 words"),
+    ]:
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(BadInput, match=message) as error:
+            load(tuple(inputs.find([str(tmp_path / name)], overlap.SUFFIXES)))
+        assert name in str(error.value)
+
+
+def build(
+    make_corpus: MakeCorpus, folder: Path, documents: Documents, **arguments: object
+) -> tuple[JsonDict, set[str]]:
+    make_corpus(folder, documents, **arguments)
+    left = {d.id for split in ("train", "val", "recent") for d in corpus.read_documents(folder, split)}
+    return read_manifest(folder, "corpus", ""), left
+
+
+def test_contaminated_documents_go_and_common_phrases_do_not_count(
+    tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus
+):
+    draw = random.Random(2)
+    leaked, phrase = words(draw, 30), words(draw, 13)
+    (tmp_path / "eval.jsonl").write_text(json.dumps({"q": leaked}) + "\n" + json.dumps({"q": phrase}) + "\n")
+    extra = [
+        *(Document(f"leak:{n}", f"{words(draw, 50)}\n{leaked.upper()}", ABSTRACTS, None, None) for n in range(10)),
+        *(Document(f"phrase:{n}", f"{words(draw, 50)} {phrase}.", ABSTRACTS, None, None) for n in range(11)),
+    ]
+    evaluation = [str(tmp_path / "eval.jsonl")]
+    manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, *extra], decontaminate=evaluation)
+    assert manifest["dropped"] == {"overlap with evaluation texts": 10}
+    assert manifest["decontamination"] == {"grams": 19, "texts": 2, "too_short": 0, "common_grams": 1}
+    assert left == {d.id for d in [*tiny_documents, *extra] if not d.id.startswith("leak")}
+    with pytest.raises(BadInput, match=r"arguments\.decontaminate: True -> False"):
+        make_corpus(tmp_path / "corpus", tiny_documents)
+
+
+def test_held_out_numbers_take_abstracts_and_articles(
+    tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus
+):
+    extra = [
+        Document("pmid:1", "An abstract.", ABSTRACTS, None, None, 1),
+        Document("pmid:2", "Another abstract.", ABSTRACTS, None, None, 2),
+        Document("pmcid:PMC2", "An article.", ARTICLES, None, None, 2),
+        Document("pmid:3", "A third abstract.", ABSTRACTS, None, None, 3),
+    ]
+    (tmp_path / "pmids.tsv").write_text("pmid\tset\n1\tbioasq\n2\tncbi\n2,again\n\n99\n")
+    pmids = [str(tmp_path / "pmids.tsv")]
+    manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, *extra], exclude_pmids=pmids)
+    assert manifest["dropped"] == {"held out by PMID": 3}
+    assert left == {d.id for d in tiny_documents} | {"pmid:3"}
+    assert f"{len(tiny_documents)} documents carry no PubMed number" in (tmp_path / "corpus" / corpus.CARD).read_text()
+    (tmp_path / "pmids.tsv").write_text("1\nPMC7\n")
+    with pytest.raises(BadInput, match=r"pmids\.tsv, line 2: does not begin with a PubMed number but b'PMC7'"):
+        make_corpus(tmp_path / "other", tiny_documents, exclude_pmids=pmids)
+
+
+def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
+    dates = {
+        "2021-06-30": "stays",
+        "2021-07-01": "recent",
+        "2021-05": "stays",
+        "2021-06": "stays",
+        "2021-07": "recent",
+        "2020": "stays",
+        "2021": "goes",
+        "2022": "recent",
+        None: "stays",
+    }
+    extra = [Document(f"{date}", f"text of {date}", ABSTRACTS, None, date) for date in dates]
+    again = Document("copy", "text of 2020", ABSTRACTS, None, "2023")  # was there before: train keeps it
+    manifest, left = build(
+        make_corpus, tmp_path / "corpus", [*tiny_documents, *extra, again], recent_after="2021-06-30"
+    )
+    recent = {d.id for d in corpus.read_documents(tmp_path / "corpus", "recent")}
+    assert recent == {str(date) for date, where in dates.items() if where == "recent"}
+    assert manifest["dropped"] == {"before or after --recent-after": 1, "same text": 1}
+    assert "2021" not in left and "copy" not in left and {"2021-06", "None"} <= left
+    for wrong in ("2021", "2021-13-01", "20210630"):
+        with pytest.raises(BadInput, match=f"--recent-after {wrong} is not a day"):
+            make_corpus(tmp_path / "other", tiny_documents, recent_after=wrong)
+
+
+def test_the_card_balances_and_states_nlms_terms(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
+    manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, tiny_documents[0]])
+    assert manifest["entries"] == len(left) + sum(manifest["dropped"].values()) == 331
+    card = (tmp_path / "corpus" / corpus.CARD).read_text()
+    for line in (
+        "330 documents,",
+        "| entries read | | 331 |\n| duplicates | 1 | 330 |\n",
+        "| unknown | 300 |",
+        "| CC BY | 30 |",
+        "Courtesy of the U.S. National Library of Medicine",
+        "does not reflect the most current/accurate data available from NLM",
+    ):
+        assert line in card
+    own = make_corpus(tmp_path / "own", [Document(f"{n}", f"text {n}", "notes", None, None) for n in range(99)])
+    assert "National Library" not in (own / corpus.CARD).read_text()
