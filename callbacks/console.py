@@ -59,7 +59,14 @@ class Console(LoggerDestination):
         self._train_s, self._tokens = 0.0, tokens
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Print the evaluation."""
+        """Print the evaluation: of a language model what its loss means, of any other its metrics by their names."""
+        prefix = "metrics/eval/"
+        if self._on and f"{prefix}LanguageCrossEntropy" not in self._last:
+            found = (
+                f"{name[len(prefix) :]} {float(value):.4f}" for name, value in self._last.items() if prefix in name
+            )
+            print(f"  validation at batch {int(state.timestamp.batch)}: {', '.join(found)}", flush=True)
+            return
         names = ("LanguageCrossEntropy", "Perplexity", "BitsPerByte")
         loss, perplexity, bits = (float(self._last.get(f"metrics/eval/{name}", float("nan"))) for name in names)
         if self._on:

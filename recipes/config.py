@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from data_prep.stage import BadInput
+
+PRESETS = Path(__file__).parents[1] / "yamls/finetune/presets"
 
 
 @dataclass(frozen=True)
@@ -205,21 +207,18 @@ class ResumeConfig:
 
 
 @dataclass
-class TrainConfig:
-    """Everything that decides a run."""
+class RunConfig:
+    """What every run has, whatever it trains."""
 
     run_name: str = MISSING
     run_dir: str = "runs/${run_name}"
     seed: int = 17
-    model: ModelConfig = field(default_factory=ModelConfig)
-    data: DataConfig = field(default_factory=DataConfig)
 
     max_duration: str = MISSING  # 300e9tok, 286102ba or 8ep
     global_train_batch_size: int = MISSING  # sequences
     device_train_microbatch_size: int = MISSING  # sequences a rank computes at once
     device_eval_batch_size: int = MISSING
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     gradient_clipping_norm: float | None = 1.0
 
     device: str | None = None  # null: a GPU if there is one; cpu | gpu
@@ -241,6 +240,54 @@ class TrainConfig:
     progress_bar: bool = True  # on a terminal; never into a file or pipe
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
+
+
+@dataclass
+class TrainConfig(RunConfig):
+    """Everything that decides a pre-training run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+
+@dataclass
+class LoraConfig:
+    """peft.LoraConfig: low-rank changes of all linear maps of the blocks; the weights themselves stay as they are."""
+
+    r: int = 16
+    lora_alpha: int = 32
+    lora_dropout: float = 0.05
+
+
+@dataclass
+class GenerationConfig:
+    """How targets are written: beam search, or sampling where `temperature` is above 0."""
+
+    num_beams: int = 5
+    no_repeat_ngram_size: int = 6
+    length_penalty: float = -0.5
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 0.95
+
+
+@dataclass
+class FinetuneConfig(RunConfig):
+    """Everything that decides a fine-tuning run."""
+
+    preset: str = "one-gpu-80gb"  # a file of yamls/finetune/presets: what fits where
+    task: str = MISSING  # a set that data_prep.tasks.load knows, or the folder of one
+    model: str = MISSING  # exported folder, original-style BioMedLM folder, run folder or checkpoint
+    data: str = "data/tasks"  # holds a folder a task
+    seq_len: int = 512  # tokens an example is cut to
+    warmup_share: float = 0.5  # of the run; linear from 0, then linear to 0
+    lora: LoraConfig | None = None  # null: all weights are trained
+    gpu_memory_gb: float | None = None  # the plan must fit into it; null: not checked
+    generation: GenerationConfig = field(default_factory=GenerationConfig)
+
+
+Config = TypeVar("Config", bound=RunConfig)
 
 
 def _read_yaml(path: Path) -> DictConfig:
@@ -267,12 +314,42 @@ def _explain(error: OmegaConfBaseException) -> str:
 
 
 def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read a configuration: its base, itself, then `key.sub=value` overrides.
+    """Read the configuration of a pre-training run: its base, itself, then `key.sub=value` overrides.
 
     Raises:
         BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible.
     """
-    path = Path(yaml)
+    cfg = _merge(TrainConfig, _layers(Path(yaml), overrides), str(yaml))
+    _check_values(cfg, str(yaml))
+    _check_pretraining(cfg, str(yaml))
+    return cfg
+
+
+def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
+    """Read the configuration of a fine-tuning run: its base, itself, its preset, then overrides.
+
+    Raises:
+        BadInput: as `load_config`; or an unknown preset.
+    """
+    layers = _layers(Path(yaml), overrides)
+    preset = next((layer["preset"] for _, layer in reversed(layers) if "preset" in layer), FinetuneConfig.preset)
+    path = PRESETS / f"{preset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
+        raise BadInput(f"preset = {preset!r} is not one of {known}")
+    layers.insert(len(layers) - len(overrides), (str(path), _read_yaml(path)))
+    cfg = _merge(FinetuneConfig, layers, str(yaml))
+    _check_values(cfg, str(yaml))
+    _check_finetuning(cfg, str(yaml))
+    return cfg
+
+
+def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+    """What a configuration is merged of, each with its name: its base, itself, the overrides.
+
+    Raises:
+        BadInput: a file is missing or not YAML, or an override has another form.
+    """
     layers = [(str(path), _read_yaml(path))]
     if base := layers[0][1].pop("base", None):
         base_path = path.parent / str(base)
@@ -286,32 +363,39 @@ def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
             layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
         except (YAMLError, OmegaConfBaseException) as error:
             raise BadInput(f"override {override!r}: {error}") from None
+    return layers
 
-    merged: Any = OmegaConf.structured(TrainConfig)
-    for name, layer in layers:
+
+def _merge(schema: type[Config], layers: Sequence[tuple[str, DictConfig]], name: str) -> Config:
+    merged: Any = OmegaConf.structured(schema)
+    for layer_name, layer in layers:
         try:
             merged = OmegaConf.merge(merged, layer)
         except OmegaConfBaseException as error:
-            raise BadInput(f"{name}: {_explain(error)}") from None
+            raise BadInput(f"{layer_name}: {_explain(error)}") from None
     try:
         if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise BadInput(f"{path} leaves out: {', '.join(missing)}")
-        cfg = cast(TrainConfig, OmegaConf.to_object(merged))
+            raise BadInput(f"{name} leaves out: {', '.join(missing)}")
+        return cast(Config, OmegaConf.to_object(merged))
     except (MissingMandatoryValue, OmegaConfBaseException) as error:
-        raise BadInput(f"{path}: {_explain(error)}") from None
-    _check_values(cfg, str(path))
-    return cfg
+        raise BadInput(f"{name}: {_explain(error)}") from None
 
 
-def _check_values(cfg: TrainConfig, name: str) -> None:
-    """Refuse what has the right type and cannot work."""
+def _refuser(name: str) -> Callable[[bool, str, object, str], None]:
+    """`require(good, key, value, rule)`, which refuses what is not good."""
 
     def require(good: bool, key: str, value: object, rule: str) -> None:
         if not good:
             raise BadInput(f"{name}: {key} = {value!r}, but {rule}")
 
-    model, data, optimizer = cfg.model, cfg.data, cfg.optimizer
-    positive = {
+    return require
+
+
+def _check_pretraining(cfg: TrainConfig, name: str) -> None:
+    """Refuse what has the right type and cannot work, of what pre-training alone has."""
+    require = _refuser(name)
+    model, data = cfg.model, cfg.data
+    for key, value in {
         "model.vocab_size": model.vocab_size,
         "model.n_positions": model.n_positions,
         "model.n_embd": model.n_embd,
@@ -320,18 +404,8 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
         "data.seq_len": data.seq_len,
         "data.num_canonical_nodes": data.num_canonical_nodes,
         "data.prefetch_factor": data.prefetch_factor,
-        "global_train_batch_size": cfg.global_train_batch_size,
-        "device_train_microbatch_size": cfg.device_train_microbatch_size,
-        "device_eval_batch_size": cfg.device_eval_batch_size,
-        "world_size": cfg.world_size,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-    }
-    if (spike := cfg.callbacks.spike_guard) is not None:
-        positive |= {f"callbacks.spike_guard.{name}": value for name, value in vars(spike).items()}
-    for key, value in positive.items():
+    }.items():
         require(value > 0, key, value, "it must be above 0")
-    require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")
     require(
         model.n_embd % model.n_head == 0, "model.n_embd", model.n_embd, f"it must divide by n_head = {model.n_head}"
     )
@@ -347,6 +421,59 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     for key, value, choices in (
         ("model.attn_implementation", model.attn_implementation, ("sdpa", "flash_attention_2")),
         ("model.activation_function", model.activation_function, ("gelu_new",)),
+    ):
+        require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
+    require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
+    _check_interval(require, name, "scheduler.t_warmup", cfg.scheduler.t_warmup, least=0)
+
+
+def _check_finetuning(cfg: FinetuneConfig, name: str) -> None:
+    """Refuse what has the right type and cannot work, of what fine-tuning alone has."""
+    require = _refuser(name)
+    writing = cfg.generation
+    positive: dict[str, float] = {
+        "seq_len": cfg.seq_len,
+        "generation.num_beams": writing.num_beams,
+        "generation.max_new_tokens": writing.max_new_tokens,
+        "gpu_memory_gb": cfg.gpu_memory_gb or 1,
+    }
+    if cfg.lora:
+        positive |= {"lora.r": cfg.lora.r, "lora.lora_alpha": cfg.lora.lora_alpha}
+        require(0 <= cfg.lora.lora_dropout < 1, "lora.lora_dropout", cfg.lora.lora_dropout, "it lies in [0, 1)")
+    for key, value in positive.items():
+        require(value > 0, key, value, "it must be above 0")
+    require(0 <= cfg.warmup_share < 1, "warmup_share", cfg.warmup_share, "it is a share of the run, in [0, 1)")
+    require(writing.temperature >= 0, "generation.temperature", writing.temperature, "it cannot be negative")
+    require(0 < writing.top_p <= 1, "generation.top_p", writing.top_p, "it lies in (0, 1]")
+    require(cfg.max_duration.strip()[-2:] != "ok", "max_duration", cfg.max_duration, "it is in ep or ba here")
+    require(cfg.callbacks.spike_guard is None, "callbacks.spike_guard", cfg.callbacks.spike_guard, "it needs shards")
+
+
+def _check_interval(
+    require: Callable[[bool, str, object, str], None], name: str, key: str, value: str, least: int
+) -> None:
+    duration = Duration.parse(value, f"{name}: {key}")
+    require(duration.value >= least, key, value, f"it must be at least {least}")
+    require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
+
+
+def _check_values(cfg: RunConfig, name: str) -> None:
+    """Refuse what has the right type and cannot work, of what every run has."""
+    require, optimizer = _refuser(name), cfg.optimizer
+    positive = {
+        "global_train_batch_size": cfg.global_train_batch_size,
+        "device_train_microbatch_size": cfg.device_train_microbatch_size,
+        "device_eval_batch_size": cfg.device_eval_batch_size,
+        "world_size": cfg.world_size,
+        "optimizer.lr": optimizer.lr,
+        "optimizer.eps": optimizer.eps,
+    }
+    if (spike := cfg.callbacks.spike_guard) is not None:
+        positive |= {f"callbacks.spike_guard.{name}": value for name, value in vars(spike).items()}
+    for key, value in positive.items():
+        require(value > 0, key, value, "it must be above 0")
+    require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")
+    for key, value, choices in (
         ("precision", cfg.precision, ("fp32", "amp_bf16")),
         ("device", cfg.device, (None, "cpu", "gpu")),
         ("on_save_error", cfg.on_save_error, ("stop", "continue")),
@@ -364,7 +491,6 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     require(len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", optimizer.betas,
             "it must be two numbers in [0, 1)")  # fmt: skip
     require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative")
-    require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
     clip = cfg.gradient_clipping_norm
     require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
     require(
@@ -382,15 +508,11 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     for key, value in (
         ("max_duration", cfg.max_duration),
         ("save_permanent_interval", permanent or cfg.save_interval),
-        ("scheduler.t_warmup", cfg.scheduler.t_warmup),
         ("eval_interval", cfg.eval_interval),
         ("save_interval", cfg.save_interval),
         ("callbacks.console.interval", cfg.callbacks.console.interval if cfg.callbacks.console else "1ba"),
     ):
-        duration = Duration.parse(value, f"{name}: {key}")
-        least = 0 if key == "scheduler.t_warmup" else 1
-        require(duration.value >= least, key, value, f"it must be at least {least}")
-        require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
+        _check_interval(require, name, key, value, least=1)
     require(
         permanent is None or batches_of(permanent) % batches_of(cfg.save_interval) == 0,
         "save_permanent_interval",
@@ -399,6 +521,6 @@ def _check_values(cfg: TrainConfig, name: str) -> None:
     )
 
 
-def to_yaml(cfg: TrainConfig) -> str:
+def to_yaml(cfg: RunConfig) -> str:
     """The resolved configuration as YAML that `load_config` reads back to the same values."""
     return OmegaConf.to_yaml(OmegaConf.structured(cfg))

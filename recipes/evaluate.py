@@ -5,6 +5,7 @@
     python recipes/evaluate.py --model biomedlm --tasks pubmedqa --data data/tasks --out scores \\
         --corpus data/pubmed/corpus --text-documents 2000         # leak report; perplexity by source and year
     python recipes/evaluate.py --tasks medqa,bioasq --data data/tasks --check       # read the sets, print, stop
+    python recipes/evaluate.py --runs runs/pubmedqa-1 runs/pubmedqa-2 runs/pubmedqa-3 --out scores  # over seeds
 
 DATA holds a folder a task; which files: data_prep/tasks/__init__.py. OUT gets results.json with all that is needed to
 repeat it, table.md, table.html, every question's log-probabilities, and the prompts as tasks of lm-eval-harness.
@@ -23,16 +24,21 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from data_prep import corpus
 from data_prep.stage import (
     BadInput,
     JsonDict,
     begin,
+    difference,
     finished,
     library_versions,
     manifest_sha256,
     publish,
+    read_json,
     run,
+    sha256_file,
     write_json,
     write_text,
 )
@@ -40,8 +46,8 @@ from data_prep.tasks import TaskSet, describe, label_balance, load
 from recipes.leaks import N_WORDS, Leaks, find_leaks
 from recipes.pretrained import check_folder, folder_sha256, load_pretrained
 from recipes.prompts import FORMS, HARNESS, Prompt, make_prompts, write_harness_task
-from recipes.run_folder import environment
-from recipes.scores import Row, Score, bootstrap, percent, published_rows, to_html, to_markdown
+from recipes.run_folder import RECORD, environment
+from recipes.scores import Row, Score, bootstrap, over_seeds, percent, published_rows, to_html, to_markdown
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -49,6 +55,7 @@ if TYPE_CHECKING:
 STAGE = "evaluation"
 FORMAT = 1
 DTYPES = ("float32", "bfloat16")
+PREDICTIONS = "predictions-test.jsonl"  # of recipes/finetune.py
 
 
 def score_choices(model: GPT2LMHeadModel, tokenizer: Any, prompts: Sequence[Prompt], batch_size: int) -> list[JsonDict]:
@@ -255,6 +262,66 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet]) -> JsonDic
     return manifest
 
 
+def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDict]]:
+    """A finished fine-tuning run: its record, its scores.json, and its predictions of test by id.
+
+    Raises:
+        BadInput: the folder holds no finished fine-tuning run.
+    """
+    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    if not record.get("finished") or not (folder / PREDICTIONS).is_file():
+        raise BadInput(f"{folder} holds no finished fine-tuning run; recipes/finetune.py makes one")
+    lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    return record, read_json(folder / "scores.json"), {r["id"]: r for r in map(json.loads, lines)}
+
+
+def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
+    """Put the seeds of one fine-tuning together: mean, standard deviation, interval; a table.
+
+    Raises:
+        BadInput: the runs differ in more than their seed, or a seed comes twice.
+    """
+    runs = [read_predictions(folder) for folder in folders]
+    first, seeds = runs[0][0]["identity"], [record["identity"]["seed"] for record, _, _ in runs]
+    for folder, (record, _, _) in zip(folders, runs, strict=True):
+        if lines := difference(first, {**record["identity"], "seed": first["seed"]}):
+            raise BadInput(f"{folder} differs from {folders[0]} in more than its seed:\n  " + "\n  ".join(lines))
+    if len(set(seeds)) < len(seeds):
+        raise BadInput(f"a seed comes twice among {', '.join(map(str, seeds))}")
+    task, ids = first["task"]["name"], sorted(runs[0][2])
+    request: JsonDict = {
+        "stage": STAGE,
+        "format": FORMAT,
+        "arguments": {"runs": [folder.name for folder in folders]},
+        "inputs": {folder.name: sha256_file(folder / PREDICTIONS) for folder in folders},
+    }
+    if manifest := finished(out, request):
+        print(f"{out} is up to date")
+        return manifest
+    rows, results = [], {}
+    for metric in sorted(name for name, value in runs[0][2][ids[0]].items() if isinstance(value, float)):
+        values = np.array([[predictions[id_][metric] for id_ in ids] for _, _, predictions in runs])
+        score, deviation = over_seeds(values)
+        results[metric] = {
+            **asdict(score),
+            "standard_deviation": deviation,
+            "seeds": dict(zip(map(str, seeds), values.mean(1).tolist(), strict=True)),
+        }
+        how = f"fine-tuned, {metric}, mean of {len(seeds)} seeds ± {100 * deviation:.1f}"
+        rows.append(Row(task, folders[0].name, how, percent(score), False))
+    if "acc" in results:
+        answers = [runs[0][2][id_]["answer"] for id_ in ids]
+        share = 100 * max(map(answers.count, set(answers))) / len(answers)
+        rows.append(Row(task, "always the commonest answer", "baseline", f"{share:.1f}", False))
+    rows += published_rows(task)
+    partial = begin(out)
+    write_text(partial / "table.md", to_markdown(rows))
+    write_text(partial / "table.html", to_html(rows, f"{task}, {len(seeds)} seeds"))
+    facts = {"identity": first, "seeds": seeds, "scores": results, "environment": environment(1)}
+    write_json(partial / "results.json", {**request, **facts})
+    return publish(partial, out, request, {"versions": library_versions("torch", "transformers")})
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table."""
     parser = argparse.ArgumentParser(
@@ -263,8 +330,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", type=Path, help="folder that recipes/export.py wrote, or one like BioMedLM's")
-    parser.add_argument("--tasks", required=True, help="such as medqa,pubmedqa,mmlu")
-    parser.add_argument("--data", type=Path, required=True, help="holds a folder a task")
+    parser.add_argument("--tasks", default="", help="such as medqa,pubmedqa,mmlu")
+    parser.add_argument("--data", type=Path, default=Path("data/tasks"), help="holds a folder a task")
+    parser.add_argument("--runs", type=Path, nargs="+", help="run folders of one fine-tuning with several seeds")
     parser.add_argument("--out", type=Path, help="the folder to make")
     parser.add_argument("--check", action="store_true", help="read the sets, print what they hold, and stop")
     parser.add_argument("--shots", type=int, default=0, help="answered questions before each (default: 0)")
@@ -286,6 +354,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise BadInput(f"--{name.replace('_', '-')} {value} is below {least}")
     if arguments.text_documents and not arguments.corpus:
         raise BadInput("--text-documents needs --corpus, of whose val split they are")
+    if arguments.runs:
+        if not arguments.out:
+            raise BadInput("--out is missing: the folder to make")
+        evaluate_runs(arguments.runs, arguments.out)
+        print((arguments.out / "table.md").read_text(encoding="utf-8"), end="")
+        return
     tasks = []
     for name in dict.fromkeys(filter(None, arguments.tasks.split(","))):
         task = load(name, arguments.data)

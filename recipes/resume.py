@@ -13,7 +13,7 @@ from composer.utils import dist
 from data_prep.stage import BadInput, JsonDict, Unavailable, read_manifest
 from recipes import ledger
 from recipes.checkpoints import MONOLITH, checkpoint_batch, is_sharded, newest_intact
-from recipes.config import TrainConfig, batches_of
+from recipes.config import RunConfig, batches_of
 from recipes.ranks import on_rank_zero
 from recipes.remote import RemoteRun, checkpoints_in
 from recipes.run_folder import CHECKPOINTS, METRICS, RECORD, reached_batch, refuse_difference
@@ -59,7 +59,7 @@ class Start:
             shutil.rmtree(self.copy)
 
 
-def find_start(folder: Path, cfg: TrainConfig, wanted: JsonDict, remote: RemoteRun | None = None) -> Start:
+def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | None = None) -> Start:
     """Find the newest intact checkpoint, on rank 0, and tell all ranks.
 
     A run on several ranks with FSDP is sharded, and so is one that goes on from a sharded checkpoint, on one rank too.
@@ -88,7 +88,7 @@ def find_start(folder: Path, cfg: TrainConfig, wanted: JsonDict, remote: RemoteR
     return on_rank_zero(find)
 
 
-def _find(folder: Path, cfg: TrainConfig, wanted: JsonDict, remote: RemoteRun | None) -> Start:
+def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | None) -> Start:
     checkpoints = folder / CHECKPOINTS
     try:
         checkpoint, faults = _newest_with_remote(folder, cfg, wanted, remote) if remote else newest_intact(checkpoints)
@@ -123,7 +123,7 @@ def _find(folder: Path, cfg: TrainConfig, wanted: JsonDict, remote: RemoteRun | 
 
 
 def _newest_with_remote(
-    folder: Path, cfg: TrainConfig, wanted: JsonDict, remote: RemoteRun
+    folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun
 ) -> tuple[Path | None, list[str]]:
     """`newest_intact` of the folder and the remote together; what is chosen lies in the folder then."""
 

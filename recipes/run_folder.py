@@ -38,7 +38,7 @@ from data_prep.stage import (
     write_json,
     write_text,
 )
-from recipes.config import TrainConfig, to_yaml
+from recipes.config import RunConfig, TrainConfig, to_yaml
 from recipes.plan import Plan
 
 CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
@@ -224,27 +224,48 @@ def _comes_to_see(folder: Path, record_sha256: str) -> bool:
     return True
 
 
-def open_run(folder: Path, cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> None:
-    """Write configuration, record and tokenizer into a folder that exists; a run that goes on adds a start to it."""
-    wanted = identity(cfg, plan, shards)
+def open_run(
+    folder: Path,
+    cfg: RunConfig,
+    wanted: JsonDict,
+    facts: JsonDict,
+    write_tokenizer: Callable[[Path], object],
+    world_size: int,
+) -> None:
+    """Write configuration, record and tokenizer into a folder that exists; a run that goes on adds a start to it.
+
+    Args:
+        folder: the run folder.
+        cfg: the configuration.
+        wanted: the identity of the run.
+        facts: what its record says beside that: `plan`, `data`.
+        write_tokenizer: makes the tokenizer's folder, which does not exist yet.
+        world_size: ranks.
+    """
     allow = cfg.resume.allow
     record = check_identity(folder, wanted, allow) or {"identity": wanted, "starts": [], "finished": False}
     allowed = difference(record["identity"], wanted)
-    record["identity"] = wanted
-    record["plan"] = {**asdict(plan), "tokens": plan.tokens, "passes": plan.passes}
-    record["data"] = {
-        "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
-        "baselines": shards.baselines,
-        "corpus": shards.manifest["corpus"],
-    }
-    record["starts"].append({**environment(plan.world_size), "allowed_differences": allowed})
+    record |= {**facts, "identity": wanted}
+    record["starts"].append({**environment(world_size), "allowed_differences": allowed})
     write_json(folder / RECORD, record)  # first: it makes the folder a run's
     if not (folder / TOKENIZER).is_dir():
         partial = folder / f"{TOKENIZER}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(cfg.data.tokenizer, partial)
+        write_tokenizer(partial)
         partial.rename(folder / TOKENIZER)
     write_text(folder / CONFIG, to_yaml(cfg))
+
+
+def facts(plan: Plan, shards: ShardsInfo) -> JsonDict:
+    """What the record of a pre-training run says of its plan and data."""
+    return {
+        "plan": {**asdict(plan), "tokens": plan.tokens, "passes": plan.passes},
+        "data": {
+            "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
+            "baselines": shards.baselines,
+            "corpus": shards.manifest["corpus"],
+        },
+    }
 
 
 def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:

@@ -171,22 +171,23 @@ def write_sharded(checkpoint: Path, out: Path) -> None:
     save_sharded(state, checkpoint_id=str(out), no_dist=True)
 
 
-def load_model_weights(checkpoint: Path, model: torch.nn.Module) -> None:
-    """Fill a GPT2LMHeadModel on the CPU from a checkpoint, without a process group and without unpickling.
+def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "model.") -> None:
+    """Fill a model on the CPU from a checkpoint, without a process group and without unpickling.
 
     Args:
         checkpoint: a checkpoint folder.
         model: its weights are overwritten in place, so that there is never a second copy of them.
+        prefix: what the checkpoint's names have before the model's; of a GPT2LMHeadModel, BioMedLM's attribute.
 
     Raises:
         BadInput: the checkpoint is unsafe, unreadable, or of another model.
     """
-    wanted = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}  # BioMedLM.model
+    wanted = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
     monolith, sharded = checkpoint / MONOLITH, is_sharded(checkpoint)
     refuse_unsafe(checkpoint / METADATA if sharded else monolith)
     try:
         if sharded:
-            load_sharded({"state": {"model": wanted}}, storage_reader=_GuardedReader(checkpoint))
+            load_sharded({"state": {"model": wanted}}, storage_reader=_GuardedReader(checkpoint), no_dist=True)
             return
         with _allowed_globals():
             state = torch.load(monolith, map_location="cpu", weights_only=True, mmap=True)

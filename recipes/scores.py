@@ -76,6 +76,17 @@ def bootstrap(
     return Score(float(tops.sum() / bottoms.sum()), float(low), float(high), len(tops))
 
 
+def over_seeds(values: NDArray[np.float64]) -> tuple[Score, float]:
+    """A score over seeds: its mean with the bootstrap interval over questions, and the seeds' standard deviation.
+
+    Args:
+        values: (seeds, n) one a seed and question. The interval is of the mean over these seeds, for other questions
+            of the kind; how far other seeds lie, the standard deviation tells.
+    """
+    deviation = float(values.mean(1).std(ddof=1)) if len(values) > 1 else 0.0
+    return bootstrap(values.mean(0)), deviation
+
+
 @dataclass(frozen=True)
 class Row:
     """A line of the table.

@@ -29,7 +29,7 @@ from composer.utils import dist
 
 from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep.stage import run
-from recipes import parallel, ranks, remote, run_folder, train
+from recipes import parallel, ranks, remote, run_folder, train, trainer
 from recipes.shard_reader import TokenShard
 
 
@@ -130,8 +130,8 @@ def main() -> None:
     for text in sys.argv[1:at]:
         what, rank, batch = text.split(":")
         faults.append(Fault(what, int(rank), int(batch)))
-    original = train.build_callbacks
-    train.build_callbacks = lambda cfg: [*faults, *original(cfg)]
+    original = trainer.build_callbacks
+    trainer.build_callbacks = lambda cfg: [*faults, *original(cfg)]
     train.command_line(sys.argv[at + 1 :])
     print(f"rank {dist.get_global_rank()} ended")
 

@@ -17,7 +17,7 @@ from recipes.config import CallbacksConfig, TrainConfig, load_config, to_yaml
 from recipes.plan import flops_per_token, format_plan, make_plan, node_sends_bytes, parameter_count
 
 ROOT = Path(__file__).parents[1]
-YAMLS = sorted((ROOT / "yamls").rglob("*.yaml"))
+YAMLS = sorted((ROOT / "yamls").glob("*.yaml"))
 FLAGSHIP, SMOKE = ROOT / "yamls/biomedlm-2.7b.yaml", ROOT / "yamls/smoke-cpu.yaml"
 
 

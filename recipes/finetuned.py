@@ -1,0 +1,180 @@
+"""A GPT-2 with a head for one kind of task, for the Trainer; and the folder that a fine-tuned model is kept in.
+
+The folder is a Hugging Face GPT-2 (attention scale folded, LoRA merged, added tokens in tokenizer and embedding), with
+`head.safetensors` and `task.json` beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from composer.models import ComposerModel
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torchmetrics import MeanMetric, Metric
+from transformers import GPT2LMHeadModel
+
+from data_prep.stage import BadInput, JsonDict, read_json, write_json
+from recipes.attention import use_scaled_attention
+from recipes.config import LoraConfig
+from recipes.examples import Batch
+from recipes.model import is_block
+from recipes.pretrained import load_pretrained
+
+if TYPE_CHECKING:
+    from peft import LoraModel
+
+HEAD, TASK = "head.safetensors", "task.json"
+LINEAR_MAPS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
+
+
+@dataclass(frozen=True)
+class TaskHead:
+    """What a fine-tuned model is for.
+
+    Attributes:
+        task: the set's name.
+        kind: `choice`, `verdict` or `pairs`.
+        labels: of `verdict`, in the order of the head's rows; empty otherwise.
+        seq_len: the longest sequence that it was trained on, in tokens.
+    """
+
+    task: str
+    kind: str
+    labels: tuple[str, ...]
+    seq_len: int
+
+    @property
+    def rows(self) -> int:
+        """Rows of the linear head: one score a sequence in `choice`, one a label in `verdict`."""
+        return len(self.labels) if self.kind == "verdict" else 1
+
+
+class FineTuned(ComposerModel):
+    """A GPT-2 that answers.
+
+    `choice` and `verdict`: a linear map without bias on the hidden state of the last real token; softmax over options
+    or labels. `pairs`: the language model itself, with the loss on the target alone.
+
+    Padding is on the right, so causal attention keeps it from every real token, and no mask is needed.
+
+    Attributes:
+        model: the GPT2LMHeadModel, its attention scaled by layer as its configuration says.
+        head: `rows` x n_embd; None in `pairs`.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, task_head: TaskHead) -> None:
+        super().__init__()
+        self.model = use_scaled_attention(model)
+        self.task_head = task_head
+        self.head: nn.Linear | None = None
+        if task_head.kind != "pairs":
+            self.head = nn.Linear(model.config.n_embd, task_head.rows, bias=False)
+            nn.init.normal_(self.head.weight, std=model.config.initializer_range)
+        hooks: Any = self.model
+        hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
+
+    def scores(self, batch: Batch) -> torch.Tensor:
+        """Of `choice` (B, O) one an option, -inf where an example has none; of `verdict` (B, labels) one a label."""
+        input_ids, lengths = batch["input_ids"], batch["lengths"]
+        # Through the whole model, so that FSDP gathers its parameters; logits of one position cost nothing.
+        outputs = self.model(
+            input_ids=input_ids.flatten(0, 1), use_cache=False, output_hidden_states=True, logits_to_keep=1
+        )
+        hidden = outputs.hidden_states[-1]  # (B · O, T, n_embd), after the last LayerNorm
+        last = (lengths.flatten() - 1).clamp(min=0)
+        assert self.head is not None
+        scores = self.head(hidden[torch.arange(len(last), device=last.device), last]).float()
+        if self.task_head.kind == "verdict":
+            return scores
+        return scores.view_as(lengths).masked_fill(lengths == 0, -math.inf)
+
+    def target_losses(self, batch: Batch) -> torch.Tensor:
+        """Of `pairs` (B,): mean cross entropy, in nats a token, of each target, end-of-text included."""
+        input_ids, lengths = batch["input_ids"][:, 0], batch["lengths"][:, 0]
+        logits = self.model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
+        nats = F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
+        position = torch.arange(1, input_ids.shape[1], device=input_ids.device)
+        wanted = (position >= batch["labels"][:, None]) & (position < lengths[:, None])
+        return (nats.view_as(wanted) * wanted).sum(1) / wanted.sum(1)
+
+    def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+        """The loss: a mean over examples, so that it does not depend on how they are split and padded."""
+        if self.task_head.kind == "pairs":
+            return {"loss": self.target_losses(batch).mean()}
+        return {"loss": F.cross_entropy(self.scores(batch), batch["labels"])}
+
+    def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The loss that `forward` computed."""
+        return outputs["loss"]
+
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
+        """(B,): whether each answer is right, or the loss of each target."""
+        if self.task_head.kind == "pairs":
+            return self.target_losses(batch)
+        return (self.scores(batch).argmax(1) == batch["labels"]).float()
+
+    def get_metrics(self, is_train: bool) -> dict[str, Metric]:
+        """Accuracy, or the loss of the targets, on evaluation."""
+        return {} if is_train else {"TargetLoss" if self.task_head.kind == "pairs" else "Accuracy": MeanMetric()}
+
+    def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
+        """Add a batch."""
+        metric.update(outputs)
+
+
+def add_lora(model: GPT2LMHeadModel, lora: LoraConfig) -> LoraModel:
+    """Add low-rank changes to the blocks' linear maps, in place; all other parameters stop wanting a gradient.
+
+    Rows of the embedding that were added for the task keep the values that they were drawn with: the changes of the
+    blocks can make of them what they like.
+
+    Returns:
+        What merges them into the weights again: `merge_and_unload()`.
+    """
+    import peft
+
+    config = peft.LoraConfig(**asdict(lora), target_modules=LINEAR_MAPS, fan_in_fan_out=True, bias="none")
+    return peft.LoraModel(model, config, "default")
+
+
+def resize(model: GPT2LMHeadModel, n_entries: int) -> None:
+    """Give the embedding rows for new entries, drawn as all were when the model began; in place."""
+    old = model.config.vocab_size
+    if n_entries > old:
+        model.resize_token_embeddings(n_entries, mean_resizing=False)
+        with torch.no_grad():
+            model.transformer.wte.weight[old:].normal_(std=model.config.initializer_range)
+
+
+def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
+    """Write a folder that `load` reads. The model must be a plain GPT-2 by now: folded, LoRA merged."""
+    trained.model.save_pretrained(folder, safe_serialization=True)
+    tokenizer.save_pretrained(folder)
+    if trained.head is not None:
+        save_file({"weight": trained.head.weight.detach().contiguous()}, folder / HEAD)
+    write_json(folder / TASK, asdict(trained.task_head))
+
+
+def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
+    """A fine-tuned model, in evaluation mode, and its tokenizer.
+
+    Raises:
+        BadInput: the folder does not hold one.
+    """
+    if not (folder / TASK).is_file():
+        raise BadInput(f"{folder} holds no fine-tuned model (no {TASK}); recipes/finetune.py makes one")
+    facts: JsonDict = read_json(folder / TASK)
+    model, tokenizer = load_pretrained(folder)
+    trained = FineTuned(model, TaskHead(**{**facts, "labels": tuple(facts["labels"])}))
+    if trained.head is not None:
+        weight = load_file(folder / HEAD)["weight"]
+        if weight.shape != trained.head.weight.shape:
+            raise BadInput(f"{folder / HEAD} has shape {tuple(weight.shape)}, {TASK} says {trained.head.weight.shape}")
+        trained.head.weight = nn.Parameter(weight)
+    return trained.to(device).eval(), tokenizer

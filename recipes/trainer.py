@@ -1,0 +1,178 @@
+"""What every run's Trainer has, whatever it trains: optimizer, callbacks, loggers, checkpoints."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from composer import Callback, Trainer
+from composer.algorithms import GradientClipping
+from composer.core import DataSpec
+from composer.models import ComposerModel
+from composer.optim import ComposerScheduler, DecoupledAdamW
+from composer.utils import ParallelismConfig, dist, get_device
+
+from callbacks import (
+    CALLBACKS,
+    CheckpointWriter,
+    Console,
+    MetricsFile,
+    ParityGate,
+    Preemption,
+    RestoreRNG,
+    Rewind,
+    SampleFingerprint,
+    SpikeGuard,
+    StallWatch,
+)
+from data_prep.stage import BadInput, JsonDict
+from recipes import run_folder
+from recipes.config import RunConfig, batches_of
+from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
+from recipes.exit_codes import leave_at_once_when_preempted
+from recipes.remote import RemoteRun
+from recipes.resume import Start
+from recipes.safe_loading import guard_composer_loading
+
+
+def connect(cfg: RunConfig) -> None:
+    """Join the other ranks.
+
+    Raises:
+        BadInput: a precision that this device lacks.
+    """
+    leave_at_once_when_preempted()  # Composer has installed a handler of its own
+    device = get_device(cfg.device)
+    if device.name == "cpu" and cfg.precision != "fp32":
+        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
+    dist.initialize_dist(device, cfg.dist_timeout_s)
+    if device.name == "cpu":
+        keep_freed_memory()
+        repair_gloo_gradient_average()
+        if cfg.fsdp and cfg.fsdp.data_parallel_replicate_degree > 1:
+            repair_hybrid_sharding()
+
+
+def run_trainer(
+    cfg: RunConfig,
+    model: ComposerModel,
+    scheduler: ComposerScheduler,
+    *,
+    train_dataloader: DataSpec,
+    eval_dataloader: DataSpec,
+    callbacks: list[Callback],
+    batches: int,
+    device_train_microbatch_size: int,
+    identity: JsonDict,
+    start: Start,
+    fsdp: ParallelismConfig | None,
+    remote: RemoteRun | None,
+) -> Trainer | None:
+    """Assemble the Trainer and run it to its end.
+
+    Args:
+        cfg: the configuration.
+        model: what is trained: its parameters that want a gradient.
+        scheduler: of the learning rate.
+        train_dataloader: batches of this rank.
+        eval_dataloader: what is evaluated at `cfg.eval_interval`.
+        callbacks: those that belong to this kind of run.
+        batches: length of the run.
+        device_train_microbatch_size: sequences that a rank computes at once.
+        identity: what the run is made of; written into each checkpoint.
+        start: where it starts; closed here.
+        fsdp: how the model is sharded; None: not at all.
+        remote: where the run folder is copied to.
+
+    Returns:
+        None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
+    """
+    guard_composer_loading()
+    folder = Path(cfg.run_dir)
+    optimizer = DecoupledAdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=cfg.optimizer.lr,
+        betas=(cfg.optimizer.betas[0], cfg.optimizer.betas[1]),
+        eps=cfg.optimizer.eps,
+        weight_decay=cfg.optimizer.weight_decay,
+    )
+    clip = cfg.gradient_clipping_norm
+    writer = CheckpointWriter(
+        folder=folder / run_folder.CHECKPOINTS,
+        interval_batches=batches_of(cfg.save_interval),
+        keep=cfg.save_num_checkpoints_to_keep,
+        permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
+        batches=batches,
+        identity=identity,
+        stop_on_error=cfg.on_save_error == "stop",
+        remote=remote,
+    )
+    rng = RestoreRNG()
+    callbacks = [ParityGate(), rng, *callbacks, SampleFingerprint(), *build_callbacks(cfg)]
+    if cfg.callbacks.spike_guard:
+        # Before the writer: what is in a spike is not saved.
+        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
+    callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
+    if cfg.stall_timeout_s:
+        callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
+    trainer = Trainer(
+        model=model,
+        optimizers=optimizer,
+        schedulers=scheduler,
+        step_schedulers_every_batch=True,
+        algorithms=[GradientClipping("norm", clip)] if clip else None,
+        train_dataloader=train_dataloader,
+        eval_dataloader=eval_dataloader,
+        eval_interval=cfg.eval_interval,
+        eval_subset_num_batches=cfg.eval_subset_num_batches,
+        max_duration=f"{batches}ba",
+        device_train_microbatch_size=device_train_microbatch_size,
+        precision=cfg.precision,
+        device=cfg.device,
+        parallelism_config=fsdp,
+        seed=cfg.seed,
+        dist_timeout=cfg.dist_timeout_s,
+        callbacks=callbacks,
+        loggers=build_loggers(cfg, batches),
+        progress_bar=cfg.progress_bar and sys.stderr.isatty(),
+        run_name=cfg.run_name,
+        load_path=start.load_path,
+        load_ignore_keys=start.ignore_absent_callbacks,
+    )
+    rng.rng = trainer._rng_state
+    trainer._rng_state = None
+    start.close()
+    try:
+        if trainer.state.timestamp.batch < batches:  # not if it was stopped between its last save and its end
+            trainer.fit()
+    except Rewind:
+        trainer.close()
+        return None
+    trainer.close()  # flushes the loggers
+    writer.finish()
+    return trainer
+
+
+def build_callbacks(cfg: RunConfig) -> list[Any]:
+    """The callbacks that the YAML asks for by Composer's names."""
+    chosen = {name: getattr(cfg.callbacks, name) for name in CALLBACKS}
+    return [CALLBACKS[name](**asdict(arguments)) for name, arguments in chosen.items() if arguments is not None]
+
+
+def build_loggers(cfg: RunConfig, batches: int) -> list[Any]:
+    """metrics.jsonl always; console lines and W&B if the YAML asks for them."""
+    folder = Path(cfg.run_dir)
+    loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
+    if cfg.callbacks.console:
+        loggers.append(Console(batches_of(cfg.callbacks.console.interval), batches))
+    if cfg.loggers.wandb:
+        from composer.loggers import WandBLogger
+
+        arguments = asdict(cfg.loggers.wandb)
+        mode = arguments.pop("mode")
+        # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted.
+        settings = {"console": "off", "silent": mode == "offline"}
+        loggers.append(WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": str(folder), "settings": settings}))
+    return loggers
