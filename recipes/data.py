@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import resource
 import signal
 import tempfile
 import threading
@@ -251,7 +252,12 @@ def registering() -> Iterator[None]:
 
     StreamingDataset looks for a free name and takes it a moment later: of two runs that start together on one machine,
     one would end with FileExistsError.
+
+    It opens the names that others hold, and those that killed runs left, twelve files for each, and keeps them open:
+    the 1,024 that a process may open by default would be too few after some forty kills.
     """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     lock = None
     if dist.get_local_rank() == 0:
         lock = os.open(Path(tempfile.gettempdir()) / "token-shards.lock", os.O_RDONLY | os.O_CREAT, 0o666)

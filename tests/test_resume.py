@@ -525,7 +525,8 @@ def test_fsdp1_is_the_run_of_one_rank_and_of_fsdp2(outcome: Outcome, run: Run, t
 def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[str]:
     """Overrides that name shards and tokenizer of 28,896 entries, made from 20,000 made-up words, each used twice."""
     draw = random.Random(17)
-    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(20_000)] * 2
+    words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(20_000)]
+    words += draw.sample(words, len(words))  # in another order: the corpus keeps one of equal texts
     documents = [
         Document(f"pmid:{number}", " ".join(words[begin : begin + 100]), ABSTRACTS, None, "2021-03")
         for number, begin in enumerate(range(0, len(words), 100))
