@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import resource
 import signal
 import tempfile
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import streaming.base.shared.prefix as shared_names
 import torch
 from composer.core import DataSpec
 from composer.utils import dist
@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from streaming import Stream, StreamingDataLoader, StreamingDataset
 from streaming.base.format import Reader
 from streaming.base.partition import get_partitions
+from streaming.base.shared import SharedMemory
 from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
@@ -253,11 +254,11 @@ def registering() -> Iterator[None]:
     StreamingDataset looks for a free name and takes it a moment later: of two runs that start together on one machine,
     one would end with FileExistsError.
 
-    It opens the names that others hold, and those that killed runs left, twelve files for each, and keeps them open:
-    the 1,024 that a process may open by default would be too few after some forty kills.
+    In its search it opens the names of others, and those that killed runs left, twelve files for each, and keeps them
+    open to the process' end: after some forty kills more than the 1,024 that a process may open by default. Here it
+    lets go of them (mosaicml-streaming 0.13.0, base/shared/memory.py: the handler at exit holds them).
     """
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    shared_names.SharedMemory = _let_go_when_looked_at
     lock = None
     if dist.get_local_rank() == 0:
         lock = os.open(Path(tempfile.gettempdir()) / "token-shards.lock", os.O_RDONLY | os.O_CREAT, 0o666)
@@ -266,8 +267,13 @@ def registering() -> Iterator[None]:
     try:
         yield
     finally:
+        shared_names.SharedMemory = SharedMemory
         if lock is not None:
             os.close(lock)
+
+
+def _let_go_when_looked_at(name: str, create: bool, size: int = 0) -> SharedMemory:
+    return SharedMemory(name, create, size, auto_cleanup=create)
 
 
 def build_dataloader(cfg: TrainConfig, split: str, world_size: int, skipped: Sequence[ledger.Window] = ()) -> DataSpec:

@@ -5,6 +5,7 @@ Every fault is really made, in copies of shards. `pytest -m chaos` runs the long
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice, product
@@ -407,6 +409,23 @@ def test_shards_travel_to_a_spawned_worker(good: dict[str, Path]) -> None:
     (shard, *_) = shard_reader.open_shards(read_shards_info(good["zstd"]), "train", str(good["zstd"]))
     again = pickle.loads(pickle.dumps(shard))
     assert (again[0]["tokens"] == shard[0]["tokens"]).all()
+
+
+def test_a_dataset_lets_go_of_the_shared_memory_of_others(good: dict[str, Path], configure: Any) -> None:
+    """Of other runs, and of those that were killed: their files would pile up to the limit of a process."""
+
+    def held() -> Counter[str]:
+        gc.collect()
+        links = [Path(f"/proc/self/fd/{name}") for name in os.listdir("/proc/self/fd")]  # noqa: PTH208
+        return Counter(str(link.readlink()) for link in links if link.is_symlink())
+
+    cfg = configure(f"data.shards={good['none']}")
+    first = build_dataloader(cfg, "train", 1)
+    before = held()
+    second = build_dataloader(cfg, "train", 1)
+    more = held() - before
+    assert not [name for name in more if name in before and name.startswith("/dev/shm")]
+    assert first is not second
 
 
 # Several ranks, as users start them.
