@@ -8,15 +8,13 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
-import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from multiprocessing import get_context, parent_process
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +36,7 @@ from data_prep.stage import (
     run,
     sha256_file,
 )
+from data_prep.workers import follow_parent
 
 # recipes.shard_reader checks xxh64 when it opens a shard, compressed or raw. Level 9 makes 1.2 bytes of a token's 2.
 COMPRESSION = {"zstd": "zstd:9", "none": None}
@@ -244,16 +243,8 @@ def _encode_chunk(encode: Encode, chunk: list[Document]) -> list[Encoded]:
 def _start_worker(tokenizer_folder: Path) -> None:
     global _worker_encode
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    follow_parent()
     _worker_encode = load_encoder(tokenizer_folder)
-
-
-def _end_with_parent() -> None:
-    """A worker of a killed parent would wait for its next chunk for ever."""
-    if parent := parent_process():
-        parent.join()
-        os._exit(1)
 
 
 def _work(chunk: list[Document]) -> list[Encoded]:
