@@ -492,12 +492,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     leave_at_once_when_preempted()
     leave_with_the_launcher()
     cfg = load_finetune_config(arguments.yaml, arguments.overrides)
-    try:
-        if not arguments.dry_run:
-            main(cfg)
-            return
-    except RuntimeError as error:
-        raise BadInput(str(error)) from None
+    if not arguments.dry_run:
+        main(cfg)
+        return
     task = load(cfg.task, Path(cfg.data))
     model = architecture(find_source(Path(cfg.model), None))
     world_size = int(os.environ.get("WORLD_SIZE", cfg.world_size))
