@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep import corpus
+from data_prep.overlap import GRAM_WORDS
 from data_prep.stage import (
     BadInput,
     JsonDict,
@@ -43,7 +44,7 @@ from data_prep.stage import (
     write_text,
 )
 from data_prep.tasks import TaskSet, describe, label_balance, load
-from recipes.leaks import N_WORDS, Leaks, find_leaks
+from recipes.leaks import Leaks, find_leaks
 from recipes.pretrained import check_folder, folder_sha256, load_pretrained
 from recipes.prompts import FORMS, HARNESS, Prompt, make_prompts, write_harness_task
 from recipes.run_folder import RECORD, environment
@@ -181,7 +182,7 @@ def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
     return {
         "questions": len(names),
         "by_pmid": len(leaks.by_pmid & names),
-        f"by_{N_WORDS}_words": len(leaks.by_words & names),
+        f"by_{GRAM_WORDS}_words": len(leaks.by_words & names),
         "too_short_for_words": len(leaks.too_short & names),
         "documents_searched": leaks.documents,
         "ids": ids,

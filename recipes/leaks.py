@@ -2,14 +2,14 @@
 
 A question leaks by PMID if a training document is an abstract that it was made of, and by words if its context or
 question shares a run of 13 words with a training document (the length that GPT-3 used, arXiv 2005.14165, appendix C).
-Words are lower case, without punctuation. PMC articles are known by their PMC id alone, so theirs count by words only.
+Words are those of decontamination (data_prep/overlap.py), so that both see the same runs. PMC articles are known by
+their PMC id alone, so theirs count by words only.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
-import re
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -19,11 +19,10 @@ import xxhash
 from tqdm import tqdm
 
 from data_prep import corpus, json_lines
+from data_prep.overlap import GRAM_WORDS, words_of
 from data_prep.stage import read_manifest
 from data_prep.tasks import Pair, Question
-
-N_WORDS = 13
-WORD = re.compile(r"\w+")
+from data_prep.workers import follow_parent
 
 
 @dataclass(frozen=True)
@@ -32,7 +31,7 @@ class Leaks:
 
     Attributes:
         by_pmid: names of examples of whose abstracts one is a training document.
-        by_words: names of examples that share `N_WORDS` words in a row with a training document.
+        by_words: names of examples that share `GRAM_WORDS` words in a row with a training document.
         too_short: names of examples with fewer words than that, of which only a PMID could tell.
         documents: documents that were searched.
     """
@@ -49,10 +48,10 @@ class Leaks:
 
 
 def runs_of_words(text: str) -> Iterator[int]:
-    """A 64-bit hash of every `N_WORDS` words in a row."""
-    words = WORD.findall(text.lower())
-    for begin in range(len(words) - N_WORDS + 1):
-        yield xxhash.xxh3_64_intdigest(" ".join(words[begin : begin + N_WORDS]))
+    """A 64-bit hash of every `GRAM_WORDS` words in a row."""
+    words = words_of(text)
+    for begin in range(len(words) - GRAM_WORDS + 1):
+        yield xxhash.xxh3_64_intdigest(b" ".join(words[begin : begin + GRAM_WORDS]))
 
 
 def _texts(example: Question | Pair) -> tuple[str, ...]:
@@ -65,6 +64,7 @@ _pmids: frozenset[str] = frozenset()
 
 def _set_wanted(wanted: frozenset[int], pmids: frozenset[str]) -> None:
     global _wanted, _pmids
+    follow_parent()
     _wanted, _pmids = wanted, pmids
 
 

@@ -15,11 +15,12 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from data_prep.overlap import GRAM_WORDS
 from data_prep.sources import Document
 from data_prep.stage import BadInput
 from data_prep.tasks import Question, TaskSet
 from recipes import evaluate, likelihood
-from recipes.leaks import N_WORDS, find_leaks
+from recipes.leaks import find_leaks
 from recipes.likelihood import Window, document_windows, encode_pair, log_probs
 from recipes.pretrained import load_pretrained
 from recipes.prompts import make_prompts
@@ -201,7 +202,7 @@ def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., P
     words = [f"word{n}" for n in range(100)]
     texts = {
         "pmid:1": "nothing of note",
-        "pmid:2": "Title\n" + " ".join(words[:N_WORDS]).upper() + ", more",
+        "pmid:2": "Title\n" + " ".join(words[:GRAM_WORDS]).upper() + ", more",
         **{f"pmid:{n}": f"filler {n}" for n in range(3, 30)},
     }
     documents = [Document(id_, text, "PubMed Abstracts", None, "2021") for id_, text in texts.items()]
@@ -216,8 +217,8 @@ def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., P
         {
             "pmid": question("unseen", "1"),
             "absent": question("unseen", "777", "11777"),
-            "words": question(f"So, {'; '.join(words[:N_WORDS])}?"),
-            "twelve": question(" ".join(words[1:N_WORDS]) + " other " + " ".join(words[20:40])),
+            "words": question(f"So, {'; '.join(words[:GRAM_WORDS])}?"),
+            "twelve": question(" ".join(words[1:GRAM_WORDS]) + " other " + " ".join(words[20:40])),
         },
         corpus,
     )
