@@ -7,6 +7,7 @@ Composer's elsewhere.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import re
 from collections.abc import Callable, Sequence
@@ -342,6 +343,25 @@ def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> Fin
     _check_values(cfg, str(yaml))
     _check_finetuning(cfg, str(yaml))
     return cfg
+
+
+def parse_run(doc: str | None, yaml: str, override: str, argv: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of what runs a configuration: `yaml`, `overrides`, `dry_run`.
+
+    Args:
+        doc: of the module: its first line says what it does, what follows after an empty line are examples.
+        yaml: a configuration to name in the help.
+        override: a change to it to name there.
+        argv: the arguments; None: the process' own.
+    """
+    what, _, examples = (doc or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("yaml", help=f"configuration, such as {yaml}")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to it, such as {override}")
+    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
+    return parser.parse_intermixed_args(argv)
 
 
 def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:

@@ -12,7 +12,6 @@ question of dev and test, and scores.json; several seeds are put together by `py
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shutil
@@ -25,7 +24,15 @@ from typing import TYPE_CHECKING, Any
 from data_prep.stage import BadInput, JsonDict, read_json, run, write_json, write_text
 from data_prep.tasks import Pair, Question, TaskSet, describe, load, split_by_hash
 from recipes import run_folder
-from recipes.config import Duration, FinetuneConfig, ModelConfig, load_config, load_finetune_config, to_yaml
+from recipes.config import (
+    Duration,
+    FinetuneConfig,
+    ModelConfig,
+    load_config,
+    load_finetune_config,
+    parse_run,
+    to_yaml,
+)
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.export import Source, find_source
 from recipes.plan import parameter_count
@@ -480,15 +487,7 @@ def write_targets(model: FineTuned, encoder: Encoder, pairs: Sequence[Pair], cfg
 
 def command_line(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and fine-tune, or print what would be done."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("yaml", help="configuration, such as yamls/finetune/pubmedqa.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as model=biomedlm")
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse_run(__doc__, "yamls/finetune/pubmedqa.yaml", "model=biomedlm", argv)
     leave_at_once_when_preempted()
     leave_with_the_launcher()
     cfg = load_finetune_config(arguments.yaml, arguments.overrides)

@@ -7,7 +7,6 @@ python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print
 
 from __future__ import annotations
 
-import argparse
 import gc
 import os
 import shutil
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING
 from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, run
 from recipes import run_folder
-from recipes.config import TrainConfig, load_config, to_yaml
+from recipes.config import TrainConfig, load_config, parse_run, to_yaml
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
@@ -126,15 +125,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
 
 def command_line(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train, or print what would be done."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("yaml", help="configuration, such as yamls/smoke-cpu.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as optimizer.lr=2e-4")
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "optimizer.lr=2e-4", argv)
     leave_at_once_when_preempted()
     leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
