@@ -59,6 +59,7 @@ FORMAT = 2
 SPLITS = ("train", "val")
 SOURCES: dict[str, type[Any]] = {"sample": Sample, "medline": Medline, "pmc": Pmc, "pile": Pile, "text": Text}
 RECORD = ("id", "text", "source", "license", "date")
+PART = ".jsonl.zst"
 PART_BYTES = 64 << 20  # of UTF-8 text
 XZ_BYTES = 64 << 20  # of val text; xz -9 looks back 64 MiB, and takes about a minute for them
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
@@ -232,12 +233,24 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
     """
     manifest = read_manifest(folder, STAGE, "make corpus")
     for name, output in sorted(manifest["outputs"].items()):
-        if not name.startswith(f"{split}-"):
-            continue
-        for number, record in json_lines.read(folder / name, output["sha256"]):
-            if record.keys() != set(RECORD):
-                raise BadInput(f"{folder / name}, line {number}: not a document, it has the keys {list(record)}")
-            yield Document(**record)
+        if name.startswith(f"{split}-"):
+            yield from read_part(folder / name, output["sha256"])
+
+
+def read_part(path: Path, sha256: str) -> Iterator[Document]:
+    """The documents of one part.
+
+    Args:
+        path: the file.
+        sha256: what the manifest says of it.
+
+    Raises:
+        BadInput: it is missing, cut off, damaged or altered, or a line is not a document.
+    """
+    for number, record in json_lines.read(path, sha256):
+        if record.keys() != set(RECORD):
+            raise BadInput(f"{path}, line {number}: not a document, it has the keys {list(record)}")
+        yield Document(**record)
 
 
 @dataclass
@@ -284,7 +297,7 @@ class _Parts:
     def write(self, document: Document, size_bytes: int) -> None:
         if self._writer is None or (self._bytes and self._bytes + size_bytes > PART_BYTES):
             self.__exit__()
-            self._writer = json_lines.Writer(self._folder / f"{self._split}-{self._number:05}.jsonl.zst")
+            self._writer = json_lines.Writer(self._folder / f"{self._split}-{self._number:05}{PART}")
             self._number, self._bytes = self._number + 1, 0
         self._writer.write({name: getattr(document, name) for name in RECORD})
         self._bytes += size_bytes

@@ -17,7 +17,7 @@ from data_prep.stage import BadInput
 # Fixed, as are the one frame and one thread of `Writer`: the level decides the bytes, and manifests hold their hashes.
 ZSTD_LEVEL = 9
 READ_BYTES = 1 << 18  # packed; what one read unpacks to is in memory at once
-LINE_BYTES = 1 << 30
+LINE_BYTES = 256 << 20  # a worker holds a document some three times over, and stays below a gigabyte
 UNPACK: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
@@ -95,7 +95,9 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
         rest.append(first)
         rest_bytes += len(first)
         if others:
-            yield b"".join(rest)
+            line, rest, rest_bytes = b"".join(rest), [], 0
+            yield line
+            del line  # it may be large, and the next ones are read while this stands still
             *whole, last = others
             yield from whole
             rest, rest_bytes = [last], len(last)

@@ -28,8 +28,9 @@ import pytest
 import torch
 
 from callbacks import CheckpointError, CheckpointWriter, checkpoint_writer
+from data_prep import store
 from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, seal, write_json
-from recipes import checkpoints, remote, report
+from recipes import checkpoints, report
 from recipes.config import load_config
 from recipes.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
 from recipes.remote import RemoteRun, checkpoints_in
@@ -138,7 +139,7 @@ def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     for name, value in {"CONNECT_TIMEOUT_S": 1.0, "READ_TIMEOUT_S": 1.0, "ATTEMPTS": 2}.items():
-        monkeypatch.setattr(remote, name, value)
+        monkeypatch.setattr(store, name, value)
     yield server
     server.well_again()
     server.shutdown()
@@ -493,7 +494,7 @@ def test_old_ones_go_only_when_the_new_one_has_arrived(
 def test_a_checkpoint_is_not_removed_while_it_is_uploaded(
     make_writer: Callable[..., CheckpointWriter], far: RemoteRun, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(store, "READ_TIMEOUT_S", 60.0)
     writer = make_writer(far, keep=1)
     proxy.break_it("hang", "PUT", "ba8/rank0.pt", times=1)
     save(writer, 8)
@@ -595,7 +596,7 @@ def test_the_store_gets_checksums(run: Path, far: RemoteRun, monkeypatch: pytest
 def test_large_files_travel_in_parts(
     run: Path, new: Path, far: RemoteRun, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(store, "PART_BYTES", 5 << 20)
     partial = run / "checkpoints/ep0-ba32.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(os.urandom(12 << 20))
