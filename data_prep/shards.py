@@ -15,7 +15,6 @@ import argparse
 import errno
 import hashlib
 import json
-import os
 import platform
 import shutil
 from collections.abc import Sequence
@@ -51,6 +50,7 @@ from data_prep.stage import (
     difference,
     finished,
     library_versions,
+    link,
     manifest_sha256,
     publish,
     read_json,
@@ -382,8 +382,7 @@ def _assemble(job: Job, folder: Path, parts: Sequence[str]) -> None:
     entries = [read_json(path) for path in sorted(job.work.glob(f"{split}.shard.*.json"))]
     for entry in entries:
         name = (entry["zip_data"] or entry["raw_data"])["basename"]
-        # Linked and not moved: a build that is killed from here on does not pack again.
-        _link(job.work / f"{split}.{name}", folder / name)
+        link(job.work / f"{split}.{name}", folder / name)
     (folder / "index.json").write_text(json.dumps({"shards": entries, "version": 2}, sort_keys=True))
     start_token = 0
     with json_lines.Writer(folder / DOCUMENTS) as listing:
@@ -437,13 +436,6 @@ def upload(folder: Path, url: str) -> None:
             progress.tick(bytes=sum(outputs[name]["bytes"] for name in group))
     far.put(MANIFEST, manifest)
     print(f"{far.url} holds {folder}: {len(names)} files, each read back")
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has links
-        shutil.copyfile(source, target)
 
 
 def _histogram(job: Job, parts: dict[str, Done], counts: SplitCounts) -> np.ndarray:

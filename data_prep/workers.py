@@ -11,11 +11,12 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -61,23 +62,28 @@ class Workers:
         if self.cluster not in CLUSTERS:
             raise BadInput(f"--cluster {self.cluster} is not one of {', '.join(CLUSTERS)}")
 
-    def run(self, function: Callable[..., None], tasks: Sequence[Task], progress: Progress) -> None:
+    def run(self, function: Callable[..., None], tasks: Iterable[Task], progress: Progress) -> None:
         """Run all tasks, in any order.
 
         Args:
             function: of a module, so that other processes find it by name.
-            tasks: its calls.
+            tasks: its calls, taken as there is room for them.
             progress: is kept up to date.
 
         Raises:
             BadInput: a task raised it, the cluster cannot be reached, or a node of it sees other files or versions.
         """
+        todo = iter(tasks)
+        first = list(islice(todo, 2))
+        todo = chain(first, todo)
+        if not first:
+            return
         if self.cluster == "ray":
-            _run_on_ray(function, tasks, progress)
-        elif min(self.processes, len(tasks)) > 1:
-            _run_in_processes(function, tasks, self.processes, progress)
+            _run_on_ray(function, todo, progress)
+        elif self.processes > 1 and len(first) > 1:
+            _run_in_processes(function, todo, self.processes, progress)
         else:
-            for task in tasks:
+            for task in todo:
                 with progress.under_way(task.name):
                     function(*task.arguments, progress.tick)
 
@@ -94,14 +100,13 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _run_in_processes(function: Callable[..., None], tasks: Sequence[Task], processes: int, progress: Progress) -> None:
+def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], processes: int, progress: Progress) -> None:
     # "spawn", because a fork of a process with threads may hang.
     context = get_context("spawn")
     counters = context.Array("q", len(progress.done))
     begun = tuple(progress.done)
-    with ProcessPoolExecutor(min(processes, len(tasks)), context, _start_process, (counters,)) as pool:
+    with ProcessPoolExecutor(processes, context, _start_process, (counters,)) as pool:
         pending: dict[Future[None], str] = {}
-        todo = iter(tasks)
         try:
             while True:
                 # Not all at once: a name is under way only when a process has it.
@@ -133,15 +138,15 @@ def _start_process(counters: Any) -> None:
 
 
 def _call(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    def tick(**done: int) -> None:
+    def tick(bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
         with _counters.get_lock():
-            for place, value in enumerate(Done(**done)):
+            for place, value in enumerate((bytes, documents, tokens)):
                 _counters[place] += value
 
     function(*arguments, tick)
 
 
-def _run_on_ray(function: Callable[..., None], tasks: Sequence[Task], progress: Progress) -> None:
+def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: Progress) -> None:
     import ray
     from ray.exceptions import RayError, RayTaskError
 
@@ -149,7 +154,6 @@ def _run_on_ray(function: Callable[..., None], tasks: Sequence[Task], progress: 
         call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call_on_ray)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
         pending: dict[Any, str] = {}
-        todo = iter(tasks)
         while True:
             while len(pending) < 2 * slots and (task := next(todo, None)):
                 pending[call.remote(function, task.arguments)] = task.name
@@ -176,9 +180,9 @@ def _call_on_ray(function: Callable[..., None], arguments: tuple[Any, ...]) -> D
     """What the task did comes back when it ends."""
     total = Done()
 
-    def tick(**done: int) -> None:
+    def tick(bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
         nonlocal total
-        total = Done(*(a + b for a, b in zip(total, Done(**done), strict=True)))
+        total = Done(total.bytes + bytes, total.documents + documents, total.tokens + tokens)
 
     function(*arguments, tick)
     return total

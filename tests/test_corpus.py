@@ -23,6 +23,7 @@ from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry
 from data_prep.sources.pile import Pile
 from data_prep.sources.text import Text
 from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest
+from data_prep.workers import Workers
 
 Documents = list[Document]
 MakeCorpus = Callable[..., Path]
@@ -65,17 +66,21 @@ def test_documents_come_back_in_hash_order(tiny_corpus: Path, tiny_documents: Do
         assert (counts["documents"], counts["bytes"]) == (len(documents), sum(len(d.text.encode()) for d in documents))
 
 
-def test_parts_are_cut_by_size(
+def test_every_bucket_is_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_documents: Documents, make_corpus: MakeCorpus
 ):
-    monkeypatch.setattr(corpus, "PART_BYTES", 20_000)
+    monkeypatch.setattr(spool, "buckets_for", lambda _: 10)
     folder = make_corpus(tmp_path / "corpus", tiny_documents)
-    parts = sorted(path.name for path in folder.glob("train-*"))
-    assert parts[:2] == ["train-00000.jsonl.zst", "train-00001.jsonl.zst"]
-    for name in parts:
-        assert sum(len(record["text"].encode()) for _, record in json_lines.read(folder / name)) <= 20_000
-    documents = [*corpus.read_documents(folder, "train"), *corpus.read_documents(folder, "val")]
-    assert {d.id for d in documents} == {d.id for d in tiny_documents}
+    assert sorted(path.name for path in folder.glob("train-*")) == [f"train-{n:05}.jsonl.zst" for n in range(10)]
+    for path in folder.glob("*.jsonl.zst"):
+        # One frame: what reads the first frame alone, as zstandard.open does, reads all of it.
+        with zstandard.open(path, "rb") as file:
+            assert len(file.read().splitlines()) == len(list(json_lines.read(path)))
+    whole = make_corpus(tmp_path / "whole", tiny_documents)
+    for split in corpus.SPLITS:
+        assert list(corpus.read_documents(folder, split)) == list(corpus.read_documents(whole, split))
+    counts = [read_manifest(made, "corpus", "")["counts"] for made in (folder, whole)]
+    assert counts[0] == counts[1]
 
 
 def test_duplicates(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
@@ -287,11 +292,18 @@ def test_one_process_and_two_write_the_same_bytes(
 ):
     make_inputs(tmp_path / "in")
     build_text(tmp_path / "one", tmp_path / "in")
-    for name, value in {"BATCH_BYTES": 1, "BUCKET_BYTES": 5000, "BUFFER_BYTES": 2000}.items():
-        monkeypatch.setattr(spool, name, value)  # a batch an input, some ten buckets, many frames
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)
+    build_text(tmp_path / "one batch", tmp_path / "in")
+    for name, value in {"BATCH_BYTES": 1, "BUFFER_BYTES": 2000}.items():
+        monkeypatch.setattr(spool, name, value)  # a batch an input, many frames
     build_text(tmp_path / "many", tmp_path / "in")
-    build_text(tmp_path / "two", tmp_path / "in", workers=2)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "many") == folder_bytes(tmp_path / "two")
+    build_text(tmp_path / "two", tmp_path / "in", workers=Workers(2))
+    assert len(list((tmp_path / "two").glob("train-*"))) > 5
+    assert folder_bytes(tmp_path / "one batch") == folder_bytes(tmp_path / "many") == folder_bytes(tmp_path / "two")
+    for split in corpus.SPLITS:
+        assert list(corpus.read_documents(tmp_path / "one", split)) == list(
+            corpus.read_documents(tmp_path / "two", split)
+        )
 
 
 def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes):
@@ -337,9 +349,10 @@ import sys
 from pathlib import Path
 from data_prep import corpus, spool
 from data_prep.sources.text import Text
+from data_prep.workers import Workers
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
-    corpus.build({"text": (Text(), [sys.argv[1]])}, Path(sys.argv[2]), 0.2, workers=int(sys.argv[3]))
+    corpus.build({"text": (Text(), [sys.argv[1]])}, Path(sys.argv[2]), 0.2, workers=Workers(int(sys.argv[3])))
 """
 
 
@@ -349,7 +362,7 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes
     stop = {
         "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
         "load": "corpus.Selection.drop_same_texts = kill",
-        "write": "corpus._Parts.write = lambda *a, real=corpus._Parts.write: real(*a) if a[0]._bytes < 99 else kill()",
+        "write": "corpus._Tally.add = lambda *a, real=corpus._Tally.add: real(*a) if a[0].documents < 9 else kill()",
         "publish": "corpus.publish = kill",
     }[moment]
     killer = "import os, signal\nfrom data_prep import corpus, spool\n"
@@ -430,7 +443,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path: Path, monkeypatch:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus._Parts, "write", full)
+        patch.setattr(corpus._Tally, "add", full)
         with pytest.raises(BadInput, match=r"no room left for .*goes on"):
             build_text(tmp_path / "corpus", tmp_path / "in")
     build_text(tmp_path / "corpus", tmp_path / "in")
