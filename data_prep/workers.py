@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -27,6 +29,7 @@ from data_prep.stage import BadInput
 CLUSTERS = ("local", "ray")
 RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
 LOOK_S = 0.5
+CONNECT_TIMEOUT_S = 10.0
 
 Tick = Callable[..., object]  # tick(bytes=…, documents=…, tokens=…): what a task has done since the last call
 
@@ -197,12 +200,15 @@ def _connected() -> Iterator[None]:
     if ray.is_initialized():  # the caller's own
         yield
         return
+    address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        ray.init(os.environ.get("RAY_ADDRESS") or "auto", log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+        if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself looks for it for many minutes
+            socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT_S).close()
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
-            f"no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS', '')} ({error}); begin one with "
-            "`ray start --head`, add nodes with `ray start --address=HOST:6379`, or leave --cluster out"
+            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); begin one with `ray start --head`, add nodes "
+            "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379, or leave --cluster out"
         ) from None
     try:
         yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import time
@@ -11,21 +12,38 @@ from typing import Any
 
 import pytest
 
-from data_prep import corpus, progress, shards, spool, workers
+from data_prep import corpus, progress, shards, spool
 from data_prep.progress import Progress
 from data_prep.sources.text import Text
 from data_prep.stage import BadInput, write_json
-from data_prep.workers import Task, Tick, Workers, written_aside
+from data_prep.workers import Task, Workers, written_aside
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
 
-def write_square(folder: Path, number: int, tick: Tick) -> None:
+SQUARES = """
+from data_prep.stage import BadInput
+from data_prep.workers import written_aside
+
+
+def write_square(folder, number, tick):
     if number == 13:
         raise BadInput("13 is not liked")
     with written_aside(folder / f"{number}.txt") as path:
         path.write_text(str(number**2))
     tick(bytes=number, documents=1)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def write_square(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """A task in a module that other processes find; tests are in none."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "square_tasks.py").write_text(SQUARES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[1]), str(folder)]))
+        yield importlib.import_module("square_tasks").write_square
 
 
 def squares(folder: Path, numbers: range) -> list[Task]:
@@ -33,7 +51,7 @@ def squares(folder: Path, numbers: range) -> list[Task]:
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_tasks_in_processes(tmp_path: Path, processes: int):
+def test_tasks_in_processes(tmp_path: Path, processes: int, write_square: Callable[..., None]):
     with Progress("square", sum(range(12))) as seen:
         Workers(processes).run(write_square, squares(tmp_path, range(12)), seen)
         Workers(processes).run(write_square, squares(tmp_path, range(3)), seen)
@@ -86,13 +104,11 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: 
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[Any]:
+def cluster(write_square: object) -> Iterator[Any]:
     """A real Ray cluster of two nodes of one core on this machine, whose second node a test may kill."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-        root = str(Path(__file__).parents[1])
-        patch.setenv("PYTHONPATH", os.pathsep.join([root, str(Path(__file__).parent)]))
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -138,7 +154,7 @@ def test_a_corpus_on_ray_is_the_same(cluster: Any, tmp_path: Path, folder_bytes:
     assert folder_bytes(tmp_path / "far") == folder_bytes(tmp_path / "near")
 
 
-def test_what_a_task_on_ray_says_arrives(cluster: Any, tmp_path: Path):
+def test_what_a_task_on_ray_says_arrives(cluster: Any, tmp_path: Path, write_square: Callable[..., None]):
     with Progress("square", 10) as seen:
         Workers(1, "ray").run(write_square, squares(tmp_path, range(5)), seen)
         assert seen.done == (10, 5, 0)
@@ -158,7 +174,9 @@ def test_a_node_with_other_files_or_libraries_is_refused(tmp_path: Path):
         job.check_node()
 
 
-def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_square: Callable[..., None]):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    with pytest.raises(BadInput, match=r"no Ray cluster at RAY_ADDRESS=127\.0\.0\.1:1 .*`ray start --head`"):
-        workers._run_on_ray(write_square, squares(tmp_path, range(1)), Progress("x", 1))
+    with pytest.raises(
+        BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\); begin one with `ray start --h"
+    ):
+        Workers(1, "ray").run(write_square, squares(tmp_path, range(1)), Progress("x", 1))
