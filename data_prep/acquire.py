@@ -18,11 +18,12 @@ import re
 import shutil
 import sqlite3
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timezone
 from pathlib import Path
+from urllib.parse import quote
 
 import orjson
 from tqdm import tqdm
@@ -91,7 +92,7 @@ class Fetched:
         md5: its hash, where its source publishes it.
         etag: as the server said.
         modified: likewise.
-        records: in it, where they were counted.
+        records: in it; of PubMed's files the citations, without the deletions.
         fetched: when, in UTC.
     """
 
@@ -104,7 +105,7 @@ class Fetched:
     md5: str | None
     etag: str | None
     modified: str | None
-    records: int | None
+    records: int
     group: str | None
     fetched: str
 
@@ -172,7 +173,10 @@ def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[W
         chosen = sorted((int(m[3]), name) for name, m in listed.items() if int(m[2]) == year)
         if not chosen:
             known = ", ".join(f"{y:02}" for y in years)
-            raise BadInput(f"--year {year:02}: {shown(above)}/ lists no such files, but those of {known}")
+            raise BadInput(
+                f"{shown(above)}/ lists no files of the year {year:02}, but of {known}; NLM may be changing its files: "
+                "--year names another, --baseline or --updates takes one of the two alone"
+            )
         for number, name in chosen:
             day, size = listed[name][4] or "", listed[name][5] or ""
             size_bytes = int(float(size.rstrip("KMG")) * UNITS.get(size[-1:], 1)) if size else 0
@@ -187,6 +191,8 @@ def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[W
                     last=number == chosen[-1][0],
                 )
             )
+        if bare := sum(not file.has_md5 for file in found):
+            print(f"{bare:,} files have no .md5 beside them at {shown(above)}/; their content alone is checked")
     return found
 
 
@@ -218,36 +224,33 @@ def pile(web: Web, url: str, repository: str, revision: str, names: Sequence[str
                 f"{shown(page)} is not the listing of a dataset; it begins with {answer.body[:60]!r}"
             ) from None
         for path, size_bytes, oid, lfs in entries:
-            if path.endswith(LINES) and ".." not in path.split("/"):
+            if path.endswith(LINES) and not {"", ".."} & set(path.split("/")):  # no way out of the folder
                 sha256 = lfs["oid"] if lfs else None
-                there = f"{url}/datasets/{repository}/resolve/{revision}/{path}"
+                there = f"{url}/datasets/{repository}/resolve/{revision}/{quote(path)}"
                 group = None if names else repository
                 listed[path] = Wanted(path, there, size_bytes, sha256 or oid, exact=True, sha256=sha256, group=group)
         page = _next_page(answer.headers.get("Link", ""))
     if not listed:
         raise BadInput(f"{shown(url)}/datasets/{repository}, revision {revision}, has no files *.jsonl.zst")
-    by_stem = {path.rpartition("/")[2].partition(".jsonl")[0]: file for path, file in listed.items()}
-    if unknown := [name for name in names if name not in by_stem]:
-        known = ", ".join(sorted(by_stem, key=inputs.natural))
-        raise BadInput(f"--files {' '.join(unknown)}: {repository} has no such file, but {known}")
-    return [by_stem[stem] for stem in sorted(names or by_stem, key=inputs.natural)]
+    stems = {path: path.rpartition("/")[2].partition(".jsonl")[0] for path in sorted(listed, key=inputs.natural)}
+    if unknown := [name for name in names if name not in stems.values()]:
+        raise BadInput(f"--files {' '.join(unknown)}: {repository} has no such file, but {', '.join(stems.values())}")
+    return [listed[path] for path, stem in stems.items() if not names or stem in names]
 
 
 def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:
     """What to say of numbers that are not in the listing of PubMed's files though their neighbours are."""
-    numbers: dict[str, dict[int, Wanted]] = {}
-    for file in listed:
-        numbers.setdefault(file.group or "", {})[_number(file.name)] = file
+    names = {_number(file.name): file.name for file in listed}
+    first = 1 if (listed[0].group or "").startswith("baseline") else min(names)
     missing = [
-        (group, files[min(files)].name.replace(f"n{min(files):04}.", f"n{number:04}."))
-        for group, files in numbers.items()
-        for number in range(1 if group.startswith("baseline") else min(files), max(files))
-        if number not in files
+        re.sub(r"n\d+", f"n{number:04}", names[max(names)])
+        for number in range(first, max(names))
+        if number not in names
     ]
     return [
-        f"{name} is not in NLM's listing of {group}, and its neighbours are: NLM may be changing its files, try later; "
+        f"{name} is not in NLM's listing, and its neighbours are: NLM may be changing its files, try later; "
         f"or go on without it with --accept {name}"
-        for group, name in missing
+        for name in missing
         if name not in accepted
     ]
 
@@ -256,7 +259,7 @@ def fetch(
     web: Web,
     listed: Sequence[Wanted],
     out: Path,
-    count: Callable[[Path, str], int | None],
+    count: Callable[[Path, str], int],
     workers: int,
     limit: int | None = None,
     dry_run: bool = False,
@@ -269,8 +272,8 @@ def fetch(
         web: the client.
         listed: the files, in their order.
         out: the folder.
-        count: reads a file whose name ends as the given one's, raises BadInput if it is not what it should be, and says
-            how many records are in it; None where they are not counted.
+        count: reads a file to its end, whose name is to be the given one; says how many records are in it, and raises
+            BadInput if it is not what it should be.
         workers: files that are fetched at a time.
         limit: only the first so many files.
         dry_run: say what would be fetched.
@@ -316,7 +319,7 @@ def _fetch_all(
     todo: Sequence[Wanted],
     listed: Sequence[Wanted],
     out: Path,
-    count: Callable[[Path, str], int | None],
+    count: Callable[[Path, str], int],
     workers: int,
     accepted: Sequence[str],
     acquired: Acquired,
@@ -357,7 +360,7 @@ def _fetch_all(
     return faults
 
 
-def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], int | None], tick: Tick) -> _Arrived:
+def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], int], tick: Tick) -> _Arrived:
     """Fetch and check a file once; what lies under its name and is what its source says is taken for it."""
     md5_file = web.get(f"{wanted.url}.md5").body.decode("utf-8", "replace") if wanted.has_md5 else None
     hashes = MD5.findall((md5_file or "").lower().encode())
@@ -384,7 +387,7 @@ def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], i
 
 
 def _checked(
-    path: Path, wanted: Wanted, md5: str | None, count: Callable[[Path, str], int | None], headers: Mapping[str, str]
+    path: Path, wanted: Wanted, md5: str | None, count: Callable[[Path, str], int], headers: Mapping[str, str]
 ) -> Fetched:
     """What is known of a file once all is as its source says; the cheap checks first.
 
@@ -442,13 +445,18 @@ def _count_citations(path: Path, name: str) -> int:
     return articles
 
 
-def _check_lines(path: Path, name: str) -> None:
-    """Its hash covers the rest of a file of the Pile, so one line is enough to see what it is."""
+def _count_lines(path: Path, name: str) -> int:
+    """The first line shows what the file is; the others are unpacked and counted."""
+    first, records = b"", 0
     with inputs.reading(_input(path, name)) as stream:
-        line = next(json_lines.lines(stream, name), b"")
+        for block in json_lines.blocks(stream, name):
+            if not records:
+                first += block
+            records += block.count(b"\n")
+    line = first.partition(b"\n")[0]
     try:
         if isinstance(orjson.loads(line)["meta"]["pile_set_name"], str):
-            return
+            return records
     except (orjson.JSONDecodeError, TypeError, KeyError):
         pass
     raise BadInput(f"the first line of {name} has no text at meta.pile_set_name; it begins with {line[:60]!r}")
@@ -467,12 +475,12 @@ def _check_neighbours(
         BadInput: it does not, though it is what its source says. It goes on lying there as a part.
     """
     records = arrived.file.records
-    if records is None or not (file.group or "").startswith("baseline") or file.last or file.name in accepted:
+    if not (file.group or "").startswith("baseline") or file.last or file.name in accepted:
         return
     beside = sorted(
-        (abs(_number(name) - _number(file.name)), count)
-        for name in (other.name for other in listed if other.group == file.group and not other.last)
-        if name != file.name and name in here and (count := here[name].records) is not None
+        (abs(_number(other.name) - _number(file.name)), here[other.name].records)
+        for other in listed
+        if other.group == file.group and not other.last and other.name != file.name and other.name in here
     )
     counts = [records for _, records in beside[:NEIGHBOURS]] or [BASELINE_RECORDS]
     if not min(counts) / 2 <= records <= max(counts) * 2:
@@ -605,7 +613,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         pmc_bucket.fetch(web, url, args.out, args.licenses, args.since, **common_arguments)
     else:
         listed = pile(web, url, args.repository, args.revision, args.files)
-        fetch(web, listed, args.out, _check_lines, **common_arguments)
+        fetch(web, listed, args.out, _count_lines, **common_arguments)
 
 
 def _day(text: str) -> str:

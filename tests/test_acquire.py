@@ -45,6 +45,9 @@ class Site:
         files: path -> content.
         faults: path -> what it does at each further request, the file itself once they are used up. Bytes are a body to
             send in the place of the file.
+        validator: how it says that a file is still the same: `ETag`, `Last-Modified`, `weak` (ETag) or nothing.
+        redirects: path -> where it sends to.
+        links: path -> the `Link` header.
         upstream: where what it has not is fetched from.
         block_s: seconds that it waits after each 64 kB.
     """
@@ -53,6 +56,9 @@ class Site:
         self.files: dict[str, bytes] = {}
         self.faults: dict[str, Iterator[Fault]] = {}
         self.requests: list[tuple[str, str | None]] = []
+        self.validator = "ETag"
+        self.redirects: dict[str, str] = {}
+        self.links: dict[str, str] = {}
         self.upstream: str | None = None
         self.block_s = 0.0
         site = self
@@ -86,8 +92,16 @@ class Site:
         if fault == "close":
             to.close_connection = True
             return
-        if isinstance(fault, str) and fault.isdecimal():
-            to.send_response(int(fault))
+        if isinstance(fault, str) and (status := re.fullmatch(r"(\d+)(?: after (\d+))?", fault)):
+            to.send_response(int(status[1]))
+            to.send_header("Content-Length", "0")
+            if status[2]:
+                to.send_header("Retry-After", status[2])
+            to.end_headers()
+            return
+        if to.path in self.redirects:
+            to.send_response(302)
+            to.send_header("Location", self.redirects[to.path])
             to.send_header("Content-Length", "0")
             to.end_headers()
             return
@@ -95,9 +109,14 @@ class Site:
         if content is None:
             to.send_error(404)
             return
-        etag = f'"{hashlib.md5(content).hexdigest()}"'
+        md5 = hashlib.md5(content).hexdigest()
+        header, value = {
+            "ETag": ("ETag", f'"{md5}"'),
+            "weak": ("ETag", f'W/"{md5}"'),
+            "Last-Modified": ("Last-Modified", f"Thu, 29 Jan 2026 14:48:{int(md5[:2], 16) % 60:02} GMT"),
+        }.get(self.validator, ("Content-Type", "application/gzip"))
         start, ranged = 0, re.fullmatch(r"bytes=(\d+)-", to.headers.get("Range", ""))
-        if ranged and fault != "no range" and to.headers.get("If-Range") == etag:
+        if ranged and fault != "no range" and (to.headers.get("If-Range") == value or fault == "careless"):
             start = int(ranged[1])
             to.send_response(206)
             to.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
@@ -106,8 +125,10 @@ class Site:
         body = content[start:]
         if fault == "little":
             body = body[: len(body) // 2]
-        to.send_header("ETag", etag)
+        to.send_header(header, value)
         to.send_header("Content-Length", str(len(body)))
+        if to.path in self.links:
+            to.send_header("Link", self.links[to.path])
         to.end_headers()
         if to.command == "HEAD":
             return
@@ -263,7 +284,7 @@ def test_baseline_updates_year_and_limit(pubmed: Site, tmp_path: Path, capsys: A
     assert acquire_medline(pubmed, tmp_path / "old") == 2
     assert "pubmed25n0001.xml.gz and other files of another year than pubmed26" in capsys.readouterr().err
     assert acquire_medline(pubmed, tmp_path / "none", "--year", 24) == 2
-    assert "--year 24" in (error := capsys.readouterr().err) and "25, 26" in error
+    assert "lists no files of the year 24, but of 25, 26" in capsys.readouterr().err
     assert acquire_medline(pubmed, tmp_path / "none", "--limit", 0) == 2
 
 
@@ -285,6 +306,61 @@ def test_what_broke_off_goes_on_where_it_stopped(pubmed: Site, tmp_path: Path):
     half = len(pubmed.files[PATH]) // 2
     assert ranges[:2] == [None, f"bytes={half - 1}-"] and len(ranges) == 3
     assert_as_published(pubmed, tmp_path / "files")
+
+
+@pytest.mark.parametrize(("validator", "goes_on"), [("Last-Modified", True), ("weak", False), ("none", False)])
+def test_a_file_goes_on_if_the_server_can_say_that_it_is_the_same(
+    pubmed: Site, tmp_path: Path, validator: str, goes_on: bool
+):
+    pubmed.validator = validator
+    pubmed.fail(PATH, "short")
+    assert acquire_medline(pubmed, tmp_path / "files") == 0
+    asked = [asked for path, asked in pubmed.requests if path == PATH]
+    assert len(asked) == 2 and (asked[1] is not None) == goes_on
+    assert_as_published(pubmed, tmp_path / "files")
+
+
+def test_a_server_that_does_not_heed_if_range(pubmed: Site, tmp_path: Path):
+    part = tmp_path / f"{NAME}.part"
+    part.write_bytes(b"\x1f\x8b" + bytes(99))
+    part.with_name(f"{NAME}.part.etag").write_text('"of another file"')
+    pubmed.fail(PATH, "careless")
+    assert acquire_medline(pubmed, tmp_path) == 0
+    assert [asked for path, asked in pubmed.requests if path == PATH] == ["bytes=100-", None]
+    assert_as_published(pubmed, tmp_path)
+
+
+def test_a_part_that_is_complete_is_not_fetched_again(pubmed: Site, tmp_path: Path):
+    content = pubmed.files[PATH]
+    part = tmp_path / f"{NAME}.part"
+    part.write_bytes(content)
+    part.with_name(f"{NAME}.part.etag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
+    assert acquire_medline(pubmed, tmp_path) == 0
+    assert (PATH, f"bytes={len(content) - 1}-") in pubmed.requests
+    assert_as_published(pubmed, tmp_path)
+    part.write_bytes(content + b"x")  # longer than what is there: 416
+    part.with_name(f"{NAME}.part.etag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
+    (tmp_path / NAME).unlink()
+    pubmed.fail(PATH, "416")
+    assert acquire_medline(pubmed, tmp_path) == 0
+    assert_as_published(pubmed, tmp_path)
+
+
+def test_the_server_says_how_long_to_wait(pubmed: Site, tmp_path: Path):
+    pubmed.fail(PATH, "429 after 1")
+    start_s = time.monotonic()
+    assert acquire_medline(pubmed, tmp_path) == 0
+    assert time.monotonic() - start_s > 1
+
+
+def test_after_many_faults_it_stops(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(acquire, "MAX_FAULTS", 2)
+    for path in pubmed.files:
+        pubmed.fail(path, "403", for_ever=True)
+    assert acquire_medline(pubmed, tmp_path, "--workers", 1) == 2
+    error = capsys.readouterr().err
+    assert error.count("access denied (403 Forbidden)") == 2 and "that many are enough to stop" in error
+    assert not [path for path in pubmed.asked() if "n0004" in path]
 
 
 @pytest.mark.parametrize(
@@ -356,6 +432,7 @@ def test_too_few_records_beside_the_neighbours(pubmed: Site, tmp_path: Path, cap
     error = capsys.readouterr().err
     assert f"{NAME} holds 9 records, and its neighbours 20 to 20" in error and f"--accept {NAME}" in error
     assert NAME not in gz_names(tmp_path / "files")
+    pubmed.asked()
     assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 0
     assert_as_published(pubmed, tmp_path / "files")
 
@@ -363,9 +440,21 @@ def test_too_few_records_beside_the_neighbours(pubmed: Site, tmp_path: Path, cap
 def test_a_hole_in_the_listing(pubmed: Site, tmp_path: Path, capsys: Any):
     del pubmed.files[PATH], pubmed.files[f"{PATH}.md5"]
     assert acquire_medline(pubmed, tmp_path / "files") == 2
-    assert f"{NAME} is not in NLM's listing of baseline 26" in capsys.readouterr().err
+    assert f"{NAME} is not in NLM's listing, and its neighbours are" in capsys.readouterr().err
     assert len(gz_names(tmp_path / "files")) == 3
     assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 0
+    for path in [path for path in pubmed.files if "n0003" in path]:
+        del pubmed.files[path]
+    assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 2  # between the baseline and the updates
+    assert "pubmed26n0003.xml.gz is not in NLM's listing" in capsys.readouterr().err
+    assert acquire_medline(pubmed, tmp_path / "files", "--updates") == 0
+
+
+def test_files_without_md5_are_said(pubmed: Site, tmp_path: Path, capsys: Any):
+    del pubmed.files[f"{PATH}.md5"]
+    assert acquire_medline(pubmed, tmp_path / "files") == 0
+    assert "1 files have no .md5 beside them" in capsys.readouterr().out
+    assert_as_published(pubmed, tmp_path / "files")
 
 
 def test_a_listing_that_is_none(pubmed: Site, tmp_path: Path, capsys: Any):
@@ -388,31 +477,26 @@ def test_nobody_answers(tmp_path: Path, site: Site, capsys: Any):
 
 def test_revised_removed_and_altered_files(pubmed: Site, tmp_path: Path, capsys: Any):
     out = tmp_path / "files"
+    gone = put_pubmed(pubmed, "updatefiles", 5, pubmed_xml(500, 3))
     assert acquire_medline(pubmed, out) == 0
     put_pubmed(pubmed, "baseline", 2, pubmed_xml(200, RECORDS + 1))
-    del pubmed.files["/pubmed/updatefiles/pubmed26n0004.xml.gz"]
-    put_pubmed(pubmed, "updatefiles", 5, pubmed_xml(500, 3))
+    del pubmed.files[gone], pubmed.files[f"{gone}.md5"]
     (out / "pubmed26n0001.xml.gz").write_bytes(b"x")
     (out / "pubmed26n0003.xml.gz").touch()
+    (out / "pubmed26n0004.xml.gz").unlink()
     pubmed.asked()
     capsys.readouterr()
     assert acquire_medline(pubmed, out) == 0
     said = capsys.readouterr().out
     assert f"{NAME} was revised at its source: 2026-01-29" in said
-    assert "pubmed26n0004.xml.gz is no longer listed at its source; it stays" in said
+    assert "pubmed26n0005.xml.gz is no longer listed at its source; it stays" in said
     assert "pubmed26n0001.xml.gz was altered after it was fetched; it is fetched again" in said
-    assert (
-        sorted(path[-16:] for path in pubmed.asked(".gz")) == ["26n0001.xml.gz", "26n0002.xml.gz", "26n0005.xml.gz"]
-        or True
-    )
-    for number in (1, 2, 3, 5):
-        name = f"pubmed26n000{number}.xml.gz"
-        folder = "updatefiles" if number == 5 else "baseline"
-        assert (out / name).read_bytes() == pubmed.files[f"/pubmed/{folder}/{name}"]
-    (out / NAME).unlink()
+    assert "pubmed26n0004.xml.gz was removed after it was fetched; it is fetched again" in said
+    assert sorted(path[-11:] for path in pubmed.asked(".gz")) == ["0001.xml.gz", "0002.xml.gz", "0004.xml.gz"]
+    for path, content in pubmed.files.items():
+        assert (out / path.rpartition("/")[2]).read_bytes() == content
     assert acquire_medline(pubmed, out) == 0
-    assert f"{NAME} was removed after it was fetched" in capsys.readouterr().out
-    assert (out / NAME).read_bytes() == pubmed.files[PATH]
+    assert pubmed.asked() == ["/pubmed/baseline/", "/pubmed/updatefiles/"]
 
 
 def test_files_that_came_another_way_are_checked_and_kept(pubmed: Site, tmp_path: Path):
@@ -545,6 +629,10 @@ def test_import_and_help_are_quick_and_reach_nothing():
 # The Pile
 
 
+PAGE = f"/api/datasets/{acquire.PILE}/tree/main?recursive=true"
+SHARD = f"/datasets/{acquire.PILE}/resolve/main/train/01.jsonl.zst"
+
+
 def pile_lines(start: int, count: int) -> bytes:
     sets = ("PubMed Abstracts", "PubMed Central", "Github")
     return zstandard.compress(
@@ -556,35 +644,41 @@ def pile_lines(start: int, count: int) -> bytes:
 
 
 @pytest.fixture
-def hub(site: Site) -> Site:
-    """A dataset of three files, listed on two pages."""
-    contents = {"train/00.jsonl.zst": pile_lines(0, 30), "train/01.jsonl.zst": pile_lines(30, 30)}
-    contents |= {"val.jsonl.zst": pile_lines(60, 9), "README.md": b"# The Pile"}
-    publish_pile(site, contents)
+def pile_files() -> dict[str, bytes]:
+    files = {"train/00.jsonl.zst": pile_lines(0, 30), "train/01.jsonl.zst": pile_lines(30, 30)}
+    return files | {"val.jsonl.zst": pile_lines(60, 9), "README.md": b"# The Pile"}
+
+
+@pytest.fixture
+def hub(site: Site, pile_files: dict[str, bytes]) -> Site:
+    publish_pile(site, pile_files)
     return site
 
 
 def publish_pile(site: Site, contents: dict[str, bytes]) -> None:
+    """Listed on two pages; each file lies at another place, as where a hub hands out what a network of caches holds."""
     entries = [{"type": "directory", "path": "train", "size": 0, "oid": "0"}]
     for path, content in contents.items():
-        site.files[f"/datasets/{acquire.PILE}/resolve/main/{path}"] = content
-        lfs = {"oid": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 130}
+        sha256 = hashlib.sha256(content).hexdigest()
+        site.redirects[f"/datasets/{acquire.PILE}/resolve/main/{path}"] = f"{site.url}/cache/{sha256}?signed=yes"
+        site.files[f"/cache/{sha256}?signed=yes"] = content
+        lfs = {"oid": sha256, "size": len(content), "pointerSize": 130}
         entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
         entries.append(entry | ({"lfs": lfs} if path.endswith(".zst") else {}))
-    site.files[f"/api/datasets/{acquire.PILE}/tree/main?recursive=true"] = orjson.dumps(entries)
+    site.files[PAGE], site.files[f"{PAGE}&cursor=2"] = orjson.dumps(entries[:2]), orjson.dumps(entries[2:])
+    site.links[PAGE] = f'<{site.url}{PAGE}&cursor=2>; rel="next"'
 
 
 def acquire_pile(site: Site, out: Path, *more: object) -> int:
     return acquired("pile", "--url", site.url, "--out", out, *more)
 
 
-SHARD = f"/datasets/{acquire.PILE}/resolve/main/train/01.jsonl.zst"
-
-
-def test_pile_is_fetched_once_and_read_by_the_corpus_stage(hub: Site, tmp_path: Path, capsys: Any):
+def test_pile_is_fetched_once_and_read_by_the_corpus_stage(
+    hub: Site, pile_files: dict[str, bytes], tmp_path: Path, capsys: Any
+):
     out = tmp_path / "files"
     assert acquire_pile(hub, out, "--dry-run") == 0
-    total = sum(len(content) for path, content in hub.files.items() if path.endswith(".zst"))
+    total = sum(len(content) for path, content in pile_files.items() if path.endswith(".zst"))
     assert f"3 files, {total:,} bytes to fetch" in capsys.readouterr().out and not out.exists()
     assert acquire_pile(hub, out, "--files", "val", "00") == 0
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.zst")) == ["train/00.jsonl.zst", "val.jsonl.zst"]
@@ -592,36 +686,54 @@ def test_pile_is_fetched_once_and_read_by_the_corpus_stage(hub: Site, tmp_path: 
     assert acquire_pile(hub, out) == 0
     assert hub.asked(".zst") == [SHARD]
     assert acquire_pile(hub, out) == 0
-    assert len(hub.asked()) == 1
+    assert hub.asked() == [PAGE, f"{PAGE}&cursor=2"]
+    for path, content in pile_files.items():
+        assert path == "README.md" or (out / path).read_bytes() == content
+    with (out / "acquired.csv").open(newline="") as file:
+        assert [row["records"] for row in csv.DictReader(file)] == ["30", "30", "9"]
     manifest = corpus.build({"pile": (Pile(), [str(out)])}, tmp_path / "corpus")
     assert {split: counts["documents"] for split, counts in manifest["counts"].items()} == {"train": 40, "val": 6}
-    capsys.readouterr()
     assert acquire_pile(hub, out, "--files", "30") == 2
     assert "--files 30" in (error := capsys.readouterr().err) and "00, 01, val" in error
 
 
-def test_pile_pages_and_revisions(hub: Site, tmp_path: Path, capsys: Any):
-    page = f"/api/datasets/{acquire.PILE}/tree/main?recursive=true"
-    assert acquire._next_page(f'<{hub.url}/x?cursor=a%3D>; rel="next"') == f"{hub.url}/x?cursor=a%3D"
-    assert acquire._next_page("") is None
+def test_pile_revisions_and_removals(hub: Site, pile_files: dict[str, bytes], tmp_path: Path, capsys: Any):
     assert acquire_pile(hub, tmp_path) == 0
-    contents = {path.partition("main/")[2]: c for path, c in hub.files.items() if path.endswith(".zst")}
-    publish_pile(hub, contents | {"train/01.jsonl.zst": pile_lines(90, 30)})
+    del pile_files["val.jsonl.zst"]
+    publish_pile(hub, pile_files | {"train/01.jsonl.zst": pile_lines(90, 30)})
     hub.asked()
     assert acquire_pile(hub, tmp_path) == 0
-    assert hub.asked() == [page, SHARD]
-    assert "train/01.jsonl.zst was revised at its source" in capsys.readouterr().out
+    assert hub.asked(".zst") == [SHARD]
+    said = capsys.readouterr().out
+    assert "train/01.jsonl.zst was revised at its source" in said and "val.jsonl.zst is no longer listed" in said
+
+
+def test_pile_listings_that_are_none(hub: Site, tmp_path: Path, capsys: Any):
+    hub.links.clear()
     for answer, seen in (
-        (HTML, "is not the listing of a dataset"),
-        (b'{"error": 1}', "is not the listing"),
-        (b"[]", "no files"),
+        (HTML, "is not the listing of a dataset; it begins with b'<!DOCTYPE"),
+        (b'{"error": 1}', "is not the listing of a dataset"),
+        (
+            b'[{"path": "../x.jsonl.zst", "size": 1, "oid": "0"}, {"path": "/x.jsonl", "size": 1, "oid": "0"}]',
+            "no files",
+        ),
     ):
-        hub.files[page] = answer
+        hub.files[PAGE] = answer
         assert acquire_pile(hub, tmp_path) == 2
         assert seen in capsys.readouterr().err
-    del hub.files[page]
+    del hub.files[PAGE]
     assert acquire_pile(hub, tmp_path) == 2
     assert "is not there (404" in capsys.readouterr().err
+
+
+def test_pile_goes_on_through_a_redirect(hub: Site, pile_files: dict[str, bytes], tmp_path: Path):
+    content = pile_files["train/01.jsonl.zst"]
+    cached = f"/cache/{hashlib.sha256(content).hexdigest()}?signed=yes"
+    hub.fail(cached, "short", "503")
+    assert acquire_pile(hub, tmp_path) == 0
+    asked = [asked for path, asked in hub.requests if path == cached]
+    assert asked == [None, *[f"bytes={len(content) // 2 - 1}-"] * 2]
+    assert (tmp_path / "train" / "01.jsonl.zst").read_bytes() == content
 
 
 @pytest.mark.parametrize(
@@ -634,22 +746,35 @@ def test_pile_pages_and_revisions(hub: Site, tmp_path: Path, capsys: Any):
         ("503", 69, "503"),
     ],
 )
-def test_pile_faults(hub: Site, tmp_path: Path, capsys: Any, fault: Fault | None, code: int, seen: str):
-    content = hub.files[SHARD]
-    hub.fail(SHARD, content[:-1] + bytes([content[-1] ^ 1]) if fault is None else fault, for_ever=True)
+def test_pile_faults(
+    hub: Site, pile_files: dict[str, bytes], tmp_path: Path, capsys: Any, fault: Fault | None, code: int, seen: str
+):
+    content = pile_files["train/01.jsonl.zst"]
+    cached = f"/cache/{hashlib.sha256(content).hexdigest()}?signed=yes"
+    hub.fail(cached, content[:-1] + bytes([content[-1] ^ 1]) if fault is None else fault, for_ever=True)
     assert acquire_pile(hub, tmp_path, "--workers", 1) == code
-    assert "01.jsonl.zst" in (error := capsys.readouterr().err) and seen in error
+    error = capsys.readouterr().err
+    assert "train/01.jsonl.zst" in error and seen in error and "signed" not in error
     assert not list(tmp_path.rglob("01.jsonl.zst"))
     hub.faults.clear()
     assert acquire_pile(hub, tmp_path) == 0
     assert (tmp_path / "train" / "01.jsonl.zst").read_bytes() == content
 
 
-def test_a_file_that_is_not_the_piles(hub: Site, tmp_path: Path, capsys: Any):
-    contents = {path.partition("main/")[2]: c for path, c in hub.files.items() if path.endswith(".zst")}
-    publish_pile(hub, contents | {"val.jsonl.zst": zstandard.compress(b'{"text": "x"}\n')})
+@pytest.mark.parametrize(
+    ("content", "seen"),
+    [
+        (zstandard.compress(b'{"text": "x"}\n'), "has no text at meta.pile_set_name; it begins with b'{\"text"),
+        (zstandard.compress(HTML), "has no text at meta.pile_set_name; it begins with b'<!DOCTYPE"),
+        (pile_lines(60, 900)[:-9], "val.jsonl.zst is cut off"),
+    ],
+)
+def test_a_file_that_is_not_the_piles(
+    hub: Site, pile_files: dict[str, bytes], tmp_path: Path, capsys: Any, content: bytes, seen: str
+):
+    publish_pile(hub, pile_files | {"val.jsonl.zst": content})
     assert acquire_pile(hub, tmp_path) == 2
-    assert "val.jsonl.zst has no text at meta.pile_set_name" in capsys.readouterr().err
+    assert seen in capsys.readouterr().err
     assert len(list(tmp_path.rglob("*.zst"))) == 2
 
 
@@ -659,7 +784,8 @@ def test_a_file_that_is_not_the_piles(hub: Site, tmp_path: Path, capsys: Any):
 def jats(pmcid: int, text: str = "Body") -> bytes:
     return (
         f'<article><front><article-meta><article-id pub-id-type="pmc">{pmcid}</article-id><title-group><article-title>'
-        f"Title {pmcid}</article-title></title-group></article-meta></front><body><p>{text} of {pmcid}.</p></body></article>"
+        f"Title {pmcid}</article-title></title-group></article-meta></front><body><p>{text} of {pmcid}.</p></body>"
+        "</article>"
     ).encode()
 
 
