@@ -292,14 +292,7 @@ def fetch(
         _say_what_is_gone(listed, here, out)
         if dry_run:
             for file in todo:
-                size = (
-                    f"{file.bytes:>15,}"
-                    if file.exact
-                    else f"~{_rounded(file.bytes):>14}"
-                    if file.bytes
-                    else f"{'?':>15}"
-                )
-                print(f"{size}  {file.url}")
+                print(f"{_listed_size(file):>17}  {file.url}")
             about = "" if all(file.exact for file in todo) else "about "
             size_bytes = sum(file.bytes for file in todo)
             print(
@@ -538,8 +531,8 @@ def _check_room(out: Path, size_bytes: int) -> None:
         )
 
 
-def _rounded(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.0f} MB" if size_bytes >= 1e6 else f"{size_bytes:,}"
+def _listed_size(file: Wanted) -> str:
+    return f"{file.bytes:,}" if file.exact else f"about {file.bytes:,}" if file.bytes else "?"
 
 
 def _next_page(link: str) -> str | None:
@@ -614,6 +607,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         listed = pile(web, url, args.repository, args.revision, args.files)
         fetch(web, listed, args.out, _count_lines, **common_arguments)
+    if not args.dry_run:
+        print(f"next: make shards SOURCE={args.source} INPUT={args.out}")
 
 
 def _day(text: str) -> str:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +51,7 @@ class Site:
         links: path -> the `Link` header.
         upstream: where what it has not is fetched from.
         block_s: seconds that it waits after each 64 kB.
+        sent_bytes: path -> what it sent of it.
     """
 
     def __init__(self) -> None:
@@ -61,6 +63,7 @@ class Site:
         self.links: dict[str, str] = {}
         self.upstream: str | None = None
         self.block_s = 0.0
+        self.sent_bytes: Counter[str] = Counter()
         site = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -138,6 +141,7 @@ class Site:
         for position in range(0, len(body), 1 << 16):
             try:
                 to.wfile.write(body[position : position + (1 << 16)])
+                self.sent_bytes[to.path] += len(body[position : position + (1 << 16)])
             except ConnectionError:
                 return
             time.sleep(self.block_s)
@@ -305,6 +309,7 @@ def test_what_broke_off_goes_on_where_it_stopped(pubmed: Site, tmp_path: Path):
     ranges = [asked for path, asked in pubmed.requests if path == PATH]
     half = len(pubmed.files[PATH]) // 2
     assert ranges[:2] == [None, f"bytes={half - 1}-"] and len(ranges) == 3
+    assert pubmed.sent_bytes[PATH] == len(pubmed.files[PATH]) + 2  # the last byte again, twice
     assert_as_published(pubmed, tmp_path / "files")
 
 
@@ -317,6 +322,8 @@ def test_a_file_goes_on_if_the_server_can_say_that_it_is_the_same(
     assert acquire_medline(pubmed, tmp_path / "files") == 0
     asked = [asked for path, asked in pubmed.requests if path == PATH]
     assert len(asked) == 2 and (asked[1] is not None) == goes_on
+    half = len(pubmed.files[PATH]) // 2
+    assert pubmed.sent_bytes[PATH] == len(pubmed.files[PATH]) + (1 if goes_on else half)
     assert_as_published(pubmed, tmp_path / "files")
 
 
@@ -327,6 +334,7 @@ def test_a_server_that_does_not_heed_if_range(pubmed: Site, tmp_path: Path):
     pubmed.fail(PATH, "careless")
     assert acquire_medline(pubmed, tmp_path) == 0
     assert [asked for path, asked in pubmed.requests if path == PATH] == ["bytes=100-", None]
+    assert [path for path, _ in pubmed.requests].count(f"{PATH}.md5") == 1  # seen before all of it was fetched
     assert_as_published(pubmed, tmp_path)
 
 
@@ -336,7 +344,7 @@ def test_a_part_that_is_complete_is_not_fetched_again(pubmed: Site, tmp_path: Pa
     part.write_bytes(content)
     part.with_name(f"{NAME}.part.etag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
     assert acquire_medline(pubmed, tmp_path) == 0
-    assert (PATH, f"bytes={len(content) - 1}-") in pubmed.requests
+    assert (PATH, f"bytes={len(content) - 1}-") in pubmed.requests and pubmed.sent_bytes[PATH] == 1
     assert_as_published(pubmed, tmp_path)
     part.write_bytes(content + b"x")  # longer than what is there: 416
     part.with_name(f"{NAME}.part.etag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
@@ -561,6 +569,7 @@ def start(site: Site, out: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     part = out / "pubmed26n0001.xml.gz.part"
     for _ in range(3000):
