@@ -299,8 +299,10 @@ def fetch(
                 f"{len(todo):,} files, {about}{size_bytes:,} bytes to fetch; {len(wanted) - len(todo):,} are in {out}"
             )
         elif todo:
-            faults = [*faults, *_fetch_all(web, todo, listed, out, count, workers, accepted, acquired, here)]
-            write_listing(database, out, "SELECT * FROM files ORDER BY name")
+            try:
+                faults = [*faults, *_fetch_all(web, todo, listed, out, count, workers, accepted, acquired, here)]
+            finally:
+                write_listing(database, out, "SELECT * FROM files ORDER BY name")
         else:
             print(f"{out} is up to date, {len(wanted):,} files")
     if faults:

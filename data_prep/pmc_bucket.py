@@ -154,8 +154,10 @@ def fetch(
             _estimate(web, url, database, tier, todo, workers)
             return
         if todo:
-            _fetch_all(web, url, database, out, tier, todo, workers)
-            write_listing(database, out, "SELECT * FROM articles WHERE pack IS NOT NULL ORDER BY pmcid")
+            try:
+                _fetch_all(web, url, database, out, tier, todo, workers)
+            finally:
+                write_listing(database, out, "SELECT * FROM articles WHERE pack IS NOT NULL ORDER BY pmcid")
         else:
             print(f"{out} is up to date")
         for outcome, license, count in database.execute(

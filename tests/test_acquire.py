@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import gzip
 import hashlib
 import itertools
@@ -232,6 +233,8 @@ def assert_all_but_one_then_all(site: Site, out: Path, capsys: pytest.CaptureFix
         assert text in error
     assert NAME not in gz_names(out) and not (out / f"{NAME}.md5").exists()
     others = set(gz_names(out))
+    with (out / "acquired.csv").open(newline="") as file:
+        assert {row["name"] for row in csv.DictReader(file)} == others
     site.faults.clear()
     site.asked()
     assert acquire_medline(site, out) == 0
@@ -539,6 +542,18 @@ def test_no_room(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.
     monkeypatch.setattr(acquire.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert acquire_medline(pubmed, tmp_path / "files") == 2
     assert "has room for 0.0 GB" in capsys.readouterr().err
+
+
+def test_the_disk_becomes_full(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(acquire, "place", full)
+        assert acquire_medline(pubmed, tmp_path / "files") == 2
+    assert "no room left for" in capsys.readouterr().err and not gz_names(tmp_path / "files")
+    assert acquire_medline(pubmed, tmp_path / "files") == 0
+    assert_as_published(pubmed, tmp_path / "files")
 
 
 def test_two_commands_in_one_folder(pubmed: Site, tmp_path: Path, capsys: Any):
@@ -1030,6 +1045,21 @@ def test_pmc_gone_since_the_inventory(articles: Site, s3: Any, tmp_path: Path, c
     assert acquire_pmc(articles, tmp_path / "files") == 0
     assert "2 gone, licence unknown" in capsys.readouterr().out
     assert len(corpus_of(tmp_path / "files", tmp_path / "corpus")[0]) == 7
+
+
+def test_pmc_gone_after_it_was_fetched(articles: Site, s3: Any, tmp_path: Path, capsys: Any):
+    out = tmp_path / "files"
+    assert acquire_pmc(articles, out) == 0
+    put_article(s3, 1, text="Revised body")
+    put_inventory(s3, "2026-01-19")
+    for key in ("metadata/PMC1.1.json", "PMC1.1/PMC1.1.xml"):
+        s3.delete_object(Bucket=BUCKET, Key=key)
+    assert acquire_pmc(articles, out) == 0  # the inventory lags behind the bucket
+    put_inventory(s3, "2026-01-20")
+    capsys.readouterr()
+    assert acquire_pmc(articles, out) == 0
+    assert f"1 articles are no longer in the bucket and stay in {out}: PMC1\n" in capsys.readouterr().out
+    assert corpus_of(out, tmp_path / "corpus")[0]["pmcid:PMC1"] == "Title 1\n\nBody of 1."
 
 
 def test_pmc_inventories_that_are_none(articles: Site, s3: Any, tmp_path: Path, capsys: Any):
