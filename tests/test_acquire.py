@@ -93,7 +93,8 @@ class Site:
 
     def answer(self, to: BaseHTTPRequestHandler) -> None:
         fault = next(self.faults.get(to.path, iter(())), None)
-        if fault == "close":
+        if fault in ("close", "hang"):
+            time.sleep(0.5 if fault == "hang" else 0)
             to.close_connection = True
             return
         if isinstance(fault, str) and (status := re.fullmatch(r"(\d+)(?: after (\d+))?", fault)):
@@ -353,6 +354,25 @@ def test_a_part_that_is_complete_is_not_fetched_again(pubmed: Site, tmp_path: Pa
     part.with_name(f"{NAME}.part.etag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
     (tmp_path / NAME).unlink()
     pubmed.fail(PATH, "416")
+    assert acquire_medline(pubmed, tmp_path) == 0
+    assert_as_published(pubmed, tmp_path)
+
+
+def test_a_server_that_hangs(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(web, "READ_TIMEOUT_S", 0.1)
+    pubmed.fail(PATH, "hang")
+    assert acquire_medline(pubmed, tmp_path / "passing") == 0
+    pubmed.fail(PATH, "hang", for_ever=True)
+    assert_all_but_one_then_all(pubmed, tmp_path / "files", capsys, "no answer in time, at 6 attempts", code=69)
+
+
+def test_a_connection_that_breaks_often_brings_the_file_all_the_same(
+    pubmed: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(web, "PROGRESS_BYTES", 50)
+    breaks = web.ATTEMPTS + 2
+    assert len(pubmed.files[PATH]) >> web.ATTEMPTS - 2 > 50  # each brings half of what is left
+    pubmed.fail(PATH, *["short"] * breaks)
     assert acquire_medline(pubmed, tmp_path) == 0
     assert_as_published(pubmed, tmp_path)
 
