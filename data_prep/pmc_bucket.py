@@ -58,7 +58,8 @@ PACK_BYTES = 256 << 20  # of XML and metadata, before they are packed
 ZSTD_LEVEL = 3
 ROWS = 100_000  # that are known and not yet written down
 SAMPLE = 200  # articles whose metadata are fetched for the estimate of --dry-run
-MAX_FAULTS = 100  # articles that cannot be had, after which it is no use to go on
+MAX_FAULTS = 100  # articles that cannot be had; if more than one in a hundred is such, it is no use to go on
+SHOWN_FAULTS = 20
 
 # What became of an article.
 FETCHED, OTHER_LICENCE, RETRACTED, GONE = "fetched", "of another licence", "retracted", "gone"
@@ -172,6 +173,7 @@ def fetch(
 def _fetch_all(web: Web, url: str, database: sqlite3.Connection, out: Path, tier: str, todo: int, workers: int) -> None:
     packer = _Packer(database, out)
     faults: list[str] = []
+    looked_at = 0
     with tqdm(desc="fetch", total=todo, unit=" articles", disable=None) as bar:
 
         def work(version: Version) -> Article:
@@ -179,24 +181,27 @@ def _fetch_all(web: Web, url: str, database: sqlite3.Connection, out: Path, tier
 
         try:
             with closing(_todo(database)) as versions, closing(web.each(versions, work, workers)) as results:
-                for version, article in results:
+                for looked_at, (version, article) in enumerate(results, start=1):
                     bar.update()
                     bar.set_postfix_str(f"{packer.total_bytes / 1e9:,.2f} GB", refresh=False)
                     if isinstance(article, BadInput):
                         faults.append(str(article))
-                        if len(faults) == MAX_FAULTS:
-                            faults.append("that many are enough to stop")
+                        if len(faults) >= max(MAX_FAULTS, looked_at / 100):
                             break
                     else:
                         packer.add(version, article)
         except (Unavailable, KeyboardInterrupt):
             packer.flush()
-            for fault in faults:
+            for fault in faults[:SHOWN_FAULTS]:
                 print(fault, file=sys.stderr)
             raise
     packer.flush()
     if faults:
-        raise BadInput(f"{len(faults)} articles could not be had; the others are in {out}:\n  " + "\n  ".join(faults))
+        more = f"\n  and {len(faults) - SHOWN_FAULTS:,} more" if len(faults) > SHOWN_FAULTS else ""
+        raise BadInput(
+            f"of {looked_at:,} articles {len(faults):,} could not be had, and {todo - looked_at:,} were not tried; the "
+            f"others are in {out}:\n  " + "\n  ".join(faults[:SHOWN_FAULTS]) + more
+        )
 
 
 def _todo(database: sqlite3.Connection) -> Generator[Version, None, None]:
@@ -221,7 +226,7 @@ def _article(web: Web, url: str, version: Version, tier: str) -> Article:
     _check_etag(found, f"{version.name}.xml")
     if md5 is not None and (seen := _md5(found.body)) != md5:
         raise Wrong(f"the MD5 of {version.name}.xml is {seen}, its metadata say {md5}")
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True)
+    parser = etree.XMLParser(resolve_entities=False, no_network=True)
     try:
         root = etree.fromstring(found.body, parser)
     except etree.XMLSyntaxError as error:

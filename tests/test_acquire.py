@@ -1045,6 +1045,24 @@ def test_pmc_what_does_not_pass_is_named(
     assert len(corpus_of(out, tmp_path / "corpus")[0]) == 9
 
 
+def test_pmc_after_many_faults_it_stops(articles: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    for name, limit, shown in (("few", 100, 3), ("many", 3, 2)):
+        monkeypatch.setattr(pmc_bucket, "MAX_FAULTS", limit)
+        monkeypatch.setattr(pmc_bucket, "SHOWN_FAULTS", shown)
+        for pmcid in range(3, 7):
+            articles.fail(f"/{BUCKET}/PMC{pmcid}.1/PMC{pmcid}.1.xml", "403", for_ever=True)
+        assert acquire_pmc(articles, tmp_path / name, "--workers", 1) == 2
+        error = capsys.readouterr().err
+        assert error.count("access denied (403 Forbidden)") == shown and "and 1 more" in error
+        said = (
+            "of 10 articles 4 could not be had, and 0" if name == "few" else "of 5 articles 3 could not be had, and 5"
+        )
+        assert said in error
+        articles.faults.clear()
+        assert acquire_pmc(articles, tmp_path / name) == 0
+        assert len(corpus_of(tmp_path / name, tmp_path / f"{name}.corpus")[0]) == 9
+
+
 def test_pmc_an_error_in_xml_with_its_own_md5(articles: Site, s3: Any, tmp_path: Path, capsys: Any):
     for number, body in enumerate((b"<Error><Code>InternalError</Code></Error>", b"Internal error"), start=19):
         metadata = json.loads(s3.get_object(Bucket=BUCKET, Key="metadata/PMC3.1.json")["Body"].read())
