@@ -468,6 +468,16 @@ def test_too_few_records_beside_the_neighbours(pubmed: Site, tmp_path: Path, cap
     assert_as_published(pubmed, tmp_path / "files")
 
 
+def test_the_last_file_is_no_measure_for_its_neighbours(pubmed: Site, tmp_path: Path):
+    for number in (1, 2):
+        pubmed.fail(f"/pubmed/baseline/pubmed26n000{number}.xml.gz", "403", for_ever=True)
+    assert acquire_medline(pubmed, tmp_path) == 2
+    assert gz_names(tmp_path) == ["pubmed26n0003.xml.gz", "pubmed26n0004.xml.gz"]
+    pubmed.faults.clear()
+    assert acquire_medline(pubmed, tmp_path) == 0
+    assert_as_published(pubmed, tmp_path)
+
+
 def test_a_hole_in_the_listing(pubmed: Site, tmp_path: Path, capsys: Any):
     del pubmed.files[PATH], pubmed.files[f"{PATH}.md5"]
     assert acquire_medline(pubmed, tmp_path / "files") == 2
