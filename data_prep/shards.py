@@ -422,7 +422,7 @@ def upload(folder: Path, url: str) -> None:
         for first in range(0, len(names), UPLOAD_FILES):
             group = names[first : first + UPLOAD_FILES]
             left = [name for name in group if contents.get(name) != outputs[name]["bytes"]]
-            for attempt in range(UPLOADS + 1):
+            for attempt in range(UPLOADS):
                 progress.waiting_for = group
                 if left:
                     far.put_files({name: folder / name for name in left})
