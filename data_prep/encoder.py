@@ -60,28 +60,27 @@ class Encoder:
         definition["config"]["split"] = [{"Pattern": {"pattern": {"Regex": WORDS}, "behavior": "Isolate"}}]
         self._kitoken.set_definition(definition)
 
-    def encode(self, text: str) -> tuple[np.ndarray, int]:
-        """The ids of a text, (tokens,) of `token_dtype`, and the size of its UTF-8.
+    def encode(self, text: str) -> Iterator[tuple[np.ndarray, int]]:
+        """A text piece by piece: its ids, (tokens,) of `token_dtype`, and the size of its UTF-8.
 
         Raises:
             BadInput: the ids do not make up the text's bytes.
         """
-        ids = array(self._typecode)
-        size_bytes = 0
         for piece in pieces(text):
-            ids.extend(self._ids(piece))
-            size_bytes += len(piece) if piece.isascii() else len(piece.encode())
-        found = np.frombuffer(ids, self._dtype)
-        if (stand_for := int(self._bytes[found].sum())) != size_bytes:
-            raise BadInput(f"{self._name} made tokens of {stand_for} bytes of a text of {size_bytes}: {text[:60]!r} …")
-        return found, size_bytes
+            ids = np.frombuffer(array(self._typecode, self._ids(piece)), self._dtype)
+            size_bytes = len(piece) if piece.isascii() else len(piece.encode())
+            if (stand_for := int(self._bytes[ids].sum())) != size_bytes:
+                raise BadInput(
+                    f"{self._name} made tokens of {stand_for} bytes of a text of {size_bytes}: {piece[:60]!r} …"
+                )
+            yield ids, size_bytes
 
     def compare(self, text: str) -> bool:
         """Whether the tokenizer itself gives the same ids, where it was not asked to give them."""
         if self._name == "tokenizers":
             return True
         expected = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return self.encode(text)[0].tolist() == expected
+        return [id for ids, _ in self.encode(text) for id in ids.tolist()] == expected
 
     def _ids(self, text: str) -> list[int]:
         if self._name == "kitoken":

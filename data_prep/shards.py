@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -252,6 +253,7 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
     job.check_node()
     encode = encoder.load(job.tokenizer, job.encoder)
     histogram = np.zeros(job.vocab_size, np.int64)
+    end_of_text = np.array(job.end_of_text, token_dtype(job.vocab_size)), 0
     total = unsaid = Done()
     with (
         written_aside(job.work / f"{name}.tokens") as tokens_path,
@@ -265,12 +267,13 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
                     f"{job.encoder} gives other ids than {job.tokenizer} for {document.id}; "
                     "use --encoder tokenizers, which is several times slower"
                 )
-            ids, size_bytes = encode.encode(document.text)
-            ids = np.append(ids, np.array(job.end_of_text, ids.dtype))
-            histogram += np.bincount(ids, minlength=job.vocab_size)
-            ids.tofile(tokens)
-            documents.write({"id": document.id, "source": document.source, "tokens": len(ids), "bytes": size_bytes})
-            done = Done(size_bytes, 1, len(ids))
+            count = size_bytes = 0
+            for ids, ids_bytes in chain(encode.encode(document.text), (end_of_text,)):
+                np.add.at(histogram, ids, 1)
+                ids.tofile(tokens)
+                count, size_bytes = count + len(ids), size_bytes + ids_bytes
+            documents.write({"id": document.id, "source": document.source, "tokens": count, "bytes": size_bytes})
+            done = Done(size_bytes, 1, count)
             total, unsaid = (Done(*map(sum, zip(a, done, strict=True))) for a in (total, unsaid))
             if unsaid.bytes > TICK_BYTES:
                 tick(**unsaid._asdict())

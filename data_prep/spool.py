@@ -13,7 +13,6 @@ again. A bucket is a range of `place_of`, so the buckets in their order, each so
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -35,8 +34,6 @@ BATCH_FILES = 4096
 BUCKET_BYTES = 16 << 20  # of inputs; they unpack to some four times as much text, which is sorted in memory
 MAX_BUCKETS = 4096
 BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
-SPACE = re.compile(r"\s")
-PIECE = 1 << 20  # characters of a text that are folded at a time: as words they take ten times their size
 FAST = 1  # zstd level of files that live as long as a build
 
 
@@ -82,14 +79,11 @@ def place_of(document_id: str) -> bytes:
 
 def same_text(text: str) -> str:
     """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
-    digest, start, between = hashlib.blake2b(digest_size=16), 0, b""
-    while start < len(text):
-        space = SPACE.search(text, start + PIECE) if start + PIECE < len(text) else None
-        end = space.start() if space else len(text)
-        if words := text[start:end].casefold().split():
+    digest, between = hashlib.blake2b(digest_size=16), b""
+    for piece in overlap.pieces(text):
+        if words := piece.casefold().split():
             digest.update(between + " ".join(words).encode())
             between = b" "
-        start = end
     return digest.hexdigest()
 
 

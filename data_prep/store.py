@@ -95,7 +95,7 @@ class Store:
                 raise Unavailable(f"{self.url}/{name} arrived with {found:,} of {size:,} bytes")
 
     def sha256(self, name: str) -> str:
-        """The hash of what the store gives back for an object, in hex; nothing if that differs from its own checksum."""
+        """The hash of what the store gives back for an object, in hex; nothing if it differs from its own checksum."""
         from botocore.exceptions import FlexibleChecksumError
 
         digest = hashlib.sha256()

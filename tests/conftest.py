@@ -7,6 +7,7 @@ import http.client
 import os
 import random
 import re
+import subprocess
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -145,6 +146,24 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
     out = tiny_corpus.with_name("shards")
     shards.build(tiny_corpus, tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
     return out
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(bytes)`: a file system of that size; called again, the same one with another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size_bytes: int) -> Path:
+        options = f"size={size_bytes}" + (",remount" if folder.is_mount() else "")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting a file system takes root: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import random
@@ -258,16 +257,26 @@ def test_a_worker_that_is_killed_ends_the_build_with_the_way_out(
 
 
 def test_a_full_disk_is_named_and_the_build_goes_on(
-    build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes
+    tmp_path: Path,
+    tiny_corpus: Path,
+    tiny_tokenizer: Path,
+    small_disk: Callable[[int], Path],
+    folder_bytes: FolderBytes,
 ):
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    with monkeypatch.context() as patch:
-        patch.setattr(shards, "mds_shard", full)
-        with pytest.raises(BadInput, match=r"no room left for .*goes on"):
-            build_shards()
-    assert folder_bytes(build_shards()) == folder_bytes(build_shards("straight"))
+    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    refused = 0
+    for size_bytes in range(20_000, 140_000, 20_000):
+        disk = small_disk(size_bytes)
+        try:
+            shards.build(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
+        except BadInput as error:
+            assert re.search(r"no room left for .*shards; make some and type the same command, it goes on", str(error))
+            refused += 1
+            assert not (disk / "shards").exists()
+    assert refused >= 3
+    disk = small_disk(4_000_000)
+    shards.build(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
+    assert folder_bytes(disk / "shards") == folder_bytes(tmp_path / "straight")
 
 
 def test_raw_shards_hold_the_same_tokens(build_shards: BuildShards, tiny_shards: Path):
