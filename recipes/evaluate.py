@@ -64,7 +64,8 @@ DTYPES = ("float32", "bfloat16")
 # Sets, models and prompts lie on disk; what the libraries below would ask the hub for, they do not.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 # Of recipes/finetune.py and finetuned.py, which import torch.
-PREDICTIONS, MODEL, HEAD_FACTS, HEAD_WEIGHTS = "predictions-test.jsonl", "model", "task.json", "head.safetensors"
+PREDICTIONS, SCORES, MODEL = "predictions-test.jsonl", "scores.json", "model"
+HEAD_FACTS, HEAD_WEIGHTS = "task.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -355,10 +356,12 @@ def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDi
         BadInput: the folder holds no finished fine-tuning run.
     """
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    if not record.get("finished") or not (folder / PREDICTIONS).is_file():
+    if not record.get("finished") or not (folder / SCORES).is_file():
         raise BadInput(f"{folder} holds no finished fine-tuning run; recipes/finetune.py makes one")
+    if "test" not in read_json(folder / SCORES)["scores"]:
+        raise BadInput(f"{folder} has no scores of test yet: type its command again with score_test=true")
     lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-    return record, read_json(folder / "scores.json"), {r["id"]: r for r in map(json.loads, lines)}
+    return record, read_json(folder / SCORES), {r["id"]: r for r in map(json.loads, lines)}
 
 
 def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:

@@ -2,7 +2,7 @@
 recipes/pretrained.py loads it: BioMedLM as it was published has its attention scaled by layer, which the harness' own
 loading would lose.
 
-To be imported only where such scores are asked for: the harness takes 6 s to import, half of them for `datasets`.
+To be imported only where such scores are asked for: it brings `datasets`, `accelerate` and `evaluate` into the process.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """How likely a model finds documents: the log-probabilities that perplexity is made of.
 
 The windows are those of lm-eval-harness' `loglikelihood_rolling`, so that perplexities are comparable. Its own code is
-not used here: it batches windows in the order of the documents, so that most of a batch can be padding, holds the
-logits of a whole batch in memory, and takes 6 s to import.
+not used here: it batches windows in the order of the documents, so that most of a batch can be padding, and holds the
+logits of a whole batch in memory.
 """
 
 from __future__ import annotations

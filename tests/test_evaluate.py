@@ -380,7 +380,7 @@ def test_nothing_is_asked_of_a_network(make_model: MakeModel, data: Path, tmp_pa
         [sys.executable, "-c", ALONE, *command], capture_output=True, text=True, check=False, env=environment,
         cwd=ROOT, timeout=240,
     )  # fmt: skip
-    assert "up to date" in again.stdout and "False False" in again.stdout, "the harness costs seconds to import"
+    assert "up to date" in again.stdout and "False False" in again.stdout, "imported for scores alone"
 
 
 def tuned_folder(make_model: MakeModel, task: str, kind: str, labels: tuple[str, ...] = ()) -> Path:
