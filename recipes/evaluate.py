@@ -364,8 +364,13 @@ def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDi
     return record, read_json(folder / SCORES), {r["id"]: r for r in map(json.loads, lines)}
 
 
-def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
+def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -> JsonDict:
     """Put the seeds of one fine-tuning together: mean, standard deviation, interval; a table.
+
+    Args:
+        folders: the runs.
+        out: the folder to make.
+        name: what the table calls them; None: as the first of them.
 
     Raises:
         BadInput: the runs differ in more than their seed, or a seed comes twice.
@@ -381,7 +386,7 @@ def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
     request: JsonDict = {
         "stage": STAGE,
         "format": FORMAT,
-        "arguments": {"runs": [folder.name for folder in folders]},
+        "arguments": {"runs": [folder.name for folder in folders], "name": name},
         "inputs": {folder.name: sha256_file(folder / PREDICTIONS) for folder in folders},
     }
     if manifest := finished(out, request):
@@ -396,8 +401,8 @@ def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
             "standard_deviation": deviation,
             "seeds": dict(zip(map(str, seeds), values.mean(1).tolist(), strict=True)),
         }
-        how = f"fine-tuned, {metric}, mean of {len(seeds)} seeds ± {100 * deviation:.1f}"
-        rows.append(Row(task, folders[0].name, how, percent(score), False))
+        over = f"mean of {len(seeds)} seeds ± {100 * deviation:.1f}" if len(seeds) > 1 else f"seed {seeds[0]}"
+        rows.append(Row(task, name or folders[0].name, f"fine-tuned, {metric}, {over}", percent(score), False))
     if "acc" in results:
         answers = [runs[0][2][id_]["answer"] for id_ in ids]
         share = 100 * max(map(answers.count, set(answers))) / len(answers)

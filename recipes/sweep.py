@@ -21,6 +21,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -298,11 +299,13 @@ def run_on_ray(commands: Iterable[Command]) -> Iterator[tuple[Job, int]]:
     from ray.exceptions import RayError
 
     if not ray.is_initialized():
-        own: JsonDict = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
+        address = os.environ.get("RAY_ADDRESS")
         try:
-            ray.init(log_to_driver=False, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise BadInput(f"RAY_ADDRESS = {os.environ.get('RAY_ADDRESS')!r}: {error}") from None
+            if address and (match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
+                socket.create_connection((match[1], int(match[2])), timeout=10).close()  # Ray would try for minutes
+            ray.init(log_to_driver=False, include_dashboard=None if address else False)
+        except (OSError, OverflowError, ValueError, RuntimeError) as error:
+            raise BadInput(f"RAY_ADDRESS = {address!r}: {error}; unset it for a Ray of this machine") from None
     gpus = ray.cluster_resources().get("GPU", 0) > 0
     waiting: dict[Any, Job] = {}
     for job, command, log in commands:
@@ -399,7 +402,7 @@ def to_markdown(results: JsonDict, test: str) -> str:
     """The configurations by their dev score, and what the best one has on test."""
     ranked, metric = results["configurations"], results["metric"]
     seeds = len(ranked[0]["dev"])
-    lines = [f"| configuration | {metric} on dev, %, mean of {seeds} | ± of seeds |", "|---|---|---|"]
+    lines = [f"| configuration | {metric} on dev, %, mean over {seeds} runs | ± of seeds |", "|---|---|---|"]
     for one in ranked:
         mean, deviation = 100 * one["mean"], 100 * one["standard_deviation"]
         lines += [f"| {one['configuration']} | {mean:.1f} | {deviation:.1f} |"]
@@ -454,7 +457,7 @@ def main(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDict:
             if failed := run_all(sweep, [job for job in jobs if "test" not in job.scores], True, cluster):
                 print(f"test of {', '.join(job.name for job in failed)} failed: type the same command to go on")
                 raise SystemExit(1)
-            evaluate_runs([job.folder for job in jobs], folder / TEST)
+            evaluate_runs([job.folder for job in jobs], folder / TEST, sweep.name)
             results["test"] = read_json(folder / TEST / "results.json")["scores"]
             draw(results, folder / PICTURE)
             test_table = (folder / TEST / "table.md").read_text(encoding="utf-8")

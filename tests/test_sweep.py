@@ -11,16 +11,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from data_prep.stage import BadInput, run
+from data_prep.stage import BadInput
 from recipes import finetune, sweep
 
 ROOT = Path(__file__).parents[1]
@@ -44,7 +44,7 @@ def base(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def arguments(base: Path, tmp_path: Path) -> Arguments:
-    """`arguments(grid, "key=value", …)`: a command line of runs that take a second on a CPU; its set has 160 questions."""
+    """`arguments(grid, "key=value", …)`: a command line of runs of seconds on a CPU, of 160 questions."""
     draw, data = random.Random(1), tmp_path / "data/medmcqa"
     data.mkdir(parents=True)
     for split, n in (("train", 160), ("dev", 40)):
@@ -64,8 +64,8 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
         if "global_train_batch_size" not in grid:
             shared.append("global_train_batch_size=16")
         return [
-            str(path), *shared, f"model={base}", f"data={tmp_path / 'data'}", f"run_dir={tmp_path / 'sweep'}", "preset=cpu",
-            "seq_len=64", "warmup_share=0.1",
+            str(path), *shared, f"model={base}", f"data={tmp_path / 'data'}", f"run_dir={tmp_path / 'sweep'}",
+            "preset=cpu", "seq_len=64", "warmup_share=0.1",
             "eval_interval=1000ba", "save_interval=50ba", "callbacks.console.interval=1000ba",
             "stall_timeout_s=null", *more,
         ]  # fmt: skip
@@ -73,46 +73,48 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
     return make
 
 
-class Forked:
-    """A run in a fork of this process, which has Composer imported: seconds faster, and the same command line."""
+# Forks of a process that has imported what a run imports and done nothing else: seconds faster than starting Python,
+# and without the threads of this one, which a fork would miss.
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["recipes.finetuned", "recipes.trainer", "recipes.resume", "recipes.parallel"])
+RUN = """
+import os
+with open(log, "ab") as file:
+    os.dup2(file.fileno(), 1)
+    os.dup2(file.fileno(), 2)
+from data_prep.stage import run
+from recipes import finetune
+run(lambda: finetune.command_line(arguments))
+"""
 
-    started: list[list[str]]  # noqa: RUF012
+
+class Forked:
+    """A run's process, with the command line that it would have."""
+
+    started: ClassVar[list[list[str]]] = []
 
     def __init__(self, command: Sequence[str], log: Path, folder: Path) -> None:
         Forked.started.append(list(command))
         log.parent.mkdir(parents=True, exist_ok=True)
         at = next(n for n, part in enumerate(command) if part.endswith("finetune.py"))
-
-        def main() -> None:
-            with log.open("ab") as file:
-                os.dup2(file.fileno(), 1)
-                os.dup2(file.fileno(), 2)
-            run(lambda: finetune.command_line(command[at + 1 :]))
-
-        self.process = multiprocessing.get_context("fork").Process(target=main)
+        self.process = SERVER.Process(target=exec, args=(RUN, {"log": log, "arguments": command[at + 1 :]}))
         self.process.start()
 
     def wait(self) -> int:
-        self.process.join()
-        return self.process.exitcode or 0
+        self.process.join(120)
+        assert self.process.exitcode is not None
+        return self.process.exitcode
 
     def send_signal(self, number: int) -> None:
         os.kill(self.process.pid or 0, number)
 
 
 @pytest.fixture
-def forked(monkeypatch: pytest.MonkeyPatch) -> type[Forked]:
-    import peft  # noqa: F401 (before the forks, as all that follows)
-
-    import recipes.finetuned
-    import recipes.parallel
-    import recipes.resume
-    import recipes.trainer  # noqa: F401
-
+def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Forked]]:
     handlers = {number: signal.getsignal(number) for number in sweep.PREEMPTION_SIGNALS}
-    Forked.started = []
+    Forked.started.clear()
     monkeypatch.setattr(sweep, "start", Forked)
-    yield Forked  # pyright: ignore[reportReturnType]
+    yield Forked
     for number, handler in handlers.items():
         signal.signal(number, handler)
 
@@ -159,53 +161,46 @@ def test_the_best_by_dev_is_tested_once(
     assert len(forked.started) == 6
 
 
+def spoil(command: list[str], number: int) -> tuple[str, Path]:
+    """Let a run of a sweep fail: its name, and the file that stands where a folder should be."""
+    job = sweep.load_sweep(Path(command[0]), command[1:]).jobs[number]
+    job.folder.mkdir(parents=True)
+    record = {"identity": job.identity, "starts": [], "finished": False}
+    (job.folder / "run.json").write_text(json.dumps(record))
+    (job.folder / "checkpoints").write_text("")
+    return job.name, job.folder / "checkpoints"
+
+
 def test_a_failed_run_is_named_and_the_others_go_on(
     forked: type[Forked], arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = arguments({"seed": [1, 2], "max_duration": ["1ep", "2ep"]})
-    bad = tmp_path / "sweep/runs/seed-1_max_duration-2ep/checkpoints"
-    bad.parent.mkdir(parents=True)
-    record = sweep.load_sweep(Path(command[0]), command[1:]).jobs[1].identity
-    (bad.parent / "run.json").write_text(json.dumps({"identity": record, "starts": [], "finished": False}))
-    bad.write_text("a file where a folder should be")
+    name, _ = spoil(command, 1)
     with pytest.raises(SystemExit) as stopped:
         sweep.command_line(command)
     said = capsys.readouterr().out
     assert stopped.value.code == 1 and len(forked.started) == 4
-    assert (
-        "[2/4] seed-1_max_duration-2ep failed with exit code 1" in said and "[4/4] seed-2_max_duration-2ep: dev" in said
-    )
-    assert "1 of 4 runs failed: seed-1_max_duration-2ep\nNothing is chosen yet" in said
+    assert f"[2/4] {name} failed with exit code 1: " in said and "[4/4] seed-2_max_duration-2ep: dev" in said
+    assert f"1 of 4 runs failed: {name}\nNothing is chosen yet" in said
     assert not (tmp_path / "sweep/results.json").exists() and not list(tmp_path.rglob("predictions-test.jsonl"))
 
     # the command with --without-failed: tried again, and then left out
     sweep.command_line([*command, "--without-failed"])
     results = json.loads((tmp_path / "sweep/results.json").read_text())
     assert [c[-1] for c in forked.started[4:]] == ["score_test=false"] + ["score_test=true"] * 2
-    assert results["compared"] == 1 and results["left_out"] == ["seed-1_max_duration-2ep"]
-    assert "Left out, since they failed: seed-1_max_duration-2ep." in (tmp_path / "sweep/table.md").read_text()
+    assert results["compared"] == 1 and results["left_out"] == [name]
+    assert f"Left out, since they failed: {name}." in (tmp_path / "sweep/table.md").read_text()
 
 
-def test_what_fails_is_mended_by_the_same_command(forked: type[Forked], arguments: Arguments, tmp_path: Path) -> None:
+def test_what_failed_is_tried_again(forked: type[Forked], arguments: Arguments, tmp_path: Path) -> None:
     command = arguments({"max_duration": ["1ep", "2ep"]})
-    original, broken = finetune.predict, []
-
-    def predict(*given: Any) -> Any:
-        if given[3].max_duration == "2ep" and not broken:
-            raise OSError("a bad day")
-        return original(*given)
-
-    finetune.predict = predict
-    try:
-        with pytest.raises(SystemExit):
-            sweep.command_line(command)
-        broken.append("no more")
+    _, bad = spoil(command, 1)
+    with pytest.raises(SystemExit):
         sweep.command_line(command)
-    finally:
-        finetune.predict = original
+    bad.unlink()
+    sweep.command_line(command)
     assert [c[-1] for c in forked.started] == ["score_test=false"] * 3 + ["score_test=true"]
     assert json.loads((tmp_path / "sweep/results.json").read_text())["compared"] == 2
-    assert "a bad day" in (tmp_path / "sweep/logs/max_duration-2ep.log").read_text()
 
 
 def is_running(pid: int) -> bool:
@@ -225,7 +220,8 @@ def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     while not list(slow.folder.glob("checkpoints/ep*-ba*")) and time.monotonic() < deadline_s:
         assert process.poll() is None
         time.sleep(0.05)
-    (child,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (child,) = (pid for pid in children if "finetune.py" in Path(f"/proc/{pid}/cmdline").read_text())
     process.kill()
     process.wait()
     while is_running(int(child)) and time.monotonic() < deadline_s:
@@ -242,24 +238,38 @@ def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "sweep/results.json").read_text())["test"]["acc"]["n"] == 40
 
 
-def test_runs_on_ray(arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A Ray of this machine, real ones of its workers, real processes of the runs; and nothing reports home."""
-    import ray
+RAY = """
+import sys
+from recipes import sweep
+sweep.command_line(sys.argv[1:])
+import ray
+from ray._common.usage import usage_lib
+print("reports home:", usage_lib.usage_stats_enabled(), "tasks ran:", ray.is_initialized())
+"""
 
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        given = arguments({"max_duration": ["20ba", "40ba"]})
-        sweep.command_line([*given, "--cluster", "ray"])
-        from ray._private.usage import usage_lib
 
-        assert not usage_lib.usage_stats_enabled()
-    finally:
-        ray.shutdown()
+def test_runs_on_ray(arguments: Arguments, tmp_path: Path) -> None:
+    """A Ray of this machine, its workers, real processes of the runs."""
+    given = arguments({"max_duration": ["20ba", "40ba"]})
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", RAY, *given, "--cluster", "ray"],
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "reports home: False tasks ran: True" in done.stdout
     results = json.loads((tmp_path / "sweep/results.json").read_text())
     assert results["compared"] == 2 and results["test"]["acc"]["n"] == 40
     assert len(list((tmp_path / "sweep/runs").rglob("predictions-test.jsonl"))) == 1
+
+
+def test_no_ray_at_the_address(arguments: Arguments, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = arguments({"seed": [1]})
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "recipes/sweep.py"), *given, "--cluster", "ray"],
+        capture_output=True, text=True, check=False, env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 2 and "error: RAY_ADDRESS = '127.0.0.1:1'" in done.stderr, done.stderr
 
 
 def test_preemption_goes_on_to_the_run(forked: type[Forked], arguments: Arguments, tmp_path: Path) -> None:
