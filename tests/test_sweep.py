@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
 from recipes import finetune, sweep
+from recipes.evaluate import evaluate_runs
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
@@ -152,6 +153,12 @@ def test_the_best_by_dev_is_tested_once(
     assert (folder / "dev.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "toy-sweep: 4 runs of 2 configurations" in said and "[4/4] lr-0.003_seed-2: dev acc" in said
+
+    untested = folder / "runs/lr-1e-06_seed-1"
+    with pytest.raises(
+        BadInput, match=r"lr-1e-06_seed-1 has no scores of test yet: type its command again with score_"
+    ):
+        evaluate_runs([untested], tmp_path / "scores")
 
     # typed again: nothing is run; with another grid: test is not looked at again
     sweep.command_line(arguments(GRID))
