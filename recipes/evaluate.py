@@ -439,7 +439,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="documents of the corpus' val to compute perplexity of (default: 0)",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default: 8)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the computation, log-probabilities included (default: float32)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     arguments = parser.parse_args(argv)
     for name, least in (("shots", 0), ("batch_size", 1), ("limit", 1), ("text_documents", 0)):

@@ -144,6 +144,10 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def _file_name(text: str) -> str:
+    return re.sub(r"[^\w.+-]+", "-", text).strip("-")
+
+
 def read_grid(path: Path) -> tuple[Path, dict[str, list[Any]]]:
     """The base of a sweep's YAML, and its grid.
 
@@ -199,7 +203,7 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
     jobs: dict[str, Job] = {}
     for chosen in itertools.product(*grid.values()):
         values = dict(zip(grid, chosen, strict=True))
-        name = re.sub(r"[^\w.+-]+", "-", "_".join(f"{k.rsplit('.')[-1]}-{_text(v)}" for k, v in values.items()))
+        name = "_".join(_file_name(f"{key.rsplit('.')[-1]}-{_text(value)}") for key, value in values.items())
         folder = Path(common.run_dir) / RUNS / name
         cfg, changes = configure(values, f"run_name={common.run_name}-{name}", f"run_dir={folder}")
         if cfg.model not in sources:
@@ -229,7 +233,8 @@ def format_sweep(sweep: Sweep) -> str:
     for job in sweep.jobs:
         state = f"finished, dev {sweep.metric} {100 * _dev(job, sweep):.1f}" if job.scores else "to do"
         lines.append(f"  {job.name:<{width}}  {job.plan.batches:>9,}  {job.examples:>9,}  {state}")
-    for what, jobs in (("total", sweep.jobs), ("to do", [job for job in sweep.jobs if not job.scores])):
+    left = tuple(job for job in sweep.jobs if not job.scores)
+    for what, jobs in {"total": sweep.jobs, **({"to do": left} if left != sweep.jobs else {})}.items():
         batches, examples, tokens = (
             sum(of(job) for job in jobs) for of in (lambda j: j.plan.batches, lambda j: j.examples, lambda j: j.tokens)
         )
@@ -389,7 +394,7 @@ def draw(results: JsonDict, path: Path) -> None:
         axes.plot([100 * dev for dev in one["dev"]], [row] * len(one["dev"]), "o", color=color, alpha=0.5, markersize=5)
         axes.plot([100 * one["mean"]], [row], "|", color=color, markersize=14, markeredgewidth=2)
     axes.set_yticks(range(len(ranked)), [one["configuration"] for one in ranked], fontsize=8)
-    axes.invert_yaxis()
+    axes.set_ylim(len(ranked) - 0.5, -0.5)
     axes.set_xlabel(f"{results['metric']} on dev, %: each seed, and their mean")
     axes.grid(axis="x", alpha=0.3)
     partial_path = path.with_suffix(f".partial{path.suffix}")
@@ -402,16 +407,20 @@ def to_markdown(results: JsonDict, test: str) -> str:
     """The configurations by their dev score, and what the best one has on test."""
     ranked, metric = results["configurations"], results["metric"]
     seeds = len(ranked[0]["dev"])
-    lines = [f"| configuration | {metric} on dev, %, mean over {seeds} runs | ± of seeds |", "|---|---|---|"]
+    over = f"mean of {seeds} seeds ± their deviation" if seeds > 1 else "one seed"
+    lines = [f"| configuration | {metric} on dev, %, {over} |", "|---|---|"]
     for one in ranked:
-        mean, deviation = 100 * one["mean"], 100 * one["standard_deviation"]
-        lines += [f"| {one['configuration']} | {mean:.1f} | {deviation:.1f} |"]
-    left_out = f" Left out, since they failed: {', '.join(results['left_out'])}." if results["left_out"] else ""
-    best = (
+        deviation = f" ± {100 * one['standard_deviation']:.1f}" if seeds > 1 else ""
+        lines += [f"| {one['configuration']} | {100 * one['mean']:.1f}{deviation} |"]
+    facts = [
         f"The best of {results['compared']} configurations on dev is {ranked[0]['configuration']}; a maximum of so "
-        f"many is higher on dev than its worth. Test was scored of it alone, once.{left_out}"
-    )
-    return "\n".join([*lines, "", best, "", test])
+        "many is higher on dev than its worth. Test was scored of it alone, once."
+    ]
+    if equal := sum(one["mean"] == ranked[0]["mean"] for one in ranked[1:]):
+        facts.append(f"{equal} more have the same score on dev; the first in the grid was taken.")
+    if results["left_out"]:
+        facts.append(f"Left out, since they failed: {', '.join(results['left_out'])}.")
+    return "\n".join([*lines, "", " ".join(facts), "", test])
 
 
 def main(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDict:

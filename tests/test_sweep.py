@@ -210,6 +210,27 @@ def test_what_failed_is_tried_again(forked: type[Forked], arguments: Arguments, 
     assert json.loads((tmp_path / "sweep/results.json").read_text())["compared"] == 2
 
 
+def test_the_choice_stands_once_test_was_looked_at(
+    forked: type[Forked], arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between the two: the same command ends it, another grid does not."""
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    command = arguments({"max_duration": ["1ep", "2ep"]})
+    with monkeypatch.context() as patch:
+        patch.setattr(sweep, "evaluate_runs", stop)
+        with pytest.raises(KeyboardInterrupt):
+            sweep.command_line(command)
+    with pytest.raises(BadInput, match="To choose again after that is to choose by test"):
+        sweep.command_line(arguments({"max_duration": ["1ep", "2ep", "3ep"]}))
+    assert len(forked.started) == 3
+    sweep.command_line(arguments({"max_duration": ["1ep", "2ep"]}))
+    assert len(forked.started) == 3, "the test that was scored is not scored again"
+    assert json.loads((tmp_path / "sweep/results.json").read_text())["test"]["acc"]["n"] == 40
+
+
 def is_running(pid: int) -> bool:
     status = Path(f"/proc/{pid}/status")
     return status.is_file() and "State:\tZ" not in status.read_text()
