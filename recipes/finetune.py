@@ -7,7 +7,8 @@ python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=full 
 
 `model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. Typing the
 same command again goes on where the run stopped. Afterwards the run folder holds `model/`, a prediction for every
-question of dev and test, and scores.json; several seeds are put together by `python recipes/evaluate.py --runs …`.
+question of dev and test, and scores.json; several seeds are put together by `python recipes/evaluate.py --runs …`. With
+`score_test=false` test is left alone until the same command is typed without it.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
     from recipes.examples import Encoded, Encoder
     from recipes.finetuned import FineTuned, TaskHead
 
-MODEL, SCORES = "model", "scores.json"
+MODEL, SCORES, PREDICTIONS = "model", "scores.json", "predictions-{}.jsonl"
 DEV_SHARE = 0.05  # of train, where the scored split is dev itself
 # Largest |difference| of scores as a share of the largest |score|: rounding in fp32 of a folded and merged model.
 TOLERANCE = 1e-4
@@ -278,7 +279,10 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
     wanted = identity(cfg, plan, task, source)
     record = run_folder.check_identity(folder, wanted, cfg.resume.allow)
     if record and record["finished"]:
-        print(f"{folder} is finished: nothing to do")
+        if rank == 0 and cfg.score_test and "test" not in read_json(folder / SCORES)["scores"]:
+            score(cfg, parts, ("test",))
+        else:
+            print(f"{folder} is finished: nothing to do")
         return None
     from recipes.trainer import connect
 
@@ -341,7 +345,7 @@ def fit(
         remote=remote,
     )
     on_rank_zero(lambda: export(cfg, source, head, encoder, parts))
-    on_rank_zero(lambda: score(cfg, parts))
+    on_rank_zero(lambda: score(cfg, parts, ("dev", "test") if cfg.score_test else ("dev",)))
     on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
     return trainer
 
@@ -393,8 +397,11 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     partial_folder.rename(folder / MODEL)
 
 
-def score(cfg: FinetuneConfig, parts: Examples_) -> JsonDict:
-    """Predict dev and test with the exported model; predictions-SPLIT.jsonl and scores.json in the run folder."""
+def score(cfg: FinetuneConfig, parts: Examples_, splits: Sequence[str]) -> JsonDict:
+    """Predict with the exported model; predictions-SPLIT.jsonl and scores.json in the run folder.
+
+    What else was scored before stays, but not when dev is: then the model was exported a moment ago.
+    """
     import torch
 
     from recipes import finetuned
@@ -402,10 +409,10 @@ def score(cfg: FinetuneConfig, parts: Examples_) -> JsonDict:
     folder = Path(cfg.run_dir)
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = finetuned.load(folder / MODEL, device)
-    scores: JsonDict = {}
-    for split in ("dev", "test"):
+    scores: JsonDict = {} if "dev" in splits else read_json(folder / SCORES)["scores"]
+    for split in splits:
         records = predict(model, tokenizer, parts[split], cfg)
-        write_text(folder / f"predictions-{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+        write_text(folder / PREDICTIONS.format(split), "".join(json.dumps(record) + "\n" for record in records))
         metrics = sorted(key for key, value in records[0].items() if isinstance(value, float))
         scores[split] = {metric: asdict(bootstrap([record[metric] for record in records])) for metric in metrics}
         for metric in metrics:

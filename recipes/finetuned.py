@@ -170,7 +170,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
     if not (folder / TASK).is_file():
         raise BadInput(f"{folder} holds no fine-tuned model (no {TASK}); recipes/finetune.py makes one")
     facts: JsonDict = read_json(folder / TASK)
-    model, tokenizer = load_pretrained(folder)
+    model, tokenizer = load_pretrained(folder, device=device)
     trained = FineTuned(model, TaskHead(**{**facts, "labels": tuple(facts["labels"])}))
     if trained.head is not None:
         weight = load_file(folder / HEAD)["weight"]

@@ -22,7 +22,7 @@ from recipes.examples import Encoder, add_tokens, collate
 from recipes.finetuned import FineTuned, TaskHead
 
 ROOT = Path(__file__).parents[1]
-YAMLS = sorted(path for path in (ROOT / "yamls/finetune").glob("*.yaml") if path.stem != "base")
+YAMLS = sorted(p for p in (ROOT / "yamls/finetune").glob("*.yaml") if p.stem != "base" and "-sweep" not in p.stem)
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
 LABELS = ("yes", "no", "maybe")
 Configure = Callable[..., FinetuneConfig]
