@@ -18,7 +18,7 @@ from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import boto3
 import pytest
@@ -33,15 +33,13 @@ from recipes.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
 from recipes.remote import RemoteRun, checkpoints_in
 from recipes.resume import find_start
 
-if TYPE_CHECKING:
-    from tests.conftest import Proxy
-
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}}
 SECRET = "do-not-print-this"  # as in conftest.py
 PATIENCE_S = 300
 
 Outcome = Callable[[str, str, str], None]
+Proxy = Any  # conftest.py has the class
 
 
 numbers = count()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import boto3
 import pytest
@@ -21,9 +21,7 @@ from botocore.config import Config
 from data_prep import shards, store, verify
 from data_prep.stage import MANIFEST, BadInput, Unavailable, seal
 
-if TYPE_CHECKING:
-    from tests.conftest import Proxy
-
+Proxy = Any  # conftest.py has the class
 FolderBytes = Callable[[Path], dict[str, bytes]]
 numbers = count()
 

@@ -75,7 +75,8 @@ def test_files_written_aside_are_whole_or_not_there(tmp_path: Path):
     assert not list(tmp_path.iterdir())
     with written_aside(tmp_path / "a") as one, written_aside(tmp_path / "b") as other:
         assert one != other
-        one.write_text("1"), other.write_text("2")
+        one.write_text("1")
+        other.write_text("2")
         assert not (tmp_path / "a").exists()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
@@ -112,7 +113,7 @@ def cluster(write_square: object) -> Iterator[Any]:
         from ray.cluster_utils import Cluster
 
         made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-        patch.setenv("RAY_ADDRESS", made.address)
+        patch.setenv("RAY_ADDRESS", str(made.address))
         yield made
         made.shutdown()
 
