@@ -150,10 +150,9 @@ def _call(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: Progress) -> None:
-    import ray
-    from ray.exceptions import RayError, RayTaskError
+    with _connected() as ray:
+        from ray.exceptions import RayError, RayTaskError
 
-    with _connected():
         call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call_on_ray)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
         pending: dict[Any, str] = {}
@@ -192,13 +191,17 @@ def _call_on_ray(function: Callable[..., None], arguments: tuple[Any, ...]) -> D
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
+def _connected() -> Iterator[Any]:
     """A connection to the cluster at RAY_ADDRESS, or to the one that `ray start` has begun on this machine."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
+        # `ray start --head` asks for a token where it finds one, but a connection to an address does not look for it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():  # the caller's own
-        yield
+        yield ray
         return
     address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
@@ -208,10 +211,11 @@ def _connected() -> Iterator[None]:
     except (OSError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"no Ray cluster at {address} ({str(error).splitlines()[0]}); begin one with `ray start --head`, add nodes "
-            "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379, or leave --cluster out"
+            "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379 (one that asks for a token wants "
+            "RAY_AUTH_TOKEN, as `ray get-auth-token` prints it), or leave --cluster out"
         ) from None
     try:
-        yield
+        yield ray
     finally:
         ray.shutdown()
 

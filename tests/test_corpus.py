@@ -368,8 +368,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("moment", ["read", "load", "write", "publish"])
-def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes: FolderBytes, moment: str):
+def test_a_kill_at_any_pass_leaves_nothing_finished(
+    tmp_path: Path, folder_bytes: FolderBytes, moment: str, monkeypatch: pytest.MonkeyPatch
+):
     make_inputs(tmp_path / "in")
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed one
+    monkeypatch.setattr(spool, "BATCH_BYTES", 1)
     stop = {
         "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
         "load": "corpus.Selection.drop_same_texts = kill",
@@ -394,9 +398,10 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes
 
 
 @pytest.mark.chaos
-def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes):
+def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch):
     """30 kills; whatever is finished between them is the same to the byte."""
     make_inputs(tmp_path / "in")
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed ones
     (tmp_path / "build.py").write_text(KILLED)
     build_text(tmp_path / "straight", tmp_path / "in")
     draw = random.Random(5)
