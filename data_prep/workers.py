@@ -150,7 +150,7 @@ def _call(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 
 
 def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: Progress) -> None:
-    with _connected() as ray:
+    with connected() as ray:
         from ray.exceptions import RayError, RayTaskError
 
         call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call_on_ray)
@@ -191,8 +191,15 @@ def _call_on_ray(function: Callable[..., None], arguments: tuple[Any, ...]) -> D
 
 
 @contextmanager
-def _connected() -> Iterator[Any]:
-    """A connection to the cluster at RAY_ADDRESS, or to the one that `ray start` has begun on this machine."""
+def connected(or_begin: bool = False) -> Iterator[Any]:
+    """The module `ray`, connected to the cluster at RAY_ADDRESS, or to the one that `ray start` began on this machine.
+
+    Args:
+        or_begin: where there is neither, begin one of this machine alone.
+
+    Raises:
+        BadInput: there is no cluster.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
@@ -207,8 +214,11 @@ def _connected() -> Iterator[Any]:
     try:
         if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself looks for it for many minutes
             socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT_S).close()
-        ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-    except (OSError, ValueError, RuntimeError) as error:
+        if or_begin and address == "auto":
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        else:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise BadInput(
             f"no Ray cluster at {address} ({str(error).splitlines()[0]}); begin one with `ray start --head`, add nodes "
             "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379 (one that asks for a token wants "

@@ -21,7 +21,6 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,6 +35,7 @@ from omegaconf import OmegaConf
 
 from data_prep.stage import BadInput, JsonDict, difference, read_json, run, write_json, write_text
 from data_prep.tasks import describe, load
+from data_prep.workers import connected
 from recipes import finetune, run_folder
 from recipes.config import FinetuneConfig, load_finetune_config, parse_run, read_yaml
 from recipes.evaluate import evaluate_runs
@@ -299,32 +299,23 @@ def run_on_ray(commands: Iterable[Command]) -> Iterator[tuple[Job, int]]:
     Raises:
         BadInput: there is no such cluster.
     """
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # it would report home
-    import ray
-    from ray.exceptions import RayError
+    with connected(or_begin=True) as ray:
+        from ray.exceptions import RayError
 
-    if not ray.is_initialized():
-        address = os.environ.get("RAY_ADDRESS")
-        try:
-            if address and (match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address)):
-                socket.create_connection((match[1], int(match[2])), timeout=10).close()  # Ray would try for minutes
-            ray.init(log_to_driver=False, include_dashboard=None if address else False)
-        except (OSError, OverflowError, ValueError, RuntimeError) as error:
-            raise BadInput(f"RAY_ADDRESS = {address!r}: {error}; unset it for a Ray of this machine") from None
-    gpus = ray.cluster_resources().get("GPU", 0) > 0
-    waiting: dict[Any, Job] = {}
-    for job, command, log in commands:
-        task = ray.remote(execute).options(num_gpus=job.world_size if gpus else 0, max_retries=0)
-        waiting[task.remote(command, log.absolute(), Path.cwd())] = job
-    while waiting:
-        (done,), _ = ray.wait(list(waiting), num_returns=1)
-        job = waiting.pop(done)
-        try:
-            code = ray.get(done)
-        except RayError as error:  # its node went, for one
-            print(f"{job.name}: {error}", flush=True)
-            code = 1
-        yield job, code
+        gpus = ray.cluster_resources().get("GPU", 0) > 0
+        waiting: dict[Any, Job] = {}
+        for job, command, log in commands:
+            task = ray.remote(execute).options(num_gpus=job.world_size if gpus else 0, max_retries=0)
+            waiting[task.remote(command, log.absolute(), Path.cwd())] = job
+        while waiting:
+            (done,), _ = ray.wait(list(waiting), num_returns=1)
+            job = waiting.pop(done)
+            try:
+                code = ray.get(done)
+            except RayError as error:  # its node went, for one
+                print(f"{job.name}: {error}", flush=True)
+                code = 1
+            yield job, code
 
 
 def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | None) -> list[Job]:
