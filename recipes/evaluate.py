@@ -48,7 +48,7 @@ from recipes.leaks import Leaks, find_leaks
 from recipes.pretrained import check_folder, folder_sha256, load_pretrained
 from recipes.prompts import FORMS, HARNESS, Prompt, make_prompts, write_harness_task
 from recipes.run_folder import RECORD, environment
-from recipes.scores import Row, Score, bootstrap, over_seeds, percent, published_rows, to_html, to_markdown
+from recipes.scores import Row, Score, bootstrap, measures, over_seeds, percent, published_rows, to_html, to_markdown
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -300,13 +300,14 @@ def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
         print(f"{out} is up to date")
         return manifest
     rows, results = [], {}
-    for metric in sorted(name for name, value in runs[0][2][ids[0]].items() if isinstance(value, float)):
-        values = np.array([[predictions[id_][metric] for id_ in ids] for _, _, predictions in runs])
-        score, deviation = over_seeds(values)
+    measured = [measures([predictions[id_] for id_ in ids]) for _, _, predictions in runs]
+    for metric in measured[0]:
+        values, weights = (np.array([found[metric][part] for found in measured]) for part in (0, 1))
+        score, each, deviation = over_seeds(values, weights)
         results[metric] = {
             **asdict(score),
             "standard_deviation": deviation,
-            "seeds": dict(zip(map(str, seeds), values.mean(1).tolist(), strict=True)),
+            "seeds": dict(zip(map(str, seeds), each.tolist(), strict=True)),
         }
         how = f"fine-tuned, {metric}, mean of {len(seeds)} seeds ± {100 * deviation:.1f}"
         rows.append(Row(task, folders[0].name, how, percent(score), False))
@@ -365,8 +366,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in dict.fromkeys(filter(None, arguments.tasks.split(","))):
         task = load(name, arguments.data)
         print(describe(task), flush=True)
-        if task.kind not in FORMS:
-            raise BadInput(f"{name} is source -> target: a base model has no score on it; fine-tune it")
+        if task.kind not in FORMS and not arguments.check:
+            raise BadInput(f"{name} is a set of {task.kind}: a base model has no score on it; fine-tune it")
         tasks.append(task)
     if not tasks:
         raise BadInput("--tasks is empty")
