@@ -62,7 +62,8 @@ def conll(folder: Path) -> TaskSet:
         raise BadInput(f"{folder} holds neither test.jsonl (of `source`, `target`) nor tagged words ({names})")
     splits = {split: _sentences(path, split) for split, path in paths.items()}
     everything = [sentence for sentences in splits.values() for sentence in sentences]
-    scheme = scheme_of(_places(everything))
+    places = _places(everything)
+    scheme = scheme_of(places)
     notes = []
     if scheme == "IOB2":
         begun = {split: [_begun(sentence) for sentence in sentences] for split, sentences in splits.items()}
@@ -72,8 +73,9 @@ def conll(folder: Path) -> TaskSet:
             notes.append(f"{n:,} I tags that begin an entity were read as B (IOB1), first in {changed[0][0].where}")
         splits = begun
     elif scheme:
+        tag = next(tag for tag in places if tag[0] in "ESLU")
         for sentence in everything:
-            _check_entities(sentence, scheme)
+            _check_entities(sentence, scheme, f"{tag} in {places[tag]}")
     _check_types(splits)
     notes += _check_leaks(splits, scheme)
     return TaskSet(folder.name, "tags", splits, file_hashes(folder, paths.values()), note="; ".join(notes))
@@ -170,15 +172,16 @@ def _begun(sentence: Sentence) -> Sentence:
     return Sentence(sentence.id, sentence.words, tuple(tags), sentence.where)
 
 
-def _check_entities(sentence: Sentence, scheme: str) -> None:
-    """Refuse tags that are part of no entity."""
+def _check_entities(sentence: Sentence, scheme: str, because: str) -> None:
+    """Refuse tags that are part of no entity of a scheme that was recognised by the tag `because`."""
     covered = {n for _, first, end in entities(sentence.tags, scheme) for n in range(first, end)}
     for n, tag in enumerate(sentence.tags):
         if tag != "O" and n not in covered:
             last, alone = SCHEMES[scheme][2:]
             raise BadInput(
-                f"{sentence.where_of(n)}: {tag} of {sentence.words[n]!r} is part of no entity: one is {alone} alone, "
-                f"or B, I …, {last} of one type in one sentence; repair the line, or take the set in its BIO form"
+                f"{sentence.where_of(n)}: {tag} of {sentence.words[n]!r} is part of no entity. By {because} the set is "
+                f"{scheme}, where one is {alone} alone, or B, I …, {last} of one type in one sentence; repair its tags "
+                "or take it in its BIO form"
             )
 
 
