@@ -393,23 +393,23 @@ def test_every_word_of_a_long_sentence_is_tagged_once(encoders: Callable[..., En
         encoder = encoders("tags", seq_len)
         for n_words in (1, 5, 30, 90, 150):
             sentence = awkward_sentence(draw, n_words)
-            encoded, (full,), (full_tags,) = encoder(sentence), *(whole(sentence).sequences,), *(whole(sentence).tags,)
-            assert [t for tags in encoded.tags for t in tags if t != NO_TAG] == [t for t in full_tags if t != NO_TAG]
+            encoded, (full,), (full_tags,) = encoder(sentence), whole(sentence).sequences, whole(sentence).tags
             assert encoded.truncated == (len(encoded.sequences) > 1)
             cut += encoded.truncated
-            position, words = 1, [n for n, tag in enumerate(full_tags) if tag != NO_TAG]
-            for number, (sequence, tags) in enumerate(zip(encoded.sequences, encoded.tags, strict=True)):
+            ends = [0, *(n for n, tag in enumerate(full_tags) if tag != NO_TAG)]  # of end-of-text and each word
+            done = 0  # words that are tagged so far
+            for sequence, tags in zip(encoded.sequences, encoded.tags, strict=True):
                 assert len(sequence) == len(tags) <= seq_len and sequence[0] == 599
-                told = [n for n, tag in enumerate(tags) if tag != NO_TAG]
-                position = words[len(told) - 1] + 1  # of the whole, after the last word of this window
-                words = words[len(told) :]
-                assert sequence[1:] == full[position - len(sequence) + 1 : position], (
-                    "what was before it, without a gap"
-                )
-                assert told[-1] == len(sequence) - 1
-                if number:
-                    assert told[0] >= min(seq_len // 2 - 40, len(full) // 2) or len(told) == 1, "half of it is context"
-            assert not words
+                told = [tag for tag in tags if tag != NO_TAG]
+                assert told == [TAGS.index(tag) for tag in sentence.tags[done : done + len(told)]]
+                last = done + len(told)
+                first = ends.index(ends[last] - len(sequence) + 1)  # words that came before this window: whole ones
+                assert sequence[1:] == full[ends[first] + 1 : ends[last] + 1], "without a gap"
+                if done:
+                    assert len(told) == 1 or ends[last] - ends[done] <= (seq_len - 1) // 2, "half of it is context"
+                    assert first == 0 or len(sequence) + ends[first] - ends[first - 1] > seq_len, "all that fits"
+                done = last
+            assert done == n_words
     assert cut > 5
     with pytest.raises(BadInput, match=r"f, line 3: its word 'A{30}' takes \d+ tokens, and seq_len = 8"):
         encoders("tags", 8)(Sentence("1", ("a", "b", "A" * 30), TAGS, "f, line 1"))
