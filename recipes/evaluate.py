@@ -46,12 +46,12 @@ from data_prep.stage import (
     write_json,
     write_text,
 )
-from data_prep.tasks import TaskSet, describe, label_balance, load
+from data_prep.tasks import Sentence, TaskSet, describe, label_balance, load
 from recipes.leaks import Leaks, find_leaks
 from recipes.pretrained import check_folder, folder_sha256, load_pretrained
 from recipes.prompts import FORMS, HARNESS, make_prompts, write_harness_task
 from recipes.run_folder import RECORD, environment
-from recipes.scores import Row, Score, bootstrap, over_seeds, percent, published_rows, to_html, to_markdown
+from recipes.scores import Row, Score, bootstrap, measures, over_seeds, percent, published_rows, to_html, to_markdown
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -115,6 +115,12 @@ def check_answerable(task: TaskSet, head: JsonDict | None, model: Path | None) -
                 f"{tuned}, whose answers are {', '.join(head['labels'])}; those of {task.name} are "
                 f"{', '.join(labels)}: {way_out}"
             )
+    if task.kind == "tags":
+        for sentence in task.splits[task.scored]:
+            assert isinstance(sentence, Sentence)
+            if unknown := sorted({*sentence.tags} - {*head["labels"]}):
+                known = ", ".join(head["labels"])
+                raise BadInput(f"{tuned}, whose tags are {known}; {sentence.where} has {unknown[0]}: {way_out}")
 
 
 def head_sha256(model: Path) -> str | None:
@@ -135,7 +141,7 @@ def answer_by_head(
     from recipes.finetune import predict
 
     head, cfg = model.task_head, FinetuneConfig(device_eval_batch_size=arguments.batch_size)
-    encoder = Encoder(tokenizer, head.kind, head.seq_len)
+    encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)
     for task in tasks:
         examples = task.splits[task.scored][: arguments.limit]
         cut = sum(encoder(example).truncated for example in examples)
@@ -147,7 +153,6 @@ def answer_by_head(
 
 def summarise(records: Sequence[JsonDict], leaked: Collection[str] | None) -> JsonDict:
     """Every metric of the whole, of each subject and, if leaks were looked for, of what did not leak."""
-    metrics = [key for key, value in records[0].items() if isinstance(value, float)]
     groups = {"all": list(records)}
     for record in records:
         if record["subject"]:
@@ -155,7 +160,7 @@ def summarise(records: Sequence[JsonDict], leaked: Collection[str] | None) -> Js
     if leaked is not None:
         groups["clean"] = [record for record in records if record["id"] not in leaked]
     return {
-        group: {metric: asdict(bootstrap([r[metric] for r in members])) for metric in metrics}
+        group: {metric: asdict(bootstrap(*parts)) for metric, parts in measures(members).items()}
         for group, members in groups.items()
         if members
     }
@@ -393,13 +398,14 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
         print(f"{out} is up to date")
         return manifest
     rows, results = [], {}
-    for metric in sorted(name for name, value in runs[0][2][ids[0]].items() if isinstance(value, float)):
-        values = np.array([[predictions[id_][metric] for id_ in ids] for _, _, predictions in runs])
-        score, deviation = over_seeds(values)
+    measured = [measures([predictions[id_] for id_ in ids]) for _, _, predictions in runs]
+    for metric in measured[0]:
+        values, weights = (np.array([found[metric][part] for found in measured]) for part in (0, 1))
+        score, each, deviation = over_seeds(values, weights)
         results[metric] = {
             **asdict(score),
             "standard_deviation": deviation,
-            "seeds": dict(zip(map(str, seeds), values.mean(1).tolist(), strict=True)),
+            "seeds": dict(zip(map(str, seeds), each.tolist(), strict=True)),
         }
         over = f"mean of {len(seeds)} seeds ± {100 * deviation:.1f}" if len(seeds) > 1 else f"seed {seeds[0]}"
         rows.append(Row(task, name or folders[0].name, f"fine-tuned, {metric}, {over}", percent(score), False))
@@ -471,7 +477,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in dict.fromkeys(filter(None, arguments.tasks.split(","))):
         task = load(name, arguments.data)
         print(describe(task), flush=True)
-        check_answerable(task, head, arguments.model)
+        if not arguments.check:
+            check_answerable(task, head, arguments.model)
         tasks.append(task)
     if not tasks:
         raise BadInput("--tasks is empty")

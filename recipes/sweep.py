@@ -46,7 +46,7 @@ from recipes.plan import flops_per_token
 ROOT = Path(__file__).parents[1]
 RESULTS, TABLE, PICTURE = "results.json", "table.md", "dev.png"
 RUNS, LOGS, TEST = "runs", "logs", "test"
-METRIC = {"choice": "acc", "verdict": "acc", "pairs": "rougeL"}  # what is best of each kind of task
+METRIC = {"choice": "acc", "verdict": "acc", "pairs": "rougeL", "tags": "f1"}  # what is best of each kind of task
 # What decides which sweep it is, or what the sweep itself sets.
 NOT_IN_GRID = ("task", "data", "run_name", "run_dir", "save_remote", "score_test")
 

@@ -22,6 +22,7 @@ from data_prep.overlap import GRAM_WORDS
 from data_prep.sources import Document
 from data_prep.stage import BadInput
 from data_prep.tasks import Question, TaskSet, load
+from data_prep.tasks.tags import SCHEMES, count
 from recipes import evaluate, export, finetuned, likelihood
 from recipes.examples import Encoder, add_tokens, collate
 from recipes.finetuned import FineTuned, TaskHead
@@ -30,7 +31,7 @@ from recipes.leaks import find_leaks
 from recipes.likelihood import Window, document_windows, log_probs
 from recipes.pretrained import load_pretrained
 from recipes.prompts import Prompt, make_prompts, write_harness_task
-from recipes.scores import bootstrap
+from recipes.scores import bootstrap, measures, over_seeds
 
 ROOT = Path(__file__).parents[1]
 MakeModel = Callable[..., Path]
@@ -452,8 +453,51 @@ def test_a_head_with_other_labels_is_refused() -> None:
 
 
 def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main(["--tasks", "medmcqa", "--data", str(data), "--check"])
-    assert "medmcqa: dev 30" in capsys.readouterr().out
+    (data / "own").mkdir()
+    for split, word in (("train", "p53"), ("test", "TNF")):
+        (data / f"own/{split}.tsv").write_text(f"The\tO\n{word}\tB-Gene\n")
+    evaluate.main(["--tasks", "medmcqa,own", "--data", str(data), "--check"])
+    printed = capsys.readouterr().out
+    assert "medmcqa: dev 30" in printed and "test: 2 words, 1 entities: Gene 1 (100.0%)" in printed
+    with pytest.raises(BadInput, match="own is of kind 'tags': a base model has no score on it; fine-tune it"):
+        evaluate.main(["--tasks", "own", "--data", str(data)])
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", "IOBES", "BILOU"])
+def test_entities_are_scored_as_seqeval_scores_them(scheme: str) -> None:
+    """Of random tags, ill-formed ones among them; precision, recall and F1 over all types, and F1 of each."""
+    import seqeval.scheme
+    from seqeval.metrics import classification_report
+
+    draw = random.Random(scheme)
+    tags = ["O", *(f"{letter}-{kind}" for letter in SCHEMES[scheme] for kind in ("gene", "cell_type"))]
+    right = [draw.choices(tags, k=draw.randint(1, 12)) for _ in range(300)]
+    given = [[tag if draw.random() < 0.7 else draw.choice(tags) for tag in sentence] for sentence in right]
+    report: Any = classification_report(
+        right, given, mode="strict", scheme=getattr(seqeval.scheme, scheme), output_dict=True
+    )
+    found = measures([{"entities": count(r, g, scheme)} for r, g in zip(right, given, strict=True)])
+    scores = {name: values.sum() / weights.sum() for name, (values, weights) in found.items()}
+    micro = report["micro avg"]
+    expected = {"f1": micro["f1-score"], "precision": micro["precision"], "recall": micro["recall"]}
+    expected |= {f"f1 of {kind}": report[kind]["f1-score"] for kind in ("gene", "cell_type")}
+    assert scores == pytest.approx(expected) and 0.1 < scores["f1"] < 0.9
+    value = bootstrap(*found["f1"])
+    assert value.value == pytest.approx(micro["f1-score"]) and value.low < value.value < value.high and value.n == 300
+
+
+def test_a_model_that_gives_no_entity_has_precision_0() -> None:
+    found = measures([{"entities": count(["B", "I"], ["O", "O"], "IOB2")}, {"entities": {}}])
+    assert {name: bootstrap(*parts).value for name, parts in found.items()} == {"f1": 0, "precision": 0, "recall": 0}
+    assert count(["DT", "NN"], ["DT", "VB"], "") == {"DT": [1, 1, 1], "NN": [0, 0, 1], "VB": [0, 1, 0]}
+
+
+def test_seeds_of_a_ratio() -> None:
+    """The mean of each seed's ratio, not the ratio of means."""
+    values, weights = np.array([[1.0, 0.0], [2.0, 2.0]]), np.array([[1.0, 1.0], [2.0, 2.0]])
+    score, each, deviation = over_seeds(values, weights)
+    assert each.tolist() == [0.5, 1.0] and score.value == 0.75 and deviation == pytest.approx(0.125**0.5)
+    assert (score.low, score.high) == (0.5, 1.0), "the second sentence twice, the first twice"
 
 
 @pytest.mark.parametrize(
