@@ -1,4 +1,4 @@
-"""What a model writes after a prompt: the settings, and the text in pieces, for prompts in a list, a terminal or a page.
+"""What a model writes after a prompt, in pieces, and the settings of it: for a list of prompts, a terminal, a page.
 
 A model that was fine-tuned on pairs reads the prompt as a source and writes its target.
 """
@@ -63,9 +63,9 @@ class Setting:
 SETTINGS = (
     Setting("max_new_tokens", 100, 1, 100_000, "tokens to write at most"),
     Setting("temperature", 0.8, 0, 10, "0 takes the likeliest token"),
-    Setting("top_p", 0.95, 0.01, 1, "draw from the likeliest tokens with this share of the probability"),
-    Setting("top_k", 50, 0, 100_000, "draw from this many tokens; 0 switches it off"),
-    Setting("repetition_penalty", 1.0, 0.1, 10, "above 1 makes what was written less likely"),
+    Setting("top_p", 0.95, 0.01, 1, "share of the probability to draw from"),
+    Setting("top_k", 50, 0, 100_000, "likeliest tokens to draw from; 0: all"),
+    Setting("repetition_penalty", 1.0, 0.1, 10, "above 1 repeats less"),
     Setting("seed", 17, 0, 2**32 - 1, "the same seed draws the same text"),
 )
 
@@ -107,7 +107,8 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
         from recipes.examples import START
 
         start = (START, tokenizer.convert_tokens_to_ids(START))
-        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"$A {START}", special_tokens=[start])
+        template: Any = TemplateProcessing
+        tokenizer.backend_tokenizer.post_processor = template(single=f"$A {START}", special_tokens=[start])
         tokenizer.model_max_length = task["seq_len"]  # no longer sequence was trained on
     try:
         return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer

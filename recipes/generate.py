@@ -74,7 +74,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     )  # fmt: skip
     way = parser.add_mutually_exclusive_group()
     way.add_argument("--prompt", action="append", help="text to continue; may be given again (default: three)")
-    way.add_argument("--interactive", action="store_true", help="read prompts from the terminal or a pipe, line by line")
+    way.add_argument(
+        "--interactive", action="store_true", help="read prompts from the terminal or a pipe, line by line"
+    )
     way.add_argument("--web", action="store_true", help="serve a page (needs the extra `web`)")
     for setting in SETTINGS:
         parser.add_argument(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,16 +15,16 @@ from typing import Any
 from data_prep.stage import BadInput, JsonDict
 from recipes.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
-THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
+THIS_MACHINE = ("127.0.0.1", "localhost")
 # The notice stays in sight wherever one scrolls, on a phone too; messages of Gradio come in at the top.
 CSS = """
-#notice { position: fixed; bottom: 0; left: 0; right: 0; z-index: 100; margin: 0; padding: .6rem 1rem; text-align: center;
-          background: #fdf3d7; color: #4a3500; border-top: 1px solid #e3c876; }
+#notice { position: fixed; bottom: 0; left: 0; right: 0; z-index: 100; margin: 0; padding: .6rem 1rem;
+          text-align: center; background: #fdf3d7; color: #4a3500; border-top: 1px solid #e3c876; }
 #notice * { margin: 0; color: inherit; }
-.gradio-container { padding-bottom: 6rem !important; }
-main { max-width: 60rem !important; margin: auto; }
-.example { flex-grow: 0 !important; font-weight: normal; text-align: left; }
-#settings .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(15rem, 1fr)); align-items: end; }
+.gradio-container { max-width: 60rem !important; margin: auto !important; padding-bottom: 6rem !important; }
+#examples { flex-wrap: wrap; gap: .5rem; }
+#examples button { flex: 0 1 auto; width: auto; font-weight: normal; }
+#settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 """
 
 
@@ -39,6 +41,10 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
     Raises:
         BadInput: Gradio is not installed, a model cannot be loaded, or the port is taken.
     """
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--host {host} --port {port} cannot be listened on: {error}") from None
     # Gradio reads the first when it is imported, and asks its own server whether it is up, which a proxy cannot know.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     for name in ("NO_PROXY", "no_proxy"):
@@ -48,6 +54,7 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
     except ModuleNotFoundError as error:
         raise BadInput(f"the page needs {error.name}: .venv/bin/pip install -e '.[web]'") from None
 
+    warnings.filterwarnings("ignore", module=r"gradio\.")  # of its own code's age, in the user's terminal
     theme = gr.themes.Default(font="system-ui", font_mono="monospace").set(block_info_text_color="*neutral_500")
     page = build({str(folder): load_model(folder, device) for folder in folders}, settings)
     if host not in THIS_MACHINE:
@@ -55,13 +62,10 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
             f"warning: --host {host}: whoever reaches port {port} of this machine can use the page, without a password",
             file=sys.stderr,
         )
-    try:
-        page.queue().launch(
-            server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,
-            footer_links=[], enable_monitoring=False, theme=theme, css=CSS,
-        )  # fmt: skip
-    except OSError as error:
-        raise BadInput(f"--port {port} of {host} cannot be listened on: {error}") from None
+    page.queue().launch(
+        server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,
+        footer_links=[], enable_monitoring=False, theme=theme, css=CSS,
+    )  # fmt: skip
     print(f"the page is at http://{host}:{port}; Ctrl-C ends it\nnote: {NOTICE}", flush=True)
     try:
         while True:
@@ -84,7 +88,7 @@ def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
             chosen = {s.name: s.read(value) for s, value in zip(SETTINGS, values, strict=True)}
             continuation = Continuation(*models[name], prompt, chosen)
         except BadInput as error:
-            raise gr.Error(str(error)) from None
+            raise gr.Error(str(error), print_exception=False) from None
         text = prompt
         for piece in continuation:
             text += printable(piece)
@@ -96,9 +100,9 @@ def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
         first = next(iter(models))
         model = gr.Dropdown(list(models), value=first, label="Model", interactive=len(models) > 1, elem_id="model")
         prompt = gr.Textbox(label="Beginning of a text", lines=4, elem_id="prompt")
-        with gr.Row():
+        with gr.Row(elem_id="examples"):
             for example in PROMPTS:
-                button = gr.Button(example, size="sm", min_width=0, elem_classes="example")
+                button = gr.Button(example, size="sm")
                 button.click(None, outputs=prompt, js=f"() => {json.dumps(example)}", api_visibility="private")
         with gr.Row():
             go = gr.Button("Write", variant="primary", min_width=80)
