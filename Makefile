@@ -40,7 +40,11 @@ smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a
 	$(BIN)/python recipes/report.py runs/smoke
 	@echo "next: on a GPU, make shards && $(BIN)/composer recipes/train.py yamls/smoke-gpu.yaml"
 
-test: .venv/installed ## the tests
+# Without it (no npm registry, another processor) the tests of pages are skipped, and say so; in CI they fail.
+.venv/chromium: .venv/installed tests/browser.py
+	-$(BIN)/python tests/browser.py $@
+
+test: .venv/installed .venv/chromium ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 chaos: .venv/installed ## all injections: kills, signals, damage, full disk, hangs; long

@@ -26,12 +26,12 @@ from recipes.attention import use_scaled_attention
 from recipes.config import LoraConfig
 from recipes.examples import NO_TAG, Batch
 from recipes.model import is_block
-from recipes.pretrained import load_pretrained
+from recipes.pretrained import TASK, load_pretrained
 
 if TYPE_CHECKING:
     from peft import LoraModel
 
-HEAD, TASK = "head.safetensors", "task.json"
+HEAD = "head.safetensors"
 LINEAR_MAPS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import urlsplit
 
 import pytest
@@ -21,6 +21,9 @@ import pytest
 from data_prep import corpus, shards, store, tokenizer
 from data_prep.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry, Source
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 TINY_VOCAB_SIZE = 600
 TINY_SEQ_LEN = 64
@@ -297,3 +300,54 @@ def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     server.well_again()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A headless browser that reaches this machine alone: what `make test` brought, or CHROMIUM=/path/to/it."""
+    executable = Path(os.environ.get("CHROMIUM") or Path(__file__).parents[1] / ".venv/chromium/chromium")
+    libraries, fonts = executable.parent / "al2023/lib", executable.parent / "fonts/fonts.conf"
+    env: dict[str, str | float | bool] = dict(os.environ)
+    if libraries.is_dir():
+        env |= {"LD_LIBRARY_PATH": str(libraries), "FONTCONFIG_FILE": str(fonts)}
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=executable, env=env, args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+            )
+        except Error as error:
+            say = pytest.fail if os.environ.get("CI") else pytest.skip
+            say(f"{executable} does not run ({error.message.splitlines()[0]}): make test brings one, or say CHROMIUM=")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[[str, int], Page]]:
+    """`visit(url, width)`: a page, which must ask no other machine for anything, report no error and fit its window."""
+    pages: list[Page] = []
+    problems: list[str] = []
+
+    def asked(what: Any) -> None:
+        if not what.url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:")):
+            problems.append(f"asks for {what.url}")
+
+    def open_page(url: str, width: int) -> Page:
+        page = chromium.new_page(viewport={"width": width, "height": 844})
+        page.on("request", asked)
+        page.on("websocket", asked)
+        page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(error.stack or error.message))
+        page.goto(url)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        wide, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        if wide > window:
+            problems.append(f"is {wide} px wide in a window of {window}")
+        page.close()
+    assert not problems
