@@ -113,21 +113,22 @@ class Selection:
         Raises:
             BadInput: there is one and `skip` is not set.
         """
-        again = (
-            "SELECT number, id, file, first, text IS same AS alike FROM (SELECT number, id, file, text, "
+        self._db.execute(
+            "CREATE TEMP TABLE again AS SELECT number, id, file, first, text IS same AS alike FROM "
+            "(SELECT number, id, file, text, "
             "FIRST_VALUE(text) OVER w AS same, FIRST_VALUE(file) OVER w AS first, ROW_NUMBER() OVER w AS turn "
             "FROM entries WHERE reason IS NOT 'superseded' WINDOW w AS (PARTITION BY id ORDER BY number)) "
             "WHERE turn > 1"
         )
-        other = self._db.execute(f"SELECT id, file, first FROM ({again}) WHERE NOT alike ORDER BY number").fetchall()
+        other = self._db.execute("SELECT id, file, first FROM again WHERE NOT alike ORDER BY number").fetchall()
         if other and not skip:
             id, file, first = other[0]
             raise BadInput(
                 f"there are two texts for {id}, in {first} and in {file} ({len(other):,} such); "
                 "give each document an id of its own, or leave out all but the first with --on-error skip"
             )
-        self._drop("bad records", f"SELECT number FROM ({again}) WHERE NOT alike")
-        self._drop("duplicates", f"SELECT number FROM ({again}) WHERE alike")
+        self._drop("bad records", "SELECT number FROM again WHERE NOT alike")
+        self._drop("duplicates", "SELECT number FROM again WHERE alike")
         return [
             {"file": file, "place": id, "problem": f"another text for it is in {first}"} for id, file, first in other
         ]

@@ -12,7 +12,7 @@ import hashlib
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -23,7 +23,17 @@ from data_prep.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
 from data_prep.stage import BadInput
 
-RETRACTED = "D016441"  # "Retracted Publication" in MeSH
+# What is read of a citation, as compiled XPath: three times as fast as `find` and `iterfind`.
+PMID = etree.XPath("string(MedlineCitation/PMID)")
+LANGUAGES = etree.XPath("MedlineCitation/Article/Language/text()")
+TITLE = etree.XPath("MedlineCitation/Article/ArticleTitle")
+SECTIONS = etree.XPath("MedlineCitation/Article/Abstract/AbstractText")
+DATE_PARTS = etree.XPath("MedlineCitation/Article/Journal/JournalIssue/PubDate/*")
+# The article was retracted ("Retracted Publication" in MeSH); the notice that says so of another is a document.
+RETRACTED = etree.XPath(
+    "boolean(MedlineCitation/Article/PublicationTypeList/PublicationType[@UI='D016441'] "
+    "| MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn'])"
+)
 
 
 @dataclass(frozen=True)
@@ -59,23 +69,20 @@ class Medline:
                 yield from map(_deletion, element.iter("PMID"))
 
     def _entry(self, article: etree._Element) -> Entry:
-        pmid = (article.findtext("MedlineCitation/PMID") or "").strip()
+        pmid = PMID(article).strip()
         if not pmid.isdecimal():
             return Bad(f"line {article.sourceline}", f"a citation with the PMID {pmid!r}")
         id = f"pmid:{int(pmid)}"
-        if _is_retracted(article):
+        if RETRACTED(article):
             return Dropped("retracted", id)
-        if self.languages is not None and not set(self.languages.split(",")) & {
-            language.text for language in article.iterfind("MedlineCitation/Article/Language")
-        }:
+        if self.languages is not None and not set(self.languages.split(",")) & set(LANGUAGES(article)):
             return Dropped("of other languages", id)
-        title = _text(article.find("MedlineCitation/Article/ArticleTitle"))
-        sections = article.iterfind("MedlineCitation/Article/Abstract/AbstractText")
-        abstract = " ".join(filter(None, map(self._section, sections)))
+        abstract = " ".join(filter(None, map(self._section, SECTIONS(article))))
         if not abstract:
             return Dropped("without abstract", id)
+        title = " ".join(map(_text, TITLE(article)))
         text = f"{title}\n{abstract}" if title else abstract
-        date = _date(article.find("MedlineCitation/Article/Journal/JournalIssue/PubDate"))
+        date = _date({part.tag: part.text or "" for part in DATE_PARTS(article)})
         return Document(id, text, ABSTRACTS, None, date, int(pmid))
 
     def _section(self, element: etree._Element) -> str:
@@ -126,15 +133,6 @@ def _deletion(pmid: etree._Element) -> Entry:
     return Dropped("deletions", f"pmid:{int(number)}")
 
 
-def _is_retracted(article: etree._Element) -> bool:
-    """The article was retracted; the notice that says so of another is a document like any other."""
-    citation = article.find("MedlineCitation")
-    return citation is not None and (
-        any(kind.get("UI") == RETRACTED for kind in citation.iterfind("Article/PublicationTypeList/PublicationType"))
-        or any(note.get("RefType") == "RetractionIn" for note in citation.iterfind("CommentsCorrectionsList/*"))
-    )
-
-
 def _check_md5(file: Input) -> None:
     said = inputs.content(f"{file.url}.md5")
     if said is None:
@@ -148,15 +146,13 @@ def _check_md5(file: Input) -> None:
         raise BadInput(f"{file.url} is not what {file.url}.md5 says ({digest.hexdigest()}); download it again")
 
 
-def _text(element: etree._Element | None) -> str:
-    return "" if element is None else fold("".join(element.itertext()))
+def _text(element: etree._Element) -> str:
+    return fold("".join(element.itertext()) if len(element) else element.text or "")
 
 
-def _date(published: etree._Element | None) -> str | None:
+def _date(parts: Mapping[str, str]) -> str | None:
     """`Year`, `Month`, `Day`; or the first year of a `MedlineDate` such as `1979 Nov-1980 May`."""
-    if published is None:
-        return None
-    if year := published.findtext("Year"):
-        return iso_date(year, published.findtext("Month"), published.findtext("Day"))
-    found = re.search(r"\d{4}", published.findtext("MedlineDate") or "")
+    if year := parts.get("Year"):
+        return iso_date(year, parts.get("Month"), parts.get("Day"))
+    found = re.search(r"\d{4}", parts.get("MedlineDate", ""))
     return found.group() if found else None
