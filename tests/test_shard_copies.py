@@ -29,9 +29,15 @@ numbers = count()
 @pytest.fixture
 def far(proxy: Proxy) -> str:
     """A bucket behind the proxy."""
-    name = f"shards-{next(numbers)}"
+    name = f"copies-{next(numbers)}"
     boto3.client("s3", endpoint_url=proxy.store).create_bucket(Bucket=name)
     return f"s3://{name}/some/where"
+
+
+@pytest.fixture
+def written(tiny_shards: Path, tmp_path: Path) -> Path:
+    """The tiny shards as they were written: other tests unpack some beside them."""
+    return shutil.copytree(tiny_shards, tmp_path / "written", ignore=shutil.ignore_patterns("*.mds"))
 
 
 def objects(proxy: Proxy, far: str) -> dict[str, bytes]:
@@ -46,22 +52,22 @@ def objects(proxy: Proxy, far: str) -> dict[str, bytes]:
 
 
 def test_an_upload_is_the_folder(
-    tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, capsys: pytest.CaptureFixture[str]
+    written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, capsys: pytest.CaptureFixture[str]
 ):
     proxy.break_it("503", times=1)
-    shards.upload(tiny_shards, far)
-    assert f"{far} holds {tiny_shards}: 6 files, each read back" in capsys.readouterr().out
-    assert objects(proxy, far) == folder_bytes(tiny_shards)
+    shards.upload(written, far)
+    assert f"{far} holds {written}: 6 files, each read back" in capsys.readouterr().out
+    assert objects(proxy, far) == folder_bytes(written)
     puts = [request for request in proxy.requests if request.startswith("PUT")]
     assert puts[-1].split("?")[0].endswith(f"some/where/{MANIFEST}"), "the manifest goes last"
     proxy.requests.clear()
-    shards.upload(tiny_shards, f"{far}/")
+    shards.upload(written, f"{far}/")
     assert capsys.readouterr().out == f"{far} is up to date\n"
     assert not [request for request in proxy.requests if request.startswith("PUT")]
 
 
 def test_what_arrives_altered_is_uploaded_again(
-    tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
+    written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
 ):
     """moto does not compare checksums, as not every store does: what is read back shows it."""
     real = store.Store.put_files
@@ -76,23 +82,21 @@ def test_what_arrives_altered_is_uploaded_again(
             damaged.append(name)
 
     monkeypatch.setattr(store.Store, "put_files", put_files)
-    shards.upload(tiny_shards, far)
-    assert len(damaged) == 2 and objects(proxy, far) == folder_bytes(tiny_shards)
+    shards.upload(written, far)
+    assert len(damaged) == 2 and objects(proxy, far) == folder_bytes(written)
     damaged[:] = []
     monkeypatch.setattr(shards, "UPLOADS", 2)
     other = f"{far}-2"
     with pytest.raises(Unavailable, match=r"where-2/train/index\.json is not what was written after 2 uploads"):
-        shards.upload(tiny_shards, other)
+        shards.upload(written, other)
     assert MANIFEST not in objects(proxy, other), "without it the copy counts for nothing"
-    assert tiny_shards.is_dir()
+    assert written.is_dir()
 
 
-def test_a_flip_on_the_way_back_is_not_taken_for_good(
-    tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes
-):
+def test_a_flip_on_the_way_back_is_not_taken_for_good(written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes):
     proxy.break_it("flip", "GET", "documents", times=2)
-    shards.upload(tiny_shards, far)
-    assert objects(proxy, far) == folder_bytes(tiny_shards)
+    shards.upload(written, far)
+    assert objects(proxy, far) == folder_bytes(written)
 
 
 @pytest.mark.parametrize(
@@ -100,21 +104,21 @@ def test_a_flip_on_the_way_back_is_not_taken_for_good(
     [("403", BadInput, "access denied"), ("503", Unavailable, "answered 503"), ("cut upload", Exception, "")],
 )
 def test_a_store_that_refuses_is_named(
-    tiny_shards: Path, far: str, proxy: Proxy, fault: str, error: type[Exception], says: str, folder_bytes: FolderBytes
+    written: Path, far: str, proxy: Proxy, fault: str, error: type[Exception], says: str, folder_bytes: FolderBytes
 ):
     proxy.break_it(fault, "PUT", "train")
     with pytest.raises(error, match=says):
-        shards.upload(tiny_shards, far)
+        shards.upload(written, far)
     assert MANIFEST not in objects(proxy, far)
     proxy.well_again()
-    shards.upload(tiny_shards, far)
-    assert objects(proxy, far) == folder_bytes(tiny_shards)
+    shards.upload(written, far)
+    assert objects(proxy, far) == folder_bytes(written)
 
 
-def test_a_killed_upload_goes_on(tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes):
+def test_a_killed_upload_goes_on(written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes):
     proxy.break_it("hang", "PUT", "index.json", times=1)
     root = str(Path(shards.__file__).parents[1])
-    code = f"from pathlib import Path; from data_prep import shards; shards.upload(Path({str(tiny_shards)!r}), {far!r})"
+    code = f"from pathlib import Path; from data_prep import shards; shards.upload(Path({str(written)!r}), {far!r})"
     running = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
     assert proxy.held.wait(60)
     deadline_s = time.monotonic() + 20
@@ -125,15 +129,15 @@ def test_a_killed_upload_goes_on(tiny_shards: Path, far: str, proxy: Proxy, fold
     proxy.well_again()
     assert there and MANIFEST not in there
     proxy.requests.clear()
-    shards.upload(tiny_shards, far)
+    shards.upload(written, far)
     puts = {request.split("?")[0].partition("some/where/")[2] for request in proxy.requests if "PUT" in request[:3]}
     assert not puts & (there.keys() - {".write-test"}), "what had arrived is read back, not sent again"
-    assert objects(proxy, far) == folder_bytes(tiny_shards)
+    assert objects(proxy, far) == folder_bytes(written)
 
 
-def test_other_shards_are_not_overwritten(tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path,
+def test_other_shards_are_not_overwritten(written: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path,
                                           far: str, proxy: Proxy):  # fmt: skip
-    shards.upload(tiny_shards, far)
+    shards.upload(written, far)
     before = objects(proxy, far)
     shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
     with pytest.raises(BadInput, match="holds other shards; give another --remote"):
@@ -141,13 +145,13 @@ def test_other_shards_are_not_overwritten(tiny_shards: Path, tiny_corpus: Path, 
     assert objects(proxy, far) == before
     for url in ("gs://bucket/x", "s3://", "/somewhere"):
         with pytest.raises(BadInput, match=r"--remote .* is not s3://bucket/prefix"):
-            shards.upload(tiny_shards, url)
+            shards.upload(written, url)
 
 
 @pytest.fixture
-def damaged(tiny_shards: Path, tmp_path: Path) -> Path:
+def damaged(written: Path, tmp_path: Path) -> Path:
     """The tiny shards, every file of them damaged in another way, and one gone."""
-    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
+    folder = shutil.copytree(written, tmp_path / "shards")
     for place, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
         data = path.read_bytes()
         if place % 3 == 0:
@@ -161,27 +165,27 @@ def damaged(tiny_shards: Path, tmp_path: Path) -> Path:
 
 
 def test_repair_from_a_folder_and_from_a_store(
-    damaged: Path, tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, tmp_path: Path,
+    damaged: Path, written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    shards.upload(tiny_shards, far)
+    shards.upload(written, far)
     again = shutil.copytree(damaged, tmp_path / "again")
-    for folder, remote in ((damaged, str(tiny_shards)), (again, f"{far}/")):
+    for folder, remote in ((damaged, str(written)), (again, f"{far}/")):
         with pytest.raises(BadInput):
             verify.verify(folder)
         verify.main(["--shards", str(folder), "--repair", "--remote", remote])
         said = capsys.readouterr().out
         assert "8 files replaced" in said and "is what was written: 6 files" in said
-        assert folder_bytes(folder) == folder_bytes(tiny_shards)
-    assert verify.repair(again, str(tiny_shards)) == 0
+        assert folder_bytes(folder) == folder_bytes(written)
+    assert verify.repair(again, str(written)) == 0
 
 
 def test_repair_takes_nothing_that_is_not_good(
-    damaged: Path, tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path, folder_bytes: FolderBytes
+    damaged: Path, written: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path, folder_bytes: FolderBytes
 ):
     before = folder_bytes(damaged)
     shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
-    good = shutil.copytree(tiny_shards, tmp_path / "good")
+    good = shutil.copytree(written, tmp_path / "good")
     with pytest.raises(BadInput, match=r"is a copy of other shards than .*: their manifests differ"):
         verify.repair(good, str(tmp_path / "other"))
     with pytest.raises(BadInput, match="so it is not a whole copy of token shards"):
@@ -189,12 +193,12 @@ def test_repair_takes_nothing_that_is_not_good(
     with pytest.raises(BadInput, match="is not the manifest of token shards"):
         verify.repair(damaged, str(tiny_corpus))
     assert folder_bytes(damaged) == before
-    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    copy = shutil.copytree(written, tmp_path / "copy")
     (copy / "val/index.json").write_text("{}")
     with pytest.raises(BadInput, match=r"copy/val/index\.json is not what was written either"):
         verify.repair(damaged, str(copy))
     # A manifest that names a place outside the folder, sealed by whoever made it up.
-    manifest = json.loads((tiny_shards / MANIFEST).read_text())
+    manifest = json.loads((written / MANIFEST).read_text())
     manifest["outputs"] = {"../escaped": next(iter(manifest["outputs"].values()))}
     manifest["seal"] = seal(manifest)
     (copy / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
@@ -205,6 +209,6 @@ def test_repair_takes_nothing_that_is_not_good(
 
 
 @pytest.mark.parametrize("switches", [["--repair"], ["--remote", "x"]])
-def test_repair_and_remote_go_together(tiny_shards: Path, switches: list[str]):
+def test_repair_and_remote_go_together(written: Path, switches: list[str]):
     with pytest.raises(BadInput, match="--repair and --remote go together"):
-        verify.main(["--shards", str(tiny_shards), *switches])
+        verify.main(["--shards", str(written), *switches])
