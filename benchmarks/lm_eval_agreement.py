@@ -14,9 +14,13 @@ import argparse
 import json
 import os
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+# Before this folder, whose data_prep.py is not the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_prep.stage import BadInput, run
 
