@@ -5,8 +5,10 @@ its input, all sources are mixed, and every part of it is a random sample. Part 
 hold one record a line: id, text, source, license, date.
 
 Three passes, none of which holds the corpus in memory: `spool` reads the inputs into buckets on disk, `selection` says
-which entries stay, and here the buckets are sorted and written. The spool lies in `NAME.work` beside the corpus, takes
-about half the text's size, and goes when the corpus is there; a killed build does not read again what lies in it.
+which entries stay, and here each bucket is sorted and written, as the part of its number. The spool lies in `NAME.work`
+beside the corpus, takes about half the text's size, and goes when the corpus is there; a killed build does not do again
+what lies in it. The first and the last pass are tasks for any number of processes or machines; the second, which has to
+see everything, is SQLite's on one.
 `NAME.inputs.jsonl.zst` keeps the hashes of the inputs with their sizes and times of change, so that an input is hashed
 once: a file that was changed without either is taken for the old one. Remove it to have all of them hashed again.
 """
@@ -15,14 +17,13 @@ from __future__ import annotations
 
 import argparse
 import errno
+import hashlib
 import lzma
-import os
 import re
 import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, fields
 from datetime import date
 from pathlib import Path
@@ -32,6 +33,7 @@ from tqdm import tqdm
 
 from data_prep import inputs, json_lines, overlap, spool
 from data_prep.inputs import Input
+from data_prep.progress import Progress
 from data_prep.selection import Selection
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Source
 from data_prep.sources.medline import Medline
@@ -44,22 +46,27 @@ from data_prep.stage import (
     BadInput,
     JsonDict,
     begin,
+    canonical_json,
     finished,
     library_versions,
+    link,
     publish,
+    read_json,
     read_manifest,
     run,
+    write_json,
     write_text,
 )
+from data_prep.workers import Task, Tick, Workers, add_workers, written_aside
 
 __all__ = ["SOURCES", "SPLITS", "STAGE", "build", "place_of", "read_documents", "split_of"]
 
 STAGE = "corpus"
-FORMAT = 2
+FORMAT = 3
 SPLITS = ("train", "val")
 SOURCES: dict[str, type[Any]] = {"sample": Sample, "medline": Medline, "pmc": Pmc, "pile": Pile, "text": Text}
 RECORD = ("id", "text", "source", "license", "date")
-PART_BYTES = 64 << 20  # of UTF-8 text
+PART = ".jsonl.zst"  # one zstd frame each: many readers stop at the first one's end without a word
 XZ_BYTES = 64 << 20  # of val text; xz -9 looks back 64 MiB, and takes about a minute for them
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 TEMPLATE = Path(__file__).with_name("corpus_card.md.jinja")
@@ -86,7 +93,7 @@ def build(
     decontaminate: Sequence[str] = (),
     recent_after: str | None = None,
     near_duplicates: float | None = None,
-    workers: int = 1,
+    workers: Workers = Workers(),  # noqa: B008 (it is immutable)
 ) -> JsonDict:
     """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
 
@@ -100,7 +107,7 @@ def build(
         decontaminate: files of evaluation texts, as `overlap.load` takes them; documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
         near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
-        workers: processes that read.
+        workers: where the tasks run.
 
     Raises:
         BadInput: bad fraction, missing or broken input, an id with two texts, a split without documents, no room on
@@ -108,8 +115,6 @@ def build(
     """
     if not 0 < val_fraction < 1:
         raise BadInput(f"--val-fraction {val_fraction} is not between 0 and 1")
-    if workers < 1:
-        raise BadInput(f"--workers {workers} is not at least 1")
     if recent_after is not None and not _is_day(recent_after):
         raise BadInput(f"--recent-after {recent_after} is not a day such as 2024-12-31")
     if near_duplicates is not None and not 0 < near_duplicates <= 1:
@@ -121,7 +126,6 @@ def build(
     arguments: JsonDict = {
         "sources": {name: asdict(source) for name, (source, _) in sources.items()},  # pyright: ignore[reportArgumentType]
         "val_fraction": val_fraction,
-        "part_bytes": PART_BYTES,
         "on_error": on_error,
         "exclude_pmids": bool(pmid_files),
         "decontaminate": bool(evaluation),
@@ -160,7 +164,7 @@ def _build(
     asides: Mapping[str, Sequence[Input]],
     out: Path,
     request: JsonDict,
-    workers: int,
+    workers: Workers,
 ) -> JsonDict:
     work = out.with_name(f"{out.name}.work")
     try:
@@ -185,10 +189,16 @@ def _build(
             decontamination = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
             decontamination["common_grams"] = selection.drop_overlaps(overlap.COMMON_DOCUMENTS)
         _check_splits(selection.documents(), batches, rules)
-        partial = begin(out)
-        tallies = _write(partial, batches, selection, work)
+        # What stays depends on all of these, so the parts of another build are not this one's.
+        decides = {"arguments": request["arguments"], "batches": [batch.key for batch in batches], "pmids": pmids}
+        parts = work / hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:24]
+        parts.mkdir(exist_ok=True)
+        _write(parts, batches, selection, work, workers)
         dropped = selection.dropped()
         unknown = {"undated": selection.without("date"), "without_pmid": selection.without("pmid")}
+    partial, tallies = begin(out), _tallies(parts)
+    for path in sorted(parts.glob(f"*{PART}")):
+        link(path, partial / path.name)
     entries = 0
     hashes: dict[str, list[tuple[Input, str]]] = {}
     with json_lines.Writer(partial / INPUTS) as listing, json_lines.Writer(partial / BAD) as bad_listing:
@@ -211,7 +221,8 @@ def _build(
     else:
         (partial / BAD).unlink()
     request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
-    results = {**_results(tallies, dropped), "entries": entries, **unknown, "decontamination": decontamination}
+    sample = _val_text(partial)
+    results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": decontamination}
     own_splits = any(file.split for batch in batches for file in batch.files)
     write_text(partial / CARD, _card({**request, **results, "own_splits": own_splits}))
     for name, counts in results["counts"].items():
@@ -232,12 +243,24 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
     """
     manifest = read_manifest(folder, STAGE, "make corpus")
     for name, output in sorted(manifest["outputs"].items()):
-        if not name.startswith(f"{split}-"):
-            continue
-        for number, record in json_lines.read(folder / name, output["sha256"]):
-            if record.keys() != set(RECORD):
-                raise BadInput(f"{folder / name}, line {number}: not a document, it has the keys {list(record)}")
-            yield Document(**record)
+        if name.startswith(f"{split}-"):
+            yield from read_part(folder / name, output["sha256"])
+
+
+def read_part(path: Path, sha256: str) -> Iterator[Document]:
+    """The documents of one part.
+
+    Args:
+        path: the file.
+        sha256: what the manifest says of it.
+
+    Raises:
+        BadInput: it is missing, cut off, damaged or altered, or a line is not a document.
+    """
+    for number, record in json_lines.read(path, sha256):
+        if record.keys() != set(RECORD):
+            raise BadInput(f"{path}, line {number}: not a document, it has the keys {list(record)}")
+        yield Document(**record)
 
 
 @dataclass
@@ -246,69 +269,84 @@ class _Tally:
 
     documents: int = 0
     bytes: int = 0
-    sources: dict[str, Counter[str]] = field(default_factory=dict)
-    licenses: Counter[str] = field(default_factory=Counter)
+    sources: dict[str, dict[str, int]] = field(default_factory=dict)
+    licenses: dict[str, int] = field(default_factory=dict)
     first: str | None = None
     last: str | None = None
-    sample: list[str] = field(default_factory=list)
 
     def add(self, document: Document, size_bytes: int) -> None:
-        self.documents += 1
-        counts = self.sources.setdefault(document.source, Counter())
-        counts["documents"] += 1
-        counts["bytes"] += size_bytes
-        self.licenses[document.license or "unknown"] += 1
-        if document.date:
-            self.first = min(self.first or document.date, document.date)
-            self.last = max(self.last or document.date, document.date)
-        if self.bytes < XZ_BYTES:
-            self.sample.append(document.text)
-        self.bytes += size_bytes
+        source = {document.source: {"documents": 1, "bytes": size_bytes}}
+        self.merge(_Tally(1, size_bytes, source, {document.license or "unknown": 1}, document.date, document.date))
+
+    def merge(self, other: _Tally) -> None:
+        self.documents += other.documents
+        self.bytes += other.bytes
+        for name, counts in other.sources.items():
+            own = self.sources.setdefault(name, {"documents": 0, "bytes": 0})
+            for key, count in counts.items():
+                own[key] += count
+        for name, count in other.licenses.items():
+            self.licenses[name] = self.licenses.get(name, 0) + count
+        self.first = min(filter(None, (self.first, other.first)), default=None)
+        self.last = max(filter(None, (self.last, other.last)), default=None)
 
 
-class _Parts:
-    """The files of one split, each of at most `PART_BYTES` of text; a longer document is a part of its own."""
+def write_bucket(
+    work: Path, out: Path, bucket: int, members: Sequence[tuple[str, dict[int, str], list[tuple[int, int]]]], tick: Tick
+) -> None:
+    """One part of each split: what stays of a bucket, sorted; and last `bucket-NUMBER.json`, what was written.
 
-    def __init__(self, folder: Path, split: str):
-        self._folder, self._split = folder, split
-        self._number = self._bytes = 0
-        self._writer: json_lines.Writer | None = None
+    Args:
+        work: where the spool lies.
+        out: where the parts go.
+        bucket: its number, which is the part's.
+        members: a batch's key, the split of each entry of it that stays, and the places of its frames.
+        tick: is told the spool's bytes that were read, and the documents.
+    """
+    found = [
+        (place_of(document.id), chosen[entry], document)
+        for key, chosen, places in members
+        for entry, document in spool.documents(key, work, places)
+        if entry in chosen
+    ]
+    found.sort(key=lambda item: item[0])
+    tallies: dict[str, _Tally] = {}
+    for split in sorted({split for _, split, _ in found}):
+        tally = tallies[split] = _Tally()
+        with (
+            written_aside(out / f"{split}-{bucket:05}{PART}") as path,
+            json_lines.Writer(path) as writer,
+        ):
+            for _, own, document in found:
+                if own == split:
+                    tally.add(document, len(document.text.encode()))
+                    writer.write({name: getattr(document, name) for name in RECORD})
+    write_json(out / f"bucket-{bucket:05}.json", {split: asdict(tally) for split, tally in tallies.items()})
+    tick(bytes=sum(size for *_, places in members for _, size in places), documents=len(found))
 
-    def __enter__(self) -> _Parts:
-        return self
 
-    def __exit__(self, *error: object) -> None:
-        if self._writer:
-            self._writer.__exit__()
+def _write(out: Path, batches: Sequence[Batch], selection: Selection, work: Path, workers: Workers) -> None:
+    """Write the buckets that are not there yet."""
+    done = {int(path.stem.removeprefix("bucket-")) for path in out.glob("bucket-*.json")}
 
-    def write(self, document: Document, size_bytes: int) -> None:
-        if self._writer is None or (self._bytes and self._bytes + size_bytes > PART_BYTES):
-            self.__exit__()
-            self._writer = json_lines.Writer(self._folder / f"{self._split}-{self._number:05}.jsonl.zst")
-            self._number, self._bytes = self._number + 1, 0
-        self._writer.write({name: getattr(document, name) for name in RECORD})
-        self._bytes += size_bytes
-
-
-def _write(partial: Path, batches: Sequence[Batch], selection: Selection, work: Path) -> dict[str, _Tally]:
-    """Write what stays, bucket after bucket, each in memory and sorted."""
-    tallies = {split: _Tally() for split in selection.documents()}
-    total = sum(selection.documents().values())
-    with ExitStack() as stack:
-        parts = {split: stack.enter_context(_Parts(partial, split)) for split in tallies}
-        progress = stack.enter_context(tqdm(desc="write", total=total, unit=" documents", disable=None))
+    def tasks() -> Iterator[Task]:
         for bucket, chosen in selection.chosen():
-            found = [
-                (place_of(document.id), members[entry], document)
-                for batch, members in chosen.items()
-                for entry, document in spool.documents(batches[batch], work, selection.frames(bucket, batch))
-                if entry in members
-            ]
-            for _, split, document in sorted(found, key=lambda item: item[0]):
-                size_bytes = len(document.text.encode())
-                tallies[split].add(document, size_bytes)
-                parts[split].write(document, size_bytes)
-            progress.update(len(found))
+            if bucket not in done:
+                members = [
+                    (batches[batch].key, entries, selection.frames(bucket, batch)) for batch, entries in chosen.items()
+                ]
+                yield Task(f"part {bucket}", (work, out, bucket, members))
+
+    with Progress("write", *selection.frame_bytes(done)) as progress:
+        workers.run(write_bucket, tasks(), progress)
+
+
+def _tallies(out: Path) -> dict[str, _Tally]:
+    """What was written, by split."""
+    tallies: dict[str, _Tally] = {}
+    for path in sorted(out.glob("bucket-*.json")):
+        for split, tally in read_json(path).items():
+            tallies.setdefault(split, _Tally()).merge(_Tally(**tally))
     return tallies
 
 
@@ -322,7 +360,19 @@ def _check_splits(documents: Mapping[str, int], batches: Sequence[Batch], rules:
             )
 
 
-def _results(tallies: Mapping[str, _Tally], dropped: Mapping[str, int]) -> JsonDict:
+def _val_text(folder: Path) -> bytes:
+    """The beginning of val, its texts parted by line feeds."""
+    texts, size_bytes = [], 0
+    for path in sorted(folder.glob(f"val-*{PART}")):
+        for _, record in json_lines.read(path):
+            texts.append(record["text"].encode())
+            size_bytes += len(texts[-1]) + 1
+            if size_bytes > XZ_BYTES:
+                return b"\n".join(texts)[:XZ_BYTES]
+    return b"\n".join(texts)[:XZ_BYTES]
+
+
+def _results(tallies: Mapping[str, _Tally], dropped: Mapping[str, int], val_text: bytes) -> JsonDict:
     """The manifest's own part: counts, licences, dates, baselines, versions."""
     licenses: Counter[str] = Counter()
     for tally in tallies.values():
@@ -333,14 +383,14 @@ def _results(tallies: Mapping[str, _Tally], dropped: Mapping[str, int]) -> JsonD
             split: {
                 "documents": tally.documents,
                 "bytes": tally.bytes,
-                "sources": {name: dict(counts) for name, counts in sorted(tally.sources.items())},
+                "sources": dict(sorted(tally.sources.items())),
             }
             for split, tally in tallies.items()
         },
         "dropped": {reason: dropped[reason] for reason in sorted(dropped, key=_step) if dropped[reason]},
         "licenses": dict(licenses),
         "dates": {"first": min(dates, default=None), "last": max(dates, default=None)},
-        "baselines": {"xz9_bits_per_byte": _xz9_bits_per_byte(tallies["val"].sample)},
+        "baselines": {"xz9_bits_per_byte": _xz9_bits_per_byte(val_text)},
         "versions": library_versions("lxml", "orjson", "zstandard"),
     }
 
@@ -395,9 +445,8 @@ def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:
         yield from inputs.sha256_of(files, known, progress.update)
 
 
-def _xz9_bits_per_byte(texts: Sequence[str]) -> float:
+def _xz9_bits_per_byte(text: bytes) -> float:
     """What a general compressor makes of the val text: bits per byte that a language model has to beat."""
-    text = "\n".join(texts).encode()[:XZ_BYTES]
     return round(8 * len(lzma.compress(text, preset=9)) / len(text), 6)
 
 
@@ -439,7 +488,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--out", type=Path, required=True, help="the corpus folder to make")
     add("--val-fraction", type=float, default=0.01, help="share of documents in val (default 0.01)")
     add("--on-error", choices=("stop", "skip"), default="stop", help="at a record that cannot be read (default stop)")
-    add("--workers", type=int, default=os.cpu_count() or 1, help="processes that read (default: all cores)")
+    add_workers(parser)
     add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
     add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
     add("--recent-after", metavar="YYYY-MM-DD", help="put what is dated after this day into a split `recent`")
@@ -474,7 +523,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         decontaminate=args.decontaminate,
         recent_after=args.recent_after,
         near_duplicates=args.near_duplicates,
-        workers=args.workers,
+        workers=Workers(args.workers, args.cluster),
     )
 
 

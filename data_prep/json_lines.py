@@ -18,7 +18,7 @@ from data_prep.stage import BadInput
 ZSTD_LEVEL = 9
 READ_BYTES = 1 << 18  # packed; what one read unpacks to is in memory at once
 WRITE_BYTES = 1 << 18  # of lines that wait to be packed
-LINE_BYTES = 1 << 30
+LINE_BYTES = 64 << 20  # one rare character, and Python keeps a text at four bytes a character, some three times over
 UNPACK: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
@@ -80,13 +80,13 @@ def read(path: Path, sha256: str | None = None) -> Iterator[tuple[int, dict[str,
     try:
         with path.open("rb") as file:
             hashed = _Hashed(file)
-            for number, line in enumerate(lines(hashed, str(path)), start=1):
-                try:
-                    record = orjson.loads(line)
-                except orjson.JSONDecodeError as error:
-                    raise BadInput(f"{path}, line {number}: not JSON ({error})") from None
-                if not isinstance(record, dict):
-                    raise BadInput(f"{path}, line {number}: not a JSON object but {line[:40]!r}")
+            number = 0
+            for line in lines(hashed, str(path)):
+                number += 1  # noqa: SIM113 (enumerate would hold the line)
+                record = parse(line)
+                del line
+                if isinstance(record, str):
+                    raise BadInput(f"{path}, line {number}: {record}")
                 yield number, record
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
@@ -101,24 +101,48 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
         stream: the file's bytes; several packed files may follow each other in it, as where files were concatenated.
         name: the file's name, for its ending (`.zst`, `.gz`, `.xz`, else plain) and for messages.
 
+    Yields:
+        Lines, and a `LongLine` in the place of one of more than `LINE_BYTES`: a document must fit in memory. Nothing
+        here holds a line when it is given away.
+
     Raises:
-        BadInput: it is cut off, damaged, not packed as its name says, or a line is longer than `LINE_BYTES`.
+        BadInput: it is cut off, damaged, or not packed as its name says.
     """
     rest: list[bytes] = []
     rest_bytes = 0
     for block in blocks(stream, name):
         first, *others = block.split(b"\n")
-        rest.append(first)
+        if rest_bytes <= LINE_BYTES:
+            rest.append(first)
         rest_bytes += len(first)
         if others:
-            yield b"".join(rest)
+            yield _joined(rest, rest_bytes)
             *whole, last = others
             yield from whole
             rest, rest_bytes = [last], len(last)
-        if rest_bytes > LINE_BYTES:
-            raise BadInput(f"{name} has a line of more than {LINE_BYTES:,} bytes; a document must fit in memory")
     if rest_bytes:
-        yield b"".join(rest)
+        yield _joined(rest, rest_bytes)
+
+
+def _joined(parts: list[bytes], size_bytes: int) -> bytes:
+    line = b"".join(parts) if size_bytes <= LINE_BYTES else LongLine(parts[0][:40])
+    parts.clear()
+    return line
+
+
+class LongLine(bytes):
+    """The beginning of a line that is too long."""
+
+
+def parse(line: bytes) -> dict[str, Any] | str:
+    """The object that a line holds, or what is wrong with the line."""
+    if isinstance(line, LongLine):
+        return f"a line of more than {LINE_BYTES:,} bytes, {bytes(line)!r} …; cut it into documents"
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        return f"not JSON ({error})"
+    return record if isinstance(record, dict) else f"not a JSON object but {line[:40]!r}"
 
 
 def blocks(stream: Readable, name: str) -> Iterator[bytes]:

@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from data_prep.overlap import words_of
+from data_prep.overlap import words_in_pieces
 
 RUN_WORDS = 5
 BANDS, ROWS = 16, 8
@@ -22,10 +22,14 @@ def signature(text: str) -> bytes:
     """The MinHash of a text's runs of words, `VALUES` numbers of 32 bits."""
     from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-    words = words_of(text)
-    runs = [b" ".join(words[start : start + RUN_WORDS]).decode() for start in range(max(1, len(words) - RUN_WORDS + 1))]
     minhash = RMinHash(VALUES, SEED)
-    minhash.update(runs)
+    words, is_empty = [], True
+    for words in words_in_pieces(text, RUN_WORDS - 1):
+        if starts := range(len(words) - RUN_WORDS + 1):
+            minhash.update([b" ".join(words[start : start + RUN_WORDS]).decode() for start in starts])
+            is_empty = False
+    if is_empty:  # fewer words than a run are one
+        minhash.update([b" ".join(words).decode()])
     return np.array(minhash.digest(), "<u4").tobytes()
 
 

@@ -33,6 +33,8 @@ OTHER_SIGNS = re.compile(r"[^\w\x00-\x7f]")
 LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: all above is of a word
 BASE = np.uint64(0x9E3779B97F4A7C15)  # of a polynomial over words; odd, so that it keeps all 64 bits
 TABLE_BITS = 24
+SPACE = re.compile(r"\s")
+PIECE = 1 << 20  # characters of a text that are looked at at a time: as words they take ten times their size
 
 
 class Grams:
@@ -70,12 +72,12 @@ class Grams:
 
     def within(self, text: str) -> list[int]:
         """The numbers, of 63 bits, of the grams that a text holds, each once."""
-        words = words_of(text)
         found: set[int] = set()
-        for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # few, and some of them by chance
-            for size in self._sizes:
-                if number := self._numbers.get(b" ".join(words[start : start + size])):
-                    found.add(number)
+        for words in words_in_pieces(text, GRAM_WORDS - 1):
+            for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # few, and some of them by chance
+                for size in self._sizes:
+                    if number := self._numbers.get(b" ".join(words[start : start + size])):
+                        found.add(number)
         return sorted(found)
 
     def _places(self, words: Sequence[bytes]) -> np.ndarray:
@@ -94,6 +96,23 @@ def words_of(text: str) -> list[bytes]:
     if not text.isascii():
         text = OTHER_SIGNS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return text.encode().translate(LETTERS).split()
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of about `PIECE` characters, all but the first of which begin with white space."""
+    start = 0
+    while space := SPACE.search(text, start + PIECE) if len(text) - start > PIECE else None:
+        yield text[start : space.start()]
+        start = space.start()
+    yield text[start:] if start else text
+
+
+def words_in_pieces(text: str, again: int) -> Iterator[list[bytes]]:
+    """The words of a text piece by piece; each begins with the last `again` words of the one before it."""
+    words: list[bytes] = []
+    for piece in pieces(text):
+        words = words[max(0, len(words) - again) :] + words_of(piece)
+        yield words
 
 
 @lru_cache(maxsize=1)

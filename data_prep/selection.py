@@ -13,7 +13,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from tqdm import tqdm
+
 from data_prep import near_duplicates, spool
+from data_prep.progress import Done
 from data_prep.sources import ABSTRACTS, ARTICLES
 from data_prep.spool import Batch
 from data_prep.stage import BadInput, JsonDict
@@ -63,7 +66,7 @@ class Selection:
         """Take the rows and frames of all batches, in their order."""
         self._db.execute("BEGIN")
         total = 0
-        for number, batch in enumerate(batches):
+        for number, batch in enumerate(tqdm(batches, desc="index", unit=" batches", disable=None)):
             for entry, row in enumerate(spool.rows(batch, folder)):
                 total += 1
                 self._db.execute(
@@ -228,6 +231,11 @@ class Selection:
         """Offset and size of the frames that a batch has for a bucket."""
         query = "SELECT offset, bytes FROM frames WHERE bucket = ? AND batch = ? ORDER BY offset"
         return self._db.execute(query, (bucket, batch)).fetchall()
+
+    def frame_bytes(self, done: Iterable[int]) -> tuple[int, Done]:
+        """The bytes of all frames, and those of the buckets that are done."""
+        sizes = dict(self._db.execute("SELECT bucket, SUM(bytes) FROM frames GROUP BY bucket"))
+        return sum(sizes.values()), Done(sum(sizes.get(bucket, 0) for bucket in done))
 
     def _drop(self, reason: str, numbers: str, values: Iterable[object] = ()) -> None:
         self._db.execute(f"UPDATE entries SET reason = ? WHERE number IN ({numbers})", (reason, *values))

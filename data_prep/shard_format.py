@@ -18,17 +18,21 @@ tokens, bytes. It maps a sample back to the documents it was cut from.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import BadInput, manifest_sha256, read_manifest
+import numpy as np
+
+from data_prep.stage import BadInput, JsonDict, manifest_sha256, read_manifest
 
 STAGE = "shards"
 FORMAT = 1
 COLUMN = "tokens"
 SPLITS = ("train", "val")
 DOCUMENTS = "documents.jsonl.zst"
+HASHES = ("sha256", "xxh64")  # of each shard; recipes.shard_reader checks xxh64 when it opens one
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -39,6 +43,42 @@ def token_dtype(vocab_size: int) -> str:
 def mds_encoding(vocab_size: int, seq_len: int) -> str:
     """MDS encoding of `COLUMN`. Dtype and shape are in it, so a sample of another shape fails when it is written."""
     return f"ndarray:{token_dtype(vocab_size)}:{seq_len}"
+
+
+def mds_config(vocab_size: int, seq_len: int, compression: str | None, size_limit_bytes: int) -> JsonDict:
+    """What every shard says of itself, in its own header and in the index, as StreamingDataset reads it."""
+    return {
+        "column_encodings": [mds_encoding(vocab_size, seq_len)],
+        "column_names": [COLUMN],
+        "column_sizes": [seq_len * np.dtype(token_dtype(vocab_size)).itemsize],
+        "compression": compression,
+        "format": "mds",
+        "hashes": list(HASHES),
+        "size_limit": size_limit_bytes,
+        "version": 2,
+    }
+
+
+def mds_shard(samples: np.ndarray, config: JsonDict) -> bytes:
+    """A shard's bytes: `uint32 samples`, `uint32 offsets[samples + 1]`, the header as JSON, and the samples.
+
+    All at once, where MDSWriter takes a call, a dictionary and a copy a sample; the bytes are those that it writes.
+
+    Args:
+        samples: (samples, seq_len) of `token_dtype`.
+        config: from `mds_config`.
+    """
+    header = json.dumps(config, sort_keys=True).encode()
+    count, row_bytes = len(samples), config["column_sizes"][0]
+    begin = 4 + 4 * (count + 1) + len(header)
+    offsets = begin + row_bytes * np.arange(count + 1, dtype=np.uint32)
+    return b"".join([np.uint32(count).tobytes(), offsets.astype(np.uint32).tobytes(), header, samples.tobytes()])
+
+
+def samples_per_shard(config: JsonDict) -> int:
+    """How many samples a shard of at most `size_limit` bytes holds, one at the least."""
+    header_bytes = 4 + 4 + len(json.dumps(config, sort_keys=True).encode())
+    return max(1, (config["size_limit"] - header_bytes) // (4 + config["column_sizes"][0]))
 
 
 @dataclass(frozen=True)

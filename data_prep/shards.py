@@ -2,65 +2,75 @@
 
 Documents are encoded in corpus order, each followed by `<|endoftext|>`, and cut at `seq_len` without regard to their
 borders; nothing but the last partial sample of a split is lost. `shard_format` says what lies in the folder.
+
+Two passes of tasks, each of which makes files of its own from files that are there: one task a part of the corpus
+makes a file of tokens; then, as it is known where in the stream each part begins, one task a shard cuts its samples out
+of these. So any number of processes or machines makes the same bytes. The files lie in `NAME.work` beside the shards,
+2 bytes a token, and go when the shards are there; a killed build does not make again what lies in it.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from contextlib import contextmanager
+import errno
+import hashlib
+import json
+import platform
+import shutil
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from functools import partial
-from multiprocessing import get_context
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import xxhash
+import zstandard
 from tqdm import tqdm
 
-from data_prep import corpus, json_lines, tokenizer
-from data_prep.shard_format import COLUMN, DOCUMENTS, FORMAT, SPLITS, STAGE, SplitCounts, mds_encoding, token_dtype
-from data_prep.sources import Document
+from data_prep import corpus, encoder, json_lines, tokenizer
+from data_prep.encoder import ENCODERS
+from data_prep.progress import Done, Progress
+from data_prep.shard_format import (
+    DOCUMENTS,
+    FORMAT,
+    SPLITS,
+    STAGE,
+    SplitCounts,
+    mds_config,
+    mds_shard,
+    samples_per_shard,
+    token_dtype,
+)
 from data_prep.stage import (
+    MANIFEST,
     BadInput,
     JsonDict,
+    Unavailable,
     begin,
+    difference,
     finished,
     library_versions,
+    link,
     manifest_sha256,
     publish,
+    read_json,
     read_manifest,
     run,
     sha256_file,
+    write_json,
 )
-from data_prep.workers import follow_parent
+from data_prep.store import THREADS, Store
+from data_prep.workers import Task, Tick, Workers, add_workers, written_aside
 
-# recipes.shard_reader checks xxh64 when it opens a shard, compressed or raw. Level 9 makes 1.2 bytes of a token's 2.
-COMPRESSION = {"zstd": "zstd:9", "none": None}
-HASHES = ["sha256", "xxh64"]
-CHUNK_BYTES = 1 << 20  # text that goes to a worker at a time
-CHUNKS_PER_WORKER = 4  # under way at once, which bounds the memory
-
-Encode = Callable[[list[str]], list[np.ndarray]]
-
-
-@dataclass(frozen=True, slots=True)
-class Encoded:
-    """A document's token ids, of shape (tokens,), and the size of its UTF-8 text."""
-
-    id: str
-    source: str
-    bytes: int
-    ids: np.ndarray
-
-
-def load_encoder(tokenizer_folder: Path) -> Encode:
-    """The function from texts to token ids. It adds nothing, and gives no end-of-text id whatever a text says."""
-    encode_batch = tokenizer.load(tokenizer_folder).encode_batch_fast
-    return lambda texts: [np.array(e.ids, np.uint32) for e in encode_batch(texts, add_special_tokens=False)]
+COMPRESSION = {"zstd": "zstd:9", "none": None}  # level 9 makes 1.2 bytes of a token's 2, in a fifth of encoding's time
+LIBRARIES = ("kitoken", "numpy", "tokenizers", "zstandard")
+CHECK_BYTES = 512 << 10  # of each part's text are encoded by the saved tokenizer too
+TICK_BYTES = 1 << 20
+FAST = 1  # zstd level of files that live as long as a build
+REQUEST = "request.json"
+UPLOAD_FILES = 64  # are uploaded, then listed and read back, at a time
+UPLOADS = 3  # of a file that does not arrive as it was written
 
 
 def build(
@@ -71,9 +81,10 @@ def build(
     eos_between_documents: bool = True,
     compression: str = "zstd",
     size_limit_mb: int = 64,
-    workers: int = 1,
+    encoder_name: str = ENCODERS[0],
+    workers: Workers = Workers(),  # noqa: B008 (it is immutable)
 ) -> JsonDict:
-    """Make a shards folder, or find it made. Its bytes depend on all arguments but `workers`.
+    """Make a shards folder, or find it made. Its bytes depend on all arguments but the last two.
 
     Args:
         corpus_folder: a finished corpus.
@@ -83,17 +94,19 @@ def build(
         eos_between_documents: end each document with `<|endoftext|>`; the BioMedLM run of 2022 did not.
         compression: a key of `COMPRESSION`.
         size_limit_mb: MiB a shard, before compression.
-        workers: processes that encode.
+        encoder_name: one of `encoder.ENCODERS`.
+        workers: where the tasks run.
 
     Raises:
-        BadInput: an unfinished or altered input folder, a bad argument, or a split too small for one sample.
+        BadInput: an unfinished or altered input folder, a bad argument, a split too small for one sample, an encoder
+            that differs from the tokenizer, or no room on the disk.
     """
     if seq_len < 2:
         raise BadInput(f"--seq-len {seq_len}: a sample needs at least 2 tokens, to predict one from the other")
     if not 1 <= size_limit_mb < 4096:
         raise BadInput(f"--size-limit-mb {size_limit_mb} is not between 1 and 4095, which an MDS shard can address")
-    if workers < 1:
-        raise BadInput(f"--workers {workers} is not at least 1")
+    if encoder_name not in ENCODERS:
+        raise BadInput(f"--encoder {encoder_name} is not one of {', '.join(ENCODERS)}")
     corpus_manifest = read_manifest(corpus_folder, corpus.STAGE, "make corpus")
     vocabulary = read_manifest(tokenizer_folder, tokenizer.STAGE, "make tokenizer")["tokenizer"]
     request: JsonDict = {
@@ -112,18 +125,28 @@ def build(
         return manifest
     if sha256_file(tokenizer_folder / "tokenizer.json") != vocabulary["sha256"]:
         raise BadInput(f"{tokenizer_folder / 'tokenizer.json'} was altered after it was made; make the folder again")
-
-    folder = begin(out)
-    counts: dict[str, SplitCounts] = {}
-    histograms: dict[str, np.ndarray] = {}
-    with _encoding(tokenizer_folder, workers) as encode:
+    job = Job(
+        corpus_folder.absolute(),
+        tokenizer_folder.absolute(),
+        out.absolute().with_name(f"{out.name}.work"),
+        request,
+        vocab_size=vocabulary["vocab_size"],
+        end_of_text=(vocabulary["eos_token_id"],) if eos_between_documents else (),
+        encoder=encoder_name,
+        versions=library_versions(*LIBRARIES),
+    )
+    try:
+        job.begin()
+        parts = _encode(job, corpus_manifest, workers)
+        counts = {split: _counts(split, list(parts[split].values()), seq_len) for split in SPLITS}
+        _pack(job, parts, counts, workers)
+        partial = begin(out)
         for split in SPLITS:
-            total_bytes = corpus_manifest["counts"][split]["bytes"]
-            with tqdm(desc=f"encode {split}", total=total_bytes, unit="B", unit_scale=True, disable=None) as progress:
-                chunks = encode(_chunks(corpus.read_documents(corpus_folder, split)))
-                counts[split], histograms[split] = _write_split(
-                    folder / split, chunks, request["arguments"], vocabulary, progress
-                )
+            _assemble(job, partial / split, list(parts[split]))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise BadInput(f"no room left for {out}; make some and type the same command, it goes on") from None
+        raise
     for split, c in counts.items():
         print(f"{split:5} {c.documents:>11,} documents {c.tokens:>15,} tokens {c.samples:>11,} samples of {seq_len}")
     results: JsonDict = {
@@ -131,124 +154,308 @@ def build(
         "corpus": {key: corpus_manifest[key] for key in ("counts", "dates", "dropped", "licenses")},
         "counts": {split: asdict(c) for split, c in counts.items()},
         "baselines": {
-            "unigram_nats_per_token": _unigram_nats_per_token(**histograms),
+            "unigram_nats_per_token": _unigram_nats_per_token(
+                *(_histogram(job, parts[split], counts[split]) for split in SPLITS)
+            ),
             "xz9_bits_per_byte": corpus_manifest["baselines"]["xz9_bits_per_byte"],
         },
-        "versions": library_versions("mosaicml-streaming", "numpy", "tokenizers", "zstandard", "zstd"),
+        "versions": job.versions,
     }
-    return publish(folder, out, request, results)
+    manifest = publish(partial, out, request, results)
+    shutil.rmtree(job.work)
+    return manifest
 
 
-def _write_split(
-    folder: Path, chunks: Iterable[list[Encoded]], arguments: JsonDict, vocabulary: JsonDict, progress: tqdm[Any]
-) -> tuple[SplitCounts, np.ndarray]:
-    """Pack encoded documents into samples; returns the counts and how often each id was written, (vocab_size,)."""
-    from streaming import MDSWriter
+@dataclass(frozen=True)
+class Job:
+    """What every task needs to know; its folders are the same on every node.
 
-    seq_len, vocab_size = arguments["seq_len"], vocabulary["vocab_size"]
-    end_of_text = [vocabulary["eos_token_id"]] if arguments["eos_between_documents"] else []
-    histogram = np.zeros(vocab_size, np.int64)
-    rest = np.zeros(0, token_dtype(vocab_size))
-    documents = samples = start_token = size_bytes = 0
-    with (
-        MDSWriter(
-            columns={COLUMN: mds_encoding(vocab_size, seq_len)},
-            out=str(folder),
-            compression=arguments["compression"],
-            hashes=HASHES,
-            size_limit=arguments["size_limit_mb"] << 20,
-        ) as shards,
-        json_lines.Writer(folder / DOCUMENTS) as index,
-    ):
-        for chunk in chunks:
-            stream = [rest]
-            for document in chunk:
-                ids = np.append(document.ids, end_of_text).astype(rest.dtype)
-                index.write(
-                    {
-                        "id": document.id,
-                        "source": document.source,
-                        "start_token": start_token,
-                        "tokens": len(ids),
-                        "bytes": document.bytes,
-                    }
-                )
-                stream.append(ids)
-                documents += 1
-                start_token += len(ids)
-                size_bytes += document.bytes
-            tokens = np.concatenate(stream)
-            whole = len(tokens) // seq_len * seq_len
-            for sample in tokens[:whole].reshape(-1, seq_len):
-                shards.write({COLUMN: sample})
-            samples += whole // seq_len
-            histogram += np.bincount(tokens[:whole], minlength=vocab_size)
-            rest = tokens[whole:]
-            progress.update(size_bytes - progress.n)
-    if samples == 0:
-        raise BadInput(
-            f"{folder.name} has {start_token:,} tokens, too few for one sample of {seq_len:,}; "
-            f"use a smaller --seq-len, or a corpus with a larger share in {folder.name}"
+    Attributes:
+        corpus: a finished corpus.
+        tokenizer: a finished tokenizer.
+        work: where tasks write.
+        request: the part of the manifest that is known beforehand.
+        vocab_size: entries.
+        end_of_text: the id that ends a document, or nothing.
+        encoder: one of `ENCODERS`.
+        versions: of the libraries that decide the bytes.
+    """
+
+    corpus: Path
+    tokenizer: Path
+    work: Path
+    request: JsonDict
+    vocab_size: int
+    end_of_text: tuple[int, ...]
+    encoder: str
+    versions: dict[str, str]
+
+    def begin(self) -> None:
+        """Make the work folder, or go on in the one that a killed build of the same left."""
+        path = self.work / REQUEST
+        if self.work.is_dir() and not (path.is_file() and read_json(path) == self.request):
+            shutil.rmtree(self.work)
+        try:
+            self.work.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(f"cannot make {self.work}: {error.strerror}") from None
+        write_json(path, self.request)
+
+    def check_node(self) -> None:
+        """A node that sees another disk, or has other libraries, would make other shards.
+
+        Raises:
+            BadInput: this is one.
+        """
+        path, node = self.work / REQUEST, platform.node()
+        if not path.is_file() or read_json(path) != self.request:
+            raise BadInput(f"node {node} does not see {path}; put the folders where all nodes of a cluster see them")
+        if lines := difference(self.versions, library_versions(*LIBRARIES)):
+            raise BadInput(f"node {node} has other libraries: {', '.join(lines)}; install requirements.txt there")
+
+    @property
+    def seq_len(self) -> int:
+        """Tokens a sample."""
+        return self.request["arguments"]["seq_len"]
+
+    @property
+    def config(self) -> JsonDict:
+        """As `shard_format.mds_config` gives it."""
+        arguments = self.request["arguments"]
+        return mds_config(self.vocab_size, self.seq_len, arguments["compression"], arguments["size_limit_mb"] << 20)
+
+    def read(self, slices: Sequence[Slice]) -> np.ndarray:
+        """Tokens of the stream, (tokens,)."""
+        dtype = np.dtype(token_dtype(self.vocab_size))
+        return np.concatenate(
+            [
+                np.fromfile(self.work / f"{name}.tokens", dtype, count, offset=start * dtype.itemsize)
+                for name, start, count in slices
+            ]
         )
-    return SplitCounts(documents, samples, samples * seq_len, len(rest), size_bytes), histogram
+
+
+Slice = tuple[str, int, int]  # a part's name, the first token in it, and how many
+
+
+def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
+    """One part of the corpus as tokens: `NAME.tokens`, `.documents.zst`, `.histogram.zst`, last `.json` with counts.
+
+    Args:
+        job: what is made.
+        name: of the part, without its ending.
+        sha256: of the part.
+        tick: is told the UTF-8 bytes, documents and tokens that were encoded.
+
+    Raises:
+        BadInput: the part was altered, or the encoder differs from the tokenizer.
+    """
+    job.check_node()
+    encode = encoder.load(job.tokenizer, job.encoder)
+    histogram = np.zeros(job.vocab_size, np.int64)
+    end_of_text = np.array(job.end_of_text, token_dtype(job.vocab_size)), 0
+    total = unsaid = Done()
+    with (
+        written_aside(job.work / f"{name}.tokens") as tokens_path,
+        written_aside(job.work / f"{name}.documents.zst") as documents_path,
+        tokens_path.open("wb") as tokens,
+        json_lines.Writer(documents_path, FAST) as documents,
+    ):
+        for document in corpus.read_part(job.corpus / f"{name}{corpus.PART}", sha256):
+            if total.bytes < CHECK_BYTES and not encode.compare(document.text[:CHECK_BYTES]):
+                raise BadInput(
+                    f"{job.encoder} gives other ids than {job.tokenizer} for {document.id}; "
+                    "use --encoder tokenizers, which is several times slower"
+                )
+            count = size_bytes = 0
+            for ids, ids_bytes in chain(encode.encode(document.text), (end_of_text,)):
+                np.add.at(histogram, ids, 1)
+                ids.tofile(tokens)
+                count, size_bytes = count + len(ids), size_bytes + ids_bytes
+            documents.write({"id": document.id, "source": document.source, "tokens": count, "bytes": size_bytes})
+            done = Done(size_bytes, 1, count)
+            total, unsaid = (Done(*map(sum, zip(a, done, strict=True))) for a in (total, unsaid))
+            if unsaid.bytes > TICK_BYTES:
+                tick(**unsaid._asdict())
+                unsaid = Done()
+    with written_aside(job.work / f"{name}.histogram.zst") as path:
+        path.write_bytes(zstandard.compress(histogram.tobytes()))
+    tick(**unsaid._asdict())
+    write_json(job.work / f"{name}.json", total._asdict())
+
+
+def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick: Tick) -> None:
+    """One shard out of the files of tokens: `SPLIT.shard.NUMBER.mds`, or `.mds.zstd`, and last its entry of the index.
+
+    Args:
+        job: what is made.
+        split: `train` or `val`.
+        number: of the shard.
+        slices: where its tokens lie.
+        tick: is told the bytes and tokens that were packed.
+    """
+    job.check_node()
+    samples = job.read(slices).reshape(-1, job.seq_len)
+    name = f"shard.{number:05}.mds"
+    raw = mds_shard(samples, job.config)
+    entry = {**job.config, "samples": len(samples), "raw_data": _file(name, raw), "zip_data": None}
+    data = raw
+    if compression := job.config["compression"]:
+        algorithm, _, level = compression.partition(":")
+        data = zstandard.ZstdCompressor(level=int(level)).compress(raw)
+        name = f"{name}.{algorithm}"
+        entry["zip_data"] = _file(name, data)
+    with written_aside(job.work / f"{split}.{name}") as path:
+        path.write_bytes(data)
+    write_json(job.work / f"{split}.shard.{number:05}.json", entry)
+    tick(bytes=samples.nbytes, tokens=samples.size)
+
+
+def _file(name: str, data: bytes) -> JsonDict:
+    hashes = {"sha256": hashlib.sha256(data).hexdigest(), "xxh64": xxhash.xxh64_hexdigest(data)}
+    return {"basename": name, "bytes": len(data), "hashes": hashes}
+
+
+def _encode(job: Job, corpus_manifest: JsonDict, workers: Workers) -> dict[str, dict[str, Done]]:
+    """Encode the parts that are not there yet; split -> part -> what is in it, in the order of the stream."""
+    names: dict[str, list[str]] = {split: [] for split in SPLITS}
+    hashes: dict[str, str] = {}
+    for file, output in sorted(corpus_manifest["outputs"].items()):
+        split, name = file.partition("-")[0], file.removesuffix(corpus.PART)
+        if file.endswith(corpus.PART) and split in names:
+            names[split].append(name)
+            hashes[name] = output["sha256"]
+
+    def done(name: str) -> Done | None:
+        path = job.work / f"{name}.json"
+        return Done(**read_json(path)) if path.exists() else None
+
+    begun = [found for name in hashes if (found := done(name))]
+    tasks = [Task(name, (job, name, hashes[name])) for name in hashes if not done(name)]
+    total_bytes = sum(corpus_manifest["counts"][split]["bytes"] for split in SPLITS)
+    with Progress("encode", total_bytes, Done(*map(sum, zip(*begun, strict=True)))) as progress:
+        workers.run(encode_part, tasks, progress)
+    return {split: {name: Done(**read_json(job.work / f"{name}.json")) for name in names[split]} for split in SPLITS}
+
+
+def _counts(split: str, parts: Sequence[Done], seq_len: int) -> SplitCounts:
+    total = Done(*map(sum, zip(*parts, strict=True)))
+    samples, rest = divmod(total.tokens, seq_len)
+    if not samples:
+        raise BadInput(
+            f"{split} has {total.tokens:,} tokens, too few for one sample of {seq_len:,}; "
+            f"use a smaller --seq-len, or a corpus with a larger share in {split}"
+        )
+    return SplitCounts(total.documents, samples, samples * seq_len, rest, total.bytes)
+
+
+def _pack(job: Job, parts: dict[str, dict[str, Done]], counts: dict[str, SplitCounts], workers: Workers) -> None:
+    """Make the shards that are not there yet."""
+    tasks, begun = [], Done()
+    shard_tokens = samples_per_shard(job.config) * job.seq_len
+    token_bytes = np.dtype(token_dtype(job.vocab_size)).itemsize
+    for split in SPLITS:
+        for number, start in enumerate(range(0, counts[split].tokens, shard_tokens)):
+            count = min(shard_tokens, counts[split].tokens - start)
+            if (job.work / f"{split}.shard.{number:05}.json").exists():
+                begun = Done(begun.bytes + count * token_bytes, 0, begun.tokens + count)
+            else:
+                arguments = (job, split, number, _slices(parts[split], start, count))
+                tasks.append(Task(f"{split}/shard.{number:05}", arguments))
+    total_bytes = token_bytes * sum(c.tokens for c in counts.values())
+    with Progress("pack", total_bytes, begun) as progress:
+        workers.run(pack_shard, tasks, progress)
+
+
+def _slices(parts: dict[str, Done], start: int, count: int) -> list[Slice]:
+    """Where `count` tokens of a split's stream lie, from the token `start` on."""
+    slices, begin = [], 0
+    for name, part in parts.items():
+        first, end = max(start, begin), min(start + count, begin + part.tokens)
+        if first < end:
+            slices.append((name, first - begin, end - first))
+        begin += part.tokens
+    return slices
+
+
+def _assemble(job: Job, folder: Path, parts: Sequence[str]) -> None:
+    """Put a split's shards, their index, and the list of documents into its folder."""
+    folder.mkdir()
+    split = folder.name
+    entries = [read_json(path) for path in sorted(job.work.glob(f"{split}.shard.*.json"))]
+    for entry in entries:
+        name = (entry["zip_data"] or entry["raw_data"])["basename"]
+        link(job.work / f"{split}.{name}", folder / name)
+    (folder / "index.json").write_text(json.dumps({"shards": entries, "version": 2}, sort_keys=True))
+    start_token = 0
+    with json_lines.Writer(folder / DOCUMENTS) as listing:
+        for part in tqdm(parts, desc=f"list {split}", unit=" parts", disable=None):
+            for _, record in json_lines.read(job.work / f"{part}.documents.zst"):
+                place = {"start_token": start_token, "tokens": record["tokens"], "bytes": record["bytes"]}
+                listing.write({"id": record["id"], "source": record["source"], **place})
+                start_token += record["tokens"]
+
+
+def upload(folder: Path, url: str) -> None:
+    """Copy a finished shards folder to an object store and read the copy back; its manifest goes last.
+
+    What is there already, of an upload that was cut short, is read back and stays where it is good.
+
+    Args:
+        folder: the shards.
+        url: `s3://bucket/prefix`, which is then a run's `data.remote`.
+
+    Raises:
+        BadInput: other shards are there, or access is denied.
+        Unavailable: the store does not answer, or a file does not arrive as it was written.
+    """
+    far = Store(url, "--remote")
+    outputs = read_manifest(folder, STAGE, "make shards")["outputs"]
+    manifest, contents = (folder / MANIFEST).read_bytes(), far.contents()
+    if MANIFEST in contents:
+        if far.get(MANIFEST) != manifest:
+            raise BadInput(f"{far.url} holds other shards; give another --remote")
+        if all(contents.get(name) == output["bytes"] for name, output in outputs.items()):
+            print(f"{far.url} is up to date")
+            return
+    far.check_writable()
+    total_bytes = sum(output["bytes"] for output in outputs.values())
+    names = sorted(outputs)
+    with Progress("upload", total_bytes) as progress, ThreadPoolExecutor(THREADS) as pool:
+        for first in range(0, len(names), UPLOAD_FILES):
+            group = names[first : first + UPLOAD_FILES]
+            left = [name for name in group if contents.get(name) != outputs[name]["bytes"]]
+            for attempt in range(UPLOADS):
+                progress.waiting_for = group
+                if left:
+                    far.put_files({name: folder / name for name in left})
+                there = group if attempt == 0 else left
+                hashes = dict(zip(there, pool.map(far.sha256, there), strict=True))
+                left = [name for name, found in hashes.items() if found != outputs[name]["sha256"]]
+                if not left:
+                    break
+            else:
+                raise Unavailable(f"{far.url}/{left[0]} is not what was written after {UPLOADS} uploads")
+            progress.tick(bytes=sum(outputs[name]["bytes"] for name in group))
+    far.put(MANIFEST, manifest)
+    print(f"{far.url} holds {folder}: {len(names)} files, each read back")
+
+
+def _histogram(job: Job, parts: dict[str, Done], counts: SplitCounts) -> np.ndarray:
+    """How often each id is in a split's samples, (vocab_size,)."""
+    total = np.zeros(job.vocab_size, np.int64)
+    for name in parts:
+        total += np.frombuffer(zstandard.decompress((job.work / f"{name}.histogram.zst").read_bytes()), np.int64)
+    if counts.dropped_tokens:
+        rest = job.read(_slices(parts, counts.tokens, counts.dropped_tokens))
+        total -= np.bincount(rest, minlength=job.vocab_size)
+    return total
 
 
 def _unigram_nats_per_token(train: np.ndarray, val: np.ndarray) -> float:
     """Cross-entropy on val of the frequencies in train, each count plus one: the loss of a model without context."""
     log_p = np.log(train + 1) - np.log(train.sum() + len(train))
     return round(float(-(val * log_p).sum() / val.sum()), 6)
-
-
-def _chunks(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
-    size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
-        if size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-@contextmanager
-def _encoding(
-    tokenizer_folder: Path, workers: int
-) -> Iterator[Callable[[Iterable[list[Document]]], Iterator[list[Encoded]]]]:
-    """A `map` that encodes chunks of documents, here or in processes, and gives the results in order."""
-    if workers == 1:
-        yield partial(map, partial(_encode_chunk, load_encoder(tokenizer_folder)))
-        return
-    # "spawn", because a fork of a process with threads (the tokenizer's own) may hang.
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start_worker, (tokenizer_folder,)) as pool:
-
-        def in_order(chunks: Iterable[list[Document]]) -> Iterator[list[Encoded]]:
-            pending: deque[Future[list[Encoded]]] = deque()
-            for chunk in chunks:
-                pending.append(pool.submit(_work, chunk))
-                if len(pending) == workers * CHUNKS_PER_WORKER:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
-
-        yield in_order
-
-
-def _encode_chunk(encode: Encode, chunk: list[Document]) -> list[Encoded]:
-    ids = encode([document.text for document in chunk])
-    return [Encoded(d.id, d.source, len(d.text.encode()), i) for d, i in zip(chunk, ids, strict=True)]
-
-
-def _start_worker(tokenizer_folder: Path) -> None:
-    global _worker_encode
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    follow_parent()
-    _worker_encode = load_encoder(tokenizer_folder)
-
-
-def _work(chunk: list[Document]) -> list[Encoded]:
-    return _encode_chunk(_worker_encode, chunk)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -265,7 +472,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--no-eos", action="store_true", help="no end-of-text between documents, as in 2022")
     parser.add_argument("--compression", choices=sorted(COMPRESSION), default="zstd", help="of shards (default zstd)")
     parser.add_argument("--size-limit-mb", type=int, default=64, help="MiB a shard, before compression (default 64)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--encoder", choices=ENCODERS, default=ENCODERS[0], help=f"same ids, other speeds (default {ENCODERS[0]})"
+    )
+    add_workers(parser)
+    parser.add_argument("--remote", metavar="s3://…", help="then copy the folder there, and read the copy back")
     args = parser.parse_args(argv)
     build(
         args.corpus,
@@ -275,8 +486,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         eos_between_documents=not args.no_eos,
         compression=args.compression,
         size_limit_mb=args.size_limit_mb,
-        workers=args.workers,
+        encoder_name=args.encoder,
+        workers=Workers(args.workers, args.cluster),
     )
+    if args.remote:
+        upload(args.out, args.remote)
 
 
 if __name__ == "__main__":

@@ -13,32 +13,27 @@ again. A bucket is a range of `place_of`, so the buckets in their order, each so
 from __future__ import annotations
 
 import hashlib
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
-from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 from typing import Any
 
 import orjson
 import zstandard
-from tqdm import tqdm
 
-from data_prep import inputs, json_lines, near_duplicates, overlap, workers
-from data_prep.inputs import Input, Tick
+from data_prep import inputs, json_lines, near_duplicates, overlap
+from data_prep.inputs import Input
+from data_prep.progress import Done, Progress
 from data_prep.sources import Bad, Document, Dropped, Entry, Source
 from data_prep.stage import BadInput, JsonDict, canonical_json, read_json, write_json
+from data_prep.workers import Task, Tick, Workers, written_aside
 
 BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
 BATCH_FILES = 4096
 BUCKET_BYTES = 16 << 20  # of inputs; they unpack to some four times as much text, which is sorted in memory
 MAX_BUCKETS = 4096
 BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
-SPACE = re.compile(r"\s")
-PIECE = 1 << 20  # characters of a text that are folded at a time: as words they take ten times their size
 FAST = 1  # zstd level of files that live as long as a build
 
 
@@ -84,14 +79,11 @@ def place_of(document_id: str) -> bytes:
 
 def same_text(text: str) -> str:
     """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
-    digest, start, between = hashlib.blake2b(digest_size=16), 0, b""
-    while start < len(text):
-        space = SPACE.search(text, start + PIECE) if start + PIECE < len(text) else None
-        end = space.start() if space else len(text)
-        if words := text[start:end].casefold().split():
+    digest, between = hashlib.blake2b(digest_size=16), b""
+    for piece in overlap.pieces(text):
+        if words := piece.casefold().split():
             digest.update(between + " ".join(words).encode())
             between = b" "
-        start = end
     return digest.hexdigest()
 
 
@@ -111,35 +103,17 @@ def batches(source_name: str, source: Source, files: Sequence[Input], rules: Rul
     yield _batch(source_name, source, files[start:], rules)
 
 
-def read_all(todo: Sequence[Batch], rules: Rules, folder: Path, processes: int) -> None:
+def read_all(todo: Sequence[Batch], rules: Rules, folder: Path, workers: Workers) -> None:
     """Read the batches that are not there yet.
 
     Raises:
         BadInput: an input cannot be read, or holds a bad record and `rules.skip` is not set.
     """
     left = [batch for batch in todo if not (folder / f"{batch.key}.json").exists()]
-    sizes = {batch.key: sum(file.bytes for file in batch.files) for batch in todo}
-    done = sum(sizes.values()) - sum(sizes[batch.key] for batch in left)
-    bar = tqdm(desc="read", total=sum(sizes.values()), initial=done, unit="B", unit_scale=True, disable=None)
-    with bar as progress:
-        if min(processes, len(left)) <= 1:
-            for batch in left:
-                read(batch, rules, folder, progress.update)
-            return
-        # "spawn", because a fork of a process with threads may hang.
-        context = get_context("spawn")
-        counter = context.Value("q", 0)
-        with ProcessPoolExecutor(min(processes, len(left)), context, _start_worker, (counter,)) as pool:
-            pending = {pool.submit(_work, batch, rules, folder) for batch in left}
-            try:
-                while pending:
-                    finished, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        future.result()
-                    progress.update(done + counter.value - progress.n)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+    total, missing = (sum(file.bytes for batch in some for file in batch.files) for some in (todo, left))
+    tasks = (Task(batch.files[0].url, (batch, rules, folder)) for batch in left)
+    with Progress("read", total, Done(total - missing)) as progress:
+        workers.run(read, tasks, progress)
 
 
 def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
@@ -149,17 +123,21 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
         batch: what to read.
         rules: how.
         folder: the work folder.
-        tick: is told the bytes of the inputs that were read, as it goes.
+        tick: is told the bytes of the inputs that were read, and the documents, as it goes.
 
     Raises:
         BadInput: as `read_all`.
     """
-    frames = _Frames(folder / f"{batch.key}.text")
     files: list[JsonDict] = []
     bad: list[JsonDict] = []
     counts: Counter[str] = Counter()
     number = 0
-    with frames, json_lines.Writer(folder / f"{batch.key}.rows.zst", FAST) as rows:
+    with (
+        written_aside(folder / f"{batch.key}.text") as text_path,
+        written_aside(folder / f"{batch.key}.rows.zst") as rows_path,
+        _Frames(text_path) as frames,
+        json_lines.Writer(rows_path, FAST) as rows,
+    ):
         for file in batch.files:
             state = _FileState()
             for entry in _entries(batch.source, file, rules, tick, state):
@@ -172,6 +150,7 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
                     rows.write(frames.add(number, entry, file, rules))
                     number += 1
             files.append({"name": file.name, "sha256": state.sha256, "entries": state.entries})
+            tick(documents=state.entries)
     done = {"files": files, "frames": frames.places, "bad": bad, "dropped": counts}
     write_json(folder / f"{batch.key}.json", done)
 
@@ -186,16 +165,16 @@ def rows(batch: Batch, folder: Path) -> Iterator[JsonDict]:
     return (row for _, row in json_lines.read(folder / f"{batch.key}.rows.zst"))
 
 
-def documents(batch: Batch, folder: Path, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Document]]:
+def documents(key: str, folder: Path, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Document]]:
     """The documents in frames of a batch, each with its entry's number.
 
     Args:
-        batch: the batch.
+        key: the batch's.
         folder: the work folder.
         places: offset and size in bytes of each frame.
     """
     decompressor = zstandard.ZstdDecompressor()
-    with (folder / f"{batch.key}.text").open("rb") as file:
+    with (folder / f"{key}.text").open("rb") as file:
         for offset, size in places:
             file.seek(offset)
             for line in decompressor.decompress(file.read(size)).splitlines():
@@ -293,17 +272,3 @@ def _batch(source_name: str, source: Source, files: Sequence[Input], rules: Rule
     }
     key = hashlib.sha256(canonical_json(what).encode()).hexdigest()[:24]
     return Batch(source_name, source, tuple(files), key)
-
-
-def _start_worker(counter: Synchronized[int]) -> None:
-    global _counter
-    _counter = counter
-    workers.follow_parent()
-
-
-def _work(batch: Batch, rules: Rules, folder: Path) -> None:
-    def tick(size_bytes: int) -> None:
-        with _counter.get_lock():
-            _counter.value += size_bytes
-
-    read(batch, rules, folder, tick)

@@ -193,6 +193,14 @@ def begin(out: Path) -> Path:
     return partial
 
 
+def link(source: Path, target: Path) -> None:
+    """Give a file a second name; not moved, so that a build that is killed from there on need not make it again."""
+    try:
+        os.link(source, target)
+    except OSError:  # not every file system has links
+        shutil.copyfile(source, target)
+
+
 def publish(partial: Path, out: Path, request: JsonDict, results: JsonDict) -> JsonDict:
     """Hash all files of `partial`, write its manifest, flush, and rename it to `out`.
 

@@ -284,6 +284,7 @@ class FinetuneConfig(RunConfig):
     seq_len: int = 512  # tokens an example is cut to
     warmup_share: float = 0.5  # of the run; linear from 0, then linear to 0
     lora: LoraConfig | None = None  # null: all weights are trained
+    score_test: bool = True  # false: dev alone, to choose by; true on a run that is finished adds test
     gpu_memory_gb: float | None = None  # the plan must fit into it; null: not checked
     generation: GenerationConfig = field(default_factory=GenerationConfig)
 
@@ -291,7 +292,12 @@ class FinetuneConfig(RunConfig):
 Config = TypeVar("Config", bound=RunConfig)
 
 
-def _read_yaml(path: Path) -> DictConfig:
+def read_yaml(path: Path) -> DictConfig:
+    """Read one file, without its base.
+
+    Raises:
+        BadInput: it is missing, not YAML, or no mapping.
+    """
     try:
         loaded = OmegaConf.load(path)
     except OSError as error:
@@ -338,14 +344,20 @@ def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> Fin
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
         raise BadInput(f"preset = {preset!r} is not one of {known}")
-    layers.insert(len(layers) - len(overrides), (str(path), _read_yaml(path)))
+    layers.insert(len(layers) - len(overrides), (str(path), read_yaml(path)))
     cfg = _merge(FinetuneConfig, layers, str(yaml))
     _check_values(cfg, str(yaml))
     _check_finetuning(cfg, str(yaml))
     return cfg
 
 
-def parse_run(doc: str | None, yaml: str, override: str, argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_run(
+    doc: str | None,
+    yaml: str,
+    override: str,
+    argv: Sequence[str] | None,
+    add: Callable[[argparse.ArgumentParser], object] = lambda _: None,
+) -> argparse.Namespace:
     """The command line of what runs a configuration: `yaml`, `overrides`, `dry_run`.
 
     Args:
@@ -353,6 +365,7 @@ def parse_run(doc: str | None, yaml: str, override: str, argv: Sequence[str] | N
         yaml: a configuration to name in the help.
         override: a change to it to name there.
         argv: the arguments; None: the process' own.
+        add: adds arguments to the parser.
     """
     what, _, examples = (doc or "").partition("\n\n")
     parser = argparse.ArgumentParser(
@@ -361,6 +374,7 @@ def parse_run(doc: str | None, yaml: str, override: str, argv: Sequence[str] | N
     parser.add_argument("yaml", help=f"configuration, such as {yaml}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to it, such as {override}")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
+    add(parser)
     return parser.parse_intermixed_args(argv)
 
 
@@ -370,10 +384,12 @@ def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]
     Raises:
         BadInput: a file is missing or not YAML, or an override has another form.
     """
-    layers = [(str(path), _read_yaml(path))]
+    layers = [(str(path), read_yaml(path))]
+    if "grid" in layers[0][1]:
+        raise BadInput(f"{path} holds a grid of runs: python recipes/sweep.py {path} … runs them")
     if base := layers[0][1].pop("base", None):
         base_path = path.parent / str(base)
-        layers.insert(0, (str(base_path), _read_yaml(base_path)))
+        layers.insert(0, (str(base_path), read_yaml(base_path)))
         if "base" in layers[0][1]:
             raise BadInput(f"{base_path} is the base of {path} and has a `base` of its own; only one level is read")
     for override in overrides:

@@ -1,14 +1,16 @@
-"""Evaluate: scores of a base model on question sets, perplexity on held-out text, and what the training text leaked.
+"""Evaluate: scores of a model on question sets, perplexity on held-out text, and what the training text leaked.
 
     python recipes/evaluate.py --model runs/smoke/model --tasks pubmedqa,mmlu --data data/tasks --out runs/smoke/scores
     python recipes/evaluate.py --model biomedlm --tasks mmlu --data data/tasks --out scores-5shot --shots 5
     python recipes/evaluate.py --model biomedlm --tasks pubmedqa --data data/tasks --out scores \\
         --corpus data/pubmed/corpus --text-documents 2000         # leak report; perplexity by source and year
+    python recipes/evaluate.py --model runs/medqa-1/model --tasks mmlu --data data/tasks --out scores   # fine-tuned
     python recipes/evaluate.py --tasks medqa,bioasq --data data/tasks --check       # read the sets, print, stop
     python recipes/evaluate.py --runs runs/pubmedqa-1 runs/pubmedqa-2 runs/pubmedqa-3 --out scores  # over seeds
 
 DATA holds a folder a task; which files: data_prep/tasks/__init__.py. OUT gets results.json with all that is needed to
-repeat it, table.md, table.html, every question's log-probabilities, and the prompts as tasks of lm-eval-harness.
+repeat it, table.md, table.html, every question's log-probabilities, and the prompts as the tasks that lm-eval-harness
+scored. A fine-tuned model answers with its head, on sets of the kind that it was tuned on.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ import argparse
 import itertools
 import json
 import math
+import os
 import shutil
 from collections import defaultdict
-from collections.abc import Collection, Sequence
-from dataclasses import asdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,58 +46,113 @@ from data_prep.stage import (
     write_json,
     write_text,
 )
-from data_prep.tasks import TaskSet, describe, label_balance, load
+from data_prep.tasks import Sentence, TaskSet, describe, label_balance, load
 from recipes.leaks import Leaks, find_leaks
 from recipes.pretrained import check_folder, folder_sha256, load_pretrained
-from recipes.prompts import FORMS, HARNESS, Prompt, make_prompts, write_harness_task
+from recipes.prompts import FORMS, HARNESS, make_prompts, write_harness_task
 from recipes.run_folder import RECORD, environment
-from recipes.scores import Row, Score, bootstrap, over_seeds, percent, published_rows, to_html, to_markdown
+from recipes.scores import Row, Score, bootstrap, measures, over_seeds, percent, published_rows, to_html, to_markdown
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
+    from recipes.finetuned import FineTuned
+
 STAGE = "evaluation"
-FORMAT = 1
+FORMAT = 2
 DTYPES = ("float32", "bfloat16")
-PREDICTIONS = "predictions-test.jsonl"  # of recipes/finetune.py
+# Sets, models and prompts lie on disk; what the libraries below would ask the hub for, they do not.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+# Of recipes/finetune.py and finetuned.py, which import torch.
+PREDICTIONS, SCORES, MODEL = "predictions-test.jsonl", "scores.json", "model"
+HEAD_FACTS, HEAD_WEIGHTS = "task.json", "head.safetensors"
 
 
-def score_choices(model: GPT2LMHeadModel, tokenizer: Any, prompts: Sequence[Prompt], batch_size: int) -> list[JsonDict]:
-    """Every prompt's choices, scored as lm-eval-harness does.
+@dataclass(frozen=True)
+class Form:
+    """A set's questions asked in one way, and what came of them.
 
-    Returns:
-        For each prompt `id`, `answer`, `log_probs` of its choices in nats, and whether it is right: `acc` by the
-        largest log-probability, `acc_norm` by the largest for its length in characters.
+    Attributes:
+        how: the way, for the table.
+        records: one a question, with its metrics as floats.
+        cut: how many did not fit into the model's context and lost their beginning.
     """
-    from recipes.likelihood import encode_pair, log_probs
 
-    n_positions = model.config.n_positions
-    windows = [
-        encode_pair(tokenizer, prompt.text, f" {choice}", n_positions)
-        for prompt in prompts
-        for choice in prompt.choices
-    ]
-    sums = iter(log_probs(model, windows, batch_size, "score"))
-    records = []
-    for prompt in prompts:
-        scores = list(itertools.islice(sums, len(prompt.choices)))
-        by_length = [score / len(choice) for score, choice in zip(scores, prompt.choices, strict=True)]
-        answer = prompt.question.answer
-        records.append(
-            {
-                "id": prompt.question.id,
-                "subject": prompt.question.subject,
-                "answer": answer,
-                "log_probs": scores,
-                "acc": float(scores.index(max(scores)) == answer),
-                "acc_norm": float(by_length.index(max(by_length)) == answer),
-            }
-        )
-    return records
+    how: str
+    records: list[JsonDict]
+    cut: int
+
+
+def model_name(folder: Path) -> str:
+    """What the table calls a model: the folder's name, or the run's whose `model/` it is."""
+    folder = folder.absolute()
+    return folder.parent.name if folder.name == MODEL else folder.name
+
+
+def read_head(folder: Path) -> JsonDict | None:
+    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model."""
+    return read_json(folder / HEAD_FACTS) if (folder / HEAD_FACTS).is_file() else None
+
+
+def check_answerable(task: TaskSet, head: JsonDict | None, model: Path | None) -> None:
+    """Refuse a set that a base model, or the head of a fine-tuned one, cannot be scored on.
+
+    Raises:
+        BadInput: it is of another kind, or has other labels.
+    """
+    if head is None:
+        if task.kind not in FORMS:
+            raise BadInput(f"{task.name} is of kind {task.kind!r}: a base model has no score on it; fine-tune it")
+        return
+    tuned = f"{model} was fine-tuned on {head['task']}"
+    way_out = "score the base model on it, or fine-tune one with recipes/finetune.py"
+    if task.kind != head["kind"]:
+        raise BadInput(f"{tuned}, of kind {head['kind']!r}; {task.name} is of kind {task.kind!r}: {way_out}")
+    if task.kind == "verdict":
+        labels = task.questions(task.scored)[0].options
+        if list(labels) != head["labels"]:
+            raise BadInput(
+                f"{tuned}, whose answers are {', '.join(head['labels'])}; those of {task.name} are "
+                f"{', '.join(labels)}: {way_out}"
+            )
+    if task.kind == "tags":
+        for sentence in task.splits[task.scored]:
+            assert isinstance(sentence, Sentence)
+            if unknown := sorted({*sentence.tags} - {*head["labels"]}):
+                known = ", ".join(head["labels"])
+                raise BadInput(f"{tuned}, whose tags are {known}; {sentence.where} has {unknown[0]}: {way_out}")
+
+
+def head_sha256(model: Path) -> str | None:
+    """The hash of a fine-tuned model's head; None where the language model itself is what was tuned."""
+    return sha256_file(model / HEAD_WEIGHTS) if (model / HEAD_WEIGHTS).is_file() else None
+
+
+def answer_by_head(
+    arguments: argparse.Namespace, tasks: Sequence[TaskSet], model: FineTuned, tokenizer: Any
+) -> Iterator[tuple[str, str, Form]]:
+    """A set's name, `head`, and what a fine-tuned model answers, in the sequences that it was tuned on.
+
+    Raises:
+        BadInput: a question cannot be cut to fit.
+    """
+    from recipes.config import FinetuneConfig
+    from recipes.examples import Encoder
+    from recipes.finetune import predict
+
+    head, cfg = model.task_head, FinetuneConfig(device_eval_batch_size=arguments.batch_size)
+    encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)
+    for task in tasks:
+        examples = task.splits[task.scored][: arguments.limit]
+        cut = sum(encoder(example).truncated for example in examples)
+        records = predict(model, tokenizer, examples, cfg)
+        for record, example in zip(records, examples, strict=True):
+            record["subject"] = getattr(example, "subject", "")
+        yield task.name, "head", Form(f"fine-tuned on {head.task}", records, cut)
 
 
 def summarise(records: Sequence[JsonDict], leaked: Collection[str] | None) -> JsonDict:
-    """`acc` and `acc_norm` of the whole, of each subject and, if leaks were looked for, of what did not leak."""
+    """Every metric of the whole, of each subject and, if leaks were looked for, of what did not leak."""
     groups = {"all": list(records)}
     for record in records:
         if record["subject"]:
@@ -102,7 +160,7 @@ def summarise(records: Sequence[JsonDict], leaked: Collection[str] | None) -> Js
     if leaked is not None:
         groups["clean"] = [record for record in records if record["id"] not in leaked]
     return {
-        group: {metric: asdict(bootstrap([r[metric] for r in members])) for metric in ("acc", "acc_norm")}
+        group: {metric: asdict(bootstrap(*parts)) for metric, parts in measures(members).items()}
         for group, members in groups.items()
         if members
     }
@@ -128,7 +186,7 @@ def perplexity(
         windows += found
         owners += [number] * len(found)
     nats, tokens = [0.0] * len(documents), [0] * len(documents)
-    for owner, window, sum_ in zip(owners, windows, log_probs(model, windows, batch_size, "perplexity"), strict=True):
+    for owner, window, sum_ in zip(owners, windows, log_probs(model, windows, batch_size), strict=True):
         nats[owner] -= sum_
         tokens[owner] += len(window.targets)
 
@@ -152,22 +210,22 @@ def perplexity(
     return results
 
 
-def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict, n_shots: int) -> list[Row]:
+def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[Row]:
     """Our scores, what always answering the commonest label gives, and what was published, task by task."""
     rows = []
     for task in tasks:
         result = results[task.name]
-        parts = dict.fromkeys(["all", *sorted({q.subject for q in task.questions(task.scored)} - {""}), "clean"])
-        for part in parts:
+        subjects = {getattr(example, "subject", "") for example in task.splits[task.scored]} - {""}
+        for part in ("all", *sorted(subjects), "clean"):
             subject = part if part not in ("all", "clean") else ""
             name = f"{task.name}: {part}" if part != "all" else task.name
             for form, groups in result["forms"].items():
-                if part in groups:
-                    how = f"{n_shots}-shot, {form}"
-                    for metric in ("acc",) if form == "letter" else ("acc", "acc_norm"):
-                        label = how if metric == "acc" else f"{how}, by length"
-                        rows.append(Row(name, model_name, label, percent(Score(**groups[part][metric])), False))
-            if part == "all":
+                for metric, score in groups.get(part, {}).items():
+                    if form == "letter" and metric != "acc":
+                        continue  # all letters are of one length
+                    label = {"acc": "", "acc_norm": ", by length"}.get(metric, f", {metric}")
+                    rows.append(Row(name, model_name, result["how"][form] + label, percent(Score(**score)), False))
+            if part == "all" and result["balance"]:
                 majority = 100 * max(result["balance"].values())
                 rows.append(Row(name, "always the commonest answer", "baseline", f"{majority:.1f}", False))
             if part != "clean":
@@ -177,7 +235,7 @@ def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict, n_shots:
 
 def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
     """Counts for one task; ids of what leaked, so that another run can leave it out."""
-    names = {f"{task.name}/{question.id}" for question in task.questions(task.scored)}
+    names = {f"{task.name}/{example.id}" for example in task.splits[task.scored]}
     ids = sorted(name.partition("/")[2] for name in leaks.any & names)
     return {
         "questions": len(names),
@@ -189,15 +247,36 @@ def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
     }
 
 
-def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet]) -> JsonDict:
+def ask(
+    arguments: argparse.Namespace, tasks: Sequence[TaskSet], model: GPT2LMHeadModel, tokenizer: Any, folder: Path
+) -> Iterator[tuple[str, str, Form]]:
+    """A set's name, a form and what a base model makes of it; the task files go to `folder`.
+
+    Raises:
+        BadInput: there is too little to make shots of, or an option is longer than the model's context.
+    """
+    from recipes.harness import count_cut, score_choices
+
+    for task in tasks:
+        for form in FORMS[task.kind]:
+            prompts, name = make_prompts(task, form, arguments.shots, arguments.limit), f"{task.name}_{form}"
+            cut = count_cut(tokenizer, prompts, model.config.n_positions)
+            write_harness_task(folder, name, prompts, arguments.out)
+            records = score_choices(model, tokenizer, prompts, folder / f"{name}.yaml", arguments.batch_size)
+            yield task.name, form, Form(f"{arguments.shots}-shot, {form}", records, cut)
+
+
+def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: JsonDict | None) -> JsonDict:
     """Make the folder `arguments.out`, or find it made; its manifest.
+
+    Args:
+        arguments: of the command line.
+        tasks: what is scored.
+        head: what the model was fine-tuned for; None for a base model.
 
     Raises:
         BadInput: the model, a set or the corpus cannot be used.
     """
-    if not arguments.model:
-        raise BadInput("--model is missing: the folder of the model to evaluate")
-    check_folder(arguments.model)
     settings = ("shots", "limit", "dtype", "batch_size", "text_documents")
     request: JsonDict = {
         "stage": STAGE,
@@ -205,6 +284,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet]) -> JsonDic
         "arguments": {name: getattr(arguments, name) for name in settings} | {"tasks": [task.name for task in tasks]},
         "inputs": {
             "model": folder_sha256(arguments.model),
+            "head": head and {**head, "sha256": head_sha256(arguments.model)},
             "corpus": manifest_sha256(arguments.corpus) if arguments.corpus else None,
             "tasks": {task.name: task.files for task in tasks},
         },
@@ -212,51 +292,62 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet]) -> JsonDic
     if manifest := finished(arguments.out, request):
         print(f"{arguments.out} is up to date")
         return manifest
-    prompts = {
-        (task.name, form): make_prompts(task, form, arguments.shots, arguments.limit)
-        for task in tasks
-        for form in FORMS[task.kind]
-    }
+    if head is None:  # before minutes of work: are there questions enough for the shots?
+        for task in tasks:
+            make_prompts(task, FORMS[task.kind][0], arguments.shots, arguments.limit)
+    os.environ |= OFFLINE
 
     import torch
 
     leaks = None
     if arguments.corpus:
-        wanted = {f"{task.name}/{q.id}": q for task in tasks for q in task.questions(task.scored)}
+        wanted = {f"{task.name}/{e.id}": e for task in tasks for e in task.splits[task.scored]}
         leaks = find_leaks(wanted, arguments.corpus)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
     partial = begin(arguments.out)
     try:
-        results: JsonDict = {}
-        for task in tasks:
-            questions = task.questions(task.scored)
-            results[task.name] = {
+        results: JsonDict = {
+            task.name: {
                 "split": task.scored,
                 "counts": {split: len(examples) for split, examples in task.splits.items()},
-                "balance": label_balance(task, questions),
+                "balance": label_balance(task, task.questions(task.scored)),
                 "leaks": leak_report(task, leaks) if leaks else None,
                 "forms": {},
+                "how": {},
+                "cut": {},
             }
-            leaked = results[task.name]["leaks"]["ids"] if leaks else None
-            for form in FORMS[task.kind]:
-                records = score_choices(model, tokenizer, prompts[task.name, form], arguments.batch_size)
-                results[task.name]["forms"][form] = summarise(records, leaked)
-                lines = "".join(json.dumps(record) + "\n" for record in records)
-                write_text(partial / f"{task.name}-{form}.jsonl", lines)
-                write_harness_task(partial / HARNESS, f"{task.name}_{form}", prompts[task.name, form], arguments.out)
+            for task in tasks
+        }
+        if head is None:
+            model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
+            answers = ask(arguments, tasks, model, tokenizer, partial / HARNESS)
+        else:
+            from recipes import finetuned
+
+            tuned, tokenizer = finetuned.load(arguments.model, device)
+            model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
+        for name, form, answered in answers:
+            result = results[name]
+            result["forms"][form] = summarise(answered.records, result["leaks"]["ids"] if leaks else None)
+            result["how"][form], result["cut"][form] = answered.how, answered.cut
+            if answered.cut:
+                n = len(answered.records)
+                print(f"{name}, {form}: {answered.cut:,} of {n:,} did not fit the model and were cut", flush=True)
+            lines = "".join(json.dumps(record) + "\n" for record in answered.records)
+            write_text(partial / f"{name}-{form}.jsonl", lines)
         text = None
         if arguments.corpus and arguments.text_documents:
             text = perplexity(model, tokenizer, arguments.corpus, arguments.text_documents, arguments.batch_size)
-        rows = table(arguments.model.name, tasks, results, arguments.shots)
+        name = model_name(arguments.model)
+        rows = table(name, tasks, results)
         write_text(partial / "table.md", to_markdown(rows))
-        write_text(partial / "table.html", to_html(rows, f"Scores of {arguments.model.name}"))
-        name = arguments.model.name
+        write_text(partial / "table.html", to_html(rows, f"Scores of {name}"))
         write_json(
             partial / "results.json",
             {**request, "model": name, "tasks": results, "text": text, "environment": environment(1)},
         )
-        manifest = publish(partial, arguments.out, request, {"versions": library_versions("torch", "transformers")})
+        versions = library_versions("torch", "transformers", "lm-eval")
+        manifest = publish(partial, arguments.out, request, {"versions": versions})
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -270,14 +361,21 @@ def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDi
         BadInput: the folder holds no finished fine-tuning run.
     """
     record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
-    if not record.get("finished") or not (folder / PREDICTIONS).is_file():
+    if not record.get("finished") or not (folder / SCORES).is_file():
         raise BadInput(f"{folder} holds no finished fine-tuning run; recipes/finetune.py makes one")
+    if "test" not in read_json(folder / SCORES)["scores"]:
+        raise BadInput(f"{folder} has no scores of test yet: type its command again with score_test=true")
     lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
-    return record, read_json(folder / "scores.json"), {r["id"]: r for r in map(json.loads, lines)}
+    return record, read_json(folder / SCORES), {r["id"]: r for r in map(json.loads, lines)}
 
 
-def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
+def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -> JsonDict:
     """Put the seeds of one fine-tuning together: mean, standard deviation, interval; a table.
+
+    Args:
+        folders: the runs.
+        out: the folder to make.
+        name: what the table calls them; None: as the first of them.
 
     Raises:
         BadInput: the runs differ in more than their seed, or a seed comes twice.
@@ -293,23 +391,24 @@ def evaluate_runs(folders: Sequence[Path], out: Path) -> JsonDict:
     request: JsonDict = {
         "stage": STAGE,
         "format": FORMAT,
-        "arguments": {"runs": [folder.name for folder in folders]},
+        "arguments": {"runs": [folder.name for folder in folders], "name": name},
         "inputs": {folder.name: sha256_file(folder / PREDICTIONS) for folder in folders},
     }
     if manifest := finished(out, request):
         print(f"{out} is up to date")
         return manifest
     rows, results = [], {}
-    for metric in sorted(name for name, value in runs[0][2][ids[0]].items() if isinstance(value, float)):
-        values = np.array([[predictions[id_][metric] for id_ in ids] for _, _, predictions in runs])
-        score, deviation = over_seeds(values)
+    measured = [measures([predictions[id_] for id_ in ids]) for _, _, predictions in runs]
+    for metric in measured[0]:
+        values, weights = (np.array([found[metric][part] for found in measured]) for part in (0, 1))
+        score, each, deviation = over_seeds(values, weights)
         results[metric] = {
             **asdict(score),
             "standard_deviation": deviation,
-            "seeds": dict(zip(map(str, seeds), values.mean(1).tolist(), strict=True)),
+            "seeds": dict(zip(map(str, seeds), each.tolist(), strict=True)),
         }
-        how = f"fine-tuned, {metric}, mean of {len(seeds)} seeds ± {100 * deviation:.1f}"
-        rows.append(Row(task, folders[0].name, how, percent(score), False))
+        over = f"mean of {len(seeds)} seeds ± {100 * deviation:.1f}" if len(seeds) > 1 else f"seed {seeds[0]}"
+        rows.append(Row(task, name or folders[0].name, f"fine-tuned, {metric}, {over}", percent(score), False))
     if "acc" in results:
         answers = [runs[0][2][id_]["answer"] for id_ in ids]
         share = 100 * max(map(answers.count, set(answers))) / len(answers)
@@ -346,7 +445,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="documents of the corpus' val to compute perplexity of (default: 0)",
     )
     parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default: 8)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the computation (default: float32)")
+    parser.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        default="float32",
+        help="of the computation, log-probabilities included (default: float32)",
+    )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     arguments = parser.parse_args(argv)
     for name, least in (("shots", 0), ("batch_size", 1), ("limit", 1), ("text_documents", 0)):
@@ -361,12 +465,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         evaluate_runs(arguments.runs, arguments.out)
         print((arguments.out / "table.md").read_text(encoding="utf-8"), end="")
         return
+    head = None
+    if arguments.model:
+        check_folder(arguments.model)
+        head = read_head(arguments.model)
+    if head and arguments.shots:
+        raise BadInput(f"--shots: {arguments.model} was fine-tuned on {head['task']}, and its head reads no shots")
+    if head and arguments.dtype != "float32":
+        raise BadInput("--dtype: the head of a fine-tuned model is computed in float32")
     tasks = []
     for name in dict.fromkeys(filter(None, arguments.tasks.split(","))):
         task = load(name, arguments.data)
         print(describe(task), flush=True)
-        if task.kind not in FORMS:
-            raise BadInput(f"{name} is source -> target: a base model has no score on it; fine-tune it")
+        if not arguments.check:
+            check_answerable(task, head, arguments.model)
         tasks.append(task)
     if not tasks:
         raise BadInput("--tasks is empty")
@@ -374,7 +486,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     if not arguments.out:
         raise BadInput("--out is missing: the folder to make")
-    evaluate(arguments, tasks)
+    if not arguments.model:
+        raise BadInput("--model is missing: the folder of the model to evaluate")
+    evaluate(arguments, tasks, head)
     print((arguments.out / "table.md").read_text(encoding="utf-8"), end="")
     print(f"{arguments.out / 'results.json'}, {arguments.out / 'table.html'}")
 

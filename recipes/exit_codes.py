@@ -34,10 +34,16 @@ def leave_with_the_launcher() -> None:
 
     Linux only. A process that was started without a launcher goes on without its parent, a shell for one.
     """
-    if "LOCAL_RANK" not in os.environ or sys.platform != "linux":
+    if "LOCAL_RANK" not in os.environ:
         return
-    launcher = os.getppid()
+    follow(os.getppid())
+
+
+def follow(parent: int) -> None:
+    """Get SIGTERM when the parent, of this process id, dies; on Linux, elsewhere nothing."""
+    if sys.platform != "linux":
+        return
     pr_set_pdeathsig = 1  # linux/prctl.h
     ctypes.CDLL(None).prctl(pr_set_pdeathsig, int(signal.SIGTERM), 0, 0, 0)
-    if os.getppid() != launcher:  # it died meanwhile
+    if os.getppid() != parent:  # it died meanwhile
         os.kill(os.getpid(), signal.SIGTERM)

@@ -1,13 +1,16 @@
-"""Fine-tune: a model and a question set in, a run folder with the fine-tuned model and its scores out.
+"""Fine-tune: a model and a task's set in, a run folder with the fine-tuned model and its scores out.
 
 composer recipes/finetune.py yamls/finetune/pubmedqa.yaml model=biomedlm data=data/tasks       # one GPU of 80 GB
 python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=one-gpu-24gb        # LoRA
 python recipes/finetune.py yamls/finetune/pubmedqa.yaml model=runs/smoke preset=cpu seed=2 run_name=pubmedqa-2
+python recipes/finetune.py yamls/finetune/ner.yaml task=NCBI-disease model=biomedlm preset=one-gpu-24gb
 python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=full --dry-run      # print the plan, stop
 
 `model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. Typing the
 same command again goes on where the run stopped. Afterwards the run folder holds `model/`, a prediction for every
-question of dev and test, and scores.json; several seeds are put together by `python recipes/evaluate.py --runs …`.
+question, pair or sentence of dev and test, and scores.json; several seeds are put together by
+`python recipes/evaluate.py --runs …`. With `score_test=false` test is left alone until the same command is typed
+without it.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.stage import BadInput, JsonDict, read_json, run, write_json, write_text
-from data_prep.tasks import Pair, Question, TaskSet, describe, load, split_by_hash
+from data_prep.tasks import Examples, Pair, Question, Sentence, Splits, TaskSet, describe, load, split_by_hash, tags
 from recipes import run_folder
 from recipes.config import (
     Duration,
@@ -36,7 +39,7 @@ from recipes.config import (
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.export import Source, find_source
 from recipes.plan import parameter_count
-from recipes.scores import bootstrap, percent
+from recipes.scores import bootstrap, measures, percent
 
 if TYPE_CHECKING:
     from composer import Trainer
@@ -46,14 +49,13 @@ if TYPE_CHECKING:
     from recipes.examples import Encoded, Encoder
     from recipes.finetuned import FineTuned, TaskHead
 
-MODEL, SCORES = "model", "scores.json"
+MODEL, SCORES, PREDICTIONS = "model", "scores.json", "predictions-{}.jsonl"
 DEV_SHARE = 0.05  # of train, where the scored split is dev itself
 # Largest |difference| of scores as a share of the largest |score|: rounding in fp32 of a folded and merged model.
 TOLERANCE = 1e-4
-Examples_ = dict[str, list[Question] | list[Pair]]
 
 
-def splits(task: TaskSet) -> Examples_:
+def splits(task: TaskSet) -> Splits:
     """What is trained on, what is looked at meanwhile, and what is scored once: `train`, `dev`, `test`.
 
     Where published numbers are of dev (MedMCQA), that is `test` here, and `dev` is a part of train.
@@ -186,15 +188,16 @@ def identity(cfg: FinetuneConfig, plan: Plan, task: TaskSet, source: Source) -> 
     }
 
 
-def encode(encoder: Encoder, examples: Sequence[Question] | Sequence[Pair], name: str) -> list[Encoded]:
-    """Encode a split, and say how much of it was cut.
+def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
+    """Encode a split, and say how much of it was too long.
 
     Raises:
         BadInput: an example cannot be cut to fit.
     """
     encoded = [encoder(example) for example in examples]
     if cut := sum(example.truncated for example in encoded):
-        print(f"{name}: {cut:,} of {len(encoded):,} examples are longer than seq_len and were cut", flush=True)
+        done = "are read in windows" if encoder.kind == "tags" else "were cut"
+        print(f"{name}: {cut:,} of {len(encoded):,} examples are longer than seq_len and {done}", flush=True)
     return encoded
 
 
@@ -278,7 +281,10 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
     wanted = identity(cfg, plan, task, source)
     record = run_folder.check_identity(folder, wanted, cfg.resume.allow)
     if record and record["finished"]:
-        print(f"{folder} is finished: nothing to do")
+        if rank == 0 and cfg.score_test and "test" not in read_json(folder / SCORES)["scores"]:
+            score(cfg, parts, ("test",))
+        else:
+            print(f"{folder} is finished: nothing to do")
         return None
     from recipes.trainer import connect
 
@@ -287,8 +293,15 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
         return fit(cfg, plan, task, parts, source, wanted)
 
 
+def labels_of(task: TaskSet) -> tuple[str, ...]:
+    """What the rows of the head stand for: the verdicts, or the tags that train makes possible; empty otherwise."""
+    if task.kind == "verdict":
+        return task.questions("train")[0].options
+    return tags.labels(task.sentences("train")) if task.kind == "tags" else ()
+
+
 def fit(
-    cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Examples_, source: Source, wanted: JsonDict
+    cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict
 ) -> Trainer | None:
     """Assemble model, data and schedule; train; export; score dev and test."""
     from composer.optim import LinearWithWarmupScheduler
@@ -305,10 +318,8 @@ def fit(
 
     folder = Path(cfg.run_dir)
     tokenizer = load_tokenizer(source, task.kind)
-    first = parts["train"][0]
-    labels = first.options if isinstance(first, Question) and task.kind == "verdict" else ()
-    head = TaskHead(task.name, task.kind, labels, cfg.seq_len)
-    encoder = Encoder(tokenizer, task.kind, cfg.seq_len)
+    head = TaskHead(task.name, task.kind, labels_of(task), cfg.seq_len)
+    encoder = Encoder(tokenizer, task.kind, cfg.seq_len, head.labels)
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
 
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
@@ -341,12 +352,12 @@ def fit(
         remote=remote,
     )
     on_rank_zero(lambda: export(cfg, source, head, encoder, parts))
-    on_rank_zero(lambda: score(cfg, parts))
+    on_rank_zero(lambda: score(cfg, parts, ("dev", "test") if cfg.score_test else ("dev",)))
     on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
     return trainer
 
 
-def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder, parts: Examples_) -> None:
+def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder, parts: Splits) -> None:
     """The run's newest checkpoint as `model/`: LoRA merged, attention scale folded, answers compared.
 
     Raises:
@@ -393,8 +404,11 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     partial_folder.rename(folder / MODEL)
 
 
-def score(cfg: FinetuneConfig, parts: Examples_) -> JsonDict:
-    """Predict dev and test with the exported model; predictions-SPLIT.jsonl and scores.json in the run folder."""
+def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict:
+    """Predict with the exported model; predictions-SPLIT.jsonl and scores.json in the run folder.
+
+    What else was scored before stays, but not when dev is: then the model was exported a moment ago.
+    """
     import torch
 
     from recipes import finetuned
@@ -402,45 +416,51 @@ def score(cfg: FinetuneConfig, parts: Examples_) -> JsonDict:
     folder = Path(cfg.run_dir)
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = finetuned.load(folder / MODEL, device)
-    scores: JsonDict = {}
-    for split in ("dev", "test"):
+    scores: JsonDict = {} if "dev" in splits else read_json(folder / SCORES)["scores"]
+    for split in splits:
         records = predict(model, tokenizer, parts[split], cfg)
-        write_text(folder / f"predictions-{split}.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-        metrics = sorted(key for key, value in records[0].items() if isinstance(value, float))
-        scores[split] = {metric: asdict(bootstrap([record[metric] for record in records])) for metric in metrics}
-        for metric in metrics:
-            print(f"{split}: {metric} {percent(bootstrap([record[metric] for record in records]))}", flush=True)
+        write_text(folder / PREDICTIONS.format(split), "".join(json.dumps(record) + "\n" for record in records))
+        found = {metric: bootstrap(values, weights) for metric, (values, weights) in measures(records).items()}
+        scores[split] = {metric: asdict(value) for metric, value in found.items()}
+        for metric, value in found.items():
+            print(f"{split}: {metric} {percent(value)}", flush=True)
     write_json(folder / SCORES, {"task": cfg.task, "seed": cfg.seed, "scores": scores})
     return scores
 
 
-def predict(
-    model: FineTuned, tokenizer: Any, examples: Sequence[Question] | Sequence[Pair], cfg: FinetuneConfig
-) -> list[JsonDict]:
+def predict(model: FineTuned, tokenizer: Any, examples: Examples, cfg: FinetuneConfig) -> list[JsonDict]:
     """What a fine-tuned model answers to each example.
 
     Returns:
-        For each `id` and, of questions, `answer`, `scores` and `acc`; of pairs `text` and ROUGE-1, -2 and -L (F1).
+        For each `id` and, of questions, `answer`, `scores` and `acc`; of pairs `text` and ROUGE-1, -2 and -L (F1); of
+        sentences `words`, `tags` as the model gives them, `right`, and `entities`: of each type how many were found
+        exactly, given, and there.
     """
     import torch
     from tqdm import tqdm
 
     from recipes.examples import Encoder, collate
 
-    encoder = Encoder(tokenizer, model.task_head.kind, model.task_head.seq_len)
+    head = model.task_head
+    encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)
     device = next(model.parameters()).device
-    if model.task_head.kind == "pairs":
+    if head.kind == "pairs":
         return write_targets(model, encoder, [e for e in examples if isinstance(e, Pair)], cfg)
     records = []
-    bar = tqdm(total=len(examples), desc="predict", unit=" questions", disable=None)
+    bar = tqdm(total=len(examples), desc="predict", unit=" examples", disable=None)
     for begin in range(0, len(examples), cfg.device_eval_batch_size):
         part = examples[begin : begin + cfg.device_eval_batch_size]
         batch = collate([(n, encoder(example)) for n, example in enumerate(part)], encoder.pad_id)
         with torch.no_grad():
             found = model.scores({name: values.to(device) for name, values in batch.items()})
-        for example, row in zip(part, found.tolist(), strict=True):
+        for example, scores, labels in zip(part, found.cpu(), batch["labels"], strict=True):
+            if isinstance(example, Sentence):
+                given, right = head.tagged(scores, labels)
+                told = {"words": example.words, "tags": given, "right": right, "entities": head.entities(right, given)}
+                records.append({"id": example.id, **told})
+                continue
             assert isinstance(example, Question)
-            row = row[: len(example.options)]
+            row = scores[: len(example.options)].tolist()
             right = float(row.index(max(row)) == example.answer)
             records.append({"id": example.id, "answer": example.answer, "scores": row, "acc": right})
         bar.update(len(part))

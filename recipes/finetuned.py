@@ -7,6 +7,7 @@ The folder is a Hugging Face GPT-2 (attention scale folded, LoRA merged, added t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,16 +21,17 @@ from torchmetrics import MeanMetric, Metric
 from transformers import GPT2LMHeadModel
 
 from data_prep.stage import BadInput, JsonDict, read_json, write_json
+from data_prep.tasks.tags import count, scheme_of
 from recipes.attention import use_scaled_attention
 from recipes.config import LoraConfig
-from recipes.examples import Batch
+from recipes.examples import NO_TAG, Batch
 from recipes.model import is_block
-from recipes.pretrained import load_pretrained
+from recipes.pretrained import TASK, load_pretrained
 
 if TYPE_CHECKING:
     from peft import LoraModel
 
-HEAD, TASK = "head.safetensors", "task.json"
+HEAD = "head.safetensors"
 LINEAR_MAPS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
@@ -39,8 +41,8 @@ class TaskHead:
 
     Attributes:
         task: the set's name.
-        kind: `choice`, `verdict` or `pairs`.
-        labels: of `verdict`, in the order of the head's rows; empty otherwise.
+        kind: `choice`, `verdict`, `pairs` or `tags`.
+        labels: of `verdict` and `tags`, in the order of the head's rows; empty otherwise.
         seq_len: the longest sequence that it was trained on, in tokens.
     """
 
@@ -51,15 +53,31 @@ class TaskHead:
 
     @property
     def rows(self) -> int:
-        """Rows of the linear head: one score a sequence in `choice`, one a label in `verdict`."""
-        return len(self.labels) if self.kind == "verdict" else 1
+        """Rows of the linear head: one score a sequence in `choice`, one a label in `verdict` and `tags`."""
+        return len(self.labels) or 1
+
+    def tagged(self, scores: torch.Tensor, labels: torch.Tensor) -> tuple[list[str], list[str]]:
+        """The tags of one sentence's words, in their order: those that its scores give, and the right ones.
+
+        Args:
+            scores: (O, T, labels) of its windows.
+            labels: (O, T) the right ones, at the positions at which a tag is told.
+        """
+        told = labels != NO_TAG
+        given, right = scores.argmax(-1)[told].tolist(), labels[told].tolist()
+        return [self.labels[n] for n in given], [self.labels[n] for n in right]
+
+    def entities(self, right: Sequence[str], given: Sequence[str]) -> dict[str, list[int]]:
+        """For each type of a sentence's entities: found exactly, given, there."""
+        return count(right, given, scheme_of(dict.fromkeys(self.labels, self.task)))
 
 
 class FineTuned(ComposerModel):
     """A GPT-2 that answers.
 
     `choice` and `verdict`: a linear map without bias on the hidden state of the last real token; softmax over options
-    or labels. `pairs`: the language model itself, with the loss on the target alone.
+    or labels. `tags`: the same of each word's last token. `pairs`: the language model itself, with the loss on the
+    target alone.
 
     Padding is on the right, so causal attention keeps it from every real token, and no mask is needed.
 
@@ -80,15 +98,17 @@ class FineTuned(ComposerModel):
         hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
 
     def scores(self, batch: Batch) -> torch.Tensor:
-        """Of `choice` (B, O) one an option, -inf where an example has none; of `verdict` (B, labels) one a label."""
+        """Logits: `choice` (B, O), -inf for an option too many; `verdict` (B, labels); `tags` (B, O, T, labels)."""
         input_ids, lengths = batch["input_ids"], batch["lengths"]
         # Through the whole model, so that FSDP gathers its parameters; logits of one position cost nothing.
         outputs = self.model(
             input_ids=input_ids.flatten(0, 1), use_cache=False, output_hidden_states=True, logits_to_keep=1
         )
         hidden = outputs.hidden_states[-1]  # (B · O, T, n_embd), after the last LayerNorm
-        last = (lengths.flatten() - 1).clamp(min=0)
         assert self.head is not None
+        if self.task_head.kind == "tags":
+            return self.head(hidden).float().unflatten(0, lengths.shape)
+        last = (lengths.flatten() - 1).clamp(min=0)
         scores = self.head(hidden[torch.arange(len(last), device=last.device), last]).float()
         if self.task_head.kind == "verdict":
             return scores
@@ -103,10 +123,18 @@ class FineTuned(ComposerModel):
         wanted = (position >= batch["labels"][:, None]) & (position < lengths[:, None])
         return (nats.view_as(wanted) * wanted).sum(1) / wanted.sum(1)
 
+    def tag_losses(self, batch: Batch) -> torch.Tensor:
+        """Of `tags` (B,): mean cross entropy, in nats a word, of each sentence."""
+        scores, labels = self.scores(batch), batch["labels"]
+        nats = F.cross_entropy(scores.flatten(0, 2), labels.flatten(), ignore_index=NO_TAG, reduction="none")
+        return nats.view_as(labels).sum((1, 2)) / (labels != NO_TAG).sum((1, 2))
+
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """The loss: a mean over examples, so that it does not depend on how they are split and padded."""
         if self.task_head.kind == "pairs":
             return {"loss": self.target_losses(batch).mean()}
+        if self.task_head.kind == "tags":
+            return {"loss": self.tag_losses(batch).mean()}
         return {"loss": F.cross_entropy(self.scores(batch), batch["labels"])}
 
     def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -114,18 +142,33 @@ class FineTuned(ComposerModel):
         return outputs["loss"]
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
-        """(B,): whether each answer is right, or the loss of each target."""
+        """(B,): whether each answer is right, or the loss of each target; of `tags` (B, 2), whose sums make F1."""
         if self.task_head.kind == "pairs":
             return self.target_losses(batch)
+        if self.task_head.kind == "tags":
+            scores, labels = self.scores(batch).cpu(), batch["labels"].cpu()
+            sums = []
+            for given, right in map(self.task_head.tagged, scores, labels):
+                counts = self.task_head.entities(right, given).values()
+                sums.append((2 * sum(n[0] for n in counts), sum(n[1] + n[2] for n in counts)))
+            return torch.tensor(sums, dtype=torch.float32, device=batch["labels"].device)
         return (self.scores(batch).argmax(1) == batch["labels"]).float()
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """Accuracy, or the loss of the targets, on evaluation."""
-        return {} if is_train else {"TargetLoss" if self.task_head.kind == "pairs" else "Accuracy": MeanMetric()}
+        """Accuracy, the loss of the targets, or F1 of the entities, on evaluation."""
+        return (
+            {}
+            if is_train
+            else {{"pairs": "TargetLoss", "tags": "F1"}.get(self.task_head.kind, "Accuracy"): MeanMetric()}
+        )
 
     def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
         """Add a batch."""
-        metric.update(outputs)
+        if self.task_head.kind == "tags":
+            above, below = outputs.T
+            metric.update(above / below.clamp(min=1), below)  # Σ above / Σ below
+        else:
+            metric.update(outputs)
 
 
 def add_lora(model: GPT2LMHeadModel, lora: LoraConfig) -> LoraModel:
@@ -170,7 +213,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
     if not (folder / TASK).is_file():
         raise BadInput(f"{folder} holds no fine-tuned model (no {TASK}); recipes/finetune.py makes one")
     facts: JsonDict = read_json(folder / TASK)
-    model, tokenizer = load_pretrained(folder)
+    model, tokenizer = load_pretrained(folder, device=device)
     trained = FineTuned(model, TaskHead(**{**facts, "labels": tuple(facts["labels"])}))
     if trained.head is not None:
         weight = load_file(folder / HEAD)["weight"]

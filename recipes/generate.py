@@ -1,64 +1,28 @@
-"""Generate: continue prompts with an exported model.
+"""Generate: continue prompts with an exported model; or talk to it in the terminal or on a page.
 
 python recipes/generate.py --model runs/smoke/model --prompt "Photosynthesis is" --prompt "Treatment with aspirin"
 python recipes/generate.py --model runs/smoke/model --prompt "Thrombin" --temperature 0 --max-new-tokens 64
 python recipes/generate.py --model runs/smoke/model --out runs/smoke/samples.json    # three biomedical prompts
+python recipes/generate.py --model runs/smoke/model --interactive                    # text as it is written
+python recipes/generate.py --model runs/smoke/model --model biomedlm --web           # http://127.0.0.1:7860
+
+A model that was fine-tuned on pairs (runs/meqsum/model) reads the prompt as its source and writes the target.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from data_prep.stage import MANIFEST, BadInput, JsonDict, manifest_sha256, read_json, run, write_json
-
-NOTICE = (
-    "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
-    "of medical results."
-)
-PROMPTS = (
-    "Photosynthesis is the process by which",
-    "The patient was treated with",
-    "In this study, we investigated the role of thrombin in",
-)
+from recipes.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
 
-def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
-    """The model of an exported folder, in evaluation mode, and its tokenizer.
-
-    Raises:
-        BadInput: the folder is not a causal language model, or its attention is scaled by layer, which transformers'
-            fast attention ignores without a word (huggingface/transformers#44380).
-    """
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"--model {folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one")
-    if read_json(folder / "config.json").get("scale_attn_by_inverse_layer_idx"):
-        raise BadInput(
-            f"{folder} has attention scaled by layer, which transformers computes wrongly under its default attention; "
-            f"mend it first: python recipes/export.py --checkpoint {folder} --out {folder}-fixed"
-        )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--model {folder} cannot be loaded: {error}") from None
-    return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
-
-
-def generate(model: Any, tokenizer: Any, prompt: str, settings: JsonDict) -> JsonDict:
-    """Continue one prompt.
-
-    Args:
-        model: from `load_model`.
-        tokenizer: from `load_model`.
-        prompt: the text to continue.
-        settings: max_new_tokens, temperature (0: greedy), top_p, top_k, repetition_penalty, seed.
+def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:
+    """Continue one prompt to the end; the arguments are `Continuation`'s.
 
     Returns:
         `prompt`, `text` (the continuation), `tokens`, `stopped` (whether the model ended the text itself).
@@ -66,81 +30,85 @@ def generate(model: Any, tokenizer: Any, prompt: str, settings: JsonDict) -> Jso
     Raises:
         BadInput: the prompt is empty or leaves no room in the context.
     """
-    import torch
+    continuation = Continuation(model, tokenizer, prompt, settings)
+    text = "".join(continuation)
+    return {"prompt": prompt, "text": text, "tokens": continuation.tokens, "stopped": continuation.stopped}
 
-    inputs = tokenizer(prompt, return_tensors="pt").to(model.device)
-    n_prompt, n_positions = inputs["input_ids"].shape[1], model.config.n_positions
-    if not n_prompt:
-        raise BadInput("--prompt is empty")
-    if n_prompt >= n_positions:
-        raise BadInput(f"--prompt has {n_prompt} tokens; the model's context holds {n_positions}")
-    torch.manual_seed(settings["seed"])
-    sampling: JsonDict = {"do_sample": False}
-    if settings["temperature"] > 0:
-        names = ("temperature", "top_p", "top_k")
-        sampling = {"do_sample": True, **{name: settings[name] for name in names}}
-    with torch.no_grad():
-        ids = model.generate(
-            **inputs,
-            **sampling,
-            max_new_tokens=min(settings["max_new_tokens"], n_positions - n_prompt),
-            repetition_penalty=settings["repetition_penalty"],
-            use_cache=True,
-        )[0, n_prompt:]
-    stopped = bool(len(ids)) and int(ids[-1]) == tokenizer.eos_token_id
-    text = tokenizer.decode(ids, skip_special_tokens=True)
-    return {"prompt": prompt, "text": text, "tokens": len(ids), "stopped": stopped}
+
+def sample(folder: Path, device: str | None, prompts: Sequence[str], settings: JsonDict, out: Path | None) -> None:
+    """Continue prompts and print them; with `out`, keep them, and do nothing if they are there already.
+
+    Raises:
+        BadInput: the model cannot be loaded, or a prompt cannot be continued.
+    """
+    has_manifest = (folder / MANIFEST).is_file()
+    request = {"model": manifest_sha256(folder) if has_manifest else None, "settings": settings, "prompts": prompts}
+    if out and has_manifest and out.is_file():
+        written = read_json(out)
+        if written.get("request") == request:
+            print(f"{out} is up to date")
+            return
+
+    model, tokenizer = load_model(folder, device)
+    print(f"note: {NOTICE}", file=sys.stderr)
+    samples = []
+    for prompt in prompts:
+        written = generate(model, tokenizer, prompt, settings)
+        samples.append(written)
+        print(f"\n[{prompt}]{printable(written['text'])}{'' if written['stopped'] else ' …'}")
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_json(out, {"request": request, "samples": samples, "notice": NOTICE})
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, generate, print."""
+    """Parse the command line; generate and print, talk, or serve the page."""
     parser = argparse.ArgumentParser(
         description=(__doc__ or "").splitlines()[0],
         epilog=(__doc__ or "").partition("\n\n")[2] + f"\n{NOTICE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", type=Path, required=True, help="folder that recipes/export.py wrote")
-    parser.add_argument("--prompt", action="append", help="text to continue; may be given again (default: three)")
-    parser.add_argument("--max-new-tokens", type=int, default=100)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token (default: 0.8)")
-    parser.add_argument("--top-p", type=float, default=0.95)
-    parser.add_argument("--top-k", type=int, default=50, help="0 switches it off (default: 50)")
-    parser.add_argument("--repetition-penalty", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=17)
+    parser.add_argument(
+        "--model", type=Path, action="append", required=True,
+        help="folder of recipes/export.py or recipes/finetune.py; the page takes several",
+    )  # fmt: skip
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--prompt", action="append", help="text to continue; may be given again (default: three)")
+    way.add_argument(
+        "--interactive", action="store_true", help="read prompts from the terminal or a pipe, line by line"
+    )
+    way.add_argument("--web", action="store_true", help="serve a page (needs the extra `web`)")
+    for setting in SETTINGS:
+        parser.add_argument(
+            f"--{setting.words}", type=type(setting.default), default=setting.default,
+            help=f"{setting.help} (default: {setting.default})",
+        )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     parser.add_argument("--out", type=Path, help="also write the samples there as JSON; done once for a model")
+    parser.add_argument("--host", default="127.0.0.1", help="of the page: the address that is listened on")
+    parser.add_argument("--port", type=int, default=7860, help="of the page (default: 7860)")
     arguments = parser.parse_args(argv)
-    for name, good in (("max_new_tokens", arguments.max_new_tokens > 0), ("top_p", 0 < arguments.top_p <= 1),
-                       ("temperature", arguments.temperature >= 0), ("top_k", arguments.top_k >= 0),
-                       ("repetition_penalty", arguments.repetition_penalty > 0)):  # fmt: skip
-        if not good:
-            raise BadInput(f"--{name.replace('_', '-')} {getattr(arguments, name)} is out of range")
-    names = ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed")
-    settings: JsonDict = {name: getattr(arguments, name) for name in names}
-    prompts = arguments.prompt or list(PROMPTS)
+    try:
+        settings: JsonDict = {setting.name: setting.read(getattr(arguments, setting.name)) for setting in SETTINGS}
+    except BadInput as error:
+        raise BadInput(f"--{error}") from None
+    folders: list[Path] = arguments.model
+    if arguments.out and (arguments.interactive or arguments.web):
+        raise BadInput("--out keeps what is written to --prompt; it does not go with --interactive or --web")
+    if len(folders) > 1 and not arguments.web:
+        raise BadInput(f"--model was given {len(folders)} times; only the page (--web) lets one choose")
+    if arguments.web:
+        from recipes.page import serve
 
-    has_manifest = (arguments.model / MANIFEST).is_file()
-    request = {
-        "model": manifest_sha256(arguments.model) if has_manifest else None,
-        "settings": settings,
-        "prompts": prompts,
-    }
-    if arguments.out and has_manifest and arguments.out.is_file():
-        written = read_json(arguments.out)
-        if written.get("request") == request:
-            print(f"{arguments.out} is up to date")
-            return
+        serve(folders, arguments.device, settings, arguments.host, arguments.port)
+    elif arguments.interactive:
+        from recipes.dialogue import talk
 
-    model, tokenizer = load_model(arguments.model, arguments.device)
-    print(f"note: {NOTICE}", file=sys.stderr)
-    samples = []
-    for prompt in prompts:
-        sample = generate(model, tokenizer, prompt, settings)
-        samples.append(sample)
-        print(f"\n[{prompt}]{sample['text']}{'' if sample['stopped'] else ' …'}")
-    if arguments.out:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(arguments.out, {"request": request, "samples": samples, "notice": NOTICE})
+        model, tokenizer = load_model(folders[0], arguments.device)
+        print(f"note: {NOTICE}", file=sys.stderr)
+        talk(model, tokenizer, settings)
+    else:
+        sample(folders[0], arguments.device, arguments.prompt or list(PROMPTS), settings, arguments.out)
 
 
 if __name__ == "__main__":

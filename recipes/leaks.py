@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data_prep import corpus, json_lines
 from data_prep.overlap import GRAM_WORDS, words_of
 from data_prep.stage import read_manifest
-from data_prep.tasks import Pair, Question
+from data_prep.tasks import Pair, Question, Sentence
 from data_prep.workers import follow_parent
 
 
@@ -54,8 +54,10 @@ def runs_of_words(text: str) -> Iterator[int]:
         yield xxhash.xxh3_64_intdigest(b" ".join(words[begin : begin + GRAM_WORDS]))
 
 
-def _texts(example: Question | Pair) -> tuple[str, ...]:
-    return (example.context, example.question) if isinstance(example, Question) else (example.source,)
+def _texts(example: Question | Pair | Sentence) -> tuple[str, ...]:
+    if isinstance(example, Question):
+        return (example.context, example.question)
+    return (example.source if isinstance(example, Pair) else example.text,)
 
 
 _wanted: frozenset[int] = frozenset()
@@ -81,7 +83,7 @@ def _search(part: tuple[Path, str]) -> tuple[set[int], set[str], int]:
     return runs, pmids, documents
 
 
-def find_leaks(examples: Mapping[str, Question | Pair], corpus_folder: Path) -> Leaks:
+def find_leaks(examples: Mapping[str, Question | Pair | Sentence], corpus_folder: Path) -> Leaks:
     """Search the train split of a corpus, one process a core, each about 7 MB of text a second.
 
     Args:
@@ -95,7 +97,8 @@ def find_leaks(examples: Mapping[str, Question | Pair], corpus_folder: Path) -> 
         name: {run for text in _texts(example) for run in runs_of_words(text)} for name, example in examples.items()
     }
     wanted = frozenset(run for runs in runs_of.values() for run in runs)
-    pmids = frozenset(pmid for example in examples.values() for pmid in example.pmids)
+    pmids_of = {name: () if isinstance(e, Sentence) else e.pmids for name, e in examples.items()}
+    pmids = frozenset(pmid for of in pmids_of.values() for pmid in of)
     outputs = read_manifest(corpus_folder, corpus.STAGE, "data_prep/corpus.py")["outputs"]
     parts = [(corpus_folder / name, outputs[name]["sha256"]) for name in sorted(outputs) if name.startswith("train-")]
     found: set[int] = set()
@@ -110,7 +113,7 @@ def find_leaks(examples: Mapping[str, Question | Pair], corpus_folder: Path) -> 
             found_pmids |= ids
             documents += count
     return Leaks(
-        by_pmid=frozenset(name for name, example in examples.items() if found_pmids.intersection(example.pmids)),
+        by_pmid=frozenset(name for name, of in pmids_of.items() if found_pmids.intersection(of)),
         by_words=frozenset(name for name, runs in runs_of.items() if runs & found),
         too_short=frozenset(name for name, runs in runs_of.items() if not runs),
         documents=documents,

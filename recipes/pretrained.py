@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+TASK = "task.json"  # beside a fine-tuned model: what it is for
 
 
 def check_folder(folder: Path) -> None:

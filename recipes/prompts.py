@@ -87,7 +87,10 @@ def _pool(task: TaskSet) -> list[Question]:
 def write_harness_task(folder: Path, name: str, prompts: Sequence[Prompt], final: Path) -> None:
     """`NAME.yaml` and `NAME.jsonl`: the same prompts as a task of lm-eval-harness, on local data.
 
-        lm_eval run --model hf --model_args pretrained=MODEL,dtype=float32 --include_path FOLDER --tasks NAME
+        lm_eval run --model hf --model_args pretrained=MODEL,dtype=float32 --batch_size 8 \\
+            --include_path FOLDER --tasks NAME
+
+    gives exactly the scores that recipes/evaluate.py does, if MODEL is a folder of recipes/export.py.
 
     Args:
         folder: where to write.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,36 +56,71 @@ class Score:
     n: int
 
 
+def measures(records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
+    """What a fine-tuned model's predictions are scored by.
+
+    Returns:
+        For each name (n,) values and (n,) weights, one a record; the score is Σ values / Σ weights. Numbers of a
+        record, such as `acc`, have the weight 1. Of `entities` precision, recall and f1 = 2 found / (given + there)
+        over all types, seqeval's micro average; and f1 of each type that is there, if there are several.
+    """
+    ones = np.ones(len(records))
+    numbers = [name for name, value in records[0].items() if isinstance(value, float)]
+    measured = {name: (np.array([record[name] for record in records]), ones) for name in numbers}
+    if "entities" in records[0]:
+        kinds = sorted({kind for record in records for kind in record["entities"]})
+        counts = np.zeros((len(kinds), 3, len(records)))
+        for n, record in enumerate(records):
+            for kind, count in record["entities"].items():
+                counts[kinds.index(kind), :, n] = count
+        found, given, there = counts.sum(0)
+        measured |= {"f1": (2 * found, given + there), "precision": (found, given), "recall": (found, there)}
+        held = [(kind, *count) for kind, count in zip(kinds, counts, strict=True) if count[2].any()]
+        if len(held) > 1:
+            measured |= {f"f1 of {kind}": (2 * found, given + there) for kind, found, given, there in held}
+    return dict(sorted(measured.items()))
+
+
+def ratio(tops: NDArray[np.float64], bottoms: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of sums over the last axis; 0 where nothing is below, as precision where no entity is given."""
+    above, below = tops.sum(-1), bottoms.sum(-1)
+    return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
+
+
 def bootstrap(
-    values: Sequence[float] | NDArray[np.float64], weights: Sequence[float] | None = None, seed: int = 17
+    values: Sequence[float] | NDArray[np.float64],
+    weights: Sequence[float] | NDArray[np.float64] | None = None,
+    seed: int = 17,
 ) -> Score:
     """The mean of values, or the ratio Σ values / Σ weights, with its percentile bootstrap interval.
 
     Args:
-        values: (n,) one a question or document.
-        weights: (n,) what each is divided by; None: 1.
+        values: (n,) one a question, sentence or document; or (seeds, n), of which the mean over seeds is scored.
+        weights: what each is divided by, of the same shape; None: 1.
         seed: of the resampling.
     """
-    tops = np.asarray(values, dtype=np.float64)
-    bottoms = np.ones_like(tops) if weights is None else np.asarray(weights, dtype=np.float64)
+    tops = np.atleast_2d(np.asarray(values, dtype=np.float64))
+    bottoms = np.ones_like(tops) if weights is None else np.atleast_2d(np.asarray(weights, dtype=np.float64))
+    n = tops.shape[1]
     draw = np.random.default_rng(seed)
     means = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
-        index = draw.integers(len(tops), size=(RESAMPLES_AT_ONCE, len(tops)))
-        means.append(tops[index].sum(1) / bottoms[index].sum(1))
+        index = draw.integers(n, size=(RESAMPLES_AT_ONCE, n))
+        means.append(ratio(tops[:, index], bottoms[:, index]).mean(0))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Score(float(tops.sum() / bottoms.sum()), float(low), float(high), len(tops))
+    return Score(float(ratio(tops, bottoms).mean()), float(low), float(high), n)
 
 
-def over_seeds(values: NDArray[np.float64]) -> tuple[Score, float]:
-    """A score over seeds: its mean with the bootstrap interval over questions, and the seeds' standard deviation.
+def over_seeds(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[Score, NDArray[np.float64], float]:
+    """A score over seeds: its mean with the bootstrap interval over questions, each seed's, their standard deviation.
 
     Args:
         values: (seeds, n) one a seed and question. The interval is of the mean over these seeds, for other questions
             of the kind; how far other seeds lie, the standard deviation tells.
+        weights: (seeds, n) what each is divided by.
     """
-    deviation = float(values.mean(1).std(ddof=1)) if len(values) > 1 else 0.0
-    return bootstrap(values.mean(0)), deviation
+    each = ratio(values, weights)
+    return bootstrap(values, weights), each, float(each.std(ddof=1)) if len(each) > 1 else 0.0
 
 
 @dataclass(frozen=True)
@@ -120,10 +156,10 @@ def published_rows(task: str, subject: str = "") -> list[Row]:
     ]
 
 
-HEADER = ("task", "model", "how", "accuracy, % [95 % interval]")
+HEADER = ("task", "model", "how", "score, % [95 % interval]")
 NOTE = (
     "Rows marked published are from the literature (arXiv 2403.18421 and what it cites), most of fine-tuned models; "
-    "the others were computed here. Intervals: bootstrap over questions."
+    "the others were computed here. Intervals: bootstrap over questions or sentences."
 )
 
 

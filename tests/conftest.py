@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import html
+import http.client
 import os
 import random
+import re
+import subprocess
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import urlsplit
 
 import pytest
 
-from data_prep import corpus, shards, tokenizer
+from data_prep import corpus, shards, store, tokenizer
 from data_prep.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry, Source
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
 TINY_VOCAB_SIZE = 600
 TINY_SEQ_LEN = 64
@@ -142,6 +151,24 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
     return out
 
 
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """`small_disk(bytes)`: a file system of that size; called again, the same one with another size."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(size_bytes: int) -> Path:
+        options = f"size={size_bytes}" + (",remount" if folder.is_mount() else "")
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"mounting a file system takes root: {done.stderr.strip()}")
+        return folder
+
+    yield mount
+    if folder.is_mount():
+        subprocess.run(["umount", "--lazy", folder], check=True)
+
+
 @pytest.fixture(scope="session")
 def store_url() -> Iterator[str]:
     """An S3 store on this machine."""
@@ -168,3 +195,159 @@ def s3(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     return boto3.client("s3")
+
+
+SECRET = "do-not-print-this"  # must be in no message
+
+
+class Proxy(ThreadingHTTPServer):
+    """Forwards to the store; `break_it("503", "GET", "ba8", times=2)` is what it does to such requests instead."""
+
+    daemon_threads = True
+
+    def __init__(self, store: str) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.store = store
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self.rules: list[list[Any]] = []
+        self.held = threading.Event()  # a request hangs
+        self.release = threading.Event()
+        self.requests: list[str] = []
+
+    def break_it(self, what: str, method: str = "", path: str = "", times: float = float("inf")) -> None:
+        self.rules.append([what, method, path, times])
+
+    def fault(self, method: str, path: str) -> str:
+        for rule in self.rules:
+            what, of_method, pattern, times = rule
+            if method.startswith(of_method) and re.search(pattern, path) and times > 0:
+                rule[3] -= 1
+                return what
+        return ""
+
+    def well_again(self) -> None:
+        self.rules.clear()
+        self.release.set()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A client that has gone is what some tests are about."""
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: Proxy  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def forward(self) -> None:
+        method = str(self.command)
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        fault = self.server.fault(method, self.path)
+        self.server.requests.append(f"{method} {self.path}")
+        if fault == "hang":
+            self.server.held.set()
+            self.server.release.wait()
+            self.close_connection = True
+            return
+        if fault in ("403", "503"):
+            code = {"403": "AccessDenied", "503": "SlowDown"}[fault]
+            text = f"<Error><Code>{code}</Code><Message>{SECRET}</Message></Error>".encode()
+            self.answer(int(fault), {"Content-Type": "application/xml"}, b"" if method == "HEAD" else text)
+            return
+        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
+        if fault == "cut upload":
+            body = body[: len(body) // 2]
+            headers["Content-Length"] = str(len(body))
+        upstream = http.client.HTTPConnection(urlsplit(self.server.store).netloc, timeout=60)
+        upstream.request(method, self.path, body, headers)
+        response = upstream.getresponse()
+        data = response.read()
+        upstream.close()
+        keep = {n: v for n, v in response.getheaders() if n.lower() not in ("connection", "transfer-encoding", "date")}
+        if fault == "flip":
+            data = data[:-1] + bytes([data[-1] ^ 1])
+        self.answer(response.status, keep, data, len(data) // 2 if fault == "drop" else len(data))
+
+    def answer(self, status: int, headers: dict[str, str], data: bytes, sent: int | None = None) -> None:
+        self.send_response_only(status)
+        if self.command != "HEAD":
+            headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
+            headers["Content-Length"] = str(len(data))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[:sent])
+        self.close_connection = sent is not None and sent < len(data)
+
+    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """Every client of the test and its processes speaks to the store through it, and soon loses patience."""
+    server = Proxy(store_url)
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    for name, value in {
+        "AWS_ACCESS_KEY_ID": "AKIA" + SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": server.url, "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
+    }.items():  # fmt: skip
+        monkeypatch.setenv(name, value)
+    for name, value in {"CONNECT_TIMEOUT_S": 1.0, "READ_TIMEOUT_S": 1.0, "ATTEMPTS": 2}.items():
+        monkeypatch.setattr(store, name, value)
+    yield server
+    server.well_again()
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    """A headless browser that reaches this machine alone: what `make test` brought, or CHROMIUM=/path/to/it."""
+    executable = Path(os.environ.get("CHROMIUM") or Path(__file__).parents[1] / ".venv/chromium/chromium")
+    libraries, fonts = executable.parent / "al2023/lib", executable.parent / "fonts/fonts.conf"
+    env: dict[str, str | float | bool] = dict(os.environ)
+    if libraries.is_dir():
+        env |= {"LD_LIBRARY_PATH": str(libraries), "FONTCONFIG_FILE": str(fonts)}
+    from playwright.sync_api import Error, sync_playwright
+
+    with sync_playwright() as playwright:
+        try:
+            browser = playwright.chromium.launch(
+                executable_path=executable, env=env, args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+            )
+        except Error as error:
+            say = pytest.fail if os.environ.get("CI") else pytest.skip
+            say(f"{executable} does not run ({error.message.splitlines()[0]}): make test brings one, or say CHROMIUM=")
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Browser) -> Iterator[Callable[[str, int], Page]]:
+    """`visit(url, width)`: a page, which must ask no other machine for anything, report no error and fit its window."""
+    pages: list[Page] = []
+    problems: list[str] = []
+
+    def asked(what: Any) -> None:
+        if not what.url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:")):
+            problems.append(f"asks for {what.url}")
+
+    def open_page(url: str, width: int) -> Page:
+        page = chromium.new_page(viewport={"width": width, "height": 844})
+        page.on("request", asked)
+        page.on("websocket", asked)
+        page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+        page.on("pageerror", lambda error: problems.append(error.stack or error.message))
+        page.goto(url)
+        pages.append(page)
+        return page
+
+    yield open_page
+    for page in pages:
+        wide, window = page.evaluate("[document.documentElement.scrollWidth, window.innerWidth]")
+        if wide > window:
+            problems.append(f"is {wide} px wide in a window of {window}")
+        page.close()
+    assert not problems

@@ -28,8 +28,9 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks import CheckpointWriter, checkpoint_writer
+from data_prep import store
 from data_prep.stage import run
-from recipes import parallel, ranks, remote, run_folder, train, trainer
+from recipes import parallel, ranks, run_folder, train, trainer
 from recipes.shard_reader import TokenShard
 
 
@@ -51,7 +52,7 @@ class Fault(Callback):
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
         if what in ("impatient", "patient"):
             ranks.POLL_S = 0.2
-            remote.READ_TIMEOUT_S, remote.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
+            store.READ_TIMEOUT_S, store.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
         if what == "save-SIGTERM":
             original = CheckpointWriter.save
 

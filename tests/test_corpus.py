@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,15 +17,17 @@ import orjson
 import pytest
 import zstandard
 
-from data_prep import corpus, inputs, json_lines, spool
+from data_prep import corpus, inputs, json_lines, near_duplicates, overlap, spool
 from data_prep.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry
 from data_prep.sources.pile import Pile
 from data_prep.sources.text import Text
 from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest
+from data_prep.workers import Workers
 
 Documents = list[Document]
 MakeCorpus = Callable[..., Path]
+SmallDisk = Callable[[int], Path]
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
 
@@ -65,17 +67,21 @@ def test_documents_come_back_in_hash_order(tiny_corpus: Path, tiny_documents: Do
         assert (counts["documents"], counts["bytes"]) == (len(documents), sum(len(d.text.encode()) for d in documents))
 
 
-def test_parts_are_cut_by_size(
+def test_every_bucket_is_a_part(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_documents: Documents, make_corpus: MakeCorpus
 ):
-    monkeypatch.setattr(corpus, "PART_BYTES", 20_000)
+    monkeypatch.setattr(spool, "buckets_for", lambda _: 10)
     folder = make_corpus(tmp_path / "corpus", tiny_documents)
-    parts = sorted(path.name for path in folder.glob("train-*"))
-    assert parts[:2] == ["train-00000.jsonl.zst", "train-00001.jsonl.zst"]
-    for name in parts:
-        assert sum(len(record["text"].encode()) for _, record in json_lines.read(folder / name)) <= 20_000
-    documents = [*corpus.read_documents(folder, "train"), *corpus.read_documents(folder, "val")]
-    assert {d.id for d in documents} == {d.id for d in tiny_documents}
+    assert sorted(path.name for path in folder.glob("train-*")) == [f"train-{n:05}.jsonl.zst" for n in range(10)]
+    for path in folder.glob("*.jsonl.zst"):
+        # One frame: what reads the first frame alone, as zstandard.open does, reads all of it.
+        with zstandard.open(path, "rb") as file:
+            assert len(file.read().splitlines()) == len(list(json_lines.read(path)))
+    whole = make_corpus(tmp_path / "whole", tiny_documents)
+    for split in corpus.SPLITS:
+        assert list(corpus.read_documents(folder, split)) == list(corpus.read_documents(whole, split))
+    counts = [read_manifest(made, "corpus", "")["counts"] for made in (folder, whole)]
+    assert counts[0] == counts[1]
 
 
 def test_duplicates(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
@@ -212,14 +218,24 @@ def test_same_text_of_two_sources_is_kept_once_and_rather_in_val(tmp_path: Path)
         assert (f"a{n}" in kept["train"]) == (corpus.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
 
 
-def test_same_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
     text = "  One two\u00a0 three\n\nfour  STRASSE five " * 3
     alike = "one TWO three four\tstra\u00dfe five one two three four strasse five one two three four strasse five"
     whole = spool.same_text(text)
     assert whole != spool.same_text(text.replace("five", "fiv e"))
     for size in range(1, 30):
-        monkeypatch.setattr(spool, "PIECE", size)
+        monkeypatch.setattr(overlap, "PIECE", size)
         assert spool.same_text(text) == spool.same_text(alike) == whole
+    monkeypatch.undo()
+    draw = random.Random(2)
+    words = [f"wörd{n}" for n in range(400)]
+    texts = [" \n".join(draw.choices(words, k=count)) + "  " * 40 for count in (0, 1, 4, 5, 6, 12, 13, 14, 300)]
+    grams = overlap.Grams([*texts[-2:], " ".join(words[:20])])
+    found = [(near_duplicates.signature(text), grams.within(text)) for text in texts]
+    assert [len(numbers) for _, numbers in found][-2:] == [2, 288]
+    for size in (1, 7, 50):
+        monkeypatch.setattr(overlap, "PIECE", size)
+        assert [(near_duplicates.signature(text), grams.within(text)) for text in texts] == found
 
 
 def test_an_abstract_goes_where_its_article_stays(tmp_path: Path, make_corpus: MakeCorpus, tiny_documents: Documents):
@@ -287,11 +303,18 @@ def test_one_process_and_two_write_the_same_bytes(
 ):
     make_inputs(tmp_path / "in")
     build_text(tmp_path / "one", tmp_path / "in")
-    for name, value in {"BATCH_BYTES": 1, "BUCKET_BYTES": 5000, "BUFFER_BYTES": 2000}.items():
-        monkeypatch.setattr(spool, name, value)  # a batch an input, some ten buckets, many frames
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)
+    build_text(tmp_path / "one batch", tmp_path / "in")
+    for name, value in {"BATCH_BYTES": 1, "BUFFER_BYTES": 2000}.items():
+        monkeypatch.setattr(spool, name, value)  # a batch an input, many frames
     build_text(tmp_path / "many", tmp_path / "in")
-    build_text(tmp_path / "two", tmp_path / "in", workers=2)
-    assert folder_bytes(tmp_path / "one") == folder_bytes(tmp_path / "many") == folder_bytes(tmp_path / "two")
+    build_text(tmp_path / "two", tmp_path / "in", workers=Workers(2))
+    assert len(list((tmp_path / "two").glob("train-*"))) > 5
+    assert folder_bytes(tmp_path / "one batch") == folder_bytes(tmp_path / "many") == folder_bytes(tmp_path / "two")
+    for split in corpus.SPLITS:
+        assert list(corpus.read_documents(tmp_path / "one", split)) == list(
+            corpus.read_documents(tmp_path / "two", split)
+        )
 
 
 def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes):
@@ -337,19 +360,24 @@ import sys
 from pathlib import Path
 from data_prep import corpus, spool
 from data_prep.sources.text import Text
+from data_prep.workers import Workers
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
-    corpus.build({"text": (Text(), [sys.argv[1]])}, Path(sys.argv[2]), 0.2, workers=int(sys.argv[3]))
+    corpus.build({"text": (Text(), [sys.argv[1]])}, Path(sys.argv[2]), 0.2, workers=Workers(int(sys.argv[3])))
 """
 
 
 @pytest.mark.parametrize("moment", ["read", "load", "write", "publish"])
-def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes: FolderBytes, moment: str):
+def test_a_kill_at_any_pass_leaves_nothing_finished(
+    tmp_path: Path, folder_bytes: FolderBytes, moment: str, monkeypatch: pytest.MonkeyPatch
+):
     make_inputs(tmp_path / "in")
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed one
+    monkeypatch.setattr(spool, "BATCH_BYTES", 1)
     stop = {
         "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
         "load": "corpus.Selection.drop_same_texts = kill",
-        "write": "corpus._Parts.write = lambda *a, real=corpus._Parts.write: real(*a) if a[0]._bytes < 99 else kill()",
+        "write": "corpus._Tally.add = lambda *a, real=corpus._Tally.add: real(*a) if a[0].documents < 9 else kill()",
         "publish": "corpus.publish = kill",
     }[moment]
     killer = "import os, signal\nfrom data_prep import corpus, spool\n"
@@ -370,9 +398,10 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(tmp_path: Path, folder_bytes
 
 
 @pytest.mark.chaos
-def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes):
+def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch):
     """30 kills; whatever is finished between them is the same to the byte."""
     make_inputs(tmp_path / "in")
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed ones
     (tmp_path / "build.py").write_text(KILLED)
     build_text(tmp_path / "straight", tmp_path / "in")
     draw = random.Random(5)
@@ -423,17 +452,77 @@ def test_near_duplicates_are_kept_once_and_rather_in_val(
         make_corpus(tmp_path / "wrong", documents, near_duplicates=1.5)
 
 
-def test_a_full_disk_is_named_and_the_build_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    make_inputs(tmp_path / "in")
+def test_a_full_disk_is_named_and_the_build_goes_on(
+    tmp_path: Path, small_disk: SmallDisk, folder_bytes: FolderBytes, outcome: Any
+):
+    """A real one, whatever pass it is that fills it."""
+    draw = random.Random(8)
+    (tmp_path / "in").mkdir()
+    for n in range(4):
+        write_lines(tmp_path / f"in/{n}.jsonl.zst", [{"text": draw.randbytes(300).hex()} for _ in range(500)])
+    build_text(tmp_path / "straight", tmp_path / "in")
+    needed = sum(map(len, folder_bytes(tmp_path / "straight").values()))
+    refused = 0
+    for share in (0.3, 0.8, 1.2, 1.6, 2.0):
+        disk = small_disk(int(share * needed))
+        try:
+            build_text(disk / "corpus", tmp_path / "in")
+        except BadInput as error:
+            assert re.search(r"no room left for .*corpus; make some and type the same command, it goes on", str(error))
+            refused += 1
+            assert not (disk / "corpus").exists()
+    build_text(small_disk(8 * needed) / "corpus", tmp_path / "in")
+    assert refused >= 3
+    assert folder_bytes(small_disk(8 * needed) / "corpus") == folder_bytes(tmp_path / "straight")
+    outcome("corpus: a full disk, at four sizes of it", "exit code 2, the way out; more room: went on", "nothing")
 
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(corpus._Parts, "write", full)
-        with pytest.raises(BadInput, match=r"no room left for .*goes on"):
-            build_text(tmp_path / "corpus", tmp_path / "in")
-    build_text(tmp_path / "corpus", tmp_path / "in")
+BIG = """
+import resource, sys
+from pathlib import Path
+from data_prep import corpus, shards
+from data_prep.sources.text import Text
+from data_prep.workers import Workers
+if __name__ == "__main__":
+    base, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
+    source = {"text": (Text(), [str(base / "in.jsonl")])}
+    both = {"workers": Workers(2), "near_duplicates": 0.9, "decontaminate": [str(base / "eval.txt")]}
+    try:
+        corpus.build(source, base / "corpus", 0.2, **both)
+    except corpus.BadInput as error:
+        print(error)
+        corpus.build(source, base / "corpus", 0.2, on_error="skip", **both)
+    shards.build(base / "corpus", tokenizer, base / "shards", seq_len=64, workers=Workers(2))
+    print(*(resource.getrusage(who).ru_maxrss // 1024 for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)))
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("kind", ["fits", "too long"])
+def test_a_huge_document_takes_less_than_a_gigabyte(
+    tmp_path: Path, tiny_tokenizer: Path, kind: str, folder_bytes: FolderBytes, outcome: Any
+):
+    """The largest that is taken, at Python's four bytes a character; a longer one is a bad record, by its line."""
+    (tmp_path / "build.py").write_text(BIG)
+    sentence = "myocarditis of the thrombovas, or \U0001f600 cytoma. "
+    count = (json_lines.LINE_BYTES - 4096) // len(sentence.encode()) * {"fits": 1, "too long": 3}[kind]
+    with (tmp_path / "in.jsonl").open("w") as file:
+        file.writelines(f'{{"text": "text {n} of the neuroase"}}\n' for n in range(150))
+        file.write('{"text": "')
+        file.writelines(sentence for _ in range(count))
+        file.write('"}\n')
+        file.writelines(f'{{"text": "more {n} of the neuroase"}}\n' for n in range(150))
+    (tmp_path / "eval.txt").write_text("a question of eight words or more is looked for in every text")
+    env = {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[1])}
+    command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path), str(tiny_tokenizer)]
+    done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
+    *said, numbers = done.stdout.splitlines()
+    own, children = map(int, numbers.split())
+    assert own < 1000 and children < 1000
+    if kind == "too long":
+        assert re.search(r"in\.jsonl, line 151: a line of more than 67,108,864 bytes, b'.*; cut it into", said[0])
+        assert read_manifest(tmp_path / "corpus", "corpus", "")["dropped"]["bad records"] == 1
+    outcome(f"corpus and shards: a document of 64 MiB, {kind}", f"peak of a worker {children} MB", "nothing")
 
 
 @pytest.mark.parametrize("name", ["corpus", "tokenizer", "shards", "verify"])

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,15 +21,27 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from data_prep.overlap import GRAM_WORDS
 from data_prep.sources import Document
 from data_prep.stage import BadInput
-from data_prep.tasks import Question, TaskSet
-from recipes import evaluate, likelihood
+from data_prep.tasks import Question, TaskSet, load
+from data_prep.tasks.tags import SCHEMES, count
+from recipes import evaluate, export, finetuned, likelihood
+from recipes.examples import Encoder, add_tokens, collate
+from recipes.finetuned import FineTuned, TaskHead
+from recipes.harness import count_cut, score_choices
 from recipes.leaks import find_leaks
-from recipes.likelihood import Window, document_windows, encode_pair, log_probs
+from recipes.likelihood import Window, document_windows, log_probs
 from recipes.pretrained import load_pretrained
-from recipes.prompts import make_prompts
-from recipes.scores import bootstrap
+from recipes.prompts import Prompt, make_prompts, write_harness_task
+from recipes.scores import bootstrap, measures, over_seeds
 
+ROOT = Path(__file__).parents[1]
 MakeModel = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As recipes/evaluate.py sets it, and no longer than a test."""
+    for name, value in evaluate.OFFLINE.items():
+        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -65,10 +80,9 @@ def test_log_probs_are_those_of_the_eager_model(scaled: bool, make_model: MakeMo
     for n in (3, 64, 17, 17, 40, 5, 64):
         inputs = tuple(draw.choices(range(599), k=n))
         windows.append(Window(inputs, (*inputs[n // 2 + 1 :], 7)))
-    windows.append(Window(windows[2].inputs, (11,)))  # the same inputs, another target
     expected = [by_hand(folder, window.inputs, window.targets) for window in windows]
     for batch_size in (1, 3, 8):
-        assert log_probs(model, windows, batch_size, "") == pytest.approx(expected, rel=1e-4)
+        assert log_probs(model, windows, batch_size) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_window_does_not_feel_its_batch(make_model: MakeModel) -> None:
@@ -76,27 +90,16 @@ def test_a_window_does_not_feel_its_batch(make_model: MakeModel) -> None:
     model, _ = load_pretrained(make_model(True))
     window = Window((5, 6, 7), (6, 7, 8))
     others = [Window(tuple(range(begin, begin + 60)), (3,)) for begin in range(1, 8)]
-    alone = log_probs(model, [window], 1, "")[0]
-    assert log_probs(model, [*others, window], 8, "")[-1] == pytest.approx(alone, rel=1e-5)
+    alone = log_probs(model, [window], 1)[0]
+    assert log_probs(model, [*others, window], 8)[-1] == pytest.approx(alone, rel=1e-5)
 
 
 def test_the_head_in_parts_is_the_head(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
     model, _ = load_pretrained(make_model(False))
     window = [Window(tuple(range(60)), tuple(range(1, 61)))]
-    whole = log_probs(model, window, 1, "")
+    whole = log_probs(model, window, 1)
     monkeypatch.setattr(likelihood, "HEAD_ROWS", 7)
-    assert log_probs(model, window, 1, "") == pytest.approx(whole, rel=1e-6)
-
-
-def test_pairs_are_encoded_as_the_harness_does(tiny_tokenizer: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    window = encode_pair(tokenizer, "Question: cytase?\nAnswer: ", "yes", 64)
-    whole = tokenizer("Question: cytase?\nAnswer: yes")["input_ids"]
-    assert [*window.inputs, *window.targets[-1:]] == whole, "spaces at the end of the context belong to the answer"
-    assert tokenizer.decode(window.targets) == " yes"
-    short = encode_pair(tokenizer, "Question: cytase?\nAnswer: ", "yes", 4)
-    assert short.inputs == window.inputs[-4:] and short.targets == window.targets[-4:]
-    assert encode_pair(tokenizer, "", "yes", 64).inputs[0] == tokenizer.eos_token_id
+    assert log_probs(model, window, 1) == pytest.approx(whole, rel=1e-6)
 
 
 def test_document_windows_predict_each_token_once() -> None:
@@ -110,6 +113,12 @@ def test_document_windows_predict_each_token_once() -> None:
             end = text.index(window.inputs[len(window.inputs) - 1]) + 1
             assert list(window.inputs) == text[end - len(window.inputs) : end] and text[end] == window.targets[-1]
         assert all(len(window.inputs) == 10 for window in windows[1:]), "later windows see all that fits"
+
+
+def score(model: Any, tokenizer: Any, prompts: list[Prompt], batch_size: int, folder: Path) -> list[dict[str, Any]]:
+    """Through the task files, as recipes/evaluate.py does."""
+    write_harness_task(folder, "toy", prompts, folder)
+    return score_choices(model, tokenizer, prompts, folder / "toy.yaml", batch_size)
 
 
 def questions(n: int, subject: str = "") -> list[Question]:
@@ -141,7 +150,7 @@ def test_prompts_have_the_shots_of_their_subject() -> None:
         make_prompts(TaskSet("mmlu", "choice", {"test": test}, {}), "letter", 1, None)
 
 
-def test_scores_are_right_where_the_model_is_sure(make_model: MakeModel) -> None:
+def test_scores_are_right_where_the_model_is_sure(make_model: MakeModel, tmp_path: Path) -> None:
     """A model that always goes on with one token: the option that is that token wins, whichever it is."""
     folder = make_model(False)
     model, tokenizer = load_pretrained(folder)
@@ -153,15 +162,15 @@ def test_scores_are_right_where_the_model_is_sure(make_model: MakeModel) -> None
     with torch.no_grad():
         model.transformer.ln_f.bias.fill_(1.0)
         model.transformer.wte.weight[letter[-1]] = 1.0
-    records = evaluate.score_choices(model, tokenizer, prompts, 8)
+    records = score(model, tokenizer, prompts, 8, tmp_path / "tasks")
     assert [record["acc"] for record in records] == [float(q.answer == 2) for q in task.questions("test")]
 
 
-def test_scores_of_options_by_hand(make_model: MakeModel) -> None:
+def test_scores_of_options_by_hand(make_model: MakeModel, tmp_path: Path) -> None:
     folder = make_model(True)
     model, tokenizer = load_pretrained(folder)
     prompts = make_prompts(TaskSet("toy", "choice", {"test": questions(9)}, {}), "option", 0, None)
-    records = evaluate.score_choices(model, tokenizer, prompts, 4)
+    records = score(model, tokenizer, prompts, 4, tmp_path / "tasks")
     assert any(record["acc"] != record["acc_norm"] for record in records), "length matters here"
     for prompt, record in zip(prompts, records, strict=True):
         context = tokenizer(prompt.text)["input_ids"]
@@ -173,6 +182,26 @@ def test_scores_of_options_by_hand(make_model: MakeModel) -> None:
         lengths = [len(choice) for choice in prompt.choices]
         assert record["acc"] == (np.argmax(sums) == prompt.question.answer)
         assert record["acc_norm"] == (np.argmax(np.divide(sums, lengths)) == prompt.question.answer)
+
+
+def test_what_does_not_fit_is_counted(make_model: MakeModel, tmp_path: Path) -> None:
+    """And cut at its beginning; an option that does not fit is refused."""
+    folder = make_model(False)
+    model, tokenizer = load_pretrained(folder)
+    long = " ".join(["cyt gen"] * 40)
+    asked = [
+        Question("fits", "cyt?", ("gen", "hep lip"), 0, "line 1"),
+        Question("long", long, ("ro", "x"), 0, "line 2"),
+    ]
+    prompts = make_prompts(TaskSet("toy", "choice", {"test": asked}, {}), "option", 0, None)
+    assert count_cut(tokenizer, prompts, 64) == 1
+    record = score(model, tokenizer, prompts, 1, tmp_path / "tasks")[1]
+    ids = tokenizer(f"{prompts[1].text} ro")["input_ids"]
+    n = len(ids) - len(tokenizer(prompts[1].text)["input_ids"])
+    assert record["log_probs"][0] == pytest.approx(by_hand(folder, tuple(ids[-65:-1]), tuple(ids[-n:])), rel=1e-4)
+    wide = Question("wide", "cyt?", ("gen", long), 0, "line 3")
+    with pytest.raises(BadInput, match=r"line 3: an option of \d+ tokens, and the model reads 64"):
+        count_cut(tokenizer, make_prompts(TaskSet("t", "choice", {"test": [wide]}, {}), "option", 0, None), 64)
 
 
 def test_perplexity_by_hand(
@@ -236,6 +265,20 @@ def test_bootstrap_interval() -> None:
     assert bootstrap([2.0, 6.0], [1.0, 3.0]).low == 2.0
 
 
+def test_perplexity_is_that_of_the_harness(make_model: MakeModel) -> None:
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model, tokenizer = load_pretrained(make_model(True))
+    texts = [" ".join(["cyt", "gen", "hep"] * n) for n in (1, 40, 90)]
+    arguments: Any = {"pretrained": model, "tokenizer": tokenizer, "batch_size": 2}
+    requests: Any = [Instance("loglikelihood_rolling", {}, (text,), n) for n, text in enumerate(texts)]
+    rolling: Any = HFLM(**arguments)
+    for text, theirs in zip(texts, rolling.loglikelihood_rolling(requests), strict=True):
+        windows = list(document_windows(tokenizer(text)["input_ids"], tokenizer.eos_token_id, 64))
+        assert sum(log_probs(model, windows, 2)) == pytest.approx(theirs, rel=1e-5)
+
+
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     lines = []
@@ -272,9 +315,189 @@ def test_the_command_line(
         evaluate.main([*command, "--shots", "1"])
 
 
+@pytest.mark.parametrize("form", ["letter", "option"])
+def test_scores_are_those_of_the_harness_command_line(
+    form: str, make_model: MakeModel, data: Path, tmp_path: Path
+) -> None:
+    """Ours of BioMedLM's kind of folder; its of the exported one, which it can load. Question by question, exactly."""
+    original, exported, out = make_model(True), tmp_path / "exported", tmp_path / "scores"
+    export.main(["--checkpoint", str(original), "--out", str(exported)])
+    evaluate.main(["--model", str(exported), "--tasks", "medmcqa", "--data", str(data), "--out", str(out)])
+    command = [
+        str(Path(sys.executable).with_name("lm_eval")), "run", "--model", "hf",
+        "--model_args", f"pretrained={exported},dtype=float32", "--include_path", str(out / "harness"),
+        "--tasks", f"medmcqa_{form}", "--batch_size", "8", "--device", "cpu", "--log_samples",
+        "--output_path", str(tmp_path / "theirs"),
+    ]  # fmt: skip
+    home = {"HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **home}, timeout=240)
+    assert done.returncode == 0, done.stderr
+    lines = next((tmp_path / "theirs").rglob("samples_*.jsonl")).read_text().splitlines()
+    samples = sorted(map(json.loads, lines), key=lambda sample: sample["doc_id"])
+    records = [json.loads(line) for line in (out / f"medmcqa-{form}.jsonl").read_text().splitlines()]
+    assert len(samples) == len(records) == 30
+    for sample, record in zip(samples, records, strict=True):
+        assert sample["doc"]["id"] == record["id"]
+        assert [float(response[0][0]) for response in sample["resps"]] == record["log_probs"]
+        assert (sample["acc"], sample["acc_norm"]) == (record["acc"], record["acc_norm"])
+    theirs = json.loads(next((tmp_path / "theirs").rglob("results_*.json")).read_text())["results"][f"medmcqa_{form}"]
+    ours = json.loads((out / "results.json").read_text())["tasks"]["medmcqa"]["forms"][form]["all"]
+    assert ours["acc"]["value"] == pytest.approx(theirs["acc,none"], rel=1e-12)
+    assert ours["acc_norm"]["value"] == pytest.approx(theirs["acc_norm,none"], rel=1e-12)
+    # The folder that the export was made of is scored as it is meant, too.
+    evaluate.main(["--model", str(original), "--tasks", "medmcqa", "--data", str(data), "--out", str(tmp_path / "o")])
+    for line, record in zip((tmp_path / f"o/medmcqa-{form}.jsonl").read_text().splitlines(), records, strict=True):
+        assert json.loads(line)["log_probs"] == pytest.approx(record["log_probs"], rel=1e-4)
+
+
+ALONE = """
+import socket, sys
+def refuse(*arguments, **named):
+    print("network:", arguments, file=sys.stderr)
+    raise OSError("no network in this test")
+socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = socket.create_connection = refuse
+from recipes import evaluate
+evaluate.main(sys.argv[1:])
+print("lm_eval" in sys.modules, "datasets" in sys.modules)
+"""
+
+
+def test_nothing_is_asked_of_a_network(make_model: MakeModel, data: Path, tmp_path: Path) -> None:
+    """Sockets are blocked and not even tried, and no file lands in a cache of the user's."""
+    home = tmp_path / "home"
+    home.mkdir()
+    model, corpus = make_model(False), ["--tasks", "medmcqa", "--data", str(data)]
+    command = ["--model", str(model), *corpus, "--out", str(tmp_path / "scores")]
+    switches = ("HF_", "TRANSFORMERS_", "XDG_")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(switches)} | {"HOME": str(home)}
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE, *command], capture_output=True, text=True, check=False, env=environment,
+        cwd=ROOT, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "network:" not in done.stderr and "True True" in done.stdout
+    assert not [path for path in home.rglob("*") if path.is_file()]
+    again = subprocess.run(
+        [sys.executable, "-c", ALONE, *command], capture_output=True, text=True, check=False, env=environment,
+        cwd=ROOT, timeout=240,
+    )  # fmt: skip
+    assert "up to date" in again.stdout and "False False" in again.stdout, "imported for scores alone"
+
+
+def tuned_folder(make_model: MakeModel, task: str, kind: str, labels: tuple[str, ...] = ()) -> Path:
+    """As recipes/finetune.py exports it, with a head of random weights."""
+    folder = make_model(False).rename(make_model(False).with_name(f"{task}-1")) / "model"
+    base = folder.parent
+    model, tokenizer = load_pretrained(base)
+    add_tokens(tokenizer, kind)
+    finetuned.resize(model, len(tokenizer))
+    torch.manual_seed(2)
+    finetuned.save(FineTuned(model, TaskHead(task, kind, labels, 64)), tokenizer, folder)
+    return folder
+
+
+def test_a_head_answers_another_set_of_its_kind(make_model: MakeModel, data: Path, tmp_path: Path) -> None:
+    (data / "mmlu").mkdir()
+    for split, n in (("dev", 5), ("test", 20)):
+        rows = [[q.question, *q.options, "ABCD"[q.answer]] for q in questions(n)]
+        for subject in ("anatomy", "college_biology"):
+            text = "".join(",".join(f'"{cell} {subject[0]}"' for cell in row[:-1]) + f",{row[-1]}\n" for row in rows)
+            (data / f"mmlu/{subject}_{split}.csv").write_text(text)
+    model, out = tuned_folder(make_model, "medmcqa", "choice"), tmp_path / "scores"
+    command = ["--model", str(model), "--tasks", "mmlu", "--data", str(data)]
+    evaluate.main([*command, "--out", str(out)])
+    results = json.loads((out / "results.json").read_text())
+    found = results["tasks"]["mmlu"]["forms"]["head"]
+    assert found["all"]["acc"]["n"] == 40 and found["college_biology"]["acc"]["n"] == 20
+    assert results["model"] == "medmcqa-1" and results["inputs"]["head"]["task"] == "medmcqa"
+    assert "| mmlu: anatomy | medmcqa-1 | fine-tuned on medmcqa |" in (out / "table.md").read_text()
+    trained, tokenizer = finetuned.load(model)
+    asked = load("mmlu", data).questions("test")
+    encoder = Encoder(tokenizer, "choice", 64)
+    for line, question in zip((out / "mmlu-head.jsonl").read_text().splitlines(), asked, strict=True):
+        with torch.no_grad():
+            alone = trained.scores(collate([(0, encoder(question))], encoder.pad_id))[0]
+        record = json.loads(line)
+        assert record["scores"] == pytest.approx(alone.tolist(), rel=1e-4, abs=1e-6)
+        assert record["acc"] == float(alone.argmax() == question.answer)
+    with pytest.raises(BadInput, match="its head reads no shots"):
+        evaluate.main([*command, "--out", str(tmp_path / "o"), "--shots", "1"])
+    with pytest.raises(BadInput, match="--dtype: the head"):
+        evaluate.main([*command, "--out", str(tmp_path / "o"), "--dtype", "bfloat16"])
+
+
+@pytest.mark.parametrize(
+    ("kind", "labels", "says"),
+    [
+        ("verdict", ("yes", "no"), "fine-tuned on tuned, of kind 'verdict'; medmcqa is of kind 'choice': score"),
+        ("pairs", (), "of kind 'pairs'; medmcqa is of kind 'choice'"),
+    ],
+)
+def test_a_head_of_another_kind_is_refused(
+    kind: str, labels: tuple[str, ...], says: str, make_model: MakeModel, data: Path
+) -> None:
+    model = tuned_folder(make_model, "tuned", kind, labels)
+    with pytest.raises(BadInput, match=says):
+        evaluate.main(["--model", str(model), "--tasks", "medmcqa", "--data", str(data), "--out", "o"])
+
+
+def test_a_head_with_other_labels_is_refused() -> None:
+    asked = [Question("1", "cyt?", ("yes", "no"), 0, "line 1")]
+    bioasq = TaskSet("bioasq", "verdict", {"test": asked}, {})
+    head = {"task": "pubmedqa", "kind": "verdict", "labels": ["yes", "no", "maybe"]}
+    evaluate.check_answerable(bioasq, {**head, "labels": ["yes", "no"]}, Path("m"))
+    with pytest.raises(
+        BadInput, match="m was fine-tuned on pubmedqa, whose answers are yes, no, maybe; those of bioas"
+    ):
+        evaluate.check_answerable(bioasq, head, Path("m"))
+
+
 def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.main(["--tasks", "medmcqa", "--data", str(data), "--check"])
-    assert "medmcqa: dev 30" in capsys.readouterr().out
+    (data / "own").mkdir()
+    for split, word in (("train", "p53"), ("test", "TNF")):
+        (data / f"own/{split}.tsv").write_text(f"The\tO\n{word}\tB-Gene\n")
+    evaluate.main(["--tasks", "medmcqa,own", "--data", str(data), "--check"])
+    printed = capsys.readouterr().out
+    assert "medmcqa: dev 30" in printed and "test: 2 words, 1 entities: Gene 1 (100.0%)" in printed
+    with pytest.raises(BadInput, match="own is of kind 'tags': a base model has no score on it; fine-tune it"):
+        evaluate.main(["--tasks", "own", "--data", str(data)])
+
+
+@pytest.mark.parametrize("scheme", ["IOB2", "IOBES", "BILOU"])
+def test_entities_are_scored_as_seqeval_scores_them(scheme: str) -> None:
+    """Of random tags, ill-formed ones among them; precision, recall and F1 over all types, and F1 of each."""
+    import seqeval.scheme
+    from seqeval.metrics import classification_report
+
+    draw = random.Random(scheme)
+    tags = ["O", *(f"{letter}-{kind}" for letter in SCHEMES[scheme] for kind in ("gene", "cell_type"))]
+    right = [draw.choices(tags, k=draw.randint(1, 12)) for _ in range(300)]
+    given = [[tag if draw.random() < 0.7 else draw.choice(tags) for tag in sentence] for sentence in right]
+    report: Any = classification_report(
+        right, given, mode="strict", scheme=getattr(seqeval.scheme, scheme), output_dict=True
+    )
+    found = measures([{"entities": count(r, g, scheme)} for r, g in zip(right, given, strict=True)])
+    scores = {name: values.sum() / weights.sum() for name, (values, weights) in found.items()}
+    micro = report["micro avg"]
+    expected = {"f1": micro["f1-score"], "precision": micro["precision"], "recall": micro["recall"]}
+    expected |= {f"f1 of {kind}": report[kind]["f1-score"] for kind in ("gene", "cell_type")}
+    assert scores == pytest.approx(expected) and 0.1 < scores["f1"] < 0.9
+    value = bootstrap(*found["f1"])
+    assert value.value == pytest.approx(micro["f1-score"]) and value.low < value.value < value.high and value.n == 300
+
+
+def test_a_model_that_gives_no_entity_has_precision_0() -> None:
+    found = measures([{"entities": count(["B", "I"], ["O", "O"], "IOB2")}, {"entities": {}}])
+    assert {name: bootstrap(*parts).value for name, parts in found.items()} == {"f1": 0, "precision": 0, "recall": 0}
+    assert count(["DT", "NN"], ["DT", "VB"], "") == {"DT": [1, 1, 1], "NN": [0, 0, 1], "VB": [0, 1, 0]}
+
+
+def test_seeds_of_a_ratio() -> None:
+    """The mean of each seed's ratio, not the ratio of means."""
+    values, weights = np.array([[1.0, 0.0], [2.0, 2.0]]), np.array([[1.0, 1.0], [2.0, 2.0]])
+    score, each, deviation = over_seeds(values, weights)
+    assert each.tolist() == [0.5, 1.0] and score.value == 0.75 and deviation == pytest.approx(0.125**0.5)
+    assert (score.low, score.high) == (0.5, 1.0), "the second sentence twice, the first twice"
 
 
 @pytest.mark.parametrize(

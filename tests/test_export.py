@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
-from recipes import checkpoints, export, generate, run_folder, train
+from recipes import checkpoints, export, generate, report, run_folder, train
 from recipes.config import load_config
 from recipes.safe_loading import load_model_weights, refuse_unsafe
 
@@ -247,3 +248,15 @@ def test_generate_refuses_what_it_would_compute_wrongly(original_style: Path, ex
         generate.main(["--model", str(exported), "--prompt", "batoma " * 100])
     with pytest.raises(BadInput, match=r"--top-p 2\.0 is out of range"):
         generate.main(["--model", str(exported), "--top-p", "2"])
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_report_is_read_on_a_phone(
+    finished_run: Path, exported: Path, visit: Callable[[str, int], Any], width: int
+) -> None:
+    generate.main(["--model", str(exported), "--max-new-tokens", "60", "--out", str(finished_run / report.SAMPLES)])
+    report.main([str(finished_run)])
+    page = visit((finished_run / report.REPORT).as_uri(), width)
+    assert page.get_by_role("img", name="Loss").bounding_box()["width"] > 0.8 * min(width, 400)
+    assert page.get_by_text("Photosynthesis is the process by which").is_visible()
+    assert "research only" in page.inner_text("body")

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,18 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
-from data_prep.tasks import Pair, Question, load
+from data_prep.tasks import Pair, Question, Sentence, load
 from recipes import checkpoints, evaluate, finetune, finetuned
 from recipes.config import FinetuneConfig, ModelConfig, load_finetune_config, to_yaml
-from recipes.examples import Encoder, add_tokens, collate
+from recipes.examples import NO_TAG, Encoder, add_tokens, collate
 from recipes.finetuned import FineTuned, TaskHead
+from recipes.scores import measures
 
 ROOT = Path(__file__).parents[1]
-YAMLS = sorted(path for path in (ROOT / "yamls/finetune").glob("*.yaml") if path.stem != "base")
+YAMLS = sorted(p for p in (ROOT / "yamls/finetune").glob("*.yaml") if p.stem != "base" and "-sweep" not in p.stem)
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
 LABELS = ("yes", "no", "maybe")
+TAGS = ("O", "B-Gene", "I-Gene")
 Configure = Callable[..., FinetuneConfig]
 
 
@@ -97,6 +100,21 @@ def write_pairs(data: Path, n: int) -> None:
         (folder / f"{split}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
+def write_tags(data: Path, n: int, shuffled: bool = False) -> None:
+    """`gen` begins an entity and `ro` goes on with one; with shuffled tags, a quarter of the words begin one."""
+    draw, folder = random.Random(4), data / "toy"
+    folder.mkdir(parents=True)
+    for split, size in (("train", n), ("devel", 20), ("test", 60)):
+        lines = []
+        for _ in range(size):
+            tag = "O"
+            for word in draw.choices([*WORDS, "gen", "ro"], k=draw.randint(4, 9)):
+                tag = {"gen": "B-Gene", "ro": "O" if tag == "O" else "I-Gene"}.get(word, "O")
+                lines.append(f"{word}\t{draw.choice(['B-Gene', 'O', 'O', 'O']) if shuffled else tag}\n")
+            lines.append("\n")
+        (folder / f"{split}.tsv").write_text("".join(lines))
+
+
 @pytest.fixture
 def configure(base: Path, tmp_path: Path) -> Configure:
     """`configure(yaml, "key=value", …)`: a run of seconds on a CPU."""
@@ -121,9 +139,9 @@ def train_accuracy(cfg: FinetuneConfig) -> float:
     """Of the exported model, on what it was trained on."""
     model, tokenizer = finetuned.load(Path(cfg.run_dir) / "model")
     examples = finetune.splits(load(cfg.task, Path(cfg.data)))["train"]
-    records = finetune.predict(model, tokenizer, examples, cfg)
-    key = "rouge1" if model.task_head.kind == "pairs" else "acc"
-    return sum(record[key] for record in records) / len(records)
+    found = measures(finetune.predict(model, tokenizer, examples, cfg))
+    values, weights = found[{"pairs": "rouge1", "tags": "f1"}.get(model.task_head.kind, "acc")]
+    return values.sum() / weights.sum()
 
 
 def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: Path) -> None:
@@ -157,15 +175,22 @@ def test_shuffled_labels_give_chance(configure: Configure, tmp_path: Path) -> No
     assert 0.1 < scores_of(tmp_path / "run")["test"]["acc"]["value"] < 0.42, "a quarter, within three deviations"
 
 
+def test_shuffled_tags_give_chance(configure: Configure, tmp_path: Path) -> None:
+    write_tags(tmp_path / "data", 100, shuffled=True)
+    finetune.main(configure("ner", "task=toy", "max_duration=30ep"))
+    assert scores_of(tmp_path / "run")["test"]["f1"]["value"] < 0.35, "a quarter of the words, guessed"
+
+
 @pytest.mark.parametrize(
     ("yaml", "write", "duration", "more"),
     [
         ("medmcqa", write_choice, "120ep", ()),
         ("pubmedqa", write_verdict, "40ep", ()),
         ("meqsum", write_pairs, "100ep", ("task=mine",)),
+        ("ner", write_tags, "60ep", ("task=toy",)),
         ("medmcqa", write_choice, "100ep", ("lora={r: 8, lora_alpha: 32, lora_dropout: 0.0}", "optimizer.lr=2e-2")),
     ],
-    ids=["choice", "verdict", "pairs", "lora"],
+    ids=["choice", "verdict", "pairs", "tags", "lora"],
 )
 def test_32_examples_are_learned_by_heart(
     yaml: str, write: Callable[[Path, int], None], duration: str, more: tuple[str, ...], configure: Configure,
@@ -180,24 +205,39 @@ def test_32_examples_are_learned_by_heart(
         assert all(record["ended"] for record in records), "it has learned to stop"
     if yaml == "pubmedqa":
         assert json.loads((tmp_path / "run/model/task.json").read_text())["labels"] == list(LABELS)
+    if yaml == "ner":
+        assert json.loads((tmp_path / "run/model/task.json").read_text())["labels"] == list(TAGS)
+        scores = scores_of(tmp_path / "run")
+        assert scores["test"]["f1"]["value"] > 0.9, "held-out sentences"
+        lines = map(json.loads, (tmp_path / "run/metrics.jsonl").read_text().splitlines())
+        meanwhile = [line["metrics/eval/F1"] for line in lines if "metrics/eval/F1" in line]
+        assert meanwhile[-1] == pytest.approx(scores["dev"]["f1"]["value"])
 
 
-def test_seeds_are_put_together(configure: Configure, tmp_path: Path) -> None:
-    write_choice(tmp_path / "data", 32)
+@pytest.mark.parametrize(
+    ("yaml", "write", "task", "metric"),
+    [("medmcqa", write_choice, "medmcqa", "acc"), ("ner", partial(write_tags, shuffled=True), "toy", "f1")],
+    ids=["choice", "tags"],
+)
+def test_seeds_are_put_together(
+    yaml: str, write: Callable[[Path, int], None], task: str, metric: str, configure: Configure, tmp_path: Path
+) -> None:
+    write(tmp_path / "data", 32)
     runs = []
     for seed in (1, 2):
         runs.append(tmp_path / f"seed-{seed}")
-        finetune.main(configure("medmcqa", "max_duration=4ep", f"seed={seed}", f"run_dir={runs[-1]}"))
+        finetune.main(configure(yaml, f"task={task}", "max_duration=4ep", f"seed={seed}", f"run_dir={runs[-1]}"))
     evaluate.main(["--runs", *map(str, runs), "--out", str(tmp_path / "scores")])
-    results = json.loads((tmp_path / "scores/results.json").read_text())["scores"]["acc"]
-    each = [scores_of(run)["test"]["acc"]["value"] for run in runs]
+    results = json.loads((tmp_path / "scores/results.json").read_text())["scores"][metric]
+    each = [scores_of(run)["test"][metric]["value"] for run in runs]
+    assert list(results["seeds"].values()) == pytest.approx(each) and each[0] != each[1]
     assert results["value"] == pytest.approx(sum(each) / 2) and results["low"] <= results["value"] <= results["high"]
     assert results["standard_deviation"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
     assert "mean of 2 seeds" in (tmp_path / "scores/table.md").read_text()
     for again, says in ((runs[0], "a seed comes twice among 1, 1"), (tmp_path / "data", "no finished fine-tuning run")):
         with pytest.raises(BadInput, match=says):
             evaluate.main(["--runs", str(runs[0]), str(again), "--out", str(tmp_path / "other")])
-    finetune.main(configure("medmcqa", "max_duration=5ep", "seed=3", f"run_dir={tmp_path / 'longer'}"))
+    finetune.main(configure(yaml, f"task={task}", "max_duration=5ep", "seed=3", f"run_dir={tmp_path / 'longer'}"))
     with pytest.raises(BadInput, match=r"(?s)more than its seed:.*schedule.batches"):
         evaluate.main(["--runs", str(runs[0]), str(tmp_path / "longer"), "--out", str(tmp_path / "other")])
 
@@ -215,18 +255,26 @@ def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, bas
     assert torch.equal(weight, original) and not torch.equal(merged, weight)
 
 
-def test_a_resumed_run_is_the_run(tiny_tokenizer: Path, configure: Configure, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("yaml", "write", "task"),
+    [("medmcqa", write_choice, "medmcqa"), ("ner", write_tags, "toy")],
+    ids=["choice", "tags"],
+)
+def test_a_resumed_run_is_the_run(
+    yaml: str, write: Callable[[Path, int], None], task: str, tiny_tokenizer: Path, configure: Configure, tmp_path: Path
+) -> None:
     """Dropout on, in the middle of a pass."""
-    write_choice(tmp_path / "data", 100)
+    write(tmp_path / "data", 100)
     model = make_base(tiny_tokenizer, tmp_path / "dropout", resid_pdrop=0.1, embd_pdrop=0.1)
-    settings = [f"model={model}", "max_duration=10ba", "save_interval=4ba", "save_num_checkpoints_to_keep=-1"]
-    whole = finetune.main(configure("medmcqa", *settings))
+    settings = [f"model={model}", f"task={task}", "max_duration=10ba", "save_interval=4ba"]
+    settings.append("save_num_checkpoints_to_keep=-1")
+    whole = finetune.main(configure(yaml, *settings))
     run = tmp_path / "run"
     for batch in (8, 10):
         checkpoints.remove(next((run / "checkpoints").glob(f"ep*-ba{batch}")))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "finished": False}))
-    resumed = finetune.main(configure("medmcqa", *settings))
+    resumed = finetune.main(configure(yaml, *settings))
     assert whole is not None and resumed is not None
     ours, theirs = resumed.state.model.state_dict(), whole.state.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -262,7 +310,7 @@ def encoders(tiny_tokenizer: Path) -> Callable[..., Encoder]:
     def make(kind: str, seq_len: int = 64) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
         add_tokens(tokenizer, kind)
-        return Encoder(tokenizer, kind, seq_len)
+        return Encoder(tokenizer, kind, seq_len, TAGS)
 
     return make
 
@@ -300,12 +348,88 @@ def test_truncation_keeps_what_decides(encoders: Callable[..., Encoder]) -> None
             encoders(kind, 20)(example)
 
 
+AWKWARD = [
+    "The", "p53", "(", "TNF-α", ")", "β₂-agonist", "5′-UTR", "µg", "0.05", "1,25-(OH)2D3", "don't", "'s", "#", "-",
+    "😀", "e\u0301", "\u00a0", "in vivo", "<|endoftext|>", "≤", "ⅷ", "naïve", "日本語", "x\u200by", "--", "10%",
+    "A" * 30,
+]  # fmt: skip
+
+
+def awkward_sentence(draw: random.Random, n_words: int) -> Sentence:
+    words = tuple(draw.choice(AWKWARD) for _ in range(n_words))
+    return Sentence("1", words, tuple(draw.choices(TAGS, k=n_words)), "f, line 1")
+
+
+def test_each_tag_is_told_at_the_last_token_of_its_word(encoders: Callable[..., Encoder]) -> None:
+    """By the offsets of the running text, encoded as one."""
+    encoder, draw = encoders("tags", 4000), random.Random(5)
+    for n_words in range(1, 60):
+        sentence = awkward_sentence(draw, n_words)
+        encoded = encoder(sentence)
+        (sequence,), (tags,) = encoded.sequences, encoded.tags
+        assert sequence[0] == 599 and tags[0] == NO_TAG and not encoded.truncated
+        ends, text = [], ""
+        for word in sentence.words:
+            text += f" {word}"
+            ends.append(len(text))
+        whole = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        if not {"\u00a0", "in vivo"} & set(sentence.words):  # a blank in a word may be joined to what is beside it
+            assert list(sequence[1:]) == whole["input_ids"]
+            told = [whole["offset_mapping"][n - 1][1] for n, tag in enumerate(tags) if tag != NO_TAG]
+            assert told == ends
+        assert [TAGS[tag] for tag in tags if tag != NO_TAG] == list(sentence.tags)
+        begin = 1
+        for n in [n for n, tag in enumerate(tags) if tag != NO_TAG]:
+            word = sentence.words[sum(tag != NO_TAG for tag in tags[:n])]
+            assert encoder.tokenizer.decode(sequence[begin : n + 1], clean_up_tokenization_spaces=False) == f" {word}"
+            begin = n + 1
+        assert begin == len(sequence)
+
+
+def test_every_word_of_a_long_sentence_is_tagged_once(encoders: Callable[..., Encoder]) -> None:
+    draw, cut = random.Random(6), 0
+    whole = encoders("tags", 4000)
+    for seq_len in (45, 64, 100, 200):
+        encoder = encoders("tags", seq_len)
+        for n_words in (1, 5, 30, 90, 150):
+            sentence = awkward_sentence(draw, n_words)
+            encoded, (full,), (full_tags,) = encoder(sentence), whole(sentence).sequences, whole(sentence).tags
+            assert encoded.truncated == (len(encoded.sequences) > 1)
+            cut += encoded.truncated
+            ends = [0, *(n for n, tag in enumerate(full_tags) if tag != NO_TAG)]  # of end-of-text and each word
+            done = 0  # words that are tagged so far
+            for sequence, tags in zip(encoded.sequences, encoded.tags, strict=True):
+                assert len(sequence) == len(tags) <= seq_len and sequence[0] == 599
+                told = [tag for tag in tags if tag != NO_TAG]
+                assert told == [TAGS.index(tag) for tag in sentence.tags[done : done + len(told)]]
+                last = done + len(told)
+                first = ends.index(ends[last] - len(sequence) + 1)  # words that came before this window: whole ones
+                assert sequence[1:] == full[ends[first] + 1 : ends[last] + 1], "without a gap"
+                if done:
+                    assert len(told) == 1 or ends[last] - ends[done] <= (seq_len - 1) // 2, "half of it is context"
+                    assert first == 0 or len(sequence) + ends[first] - ends[first - 1] > seq_len, "all that fits"
+                done = last
+            assert done == n_words
+    assert cut > 5
+    with pytest.raises(BadInput, match=r"f, line 3: its word 'A{30}' takes \d+ tokens, and seq_len = 8"):
+        encoders("tags", 8)(Sentence("1", ("a", "b", "A" * 30), TAGS, "f, line 1"))
+
+
+def test_a_word_without_tokens_is_refused(encoders: Callable[..., Encoder]) -> None:
+    from tokenizers.normalizers import Strip
+
+    encoder = encoders("tags")
+    encoder.tokenizer.backend_tokenizer.normalizer = Strip()
+    with pytest.raises(BadInput, match="f, line 2: the tokenizer makes no token of"):
+        encoder(Sentence("1", ("a", "\u00a0"), ("O", "O"), "f, line 1"))
+
+
 def small(base: Path, kind: str, n_entries: int) -> FineTuned:
     torch.manual_seed(1)
     model = GPT2LMHeadModel.from_pretrained(base, attn_implementation="sdpa")
     model.config.pad_token_id = None
     finetuned.resize(model, n_entries)
-    return FineTuned(model, TaskHead("toy", kind, LABELS if kind == "verdict" else (), 64)).eval()
+    return FineTuned(model, TaskHead("toy", kind, {"verdict": LABELS, "tags": TAGS}.get(kind, ()), 64)).eval()
 
 
 @torch.no_grad()
@@ -375,22 +499,69 @@ def test_target_losses_by_hand(base: Path, encoders: Callable[..., Encoder]) -> 
         assert sequence[-1] == 599, "end-of-text is a target"
 
 
-@pytest.mark.parametrize("kind", ["choice", "verdict", "pairs"])
+SENTENCES = [
+    Sentence("1", ("cyt", "hepthro", "gen"), ("O", "B-Gene", "I-Gene"), "f, line 1"),
+    Sentence("2", ("lip", "myothro") * 20, ("B-Gene", "O") * 20, "f, line 5"),
+    Sentence("3", ("a",), ("O",), "f, line 46"),
+]
+
+
+def test_tag_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> None:
+    """Each word from the tokens up to its own last one, computed by itself; the long sentence in windows."""
+    encoder = encoders("tags", 40)
+    trained = small(base, "tags", len(encoder.tokenizer))
+    assert trained.head is not None
+    batch = collate([(n, encoder(sentence)) for n, sentence in enumerate(SENTENCES)], encoder.pad_id)
+    assert batch["labels"].shape == batch["input_ids"].shape and batch["lengths"].count_nonzero(1).tolist()[1] > 1
+    with torch.no_grad():
+        found, each = trained.scores(batch), trained.tag_losses(batch)
+        loss, parts = float(trained(batch)["loss"]), trained.eval_forward(batch)
+    losses = []
+    for sentence, row, labels, part in zip(SENTENCES, found, batch["labels"], parts, strict=True):
+        encoded = encoder(sentence)
+        expected = torch.stack([
+            trained.head.weight.double() @ by_hand(trained, sequence[: n + 1])[0]
+            for sequence, tags in zip(encoded.sequences, encoded.tags, strict=True)
+            for n, tag in enumerate(tags) if tag != NO_TAG
+        ])  # fmt: skip
+        assert len(expected) == len(sentence.words)
+        assert torch.allclose(row[labels != NO_TAG].double(), expected, rtol=1e-4, atol=1e-6)
+        right = torch.tensor([TAGS.index(tag) for tag in sentence.tags])
+        losses.append(float(torch.nn.functional.cross_entropy(expected, right)))
+        given = [TAGS[n] for n in expected.argmax(1).tolist()]
+        assert trained.task_head.tagged(row, labels) == (given, list(sentence.tags))
+        counts = trained.task_head.entities(sentence.tags, given).get("Gene", [0, 0, 0])
+        assert part.tolist() == [2 * counts[0], counts[1] + counts[2]]
+    assert each.tolist() == pytest.approx(losses, rel=1e-4)
+    assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["choice", "verdict", "pairs", "tags"])
 def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: Callable[..., Encoder]) -> None:
     encoder = encoders(kind)
     trained = small(base, kind, len(encoder.tokenizer))
-    examples = [Pair(q.id, q.question, q.options[0], "") for q in QUESTIONS] if kind == "pairs" else QUESTIONS
+    pairs = [Pair(q.id, q.question, q.options[0], "") for q in QUESTIONS]
+    examples = {"pairs": pairs, "tags": SENTENCES}.get(kind, QUESTIONS)
 
     def answers(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        """A row an example; of `tags` the scores at which tags are told, then NaN."""
         with torch.no_grad():
-            return trained.target_losses(batch)[:, None] if kind == "pairs" else trained.scores(batch)
+            if kind == "pairs":
+                return trained.target_losses(batch)[:, None]
+            if kind != "tags":
+                return trained.scores(batch)
+            told = batch["labels"] != NO_TAG
+            rows = [row[where].flatten() for row, where in zip(trained.scores(batch), told, strict=True)]
+            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("nan"))
 
     together = answers(collate([(n, encoder(example)) for n, example in enumerate(examples)], encoder.pad_id))
     for row, example in zip(together, examples, strict=True):
         batch = collate([(0, encoder(example))], encoder.pad_id)
         alone = answers(batch)[0]
-        wider = torch.nn.functional.pad(batch["input_ids"], (0, 20), value=7)  # not even the pad token
-        for other in (row[: len(alone)], answers({**batch, "input_ids": wider})[0]):
+        wider = {**batch, "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 20), value=7)}  # not even [PAD]
+        if kind == "tags":
+            wider["labels"] = torch.nn.functional.pad(batch["labels"], (0, 20), value=NO_TAG)
+        for other in (row[: len(alone)], answers(wider)[0]):
             assert torch.allclose(alone, other, rtol=1e-5, atol=1e-6)
 
 
@@ -398,7 +569,7 @@ def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: 
 @pytest.mark.parametrize("preset", ["cpu", "full", "one-gpu-80gb", "one-gpu-24gb"])
 def test_every_yaml_fits_every_preset(yaml: Path, preset: str, tmp_path: Path) -> None:
     """Of the 2.7B model, by the plan."""
-    cfg = load_finetune_config(yaml, [f"preset={preset}", "model=m"])
+    cfg = load_finetune_config(yaml, [f"preset={preset}", "model=m", "task=mine"])
     model = ModelConfig(vocab_size=28896, n_positions=1024, n_embd=2560, n_layer=32, n_head=20)
     write_choice(tmp_path, 64)
     task = load("medmcqa", tmp_path)
@@ -408,12 +579,16 @@ def test_every_yaml_fits_every_preset(yaml: Path, preset: str, tmp_path: Path) -
     if preset == "one-gpu-80gb":
         with pytest.raises(BadInput, match="gpu_memory_gb = 40: lower device_train_microbatch_size"):
             finetune.make_plan(
-                load_finetune_config(yaml, [f"preset={preset}", "model=m", "gpu_memory_gb=40"]), model, task, 64, 1
+                load_finetune_config(yaml, [f"preset={preset}", "model=m", "task=mine", "gpu_memory_gb=40"]),
+                model,
+                task,
+                64,
+                1,
             )
 
 
-def test_there_are_five_yamls() -> None:
-    assert len(YAMLS) == 5
+def test_there_are_six_yamls() -> None:
+    assert len(YAMLS) == 6
 
 
 @pytest.mark.parametrize(

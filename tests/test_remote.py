@@ -5,7 +5,6 @@ moto's server is the store; between it and the client stands a proxy that misbeh
 
 from __future__ import annotations
 
-import http.client
 import json
 import os
 import re
@@ -15,21 +14,20 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from urllib.parse import urlsplit
 
 import boto3
 import pytest
 import torch
 
 from callbacks import CheckpointError, CheckpointWriter, checkpoint_writer
+from data_prep import store
 from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, seal, write_json
-from recipes import checkpoints, remote, report
+from recipes import checkpoints, report
 from recipes.config import load_config
 from recipes.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
 from recipes.remote import RemoteRun, checkpoints_in
@@ -37,112 +35,11 @@ from recipes.resume import find_start
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}}
-SECRET = "do-not-print-this"
+SECRET = "do-not-print-this"  # as in conftest.py
 PATIENCE_S = 300
 
 Outcome = Callable[[str, str, str], None]
-
-
-class Proxy(ThreadingHTTPServer):
-    """Forwards to the store; `break_it("503", "GET", "ba8", times=2)` is what it does to such requests instead."""
-
-    daemon_threads = True
-
-    def __init__(self, store: str) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.store = store
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self.rules: list[list[Any]] = []
-        self.held = threading.Event()  # a request hangs
-        self.release = threading.Event()
-        self.requests: list[str] = []
-
-    def break_it(self, what: str, method: str = "", path: str = "", times: float = float("inf")) -> None:
-        self.rules.append([what, method, path, times])
-
-    def fault(self, method: str, path: str) -> str:
-        for rule in self.rules:
-            what, of_method, pattern, times = rule
-            if method.startswith(of_method) and re.search(pattern, path) and times > 0:
-                rule[3] -= 1
-                return what
-        return ""
-
-    def well_again(self) -> None:
-        self.rules.clear()
-        self.release.set()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is what some tests are about."""
-
-
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    server: Proxy  # pyright: ignore[reportIncompatibleVariableOverride]
-
-    def forward(self) -> None:
-        method = str(self.command)
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        fault = self.server.fault(method, self.path)
-        self.server.requests.append(f"{method} {self.path}")
-        if fault == "hang":
-            self.server.held.set()
-            self.server.release.wait()
-            self.close_connection = True
-            return
-        if fault in ("403", "503"):
-            code = {"403": "AccessDenied", "503": "SlowDown"}[fault]
-            text = f"<Error><Code>{code}</Code><Message>{SECRET}</Message></Error>".encode()
-            self.answer(int(fault), {"Content-Type": "application/xml"}, b"" if method == "HEAD" else text)
-            return
-        headers = {name: value for name, value in self.headers.items() if name.lower() != "expect"}
-        if fault == "cut upload":
-            body = body[: len(body) // 2]
-            headers["Content-Length"] = str(len(body))
-        upstream = http.client.HTTPConnection(urlsplit(self.server.store).netloc, timeout=60)
-        upstream.request(method, self.path, body, headers)
-        response = upstream.getresponse()
-        data = response.read()
-        upstream.close()
-        keep = {n: v for n, v in response.getheaders() if n.lower() not in ("connection", "transfer-encoding", "date")}
-        if fault == "flip":
-            data = data[:-1] + bytes([data[-1] ^ 1])
-        self.answer(response.status, keep, data, len(data) // 2 if fault == "drop" else len(data))
-
-    def answer(self, status: int, headers: dict[str, str], data: bytes, sent: int | None = None) -> None:
-        self.send_response_only(status)
-        if self.command != "HEAD":
-            headers = {name: value for name, value in headers.items() if name.lower() != "content-length"}
-            headers["Content-Length"] = str(len(data))
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.wfile.write(data[:sent])
-        self.close_connection = sent is not None and sent < len(data)
-
-    do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = forward  # noqa: N815
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Every client of the test and its processes speaks to the store through it, and soon loses patience."""
-    server = Proxy(store_url)
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    for name, value in {
-        "AWS_ACCESS_KEY_ID": "AKIA" + SECRET, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": server.url, "AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(name, value)
-    for name, value in {"CONNECT_TIMEOUT_S": 1.0, "READ_TIMEOUT_S": 1.0, "ATTEMPTS": 2}.items():
-        monkeypatch.setattr(remote, name, value)
-    yield server
-    server.well_again()
-    server.shutdown()
-    server.server_close()
+Proxy = Any  # conftest.py has the class
 
 
 numbers = count()
@@ -493,7 +390,7 @@ def test_old_ones_go_only_when_the_new_one_has_arrived(
 def test_a_checkpoint_is_not_removed_while_it_is_uploaded(
     make_writer: Callable[..., CheckpointWriter], far: RemoteRun, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "READ_TIMEOUT_S", 60.0)
+    monkeypatch.setattr(store, "READ_TIMEOUT_S", 60.0)
     writer = make_writer(far, keep=1)
     proxy.break_it("hang", "PUT", "ba8/rank0.pt", times=1)
     save(writer, 8)
@@ -582,9 +479,10 @@ def test_an_upload_that_arrives_short_gets_no_manifest(
 def test_the_store_gets_checksums(run: Path, far: RemoteRun, monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
     """So that it refuses what was altered under way: moto does not compare them."""
     seen: list[str | None] = []
-    original = Handler.forward
+    handler_class: Any = proxy.RequestHandlerClass
+    original = handler_class.forward
     monkeypatch.setattr(
-        Handler,
+        handler_class,
         "do_PUT",
         lambda handler: (seen.append(handler.headers.get("x-amz-checksum-crc32")), original(handler)),
     )
@@ -595,7 +493,7 @@ def test_the_store_gets_checksums(run: Path, far: RemoteRun, monkeypatch: pytest
 def test_large_files_travel_in_parts(
     run: Path, new: Path, far: RemoteRun, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(store, "PART_BYTES", 5 << 20)
     partial = run / "checkpoints/ep0-ba32.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(os.urandom(12 << 20))

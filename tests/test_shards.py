@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import os
+import random
+import re
 import shutil
-from collections.abc import Callable, Iterator
+import subprocess
+import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +17,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import corpus, json_lines, shards, tokenizer, verify
-from data_prep.shard_format import COLUMN, DOCUMENTS, SPLITS, read_shards_info
+from data_prep import corpus, json_lines, shards, spool, tokenizer, verify
+from data_prep.shard_format import (
+    COLUMN,
+    DOCUMENTS,
+    HASHES,
+    SPLITS,
+    mds_config,
+    mds_shard,
+    read_shards_info,
+    samples_per_shard,
+)
 from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_manifest
+from data_prep.workers import Workers
 from recipes.data import registering
 
 SEQ_LEN = 64
@@ -92,29 +108,175 @@ def test_list_of_documents_maps_the_stream(tiny_shards: Path, tiny_corpus: Path,
                 assert encoder.decode(ids[:-1].tolist(), skip_special_tokens=False) == document.text
 
 
-def test_one_worker_and_two_write_the_same_bytes(
-    build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch, folder_bytes: FolderBytes
+@pytest.fixture
+def many_parts(tmp_path: Path, tiny_documents: list[Document], make_corpus: Callable[..., Path]) -> Path:
+    """The tiny corpus in thirty parts of some ten documents."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(spool, "buckets_for", lambda _: 30)
+        return make_corpus(tmp_path / "parts", tiny_documents)
+
+
+def test_any_number_of_workers_writes_the_same_bytes(
+    tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes, build_shards: BuildShards
 ):
-    one = build_shards("one", workers=1)
-    monkeypatch.setattr(shards, "CHUNK_BYTES", 3000)  # many chunks, more than are under way at once
-    assert folder_bytes(build_shards("two", workers=2)) == folder_bytes(one)
+    built = []
+    for processes in (1, 2):
+        out = tmp_path / f"shards{processes}"
+        shards.build(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN, workers=Workers(processes))
+        built.append(folder_bytes(out))
+    assert built[0] == built[1]
+    assert len(list(many_parts.glob("train-*"))) > 20
+    # How the corpus was cut into parts is not seen in the stream.
+    whole = folder_bytes(build_shards())
+    assert {k: v for k, v in whole.items() if k != MANIFEST} == {k: v for k, v in built[0].items() if k != MANIFEST}
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "parts",
+        "parts.inputs.jsonl.zst",
+        "shards",
+        "shards1",
+        "shards2",
+    }
 
 
-def test_chunks_under_way_are_bounded(tiny_tokenizer: Path, tiny_documents: list[Document]):
-    taken = 0
+def test_shards_are_those_of_mds_writer(build_shards: BuildShards, tmp_path: Path):
+    """Byte for byte, index and all: readers of MDS need not know who wrote it."""
+    from streaming import MDSWriter
 
-    def chunks() -> Iterator[list[Document]]:
-        nonlocal taken
-        for document in tiny_documents:
-            taken += 1
-            yield [document]
+    folder = build_shards(compression="none")
+    samples = stream_of(folder, "train").reshape(-1, SEQ_LEN)
+    for split, size_limit in (("train", 1 << 20), ("small", 5000)):
+        config = mds_config(600, SEQ_LEN, None, size_limit)
+        count = samples_per_shard(config)
+        ours = [mds_shard(samples[n : n + count], config) for n in range(0, len(samples), count)]
+        with MDSWriter(
+            columns={COLUMN: f"ndarray:uint16:{SEQ_LEN}"}, out=str(tmp_path / split), hashes=list(HASHES),
+            size_limit=size_limit, compression=None,
+        ) as writer:  # fmt: skip
+            for sample in samples:
+                writer.write({COLUMN: sample})
+        theirs = [path.read_bytes() for path in sorted((tmp_path / split).glob("*.mds"))]
+        assert ours == theirs and (len(ours) > 5) == (split == "small")
+    written = json.loads((folder / "train" / "index.json").read_text())
+    for entry in written["shards"]:
+        entry["size_limit"] = 1 << 20
+        entry["raw_data"] = entry["raw_data"]["basename"]
+    expected = json.loads((tmp_path / "train" / "index.json").read_text())
+    for entry in expected["shards"]:
+        entry["raw_data"] = entry["raw_data"]["basename"]
+    assert written == expected
 
-    with shards._encoding(tiny_tokenizer, 2) as encode:
-        results = encode(chunks())
-        first = next(results)
-        assert taken == 2 * shards.CHUNKS_PER_WORKER
-        assert [e.id for e in first] == [tiny_documents[0].id]
-        assert [e.id for chunk in results for e in chunk] == [d.id for d in tiny_documents[1:]]
+
+def test_what_was_encoded_and_packed_is_not_made_again(
+    tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
+):
+    def build(name: str) -> Path:
+        shards.build(many_parts, tiny_tokenizer, tmp_path / name, seq_len=SEQ_LEN, size_limit_mb=1)
+        return tmp_path / name
+
+    made: list[str] = []
+    for function in (shards.encode_part, shards.pack_shard):
+
+        def counted(*arguments: Any, real: Any = function) -> None:
+            if len(made) in (5, 25):
+                made.append("stop")
+                raise KeyboardInterrupt
+            real(*arguments)
+            made.append(f"{arguments[1]} {arguments[2]}")
+
+        monkeypatch.setattr(shards, function.__name__, counted)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            build("shards")
+    build("shards")
+    made = [name for name in made if name != "stop"]
+    assert len(made) == len(set(made)) > 30
+    monkeypatch.undo()
+    assert folder_bytes(tmp_path / "shards") == folder_bytes(build("straight"))
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from data_prep import shards
+from data_prep.workers import Workers
+if __name__ == "__main__":
+    parts, tokens, out = map(Path, sys.argv[1:4])
+    shards.build(parts, tokens, out, seq_len=64, workers=Workers(2))
+"""
+
+
+@pytest.mark.chaos
+def test_kills_at_random_moments(
+    tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes, outcome: Any
+):
+    """30 kills; whatever is finished between them is the same to the byte."""
+    shards.build(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    (tmp_path / "build.py").write_text(KILLED)
+    draw, root = random.Random(7), Path(corpus.__file__).parents[1]
+    kills = finished = 0
+    while kills < 30:
+        out = tmp_path / f"shards{finished}"
+        command = [sys.executable, str(tmp_path / "build.py"), str(many_parts), str(tiny_tokenizer), str(out)]
+        running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(root)})
+        try:
+            assert running.wait(draw.uniform(0.3, 3)) == 0
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()
+            kills += 1
+        if out.exists():
+            assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
+            finished += 1
+    assert finished > 0
+    outcome("shards: 30 SIGKILLs at random moments", "the same command went on", "nothing: the same bytes")
+
+
+def test_a_worker_that_is_killed_ends_the_build_with_the_way_out(
+    tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes
+):
+    killer = "import os, signal\n" + KILLED.replace(
+        'if __name__ == "__main__":',
+        'if __name__ != "__main__":\n'
+        "    real = shards.corpus.read_part\n"
+        "    shards.corpus.read_part = lambda path, sha: (\n"
+        "        os.kill(os.getpid(), signal.SIGKILL) if '00009' in path.name else real(path, sha))\n"
+        'if __name__ == "__main__":',
+    )
+    (tmp_path / "build.py").write_text(killer)
+    root = Path(corpus.__file__).parents[1]
+    out = tmp_path / "shards"
+    command = [sys.executable, str(tmp_path / "build.py"), str(many_parts), str(tiny_tokenizer), str(out)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(root)}, check=False, capture_output=True, text=True
+    )
+    assert re.search(r"BadInput: a worker process was ended from outside while it had .*train-00009", done.stderr)
+    assert "fewer --workers" in done.stderr and not out.exists()
+    shards.build(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN)
+    shards.build(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
+
+
+def test_a_full_disk_is_named_and_the_build_goes_on(
+    tmp_path: Path,
+    tiny_corpus: Path,
+    tiny_tokenizer: Path,
+    small_disk: Callable[[int], Path],
+    folder_bytes: FolderBytes,
+):
+    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    refused = 0
+    for size_bytes in range(20_000, 140_000, 20_000):
+        disk = small_disk(size_bytes)
+        try:
+            shards.build(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
+        except BadInput as error:
+            assert re.search(r"no room left for .*shards; make some and type the same command, it goes on", str(error))
+            refused += 1
+            assert not (disk / "shards").exists()
+    assert refused >= 3
+    disk = small_disk(4_000_000)
+    shards.build(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
+    assert folder_bytes(disk / "shards") == folder_bytes(tmp_path / "straight")
 
 
 def test_raw_shards_hold_the_same_tokens(build_shards: BuildShards, tiny_shards: Path):
@@ -180,7 +342,7 @@ def test_stop_before_the_end_leaves_nothing_finished(
         ({"seq_len": 10_000}, r"val has [\d,]+ tokens, too few.*a larger share in val"),
         ({"seq_len": 1}, "--seq-len 1"),
         ({"size_limit_mb": 4096}, "--size-limit-mb 4096"),
-        ({"workers": 0}, "--workers 0"),
+        ({"encoder_name": "none"}, "--encoder none is not one of kitoken, tokenizers"),
     ],
 )
 def test_bad_arguments(build_shards: BuildShards, tmp_path: Path, arguments: dict[str, int], message: str):
@@ -252,6 +414,8 @@ def test_verify_recounts(
 
     def write(self: json_lines.Writer, record: dict[str, Any]) -> None:
         nonlocal lines
+        if "start_token" not in record:  # not yet the list that is published
+            return real_write(self, record)
         lines += 1
         if lines == 3 and fault == "leak":
             record["id"] = leaked

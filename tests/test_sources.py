@@ -373,9 +373,37 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
     }
     with pytest.raises(BadInput, match="--licenses free is not one of commercial, noncommercial, all"):
         Pmc("free")
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:  # as acquire.py packs them
+        for name, (_, metadata) in articles.items():
+            if metadata is not None:
+                archive.add(tmp_path / "metadata" / f"{name}.json", f"metadata/{name}.json")
+            archive.add(tmp_path / name / f"{name}.xml", f"{name}/{name}.xml")
+    assert entries(Pmc(), tmp_path / "in.tar") == found
     (tmp_path / "metadata" / "PMC1.1.json").write_bytes(b"<html>")
     with pytest.raises(BadInput, match=r"PMC1\.1\.xml: its metadata are not JSON"):
-        entries(Pmc(), tmp_path)
+        entries(Pmc(), tmp_path / "PMC1.1")
+    with tarfile.open(tmp_path / "in.tar", "w") as archive:
+        for name in ("metadata/PMC1.1.json", "PMC1.1/PMC1.1.xml", "PMC4.2/PMC4.2.xml"):
+            archive.add(tmp_path / name, name)
+    bad, other = entries(Pmc(), tmp_path / "in.tar")
+    assert isinstance(bad, Bad) and "its metadata are not JSON" in bad.problem
+    assert isinstance(other, Document) and other.license == "CC BY 4.0"  # its own: the metadata are another's
+
+
+def test_articles_in_an_object_store(s3: Any):
+    s3.create_bucket(Bucket="articles")
+    for name, license in (("PMC1.1", "CC BY"), ("PMC2.1", "CC BY-NC")):
+        s3.put_object(Bucket="articles", Key=f"{name}/{name}.xml", Body=numbered(int(name[3])))
+        metadata = orjson.dumps({"license_code": license})
+        s3.put_object(Bucket="articles", Key=f"metadata/{name}.json", Body=metadata)
+    found: list[Entry] = []
+    source = Pmc("commercial")
+    for file in source.find(["s3://articles"]):
+        with reading(file) as stream:
+            found += source.read(file, stream)
+    first, second = found
+    assert isinstance(first, Document) and first.license == "CC BY"
+    assert second == Dropped("of other licences", "pmcid:PMC2")
 
 
 def test_a_retracted_article_says_so_itself(tmp_path: Path):

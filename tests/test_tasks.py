@@ -12,7 +12,8 @@ import pytest
 from openpyxl import Workbook
 
 from data_prep.stage import BadInput, sha256_file
-from data_prep.tasks import Question, TaskSet, describe, load, repeated_texts, split_by_hash
+from data_prep.tasks import Question, Sentence, TaskSet, describe, load, repeated_texts, split_by_hash
+from data_prep.tasks.tags import labels
 
 Json = dict[str, Any]
 
@@ -101,9 +102,22 @@ def pairs(folder: Path) -> None:
         lines(folder / f"mine/{split}.jsonl", [{"source": f"long {split}", "target": "short"}])
 
 
+def diseases(folder: Path) -> None:
+    """As BioBERT's sets and MTL-Bioinformatics-2016 are published."""
+    (folder / "diseases").mkdir(parents=True)
+    for split in ("train", "devel", "test"):
+        text = (
+            "-DOCSTART-\tO\n\n"
+            f"Clustering\tO\nof\tO\n{split}\tO\ncolorectal\tB-Disease\ncancer\tI-Disease\n.\tO\n\n"
+            f"#\tO\n{split}\tO\n5-FU\tB-Chemical\n\n\n"
+        )
+        (folder / f"diseases/{split}.tsv").write_text(text)
+    (folder / "diseases/train_dev.tsv").write_text("not read")
+
+
 WRITERS: dict[str, Callable[[Path], None]] = {
     "medqa": medqa, "medmcqa": medmcqa, "pubmedqa": pubmedqa, "bioasq": bioasq, "mmlu": mmlu, "meqsum": meqsum,
-    "mine": pairs,
+    "mine": pairs, "diseases": diseases,
 }  # fmt: skip
 
 
@@ -208,6 +222,88 @@ def test_any_pairs(read: Callable[[str], TaskSet]) -> None:
     assert read("mine").pairs("dev")[0].source == "long dev"
 
 
+def test_tagged_words(read: Callable[[str], TaskSet], tmp_path: Path) -> None:
+    task = read("diseases")
+    assert task.kind == "tags" and list(task.files) == ["train.tsv", "devel.tsv", "test.tsv"]
+    first, second = task.sentences("dev")
+    assert first.words == ("Clustering", "of", "devel", "colorectal", "cancer", ".")
+    assert first.tags == ("O", "O", "O", "B-Disease", "I-Disease", "O")
+    assert (first.id, first.where) == ("dev-00000", f"{tmp_path}/diseases/devel.tsv, line 3")
+    assert second.words == ("#", "devel", "5-FU") and second.where_of(2).endswith("devel.tsv, line 12")
+    printed = describe(task)
+    assert "train 2, dev 2, test 2" in printed
+    assert "  test: 9 words, 2 entities: Chemical 1 (50.0%), Disease 1 (50.0%)" in printed
+    assert labels(task.sentences("train")) == ("O", "B-Chemical", "I-Chemical", "B-Disease", "I-Disease")
+
+
+def test_labels_do_not_hang_on_the_order_of_the_file(read: Callable[[str], TaskSet]) -> None:
+    sentences = read("diseases").sentences("train")
+    assert labels(sentences) == labels(sentences[::-1])
+    assert labels([Sentence("1", ("a", "b"), ("S", "O"), "f, line 1")]) == ("O", "B", "I", "E", "S")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words", "tags"),
+    [
+        ("train.txt", "-DOCSTART- -X- -X- O\n\nEU NNP I-NP I-ORG\nrejects VBZ I-VP O\n", ("EU", "rejects"), "B-ORG O"),
+        ("train.conll", "# id = 1\n# text = a b\n#\tB\nb\tI\n", ("#", "b"), "B I"),
+        ("train.iob", "###MEDLINE:95369245\n\nIL-2\tB-DNA\ngene\tI-DNA\n", ("IL-2", "gene"), "B-DNA I-DNA"),
+        ("train.tsv", "a\tI-X\r\nb\tI-X\r\nc\tB-X\r\nd\tI-Y\r\n", tuple("abcd"), "B-X I-X B-X B-Y"),
+        ("train.tsv", "in vivo\tO\na\u2028b\tS-X\nc\tB-X\nd\tE-X", ("in vivo", "a\u2028b", "c", "d"), "O S-X B-X E-X"),
+        ("train.tsv", "a  O\nb \t U-X\n", ("a", "b"), "O U-X"),
+        ("train.txt", "the DT\ngene NN\n", ("the", "gene"), "DT NN"),
+    ],
+    ids=["conll-2003", "comments", "jnlpba", "iob1", "iobes", "blanks", "parts-of-speech"],
+)  # fmt: skip
+def test_forms_of_tagged_words(
+    name: str, text: str, words: tuple[str, ...], tags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("data_prep.tasks.tags.LEAKED_SHARE", 1.0)
+    (tmp_path / "own").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "own" / name.replace("train", split)).write_bytes(text.encode())
+    task = load("own", tmp_path)
+    (sentence,) = task.sentences("train")
+    assert (sentence.words, sentence.tags) == (words, tuple(tags.split()))
+    assert ("read as B (IOB1)" in task.note) == ("I-ORG" in text or "I-Y" in text)
+
+
+def test_folders_of_tagged_words_that_are_refused(tmp_path: Path) -> None:
+    diseases(tmp_path)
+    folder = tmp_path / "diseases"
+    for name, text, says in (
+        ("dev.tsv", "a\tO\n", r"holds 2 files for dev: .*dev\.tsv, .*devel\.tsv; keep one"),
+        ("test.jsonl", "{}", r"holds both test\.jsonl and test\.tsv; keep one"),
+        ("test.tsv", "", r"test\.tsv: no tagged word in it"),
+        ("train.tsv", "-DOCSTART-\tO\n\n\n", r"train\.tsv: no tagged word in it"),
+        ("test.tsv", "a\tO\n\nb\tO\n", r"test\.tsv, line 1: test has no entity, every tag is O; are its tags withheld"),
+        ("test.tsv", "a\nb\n", r"test\.tsv, line 1: 1 columns; a line is a word"),
+        ("train.tsv", "a\tNN\nb\tVBZ\n", r"train\.tsv, line 1: the tag 'NN' is of no scheme"),
+    ):
+        old = (folder / name).read_bytes() if (folder / name).exists() else None
+        (folder / name).write_text(text)
+        with pytest.raises(BadInput, match=says):
+            load("diseases", tmp_path)
+        (folder / name).write_bytes(old) if old is not None else (folder / name).unlink()
+    (folder / "test.tsv").unlink()
+    with pytest.raises(BadInput, match=r"holds neither test\.jsonl .* nor tagged words \(test\.tsv, "):
+        load("diseases", tmp_path)
+
+
+def test_a_test_split_that_is_in_train_is_refused(tmp_path: Path) -> None:
+    diseases(tmp_path)
+    train, test = tmp_path / "diseases/train.tsv", tmp_path / "diseases/test.tsv"
+    train.write_text(train.read_text() + "\n" + test.read_text())
+    says = (
+        r"test\.tsv, line 3: 2 of 2 sentences of test that have entities are in train, too, the first at .*train.tsv, l"
+    )
+    with pytest.raises(BadInput, match=says):
+        load("diseases", tmp_path)
+    more = "".join(f"new{n}\tB-Disease\n\n" for n in range(18))
+    test.write_text(test.read_text() + more)
+    assert "2 of 20 sentences of test that have entities are in train, too" in load("diseases", tmp_path).note
+
+
 def test_what_is_printed(read: Callable[[str], TaskSet]) -> None:
     printed = describe(read("pubmedqa"))
     assert "train 2, dev 1, test 3" in printed and "maybe 33.3%, no 33.3%, yes 33.3%" in printed
@@ -250,6 +346,18 @@ def test_a_split_by_hash_is_of_the_id_alone() -> None:
         ("mine", "train.jsonl", '"long train"', "7", "line 1: source is 7"),
         ("mine", "train.jsonl", '{"source": "long train", "target": "short"}', "[1]", "line 1: not a JSON object"),
         ("mine", "train.jsonl", '{"source": "long train", "target": "short"}', "", "train split is empty"),
+        ("diseases", "train.tsv", "of\tO", "of O", "line 4: 1 columns, the first has 2; a line is a word and"),
+        ("diseases", "train.tsv", "of\tO", "of\tIN\tO", "line 4: 3 columns, the first has 2"),
+        ("diseases", "train.tsv", "of\tO", "\tO", "line 4: its word is empty"),
+        ("diseases", "train.tsv", "of\tO", "of\t\tO", "line 4: 3 columns"),
+        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tDisease", "line 6: the tag 'Disease' is of no"),
+        ("diseases", "train.tsv", "colorectal\tB-", "colorectal\tM-", "line 6: the tag 'M-Disease' is of no scheme"),
+        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tB", "line 6: the tag 'B' has no type, as '.-"),
+        ("diseases", "train.tsv", "cancer\tI-", "cancer\tE-", "line 12: B-Chemical of '5-FU' is part of no entity"),
+        ("diseases", "devel.tsv", "cancer\tI-", "cancer\tL-", r"By L-Disease in .*devel\.tsv, line 7 the set is BILOU"),
+        ("diseases", "devel.tsv", "5-FU\tB-", "5-FU\tS-", r"By S-Chemical in .*devel\.tsv, line 12 the set is IOBES"),
+        ("diseases", "test.tsv", "5-FU\tB-Chemical", "5-FU\tB-Drug", "line 12: train has no Drug"),
+        ("diseases", "test.tsv", "5-FU", "5-F\udcff", "line 12: not UTF-8"),
     ],
 )  # fmt: skip
 def test_bad_records_are_refused(name: str, file: str, old: str, new: str, says: str, tmp_path: Path) -> None:

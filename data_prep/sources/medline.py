@@ -61,35 +61,12 @@ class Medline:
         Raises:
             BadInput: it is not gzip, cut off, not XML, or not a PubMed citation file.
         """
-        name = file.url
         _check_md5(file)
-        try:
-            with gzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
-                # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
-                parser = etree.iterparse(
-                    unpacked,
-                    tag=("PubmedArticle", "DeleteCitation"),
-                    resolve_entities=False,
-                    no_network=True,
-                    remove_comments=True,
-                    remove_pis=True,
-                )
-                for _, element in parser:
-                    if element.tag == "PubmedArticle":
-                        yield self._entry(element)
-                    else:
-                        yield from map(_deletion, element.iter("PMID"))
-                    element.clear()
-                    while element.getprevious() is not None:
-                        del element.getparent()[0]
-                if parser.root.tag != "PubmedArticleSet":
-                    raise BadInput(f"{name} has the root element <{parser.root.tag}>, not <PubmedArticleSet>")
-        except gzip.BadGzipFile:
-            raise BadInput(f"{name} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
-        except (EOFError, zlib.error):
-            raise BadInput(f"{name} is cut off or damaged; download it again and compare its .md5") from None
-        except etree.XMLSyntaxError as error:
-            raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
+        for element in citations(stream, file.url):
+            if element.tag == "PubmedArticle":
+                yield self._entry(element)
+            else:
+                yield from map(_deletion, element.iter("PMID"))
 
     def _entry(self, article: etree._Element) -> Entry:
         pmid = PMID(article).strip()
@@ -111,6 +88,42 @@ class Medline:
     def _section(self, element: etree._Element) -> str:
         text, label = _text(element), fold(element.get("Label") or "")
         return f"{label}: {text}" if self.section_labels and text and label not in ("", "UNLABELLED") else text
+
+
+def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
+    """The `PubmedArticle` and `DeleteCitation` elements of a file; each is emptied when the next one is asked for.
+
+    Args:
+        stream: the file.
+        name: what messages call it.
+
+    Raises:
+        BadInput: it is not gzip, cut off, not XML, or not a PubMed citation file.
+    """
+    try:
+        with gzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
+            # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
+            parser = etree.iterparse(
+                unpacked,
+                tag=("PubmedArticle", "DeleteCitation"),
+                resolve_entities=False,
+                no_network=True,
+                remove_comments=True,
+                remove_pis=True,
+            )
+            for _, element in parser:
+                yield element
+                element.clear()
+                while element.getprevious() is not None:
+                    del element.getparent()[0]
+            if parser.root.tag != "PubmedArticleSet":
+                raise BadInput(f"{name} has the root element <{parser.root.tag}>, not <PubmedArticleSet>")
+    except gzip.BadGzipFile:
+        raise BadInput(f"{name} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
+    except (EOFError, zlib.error):
+        raise BadInput(f"{name} is cut off or damaged; download it again and compare its .md5") from None
+    except etree.XMLSyntaxError as error:
+        raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
 
 
 def _deletion(pmid: etree._Element) -> Entry:

@@ -17,7 +17,7 @@ from typing import ClassVar
 from data_prep import inputs, json_lines
 from data_prep.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry
-from data_prep.sources.text import LINES, json_object
+from data_prep.sources.text import LINES
 from data_prep.stage import BadInput
 
 SETS = (ABSTRACTS, ARTICLES)
@@ -55,7 +55,7 @@ class Pile:
             if KEY in line and not any(name in line for name in NAMES) and not ESCAPE.search(line):
                 yield other
                 continue
-            record = json_object(line)
+            record = json_lines.parse(line)
             if isinstance(record, str):
                 yield Bad(f"line {number}", record)
                 continue

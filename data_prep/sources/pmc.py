@@ -1,7 +1,8 @@
 """PubMed Central articles: JATS XML, as files, in tar archives, or laid out as in the public bucket `pmc-oa-opendata`.
 
 There an article is `PMC<id>.<version>/PMC<id>.<version>.xml`, and `metadata/PMC<id>.<version>.json` says its licence
-and whether it was retracted, which then goes before what the XML says. Of the versions of an article the last counts.
+and whether it was retracted, which then goes before what the XML says. In a tar file, as acquire.py packs them, the
+metadata stand right before their article. Of the versions of an article the last counts.
 
 Text: title, abstracts, body, appendices, and the captions of figures and tables that stand apart, in this order; every
 title, paragraph, list item and caption is a line of its own with its white space folded, and an empty line lies
@@ -78,6 +79,7 @@ TIERS = {"commercial": COMMERCIAL, "noncommercial": COMMERCIAL + NONCOMMERCIAL, 
 TARS = (".tar", ".tar.gz", ".tar.xz", ".tar.zst")
 XML = (".nxml", ".xml")
 BUCKET = re.compile(r"(.*?)([^/]+)/\2\.xml")
+METADATA = re.compile(r"(^|/)metadata/[^/]+\.json$")
 
 
 @dataclass(frozen=True)
@@ -111,24 +113,41 @@ class Pmc:
         content = _Unpacked(stream, file.url)
         try:
             with tarfile.open(fileobj=content, mode="r|") as archive:
+                last_metadata: dict[str, bytes] = {}
                 for member in archive:
-                    if member.isfile() and member.name.endswith(XML):
-                        article = archive.extractfile(member)
-                        assert article is not None
-                        try:
-                            yield self._allowed(read_article(article, f"{file.url}:{member.name}"))
-                        except BadInput as error:
-                            yield Bad(member.name, str(error))
+                    if not member.isfile() or not member.name.endswith((*XML, ".json")):
+                        continue
+                    extracted = archive.extractfile(member)
+                    assert extracted is not None
+                    if not member.name.endswith(XML):
+                        last_metadata = {member.name: extracted.read()} if METADATA.search(member.name) else {}
+                        continue
+                    name = f"{file.url}:{member.name}"
+                    try:
+                        metadata = _parsed(last_metadata.get(_metadata_name(member.name) or ""), name)
+                        yield self._allowed(read_article(extracted, name, metadata))
+                    except BadInput as error:
+                        yield Bad(member.name, str(error))
         except tarfile.TarError as error:
             raise BadInput(f"{file.url} is damaged, or not a tar file ({error}); download it again") from None
         if not content.ended():
             raise BadInput(f"{file.url} is cut off; download it again")
 
     def _allowed(self, entry: Document | Dropped) -> Entry:
-        allowed = TIERS[self.licenses]
-        if allowed is None or isinstance(entry, Dropped) or VERSION.sub("", entry.license or "") in allowed:
+        if isinstance(entry, Dropped) or in_tier(entry.license, self.licenses):
             return entry
         return Dropped("of other licences", entry.id)
+
+
+def in_tier(license: str | None, tier: str) -> bool:
+    """Whether a licence such as `CC BY 4.0` is one of a tier's; None is unknown.
+
+    Args:
+        license: the licence.
+        tier: a key of `TIERS`.
+    """
+    allowed = TIERS[tier]
+    return allowed is None or VERSION.sub("", license or "") in allowed
 
 
 class _Unpacked(io.RawIOBase):
@@ -161,16 +180,26 @@ class _Unpacked(io.RawIOBase):
 
 def _metadata(file: Input) -> JsonDict:
     """What the bucket says of an article beside its XML; nothing for other files."""
-    found = BUCKET.fullmatch(file.url)
-    content = inputs.content(f"{found[1]}metadata/{found[2]}.json") if found else None
+    name = _metadata_name(file.url)
+    return _parsed(inputs.content(name) if name else None, file.url)
+
+
+def _metadata_name(name: str) -> str | None:
+    """Where the metadata of an article of the bucket lie; None for other files."""
+    found = BUCKET.fullmatch(name)
+    return f"{found[1]}metadata/{found[2]}.json" if found else None
+
+
+def _parsed(content: bytes | None, name: str) -> JsonDict:
+    """The metadata of the article `name`; nothing where there are none."""
     if content is None:
         return {}
     try:
         metadata = orjson.loads(content)
     except orjson.JSONDecodeError as error:
-        raise BadInput(f"{file.url}: its metadata are not JSON ({error}); download them again") from None
+        raise BadInput(f"{name}: its metadata are not JSON ({error}); download them again") from None
     if not isinstance(metadata, dict):
-        raise BadInput(f"{file.url}: its metadata are not a JSON object; download them again")
+        raise BadInput(f"{name}: its metadata are not a JSON object; download them again")
     return metadata
 
 

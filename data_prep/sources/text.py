@@ -11,8 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
-import orjson
-
 from data_prep import inputs, json_lines
 from data_prep.inputs import Input, Stream
 from data_prep.sources import Bad, Document, Dropped, Entry
@@ -61,8 +59,11 @@ class Text:
             for number, row in enumerate(_rows(file, stream), start=1):
                 yield self._entry(row, f"row {number}", f"{file.name}:{number}")
         else:
-            for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
-                record = json_object(line)
+            number = 0
+            for line in json_lines.lines(stream, file.url):
+                number += 1  # noqa: SIM113 (enumerate would hold the line)
+                record = json_lines.parse(line)
+                del line
                 place = f"line {number}"
                 yield (
                     Bad(place, record)
@@ -108,15 +109,6 @@ class Text:
 def tidy(text: str) -> str:
     """Line ends as line feeds, no white space at the ends; else as it is."""
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
-
-
-def json_object(line: bytes) -> dict[str, Any] | str:
-    """The object that a line holds, or what is wrong with the line."""
-    try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError as error:
-        return f"not JSON ({error})"
-    return record if isinstance(record, dict) else f"not a JSON object but {line[:40]!r}"
 
 
 def _value(record: dict[str, Any], key: str) -> Any:

@@ -1,4 +1,4 @@
-"""Question sets and source -> target sets, read from the files that their projects publish.
+"""Question sets, source -> target sets and tagged sentences, read from the files that their projects publish.
 
     folder      files, anywhere below it                                                    splits
     medqa       phrases_no_exclude_{train,dev,test}.jsonl; or {train,dev,test}.json of
@@ -8,7 +8,8 @@
     bioasq      *train*.json, [*dev*.json], *golden*.json of BioASQ task b, yes/no only     train dev test
     mmlu        SUBJECT_{dev,val,test}.csv without header, six medical subjects             dev val test
     meqsum      meqsum.jsonl, or the project's .xlsx (abachaa/MeQSum)                       train dev test, ours
-    other       {train,dev,test}.jsonl of lines `source`, `target`                          train dev test
+    other       {train,dev,test}.jsonl of lines `source`, `target`; or words and their
+                tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob} (tags.py)          train dev test
 
 Every fault names the file and the line or record.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,14 +71,45 @@ class Pair:
         return self.source
 
 
+@dataclass(frozen=True, slots=True)
+class Sentence:
+    """Words and their tags.
+
+    Attributes:
+        id: unique in its set.
+        words: as they stand in the file, one a line.
+        tags: one a word.
+        where: file and line of the first word, for messages.
+    """
+
+    id: str
+    words: tuple[str, ...]
+    tags: tuple[str, ...]
+    where: str
+
+    @property
+    def text(self) -> str:
+        """All that is read."""
+        return " ".join(self.words)
+
+    def where_of(self, word: int) -> str:
+        """File and line of a word."""
+        path, _, line = self.where.rpartition(" ")
+        return f"{path} {int(line) + word}"
+
+
+Examples = Sequence[Question] | Sequence[Pair] | Sequence[Sentence]
+Splits = dict[str, list[Question]] | dict[str, list[Pair]] | dict[str, list[Sentence]]
+
+
 @dataclass(frozen=True)
 class TaskSet:
     """One set.
 
     Attributes:
         name: such as `medqa`.
-        kind: `choice` (each question has its own options), `verdict` (all have the same ones) or `pairs`.
-        splits: split name -> examples (`Question`, or `Pair` in `pairs`), in the order of the files.
+        kind: `choice` (each question has its own options), `verdict` (all have the same ones), `pairs` or `tags`.
+        splits: split name -> examples (`Question`; `Pair` in `pairs`, `Sentence` in `tags`), in the order of the files.
         files: file name below the set's folder -> SHA-256.
         scored: the split that published numbers are of.
         note: what a reader of scores should know of the splits.
@@ -85,7 +117,7 @@ class TaskSet:
 
     name: str
     kind: str
-    splits: dict[str, list[Question]] | dict[str, list[Pair]]
+    splits: Splits
     files: dict[str, str]
     scored: str = "test"
     note: str = ""
@@ -106,7 +138,15 @@ class TaskSet:
         """
         return [example for example in self._split(split) if isinstance(example, Pair)]
 
-    def _split(self, split: str) -> list[Question] | list[Pair]:
+    def sentences(self, split: str) -> list[Sentence]:
+        """The tagged sentences of a split.
+
+        Raises:
+            BadInput: there is no such split.
+        """
+        return [example for example in self._split(split) if isinstance(example, Sentence)]
+
+    def _split(self, split: str) -> Examples:
         if split not in self.splits:
             raise BadInput(f"{self.name} has no {split} split here; it has {', '.join(self.splits)}")
         return self.splits[split]
@@ -131,9 +171,19 @@ def load(name: str, data: Path) -> TaskSet:
     folder = data / name
     if not folder.is_dir():
         raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/__init__.py)")
-    task = readers.get(name, pairs.jsonl)(folder)
+    task = readers.get(name, _own)(folder)
     _check(task)
     return task
+
+
+def _own(folder: Path) -> TaskSet:
+    """A set of no name known here: pairs, or tagged words."""
+    from data_prep.tasks import pairs, tags
+
+    pair_file, tagged_file = the_file(folder, "test.jsonl", optional=True), tags.find(folder, "test")
+    if pair_file and tagged_file:
+        raise BadInput(f"{folder} holds both {pair_file.name} and {tagged_file.name}; keep one")
+    return pairs.jsonl(folder) if pair_file else tags.conll(folder)
 
 
 def _check(task: TaskSet) -> None:
@@ -149,7 +199,7 @@ def _check(task: TaskSet) -> None:
             seen[example.id] = f"{split}, {example.where}"
             if isinstance(example, Question):
                 _check_question(example, where)
-            elif not example.source.strip() or not example.target.strip():
+            elif isinstance(example, Pair) and not (example.source.strip() and example.target.strip()):
                 raise BadInput(f"{where}: its {'target' if example.source.strip() else 'source'} is empty")
 
 
@@ -165,13 +215,19 @@ def _check_question(question: Question, where: str) -> None:
 
 
 def describe(task: TaskSet) -> str:
-    """Counts, label balance, texts that occur twice, and hashes, as lines to print."""
+    """Counts, balance of labels or entities, texts that occur twice, and hashes, as lines to print."""
+    from data_prep.tasks import tags
+
     lines = [f"{task.name}: {', '.join(f'{split} {len(examples):,}' for split, examples in task.splits.items())}"]
     for split, examples in task.splits.items():
         questions = [example for example in examples if isinstance(example, Question)]
         if questions:
             shares = ", ".join(f"{label} {share:.1%}" for label, share in label_balance(task, questions).items())
             lines.append(f"  {split}: {shares}")
+        if sentences := [example for example in examples if isinstance(example, Sentence)]:
+            words, counts = sum(len(sentence.words) for sentence in sentences), tags.balance(sentences)
+            shares = ", ".join(f"{kind} {n:,} ({n / counts.total():.1%})" for kind, n in sorted(counts.items()))
+            lines.append(f"  {split}: {words:,} words, {counts.total():,} entities: {shares}")
     if twice := repeated_texts(task):
         lines.append(f"  {twice:,} texts occur in more than one split, under different ids")
     if task.note:

@@ -1,0 +1,89 @@
+"""A folder of fetched files, and what it knows of them: `acquired.sqlite`, and `acquired.csv` for people."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from data_prep.stage import BadInput
+
+STATE, LISTING = "acquired.sqlite", "acquired.csv"
+
+
+@contextmanager
+def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
+    """The database of a folder, both made where they are not there. It is held, for one process at a time.
+
+    Args:
+        folder: the folder.
+        dry_run: nothing is made, and the database is a copy that goes away.
+
+    Raises:
+        BadInput: it cannot be made, is none, another process has it; the disk becomes full meanwhile.
+    """
+    try:
+        with tempfile.TemporaryDirectory() as aside:
+            place = folder
+            if dry_run:
+                place = Path(aside)
+                if (folder / STATE).is_file():
+                    shutil.copy(folder / STATE, place)
+            place.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(place / STATE, timeout=0)) as database:
+                # Of two commands in one folder, each would write into the other's parts.
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")
+                database.execute("BEGIN EXCLUSIVE")
+                database.commit()
+                yield database
+    except sqlite3.Error as error:
+        if "locked" in str(error):
+            raise BadInput(f"another command is fetching into {folder}; wait for it, or give another --out") from None
+        if "full" in str(error):
+            raise _full(folder) from None
+        raise BadInput(f"{folder / STATE}: {error}; removed, what lies beside it is checked anew") from None
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise _full(folder) from None
+        raise BadInput(f"cannot write {error.filename or folder}: {error.strerror or error}") from None
+
+
+def _full(folder: Path) -> BadInput:
+    return BadInput(f"no room left for {folder}; make some and type the same command, it goes on")
+
+
+def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> None:
+    """Write what a query finds as `acquired.csv`, with the names of its columns."""
+    aside = folder / f".{LISTING}"
+    with aside.open("w", encoding="utf-8", newline="") as file:
+        found = database.execute(query)
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(column[0] for column in found.description)
+        writer.writerows(found)
+    aside.replace(folder / LISTING)
+
+
+def place(part: Path, path: Path) -> None:
+    """Give a file its name, on disk for good."""
+    with part.open("rb") as file:
+        os.fsync(file.fileno())
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def stamp(path: Path) -> str | None:
+    """Changes when a file does, as far as can be seen without reading it; None where there is none."""
+    if not path.is_file():
+        return None
+    found = path.stat()
+    return f"{found.st_size}:{found.st_mtime_ns}"

@@ -1,0 +1,210 @@
+"""Copies of token shards: uploaded and read back, and what is damaged here fetched from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+from botocore.config import Config
+
+from data_prep import shards, store, verify
+from data_prep.stage import MANIFEST, BadInput, Unavailable, seal
+
+Proxy = Any  # conftest.py has the class
+FolderBytes = Callable[[Path], dict[str, bytes]]
+numbers = count()
+
+
+@pytest.fixture
+def far(proxy: Proxy) -> str:
+    """A bucket behind the proxy."""
+    name = f"shards-{next(numbers)}"
+    boto3.client("s3", endpoint_url=proxy.store).create_bucket(Bucket=name)
+    return f"s3://{name}/some/where"
+
+
+def objects(proxy: Proxy, far: str) -> dict[str, bytes]:
+    as_they_are = Config(response_checksum_validation="when_required")
+    client = boto3.client("s3", endpoint_url=proxy.store, config=as_they_are)
+    bucket, prefix = far.removeprefix("s3://").split("/", 1)
+    found = client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+    return {
+        entry["Key"].removeprefix(f"{prefix}/"): client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
+        for entry in found
+    }
+
+
+def test_an_upload_is_the_folder(
+    tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, capsys: pytest.CaptureFixture[str]
+):
+    proxy.break_it("503", times=1)
+    shards.upload(tiny_shards, far)
+    assert f"{far} holds {tiny_shards}: 6 files, each read back" in capsys.readouterr().out
+    assert objects(proxy, far) == folder_bytes(tiny_shards)
+    puts = [request for request in proxy.requests if request.startswith("PUT")]
+    assert puts[-1].split("?")[0].endswith(f"some/where/{MANIFEST}"), "the manifest goes last"
+    proxy.requests.clear()
+    shards.upload(tiny_shards, f"{far}/")
+    assert capsys.readouterr().out == f"{far} is up to date\n"
+    assert not [request for request in proxy.requests if request.startswith("PUT")]
+
+
+def test_what_arrives_altered_is_uploaded_again(
+    tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
+):
+    """moto does not compare checksums, as not every store does: what is read back shows it."""
+    real = store.Store.put_files
+    damaged: list[str] = []
+
+    def put_files(self: store.Store, files: dict[str, Path]) -> None:
+        real(self, files)
+        name = "train/index.json"
+        if name in files and len(damaged) < 2:
+            data = files[name].read_bytes()
+            self.put(name, bytes([data[0] ^ 1]) + data[1:])
+            damaged.append(name)
+
+    monkeypatch.setattr(store.Store, "put_files", put_files)
+    shards.upload(tiny_shards, far)
+    assert len(damaged) == 2 and objects(proxy, far) == folder_bytes(tiny_shards)
+    damaged[:] = []
+    monkeypatch.setattr(shards, "UPLOADS", 2)
+    other = f"{far}-2"
+    with pytest.raises(Unavailable, match=r"where-2/train/index\.json is not what was written after 2 uploads"):
+        shards.upload(tiny_shards, other)
+    assert MANIFEST not in objects(proxy, other), "without it the copy counts for nothing"
+    assert tiny_shards.is_dir()
+
+
+def test_a_flip_on_the_way_back_is_not_taken_for_good(
+    tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes
+):
+    proxy.break_it("flip", "GET", "documents", times=2)
+    shards.upload(tiny_shards, far)
+    assert objects(proxy, far) == folder_bytes(tiny_shards)
+
+
+@pytest.mark.parametrize(
+    ("fault", "error", "says"),
+    [("403", BadInput, "access denied"), ("503", Unavailable, "answered 503"), ("cut upload", Exception, "")],
+)
+def test_a_store_that_refuses_is_named(
+    tiny_shards: Path, far: str, proxy: Proxy, fault: str, error: type[Exception], says: str, folder_bytes: FolderBytes
+):
+    proxy.break_it(fault, "PUT", "train")
+    with pytest.raises(error, match=says):
+        shards.upload(tiny_shards, far)
+    assert MANIFEST not in objects(proxy, far)
+    proxy.well_again()
+    shards.upload(tiny_shards, far)
+    assert objects(proxy, far) == folder_bytes(tiny_shards)
+
+
+def test_a_killed_upload_goes_on(tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes):
+    proxy.break_it("hang", "PUT", "index.json", times=1)
+    root = str(Path(shards.__file__).parents[1])
+    code = f"from pathlib import Path; from data_prep import shards; shards.upload(Path({str(tiny_shards)!r}), {far!r})"
+    running = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
+    assert proxy.held.wait(60)
+    deadline_s = time.monotonic() + 20
+    while len(there := objects(proxy, far)) < 4 and time.monotonic() < deadline_s:
+        time.sleep(0.1)
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    proxy.well_again()
+    assert there and MANIFEST not in there
+    proxy.requests.clear()
+    shards.upload(tiny_shards, far)
+    puts = {request.split("?")[0].partition("some/where/")[2] for request in proxy.requests if "PUT" in request[:3]}
+    assert not puts & (there.keys() - {".write-test"}), "what had arrived is read back, not sent again"
+    assert objects(proxy, far) == folder_bytes(tiny_shards)
+
+
+def test_other_shards_are_not_overwritten(tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path,
+                                          far: str, proxy: Proxy):  # fmt: skip
+    shards.upload(tiny_shards, far)
+    before = objects(proxy, far)
+    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
+    with pytest.raises(BadInput, match="holds other shards; give another --remote"):
+        shards.upload(tmp_path / "other", far)
+    assert objects(proxy, far) == before
+    for url in ("gs://bucket/x", "s3://", "/somewhere"):
+        with pytest.raises(BadInput, match=r"--remote .* is not s3://bucket/prefix"):
+            shards.upload(tiny_shards, url)
+
+
+@pytest.fixture
+def damaged(tiny_shards: Path, tmp_path: Path) -> Path:
+    """The tiny shards, every file of them damaged in another way, and one gone."""
+    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
+    for place, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
+        data = path.read_bytes()
+        if place % 3 == 0:
+            path.write_bytes(data[:7] + bytes([data[7] ^ 1]) + data[8:])
+        elif place % 3 == 1:
+            path.write_bytes(data[: len(data) // 2])
+        else:
+            path.unlink()
+    (folder / "train" / "shard.00000.mds").write_bytes(b"unpacked wrongly")
+    return folder
+
+
+def test_repair_from_a_folder_and_from_a_store(
+    damaged: Path, tiny_shards: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    shards.upload(tiny_shards, far)
+    again = shutil.copytree(damaged, tmp_path / "again")
+    for folder, remote in ((damaged, str(tiny_shards)), (again, f"{far}/")):
+        with pytest.raises(BadInput):
+            verify.verify(folder)
+        verify.main(["--shards", str(folder), "--repair", "--remote", remote])
+        said = capsys.readouterr().out
+        assert "8 files replaced" in said and "is what was written: 6 files" in said
+        assert folder_bytes(folder) == folder_bytes(tiny_shards)
+    assert verify.repair(again, str(tiny_shards)) == 0
+
+
+def test_repair_takes_nothing_that_is_not_good(
+    damaged: Path, tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path, folder_bytes: FolderBytes
+):
+    before = folder_bytes(damaged)
+    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
+    good = shutil.copytree(tiny_shards, tmp_path / "good")
+    with pytest.raises(BadInput, match=r"is a copy of other shards than .*: their manifests differ"):
+        verify.repair(good, str(tmp_path / "other"))
+    with pytest.raises(BadInput, match="so it is not a whole copy of token shards"):
+        verify.repair(damaged, str(tmp_path))
+    with pytest.raises(BadInput, match="is not the manifest of token shards"):
+        verify.repair(damaged, str(tiny_corpus))
+    assert folder_bytes(damaged) == before
+    copy = shutil.copytree(tiny_shards, tmp_path / "copy")
+    (copy / "val/index.json").write_text("{}")
+    with pytest.raises(BadInput, match=r"copy/val/index\.json is not what was written either"):
+        verify.repair(damaged, str(copy))
+    # A manifest that names a place outside the folder, sealed by whoever made it up.
+    manifest = json.loads((tiny_shards / MANIFEST).read_text())
+    manifest["outputs"] = {"../escaped": next(iter(manifest["outputs"].values()))}
+    manifest["seal"] = seal(manifest)
+    (copy / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    shutil.rmtree(damaged)
+    with pytest.raises(BadInput, match=r"names a file outside its folder: \.\./escaped"):
+        verify.repair(damaged, str(copy))
+    assert not (tmp_path / "escaped").exists()
+
+
+@pytest.mark.parametrize("switches", [["--repair"], ["--remote", "x"]])
+def test_repair_and_remote_go_together(tiny_shards: Path, switches: list[str]):
+    with pytest.raises(BadInput, match="--repair and --remote go together"):
+        verify.main(["--shards", str(tiny_shards), *switches])
