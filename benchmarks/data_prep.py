@@ -20,7 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -38,7 +38,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Run, machine, measured
 from data_prep import corpus, inputs, shards
-from data_prep.shard_format import SPLITS, token_dtype
+from data_prep.encoder import ENCODERS, Encoder
+from data_prep.shard_format import SPLITS
 from data_prep.sources import Document, Dropped, pmc, sample
 from data_prep.sources.medline import Medline
 from data_prep.stage import BadInput, read_manifest, run
@@ -50,7 +51,6 @@ CORES = (1, 2)
 TINY_DOCUMENTS = 1000
 PART_BYTES = 16 << 20  # of the texts' JSON lines, so that several processes have files to read
 PACKED, BOTH = "ours, shards.py, zstd", "ours, corpus.py and shards.py"
-ENCODED_AT_ONCE = 500  # documents
 SHARD_BYTES = 64 << 20
 FLAT_MB = (40, 400, 4000)
 PILE_BYTES = 117.6e9  # The Pile's two PubMed sets, one copy of each: what BioMedLM was trained on
@@ -514,13 +514,12 @@ def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
     start_s = time.process_time()
     texts = [d.text for split in SPLITS for d in corpus.read_documents(work / "full/corpus", split)]
     parts = {"reading: JSON, zstd, SHA-256": time.process_time() - start_s}
-    encode = shards.load_encoder(tokenizer)
-    dtype = token_dtype(read_manifest(tokenizer, "tokenizer", "make tokenizer")["tokenizer"]["vocab_size"])
-    encode(texts[:100])
+    encoder = Encoder(tokenizer, ENCODERS[0])
+    deque(encoder.encode(texts[0]), maxlen=0)
     start_s = time.process_time()
-    ids = [array for i in range(0, len(texts), ENCODED_AT_ONCE) for array in encode(texts[i : i + ENCODED_AT_ONCE])]
-    parts["encoding"] = time.process_time() - start_s
-    content = b"".join(array.astype(dtype).tobytes() for array in ids)
+    ids = [piece for text in texts for piece, _ in encoder.encode(text)]
+    parts[f"encoding, {ENCODERS[0]}"] = time.process_time() - start_s
+    content = b"".join(piece.tobytes() for piece in ids)
     level = int((shards.COMPRESSION["zstd"] or "zstd:0").split(":")[1])
     start_s = time.process_time()
     for i in range(0, len(content), SHARD_BYTES):

@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,35 +62,35 @@ def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str
             env={**os.environ, **threads, **(environment or {})},
             preexec_fn=lambda: os.sched_setaffinity(0, free[:cores]),
         )
+        cpu_s: dict[int, float] = {}  # of each process as it was last seen
         while process.poll() is None:
-            sizes = list(_sizes_bytes(process))
+            sizes = []
+            for pid, size_bytes, seconds in _seen(process):
+                sizes.append(size_bytes)
+                cpu_s[pid] = seconds
             found.peak_bytes = max(found.peak_bytes, sum(sizes))
             found.largest_process_bytes = max(found.largest_process_bytes, *sizes, 0)
-            try:
+            with suppress(psutil.TimeoutExpired):
                 process.wait(POLL_S)
-            except psutil.TimeoutExpired:
-                continue
         found.wall_s = time.perf_counter() - start_s
         output.seek(0)
         found.output = output.read()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    found.cpu_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    # The kernel counts a process to its parent's children when the parent waits for it, which not all parents do.
+    waited_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found.cpu_s = max(waited_s, sum(cpu_s.values()))
     if process.returncode != 0:
         raise BadInput(f"exit code {process.returncode}: {' '.join(map(str, command))}\n{found.output[-2000:]}")
     return found
 
 
-def _sizes_bytes(process: psutil.Process) -> Iterator[int]:
-    """Resident memory of a process and of all below it; pages that two of them share count twice."""
-    try:
-        members = [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return
-    for member in members:
-        try:
-            yield member.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
+def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
+    """Id, resident memory and CPU time of a process and of all below it; pages that two of them share count twice."""
+    with suppress(psutil.NoSuchProcess):
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess), member.oneshot():
+                times = member.cpu_times()
+                yield member.pid, member.memory_info().rss, times.user + times.system
 
 
 def machine() -> str:

@@ -12,7 +12,7 @@ import orjson
 import pytest
 
 from benchmarks import data_prep as benchmark
-from data_prep import corpus
+from data_prep import corpus, tokenizer
 from data_prep.sources import Document, sample
 from data_prep.stage import BadInput
 
@@ -106,21 +106,19 @@ def test_xml_is_timed_from_file_to_corpus(tmp_path: Path):
 
 def test_ours_from_texts_to_the_bound(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
     texts = [document.text for document in tiny_documents]
-    benchmark.prepare_sizes(texts, tmp_path, 2, 200)
-    tools = benchmark.our_tools(tiny_tokenizer)[:1]
-    found = benchmark.speeds(tools, tmp_path, 1, (1,))
+    with patch.object(benchmark, "SEQ_LEN", 64):
+        benchmark.prepare_sizes(texts, tmp_path, 2, 300)
+        found = benchmark.speeds(benchmark.our_tools(tiny_tokenizer)[:1], tmp_path, 1, (1,))
     (speed,) = found.values()
-    encode = benchmark.shards.load_encoder(tiny_tokenizer)
-    written = [
-        orjson.loads(line)["text"]
-        for path in (tmp_path / "full/texts").iterdir()
-        for line in path.read_bytes().splitlines()
-    ]
-    assert speed.tokens == sum(map(len, encode(written))) + len(written)
+    encode = tokenizer.load(tiny_tokenizer).encode_batch_fast
+    written = [orjson.loads(line)["text"] for line in (tmp_path / "full/texts/00000.jsonl").read_bytes().splitlines()]
+    assert len(written) == 2 * len(texts)
+    encoded = encode(written, add_special_tokens=False)
+    assert speed.tokens == sum(len(encoding.ids) for encoding in encoded) + len(written)
     assert speed.disk_bytes > 0 and speed.full[0].peak_bytes > 30 << 20
-    with patch.object(benchmark.Speed, "steady_s", lambda self: [2.0]):  # so tiny a difference is noise
+    with patch.object(benchmark.Speed, "steady", lambda self, what: [2.0]):  # so small a difference is noise
         rows = benchmark.speed_table(found, tmp_path).splitlines()
-        assert len(rows) == 3 and " | 1 | " in rows[2]
+        assert " | 1 | " in rows[2] and f"| {speed.tokens:,} |" in rows[2]
         affinity = os.sched_getaffinity(0)
         assert "What bounds: " in benchmark.bound(tmp_path, tiny_tokenizer, found)
         assert os.sched_getaffinity(0) == affinity
@@ -138,8 +136,9 @@ def test_a_tool_that_read_less_is_no_peer(tmp_path: Path):
 
 
 def test_the_estimate_follows_amdahl(tmp_path: Path):
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full/texts.bytes").write_text(str(int(benchmark.PILE_BYTES / 3600)))
+    for name, size_bytes in (("tiny", 0), ("full", benchmark.PILE_BYTES / 3600)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "texts.bytes").write_text(f"{size_bytes:.0f}")
     found = {}
     for name in ("ours, shards.py, zstd", "ours, corpus.py and shards.py"):
         for cores, wall_s in ((1, 10.0), (2, 6.0)):  # 2 s serial, 8 s parallel
@@ -151,7 +150,8 @@ def test_the_estimate_follows_amdahl(tmp_path: Path):
 
 def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
     texts = [document.text for document in tiny_documents]
-    (row,) = benchmark.flat(texts, tmp_path, tiny_tokenizer, [0.4], 1).splitlines()[2:]
+    with patch.object(benchmark, "SEQ_LEN", 64):
+        (row,) = benchmark.flat(texts, tmp_path, tiny_tokenizer, [0.4], 1).splitlines()[2:]
     size_mb, *numbers = (float(cell.replace(",", "")) for cell in row.strip("| ").split(" | "))
     assert size_mb == 0 and len(numbers) == 6 and numbers[0] >= numbers[1] > 20
     assert not (tmp_path / "flat").exists()
