@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +20,9 @@ import numpy as np
 import torch
 import xxhash
 from streaming import StreamingDataLoader, StreamingDataset
+
+# Before this folder, whose data_prep.py is not the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from data_prep.shard_format import COLUMN, ShardsInfo, read_shards_info
 from data_prep.stage import run

@@ -1,0 +1,104 @@
+"""A command run to its end on some of the cores, and what it and the processes below it took."""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from data_prep.stage import BadInput
+
+POLL_S = 0.1
+
+
+@dataclass
+class Run:
+    """What a command took, or several one after the other; `peak_bytes` is of all its processes at one moment."""
+
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_bytes: int = 0
+    largest_process_bytes: int = 0
+    output: str = ""
+
+    def then(self, other: Run) -> Run:
+        """Both, one after the other."""
+        return Run(
+            self.wall_s + other.wall_s,
+            self.cpu_s + other.cpu_s,
+            max(self.peak_bytes, other.peak_bytes),
+            max(self.largest_process_bytes, other.largest_process_bytes),
+            other.output,
+        )
+
+
+def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str, str] | None = None) -> Run:
+    """Run a command on so many cores to its end, and watch its processes.
+
+    Raises:
+        BadInput: it failed, or there are fewer cores.
+    """
+    free = sorted(os.sched_getaffinity(0))
+    if cores > len(free):
+        raise BadInput(f"{cores} cores are to be measured and there are {len(free)}")
+    threads = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # processes are the parallelism of all that is run
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start_s = time.perf_counter()
+    found = Run()
+    with tempfile.TemporaryFile("w+") as output:
+        process = psutil.Popen(
+            [str(part) for part in command],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **threads, **(environment or {})},
+            preexec_fn=lambda: os.sched_setaffinity(0, free[:cores]),
+        )
+        cpu_s: dict[int, float] = {}  # of each process as it was last seen
+        while process.poll() is None:
+            sizes = []
+            for pid, size_bytes, seconds in _seen(process):
+                sizes.append(size_bytes)
+                cpu_s[pid] = seconds
+            found.peak_bytes = max(found.peak_bytes, sum(sizes))
+            found.largest_process_bytes = max(found.largest_process_bytes, *sizes, 0)
+            with suppress(psutil.TimeoutExpired):
+                process.wait(POLL_S)
+        found.wall_s = time.perf_counter() - start_s
+        output.seek(0)
+        found.output = output.read()
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # The kernel counts a process to its parent's children when the parent waits for it, which not all parents do.
+    waited_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    found.cpu_s = max(waited_s, sum(cpu_s.values()))
+    if process.returncode != 0:
+        raise BadInput(f"exit code {process.returncode}: {' '.join(map(str, command))}\n{found.output[-2000:]}")
+    return found
+
+
+def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
+    """Id, resident memory and CPU time of a process and of all below it; pages that two of them share count twice."""
+    with suppress(psutil.NoSuchProcess):
+        for member in [process, *process.children(recursive=True)]:
+            with suppress(psutil.NoSuchProcess), member.oneshot():
+                times = member.cpu_times()
+                yield member.pid, member.memory_info().rss, times.user + times.system
+
+
+def machine() -> str:
+    """Processor, cores, memory, system, and how busy it is."""
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    memory_gb = psutil.virtual_memory().total / 1e9
+    return (
+        f"{len(os.sched_getaffinity(0))} cores of {model}, {memory_gb:.0f} GB, {platform.system()} "
+        f"{platform.release()}, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f} at the start"
+    )

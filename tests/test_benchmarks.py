@@ -1,0 +1,157 @@
+"""The benchmark of data preparation measures what it says, on tiny data and without its peers."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import orjson
+import pytest
+
+from benchmarks import data_prep as benchmark
+from data_prep import corpus, tokenizer
+from data_prep.sources import Document, sample
+from data_prep.stage import BadInput
+
+PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>7</PMID><Article><Journal><JournalIssue><PubDate>
+<Year>2020</Year></PubDate></JournalIssue></Journal><ArticleTitle>One <b>bold <i>deep</i></b> title.</ArticleTitle>
+<Abstract>{}</Abstract><Language>eng</Language></Article><MedlineJournalInfo/></MedlineCitation><PubmedData/>
+</PubmedArticle><DeleteCitation><PMID>3</PMID></DeleteCitation></PubmedArticleSet>"""
+
+
+def pubmed_file(folder: Path, abstract: str) -> Path:
+    path = folder / "pubmed.xml.gz"
+    path.write_bytes(gzip.compress(PUBMED.format(abstract).encode()))
+    return path
+
+
+def test_time_and_memory_of_all_processes_are_seen():
+    child = "import time; block = bytearray(150 << 20); time.sleep(0.6)"
+    parent = (
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); sum(range(10**7)); print('end')"
+    )
+    found = benchmark.measured([sys.executable, "-c", parent], 1)
+    assert found.largest_process_bytes > 150 << 20
+    assert found.peak_bytes > found.largest_process_bytes + (5 << 20)
+    assert found.wall_s > 0.6 and found.cpu_s > 0.1 and found.output == "end\n"
+    both = found.then(benchmark.Run(1, 2, 3, 4, "last"))
+    assert (both.wall_s, both.peak_bytes, both.output) == (found.wall_s + 1, found.peak_bytes, "last")
+
+
+def test_a_process_has_the_cores_that_it_is_measured_on():
+    assert (
+        benchmark.measured([sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"], 1).output == "1\n"
+    )
+    with pytest.raises(BadInput, match=r"1000 cores are to be measured"):
+        benchmark.measured([sys.executable, "-c", ""], 1000)
+
+
+def test_a_command_that_fails_is_named():
+    with pytest.raises(BadInput, match=r"(?s)exit code 3: .*what is wrong"):
+        benchmark.measured([sys.executable, "-c", "print('what is wrong'); raise SystemExit(3)"], 1)
+
+
+def test_lost_characters_are_counted(tmp_path: Path):
+    path = pubmed_file(tmp_path, "<AbstractText>Of <b>one <i>inner</i></b> kind.</AbstractText>")
+    kept = benchmark.citations_kept(path)
+    size = len("Onebolddeeptitle.Ofoneinnerkind.")
+    assert (kept.documents, kept.expected, kept.ours, kept.ours_lossy) == (1, size, size, 0)
+    assert (kept.theirs, kept.theirs_lossy) == (size - len("deepinner"), 1)
+    with patch.object(corpus.Medline, "_section", lambda self, element: element.text):
+        assert benchmark.citations_kept(path).ours == len("Onebolddeeptitle.Of")
+
+
+def test_what_is_said_twice_does_not_make_up_for_a_loss():
+    kept = benchmark.Kept()
+    kept.add(benchmark._letters("abc def"), benchmark._letters("abc def"), benchmark._letters("abc abc"))
+    assert (kept.expected, kept.ours, kept.theirs, kept.ours_lossy, kept.theirs_lossy) == (6, 6, 3, 0, 1)
+
+
+def test_letters_of_a_real_article_are_kept():
+    kept = benchmark.articles_kept(map(Path, sample.paths(".nxml")[:2]))
+    assert kept.documents == 2 and kept.ours == kept.expected > 50_000 and kept.theirs < kept.expected
+
+
+def test_copies_of_a_text_differ_and_sizes_are_kept(tmp_path: Path):
+    texts = list(benchmark.repeated(["a" * 10, "é" * 10], 100))
+    assert texts[:2] == ["a" * 10, "é" * 10] and len(set(texts)) == len(texts)
+    assert 100 <= sum(len(text.encode()) for text in texts) < 130
+    with patch.object(benchmark, "PART_BYTES", 40):
+        size_bytes = benchmark.write_texts(texts, tmp_path / "texts")
+    files = sorted((tmp_path / "texts").iterdir())
+    assert len(files) > 1
+    assert [orjson.loads(line)["text"] for f in files for line in f.read_bytes().splitlines()] == texts
+    assert size_bytes == sum(len(text.encode()) for text in texts)
+    assert benchmark.write_texts([], tmp_path / "texts") == size_bytes  # what is there stays
+
+
+def test_xml_is_timed_from_file_to_corpus(tmp_path: Path):
+    citation = "<PubmedArticle>" + PUBMED.split("<PubmedArticle>")[1].split("</PubmedArticle>")[0] + "</PubmedArticle>"
+    records = "".join(
+        citation.replace("<PMID>7", f"<PMID>{n}").format(f"<AbstractText>Text {n}.</AbstractText>") for n in range(500)
+    )
+    path = tmp_path / "pubmed.xml.gz"
+    path.write_bytes(gzip.compress(f"<PubmedArticleSet>{records}</PubmedArticleSet>".encode()))
+    lines = benchmark.xml_speed([path], tmp_path / "work", 1).splitlines()
+    assert len(lines) == 2 + 4
+    for line in lines[2:]:
+        mine, theirs, ratio = (float(cell.replace(",", "")) for cell in line.strip("| ").split(" | ")[1:])
+        assert mine > 0 and theirs > 0 and ratio > 0
+    assert len(list(corpus.read_documents(tmp_path / "work/xml/corpus", "train"))) > 400
+    assert len((tmp_path / "work/xml/records.jsonl").read_text().splitlines()) == 500
+
+
+def test_ours_from_texts_to_the_bound(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
+    texts = [document.text for document in tiny_documents]
+    with patch.object(benchmark, "SEQ_LEN", 64):
+        benchmark.prepare_sizes(texts, tmp_path, 2, 300)
+        found = benchmark.speeds(benchmark.our_tools(tiny_tokenizer)[:1], tmp_path, 1, (1,))
+    (speed,) = found.values()
+    encode = tokenizer.load(tiny_tokenizer).encode_batch_fast
+    written = [orjson.loads(line)["text"] for line in (tmp_path / "full/texts/00000.jsonl").read_bytes().splitlines()]
+    assert len(written) == 2 * len(texts)
+    encoded = encode(written, add_special_tokens=False)
+    assert speed.tokens == sum(len(encoding.ids) for encoding in encoded) + len(written)
+    assert speed.disk_bytes > 0 and speed.full[0].peak_bytes > 30 << 20
+    with patch.object(benchmark.Speed, "steady", lambda self, what: [2.0]):  # so small a difference is noise
+        rows = benchmark.speed_table(found, tmp_path).splitlines()
+        assert " | 1 | " in rows[2] and f"| {speed.tokens:,} |" in rows[2]
+        affinity = os.sched_getaffinity(0)
+        assert "What bounds: " in benchmark.bound(tmp_path, tiny_tokenizer, found)
+        assert os.sched_getaffinity(0) == affinity
+
+
+def test_a_tool_that_read_less_is_no_peer(tmp_path: Path):
+    for name in ("tiny", "full"):
+        (tmp_path / name).mkdir()
+    script = "import json, sys; print(json.dumps({'tokens': int(sys.argv[1])}))"
+    tools = [
+        benchmark.Tool(f"t{n}", lambda f, o, c, n=n: [[sys.executable, "-c", script, str(n)]]) for n in (1000, 900)
+    ]
+    with pytest.raises(BadInput, match="t900 made 900 tokens where another made 1,000"):
+        benchmark.speeds(tools, tmp_path, 1, (1,))
+
+
+def test_the_estimate_follows_amdahl(tmp_path: Path):
+    for name, size_bytes in (("tiny", 0), ("full", benchmark.PILE_BYTES / 3600)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "texts.bytes").write_text(f"{size_bytes:.0f}")
+    found = {}
+    for name in ("ours, shards.py, zstd", "ours, corpus.py and shards.py"):
+        for cores, wall_s in ((1, 10.0), (2, 6.0)):  # 2 s serial, 8 s parallel
+            run = benchmark.Run(wall_s=wall_s)
+            found[name, cores] = benchmark.Speed(full=[run], tiny=[benchmark.Run()], corpus=[wall_s])
+    row = benchmark.estimate(tmp_path, found).splitlines()[2]
+    assert row == "| shards.py | 1.67 | 20% | 10.0 | 2.25 |"
+
+
+def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
+    texts = [document.text for document in tiny_documents]
+    with patch.object(benchmark, "SEQ_LEN", 64):
+        (row,) = benchmark.flat(texts, tmp_path, tiny_tokenizer, [0.4], 1).splitlines()[2:]
+    size_mb, *numbers = (float(cell.replace(",", "")) for cell in row.strip("| ").split(" | "))
+    assert size_mb == 0 and len(numbers) == 6 and numbers[0] >= numbers[1] > 20
+    assert not (tmp_path / "flat").exists()
