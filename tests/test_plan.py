@@ -95,8 +95,8 @@ def like_cuda_autocast() -> Iterator[None]:
             if func in (torch.pow, F.layer_norm, F.cross_entropy):
                 with torch.autocast("cpu", enabled=False):
                     return func(*map(in_fp32, args), **{key: in_fp32(value) for key, value in kwargs.items()})
-            if func is F.dropout and args[1] > 0:  # as nn.Dropout calls it: input, p, training, in place
-                return torch.native_dropout(*args[:3])[0]
+            if func is F.dropout and kwargs["p"] > 0:
+                return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
             if func is F.scaled_dot_product_attention:
                 kwargs["dropout_p"] = 0.0  # within the kernel on a GPU; a CPU has no such kernel
             return func(*args, **kwargs)
