@@ -312,11 +312,12 @@ def _memory(cast: Forecast, plan: Plan) -> str:
         f"  with allocator and driver {cast.needed_bytes / 1e9:.2f} (a tenth and 1 GB: assumed, not measured); "
         "working: logits and loss, one block, temporaries"
     )
-    bar = "".join(letter * round(BAR_WIDTH * top.parts[name] / cast.gpu_bytes) for name, letter in BAR.items())
-    bar += "R" * round(BAR_WIDTH * cast.reserve_bytes / cast.gpu_bytes)
-    inside, outside = bar[:BAR_WIDTH], bar[BAR_WIDTH:]
+    per_letter = max(cast.gpu_bytes, cast.needed_bytes) / BAR_WIDTH
+    bar = "".join(letter * round(top.parts[name] / per_letter) for name, letter in BAR.items())
+    bar = f"{bar}{'R' * round(cast.reserve_bytes / per_letter)}".ljust(BAR_WIDTH)
+    end = round(cast.gpu_bytes / per_letter)  # of what the GPU has
     letters = " ".join(f"{letter}={name}" for name, letter in BAR.items() if letter in bar)
-    return "\n".join([*lines, f"  |{inside:<{BAR_WIDTH}}|{outside}", f"   {letters} R=allocator, driver"])
+    return "\n".join([*lines, f"  [{bar[:end]}]{bar[end:]}", f"   {letters} R=allocator, driver"])
 
 
 def _row(cells: list[str]) -> str:

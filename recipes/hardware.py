@@ -30,7 +30,8 @@ GPUS = {
     "a100-80gb": Gpu(312e12, 80, 2039, 600, 1600, 400, "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet"),
     # 1,979 TFLOP/s with sparsity; DGX H100 and H200: eight ConnectX-7 of 400 Gbit/s.
     "h100": Gpu(989.5e12, 80, 3350, 900, 3200, 700, "NVIDIA H100 datasheet (SXM5); DGX H100 datasheet"),
-    "h100-pcie": Gpu(756.5e12, 80, 2000, 600, None, 350, "NVIDIA H100 datasheet (PCIe; 1,513 TFLOP/s with sparsity)"),
+    # PCIe 5, as its NVLink bridge joins two cards only.
+    "h100-pcie": Gpu(756.5e12, 80, 2000, 128, None, 350, "NVIDIA H100 datasheet (PCIe; 1,513 TFLOP/s with sparsity)"),
     "h200": Gpu(989.5e12, 141, 4800, 900, 3200, 700, "NVIDIA H200 datasheet (SXM5); DGX H200 datasheet"),
     # DGX B200: 1,440 GB and 64 TB/s in eight GPUs, 4.5 PFLOP/s with sparsity at 1,000 W each; eight of 400 Gbit/s.
     "b200": Gpu(2250e12, 180, 8000, 1800, 3200, 1000, "NVIDIA HGX B200 and DGX B200 datasheets"),
