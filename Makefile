@@ -11,12 +11,18 @@ EOS     ?= 1
 # CLUSTER=ray runs the tasks on the Ray cluster at RAY_ADDRESS; REMOTE=s3://… copies the shards there.
 CLUSTER ?= local
 REMOTE  ?=
+# PRICE is of a GPU-hour; PLAN adds any other switch of recipes/plan.py, and key=value.
+YAML    ?= yamls/biomedlm-2.7b.yaml
+GPU     ?= a100-40gb
+GPUS    ?=
+PRICE   ?=
+PLAN    ?=
 # The first Python of Composer's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help shards smoke test chaos check lock clean
+.PHONY: help plan shards smoke test chaos check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -26,6 +32,9 @@ help: ## this list
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check --progress-bar on -r requirements.txt
 	@touch $@
+
+plan: .venv/installed ## will it fit, how long, what does it cost (YAML=yamls/biomedlm-2.7b.yaml GPUS=128 GPU=a100-40gb PRICE=2 PLAN='--mfu 0.4 max_duration=50e9tok')
+	@$(BIN)/python recipes/plan.py $(YAML) --gpu $(GPU) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(PLAN)
 
 shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)
 	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(INPUT)) --out $(DATA)/corpus --cluster $(CLUSTER) $(CORPUS)

@@ -38,6 +38,7 @@ from recipes.config import (
 )
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.export import Source, find_source
+from recipes.memory import backward_bytes, block_activation_bytes
 from recipes.plan import parameter_count
 from recipes.scores import bootstrap, measures, percent
 
@@ -113,9 +114,8 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
     """Work out the plan.
 
     State, a parameter: 4 bytes of fp32 weights and, if it is trained, 4 of gradients, 8 of Adam's moments and 2 of the
-    bf16 copy that autocast keeps. Activations, a layer and token: 34 · n_embd bytes (Korthikanti et al. 2022, arXiv
-    2205.05198, without the attention matrix, which the fused kernel does not keep), or 4 · n_embd at the block's
-    border where blocks are recomputed.
+    bf16 copy that autocast keeps. Activations: what recipes/memory.py says of a block, or 4 · n_embd bytes a token at
+    its border where blocks are recomputed, and the backward pass of one block.
 
     Raises:
         BadInput: the batch does not divide, there are fewer examples than a batch, or the memory is not enough.
@@ -136,8 +136,10 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
     shards = world_size if cfg.fsdp else 1
     options = 4 if task.kind == "choice" else 1
     tokens = microbatch * options * cfg.seq_len
-    block = 34 * n_embd * tokens
+    device = "cpu" if cfg.device == "cpu" else "gpu"
+    block = tokens * block_activation_bytes(model, cfg.seq_len, cfg.precision, device)
     activations = block + 4 * n_embd * tokens * model.n_layer if cfg.activation_checkpointing else block * model.n_layer
+    activations += tokens * backward_bytes(model, cfg.precision)
     if task.kind == "pairs":
         activations += 10 * tokens * model.vocab_size  # logits in bf16, in fp32, and their gradient
     plan = Plan(

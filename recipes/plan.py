@@ -1,14 +1,25 @@
-"""What a run will do, worked out from its configuration before anything starts. Pure arithmetic, no torch."""
+"""Plan: what a run will do, and what it takes of a cluster, before anything starts. Pure arithmetic, no torch.
+
+python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 128 --gpu a100-40gb                    # will it fit, how long
+python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 64 --gpu h100 --price 2.5 --mfu 0.4    # cost, at a speed known
+python recipes/plan.py yamls/biomedlm-2.7b.yaml activation_checkpointing=false --gpus 8 --gpu h200 --json
+
+The first line is the verdict. A run that cannot fit ends with exit code 2, and with what would make it fit.
+"""
 
 from __future__ import annotations
 
+import argparse
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.shard_format import ShardsInfo, read_shards_info
-from data_prep.stage import BadInput, sha256_file
-from recipes.config import Duration, ModelConfig, TrainConfig, batches_of
+from data_prep.stage import MANIFEST, BadInput, run, sha256_file
+from recipes.config import Duration, ModelConfig, TrainConfig, batches_of, load_config
+from recipes.memory import Layout, block_parameters, peak, reserve_bytes, root_parameters, step_memory
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -20,9 +31,16 @@ MAX_RANKS = 1024  # up to which the plan looks for numbers of ranks to resume on
 
 def parameter_count(model: ModelConfig) -> int:
     """Parameters of a GPT-2 with tied embeddings (the head is the token embedding)."""
-    n_embd = model.n_embd
-    block = 12 * n_embd**2 + 13 * n_embd  # c_attn, c_proj, mlp.c_fc, mlp.c_proj with biases; two LayerNorms
-    return (model.vocab_size + model.n_positions) * n_embd + model.n_layer * block + 2 * n_embd
+    return root_parameters(model) + model.n_layer * block_parameters(model)
+
+
+def checkpoint_bytes(model: ModelConfig, sharded: bool) -> int:
+    """Bytes of a checkpoint's tensors; a sharded one holds the tied token embedding again, as the head.
+
+    File formats add to each tensor 1.2 kB, or 13 kB sharded over 2 ranks, whatever its size: 0.02 % of the 2.7B's.
+    """
+    head = 4 * model.vocab_size * model.n_embd if sharded else 0
+    return CHECKPOINT_BYTES_PER_PARAMETER * parameter_count(model) + head
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> int:
@@ -229,7 +247,7 @@ def make_plan(
         warmup_batches=warmup,
         train_tokens=train_tokens,
         batches_per_epoch=batches_per_epoch,
-        checkpoint_bytes=CHECKPOINT_BYTES_PER_PARAMETER * parameters,
+        checkpoint_bytes=checkpoint_bytes(cfg.model, sharded=bool(cfg.fsdp) and world_size > 1),
         checkpoints=checkpoints,
         evaluations=math.ceil(batches / batches_of(cfg.eval_interval)),
     )
@@ -270,13 +288,14 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),
         ("data", data),
         ("passes", passes),
+        ("memory a rank", _memory_row(plan, cfg)),
         ("FLOPs a token", f"{plan.flops_per_token / 1e9:.4g} GFLOP, {plan.flops_per_token * plan.tokens:.3g} in all"),
         ("learning rate", f"0 -> {lr:g} in {plan.warmup_batches} batches, cosine to {lr * cfg.scheduler.alpha_f:g}"),
         ("evaluations", f"{plan.evaluations}, every {cfg.eval_interval}"),
         (
             "checkpoints",
-            f"every {cfg.save_interval}, about {_gigabytes(plan.checkpoint_bytes)} each; "
-            f"{plan.checkpoints} on disk at the end = {_gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
+            f"every {cfg.save_interval}, about {gigabytes(plan.checkpoint_bytes)} each; "
+            f"{plan.checkpoints} on disk at the end = {gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
         ),
     ]
     if cfg.fsdp and plan.world_size > plan.ranks_per_node:
@@ -285,15 +304,80 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
     return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<{width}}  {value}" for name, value in rows)])
 
 
+def _memory_row(plan: Plan, cfg: TrainConfig) -> str:
+    device = "cpu" if cfg.device == "cpu" else "gpu"
+    memory = peak(
+        step_memory(
+            cfg.model,
+            cfg.data.seq_len,
+            plan.device_train_microbatch_size,
+            cfg.precision,
+            Layout.of(cfg, plan.world_size),
+            accumulates=plan.grad_accumulation > 1,
+            eval_batch=cfg.device_eval_batch_size,
+            device=device,
+        )
+    )
+    states = gigabytes(memory.parameters + memory.gradients + memory.optimizer)
+    row = f"about {gigabytes(memory.total_bytes)} of tensors in {memory.moment}: {states} of states"
+    for name in ("gathered", "activations", "working"):
+        row += f", {gigabytes(memory.parts[name])} {name}" if memory.parts[name] else ""
+    return row + (
+        f"; with allocator and driver {gigabytes(memory.total_bytes + reserve_bytes(memory))}" * (device == "gpu")
+    )
+
+
 def _network_row(plan: Plan, cfg: TrainConfig) -> str:
     used = plan.world_size // replicas_of(cfg)
     texts = []
     for shard_ranks in (used, plan.ranks_per_node if used != plan.ranks_per_node else plan.world_size):
-        sends = _gigabytes(node_sends_bytes(cfg, plan, shard_ranks))
-        states = _gigabytes(STATE_BYTES_PER_PARAMETER * plan.parameters / shard_ranks)
+        sends = gigabytes(node_sends_bytes(cfg, plan, shard_ranks))
+        states = gigabytes(STATE_BYTES_PER_PARAMETER * plan.parameters / shard_ranks)
         texts.append(f"{sends} sharded over {shard_ranks} ranks ({states} of states on each)")
     return f"each batch a node sends {texts[0]}, or would {texts[1]}"
 
 
-def _gigabytes(n_bytes: float) -> str:
+def gigabytes(n_bytes: float) -> str:
+    """Bytes for people, in GB of 1e9."""
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e11 else f"{n_bytes / 1e9:.3g} GB"
+
+
+def command_line(argv: Sequence[str] | None = None) -> None:
+    """Print what a run takes of a cluster.
+
+    Raises:
+        BadInput: an unknown GPU, or a run that does not fit.
+    """
+    from recipes import forecast  # which builds on this module
+
+    what, _, examples = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("yaml", help="configuration, such as yamls/biomedlm-2.7b.yaml")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as max_duration=50e9tok")
+    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(forecast.GPUS)}")
+    parser.add_argument("--gpus", type=int, metavar="N", help="how many; the YAML's world_size if not given")
+    parser.add_argument("--gpus-per-node", type=int, default=RANKS_PER_NODE, metavar="N", help="default %(default)s")
+    parser.add_argument("--mfu", type=float, metavar="SHARE", help="as a run reached it, such as 0.231; else published")
+    parser.add_argument("--price", type=float, metavar="MONEY", help="of a GPU-hour, in any currency")
+    parser.add_argument("--network", type=float, metavar="GBIT", help="Gbit/s that a node sends; else a usual node's")
+    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    given = parser.parse_intermixed_args(argv)
+    for name, least, most in (("gpus", 1, 10**6), ("gpus_per_node", 1, 10**3), ("mfu", 1e-6, 1), ("price", 0, 10**6)):
+        value = getattr(given, name)
+        if value is not None and not least <= value <= most:
+            raise BadInput(f"--{name.replace('_', '-')} {value:g} does not lie between {least:g} and {most:g}")
+    if given.network is not None and not given.network > 0:
+        raise BadInput(f"--network {given.network:g} must be above 0")
+    cfg = load_config(given.yaml, given.overrides)
+    shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
+    plan = make_plan(cfg, given.gpus or cfg.world_size, shards, given.gpus_per_node)
+    cast = forecast.make_forecast(cfg, plan, given.gpu, given.mfu, given.price, given.network)
+    print(json.dumps(forecast.as_json(cast), indent=2) if given.json else forecast.format_forecast(cast, cfg, plan))
+    if not cast.fits:
+        raise BadInput(forecast.refusal(cast, cfg, plan))
+
+
+if __name__ == "__main__":
+    run(command_line)

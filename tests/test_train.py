@@ -21,6 +21,7 @@ from data_prep.stage import BadInput
 from recipes import checkpoints, export, report, train
 from recipes.config import TrainConfig, load_config
 from recipes.data import build_dataloader
+from recipes.plan import checkpoint_bytes
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -127,7 +128,11 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     record = json.loads((tmp_path / "two/run.json").read_text())
     assert record["starts"][0]["world_size"] == 2
-    assert (tmp_path / "two/checkpoints/ep0-ba20/.metadata").is_file(), "sharded"
+    checkpoint = tmp_path / "two/checkpoints/ep0-ba20"
+    assert (checkpoint / ".metadata").is_file(), "sharded"
+    size_bytes = sum(path.stat().st_size for path in checkpoint.iterdir() if path.name != "manifest.json")
+    added_bytes = size_bytes - checkpoint_bytes(configure(settings).model, sharded=True)
+    assert 0 < added_bytes < 200_000 + 15_000 * 40, "what file formats add to the tensors of 40 parameters"
     for name in ("one", "two"):
         export.main(["--checkpoint", str(tmp_path / name), "--out", str(tmp_path / name / "model")])
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
