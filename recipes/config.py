@@ -228,7 +228,8 @@ class RunConfig:
     fsdp: FSDPConfig | None = None  # used on 2 ranks and more
     activation_checkpointing: bool = False
     connect_timeout_s: float = 300.0  # longest that the ranks wait for each other at the start
-    dist_timeout_s: float = 600.0  # longest that a rank waits for the others in a collective
+    # Longest that a rank waits in a collective; above stall_timeout_s, which says where, as NCCL's end does not.
+    dist_timeout_s: float = 1800.0
 
     eval_interval: str = MISSING
     eval_subset_num_batches: int = -1  # -1: all of val

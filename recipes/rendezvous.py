@@ -1,4 +1,4 @@
-"""The ranks of a run meet before anything else: all are there, all are alike, and data passes between them."""
+"""The ranks of a run meet before anything else: all are there, all are alike, data passes; later, one may be lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datetime import timedelta
 from torch.distributed import DistError, Store, TCPStore
 
 from data_prep.stage import BadInput, JsonDict, difference
-from recipes.exit_codes import BAD_INPUT
+from recipes.exit_codes import BAD_INPUT, GO_ON
 
 NEWS_S = 30.0  # rank 0 says this often for whom it waits
 CHECKS = "MASTER_ADDR (--master_addr), the number of hosts that were started, and that no firewall is between them"
@@ -45,7 +45,13 @@ def meet(facts: JsonDict, timeout_s: float) -> Store | None:
         _await_listener(rank, address, port, deadline_s)
     try:
         store = TCPStore(
-            address, port, world_size, rank == 0, timedelta(seconds=timeout_s), wait_for_workers=False, multi_tenant=True
+            address,
+            port,
+            world_size,
+            rank == 0,
+            timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
         )
         store.set(f"met/{rank}", json.dumps({"host": socket.gethostname(), **facts}))
         if rank == 0:
@@ -125,6 +131,28 @@ def _name(ranks: Sequence[int]) -> str:
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
+class LostPeers(Exception):
+    """Another rank has gone, or the network to it."""
+
+
+@contextmanager
+def peers_may_be_lost() -> Iterator[None]:
+    """Say so, in place of what gloo and NCCL say.
+
+    Raises:
+        LostPeers: a collective failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, DistError) and "gloo" not in str(error):
+            raise
+        raise LostPeers(
+            f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: another rank has gone, or the network to "
+            f"it: {str(error).splitlines()[0]}. The first that ended says why; {GO_ON}"
+        ) from None
+
+
 @contextmanager
 def data_must_pass(timeout_s: float) -> Iterator[None]:
     """End the process with BAD_INPUT if what is inside, the first that ranks send each other, takes longer.
@@ -133,7 +161,13 @@ def data_must_pass(timeout_s: float) -> Iterator[None]:
     """
 
     def leave() -> None:
-        _say_that_nothing_passes(f"in {timeout_s:.0f} s")
+        print(
+            f"error: rank {os.environ.get('RANK', '0')} on {socket.gethostname()} has met the others and no data "
+            f"passes between them in {timeout_s:.0f} s. The hosts must reach each other on all ports; if they have "
+            "several networks, name the one to use with NCCL_SOCKET_IFNAME or, on CPUs, GLOO_SOCKET_IFNAME",
+            file=sys.stderr,
+            flush=True,
+        )
         os._exit(BAD_INPUT)
 
     watch = threading.Timer(timeout_s, leave)
@@ -143,13 +177,3 @@ def data_must_pass(timeout_s: float) -> Iterator[None]:
         yield
     finally:
         watch.cancel()
-
-
-def _say_that_nothing_passes(reason: str) -> None:
-    print(
-        f"error: rank {os.environ.get('RANK', '0')} on {socket.gethostname()} has met the others and no data passes "
-        f"between them {reason}. The hosts must reach each other on all ports; if they have several networks, name the "
-        "one to use with NCCL_SOCKET_IFNAME or, on CPUs, GLOO_SOCKET_IFNAME",
-        file=sys.stderr,
-        flush=True,
-    )

@@ -34,7 +34,7 @@ from recipes.config import RunConfig, batches_of
 from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.remote import RemoteRun
-from recipes.rendezvous import data_must_pass, meet
+from recipes.rendezvous import data_must_pass, meet, peers_may_be_lost
 from recipes.resume import Start
 from recipes.safe_loading import guard_composer_loading
 
@@ -154,7 +154,8 @@ def run_trainer(
     start.close()
     try:
         if trainer.state.timestamp.batch < batches:  # not if it was stopped between its last save and its end
-            trainer.fit()
+            with peers_may_be_lost():
+                trainer.fit()
     except Rewind:
         trainer.close()
         return None
