@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 import yaml
 
-from recipes import report
+from data_prep.stage import BadInput
+from recipes import rendezvous, report
 from recipes.config import load_config
 from recipes.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
+from recipes.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 COMPOSER = str(Path(sys.executable).with_name("composer"))
@@ -67,30 +69,46 @@ def of_two_hosts(node_rank: int, address: str, port: int) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("node_rank", "message"),
+    ("rank", "message"),
     [
-        (0, "rank 1 of 2 did not come to rank 0 on {host} in 3 s"),
-        (1, "rank 1 on {host} cannot reach rank 0 at 127.0.0.1:{port} since 3 s: Connection refused"),
+        (0, "ranks 1, 2 of 3 did not come to rank 0 on {host} in 2 s"),
+        (1, "rank 1 on {host} cannot reach rank 0 at 127.0.0.1:{port} since 2 s: Connection refused"),
     ],
     ids=["nobody-comes", "nobody-listens"],
 )
-def test_a_host_that_is_alone_says_whom_it_misses(
-    outcome: Outcome, settings: list[str], tmp_path: Path, node_rank: int, message: str
+def test_a_rank_that_is_alone_says_whom_it_misses(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch, rank: int, message: str
 ) -> None:
-    port, start_s = free_port(), time.monotonic()
-    command = [*of_two_hosts(node_rank, "127.0.0.1", port), "recipes/train.py", *settings]
-    done = run_to_end([*command, f"run_dir={tmp_path / 'run'}", "connect_timeout_s=3"], code=2)
-    assert message.format(host=socket.gethostname(), port=port) in done.stderr, done.stderr
-    assert "--master_addr" in done.stderr and "Traceback" not in done.stderr
-    assert time.monotonic() - start_s < 120 and not (tmp_path / "run").exists()
-    outcome(f"host {1 - node_rank} of 2 does not come", "exit code 2 after connect_timeout_s, with its rank", "nothing")
+    port = free_port()
+    for name, value in {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    start_s = time.monotonic()
+    with pytest.raises(BadInput, match=message.format(host=socket.gethostname(), port=port) + ".*--master_addr"):
+        rendezvous.meet({}, timeout_s=2)
+    assert time.monotonic() - start_s < 10
+    outcome(f"rank {rank} of 3 is alone", "exit code 2 after connect_timeout_s, with whom it misses", "nothing")
+
+
+def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as other:
+        other.bind(("", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        with pytest.raises(BadInput, match=rf"rank 0 cannot listen at 127.0.0.1:{port}, or .*: .*in use"):
+            rendezvous.meet({}, timeout_s=60)
 
 
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         ("other-torch", "versions.torch: '2.7.0"),
-        ("no-data-path", "rank 1 on {host} has met the others and no data passes between them"),
+        pytest.param(
+            "no-data-path",
+            "rank 1 on {host} has met the others and no data passes between them",
+            marks=pytest.mark.chaos,
+        ),
     ],
 )
 def test_ranks_that_are_unlike_or_deaf_do_not_begin(
@@ -107,6 +125,7 @@ def test_ranks_that_are_unlike_or_deaf_do_not_begin(
     outcome(f"{fault} on rank 1 of 2", "exit code 2, what differs or does not pass", "nothing")
 
 
+@pytest.mark.chaos
 def test_hosts_that_were_given_other_commands_do_not_begin(
     outcome: Outcome, settings: list[str], tmp_path: Path
 ) -> None:
@@ -391,7 +410,6 @@ def fake(tmp_path: Path) -> Callable[[str], Path]:
     return make
 
 
-@pytest.mark.chaos
 def test_slurm_restarts_are_bounded(slurm: Slurm, fake: Callable[[str], Path]) -> None:
     here = fake("exit 75")
     job = slurm.submit(here, "--nodes=2", "--export=ALL,MAX_RESTARTS=1", SBATCH, "a.yaml", "run_name=two words")
@@ -404,7 +422,6 @@ def test_slurm_restarts_are_bounded(slurm: Slurm, fake: Callable[[str], Path]) -
     assert said[0].startswith("node 1 of 2: n1,") and said[1::2] == [f"{start} a.yaml run_name=two words"] * 2
 
 
-@pytest.mark.chaos
 def test_slurm_passes_on_the_code_that_came_first(slurm: Slurm, fake: Callable[[str], Path]) -> None:
     here = fake('[ "$SLURM_NODEID" = 1 ] && exit 4; sleep 4; exit 143')
     job = slurm.submit(here, "--nodes=2", SBATCH, "a.yaml")
@@ -412,7 +429,6 @@ def test_slurm_passes_on_the_code_that_came_first(slurm: Slurm, fake: Callable[[
     assert slurm.state(job, field="Restarts") == "0" and not list((here / "logs").glob("*.code"))
 
 
-@pytest.mark.chaos
 def test_slurm_runs_a_sweep_as_an_array(slurm: Slurm, fake: Callable[[str], Path]) -> None:
     here = fake('[ "${SLURM_RESTART_COUNT-0}$SLURM_ARRAY_TASK_ID" = 01 ] && exit 75; exit 0')
     job = slurm.submit(here, "--nodes=1", "--array=0-1", SBATCH, "sweep.yaml", "model=m")
@@ -451,6 +467,18 @@ def test_each_file_names_switches_keys_and_files_that_there_are(name: str) -> No
     load_config(ROOT / "yamls/biomedlm-2.7b.yaml", overrides)
     if name != "slurm.sbatch":  # whose user gives them
         assert "data.shards" in {override.partition("=")[0] for override in overrides}
+
+
+def test_the_walk_through_can_be_typed() -> None:
+    """Each sbatch line of docs/cluster.md that trains: its configuration loads, and plans on its nodes."""
+    text = (ROOT / "docs/cluster.md").read_text().replace("\\\n", " ")
+    lines = [line.split() for line in text.splitlines() if line.startswith("sbatch") and SBATCH in line]
+    runs = [line for line in lines if line[line.index(SBATCH) + 1] == "yamls/biomedlm-2.7b.yaml"]
+    assert len(lines) == 3 and len(runs) == 2
+    for line in runs:
+        after = line[line.index(SBATCH) + 1 :]
+        nodes = next((int(word[len("--nodes=") :]) for word in line if word.startswith("--nodes=")), 16)
+        make_plan(load_config(ROOT / after[0], after[1:]), 8 * nodes, None)
 
 
 # What JobSet v1alpha2, batch/v1 and core/v1 document of the fields that the file uses: names below names, None for any
