@@ -11,8 +11,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
-from torch.distributed import DistError, Store, TCPStore
+from torch.distributed import DistError, TCPStore
 
 from data_prep.stage import BadInput, JsonDict, difference
 from recipes.exit_codes import BAD_INPUT, GO_ON
@@ -21,7 +22,7 @@ NEWS_S = 30.0  # rank 0 says this often for whom it waits
 CHECKS = "MASTER_ADDR (--master_addr), the number of hosts that were started, and that no firewall is between them"
 
 
-def meet(facts: JsonDict, timeout_s: float) -> Store | None:
+def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
     """Wait for all ranks, and compare what they are. All ranks must call it.
 
     Args:
@@ -60,7 +61,7 @@ def meet(facts: JsonDict, timeout_s: float) -> Store | None:
             while verdict and store.add("met/read", 0) < world_size - 1 and time.monotonic() < deadline_s + 5:
                 time.sleep(0.05)  # it ends with this process
         else:
-            while not store.check(["met/verdict"]):  # not wait(), in which no signal is answered
+            while not _holds(store, "met/verdict"):  # not wait(), in which no signal is answered
                 time.sleep(0.1)
             verdict = store.get("met/verdict").decode()
             store.add("met/read", 1)
@@ -90,10 +91,10 @@ def _await_listener(rank: int, address: str, port: int, deadline_s: float) -> No
         time.sleep(0.5)
 
 
-def _judge(store: Store, world_size: int, deadline_s: float) -> str:
+def _judge(store: TCPStore, world_size: int, deadline_s: float) -> str:
     """What is wrong with the ranks; nothing if all are there and alike."""
     start_s = news_s = time.monotonic()
-    while missing := [rank for rank in range(world_size) if not store.check([f"met/{rank}"])]:
+    while missing := [rank for rank in range(world_size) if not _holds(store, f"met/{rank}")]:
         now_s = time.monotonic()
         if now_s > deadline_s:
             return (
@@ -122,6 +123,10 @@ def _judge(store: Store, world_size: int, deadline_s: float) -> str:
         "the ranks would not compute the same run:\n" + "\n".join(told) + "\n"
         "Start all of them from the same checkout and environment, with the same command"
     )
+
+
+def _holds(store: Any, key: str) -> bool:
+    return store.check([key])  # which torch's stubs lack
 
 
 def _name(ranks: Sequence[int]) -> str:

@@ -284,6 +284,7 @@ def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:
 def software() -> JsonDict:
     """Commit and versions of this process."""
     import torch
+    import torch.cuda.nccl
     import torch.version
 
     return {
