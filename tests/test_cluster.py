@@ -142,6 +142,26 @@ def test_hosts_that_were_given_other_commands_do_not_begin(
     outcome("another learning rate in the command of one host", "exit code 2 on both, with the key", "nothing")
 
 
+def test_all_machines_are_claimed_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two runs that start together on the same two machines: neither keeps one while it waits for the other."""
+    from recipes import data
+
+    answers = iter([[True, False], [True, True]])
+
+    def is_free() -> bool:
+        lock = data._claim_machine()
+        if lock is not None:
+            os.close(lock)
+        return lock is not None
+
+    seen = []
+    monkeypatch.setattr(data.dist, "all_gather_object", lambda mine: next(answers) if mine else [])
+    monkeypatch.setattr(data.time, "sleep", lambda _: seen.append(is_free()))
+    with data.registering():
+        seen.append(is_free())
+    assert [*seen, is_free()] == [True, False, True]
+
+
 class TwoHosts:
     """Two network namespaces, joined by a cable, in place of two hosts; each with its own /dev/shm."""
 
