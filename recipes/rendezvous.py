@@ -35,13 +35,13 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
 
     Raises:
         BadInput: on all ranks that are there: some do not come, or differ.
+        LostPeers: rank 0 has gone meanwhile.
     """
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if world_size == 1:
         return None
     deadline_s = time.monotonic() + timeout_s
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    where = f"rank 0 at {address}:{port}"
     if rank != 0:
         _await_listener(rank, address, port, deadline_s)
     try:
@@ -58,7 +58,8 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
         if rank == 0:
             verdict = _judge(store, world_size, deadline_s)
             store.set("met/verdict", verdict)
-            while verdict and store.add("met/read", 0) < world_size - 1 and time.monotonic() < deadline_s + 5:
+            read_by_s = time.monotonic() + 5
+            while verdict and store.add("met/read", 0) < world_size - 1 and time.monotonic() < read_by_s:
                 time.sleep(0.05)  # it ends with this process
         else:
             while not _holds(store, "met/verdict"):  # not wait(), in which no signal is answered
@@ -69,7 +70,7 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
         reason = str(error).splitlines()[0]
         if rank == 0:
             raise BadInput(f"rank 0 cannot listen at {address}:{port}, or not reach itself there: {reason}") from None
-        raise BadInput(f"rank {rank}: {where} was there and is gone ({reason}); look at what it said") from None
+        raise LostPeers(f"rank {rank}: rank 0 at {address}:{port} was there and is gone ({reason}); {GO_ON}") from None
     if verdict:
         raise BadInput(verdict)
     return store
@@ -150,7 +151,7 @@ def peers_may_be_lost() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if not isinstance(error, DistError) and "gloo" not in str(error):
+        if not _of_the_network(error):
             raise
         raise LostPeers(
             f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: another rank has gone, or the network to "
@@ -158,21 +159,29 @@ def peers_may_be_lost() -> Iterator[None]:
         ) from None
 
 
+def _of_the_network(error: RuntimeError) -> bool:
+    return isinstance(error, DistError) or "gloo" in str(error)
+
+
 @contextmanager
 def data_must_pass(timeout_s: float) -> Iterator[None]:
-    """End the process with BAD_INPUT if what is inside, the first that ranks send each other, takes longer.
+    """Watch over the first that ranks send each other.
 
     gloo and NCCL open ports of their own, which a firewall or a wrong interface may close where the store is reached.
+
+    Raises:
+        BadInput: it fails. If it takes longer than `timeout_s`, the process ends with the same message and BAD_INPUT.
     """
 
-    def leave() -> None:
-        print(
-            f"error: rank {os.environ.get('RANK', '0')} on {socket.gethostname()} has met the others and no data "
-            f"passes between them in {timeout_s:.0f} s. The hosts must reach each other on all ports; if they have "
-            "several networks, name the one to use with NCCL_SOCKET_IFNAME or, on CPUs, GLOO_SOCKET_IFNAME",
-            file=sys.stderr,
-            flush=True,
+    def message(reason: str) -> str:
+        return (
+            f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()} has met the others and no data passes "
+            f"between them: {reason}. The hosts must reach each other on all ports; if they have several networks, "
+            "name the one to use with NCCL_SOCKET_IFNAME or, on CPUs, GLOO_SOCKET_IFNAME"
         )
+
+    def leave() -> None:
+        print(f"error: {message(f'nothing in {timeout_s:.0f} s')}", file=sys.stderr, flush=True)
         os._exit(BAD_INPUT)
 
     watch = threading.Timer(timeout_s, leave)
@@ -180,5 +189,9 @@ def data_must_pass(timeout_s: float) -> Iterator[None]:
     watch.start()
     try:
         yield
+    except RuntimeError as error:
+        if not _of_the_network(error):
+            raise
+        raise BadInput(message(str(error).splitlines()[0])) from None
     finally:
         watch.cancel()
