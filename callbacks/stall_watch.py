@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import socket
 import sys
 import threading
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 from composer import Callback, Event, Logger, State
 from composer.utils import dist
 
-from recipes.exit_codes import STALLED
+from recipes.exit_codes import GO_ON, STALLED
 
 
 class StallWatch(Callback):
@@ -51,7 +52,10 @@ class StallWatch(Callback):
             idle_s = time.monotonic() - self._last_event_s
             if idle_s > self.timeout_s and self._watching.is_set():
                 path = self.folder / f"stall-rank{rank}.txt"
-                message = f"error: rank {rank}: nothing for {idle_s:.0f} s since {self._last_event}; stacks in {path}"
+                message = (
+                    f"error: rank {rank} on {socket.gethostname()}: nothing for {idle_s:.0f} s since "
+                    f"{self._last_event}; stacks in {path}. A rank, a disk or the network stands still; {GO_ON}"
+                )
                 print(message, file=sys.stderr, flush=True)
                 with path.open("w", encoding="utf-8") as file:
                     print(message, file=file, flush=True)

@@ -227,7 +227,9 @@ class RunConfig:
     world_size: int = 1  # ranks that the plan is made for; the launcher decides how many there are
     fsdp: FSDPConfig | None = None  # used on 2 ranks and more
     activation_checkpointing: bool = False
-    dist_timeout_s: float = 600.0
+    connect_timeout_s: float = 300.0  # longest that the ranks wait for each other at the start
+    # Longest that a rank waits in a collective; above stall_timeout_s, which says where, as NCCL's end does not.
+    dist_timeout_s: float = 1800.0
 
     eval_interval: str = MISSING
     eval_subset_num_batches: int = -1  # -1: all of val
@@ -501,6 +503,8 @@ def _check_values(cfg: RunConfig, name: str) -> None:
         "device_train_microbatch_size": cfg.device_train_microbatch_size,
         "device_eval_batch_size": cfg.device_eval_batch_size,
         "world_size": cfg.world_size,
+        "connect_timeout_s": cfg.connect_timeout_s,
+        "dist_timeout_s": cfg.dist_timeout_s,
         "optimizer.lr": optimizer.lr,
         "optimizer.eps": optimizer.eps,
     }

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -257,19 +259,36 @@ def registering() -> Iterator[None]:
     In its search it opens the names of others, and those that killed runs left, twelve files for each, and keeps them
     open to the process' end: after some forty kills more than the 1,024 that a process may open by default. Here it
     lets go of them (mosaicml-streaming 0.13.0, base/shared/memory.py: the handler at exit holds them).
+
+    All machines of a run are claimed or none: of two runs on the same two machines, each would wait for the other's.
     """
     shared_names.SharedMemory = _let_go_when_looked_at
-    lock = None
-    if dist.get_local_rank() == 0:
-        lock = os.open(Path(tempfile.gettempdir()) / "token-shards.lock", os.O_RDONLY | os.O_CREAT, 0o666)
-        fcntl.flock(lock, fcntl.LOCK_EX)
-    dist.barrier()  # the other ranks look for the name that the first one will take
+    while not all(dist.all_gather_object((lock := _claim_machine()) is not None)):
+        if lock is not None:
+            os.close(lock)
+        time.sleep(random.SystemRandom().uniform(0.1, 1))  # not the generator that the run has seeded
     try:
         yield
     finally:
         shared_names.SharedMemory = SharedMemory
-        if lock is not None:
-            os.close(lock)
+        os.close(cast(int, lock))
+
+
+def _claim_machine() -> int | None:
+    """A descriptor of the lock of this machine's shared memory, held by its first rank; None: another run's."""
+    memory = Path("/dev/shm")
+    path = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / "token-shards.lock"
+    try:
+        lock = os.open(path, os.O_RDONLY)  # with O_CREAT the kernel refuses the file of another user here
+    except FileNotFoundError:
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    try:
+        if dist.get_local_rank() == 0:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock
 
 
 def _let_go_when_looked_at(name: str, create: bool, size: int = 0) -> SharedMemory:

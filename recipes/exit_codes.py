@@ -14,6 +14,7 @@ STALLED = 4  # no batch for stall_timeout_s
 REMOTE_UNAVAILABLE = 69  # data_prep.stage.run: the store could not be asked whether it holds checkpoints
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
 
+GO_ON = "the same command goes on from the newest checkpoint"
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -281,21 +281,33 @@ def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:
     write_json(folder / RECORD, record)
 
 
-def environment(world_size: int) -> JsonDict:
-    """Commit, versions, hardware and command of this process. No environment variables: they hold secrets."""
+def software() -> JsonDict:
+    """Commit and versions of this process."""
     import torch
+    import torch.cuda.nccl
     import torch.version
 
     return {
         "commit": _git("rev-parse", "HEAD"),
         "uncommitted": _git("status", "--porcelain", "--untracked-files=no").splitlines(),
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "uncommitted_sha256": hashlib.sha256(_git("diff", "HEAD").encode()).hexdigest(),
         "python": platform.python_version(),
         "versions": library_versions("mosaicml", "mosaicml-streaming", "torch", "transformers", "tokenizers"),
+        "cuda": torch.version.cuda,
+        "nccl": list(torch.cuda.nccl.version()) if torch.cuda.is_available() else None,
+    }
+
+
+def environment(world_size: int) -> JsonDict:
+    """Software, hardware and command of this process. No environment variables: they hold secrets."""
+    import torch
+
+    return {
+        **software(),
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-        "cuda": torch.version.cuda,
         "world_size": world_size,
     }
 

@@ -3,6 +3,7 @@
 python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm data=data/tasks --dry-run   # runs and cost
 python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm data=data/tasks             # one by one
 RAY_ADDRESS=head:6379 python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm --cluster ray
+python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm --only 3      # run 3 of 0, 1, … and no more
 
 The YAML holds `base`, a configuration of recipes/finetune.py beside it, and `grid`: for each key the values to try.
 What follows it holds for all runs. The folder, runs/NAME of the YAML or run_dir=…, gets a run folder and a log for each
@@ -10,7 +11,8 @@ run. Typing the same command again goes on: finished runs stay, unfinished ones 
 
 No run scores test. When all are finished, the configuration with the best mean over its seeds on dev is written down in
 results.json, and then its runs alone score test, once; another grid needs another folder from there on. On Ray, every
-node must see the folder, the model and the data under the same paths.
+node must see the folder, the model and the data under the same paths. With `--only`, which a scheduler's array needs,
+nothing is chosen; the command without it does that afterwards.
 """
 
 from __future__ import annotations
@@ -414,6 +416,24 @@ def to_markdown(results: JsonDict, test: str) -> str:
     return "\n".join([*lines, "", " ".join(facts), "", test])
 
 
+def run_only(sweep: Sweep, number: int) -> None:
+    """Become the run of this number of the grid, from 0: signals and exit codes are its own.
+
+    Raises:
+        BadInput: the grid has no such run.
+    """
+    if not 0 <= number < len(sweep.jobs):
+        raise BadInput(f"--only {number}: the grid has {len(sweep.jobs)} runs, 0 to {len(sweep.jobs) - 1}")
+    job = sweep.jobs[number]
+    if job.scores:
+        print(f"{job.name} is finished: nothing to do", flush=True)
+        return
+    print(f"run {number} of 0 to {len(sweep.jobs) - 1}: {job.name}", flush=True)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a launcher would die of it; ranks answer it
+    command = job.command(sweep.base, score_test=False)
+    os.execv(command[0], command)
+
+
 def main(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDict:
     """Run what is not finished, choose, score test of the best; what results.json holds.
 
@@ -472,6 +492,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--cluster", choices=("ray",), help="run as Ray tasks, on RAY_ADDRESS or this machine")
+        parser.add_argument("--only", type=int, metavar="N", help="do run N of the grid alone, from 0; choose nothing")
         parser.add_argument("--without-failed", action="store_true", help="if runs fail, choose among the others")
 
     arguments = parse_run(__doc__, "yamls/finetune/pubmedqa-sweep.yaml", "model=biomedlm", argv, add)
@@ -479,6 +500,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     sweep = load_sweep(Path(arguments.yaml), arguments.overrides)
     print(format_sweep(sweep), flush=True)
     if arguments.dry_run:
+        return
+    if arguments.only is not None:
+        run_only(sweep, arguments.only)
         return
     main(sweep, arguments.cluster, arguments.without_failed)
     print((sweep.folder / TABLE).read_text(encoding="utf-8"), end="")

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
 from composer.core import DataSpec
@@ -33,6 +34,7 @@ from recipes.config import RunConfig, batches_of
 from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.remote import RemoteRun
+from recipes.rendezvous import data_must_pass, meet, peers_may_be_lost
 from recipes.resume import Start
 from recipes.safe_loading import guard_composer_loading
 
@@ -41,13 +43,19 @@ def connect(cfg: RunConfig) -> None:
     """Join the other ranks.
 
     Raises:
-        BadInput: a precision that this device lacks.
+        BadInput: a precision that this device lacks; ranks that do not come, cannot be reached, or are unlike.
     """
     leave_at_once_when_preempted()  # Composer has installed a handler of its own
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.precision != "fp32":
         raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
-    dist.initialize_dist(device, cfg.dist_timeout_s)
+    # run_dir is looked at from all ranks once it is there.
+    facts = {**run_folder.software(), "configuration": {**asdict(cfg), "run_dir": None}}
+    store = meet(facts, cfg.connect_timeout_s)
+    with data_must_pass(cfg.connect_timeout_s):
+        dist.initialize_dist(device, cfg.dist_timeout_s)
+        if store:
+            dist.all_reduce(device.tensor_to_device(torch.ones(1)))  # NCCL connects in the first collective
     if device.name == "cpu":
         keep_freed_memory()
         repair_gloo_gradient_average()
@@ -146,7 +154,8 @@ def run_trainer(
     start.close()
     try:
         if trainer.state.timestamp.batch < batches:  # not if it was stopped between its last save and its end
-            trainer.fit()
+            with peers_may_be_lost():
+                trainer.fit()
     except Rewind:
         trainer.close()
         return None

@@ -5,7 +5,8 @@ A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, 
 due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
 deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
 `lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
-the others), `fsdp1-on-cpu` (the CPU passes for a CUDA device). On all ranks, all the time: `impatient` and `patient`
+the others), `other-torch` (another version, as if on another host), `no-data-path` (the ranks meet and no data passes
+between them), `fsdp1-on-cpu` (the CPU passes for a CUDA device). On all ranks, all the time: `impatient` and `patient`
 (with a remote that does not answer).
 """
 
@@ -82,6 +83,11 @@ class Fault(Callback):
             checkpoint_writer._write = lose
         elif what == "fsdp1-on-cpu":
             pass_the_cpu_off_as_cuda()
+        elif what == "other-torch" and self.here:
+            software = run_folder.software
+            run_folder.software = lambda: {**software(), "versions": {"torch": "2.6.0"}}
+        elif what == "no-data-path" and self.here:
+            dist.initialize_dist = lambda *_: time.sleep(600)
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:

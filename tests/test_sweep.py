@@ -318,6 +318,23 @@ def test_preemption_goes_on_to_the_run(forked: type[Forked], arguments: Argument
     assert list(job.folder.glob("checkpoints/ep*-ba*")), "it has saved"
 
 
+def test_one_run_of_the_grid_alone(
+    forked: type[Forked], arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As an array of a scheduler starts it: this process becomes the run, and nothing is chosen."""
+    become: list[list[str]] = []
+    monkeypatch.setattr(os, "execv", lambda path, command: become.append([path, *command[1:]]))
+    given = arguments(GRID)
+    sweep.command_line([*given, "--only", "2"])
+    job = sweep.load_sweep(Path(given[0]), given[1:]).jobs[2]
+    assert job.values == {"optimizer.lr": 3e-3, "seed": 1}
+    assert become == [job.command(ROOT / "yamls/finetune/medmcqa.yaml", score_test=False)]
+    assert not forked.started and not (tmp_path / "sweep").exists()
+    for number in ("4", "-1"):
+        with pytest.raises(BadInput, match=f"--only {number}: the grid has 4 runs, 0 to 3"):
+            sweep.command_line([*given, "--only", number])
+
+
 @pytest.mark.parametrize(
     ("grid", "says"),
     [
