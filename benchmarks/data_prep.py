@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from array import array
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -517,9 +518,12 @@ def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
     encoder = Encoder(tokenizer, ENCODERS[0])
     deque(encoder.encode(texts[0]), maxlen=0)
     start_s = time.process_time()
-    ids = [piece for text in texts for piece, _ in encoder.encode(text)]
+    ids = array("H")
+    for text in texts:
+        for piece, _ in encoder.encode(text):
+            ids.extend(piece)
     parts[f"encoding, {ENCODERS[0]}"] = time.process_time() - start_s
-    content = b"".join(piece.tobytes() for piece in ids)
+    content = ids.tobytes()
     level = int((shards.COMPRESSION["zstd"] or "zstd:0").split(":")[1])
     start_s = time.process_time()
     for i in range(0, len(content), SHARD_BYTES):

@@ -8,15 +8,13 @@ special token, so that `<|endoftext|>` in a text is text. `Encoder.compare` hold
 from __future__ import annotations
 
 import re
-from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
 from data_prep import tokenizer
-from data_prep.shard_format import token_dtype
 from data_prep.stage import BadInput
 
 ENCODERS = ("kitoken", "tokenizers")
@@ -45,11 +43,11 @@ class Encoder:
         self._name = name
         self._tokenizer = tokenizer.load(folder)
         vocab_size = self._tokenizer.get_vocab_size()
-        self._dtype = token_dtype(vocab_size)
-        self._typecode = np.dtype(self._dtype).char
         self._bytes = np.zeros(vocab_size, np.int64)  # what each id stands for has so many
         for token, id in self._tokenizer.get_vocab().items():
             self._bytes[id] = len(token)  # byte-level: a character of a token is a byte of its text
+        for id in self._tokenizer.get_added_tokens_decoder():
+            self._bytes[id] = 0  # of no text
         if name == "tokenizers":
             return
         from kitoken import Kitoken
@@ -60,27 +58,33 @@ class Encoder:
         definition["config"]["split"] = [{"Pattern": {"pattern": {"Regex": WORDS}, "behavior": "Isolate"}}]
         self._kitoken.set_definition(definition)
 
-    def encode(self, text: str) -> Iterator[tuple[np.ndarray, int]]:
-        """A text piece by piece: its ids, (tokens,) of `token_dtype`, and the size of its UTF-8.
+    def encode(self, text: str) -> Iterator[tuple[list[int], int]]:
+        """The ids of a text, piece by piece, each with its size in bytes as UTF-8."""
+        for piece in pieces(text):
+            yield self._ids(piece), len(piece) if piece.isascii() else len(piece.encode())
+
+    def check(self, ids: np.ndarray, starts: Sequence[int], sizes: Sequence[int]) -> None:
+        """Compare what ids stand for with the pieces of texts that they were made of.
+
+        Args:
+            ids: (tokens,) of one piece after another, end-of-text between them or not.
+            starts: where each piece's begin.
+            sizes: bytes of each piece.
 
         Raises:
-            BadInput: the ids do not make up the text's bytes.
+            BadInput: the ids of a piece do not make up its bytes.
         """
-        for piece in pieces(text):
-            ids = np.frombuffer(array(self._typecode, self._ids(piece)), self._dtype)
-            size_bytes = len(piece) if piece.isascii() else len(piece.encode())
-            if (stand_for := int(self._bytes[ids].sum())) != size_bytes:
-                raise BadInput(
-                    f"{self._name} made tokens of {stand_for} bytes of a text of {size_bytes}: {piece[:60]!r} …"
-                )
-            yield ids, size_bytes
+        found = np.add.reduceat(self._bytes[ids], starts)
+        if len(wrong := np.flatnonzero(found != sizes)):
+            n = wrong[0]
+            raise BadInput(f"{self._name} made tokens of {found[n]} bytes of a text of {sizes[n]}")
 
     def compare(self, text: str) -> bool:
         """Whether the tokenizer itself gives the same ids, where it was not asked to give them."""
         if self._name == "tokenizers":
             return True
         expected = self._tokenizer.encode(text, add_special_tokens=False).ids
-        return [id for ids, _ in self.encode(text) for id in ids.tolist()] == expected
+        return [id for ids, _ in self.encode(text) for id in ids] == expected
 
     def _ids(self, text: str) -> list[int]:
         if self._name == "kitoken":
