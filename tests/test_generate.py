@@ -243,7 +243,8 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
     other = folder.with_name("other")
     if not other.exists():
         other.symlink_to(folder)
-    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    proxy = "http://127.0.0.9:9"  # an address that counts as OUTSIDE
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
     with log.open("w") as out:
         server = subprocess.Popen(
             [sys.executable, *greedy(folder, "--model", str(other), "--web", "--port", str(port))],
