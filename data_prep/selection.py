@@ -76,9 +76,9 @@ class Selection:
                         number,
                         entry,
                         batch.source.newest_wins,
-                        *(row.get(key) for key in ("bucket", "id", "file", "reason")),
+                        *map(row.get, ("bucket", "id", "file", "reason")),
                         bytes.fromhex(row["text"]) if "text" in row else None,
-                        *(row.get(key) for key in ("pmid", "source", "date")),
+                        *map(row.get, ("pmid", "source", "date")),
                         SPLITS.index(row["split"]) if "split" in row else None,
                     ),
                 )

@@ -193,7 +193,8 @@ class _Frames:
 
     def __init__(self, path: Path):
         self._file = path.open("wb")
-        self._buffers: defaultdict[int, list[bytes]] = defaultdict(list)
+        # Not lists of lines: small pieces among those of the XML's trees take ten times their size of memory.
+        self._buffers: defaultdict[int, bytearray] = defaultdict(bytearray)
         self._buffered_bytes = 0
         self._compressor = zstandard.ZstdCompressor(level=FAST)
         self.places: list[tuple[int, int, int]] = []
@@ -214,7 +215,7 @@ class _Frames:
             return {**row, "reason": entry.reason}
         values = (entry.id, entry.text, entry.source, entry.license, entry.date, entry.pmid)
         line = orjson.dumps((number, *values), option=orjson.OPT_APPEND_NEWLINE)
-        self._buffers[bucket].append(line)
+        self._buffers[bucket] += line
         self._buffered_bytes += len(line)
         if self._buffered_bytes > BUFFER_BYTES:
             self.flush()
@@ -232,7 +233,7 @@ class _Frames:
     def flush(self) -> None:
         """Write what is gathered."""
         for bucket, lines in sorted(self._buffers.items()):
-            frame = self._compressor.compress(b"".join(lines))
+            frame = self._compressor.compress(lines)
             self.places.append((bucket, self._file.tell(), len(frame)))
             self._file.write(frame)
         self._buffers.clear()

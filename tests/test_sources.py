@@ -21,7 +21,20 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 
 from data_prep import corpus
 from data_prep.inputs import reading
-from data_prep.sources import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold, iso_date, pmc, sample
+from data_prep.sources import (
+    ABSTRACTS,
+    ARTICLES,
+    Bad,
+    Document,
+    Dropped,
+    Entry,
+    Source,
+    fold,
+    iso_date,
+    medline,
+    pmc,
+    sample,
+)
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import TIERS, Pmc
@@ -207,6 +220,65 @@ def test_md5_beside_a_file_is_checked(tmp_path: Path, form: str):
     (tmp_path / "a.xml.gz.md5").write_text(form.format(md5[::-1]))
     with pytest.raises(BadInput, match=r"a\.xml\.gz is not what .*a\.xml\.gz\.md5 says"):
         entries(Medline(), tmp_path)
+
+
+UNREAD = (
+    '<AuthorList CompleteYN="Y">\n<Author/></AuthorList>',
+    "<ChemicalList>\n</ChemicalList>",
+    "<MeshHeadingList><MeshHeading>\n</MeshHeading></MeshHeadingList>",
+)
+
+
+def full_citation(pmid: int, **parts: str) -> str:
+    whole = citation(pmid, **parts).replace("</Article>", f"{UNREAD[0]}</Article>{UNREAD[1]}{UNREAD[2]}")
+    return whole.replace("</PubmedArticle>", "<PubmedData>\n<History/></PubmedData></PubmedArticle>")
+
+
+def trimmed(text: str, block_bytes: int) -> bytes:
+    """A file's XML as it is parsed, when it comes in blocks of this size after its head."""
+    head, body = b"<PubmedArticleSet>", f"{text}</PubmedArticleSet>".encode()
+    blocks = (body[start : start + block_bytes] for start in range(0, len(body), block_bytes))
+    return b"".join(medline._trimmed(iter([head, *blocks])))
+
+
+def test_what_is_not_read_is_cut_out_and_nothing_else():
+    article = full_citation(1, abstract="<AbstractText>Of &lt;AuthorList &amp; <i>PubmedData</i>&gt;.</AbstractText>")
+    text = article + full_citation(2) + delete(3)
+    whole = etree.fromstring(f"<PubmedArticleSet>{text}</PubmedArticleSet>")
+    expected = [Medline()._entry(element) for element in whole.iter("PubmedArticle")]
+    for block_bytes in [*range(1, 900), 1 << 18]:
+        root = etree.fromstring(trimmed(text, block_bytes))
+        assert [Medline()._entry(element) for element in root.iter("PubmedArticle")] == expected
+        assert root.findtext("DeleteCitation/PMID") == "3"
+    names = [element.tag for element in etree.fromstring(trimmed(text, 1 << 18)).iter()]
+    assert names.count("AbstractText") == 4 and not {"AuthorList", "ChemicalList", "MeshHeading", "History"} & {*names}
+
+
+def test_lines_keep_their_numbers(tmp_path: Path):
+    text = full_citation(1) + full_citation(2).replace(">2<", ">x<")
+    (bad,) = [entry for entry in entries(Medline(), pubmed_file(tmp_path / "a.xml.gz", text)) if isinstance(entry, Bad)]
+    assert bad.place == f"line {2 + full_citation(1).count(chr(10))}"
+
+
+def test_no_citation_is_cut_out_with_an_unclosed_part(tmp_path: Path):
+    first, second = full_citation(1).replace("</ChemicalList>", ""), full_citation(2).replace("<ChemicalList>", "")
+    path = pubmed_file(tmp_path / "a.xml.gz", first, second)
+    with pytest.raises(BadInput, match="not XML"):
+        entries(Medline(), path)
+
+
+@pytest.mark.parametrize(
+    "abstract",
+    [
+        "<!-- <PubmedData> --><AbstractText>Kept.</AbstractText><!-- </PubmedData> -->",
+        "<?x <PubmedData> ?><AbstractText>Kept.</AbstractText><?x </PubmedData> ?>",
+        "<AbstractText><![CDATA[<PubmedData>Kept.</PubmedData>]]></AbstractText>",
+        f"<!-- {'x' * 500} <PubmedData> --><AbstractText>Kept.</AbstractText><!-- </PubmedData> -->",
+    ],
+)
+def test_what_only_looks_like_an_element_cuts_nothing(abstract: str):
+    for block_bytes in [*range(1, 900), 1 << 18]:
+        assert b"Kept." in trimmed(citation(1, abstract), block_bytes)
 
 
 def test_an_xml_bomb_is_harmless(tmp_path: Path):
