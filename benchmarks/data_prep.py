@@ -40,7 +40,7 @@ from benchmarks.processes import Run, machine, measured
 from data_prep import corpus, inputs, shards
 from data_prep.encoder import ENCODERS, Encoder
 from data_prep.shard_format import SPLITS
-from data_prep.sources import Document, Dropped, pmc, sample
+from data_prep.sources import Document, Dropped, Entry, fold, pmc, sample
 from data_prep.sources.medline import Medline
 from data_prep.stage import BadInput, read_manifest, run
 
@@ -155,7 +155,7 @@ def xml_speed(paths: Sequence[Path], work: Path, rounds: int) -> str:
 
 @dataclass
 class Kept:
-    """Characters of an XML file that should be in its documents, and how many of them are."""
+    """What of an XML file should be in its documents, signs or labels, and how much of it is."""
 
     documents: int = 0
     expected: int = 0
@@ -176,7 +176,7 @@ class Kept:
 
     def row(self, name: str) -> list[str]:
         """As a row of the table."""
-        shares = [f"{kept:,} ({kept / self.expected:.4%})" for kept in (self.ours, self.theirs)]
+        shares = [f"{kept:,} ({kept / max(1, self.expected):.4%})" for kept in (self.ours, self.theirs)]
         return [
             name,
             f"{self.documents:,}",
@@ -187,26 +187,37 @@ class Kept:
         ]
 
 
-def citations_kept(path: Path) -> Kept:
-    """Signs but white space of title and abstract, in all citations of which we make documents."""
+def citations_kept(path: Path) -> tuple[Kept, Kept]:
+    """Signs but white space of title and abstract, and labels of sections, in all citations that give documents.
+
+    Ours are asked for by `--section-labels`; pubmed_parser puts them on lines of their own.
+    """
     import pubmed_parser  # pyright: ignore[reportMissingTypeStubs]
 
-    (file,) = Medline().find([str(path)])
-    with inputs.reading(file) as stream:
-        entries = [e for e in Medline().read(file, stream) if not (isinstance(e, Dropped) and e.reason == "deletions")]
+    plain, labelled = (_citations(path, Medline(section_labels=labels)) for labels in (False, True))
     records = [record for record in pubmed_parser.parse_medline_xml(str(path)) if not record["delete"]]
-    kept = Kept()
+    signs, labels = Kept(), Kept()
     with gzip.open(path) as content:
         articles = etree.iterparse(content, tag="PubmedArticle")
-        for (_, article), entry, record in zip(articles, entries, records, strict=True):
-            if isinstance(entry, Document):
-                parts = article.xpath(
-                    "MedlineCitation/Article/ArticleTitle | MedlineCitation/Article/Abstract/AbstractText"
-                )
-                expected = "".join("".join(part.itertext()) for part in parts)
-                kept.add(_signs(expected), _signs(entry.text), _signs(record["title"] + record["abstract"]))
+        for (_, article), entry, with_labels, record in zip(articles, plain, labelled, records, strict=True):
+            if isinstance(entry, Document) and isinstance(with_labels, Document):
+                sections = article.findall("MedlineCitation/Article/Abstract/AbstractText")
+                parts = [article.find("MedlineCitation/Article/ArticleTitle"), *sections]
+                expected = "".join("".join(part.itertext()) for part in parts if part is not None)
+                signs.add(_signs(expected), _signs(entry.text), _signs(record["title"] + record["abstract"]))
+                names = Counter(fold(s.get("Label") or "") for s in sections if "".join(s.itertext()).strip())
+                names = Counter({name: n for name, n in names.items() if name not in ("", "UNLABELLED")})
+                ours = Counter({name: with_labels.text.count(f"{name}: ") for name in names})
+                labels.add(names, ours, Counter(map(fold, record["abstract"].split("\n"))))
             article.clear()
-    return kept
+    return signs, labels
+
+
+def _citations(path: Path, source: Medline) -> list[Entry]:
+    """One entry a citation, in the order of the file; deletions are none."""
+    (file,) = source.find([str(path)])
+    with inputs.reading(file) as stream:
+        return [e for e in source.read(file, stream) if not (isinstance(e, Dropped) and e.reason == "deletions")]
 
 
 def articles_kept(paths: Iterable[Path]) -> Kept:
@@ -236,8 +247,11 @@ def articles_kept(paths: Iterable[Path]) -> Kept:
 
 
 def kept_table(citation_files: Sequence[Path], articles: Sequence[Path]) -> str:
-    """Characters kept against the XML's text."""
-    rows = [citations_kept(path).row(f"{path.name}, signs but white space") for path in citation_files]
+    """What is kept against the XML's text."""
+    rows: Rows = []
+    for path in citation_files:
+        signs, labels = citations_kept(path)
+        rows += [signs.row(f"{path.name}, signs but white space"), labels.row(f"{path.name}, labels of sections")]
     rows.append(articles_kept(articles).row(f"{len(articles)} PMC articles, letters"))
     header = ["", "documents", "in the XML", "ours", "pubmed_parser", "ours loses in", "pubmed_parser loses in"]
     return table(header, rows)

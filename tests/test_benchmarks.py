@@ -55,13 +55,16 @@ def test_a_command_that_fails_is_named():
 
 
 def test_lost_characters_are_counted(tmp_path: Path):
-    path = pubmed_file(tmp_path, "<AbstractText>Of <b>one <i>inner</i></b> kind.</AbstractText>")
-    kept = benchmark.citations_kept(path)
+    path = pubmed_file(tmp_path, '<AbstractText Label="AIMS">Of <b>one <i>inner</i></b> kind.</AbstractText>')
+    kept, labels = benchmark.citations_kept(path)
     size = len("Onebolddeeptitle.Ofoneinnerkind.")
     assert (kept.documents, kept.expected, kept.ours, kept.ours_lossy) == (1, size, size, 0)
     assert (kept.theirs, kept.theirs_lossy) == (size - len("deepinner"), 1)
+    # It leaves out the label where there is but one section.
+    assert (labels.expected, labels.ours, labels.theirs, labels.theirs_lossy) == (1, 1, 0, 1)
     with patch.object(corpus.Medline, "_section", lambda self, element: element.text):
-        assert benchmark.citations_kept(path).ours == len("Onebolddeeptitle.Of")
+        kept, labels = benchmark.citations_kept(path)
+        assert labels.ours == 0 and kept.ours == len("Onebolddeeptitle.Of")
 
 
 def test_what_is_said_twice_does_not_make_up_for_a_loss():
