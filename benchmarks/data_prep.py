@@ -562,9 +562,12 @@ def estimate(work: Path, found: Mapping[tuple[str, int], Speed]) -> str:
     }
     rows: Rows = []
     for name, ((one_s, two_s), size_bytes) in stages.items():
-        serial_s, parallel_s = max(0.0, 2 * two_s - one_s), 2 * max(0.0, one_s - two_s)
+        serial_s, parallel_s = max(0.0, 2 * two_s - one_s), 2 * (one_s - two_s)
         one_h, many_h = (s * PILE_BYTES / size_bytes / 3600 for s in (one_s, serial_s + parallel_s / CLUSTER_CORES))
-        rows.append([name, f"{one_s / two_s:.2f}", f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"])
+        told = [f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"]
+        if two_s >= one_s:  # other work had the second core: nothing follows for more
+            told = ["unknown", f"{one_h:.1f}", "unknown"]
+        rows.append([name, f"{one_s / two_s:.2f}", *told])
     header = ["", "one core / two", "serial share", "one core, hours", f"{CLUSTER_CORES} cores, hours"]
     return table(header, rows) + (
         f"\n\nFor {PILE_BYTES / 1e9:.1f} GB of text. Assumed: time grows as the text does, the serial share found with "

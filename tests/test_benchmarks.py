@@ -149,6 +149,8 @@ def test_the_estimate_follows_amdahl(tmp_path: Path):
             found[name, cores] = benchmark.Speed(full=[run], tiny=[benchmark.Run()], corpus=[wall_s])
     row = benchmark.estimate(tmp_path, found).splitlines()[2]
     assert row == "| shards.py | 1.67 | 20% | 10.0 | 2.25 |"
+    found["ours, shards.py, zstd", 2].full[0].wall_s = 11
+    assert benchmark.estimate(tmp_path, found).splitlines()[2] == "| shards.py | 0.91 | unknown | 10.0 | unknown |"
 
 
 def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
