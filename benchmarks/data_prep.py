@@ -281,11 +281,7 @@ def repeated(texts: Sequence[str], size_bytes: float) -> Iterator[str]:
 
 
 def write_texts(texts: Iterable[str], folder: Path) -> int:
-    """Write `{"text": …}` lines in files of `PART_BYTES`; returns the bytes of text. What is finished stays."""
-    done = folder.with_name(f"{folder.name}.bytes")
-    if done.exists():
-        return int(done.read_text())
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write `{"text": …}` lines in files of `PART_BYTES`; returns the bytes of text, which `FOLDER.bytes` holds too."""
     folder.mkdir(parents=True)
     file, size_bytes, part_end = None, 0, 0
     for text in texts:
@@ -298,7 +294,7 @@ def write_texts(texts: Iterable[str], folder: Path) -> int:
         size_bytes += len(text.encode())
     if file:
         file.close()
-    done.write_text(str(size_bytes))
+    folder.with_name(f"{folder.name}.bytes").write_text(str(size_bytes))
     return size_bytes
 
 
@@ -367,9 +363,9 @@ def peer_tools(environments: Path, tokenizer: Path) -> list[Tool]:
     ]
 
 
-def corpus_command(texts: Path, out: Path, workers: int) -> list[str | Path]:
+def corpus_command(texts: Path, out: Path, workers: int, val_fraction: float = 0.05) -> list[str | Path]:
     """The corpus stage on JSON lines."""
-    arguments = ["--val-fraction", "0.05", "--workers", str(workers)]
+    arguments = ["--val-fraction", str(val_fraction), "--workers", str(workers)]
     return ours("corpus.py", "--source", "text", "--input", texts, "--out", out, *arguments)
 
 
@@ -585,10 +581,9 @@ def flat(texts: Sequence[str], work: Path, tokenizer: Path, sizes_mb: Sequence[f
     for size_mb in sizes_mb:
         folder = work / "flat"
         shutil.rmtree(folder, ignore_errors=True)
-        (work / "flat.bytes").unlink(missing_ok=True)
         size_bytes = write_texts(repeated(texts, size_mb * 1e6), folder / "texts")
         commands = {
-            "corpus.py": corpus_command(folder / "texts", folder / "corpus", workers),
+            "corpus.py": corpus_command(folder / "texts", folder / "corpus", workers, 0.01),
             "shards.py": ours(
                 "shards.py", "--corpus", folder / "corpus", "--tokenizer", tokenizer, "--out", folder / "shards",
                 "--seq-len", str(SEQ_LEN), "--workers", str(workers),
@@ -626,9 +621,10 @@ def prepare(work: Path) -> tuple[list[str], Path]:
 
 
 def prepare_sizes(texts: Sequence[str], work: Path, repeat: float, tiny_documents: int) -> None:
-    """`tiny` and `full`: the texts as JSON lines, and a corpus of them."""
+    """`tiny` and `full`, always anew: the texts as JSON lines, and a corpus of them."""
     size_bytes = repeat * sum(len(text.encode()) for text in texts)
     for name, chosen in (("tiny", islice(texts, tiny_documents)), ("full", repeated(texts, size_bytes))):
+        shutil.rmtree(work / name, ignore_errors=True)
         write_texts(chosen, work / name / "texts")
         command = corpus_command(work / name / "texts", work / name / "corpus", 1)
         measured(command, 1, OURS_ENVIRONMENT)
