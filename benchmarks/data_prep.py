@@ -41,7 +41,7 @@ from benchmarks.processes import Run, machine, measured
 from data_prep import corpus, inputs, shards
 from data_prep.encoder import ENCODERS, Encoder
 from data_prep.shard_format import SPLITS
-from data_prep.sources import Document, Dropped, pmc, sample
+from data_prep.sources import Document, Dropped, Entry, fold, pmc, sample
 from data_prep.sources.medline import Medline
 from data_prep.stage import BadInput, read_manifest, run
 
@@ -156,7 +156,7 @@ def xml_speed(paths: Sequence[Path], work: Path, rounds: int) -> str:
 
 @dataclass
 class Kept:
-    """Characters of an XML file that should be in its documents, and how many of them are."""
+    """What of an XML file should be in its documents, signs or labels, and how much of it is."""
 
     documents: int = 0
     expected: int = 0
@@ -177,7 +177,7 @@ class Kept:
 
     def row(self, name: str) -> list[str]:
         """As a row of the table."""
-        shares = [f"{kept:,} ({kept / self.expected:.4%})" for kept in (self.ours, self.theirs)]
+        shares = [f"{kept:,} ({kept / max(1, self.expected):.4%})" for kept in (self.ours, self.theirs)]
         return [
             name,
             f"{self.documents:,}",
@@ -188,26 +188,37 @@ class Kept:
         ]
 
 
-def citations_kept(path: Path) -> Kept:
-    """Signs but white space of title and abstract, in all citations of which we make documents."""
+def citations_kept(path: Path) -> tuple[Kept, Kept]:
+    """Signs but white space of title and abstract, and labels of sections, in all citations that give documents.
+
+    Ours are asked for by `--section-labels`; pubmed_parser puts them on lines of their own.
+    """
     import pubmed_parser  # pyright: ignore[reportMissingTypeStubs]
 
-    (file,) = Medline().find([str(path)])
-    with inputs.reading(file) as stream:
-        entries = [e for e in Medline().read(file, stream) if not (isinstance(e, Dropped) and e.reason == "deletions")]
+    plain, labelled = (_citations(path, Medline(section_labels=labels)) for labels in (False, True))
     records = [record for record in pubmed_parser.parse_medline_xml(str(path)) if not record["delete"]]
-    kept = Kept()
+    signs, labels = Kept(), Kept()
     with gzip.open(path) as content:
         articles = etree.iterparse(content, tag="PubmedArticle")
-        for (_, article), entry, record in zip(articles, entries, records, strict=True):
-            if isinstance(entry, Document):
-                parts = article.xpath(
-                    "MedlineCitation/Article/ArticleTitle | MedlineCitation/Article/Abstract/AbstractText"
-                )
-                expected = "".join("".join(part.itertext()) for part in parts)
-                kept.add(_signs(expected), _signs(entry.text), _signs(record["title"] + record["abstract"]))
+        for (_, article), entry, with_labels, record in zip(articles, plain, labelled, records, strict=True):
+            if isinstance(entry, Document) and isinstance(with_labels, Document):
+                sections = article.findall("MedlineCitation/Article/Abstract/AbstractText")
+                parts = [article.find("MedlineCitation/Article/ArticleTitle"), *sections]
+                expected = "".join("".join(part.itertext()) for part in parts if part is not None)
+                signs.add(_signs(expected), _signs(entry.text), _signs(record["title"] + record["abstract"]))
+                names = Counter(fold(s.get("Label") or "") for s in sections if "".join(s.itertext()).strip())
+                names = Counter({name: n for name, n in names.items() if name not in ("", "UNLABELLED")})
+                ours = Counter({name: with_labels.text.count(f"{name}: ") for name in names})
+                labels.add(names, ours, Counter(map(fold, record["abstract"].split("\n"))))
             article.clear()
-    return kept
+    return signs, labels
+
+
+def _citations(path: Path, source: Medline) -> list[Entry]:
+    """One entry a citation, in the order of the file; deletions are none."""
+    (file,) = source.find([str(path)])
+    with inputs.reading(file) as stream:
+        return [e for e in source.read(file, stream) if not (isinstance(e, Dropped) and e.reason == "deletions")]
 
 
 def articles_kept(paths: Iterable[Path]) -> Kept:
@@ -237,8 +248,11 @@ def articles_kept(paths: Iterable[Path]) -> Kept:
 
 
 def kept_table(citation_files: Sequence[Path], articles: Sequence[Path]) -> str:
-    """Characters kept against the XML's text."""
-    rows = [citations_kept(path).row(f"{path.name}, signs but white space") for path in citation_files]
+    """What is kept against the XML's text."""
+    rows: Rows = []
+    for path in citation_files:
+        signs, labels = citations_kept(path)
+        rows += [signs.row(f"{path.name}, signs but white space"), labels.row(f"{path.name}, labels of sections")]
     rows.append(articles_kept(articles).row(f"{len(articles)} PMC articles, letters"))
     header = ["", "documents", "in the XML", "ours", "pubmed_parser", "ours loses in", "pubmed_parser loses in"]
     return table(header, rows)
@@ -268,11 +282,7 @@ def repeated(texts: Sequence[str], size_bytes: float) -> Iterator[str]:
 
 
 def write_texts(texts: Iterable[str], folder: Path) -> int:
-    """Write `{"text": …}` lines in files of `PART_BYTES`; returns the bytes of text. What is finished stays."""
-    done = folder.with_name(f"{folder.name}.bytes")
-    if done.exists():
-        return int(done.read_text())
-    shutil.rmtree(folder, ignore_errors=True)
+    """Write `{"text": …}` lines in files of `PART_BYTES`; returns the bytes of text, which `FOLDER.bytes` holds too."""
     folder.mkdir(parents=True)
     file, size_bytes, part_end = None, 0, 0
     for text in texts:
@@ -285,7 +295,7 @@ def write_texts(texts: Iterable[str], folder: Path) -> int:
         size_bytes += len(text.encode())
     if file:
         file.close()
-    done.write_text(str(size_bytes))
+    folder.with_name(f"{folder.name}.bytes").write_text(str(size_bytes))
     return size_bytes
 
 
@@ -354,9 +364,9 @@ def peer_tools(environments: Path, tokenizer: Path) -> list[Tool]:
     ]
 
 
-def corpus_command(texts: Path, out: Path, workers: int) -> list[str | Path]:
+def corpus_command(texts: Path, out: Path, workers: int, val_fraction: float = 0.05) -> list[str | Path]:
     """The corpus stage on JSON lines."""
-    arguments = ["--val-fraction", "0.05", "--workers", str(workers)]
+    arguments = ["--val-fraction", str(val_fraction), "--workers", str(workers)]
     return ours("corpus.py", "--source", "text", "--input", texts, "--out", out, *arguments)
 
 
@@ -552,9 +562,12 @@ def estimate(work: Path, found: Mapping[tuple[str, int], Speed]) -> str:
     }
     rows: Rows = []
     for name, ((one_s, two_s), size_bytes) in stages.items():
-        serial_s, parallel_s = max(0.0, 2 * two_s - one_s), 2 * max(0.0, one_s - two_s)
+        serial_s, parallel_s = max(0.0, 2 * two_s - one_s), 2 * (one_s - two_s)
         one_h, many_h = (s * PILE_BYTES / size_bytes / 3600 for s in (one_s, serial_s + parallel_s / CLUSTER_CORES))
-        rows.append([name, f"{one_s / two_s:.2f}", f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"])
+        told = [f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"]
+        if two_s >= one_s:  # other work had the second core: nothing follows for more
+            told = ["unknown", f"{one_h:.1f}", "unknown"]
+        rows.append([name, f"{one_s / two_s:.2f}", *told])
     header = ["", "one core / two", "serial share", "one core, hours", f"{CLUSTER_CORES} cores, hours"]
     return table(header, rows) + (
         f"\n\nFor {PILE_BYTES / 1e9:.1f} GB of text. Assumed: time grows as the text does, the serial share found with "
@@ -572,10 +585,9 @@ def flat(texts: Sequence[str], work: Path, tokenizer: Path, sizes_mb: Sequence[f
     for size_mb in sizes_mb:
         folder = work / "flat"
         shutil.rmtree(folder, ignore_errors=True)
-        (work / "flat.bytes").unlink(missing_ok=True)
         size_bytes = write_texts(repeated(texts, size_mb * 1e6), folder / "texts")
         commands = {
-            "corpus.py": corpus_command(folder / "texts", folder / "corpus", workers),
+            "corpus.py": corpus_command(folder / "texts", folder / "corpus", workers, 0.01),
             "shards.py": ours(
                 "shards.py", "--corpus", folder / "corpus", "--tokenizer", tokenizer, "--out", folder / "shards",
                 "--seq-len", str(SEQ_LEN), "--workers", str(workers),
@@ -613,9 +625,10 @@ def prepare(work: Path) -> tuple[list[str], Path]:
 
 
 def prepare_sizes(texts: Sequence[str], work: Path, repeat: float, tiny_documents: int) -> None:
-    """`tiny` and `full`: the texts as JSON lines, and a corpus of them."""
+    """`tiny` and `full`, always anew: the texts as JSON lines, and a corpus of them."""
     size_bytes = repeat * sum(len(text.encode()) for text in texts)
     for name, chosen in (("tiny", islice(texts, tiny_documents)), ("full", repeated(texts, size_bytes))):
+        shutil.rmtree(work / name, ignore_errors=True)
         write_texts(chosen, work / name / "texts")
         command = corpus_command(work / name / "texts", work / name / "corpus", 1)
         measured(command, 1, OURS_ENVIRONMENT)

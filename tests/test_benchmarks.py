@@ -55,13 +55,16 @@ def test_a_command_that_fails_is_named():
 
 
 def test_lost_characters_are_counted(tmp_path: Path):
-    path = pubmed_file(tmp_path, "<AbstractText>Of <b>one <i>inner</i></b> kind.</AbstractText>")
-    kept = benchmark.citations_kept(path)
+    path = pubmed_file(tmp_path, '<AbstractText Label="AIMS">Of <b>one <i>inner</i></b> kind.</AbstractText>')
+    kept, labels = benchmark.citations_kept(path)
     size = len("Onebolddeeptitle.Ofoneinnerkind.")
     assert (kept.documents, kept.expected, kept.ours, kept.ours_lossy) == (1, size, size, 0)
     assert (kept.theirs, kept.theirs_lossy) == (size - len("deepinner"), 1)
+    # It leaves out the label where there is but one section.
+    assert (labels.expected, labels.ours, labels.theirs, labels.theirs_lossy) == (1, 1, 0, 1)
     with patch.object(corpus.Medline, "_section", lambda self, element: element.text):
-        assert benchmark.citations_kept(path).ours == len("Onebolddeeptitle.Of")
+        kept, labels = benchmark.citations_kept(path)
+        assert labels.ours == 0 and kept.ours == len("Onebolddeeptitle.Of")
 
 
 def test_what_is_said_twice_does_not_make_up_for_a_loss():
@@ -85,7 +88,7 @@ def test_copies_of_a_text_differ_and_sizes_are_kept(tmp_path: Path):
     assert len(files) > 1
     assert [orjson.loads(line)["text"] for f in files for line in f.read_bytes().splitlines()] == texts
     assert size_bytes == sum(len(text.encode()) for text in texts)
-    assert benchmark.write_texts([], tmp_path / "texts") == size_bytes  # what is there stays
+    assert (tmp_path / "texts.bytes").read_text() == str(size_bytes)
 
 
 def test_xml_is_timed_from_file_to_corpus(tmp_path: Path):
@@ -107,7 +110,8 @@ def test_xml_is_timed_from_file_to_corpus(tmp_path: Path):
 def test_ours_from_texts_to_the_bound(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
     texts = [document.text for document in tiny_documents]
     with patch.object(benchmark, "SEQ_LEN", 64):
-        benchmark.prepare_sizes(texts, tmp_path, 2, 300)
+        benchmark.prepare_sizes(texts, tmp_path, 1, 300)
+        benchmark.prepare_sizes(texts, tmp_path, 2, 300)  # what another call left does not stay
         found = benchmark.speeds(benchmark.our_tools(tiny_tokenizer)[:1], tmp_path, 1, (1,))
     (speed,) = found.values()
     encode = tokenizer.load(tiny_tokenizer).encode_batch_fast
@@ -146,12 +150,14 @@ def test_the_estimate_follows_amdahl(tmp_path: Path):
             found[name, cores] = benchmark.Speed(full=[run], tiny=[benchmark.Run()], corpus=[wall_s])
     row = benchmark.estimate(tmp_path, found).splitlines()[2]
     assert row == "| shards.py | 1.67 | 20% | 10.0 | 2.25 |"
+    found["ours, shards.py, zstd", 2].full[0].wall_s = 11
+    assert benchmark.estimate(tmp_path, found).splitlines()[2] == "| shards.py | 0.91 | unknown | 10.0 | unknown |"
 
 
 def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
     texts = [document.text for document in tiny_documents]
     with patch.object(benchmark, "SEQ_LEN", 64):
-        (row,) = benchmark.flat(texts, tmp_path, tiny_tokenizer, [0.4], 1).splitlines()[2:]
+        (row,) = benchmark.flat(texts, tmp_path, tiny_tokenizer, [1], 1).splitlines()[2:]
     size_mb, *numbers = (float(cell.replace(",", "")) for cell in row.strip("| ").split(" | "))
-    assert size_mb == 0 and len(numbers) == 6 and numbers[0] >= numbers[1] > 20
+    assert size_mb == 1 and len(numbers) == 6 and numbers[0] >= numbers[1] > 20
     assert not (tmp_path / "flat").exists()
