@@ -73,7 +73,7 @@ CREATE TABLE IF NOT EXISTS articles (
 CREATE TABLE IF NOT EXISTS packs (name PRIMARY KEY, bytes INTEGER, sha256, stamp);
 """
 # An article is looked at again when it was revised, or when the tier is another one and takes it in.
-TODO = """
+TO_FETCH = """
 CREATE TEMP TABLE todo AS
 SELECT listed.pmcid, listed.version, listed.etag, listed.modified, articles.pack IS NOT NULL AS packed
 FROM (SELECT * FROM listed WHERE modified >= :since ORDER BY pmcid LIMIT :limit) AS listed
@@ -148,7 +148,7 @@ def fetch(
         _forget_lost_packs(database, out, dry_run)
         _load_inventory(web, url, database)
         arguments = {"since": since or "", "limit": -1 if limit is None else limit, "other": OTHER_LICENCE}
-        database.execute(TODO, arguments)
+        database.execute(TO_FETCH, arguments)
         (todo,) = database.execute("SELECT COUNT(*) FROM todo").fetchone()
         _say_what_is_gone(database, out)
         if dry_run:

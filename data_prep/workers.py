@@ -117,13 +117,13 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
                     pending[pool.submit(_call, function, task.arguments)] = task.name
                 if not pending:
                     return
+                progress.waiting_for = list(pending.values())[:processes]
                 finished, _ = wait(pending, LOOK_S, FIRST_COMPLETED)
                 with counters.get_lock():
                     progress.set(*(a + b for a, b in zip(begun, counters[:], strict=True)))
                 for future in finished:
                     del pending[future]
                     future.result()
-                progress.waiting_for = list(pending.values())[:processes]
         except BrokenProcessPool:
             raise BadInput(
                 f"a worker process was ended from outside while it had {', '.join(progress.waiting_for)}, most likely "
@@ -161,6 +161,7 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: P
                 pending[call.remote(function, task.arguments)] = task.name
             if not pending:
                 return
+            progress.waiting_for = list(pending.values())[:slots]
             finished, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_S)
             for reference in finished:
                 name = pending.pop(reference)
@@ -175,7 +176,6 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: P
                         f"{name} failed {RETRIES + 1} times as its node or process was lost ({type(error).__name__}); "
                         "look at the cluster with `ray status`, then type the same command to go on"
                     ) from None
-            progress.waiting_for = list(pending.values())[:slots]
 
 
 def _call_on_ray(function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:

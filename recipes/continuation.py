@@ -50,9 +50,9 @@ class Setting:
         Raises:
             BadInput: it is not a number, not a whole one where it must be, or out of range.
         """
-        kind = type(self.default)
+        kind: Any = type(self.default)
         try:
-            number = kind(value)  # type: ignore[arg-type]
+            number: float = kind(value)
         except (TypeError, ValueError, OverflowError):
             raise BadInput(f"{self.words} {value!r} is not a {'whole ' if kind is int else ''}number") from None
         if not self.low <= number <= self.high:
