@@ -29,12 +29,12 @@ import orjson
 from tqdm import tqdm
 
 from data_prep import inputs, json_lines, pmc_bucket
-from data_prep.acquired import place, stamp, state, write_listing
+from data_prep.acquired import stamp, state, write_listing
 from data_prep.inputs import Input, Tick
 from data_prep.sources.medline import citations
 from data_prep.sources.pile import LINES
 from data_prep.sources.pmc import TIERS
-from data_prep.stage import BadInput, Unavailable, run, sha256_file, write_text
+from data_prep.stage import BadInput, Unavailable, give_name, run, sha256_file, write_text
 from data_prep.web import Web, Wrong, discard, shown, until_right
 
 PUBMED_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed"
@@ -493,7 +493,7 @@ def _number(name: str) -> int:
 def _placed(arrived: _Arrived, path: Path) -> Fetched:
     """Give a checked file its name, and its `.md5` beside it."""
     if arrived.part is not None:
-        place(arrived.part, path)
+        give_name(arrived.part, path)
         discard(arrived.part)
     if arrived.md5_file is not None:
         write_text(path.with_name(f"{path.name}.md5"), arrived.md5_file)

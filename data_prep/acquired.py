@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import errno
-import os
 import shutil
 import sqlite3
 import tempfile
@@ -67,18 +66,6 @@ def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> Non
         writer.writerow(column[0] for column in found.description)
         writer.writerows(found)
     aside.replace(folder / LISTING)
-
-
-def place(part: Path, path: Path) -> None:
-    """Give a file its name, on disk for good."""
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def stamp(path: Path) -> str | None:

@@ -57,7 +57,7 @@ from data_prep.stage import (
     write_json,
     write_text,
 )
-from data_prep.workers import Task, Tick, Workers, add_workers, written_aside
+from data_prep.workers import HERE, Task, Tick, Workers, add_workers, written_aside
 
 __all__ = ["SOURCES", "SPLITS", "STAGE", "build", "place_of", "read_documents", "split_of"]
 
@@ -93,7 +93,7 @@ def build(
     decontaminate: Sequence[str] = (),
     recent_after: str | None = None,
     near_duplicates: float | None = None,
-    workers: Workers = Workers(),  # noqa: B008 (it is immutable)
+    workers: Workers = HERE,
 ) -> JsonDict:
     """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
 

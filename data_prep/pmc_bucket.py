@@ -42,9 +42,9 @@ import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 from tqdm import tqdm
 
-from data_prep.acquired import place, stamp, state, write_listing
+from data_prep.acquired import stamp, state, write_listing
 from data_prep.sources.pmc import in_tier
-from data_prep.stage import BadInput, JsonDict, Unavailable, sha256_file
+from data_prep.stage import BadInput, JsonDict, Unavailable, give_name, sha256_file
 from data_prep.web import Answer, Missing, Web, Wrong, shown, until_right
 
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"
@@ -330,7 +330,7 @@ class _Packer:
             if pack is not None:
                 self._database.execute("INSERT INTO packs VALUES (?, ?, ?, ?)", pack)
         if self._name is not None:
-            place(self._folder / f"{self._name}.part", self._folder / self._name)
+            give_name(self._folder / f"{self._name}.part", self._folder / self._name)
         self._rows, self._name, self._bytes = [], None, 0
 
     def _open(self) -> None:

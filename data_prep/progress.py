@@ -24,6 +24,9 @@ class Done(NamedTuple):
     tokens: int = 0
 
 
+NOTHING = Done()
+
+
 class Progress:
     """A context manager that reports in a thread of its own, so that it speaks while the work itself hangs.
 
@@ -37,7 +40,7 @@ class Progress:
         waiting_for: names of what is under way.
     """
 
-    def __init__(self, name: str, total_bytes: int, begun: Done = Done()):  # noqa: B008 (it is immutable)
+    def __init__(self, name: str, total_bytes: int, begun: Done = NOTHING):
         self.name, self.total_bytes, self.begun = name, total_bytes, begun
         self.done = begun
         self.waiting_for: list[str] = []

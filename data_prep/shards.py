@@ -61,7 +61,7 @@ from data_prep.stage import (
     write_json,
 )
 from data_prep.store import THREADS, Store
-from data_prep.workers import Task, Tick, Workers, add_workers, written_aside
+from data_prep.workers import HERE, Task, Tick, Workers, add_workers, written_aside
 
 COMPRESSION = {"zstd": "zstd:9", "none": None}  # level 9 makes 1.2 bytes of a token's 2, in a fifth of encoding's time
 LIBRARIES = ("kitoken", "numpy", "tokenizers", "zstandard")
@@ -82,7 +82,7 @@ def build(
     compression: str = "zstd",
     size_limit_mb: int = 64,
     encoder_name: str = ENCODERS[0],
-    workers: Workers = Workers(),  # noqa: B008 (it is immutable)
+    workers: Workers = HERE,
 ) -> JsonDict:
     """Make a shards folder, or find it made. Its bytes depend on all arguments but the last two.
 

@@ -193,6 +193,21 @@ def begin(out: Path) -> Path:
     return partial
 
 
+def give_name(aside: Path, path: Path) -> None:
+    """Rename what was written aside, a file or a folder, when it is on disk; and the name is on disk, too."""
+    _flush(aside)
+    aside.replace(path)
+    _flush(path.parent)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def link(source: Path, target: Path) -> None:
     """Give a file a second name; not moved, so that a build that is killed from there on need not make it again."""
     try:
@@ -216,17 +231,11 @@ def publish(partial: Path, out: Path, request: JsonDict, results: JsonDict) -> J
         for path in files
     }
     for path in files:
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        _flush(path)
     manifest = {**request, **results, "outputs": outputs}
     manifest["seal"] = seal(manifest)
     write_json(partial / MANIFEST, manifest)
     if out.is_dir():
         out.rmdir()
-    partial.replace(out)
-    parent = os.open(out.parent, os.O_RDONLY)
-    try:
-        os.fsync(parent)
-    finally:
-        os.close(parent)
+    give_name(partial, out)
     return manifest

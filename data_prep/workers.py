@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.progress import Done, Progress
-from data_prep.stage import BadInput
+from data_prep.stage import BadInput, give_name
 
 CLUSTERS = ("local", "ray")
 RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
@@ -89,6 +89,9 @@ class Workers:
             for task in todo:
                 with progress.under_way(task.name):
                     function(*task.arguments, progress.tick)
+
+
+HERE = Workers()  # one process, this one
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
@@ -251,8 +254,6 @@ def written_aside(path: Path) -> Iterator[Path]:
     aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield aside
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
-        aside.replace(path)
+        give_name(aside, path)
     finally:
         aside.unlink(missing_ok=True)

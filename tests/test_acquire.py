@@ -579,7 +579,7 @@ def test_the_disk_becomes_full(pubmed: Site, tmp_path: Path, capsys: Any, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(acquire, "place", full)
+        patch.setattr(acquire, "give_name", full)
         assert acquire_medline(pubmed, tmp_path / "files") == 2
     assert "no room left for" in capsys.readouterr().err and not gz_names(tmp_path / "files")
     assert acquire_medline(pubmed, tmp_path / "files") == 0
@@ -1182,7 +1182,7 @@ def test_pmc_killed_before_a_pack_has_its_name(articles: Site, tmp_path: Path, m
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pmc_bucket, *(("sha256_file", kill) if moment == "written" else ("place", kill)))
+        patch.setattr(pmc_bucket, *(("sha256_file", kill) if moment == "written" else ("give_name", kill)))
         with pytest.raises(Killed):
             acquire.main(["pmc", "--url", f"{articles.url}/{BUCKET}", "--out", str(out)])
     assert not list(out.glob("*.tar.zst")) and list(out.glob("*.part"))
