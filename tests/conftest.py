@@ -152,6 +152,35 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
 
 
 @pytest.fixture
+def kill_at_random_moments(
+    tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]]
+) -> Callable[[list[str], Path, float], None]:
+    """`kill_at_random_moments(command, straight, longest_s)`: 30 SIGKILLs of `command OUT` and its like.
+
+    Whatever is finished between them must be `straight` to the byte; then another one is begun.
+    """
+
+    def kill(command: list[str], straight: Path, longest_s: float) -> None:
+        draw, root = random.Random(5), str(Path(corpus.__file__).parents[1])
+        kills = finished = 0
+        while kills < 30:
+            out = tmp_path / f"finished{finished}"
+            running = subprocess.Popen([*command, str(out)], env={**os.environ, "PYTHONPATH": root})
+            try:
+                assert running.wait(draw.uniform(0.3, longest_s)) == 0
+            except subprocess.TimeoutExpired:
+                running.kill()
+                running.wait()
+                kills += 1
+            if out.exists():
+                assert folder_bytes(out) == folder_bytes(straight)
+                finished += 1
+        assert finished > 0
+
+    return kill
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
     """`small_disk(bytes)`: a file system of that size; called again, the same one with another size."""
     folder = tmp_path / "disk"

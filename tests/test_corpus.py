@@ -363,7 +363,7 @@ from data_prep.sources.text import Text
 from data_prep.workers import Workers
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
-    corpus.build({"text": (Text(), [sys.argv[1]])}, Path(sys.argv[2]), 0.2, workers=Workers(int(sys.argv[3])))
+    corpus.build({"text": (Text(), [sys.argv[2]])}, Path(sys.argv[3]), 0.2, workers=Workers(int(sys.argv[1])))
 """
 
 
@@ -383,7 +383,7 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(
     killer = "import os, signal\nfrom data_prep import corpus, spool\n"
     killer += f"kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n{stop}\n"
     root = Path(corpus.__file__).parents[1]
-    arguments = [str(tmp_path / "in"), str(tmp_path / "corpus"), "1"]
+    arguments = ["1", str(tmp_path / "in"), str(tmp_path / "corpus")]
     command = [sys.executable, "-c", killer + KILLED, *arguments]
     assert subprocess.run(command, cwd=root, check=False).returncode == -9
     assert not (tmp_path / "corpus").exists()
@@ -398,29 +398,15 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(
 
 
 @pytest.mark.chaos
-def test_kills_at_random_moments(tmp_path: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch):
-    """30 kills; whatever is finished between them is the same to the byte."""
+def test_kills_at_random_moments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at_random_moments: Callable[[list[str], Path, float], None]
+):
     make_inputs(tmp_path / "in")
     monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed ones
     (tmp_path / "build.py").write_text(KILLED)
     build_text(tmp_path / "straight", tmp_path / "in")
-    draw = random.Random(5)
-    root = Path(corpus.__file__).parents[1]
-    kills = finished = 0
-    while kills < 30:
-        out = tmp_path / f"corpus{finished}"
-        command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path / "in"), str(out), "2"]
-        running = subprocess.Popen(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
-        try:
-            assert running.wait(draw.uniform(0.3, 4)) == 0
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-            kills += 1
-        if out.exists():
-            assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
-            finished += 1
-    assert finished > 0
+    command = [sys.executable, str(tmp_path / "build.py"), "2", str(tmp_path / "in")]
+    kill_at_random_moments(command, tmp_path / "straight", 4)
 
 
 def test_near_duplicates_are_kept_once_and_rather_in_val(

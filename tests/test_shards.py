@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import re
 import shutil
 import subprocess
@@ -207,27 +206,16 @@ if __name__ == "__main__":
 
 @pytest.mark.chaos
 def test_kills_at_random_moments(
-    tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes, outcome: Any
+    tmp_path: Path,
+    many_parts: Path,
+    tiny_tokenizer: Path,
+    kill_at_random_moments: Callable[[list[str], Path, float], None],
+    outcome: Any,
 ):
-    """30 kills; whatever is finished between them is the same to the byte."""
     shards.build(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
     (tmp_path / "build.py").write_text(KILLED)
-    draw, root = random.Random(7), Path(corpus.__file__).parents[1]
-    kills = finished = 0
-    while kills < 30:
-        out = tmp_path / f"shards{finished}"
-        command = [sys.executable, str(tmp_path / "build.py"), str(many_parts), str(tiny_tokenizer), str(out)]
-        running = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(root)})
-        try:
-            assert running.wait(draw.uniform(0.3, 3)) == 0
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-            kills += 1
-        if out.exists():
-            assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
-            finished += 1
-    assert finished > 0
+    command = [sys.executable, str(tmp_path / "build.py"), str(many_parts), str(tiny_tokenizer)]
+    kill_at_random_moments(command, tmp_path / "straight", 3)
     outcome("shards: 30 SIGKILLs at random moments", "the same command went on", "nothing: the same bytes")
 
 
