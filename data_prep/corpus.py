@@ -338,7 +338,7 @@ def _write(out: Path, batches: Sequence[Batch], selection: Selection, work: Path
                 yield Task(f"part {bucket}", (work, out, bucket, members))
 
     with Progress("write", *selection.frame_bytes(done)) as progress:
-        workers.run(write_bucket, tasks(), progress)
+        workers.run(write_bucket, tasks(), work, progress)
 
 
 def _tallies(out: Path) -> dict[str, _Tally]:

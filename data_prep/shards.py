@@ -15,13 +15,13 @@ import argparse
 import errno
 import hashlib
 import json
-import platform
 import shutil
 from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import xxhash
@@ -29,7 +29,7 @@ import zstandard
 from tqdm import tqdm
 
 from data_prep import corpus, encoder, json_lines, tokenizer
-from data_prep.encoder import ENCODERS
+from data_prep.encoder import ENCODERS, Encoder
 from data_prep.progress import Done, Progress
 from data_prep.shard_format import (
     DOCUMENTS,
@@ -48,7 +48,7 @@ from data_prep.stage import (
     JsonDict,
     Unavailable,
     begin,
-    difference,
+    canonical_json,
     finished,
     library_versions,
     link,
@@ -64,11 +64,10 @@ from data_prep.store import THREADS, Store
 from data_prep.workers import HERE, Task, Tick, Workers, add_workers, written_aside
 
 COMPRESSION = {"zstd": "zstd:9", "none": None}  # level 9 makes 1.2 bytes of a token's 2, in a fifth of encoding's time
-LIBRARIES = ("kitoken", "numpy", "tokenizers", "zstandard")
+LIBRARIES = ("kitoken", "numpy", "tokenizers", "zstandard")  # that decide the bytes here
 CHECK_BYTES = 512 << 10  # of each part's text are encoded by the saved tokenizer too
 FLUSH_TOKENS = 1 << 18
 FAST = 1  # zstd level of files that live as long as a build
-REQUEST = "request.json"
 UPLOAD_FILES = 64  # are uploaded, then listed and read back, at a time
 UPLOADS = 3  # of a file that does not arrive as it was written
 
@@ -125,18 +124,21 @@ def build(
         return manifest
     if sha256_file(tokenizer_folder / "tokenizer.json") != vocabulary["sha256"]:
         raise BadInput(f"{tokenizer_folder / 'tokenizer.json'} was altered after it was made; make the folder again")
+    versions = library_versions(*LIBRARIES)
+    # In a folder of its own, so that another request, or other libraries, neither take its files nor throw them away.
+    key = hashlib.sha256(canonical_json({**request, "versions": versions}).encode()).hexdigest()[:24]
+    work = out.absolute().with_name(f"{out.name}.work")
     job = Job(
         corpus_folder.absolute(),
         tokenizer_folder.absolute(),
-        out.absolute().with_name(f"{out.name}.work"),
-        request,
+        work / key,
+        request["arguments"],
         vocab_size=vocabulary["vocab_size"],
         end_of_text=(vocabulary["eos_token_id"],) if eos_between_documents else (),
         encoder=encoder_name,
-        versions=library_versions(*LIBRARIES),
     )
     try:
-        job.begin()
+        job.work.mkdir(parents=True, exist_ok=True)
         parts = _encode(job, corpus_manifest, workers)
         counts = {split: _counts(split, list(parts[split].values()), seq_len) for split in SPLITS}
         _pack(job, parts, counts, workers)
@@ -146,6 +148,8 @@ def build(
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadInput(f"no room left for {out}; make some and type the same command, it goes on") from None
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise BadInput(f"cannot write {error.filename}: {error.strerror}") from None
         raise
     for split, c in counts.items():
         print(f"{split:5} {c.documents:>11,} documents {c.tokens:>15,} tokens {c.samples:>11,} samples of {seq_len}")
@@ -159,10 +163,10 @@ def build(
             ),
             "xz9_bits_per_byte": corpus_manifest["baselines"]["xz9_bits_per_byte"],
         },
-        "versions": job.versions,
+        "versions": versions,
     }
     manifest = publish(partial, out, request, results)
-    shutil.rmtree(job.work)
+    shutil.rmtree(work)
     return manifest
 
 
@@ -174,55 +178,30 @@ class Job:
         corpus: a finished corpus.
         tokenizer: a finished tokenizer.
         work: where tasks write.
-        request: the part of the manifest that is known beforehand.
+        arguments: as in the manifest.
         vocab_size: entries.
         end_of_text: the id that ends a document, or nothing.
         encoder: one of `ENCODERS`.
-        versions: of the libraries that decide the bytes.
     """
 
     corpus: Path
     tokenizer: Path
     work: Path
-    request: JsonDict
+    arguments: JsonDict
     vocab_size: int
     end_of_text: tuple[int, ...]
     encoder: str
-    versions: dict[str, str]
-
-    def begin(self) -> None:
-        """Make the work folder, or go on in the one that a killed build of the same left."""
-        path = self.work / REQUEST
-        if self.work.is_dir() and not (path.is_file() and read_json(path) == self.request):
-            shutil.rmtree(self.work)
-        try:
-            self.work.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(f"cannot make {self.work}: {error.strerror}") from None
-        write_json(path, self.request)
-
-    def check_node(self) -> None:
-        """A node that sees another disk, or has other libraries, would make other shards.
-
-        Raises:
-            BadInput: this is one.
-        """
-        path, node = self.work / REQUEST, platform.node()
-        if not path.is_file() or read_json(path) != self.request:
-            raise BadInput(f"node {node} does not see {path}; put the folders where all nodes of a cluster see them")
-        if lines := difference(self.versions, library_versions(*LIBRARIES)):
-            raise BadInput(f"node {node} has other libraries: {', '.join(lines)}; install requirements.txt there")
 
     @property
     def seq_len(self) -> int:
         """Tokens a sample."""
-        return self.request["arguments"]["seq_len"]
+        return self.arguments["seq_len"]
 
     @property
     def config(self) -> JsonDict:
         """As `shard_format.mds_config` gives it."""
-        arguments = self.request["arguments"]
-        return mds_config(self.vocab_size, self.seq_len, arguments["compression"], arguments["size_limit_mb"] << 20)
+        limit_bytes = self.arguments["size_limit_mb"] << 20
+        return mds_config(self.vocab_size, self.seq_len, self.arguments["compression"], limit_bytes)
 
     def read(self, slices: Sequence[Slice]) -> np.ndarray:
         """Tokens of the stream, (tokens,)."""
@@ -250,61 +229,79 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
     Raises:
         BadInput: the part was altered, or the encoder differs from the tokenizer.
     """
-    job.check_node()
     encode = encoder.load(job.tokenizer, job.encoder)
-    dtype = np.dtype(token_dtype(job.vocab_size))
-    histogram = np.zeros(job.vocab_size, np.int64)
-    total, compared_bytes, is_same = Done(), 0, True
-    starts: list[int]
-    sizes: list[int]
-    # Many documents at a time, as each call of numpy costs more than a document's share of its work.
-    ids, starts, sizes, count = array(dtype.char), [], [], 0
+    compared_bytes = 0
     with (
         written_aside(job.work / f"{name}.tokens") as tokens_path,
         written_aside(job.work / f"{name}.documents.zst") as documents_path,
-        tokens_path.open("wb") as tokens,
+        tokens_path.open("wb") as file,
         json_lines.Writer(documents_path, FAST) as documents,
     ):
-
-        def flush() -> None:
-            nonlocal total, ids, starts, sizes, count
-            if ids:
-                found = np.frombuffer(ids, dtype)
-                encode.check(found, starts, sizes)
-                np.add(histogram, np.bincount(found, minlength=job.vocab_size), out=histogram)
-                found.tofile(tokens)
-                done = Done(sum(sizes), count, len(found))
-                total = Done(*map(sum, zip(total, done, strict=True)))
-                tick(**done._asdict())
-            ids, starts, sizes, count = array(dtype.char), [], [], 0
-
+        tokens = _TokenFile(file, encode, job, tick)
         for document in corpus.read_part(job.corpus / f"{name}{corpus.PART}", sha256):
             text = document.text
             if compared_bytes < CHECK_BYTES:
                 compared_bytes += len(text)
-                is_same = encode.compare(text[:CHECK_BYTES])
-            if not is_same:
-                raise BadInput(
-                    f"{job.encoder} gives other ids than {job.tokenizer} for {document.id}; "
-                    "use --encoder tokenizers, which is several times slower"
-                )
-            document_tokens, document_bytes = len(job.end_of_text), 0
-            for piece, size_bytes in encode.encode(text):
-                if len(ids) > FLUSH_TOKENS:
-                    flush()
-                starts.append(len(ids))
-                sizes.append(size_bytes)
-                ids.extend(piece)
-                document_tokens += len(piece)
-                document_bytes += size_bytes
-            ids.extend(job.end_of_text)
-            count += 1
-            record = {"tokens": document_tokens, "bytes": document_bytes}
-            documents.write({"id": document.id, "source": document.source, **record})
-        flush()
+                if not encode.compare(text[:CHECK_BYTES]):
+                    raise BadInput(
+                        f"{job.encoder} gives other ids than {job.tokenizer} for {document.id}; "
+                        "use --encoder tokenizers, which is several times slower"
+                    )
+            count, size_bytes = tokens.write(text)
+            record = {"id": document.id, "source": document.source, "tokens": count, "bytes": size_bytes}
+            documents.write(record)
+        tokens.flush()
     with written_aside(job.work / f"{name}.histogram.zst") as path:
-        path.write_bytes(zstandard.compress(histogram.tobytes()))
-    write_json(job.work / f"{name}.json", total._asdict())
+        path.write_bytes(zstandard.compress(tokens.histogram.tobytes()))
+    write_json(job.work / f"{name}.json", tokens.total._asdict())
+
+
+class _TokenFile:
+    """Ids of documents, checked and written many at a time: a call of numpy costs more than one document's share.
+
+    Attributes:
+        histogram: how often each id was written, (vocab_size,).
+        total: what was written.
+    """
+
+    def __init__(self, file: IO[bytes], encode: Encoder, job: Job, tick: Tick):
+        self._file, self._encode, self._end_of_text, self._tick = file, encode, job.end_of_text, tick
+        self._dtype = np.dtype(token_dtype(job.vocab_size))
+        self.histogram, self.total = np.zeros(job.vocab_size, np.int64), Done()
+        self._clear()
+
+    def _clear(self) -> None:
+        self._ids, self._documents = array(self._dtype.char), 0
+        self._starts: list[int] = []  # of each piece of a text
+        self._sizes: list[int] = []
+
+    def write(self, text: str) -> tuple[int, int]:
+        """Take a document; returns its tokens, end-of-text among them, and its bytes."""
+        count, size_bytes = len(self._end_of_text), 0
+        for ids, piece_bytes in self._encode.encode(text):
+            if len(self._ids) > FLUSH_TOKENS:
+                self.flush()
+            self._starts.append(len(self._ids))
+            self._sizes.append(piece_bytes)
+            self._ids.extend(ids)
+            count += len(ids)
+            size_bytes += piece_bytes
+        self._ids.extend(self._end_of_text)
+        self._documents += 1
+        return count, size_bytes
+
+    def flush(self) -> None:
+        """Check and write what was gathered."""
+        if not self._ids:
+            return
+        ids = np.frombuffer(self._ids, self._dtype)
+        self._encode.check(ids, self._starts, self._sizes)
+        self.histogram += np.bincount(ids, minlength=len(self.histogram))
+        ids.tofile(self._file)
+        done = Done(sum(self._sizes), self._documents, len(ids))
+        self.total = Done(*map(sum, zip(self.total, done, strict=True)))
+        self._tick(**done._asdict())
+        self._clear()
 
 
 def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick: Tick) -> None:
@@ -317,7 +314,6 @@ def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick:
         slices: where its tokens lie.
         tick: is told the bytes and tokens that were packed.
     """
-    job.check_node()
     samples = job.read(slices).reshape(-1, job.seq_len)
     name = f"shard.{number:05}.mds"
     raw = mds_shard(samples, job.config)
@@ -349,16 +345,17 @@ def _encode(job: Job, corpus_manifest: JsonDict, workers: Workers) -> dict[str, 
             names[split].append(name)
             hashes[name] = output["sha256"]
 
-    def done(name: str) -> Done | None:
-        path = job.work / f"{name}.json"
-        return Done(**read_json(path)) if path.exists() else None
+    def done() -> dict[str, Done]:
+        paths = {name: job.work / f"{name}.json" for name in hashes}
+        return {name: Done(**read_json(path)) for name, path in paths.items() if path.exists()}
 
-    begun = [found for name in hashes if (found := done(name))]
-    tasks = [Task(name, (job, name, hashes[name])) for name in hashes if not done(name)]
+    begun = done()
+    tasks = [Task(name, (job, name, hashes[name])) for name in hashes if name not in begun]
     total_bytes = sum(corpus_manifest["counts"][split]["bytes"] for split in SPLITS)
-    with Progress("encode", total_bytes, Done(*map(sum, zip(*begun, strict=True)))) as progress:
-        workers.run(encode_part, tasks, progress)
-    return {split: {name: Done(**read_json(job.work / f"{name}.json")) for name in names[split]} for split in SPLITS}
+    with Progress("encode", total_bytes, Done(*map(sum, zip(*begun.values(), strict=True)))) as progress:
+        workers.run(encode_part, tasks, job.work, progress)
+    encoded = done()
+    return {split: {name: encoded[name] for name in names[split]} for split in SPLITS}
 
 
 def _counts(split: str, parts: Sequence[Done], seq_len: int) -> SplitCounts:
@@ -387,7 +384,7 @@ def _pack(job: Job, parts: dict[str, dict[str, Done]], counts: dict[str, SplitCo
                 tasks.append(Task(f"{split}/shard.{number:05}", arguments))
     total_bytes = token_bytes * sum(c.tokens for c in counts.values())
     with Progress("pack", total_bytes, begun) as progress:
-        workers.run(pack_shard, tasks, progress)
+        workers.run(pack_shard, tasks, job.work, progress)
 
 
 def _slices(parts: dict[str, Done], start: int, count: int) -> list[Slice]:

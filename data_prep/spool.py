@@ -6,8 +6,9 @@ Inputs are read in batches, each by one process, each into three files of the wo
     KEY.rows.zst one line an entry, without its text: what is needed to choose between the entries of all batches
     KEY.json    written last: where the frames lie, the inputs' hashes, counts, records that could not be read
 
-The key is a hash of the rules and of the inputs' names, sizes and stamps. A batch whose KEY.json is there is not read
-again. A bucket is a range of `place_of`, so the buckets in their order, each sorted, are the corpus in its order.
+The key is a hash of the rules, of the inputs' names, sizes and stamps, and of the versions of what reads them. A batch
+whose KEY.json is there is not read again. A bucket is a range of `place_of`, so the buckets in their order, each
+of them sorted, are the corpus in its order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from data_prep import inputs, json_lines, near_duplicates, overlap
 from data_prep.inputs import Input
 from data_prep.progress import Done, Progress
 from data_prep.sources import Bad, Document, Dropped, Entry, Source
-from data_prep.stage import BadInput, JsonDict, canonical_json, read_json, write_json
+from data_prep.stage import BadInput, JsonDict, canonical_json, library_versions, read_json, write_json
 from data_prep.workers import Task, Tick, Workers, written_aside
 
 BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
@@ -113,7 +114,7 @@ def read_all(todo: Sequence[Batch], rules: Rules, folder: Path, workers: Workers
     total, missing = (sum(file.bytes for batch in some for file in batch.files) for some in (todo, left))
     tasks = (Task(batch.files[0].url, (batch, rules, folder)) for batch in left)
     with Progress("read", total, Done(total - missing)) as progress:
-        workers.run(read, tasks, progress)
+        workers.run(read, tasks, folder, progress)
 
 
 def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
@@ -270,6 +271,7 @@ def _batch(source_name: str, source: Source, files: Sequence[Input], rules: Rule
         "source": [source_name, asdict(source)],  # pyright: ignore[reportArgumentType] (all of them are dataclasses)
         "files": [asdict(file) for file in files],
         "rules": asdict(rules),
+        "versions": library_versions("lxml", "orjson", "pyarrow", "rensa"),
     }
     key = hashlib.sha256(canonical_json(what).encode()).hexdigest()[:24]
     return Batch(source_name, source, tuple(files), key)

@@ -1,7 +1,8 @@
 """Tasks on this machine's processes or on a Ray cluster: the same functions, the same results.
 
 A task reads files and writes files, each aside and renamed, so it can be cut short anywhere and run again, on another
-machine too. On a cluster the folders must be the same ones on every node, as they must be for training.
+machine too. On a cluster the folders must be the same ones on every node, as they must be for training, and so must be
+the libraries that decide the bytes; a node where they are not is named.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import platform
 import re
 import signal
 import socket
@@ -22,11 +24,14 @@ from itertools import chain, islice
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from data_prep.progress import Done, Progress
-from data_prep.stage import BadInput, give_name
+from data_prep.stage import BadInput, difference, give_name, library_versions, write_text
 
 CLUSTERS = ("local", "ray")
+LIBRARIES = ("kitoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
+MARK = ".cluster"  # a file of the folder that tasks write to, by which a node shows that it sees the same one
 RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
 LOOK_S = 0.5
 CONNECT_TIMEOUT_S = 10.0
@@ -65,12 +70,13 @@ class Workers:
         if self.cluster not in CLUSTERS:
             raise BadInput(f"--cluster {self.cluster} is not one of {', '.join(CLUSTERS)}")
 
-    def run(self, function: Callable[..., None], tasks: Iterable[Task], progress: Progress) -> None:
+    def run(self, function: Callable[..., None], tasks: Iterable[Task], folder: Path, progress: Progress) -> None:
         """Run all tasks, in any order.
 
         Args:
             function: of a module, so that other processes find it by name.
             tasks: its calls, taken as there is room for them.
+            folder: where they write.
             progress: is kept up to date.
 
         Raises:
@@ -82,7 +88,7 @@ class Workers:
         if not first:
             return
         if self.cluster == "ray":
-            _run_on_ray(function, todo, progress)
+            _run_on_ray(function, todo, folder, progress)
         elif self.processes > 1 and len(first) > 1:
             _run_in_processes(function, todo, self.processes, progress)
         else:
@@ -152,7 +158,10 @@ def _call(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     function(*arguments, tick)
 
 
-def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: Progress) -> None:
+def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Path, progress: Progress) -> None:
+    mark = uuid4().hex
+    write_text(folder / MARK, mark)
+    here = _Node(folder.absolute(), mark, library_versions(*LIBRARIES))
     with connected() as ray:
         from ray.exceptions import RayError, RayTaskError
 
@@ -161,7 +170,7 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: P
         pending: dict[Any, str] = {}
         while True:
             while len(pending) < 2 * slots and (task := next(todo, None)):
-                pending[call.remote(function, task.arguments)] = task.name
+                pending[call.remote(here, function, task.arguments)] = task.name
             if not pending:
                 return
             progress.waiting_for = list(pending.values())[:slots]
@@ -181,8 +190,26 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], progress: P
                     ) from None
 
 
-def _call_on_ray(function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:
+@dataclass(frozen=True)
+class _Node:
+    """What a node must share with the one that tasks come from."""
+
+    folder: Path
+    mark: str
+    versions: dict[str, str]
+
+    def check(self) -> None:
+        """Raises BadInput on another disk, or with other libraries: such a node would write elsewhere, or otherwise."""
+        path, name = self.folder / MARK, platform.node()
+        if not path.is_file() or path.read_text() != self.mark:
+            raise BadInput(f"node {name} does not see {path}; put the folders where all nodes of a cluster see them")
+        if lines := difference(self.versions, library_versions(*LIBRARIES)):
+            raise BadInput(f"node {name} has other libraries: {', '.join(lines)}; install requirements.txt there")
+
+
+def _call_on_ray(here: _Node, function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:
     """What the task did comes back when it ends."""
+    here.check()
     total = Done()
 
     def tick(bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
@@ -251,7 +278,7 @@ def written_aside(path: Path) -> Iterator[Path]:
 
     The name is this attempt's own: a node that was taken for dead may still write while another repeats its task.
     """
-    aside = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.{threading.get_ident()}")
+    aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
     try:
         yield aside
         give_name(aside, path)

@@ -193,6 +193,38 @@ def test_what_was_encoded_and_packed_is_not_made_again(
     assert folder_bytes(tmp_path / "shards") == folder_bytes(build("straight"))
 
 
+@pytest.mark.parametrize("other", ["request", "library"])
+def test_another_build_neither_takes_nor_loses_what_a_killed_one_left(
+    tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, other: str
+):
+    """A switch mistyped, or a library that was updated between two starts."""
+    encoded: list[str] = []
+    real = shards.encode_part
+
+    def counted(job: Any, name: str, *arguments: Any) -> None:
+        if len(encoded) in (5, 10):
+            encoded.append("stop")
+            raise KeyboardInterrupt
+        real(job, name, *arguments)
+        encoded.append(name)
+
+    def build(seq_len: int = SEQ_LEN) -> None:
+        shards.build(many_parts, tiny_tokenizer, tmp_path / "shards", seq_len=seq_len)
+
+    monkeypatch.setattr(shards, "encode_part", counted)
+    with pytest.raises(KeyboardInterrupt):
+        build()
+    with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
+        if other == "library":
+            versions = shards.library_versions
+            patch.setattr(shards, "library_versions", lambda *names: {**versions(*names), "kitoken": "0.0.1"})
+        build(SEQ_LEN if other == "library" else 32)
+    build()
+    first, second, rest = encoded[:5], encoded[6:10], encoded[11:]
+    assert first[:4] == second and not set(first) & set(rest)
+    assert not (tmp_path / "shards.work").exists()
+
+
 KILLED = """
 import sys
 from pathlib import Path
