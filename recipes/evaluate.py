@@ -310,7 +310,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
             task.name: {
                 "split": task.scored,
                 "counts": {split: len(examples) for split, examples in task.splits.items()},
-                "balance": label_balance(task, task.questions(task.scored)),
+                "balance": label_balance(task, task.questions(task.scored)[: arguments.limit]),
                 "leaks": leak_report(task, leaks) if leaks else None,
                 "forms": {},
                 "how": {},

@@ -8,6 +8,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -311,6 +312,12 @@ def test_the_command_line(
     assert Path(harness["dataset_kwargs"]["data_files"]["test"]).is_file()
     evaluate.main(command)
     assert "up to date" in capsys.readouterr().out
+    # On a trial's few questions the baseline is theirs, as the scores are.
+    evaluate.main([*command[:6], "--limit", "7", "--out", str(tmp_path / "few")])
+    answers = Counter(question.answer for question in load("medmcqa", data).questions("dev")[:7])
+    assert (
+        f"always the commonest answer | baseline | {100 * max(answers.values()) / 7:.1f} |" in capsys.readouterr().out
+    )
     with pytest.raises(BadInput, match=r"shots: 0 -> 1|no train or dev"):
         evaluate.main([*command, "--shots", "1"])
 
