@@ -16,7 +16,6 @@ import errno
 import hashlib
 import json
 import shutil
-from array import array
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
@@ -42,6 +41,7 @@ from data_prep.shard_format import (
     samples_per_shard,
     token_dtype,
 )
+from data_prep.sources import Document
 from data_prep.stage import (
     MANIFEST,
     BadInput,
@@ -64,9 +64,9 @@ from data_prep.store import THREADS, Store
 from data_prep.workers import HERE, Task, Tick, Workers, add_workers, written_aside
 
 COMPRESSION = {"zstd": "zstd:9", "none": None}  # level 9 makes 1.2 bytes of a token's 2, in a fifth of encoding's time
-LIBRARIES = ("kitoken", "numpy", "tokenizers", "zstandard")  # that decide the bytes here
-CHECK_BYTES = 512 << 10  # of each part's text are encoded by the saved tokenizer too
-FLUSH_TOKENS = 1 << 18
+LIBRARIES = ("gigatoken", "numpy", "tokenizers", "zstandard")  # that decide the bytes here
+COMPARE_EVERY = 256  # characters of a part: so much of its text, spread over it, the saved tokenizer encodes too
+COMPARE_CHARACTERS = 512 << 10  # of one document
 FAST = 1  # zstd level of files that live as long as a build
 UPLOAD_FILES = 64  # are uploaded, then listed and read back, at a time
 UPLOADS = 3  # of a file that does not arrive as it was written
@@ -230,26 +230,25 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
         BadInput: the part was altered, or the encoder differs from the tokenizer.
     """
     encode = encoder.load(job.tokenizer, job.encoder)
-    compared_bytes = 0
+    seen = compared = 0
     with (
         written_aside(job.work / f"{name}.tokens") as tokens_path,
         written_aside(job.work / f"{name}.documents.zst") as documents_path,
         tokens_path.open("wb") as file,
         json_lines.Writer(documents_path, FAST) as documents,
     ):
-        tokens = _TokenFile(file, encode, job, tick)
+        tokens = _TokenFile(file, documents, encode, job, tick)
         for document in corpus.read_part(job.corpus / f"{name}{corpus.PART}", sha256):
-            text = document.text
-            if compared_bytes < CHECK_BYTES:
-                compared_bytes += len(text)
-                if not encode.compare(text[:CHECK_BYTES]):
+            if compared * COMPARE_EVERY <= seen:
+                text = document.text[:COMPARE_CHARACTERS]
+                compared += len(text)
+                if not encode.compare(text):
                     raise BadInput(
                         f"{job.encoder} gives other ids than {job.tokenizer} for {document.id}; "
-                        "use --encoder tokenizers, which is several times slower"
+                        "use --encoder tokenizers, which is many times slower"
                     )
-            count, size_bytes = tokens.write(text)
-            record = {"id": document.id, "source": document.source, "tokens": count, "bytes": size_bytes}
-            documents.write(record)
+            seen += len(document.text)
+            tokens.write(document)
         tokens.flush()
     with written_aside(job.work / f"{name}.histogram.zst") as path:
         path.write_bytes(zstandard.compress(tokens.histogram.tobytes()))
@@ -257,48 +256,59 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
 
 
 class _TokenFile:
-    """Ids of documents, checked and written many at a time: a call of numpy costs more than one document's share.
+    """Ids of documents, made, checked and written many at a time: a call costs more than one document's share.
 
     Attributes:
         histogram: how often each id was written, (vocab_size,).
         total: what was written.
     """
 
-    def __init__(self, file: IO[bytes], encode: Encoder, job: Job, tick: Tick):
-        self._file, self._encode, self._end_of_text, self._tick = file, encode, job.end_of_text, tick
-        self._dtype = np.dtype(token_dtype(job.vocab_size))
+    def __init__(self, file: IO[bytes], listing: json_lines.Writer, encode: Encoder, job: Job, tick: Tick):
+        self._file, self._listing, self._encode, self._tick = file, listing, encode, tick
+        self._end_of_text, self._dtype = job.end_of_text, np.dtype(token_dtype(job.vocab_size))
         self.histogram, self.total = np.zeros(job.vocab_size, np.int64), Done()
+        self._unended = np.zeros(2, np.int64)  # tokens and bytes written of a document whose end is yet to come
         self._clear()
 
     def _clear(self) -> None:
-        self._ids, self._documents = array(self._dtype.char), 0
-        self._starts: list[int] = []  # of each piece of a text
-        self._sizes: list[int] = []
+        self._texts: list[str] = []  # documents, the long ones in pieces
+        self._characters = 0
+        self._ends: list[int] = []  # of documents, in texts
+        self._documents: list[Document] = []  # that end here
 
-    def write(self, text: str) -> tuple[int, int]:
-        """Take a document; returns its tokens, end-of-text among them, and its bytes."""
-        count, size_bytes = len(self._end_of_text), 0
-        for ids, piece_bytes in self._encode.encode(text):
-            if len(self._ids) > FLUSH_TOKENS:
+    def write(self, document: Document) -> None:
+        """Take a document."""
+        for text in encoder.pieces(document.text):
+            if self._characters > encoder.PIECE:
                 self.flush()
-            self._starts.append(len(self._ids))
-            self._sizes.append(piece_bytes)
-            self._ids.extend(ids)
-            count += len(ids)
-            size_bytes += piece_bytes
-        self._ids.extend(self._end_of_text)
-        self._documents += 1
-        return count, size_bytes
+            self._texts.append(text)
+            self._characters += len(text)
+        self._ends.append(len(self._texts))
+        self._documents.append(document)
 
     def flush(self) -> None:
-        """Check and write what was gathered."""
-        if not self._ids:
+        """Encode, check and write what was gathered."""
+        if not self._texts:
             return
-        ids = np.frombuffer(self._ids, self._dtype)
-        self._encode.check(ids, self._starts, self._sizes)
+        ids, counts, sizes_bytes = self._encode.encode(self._texts)
+        ends = np.array(self._ends, np.int64) - 1
+        token_ends = np.cumsum(counts)[ends]
+        ids = np.insert(ids, np.repeat(token_ends, len(self._end_of_text)), self._end_of_text * len(ends))
         self.histogram += np.bincount(ids, minlength=len(self.histogram))
-        ids.tofile(self._file)
-        done = Done(sum(self._sizes), self._documents, len(ids))
+        ids.astype(self._dtype).tofile(self._file)
+        tokens = np.diff(token_ends, prepend=0) + len(self._end_of_text)
+        sizes = np.diff(np.cumsum(sizes_bytes)[ends], prepend=0)
+        unended = np.array([counts.sum(), sizes_bytes.sum()])
+        if len(ends):
+            unended -= [token_ends[-1], sizes.sum()]
+            tokens[0] += self._unended[0]
+            sizes[0] += self._unended[1]
+        else:
+            unended += self._unended
+        self._unended = unended
+        for document, n, size_bytes in zip(self._documents, tokens.tolist(), sizes.tolist(), strict=True):
+            self._listing.write({"id": document.id, "source": document.source, "tokens": n, "bytes": size_bytes})
+        done = Done(int(sizes_bytes.sum()), len(ends), len(ids))
         self.total = Done(*map(sum, zip(self.total, done, strict=True)))
         self._tick(**done._asdict())
         self._clear()

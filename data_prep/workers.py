@@ -30,7 +30,7 @@ from data_prep.progress import Done, Progress
 from data_prep.stage import BadInput, difference, give_name, library_versions, write_text
 
 CLUSTERS = ("local", "ray")
-LIBRARIES = ("kitoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
+LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
 MARK = ".cluster"  # a file of the folder that tasks write to, by which a node shows that it sees the same one
 RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
 LOOK_S = 0.5

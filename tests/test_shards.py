@@ -217,7 +217,7 @@ def test_another_build_neither_takes_nor_loses_what_a_killed_one_left(
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         if other == "library":
             versions = shards.library_versions
-            patch.setattr(shards, "library_versions", lambda *names: {**versions(*names), "kitoken": "0.0.1"})
+            patch.setattr(shards, "library_versions", lambda *names: {**versions(*names), "gigatoken": "0.0.1"})
         build(SEQ_LEN if other == "library" else 32)
     build()
     first, second, rest = encoded[:5], encoded[6:10], encoded[11:]
@@ -362,7 +362,7 @@ def test_stop_before_the_end_leaves_nothing_finished(
         ({"seq_len": 10_000}, r"val has [\d,]+ tokens, too few.*a larger share in val"),
         ({"seq_len": 1}, "--seq-len 1"),
         ({"size_limit_mb": 4096}, "--size-limit-mb 4096"),
-        ({"encoder_name": "none"}, "--encoder none is not one of kitoken, tokenizers"),
+        ({"encoder_name": "none"}, "--encoder none is not one of gigatoken, tokenizers"),
     ],
 )
 def test_bad_arguments(build_shards: BuildShards, tmp_path: Path, arguments: dict[str, int], message: str):

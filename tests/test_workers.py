@@ -179,8 +179,8 @@ def test_a_node_with_other_files_or_libraries_is_refused(
         refused(r"node .* does not see .*\.cluster; put the folders where all nodes of a cluster see them")
     with monkeypatch.context() as patch:
         real = workers.library_versions
-        patch.setattr(workers, "library_versions", lambda *names: {**real(*names), "kitoken": "0.0.1"})
-        refused(r"node .* has other libraries: kitoken: '0\.0\.1' -> ")
+        patch.setattr(workers, "library_versions", lambda *names: {**real(*names), "gigatoken": "0.0.1"})
+        refused(r"node .* has other libraries: gigatoken: '0\.0\.1' -> ")
 
 
 def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_square: Callable[..., None]):
