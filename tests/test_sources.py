@@ -230,7 +230,7 @@ UNREAD = (
 
 
 def full_citation(pmid: int, **parts: str) -> str:
-    whole = citation(pmid, **parts).replace("</Article>", f"{UNREAD[0]}</Article>{UNREAD[1]}{UNREAD[2]}")
+    whole = citation(pmid, **parts).replace("</Article>", f"{UNREAD[0]}</Article><?pmcsd ?>{UNREAD[1]}{UNREAD[2]}")
     return whole.replace("</PubmedArticle>", "<PubmedData>\n<History/></PubmedData></PubmedArticle>")
 
 

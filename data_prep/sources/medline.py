@@ -7,15 +7,14 @@ stay: `Abstract` is English whatever the article is, and `OtherAbstract` is not 
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import re
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 from data_prep import inputs
@@ -27,6 +26,7 @@ ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"
 # Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of
 # reading, so these are cut out of the bytes before; what is wrong in them goes unseen.
 UNREAD = (b"MeshHeadingList", b"PubmedData", b"AuthorList", b"ChemicalList")
+INSTRUCTION = re.compile(rb"<\?[^<>]*\?>")  # such as `<?pmcsd ?>`, which many abstracts hold
 BLOCK_BYTES = 1 << 18  # of XML at a time
 # What is read of a citation, as compiled XPath: three times as fast as `find` and `iterfind`.
 PMID = etree.XPath("string(MedlineCitation/PMID)")
@@ -115,7 +115,7 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
         remove_pis=True,
     )
     try:
-        with gzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
+        with igzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
             for block in _trimmed(iter(lambda: unpacked.read(BLOCK_BYTES), b"")):
                 parser.feed(block)
                 for _, element in parser.read_events():
@@ -126,9 +126,9 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
         root = parser.close()
         if root.tag != ROOT.decode():
             raise BadInput(f"{name} has the root element <{root.tag}>, not <{ROOT.decode()}>")
-    except gzip.BadGzipFile:
+    except igzip.BadGzipFile:
         raise BadInput(f"{name} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
-    except (EOFError, zlib.error):
+    except (EOFError, isal_zlib.error):
         raise BadInput(f"{name} is cut off or damaged; download it again and compare its .md5") from None
     except etree.XMLSyntaxError as error:
         raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
@@ -137,22 +137,28 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
 def _trimmed(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The XML without what is `UNREAD`, in lines of the same numbers.
 
-    A part goes where it begins and ends in one block and no citation ends between. From the first `<!` or `<?` after
-    the root's name on all stays, as in a comment or a CDATA section what looks like an element may be none.
+    A part goes where it begins and ends in one block and no citation ends between. From the first `<!` after the root's
+    name on all stays, and from the first `<?` that does not end soon, as in a comment, a CDATA section or an instruction
+    what looks like an element may be none.
     """
     names = [(b"<" + name, b"</" + name + b">") for name in UNREAD]
-    trim, last = False, b""
+    begun, trim, tail = False, True, b""
     for block in blocks:
-        first, joined = not last, last + block
-        if first:
-            _, root, joined = block.partition(b"<" + ROOT)
-            trim = bool(root)
-        trim = trim and b"<!" not in joined and b"<?" not in joined
-        last = block[-1:]
-        if trim:
+        # To the end of a tag, so that neither these marks nor an instruction are cut in two.
+        block, end, tail = (tail + block).rpartition(b">")
+        block += end
+        if not end:
+            block, tail, trim = tail, b"", False
+        inner = block
+        if not begun:
+            _, root, inner = block.partition(b"<" + ROOT)
+            begun = bool(root)
+        trim = trim and b"<!" not in inner and inner.count(b"<?") == len(INSTRUCTION.findall(inner))
+        if trim and begun:
             for start, end in names:
                 block = _without(block, start, end)
         yield block
+    yield tail
 
 
 def _without(block: bytes, start: bytes, end: bytes) -> bytes:
