@@ -20,8 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
-from array import array
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -30,6 +29,7 @@ from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orjson
 import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
@@ -526,13 +526,11 @@ def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
     texts = [d.text for split in SPLITS for d in corpus.read_documents(work / "full/corpus", split)]
     parts = {"reading: JSON, zstd, SHA-256": time.process_time() - start_s}
     encoder = Encoder(tokenizer, ENCODERS[0])
-    deque(encoder.encode(texts[0]), maxlen=0)
+    encoder.encode(texts[:1])
     start_s = time.process_time()
-    ids = array("H")
-    for text in texts:
-        for piece, _ in encoder.encode(text):
-            ids.extend(piece)
-    parts[f"encoding, {ENCODERS[0]}"] = time.process_time() - start_s
+    groups = (texts[start : start + 1000] for start in range(0, len(texts), 1000))
+    ids = np.concatenate([encoder.encode(group).ids.astype(np.uint16) for group in groups])
+    parts[f"encoding, {ENCODERS[0]}, each piece's bytes counted"] = time.process_time() - start_s
     content = ids.tobytes()
     level = int((shards.COMPRESSION["zstd"] or "zstd:0").split(":")[1])
     start_s = time.process_time()

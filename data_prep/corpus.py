@@ -67,7 +67,7 @@ SPLITS = ("train", "val")
 SOURCES: dict[str, type[Any]] = {"sample": Sample, "medline": Medline, "pmc": Pmc, "pile": Pile, "text": Text}
 RECORD = ("id", "text", "source", "license", "date")
 PART = ".jsonl.zst"  # one zstd frame each: many readers stop at the first one's end without a word
-XZ_BYTES = 64 << 20  # of val text; xz -9 looks back 64 MiB, and takes about a minute for them
+XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 TEMPLATE = Path(__file__).with_name("corpus_card.md.jinja")
 # The reasons for which entries go, in the order in which they are looked for; a source may have more, which come first.

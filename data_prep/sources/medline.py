@@ -115,7 +115,7 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
         remove_pis=True,
     )
     try:
-        with igzip.open(io.BufferedReader(stream, 1 << 20)) as unpacked:
+        with igzip.IGzipFile(fileobj=io.BufferedReader(stream, 1 << 20), mode="rb") as unpacked:
             for block in _trimmed(iter(lambda: unpacked.read(BLOCK_BYTES), b"")):
                 parser.feed(block)
                 for _, element in parser.read_events():
@@ -128,7 +128,7 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
             raise BadInput(f"{name} has the root element <{root.tag}>, not <{ROOT.decode()}>")
     except igzip.BadGzipFile:
         raise BadInput(f"{name} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
-    except (EOFError, isal_zlib.error):
+    except (EOFError, isal_zlib.error):  # pyright: ignore[reportGeneralTypeIssues] (a class)
         raise BadInput(f"{name} is cut off or damaged; download it again and compare its .md5") from None
     except etree.XMLSyntaxError as error:
         raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
@@ -137,9 +137,9 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
 def _trimmed(blocks: Iterator[bytes]) -> Iterator[bytes]:
     """The XML without what is `UNREAD`, in lines of the same numbers.
 
-    A part goes where it begins and ends in one block and no citation ends between. From the first `<!` after the root's
-    name on all stays, and from the first `<?` that does not end soon, as in a comment, a CDATA section or an instruction
-    what looks like an element may be none.
+    A part goes where it begins and ends in one block and no citation ends between. All stays from the first `<!` after
+    the root's name on, and from the first instruction that is no `INSTRUCTION`: in a comment, a CDATA section or an
+    instruction what looks like an element may be none.
     """
     names = [(b"<" + name, b"</" + name + b">") for name in UNREAD]
     begun, trim, tail = False, True, b""
