@@ -21,7 +21,7 @@ from data_prep.sources import ABSTRACTS, ARTICLES
 from data_prep.spool import Batch
 from data_prep.stage import BadInput, JsonDict
 
-CACHE_KIB = 256 << 10
+CACHE_KIB = 64 << 10
 SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first
 SHOWN = 20
 
