@@ -275,8 +275,16 @@ class _Tally:
     last: str | None = None
 
     def add(self, document: Document, size_bytes: int) -> None:
-        source = {document.source: {"documents": 1, "bytes": size_bytes}}
-        self.merge(_Tally(1, size_bytes, source, {document.license or "unknown": 1}, document.date, document.date))
+        self.documents += 1
+        self.bytes += size_bytes
+        counts = self.sources.setdefault(document.source, {"documents": 0, "bytes": 0})
+        counts["documents"] += 1
+        counts["bytes"] += size_bytes
+        license, date = document.license or "unknown", document.date
+        self.licenses[license] = self.licenses.get(license, 0) + 1
+        if date:
+            self.first = min(self.first or date, date)
+            self.last = max(self.last or date, date)
 
     def merge(self, other: _Tally) -> None:
         self.documents += other.documents

@@ -23,7 +23,7 @@ from data_prep.stage import BadInput, JsonDict
 
 CACHE_KIB = 64 << 10
 SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first
-SHOWN = 20
+AT_A_TIME = 1000  # entries
 
 SCHEMA = """
 CREATE TABLE entries (
@@ -66,22 +66,25 @@ class Selection:
         """Take the rows and frames of all batches, in their order."""
         self._db.execute("BEGIN")
         total = 0
+        entries: list[tuple[object, ...]] = []
         for number, batch in enumerate(tqdm(batches, desc="index", unit=" batches", disable=None)):
             for entry, row in enumerate(spool.rows(batch, folder)):
                 total += 1
-                self._db.execute(
-                    "INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)",
+                text, split = row.get("text"), row.get("split")
+                entries.append(
                     (
                         total,
                         number,
                         entry,
                         batch.source.newest_wins,
                         *map(row.get, ("bucket", "id", "file", "reason")),
-                        bytes.fromhex(row["text"]) if "text" in row else None,
+                        bytes.fromhex(text) if text else None,
                         *map(row.get, ("pmid", "source", "date")),
-                        SPLITS.index(row["split"]) if "split" in row else None,
-                    ),
+                        SPLITS.index(split) if split else None,
+                    )
                 )
+                if len(entries) == AT_A_TIME:
+                    self._insert(entries)
                 if row.get("signature"):
                     signature = bytes.fromhex(row["signature"])
                     self._db.execute("INSERT INTO signatures VALUES (?,?)", (total, signature))
@@ -89,12 +92,17 @@ class Selection:
                         self._db.execute("INSERT INTO bands VALUES (?,?)", (band, total))
                 for gram in row.get("grams", ()):
                     self._db.execute("INSERT INTO grams VALUES (?,?)", (total, gram))
+            self._insert(entries)
             frames = spool.summary(batch, folder)["frames"]
             self._db.executemany(
                 "INSERT INTO frames VALUES (?,?,?,?)", ((bucket, number, *place) for bucket, *place in frames)
             )
         self._db.execute("CREATE INDEX frames_by_bucket ON frames(bucket, batch, offset)")
         self._db.execute("COMMIT")
+
+    def _insert(self, entries: list[tuple[object, ...]]) -> None:
+        self._db.executemany("INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", entries)
+        entries.clear()
 
     def drop_superseded(self) -> None:
         """Where a source revises its records, the last entry of an id counts, be it a document or not."""

@@ -35,6 +35,8 @@ BATCH_FILES = 4096
 BUCKET_BYTES = 16 << 20  # of inputs; they unpack to some four times as much text, which is sorted in memory
 MAX_BUCKETS = 4096
 BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
+# Small letters for capitals, and a space for all that str.split takes for white space.
+ASCII_FOLD = bytes(ord(" ") if chr(n).isspace() else ord(chr(n).lower()) if n < 128 else n for n in range(256))
 FAST = 1  # zstd level of files that live as long as a build
 
 
@@ -82,8 +84,13 @@ def same_text(text: str) -> str:
     """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
     digest, between = hashlib.blake2b(digest_size=16), b""
     for piece in overlap.pieces(text):
-        if words := piece.casefold().split():
-            digest.update(between + " ".join(words).encode())
+        if piece.isascii():  # the same, in a fifth of the time
+            data = piece.encode().translate(ASCII_FOLD)
+            words = b" ".join(data.split()) if b"  " in data else data.strip()
+        else:
+            words = " ".join(piece.casefold().split()).encode()
+        if words:
+            digest.update(between + words)
             between = b" "
     return digest.hexdigest()
 

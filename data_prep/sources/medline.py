@@ -153,7 +153,9 @@ def _trimmed(blocks: Iterator[bytes]) -> Iterator[bytes]:
         if not begun:
             _, root, inner = block.partition(b"<" + ROOT)
             begun = bool(root)
-        trim = trim and b"<!" not in inner and inner.count(b"<?") == len(INSTRUCTION.findall(inner))
+        instructions = inner.count(b"<?")
+        if b"<!" in inner or (instructions and instructions != len(INSTRUCTION.findall(inner))):
+            trim = False
         if trim and begun:
             for start, end in names:
                 block = _without(block, start, end)
