@@ -4,8 +4,11 @@ from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, Speed
 
 from callbacks.checkpoint_writer import CheckpointError, CheckpointWriter
 from callbacks.console import Console
+from callbacks.cost_monitor import CostMonitor
+from callbacks.data_monitor import DataMonitor
 from callbacks.language_metrics import LanguageMetrics
 from callbacks.metrics_file import MetricsFile
+from callbacks.norm_monitor import NormMonitor
 from callbacks.number_guard import NumberGuard
 from callbacks.parity_gate import ParityError, ParityGate
 from callbacks.preemption import Preemption
@@ -13,6 +16,7 @@ from callbacks.restore_rng import RestoreRNG
 from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.spike_guard import Rewind, SpikeGuard
 from callbacks.stall_watch import StallWatch
+from callbacks.texts import Texts
 
 # Names of `callbacks:` in a YAML whose arguments go to the constructor as they are.
 CALLBACKS = {
@@ -28,8 +32,11 @@ __all__ = [
     "CheckpointError",
     "CheckpointWriter",
     "Console",
+    "CostMonitor",
+    "DataMonitor",
     "LanguageMetrics",
     "MetricsFile",
+    "NormMonitor",
     "ParityError",
     "ParityGate",
     "Preemption",
@@ -38,4 +45,5 @@ __all__ = [
     "SampleFingerprint",
     "SpikeGuard",
     "StallWatch",
+    "Texts",
 ]

@@ -9,6 +9,14 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
+# What is shown beside the rest, where it is logged.
+SHOWN = {
+    "throughput/device/mfu": "{:.1%} MFU",
+    "throughput/data_wait_share": "data wait {:.1%}",
+    "l2_norm/grad/global": "gradient {:.2f}",
+    "cost/total": "cost {:,.2f}",
+}
+
 
 class Console(LoggerDestination):
     """Prints batch, loss, learning rate, speed and time left on rank 0, every `interval` batches.
@@ -51,11 +59,16 @@ class Console(LoggerDestination):
         left_s = elapsed_s / (batch - self._first_batch) * (self.batches - batch)
         loss = float(self._last.get("loss/train/total", float("nan")))
         lr = state.optimizers[0].param_groups[0]["lr"]
-        print(
-            f"batch {batch:>{len(str(self.batches))}}/{self.batches} | loss {loss:6.3f} nats/token | lr {lr:.2e} | "
-            f"{speed:,.0f} tokens/s | {tokens:,} tokens | {_clock(left_s)} left",
-            flush=True,
-        )
+        parts = [
+            f"batch {batch:>{len(str(self.batches))}}/{self.batches}",
+            f"loss {loss:6.3f} nats/token",
+            f"lr {lr:.2e}",
+            f"{speed:,.0f} tokens/s",
+            *(text.format(self._last[name]) for name, text in SHOWN.items() if name in self._last),
+            f"{tokens:,} tokens",
+            f"{_clock(left_s)} left",
+        ]
+        print(" | ".join(parts), flush=True)
         self._train_s, self._tokens = 0.0, tokens
 
     def eval_end(self, state: State, logger: Logger) -> None:
@@ -75,6 +88,10 @@ class Console(LoggerDestination):
                 f"perplexity {perplexity:.1f}, {bits:.4f} bits/byte",
                 flush=True,
             )
+            by_source = f"{prefix}BitsPerByte/"
+            for name, value in self._last.items():
+                if name.startswith(by_source):
+                    print(f"    {name[len(by_source) :]}: {float(value):.4f} bits/byte", flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -3,38 +3,64 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from composer import Callback, Logger, State
+
+from recipes.token_loss import metric_name
 
 
 class LanguageMetrics(Callback):
     """Logs what a loss in nats per token means.
 
-    | key                          | unit                                                            |
-    |------------------------------|-----------------------------------------------------------------|
-    | perplexity/train             | exp(loss/train/total), each batch                               |
-    | metrics/eval/Perplexity      | exp of the validation loss                                      |
-    | metrics/eval/BitsPerByte     | validation loss in bits, per UTF-8 byte of text; comparable     |
-    |                              | between tokenizers                                              |
+    | key                                  | unit                                                                |
+    |--------------------------------------|---------------------------------------------------------------------|
+    | loss/train/perplexity                | exp(loss/train/total), each batch                                   |
+    | loss/train/bits_per_byte             | that loss in bits, per UTF-8 byte of text                           |
+    | metrics/eval/Perplexity              | exp of the validation loss                                          |
+    | metrics/eval/BitsPerByte             | validation loss in bits, per UTF-8 byte of text; comparable between |
+    |                                      | tokenizers                                                          |
+    | metrics/eval/BitsPerByte/SOURCE      | of the text of one source                                           |
 
     A sample's first token is not predicted; it is taken to cost what the others cost.
+
+    Args:
+        train_bytes_per_token: of the training split.
+        eval_bytes_per_token: of the validation split.
+        eval_bytes_per_token_by_source: of each of its sources, where they are told apart.
     """
 
-    def __init__(self, eval_bytes_per_token: float) -> None:
-        self.eval_bytes_per_token = eval_bytes_per_token
+    def __init__(
+        self,
+        train_bytes_per_token: float,
+        eval_bytes_per_token: float,
+        eval_bytes_per_token_by_source: Mapping[str, float],
+    ) -> None:
+        self.train_bytes_per_token = train_bytes_per_token
+        self.eval_bytes_per_token: dict[str | None, float] = {None: eval_bytes_per_token}
+        self.eval_bytes_per_token.update(eval_bytes_per_token_by_source)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Training perplexity, from the loss that Trainer has averaged over ranks and microbatches."""
+        """What the training loss means, which Trainer has averaged over ranks and microbatches."""
         loss = state.total_loss_dict.get("loss/train/total")
         if loss is not None:
-            logger.log_metrics({"perplexity/train": math.exp(min(float(loss), 50.0))})
+            nats = float(loss)
+            logger.log_metrics(
+                {
+                    "loss/train/perplexity": _perplexity(nats),
+                    "loss/train/bits_per_byte": nats / math.log(2) / self.train_bytes_per_token,
+                }
+            )
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Validation perplexity and bits per byte."""
-        loss = float(state.eval_metrics["eval"]["LanguageCrossEntropy"].compute())
-        logger.log_metrics(
-            {
-                "metrics/eval/Perplexity": math.exp(min(loss, 50.0)),
-                "metrics/eval/BitsPerByte": loss / math.log(2) / self.eval_bytes_per_token,
-            }
-        )
+        """Validation perplexity and bits per byte, of all text and by source."""
+        for source, bytes_per_token in self.eval_bytes_per_token.items():
+            nats = float(state.eval_metrics["eval"][metric_name(source)].compute())
+            name = f"metrics/eval/BitsPerByte/{source}" if source else "metrics/eval/BitsPerByte"
+            logger.log_metrics({name: nats / math.log(2) / bytes_per_token})
+            if source is None:
+                logger.log_metrics({"metrics/eval/Perplexity": _perplexity(nats)})
+
+
+def _perplexity(nats: float) -> float:
+    return math.exp(min(nats, 50.0))

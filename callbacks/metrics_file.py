@@ -31,7 +31,7 @@ class MetricsFile(LoggerDestination):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Mark where this process begins."""
-        self._write({"event": "start", **_position(state)})
+        self._write({"event": "start", **_position(state), "ranks": dist.get_world_size()})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """One line for the batch; what callbacks log after this one goes to the next line."""

@@ -55,6 +55,13 @@ class Writer:
         if self._size_bytes > WRITE_BYTES:
             self._flush()
 
+    def append(self, path: Path) -> None:
+        """Append all lines of another file."""
+        self._flush()
+        with path.open("rb") as file:
+            for block in blocks(file, str(path)):
+                self._stream.write(block)
+
     def _flush(self) -> None:
         self._stream.write(b"".join(self._lines))
         self._lines.clear()

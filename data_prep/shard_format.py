@@ -12,23 +12,25 @@ A shards folder holds `train/` and `val/`, each an MDS dataset of one column, an
       counts      per split: documents, samples, tokens, dropped_tokens (the last partial sample), bytes of text
       baselines   what a model must beat on val: unigram nats per token, xz -9 bits per byte
 
-Beside each split's shards lies `documents.jsonl.zst`, one line a document in shard order: id, source, start_token,
-tokens, bytes. It maps a sample back to the documents it was cut from.
+Beside each split's shards lies `documents.jsonl.zst`, one line a document in shard order: id, source, tokens,
+bytes. It maps a sample back to the documents it was cut from.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from data_prep import json_lines
 from data_prep.stage import BadInput, JsonDict, manifest_sha256, read_manifest
 
 STAGE = "shards"
-FORMAT = 1
+FORMAT = 2
 COLUMN = "tokens"
 SPLITS = ("train", "val")
 DOCUMENTS = "documents.jsonl.zst"
@@ -134,3 +136,15 @@ def read_shards_info(folder: Path) -> ShardsInfo:
         baselines=manifest["baselines"],
         manifest=manifest,
     )
+
+
+def read_documents(folder: Path) -> Iterator[tuple[int, JsonDict]]:
+    """The list of a split's documents, each with the place of its first token in the split's stream.
+
+    Raises:
+        BadInput: the list is missing, cut off or damaged.
+    """
+    start_token = 0
+    for _, record in json_lines.read(folder / DOCUMENTS):
+        yield start_token, record
+        start_token += record["tokens"]

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import netrc
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import urlsplit
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
@@ -145,6 +148,28 @@ class RuntimeEstimatorConfig:
 
 
 @dataclass
+class NormMonitorConfig:
+    """callbacks.NormMonitor: global norms of the gradient, before it is clipped, and of the weights."""
+
+    interval: str = "10ba"
+
+
+@dataclass
+class DataMonitorConfig:
+    """callbacks.DataMonitor: the share of time that waits for data, and passes over it."""
+
+    interval: str = "10ba"
+
+
+@dataclass
+class TextsConfig:
+    """callbacks.Texts: texts that the model writes from these prompts after each evaluation."""
+
+    prompts: list[str] = field(default_factory=list)
+    max_new_tokens: int = 48
+
+
+@dataclass
 class ConsoleConfig:
     """callbacks.Console: one readable line per interval."""
 
@@ -177,6 +202,9 @@ class CallbacksConfig:
     lr_monitor: LRMonitorConfig | None = None
     memory_monitor: MemoryMonitorConfig | None = None
     runtime_estimator: RuntimeEstimatorConfig | None = None
+    norm_monitor: NormMonitorConfig | None = None
+    data_monitor: DataMonitorConfig | None = None
+    texts: TextsConfig | None = None
     console: ConsoleConfig | None = None
     number_guard: NumberGuardConfig | None = None
     spike_guard: SpikeGuardConfig | None = None
@@ -194,10 +222,18 @@ class WandBConfig:
 
 
 @dataclass
+class TensorboardConfig:
+    """composer.loggers.TensorboardLogger, into the run folder: tensorboard --logdir runs."""
+
+    flush_interval: int = 100  # batches
+
+
+@dataclass
 class LoggersConfig:
     """Which loggers run beside the run folder's metrics.jsonl; null leaves one out."""
 
     wandb: WandBConfig | None = None
+    tensorboard: TensorboardConfig | None = None
 
 
 @dataclass
@@ -240,6 +276,7 @@ class RunConfig:
     on_save_error: str = "stop"  # stop | continue: what a full disk or a failed upload does to the run
     resume: ResumeConfig = field(default_factory=ResumeConfig)
     stall_timeout_s: float | None = 900.0  # longest that a batch or a save may take; null: for ever
+    price_per_gpu_hour: float | None = None  # in any currency: what the run has cost so far is logged
     progress_bar: bool = True  # on a terminal; never into a file or pipe
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
@@ -484,7 +521,8 @@ def _check_finetuning(cfg: FinetuneConfig, name: str) -> None:
     require(writing.temperature >= 0, "generation.temperature", writing.temperature, "it cannot be negative")
     require(0 < writing.top_p <= 1, "generation.top_p", writing.top_p, "it lies in (0, 1]")
     require(cfg.max_duration.strip()[-2:] != "ok", "max_duration", cfg.max_duration, "it is in ep or ba here")
-    require(cfg.callbacks.spike_guard is None, "callbacks.spike_guard", cfg.callbacks.spike_guard, "it needs shards")
+    for key in ("spike_guard", "data_monitor", "texts"):
+        require(getattr(cfg.callbacks, key) is None, f"callbacks.{key}", "…", "it belongs to pre-training; say null")
 
 
 def _check_interval(
@@ -543,6 +581,16 @@ def _check_values(cfg: RunConfig, name: str) -> None:
     require(replicas > 0, "fsdp.data_parallel_replicate_degree", replicas, "it must be above 0")
     keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
     require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
+    price, texts = cfg.price_per_gpu_hour, cfg.callbacks.texts
+    require(price is None or price >= 0, "price_per_gpu_hour", price, "it cannot be negative; null for none")
+    if texts is not None:
+        require(
+            bool(texts.prompts) and all(prompt.strip() for prompt in texts.prompts),
+            "callbacks.texts.prompts",
+            texts.prompts,
+            "each is a text to continue; null in the place of callbacks.texts for none",
+        )
+        require(texts.max_new_tokens > 0, "callbacks.texts.max_new_tokens", texts.max_new_tokens, "it must be above 0")
     stall_s = cfg.stall_timeout_s
     require(stall_s is None or stall_s > 0, "stall_timeout_s", stall_s, "it must be above 0, or null for none")
     for key, value in (
@@ -550,7 +598,11 @@ def _check_values(cfg: RunConfig, name: str) -> None:
         ("save_permanent_interval", permanent or cfg.save_interval),
         ("eval_interval", cfg.eval_interval),
         ("save_interval", cfg.save_interval),
-        ("callbacks.console.interval", cfg.callbacks.console.interval if cfg.callbacks.console else "1ba"),
+        *(
+            (f"callbacks.{key}.interval", callback.interval)
+            for key in ("console", "norm_monitor", "data_monitor")
+            if (callback := getattr(cfg.callbacks, key)) is not None
+        ),
     ):
         _check_interval(require, name, key, value, least=1)
     require(
@@ -558,6 +610,28 @@ def _check_values(cfg: RunConfig, name: str) -> None:
         "save_permanent_interval",
         permanent,
         f"it must be a multiple of save_interval = {cfg.save_interval}",
+    )
+
+
+def check_account(cfg: RunConfig) -> None:
+    """Refuse to start a run that W&B would stop, after minutes, for want of a key; none is read here.
+
+    Raises:
+        BadInput: `loggers.wandb.mode` is `online`, and neither WANDB_API_KEY nor a netrc file has a key.
+    """
+    if not cfg.loggers.wandb or cfg.loggers.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
+        return
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    files = [Path(os.environ.get("NETRC", "~/.netrc")), Path("~/_netrc")]
+    for file in filter(Path.is_file, (path.expanduser() for path in files)):
+        try:
+            if netrc.netrc(file).authenticators(host):
+                return
+        except netrc.NetrcParseError:
+            continue
+    raise BadInput(
+        f"loggers.wandb.mode = 'online', and there is no key for {host}: run `wandb login`, or set WANDB_API_KEY, "
+        "or say loggers.wandb.mode=offline (nothing leaves the machine) or loggers.wandb=null"
     )
 
 

@@ -1,4 +1,4 @@
-"""Token shards -> batches `{"input_ids": (B, T) int64, "sample_ids": (B,) int64}`.
+"""Token shards -> batches `{"input_ids": (B, T) int64, "sample_ids": (B,) int64}`; those of val with `sources`, too.
 
 There is no `labels` entry: the model shifts `input_ids` itself, and a copy would double what travels to the GPU.
 """
@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,6 +36,7 @@ from data_prep.stage import BadInput
 from recipes import ledger
 from recipes.config import TrainConfig
 from recipes.shard_reader import TokenShard, open_shards
+from recipes.token_loss import TokenSources
 
 SHARDS_AHEAD = 4  # of a worker: found good, or fetched, before their first sample is due
 
@@ -172,13 +174,12 @@ class _LookAhead(threading.Thread):
         self._due.release()
 
 
-def collate(samples: Sequence[Sample]) -> dict[str, torch.Tensor]:
-    """Samples as a batch, widened to the int64 that embedding lookups take."""
+def collate(samples: Sequence[Sample], sources: TokenSources | None = None) -> dict[str, torch.Tensor]:
+    """Samples as a batch, widened to the int64 that embedding lookups take; with `sources`, also (B, T) uint8."""
     tokens = np.stack([sample["input_ids"] for sample in samples]).astype(np.int64)
-    return {
-        "input_ids": torch.from_numpy(tokens),
-        "sample_ids": torch.tensor([sample["sample_ids"] for sample in samples]),
-    }
+    sample_ids = [sample["sample_ids"] for sample in samples]
+    batch = {"input_ids": torch.from_numpy(tokens), "sample_ids": torch.tensor(sample_ids)}
+    return {**batch, "sources": sources.of(sample_ids)} if sources else batch
 
 
 class TokenLoader(StreamingDataLoader):
@@ -295,7 +296,13 @@ def _let_go_when_looked_at(name: str, create: bool, size: int = 0) -> SharedMemo
     return SharedMemory(name, create, size, auto_cleanup=create)
 
 
-def build_dataloader(cfg: TrainConfig, split: str, world_size: int, skipped: Sequence[ledger.Window] = ()) -> DataSpec:
+def build_dataloader(
+    cfg: TrainConfig,
+    split: str,
+    world_size: int,
+    skipped: Sequence[ledger.Window] = (),
+    sources: TokenSources | None = None,
+) -> DataSpec:
     """The loader of one split for this rank.
 
     The order of training samples depends on `seed` and `data.num_canonical_nodes` alone, so the same samples make up
@@ -307,6 +314,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int, skipped: Seq
         split: `train` or `val`.
         world_size: ranks.
         skipped: positions that the run leaves out, as `ledger.merge` returns them.
+        sources: of the split's tokens; batches then have their `sources`.
 
     Raises:
         BadInput: no finished shards, or their index is damaged or of another format.
@@ -329,7 +337,7 @@ def build_dataloader(cfg: TrainConfig, split: str, world_size: int, skipped: Seq
         batch_size,
         world_size,
         drop_last=train,
-        collate_fn=collate,
+        collate_fn=partial(collate, sources=sources),
         num_workers=workers,
         prefetch_factor=cfg.data.prefetch_factor if workers else None,
         persistent_workers=workers > 0,

@@ -31,6 +31,7 @@ from recipes.config import (
     Duration,
     FinetuneConfig,
     ModelConfig,
+    check_account,
     load_config,
     load_finetune_config,
     parse_run,
@@ -271,8 +272,9 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
     """Fine-tune `cfg`; the Trainer, or None if its run folder already holds the finished run.
 
     Raises:
-        BadInput: the model, the set or the run folder does not fit the configuration.
+        BadInput: the model, the set or the run folder does not fit the configuration, or W&B has no key.
     """
+    check_account(cfg)
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     task, source = load(cfg.task, Path(cfg.data)), find_source(Path(cfg.model), None)
     parts = splits(task)

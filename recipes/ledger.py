@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from data_prep import json_lines
-from data_prep.shard_format import DOCUMENTS
+from data_prep.shard_format import read_documents
 from data_prep.stage import BadInput, JsonDict, write_text
 
 LEDGER, DETAILS = "skipped.jsonl", "skipped-*.jsonl.zst"
@@ -102,8 +102,8 @@ def documents_of(folder: Path, samples: Sequence[int], seq_len: int) -> list[str
     """
     wanted = sorted(samples)
     found = []
-    for _, record in json_lines.read(folder / DOCUMENTS):
-        first, last = record["start_token"] // seq_len, (record["start_token"] + record["tokens"] - 1) // seq_len
+    for start, record in read_documents(folder):
+        first, last = start // seq_len, (start + record["tokens"] - 1) // seq_len
         at = bisect.bisect_left(wanted, first)
         if at < len(wanted) and wanted[at] <= last:
             found.append(record["id"])

@@ -6,13 +6,13 @@ Thinner than Composer's HuggingFaceModel on purpose. The forward pass returns th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from composer.distributed.activation_checkpointing import apply_ac
-from composer.metrics import LanguageCrossEntropy
 from composer.models import ComposerModel
 from torchmetrics import Metric
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -23,6 +23,7 @@ from data_prep.stage import BadInput
 from recipes.attention import use_scaled_attention
 from recipes.config import ModelConfig
 from recipes.plan import flops_per_token
+from recipes.token_loss import TokenLoss, metric_name
 
 Batch = dict[str, torch.Tensor]
 
@@ -62,12 +63,19 @@ class BioMedLM(ComposerModel):
         config: the architecture.
         eos_token_id: of the tokenizer.
         draw_weights: False leaves them as the memory was, for a checkpoint to fill: drawing the 2.7B's takes 81 s.
+        eval_sources: names of the sources whose validation losses are told apart.
 
     Attributes:
         model: the GPT2LMHeadModel, its attention scaled by layer under every implementation.
     """
 
-    def __init__(self, config: ModelConfig, eos_token_id: int, draw_weights: bool = True) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        eos_token_id: int,
+        draw_weights: bool = True,
+        eval_sources: Sequence[str] = (),
+    ) -> None:
         super().__init__()
         try:
             with nullcontext() if draw_weights else no_init_weights():
@@ -75,7 +83,7 @@ class BioMedLM(ComposerModel):
             self.model.tie_weights()  # which no_init_weights leaves out
         except ImportError as error:
             raise BadInput(f"model.attn_implementation = {config.attn_implementation!r}: {error}; use sdpa") from None
-        self._config = config
+        self._config, self._eval_sources = config, tuple(eval_sources)
         # Read by Composer: which modules FSDP shards and gathers together, and which recompute their activations.
         # Only blocks: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
         hooks: Any = self.model
@@ -92,9 +100,10 @@ class BioMedLM(ComposerModel):
         """The loss that `forward` computed."""
         return outputs["loss"]
 
-    def eval_forward(self, batch: Batch, outputs: Any = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B, T - 1, vocab_size) and targets (B, T - 1) for the evaluation metric."""
-        return self._logits_and_targets(batch)
+    def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
+        """Losses of all tokens but each sample's first, in nats, (B, T - 1)."""
+        logits, targets = self._logits_and_targets(batch)
+        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
 
     def _logits_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Token t is predicted from the tokens before it. No attention mask: packed batches have no padding."""
@@ -103,13 +112,15 @@ class BioMedLM(ComposerModel):
         return logits[:, :-1], input_ids[:, 1:]
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """Cross entropy on evaluation; none in training (it is the loss)."""
-        return {} if is_train else {"LanguageCrossEntropy": LanguageCrossEntropy()}
+        """The validation loss, and that of each source; none in training (it is the loss)."""
+        if is_train:
+            return {}
+        by_source = {metric_name(source): TokenLoss(n) for n, source in enumerate(self._eval_sources)}
+        return {metric_name(None): TokenLoss(), **by_source}
 
-    def update_metric(self, batch: Batch, outputs: tuple[torch.Tensor, torch.Tensor], metric: Metric) -> None:
-        """Add a batch to the cross entropy."""
-        logits, targets = outputs
-        metric.update(logits.flatten(0, 1).float(), targets.flatten())
+    def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
+        """Add a batch's losses to a metric."""
+        metric.update(outputs, batch["sources"][:, 1:] if "sources" in batch else None)
 
     def flops_per_batch(self, batch: Batch) -> int:
         """FLOPs of one training step on a rank's batch; SpeedMonitor makes MFU of it."""

@@ -19,13 +19,13 @@ from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest, seal, w
 from data_prep.store import Missing, Store
 from recipes.checkpoints import CHECKPOINT_NAME, file_faults
 from recipes.ledger import DETAILS, LEDGER
-from recipes.run_folder import CHECKPOINTS, CONFIG, METRICS, RECORD, TOKENIZER
+from recipes.run_folder import CHECKPOINTS, CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 
 DOWNLOADS = 3  # of a file that does not arrive as it was written
 
 # In this order, so that a restoring that is killed starts over: the record makes a folder a run's, and whether the
 # metrics are there decides.
-RUN_FILES = (RECORD, CONFIG, LEDGER, METRICS)
+RUN_FILES = (RECORD, CONFIG, LEDGER, METRICS, TEXTS)
 
 
 class RemoteRun(Store):

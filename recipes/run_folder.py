@@ -3,6 +3,7 @@
 config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
+texts.jsonl     what the model wrote after each evaluation (callbacks/texts.py)
 skipped.jsonl   what was left out after loss spikes, if anything was (recipes/ledger.py)
 tokenizer/      the tokenizer of its shards
 checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and a file a rank
@@ -41,7 +42,7 @@ from data_prep.stage import (
 from recipes.config import RunConfig, TrainConfig, to_yaml
 from recipes.plan import Plan
 
-CONFIG, RECORD, METRICS = "config.yaml", "run.json", "metrics.jsonl"
+CONFIG, RECORD, METRICS, TEXTS = "config.yaml", "run.json", "metrics.jsonl", "texts.jsonl"
 CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
 # How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
 SEEN_WITHIN_S = 60.0

@@ -18,21 +18,22 @@ from typing import TYPE_CHECKING
 from data_prep.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, run
 from recipes import run_folder
-from recipes.config import TrainConfig, load_config, parse_run, to_yaml
+from recipes.config import TrainConfig, batches_of, check_account, load_config, parse_run, to_yaml
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
-    from composer import Trainer
+    from composer import Callback, Trainer
 
 
 def main(cfg: TrainConfig) -> Trainer | None:
     """Train `cfg`; the Trainer, or None if its run folder already holds the finished run.
 
     Raises:
-        BadInput: the shards, tokenizer or run folder do not fit the configuration.
+        BadInput: the shards, tokenizer or run folder do not fit the configuration, or W&B has no key.
         Unavailable: the remote of its checkpoints does not answer.
     """
+    check_account(cfg)
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if cfg.data.remote:
         from recipes.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
@@ -76,13 +77,14 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
     from composer.optim import CosineAnnealingWithWarmupScheduler
     from composer.utils import dist, get_device
 
-    from callbacks import LanguageMetrics
+    from callbacks import DataMonitor, LanguageMetrics, Texts
     from recipes.data import build_dataloader
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
     from recipes.ranks import on_rank_zero
     from recipes.remote import RemoteRun
     from recipes.resume import find_start
+    from recipes.token_loss import read_token_sources
     from recipes.trainer import run_trainer
 
     folder = Path(cfg.run_dir)
@@ -99,18 +101,33 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
     fsdp = None
     if cfg.fsdp and start.sharded:
         fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
+    sources = read_token_sources(shards.folder / "val", shards.seq_len)
     torch.manual_seed(cfg.seed)
     with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
-        model = BioMedLM(cfg.model, shards.eos_token_id, draw_weights=start.load_path is None)
+        model = BioMedLM(
+            cfg.model,
+            shards.eos_token_id,
+            draw_weights=start.load_path is None,
+            eval_sources=sources.names if sources else (),
+        )
     if cfg.activation_checkpointing and not fsdp:
         checkpoint_activations(model)
+    bytes_per_token = {split: counts.bytes_per_token for split, counts in shards.counts.items()}
+    by_source = dict(zip(sources.names, sources.bytes_per_token, strict=True)) if sources else {}
+    callbacks: list[Callback] = [LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source)]
+    if monitor := cfg.callbacks.data_monitor:
+        callbacks.append(DataMonitor(batches_of(monitor.interval), shards.counts["train"].tokens))
+    if texts := cfg.callbacks.texts:
+        written = folder / run_folder.TEXTS
+        arguments = (texts.prompts, texts.max_new_tokens, cfg.model.n_positions, cfg.seed)
+        callbacks.append(Texts(written, Path(cfg.data.tokenizer), *arguments))
     trainer = run_trainer(
         cfg,
         model,
         CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f),
         train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
-        eval_dataloader=build_dataloader(cfg, "val", plan.world_size),
-        callbacks=[LanguageMetrics(shards.counts["val"].bytes_per_token)],
+        eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
+        callbacks=callbacks,
         batches=plan.batches,
         device_train_microbatch_size=plan.device_train_microbatch_size,
         identity=identity,

@@ -19,7 +19,9 @@ from callbacks import (
     CALLBACKS,
     CheckpointWriter,
     Console,
+    CostMonitor,
     MetricsFile,
+    NormMonitor,
     ParityGate,
     Preemption,
     RestoreRNG,
@@ -33,6 +35,7 @@ from recipes import run_folder
 from recipes.config import RunConfig, batches_of
 from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.exit_codes import leave_at_once_when_preempted
+from recipes.hardware import CUDA_NAMES, GPUS
 from recipes.remote import RemoteRun
 from recipes.rendezvous import data_must_pass, meet, peers_may_be_lost
 from recipes.resume import Start
@@ -118,7 +121,8 @@ def run_trainer(
         remote=remote,
     )
     rng = RestoreRNG()
-    callbacks = [ParityGate(), rng, *callbacks, SampleFingerprint(), *build_callbacks(cfg)]
+    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and fsdp else None
+    callbacks = [ParityGate(), rng, *callbacks, SampleFingerprint(), *build_callbacks(cfg, replicas)]
     if cfg.callbacks.spike_guard:
         # Before the writer: what is in a spike is not saved.
         callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
@@ -164,18 +168,45 @@ def run_trainer(
     return trainer
 
 
-def build_callbacks(cfg: RunConfig) -> list[Any]:
-    """The callbacks that the YAML asks for by Composer's names."""
+def build_callbacks(cfg: RunConfig, replicas: int | None) -> list[Any]:
+    """The callbacks that the YAML asks for, of those that every run may have.
+
+    Args:
+        cfg: the configuration.
+        replicas: copies of a sharded model; None: it is not sharded.
+    """
     chosen = {name: getattr(cfg.callbacks, name) for name in CALLBACKS}
-    return [CALLBACKS[name](**asdict(arguments)) for name, arguments in chosen.items() if arguments is not None]
+    arguments = {name: asdict(values) for name, values in chosen.items() if values is not None}
+    if (speed := arguments.get("speed_monitor")) and speed["gpu_flops_available"] is None:
+        speed["gpu_flops_available"] = peak_flops(cfg.precision, cfg.device)
+    callbacks = [CALLBACKS[name](**values) for name, values in arguments.items()]
+    if cfg.callbacks.norm_monitor:
+        callbacks.append(NormMonitor(batches_of(cfg.callbacks.norm_monitor.interval), replicas))
+    callbacks.append(CostMonitor(Path(cfg.run_dir) / run_folder.METRICS, cfg.price_per_gpu_hour))
+    return callbacks
+
+
+def peak_flops(precision: str, device: str | None) -> float:
+    """The dense bf16 peak of this GPU, 0 where MFU is of no meaning: unknown GPUs, fp32, a CPU.
+
+    Composer looks for parts of the name, and so takes an A10G for an A10, which has 1.8 times its peak.
+    """
+    if device == "cpu" or precision != "amp_bf16" or not torch.cuda.is_available():
+        return 0.0
+    known = CUDA_NAMES.get(torch.cuda.get_device_name())
+    return GPUS[known].bf16_flops if known else 0.0
 
 
 def build_loggers(cfg: RunConfig, batches: int) -> list[Any]:
-    """metrics.jsonl always; console lines and W&B if the YAML asks for them."""
+    """metrics.jsonl always; console lines, TensorBoard and W&B if the YAML asks for them."""
     folder = Path(cfg.run_dir)
     loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
     if cfg.callbacks.console:
         loggers.append(Console(batches_of(cfg.callbacks.console.interval), batches))
+    if cfg.loggers.tensorboard:
+        from composer.loggers import TensorboardLogger
+
+        loggers.append(TensorboardLogger(str(folder / "tensorboard"), **asdict(cfg.loggers.tensorboard)))
     if cfg.loggers.wandb:
         from composer.loggers import WandBLogger
 

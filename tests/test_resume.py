@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from data_prep import json_lines, shards, tokenizer
+from data_prep.shard_format import read_documents
 from data_prep.sources import ABSTRACTS, Document
 from recipes import ledger, report
 from recipes.checkpoints import complete_checkpoints
@@ -390,8 +391,8 @@ def test_a_loss_spike_is_rewound_and_its_data_left_out(
     documents = {record["document"] for record in details if "document" in record}
     assert len(set(samples)) == 48 and len(documents) == entry["documents"]
     overlapping = set()
-    for _, record in json_lines.read(tiny_shards / "train/documents.jsonl.zst"):
-        tokens = range(record["start_token"], record["start_token"] + record["tokens"])
+    for start, record in read_documents(tiny_shards / "train"):
+        tokens = range(start, start + record["tokens"])
         if not set(samples).isdisjoint(token // 64 for token in tokens):
             overlapping.add(record["id"])
     assert documents == overlapping

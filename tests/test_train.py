@@ -64,7 +64,7 @@ def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.C
     curve = losses(folder)
     assert len(curve) == 20 and curve[-1] < curve[0] - 1
     data = report.read_run(folder)
-    assert data.last(report.EVAL_BITS) is not None and data.last("perplexity/train") is not None
+    assert data.last(report.EVAL_BITS) is not None and data.last("loss/train/perplexity") is not None
     lr = [value for _, value in data.series[report.LR]]
     assert len(lr) == 20
     names = {path.name for path in (folder / "checkpoints").iterdir()}

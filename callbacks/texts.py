@@ -1,0 +1,84 @@
+"""What the model writes, time after time, from the same prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Callback, Logger, State
+from composer.core import get_precision_context
+from composer.utils import dist
+
+TEMPERATURE = 0.8
+
+
+class Texts(Callback):
+    """Appends texts to a file after each evaluation, one JSON line a prompt: batch, tokens, prompt, text.
+
+    The tokens are drawn on rank 0, from the same seed each time and without the generators that the run draws its
+    dropout from, so its losses are the same without it. All ranks compute as many steps, as a sharded model needs them.
+
+    Args:
+        path: the file.
+        tokenizer: a tokenizer folder.
+        prompts: what to continue.
+        max_new_tokens: of each; a text also ends where the model ends it.
+        n_positions: longest that prompt and text may be.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self, path: Path, tokenizer: Path, prompts: Sequence[str], max_new_tokens: int, n_positions: int, seed: int
+    ) -> None:
+        from tokenizers import Tokenizer
+
+        self.path, self.prompts, self.seed = path, list(prompts), seed
+        self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+        self.ids = [encoding.ids[: n_positions - 1] for encoding in self.tokenizer.encode_batch(self.prompts)]
+        self.steps = min(max_new_tokens, n_positions - max(map(len, self.ids)))
+
+    def eval_end(self, state: State, logger: Logger) -> None:
+        """Write them. Not to W&B, whose tables ask its server, offline too, and wait for it for ever (wandb 0.18)."""
+        written = self._write(state)
+        if dist.get_global_rank() != 0:
+            return
+        batch, tokens = int(state.timestamp.batch), int(state.timestamp.token)
+        texts = [self._text(ids, len(prompt)) for ids, prompt in zip(written, self.ids, strict=True)]
+        with self.path.open("a", encoding="utf-8") as file:
+            for prompt, text in zip(self.prompts, texts, strict=True):
+                file.write(json.dumps({"batch": batch, "tokens": tokens, "prompt": prompt, "text": text}) + "\n")
+
+    def _text(self, ids: list[int], start: int) -> str:
+        end_of_text = set(self.tokenizer.get_added_tokens_decoder())
+        ends = [n for n, id in enumerate(ids) if n >= start and id in end_of_text]
+        return self.tokenizer.decode(ids[start : ends[0] if ends else None])
+
+    @torch.no_grad()
+    def _write(self, state: State) -> list[list[int]]:
+        """Prompts and what follows them, each to its last step."""
+        composer_model: Any = state.model.module if hasattr(state.model, "module") else state.model  # DDP wraps it
+        model, training = composer_model.model, composer_model.training
+        lengths = torch.tensor([len(ids) for ids in self.ids])
+        rows = torch.zeros(len(self.ids), int(lengths.max()) + self.steps, dtype=torch.long)
+        for row, ids in zip(rows, self.ids, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        generator = torch.Generator().manual_seed(self.seed)
+        model.eval()
+        try:
+            for step in range(self.steps):
+                # What lies behind a prompt's last token is not seen from there, so rows need no padding on the left.
+                end = int(lengths.max()) + step
+                with get_precision_context(state.precision):
+                    input_ids = state.device.tensor_to_device(rows[:, :end].contiguous())
+                    logits = model(input_ids=input_ids, use_cache=False).logits
+                last = logits[torch.arange(len(rows)), (lengths + step - 1).to(logits.device)].float().cpu()
+                drawn = torch.multinomial((last / TEMPERATURE).softmax(-1), 1, generator=generator).squeeze(1)
+                drawn = state.device.tensor_to_device(drawn)
+                dist.broadcast(drawn, src=0)
+                rows[torch.arange(len(rows)), lengths + step] = drawn.cpu()
+        finally:
+            model.train(training)
+        return [row[: n + self.steps].tolist() for row, n in zip(rows, lengths.tolist(), strict=True)]
