@@ -26,6 +26,7 @@ from recipes.plan import flops_per_token
 from recipes.token_loss import TokenLoss, metric_name
 
 Batch = dict[str, torch.Tensor]
+NO_TARGET = -100
 
 
 def gpt2_config(model: ModelConfig, eos_token_id: int) -> GPT2Config:
@@ -93,8 +94,7 @@ class BioMedLM(ComposerModel):
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Mean cross entropy, in nats per token, of a batch's `input_ids` (B, T)."""
-        logits, targets = self._logits_and_targets(batch)
-        return {"loss": F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())}
+        return {"loss": F.cross_entropy(*self._logits_and_targets(batch), ignore_index=NO_TARGET)}
 
     def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss that `forward` computed."""
@@ -103,13 +103,18 @@ class BioMedLM(ComposerModel):
     def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
         """Losses of all tokens but each sample's first, in nats, (B, T - 1)."""
         logits, targets = self._logits_and_targets(batch)
-        return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(targets)
+        losses = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
+        return losses.view_as(batch["input_ids"])[:, :-1]
 
     def _logits_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token t is predicted from the tokens before it. No attention mask: packed batches have no padding."""
+        """Logits (B · T, vocab_size) in fp32, and the token that follows each, (B · T,).
+
+        No attention mask: packed batches have no padding. What follows a sample's last token is left out by its target,
+        not by a slice of the logits, which would copy all of them, and their gradient once more.
+        """
         input_ids = batch["input_ids"]
-        logits = self.model(input_ids=input_ids).logits
-        return logits[:, :-1], input_ids[:, 1:]
+        targets = F.pad(input_ids[:, 1:], (0, 1), value=NO_TARGET)
+        return self.model(input_ids=input_ids).logits.flatten(0, 1).float(), targets.flatten()
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """The validation loss, and that of each source; none in training (it is the loss)."""
