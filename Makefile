@@ -17,12 +17,15 @@ GPU     ?= a100-40gb
 GPUS    ?=
 PRICE   ?=
 PLAN    ?=
+# RUNGS are the YAMLs of make ladder; LADDER adds any other switch of recipes/ladder.py, and key=value.
+RUNGS   ?= yamls/ladder/*.yaml
+LADDER  ?=
 # The first Python of Composer's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help plan shards smoke test chaos check lock clean
+.PHONY: help plan ladder shards smoke test chaos check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -35,6 +38,9 @@ help: ## this list
 
 plan: .venv/installed ## will it fit, how long, what does it cost (YAML=yamls/biomedlm-2.7b.yaml GPUS=128 GPU=a100-40gb PRICE=2 PLAN='--mfu 0.4 max_duration=50e9tok')
 	@$(BIN)/python recipes/plan.py $(YAML) --gpu $(GPU) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(PLAN)
+
+ladder: .venv/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[12]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
+	@$(BIN)/python recipes/ladder.py $(RUNGS) $(LADDER)
 
 shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)
 	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(INPUT)) --out $(DATA)/corpus --cluster $(CLUSTER) $(CORPUS)

@@ -23,12 +23,12 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_format import ShardsInfo
-from data_prep.stage import MANIFEST, BadInput, JsonDict, read_json, run, write_json, write_text
+from data_prep.stage import MANIFEST, BadInput, JsonDict, difference, read_json, run, write_json, write_text
 from recipes import run_folder, scaling
 from recipes.config import TrainConfig, load_config
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.forecast import make_forecast, needed_bytes, refusal
-from recipes.hardware import CUDA_NAMES
+from recipes.hardware import CUDA_NAMES, find_gpu
 from recipes.launch import ROOT, command_of, last_line, run_here
 from recipes.memory import Layout, peak, step_memory
 from recipes.plan import Plan, check_shards, gigabytes, make_plan
@@ -81,15 +81,32 @@ class Rung:
         return self.plan.tokens / self.plan.parameters
 
     @property
+    def record(self) -> JsonDict | None:
+        """Of its run folder, if it was begun."""
+        path = self.folder / run_folder.RECORD
+        return read_json(path) if path.is_file() else None
+
+    @property
     def finished(self) -> bool:
         """Whether its run folder says so."""
-        record = self.folder / run_folder.RECORD
-        return record.is_file() and bool(read_json(record)["finished"])
+        return bool(self.record and self.record["finished"])
+
+    @property
+    def passes(self) -> float | None:
+        """How often it reads its data; None if that is not built and it was not begun."""
+        return self.record["plan"]["passes"] if self.record else self.plan.passes
 
     @property
     def repeats(self) -> bool:
         """Whether it reads its data more often than repeated tokens are worth as much as new ones."""
-        return self.plan.passes is not None and self.plan.passes > MAX_PASSES
+        return self.passes is not None and self.passes > MAX_PASSES
+
+    @property
+    def text_sha256(self) -> str | None:
+        """Of the shards that it is trained and measured on; None if they are not built and it was not begun."""
+        if self.record:
+            return self.record["identity"]["shards_sha256"]
+        return self.shards.sha256 if self.shards else None
 
     @property
     def command(self) -> list[str]:
@@ -119,6 +136,7 @@ class Point:
         passes: over the data.
         loss: of the validation split after the last batch, nats a token.
         bits_per_byte: the same.
+        val_tokens: of that split.
         used: whether the laws are fitted to it.
     """
 
@@ -130,7 +148,24 @@ class Point:
     passes: float | None
     loss: float
     bits_per_byte: float
+    val_tokens: int
     used: bool
+
+
+def read_rung(yaml: Path, overrides: Sequence[str] = ()) -> Rung:
+    """A rung, or a run to predict, as its YAML has it.
+
+    Raises:
+        BadInput: its configuration, or the shards that it reads, cannot be used.
+    """
+    cfg = load_config(yaml, overrides)
+    shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
+    return Rung(cfg.run_name, yaml, cfg, make_plan(cfg, cfg.world_size, shards), shards, tuple(overrides))
+
+
+def identity_of(rung: Rung) -> JsonDict:
+    """What decides its losses."""
+    return run_folder.identity(rung.cfg, rung.plan, rung.shards)
 
 
 def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
@@ -145,22 +180,20 @@ def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
             raise BadInput(f"{override}: each rung has a name and folder of its own, in its YAML")
     rungs = []
     for yaml in yamls:
-        cfg = load_config(yaml, overrides)
-        shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
-        plan = make_plan(cfg, cfg.world_size, shards)
-        rungs.append(Rung(cfg.run_name, yaml, cfg, plan, shards, tuple(overrides)))
-        if shards:
-            identity = run_folder.identity(cfg, plan, shards)
-            run_folder.check_identity(Path(cfg.run_dir), identity, cfg.resume.allow)
+        rung = read_rung(yaml, overrides)
+        unseen = [] if rung.shards else ["tokenizer_sha256", "shards_sha256"]
+        run_folder.check_identity(rung.folder, identity_of(rung), [*rung.cfg.resume.allow, *unseen])
+        rungs.append(rung)
     rungs.sort(key=lambda rung: rung.compute)
-    first, folders = rungs[0], {}
+    folders: dict[Path, Rung] = {}
+    first = next((rung for rung in rungs if rung.text_sha256), rungs[0])
     for rung in rungs:
         if (other := folders.setdefault(rung.folder, rung)) is not rung:
             raise BadInput(
                 f"{other.yaml} and {rung.yaml} share run_dir = {rung.folder}; give each a run_name of its own"
             )
         for key, one, another in (
-            ("data.shards", first.shards and first.shards.sha256, rung.shards and rung.shards.sha256),
+            ("data.shards", first.text_sha256, rung.text_sha256 or first.text_sha256),
             ("data.seq_len", first.cfg.data.seq_len, rung.cfg.data.seq_len),
             ("eval_subset_num_batches", evaluated(first.cfg), evaluated(rung.cfg)),
         ):
@@ -247,7 +280,7 @@ def left_out(rungs: Sequence[Rung], machine: Machine, planned_for: str | None, w
     for rung in rungs:
         if rung.repeats and not with_repeated:
             reasons[rung.name] = (
-                f"{rung.plan.passes:.1f} passes over its data, and repeated tokens are worth less beyond "
+                f"{rung.passes:.1f} passes over its data, and repeated tokens are worth less beyond "
                 f"{MAX_PASSES:g}; --with-repeated takes it in"
             )
         elif not rung.finished and (why := why_not(rung, machine, planned_for)):
@@ -273,7 +306,7 @@ def format_ladder(rungs: Sequence[Rung], reasons: dict[str, str], gpu: str | Non
             if not cast.speeds:
                 hours = f"> {cast.full_speed_days * 24:.3g}"
         state = "finished" if rung.finished else "left out" if rung.name in reasons else "to do"
-        passes = "?" if plan.passes is None else f"{plan.passes:.2f}"
+        passes = "?" if rung.passes is None else f"{rung.passes:.2f}"
         lines.append(
             f"{rung.name:<{width}}  {plan.parameters:>13,}  {_short(plan.tokens):>8}  "
             f"{rung.tokens_per_parameter:>9.3g}  {passes:>6}  {rung.compute:>7.2g}  {hours:>11}  {gpu_hours:>13}  "
@@ -315,9 +348,10 @@ def measure(rung: Rung, used: bool) -> Point:
         parameters=plan.parameters,
         tokens=plan.tokens,
         compute=rung.compute,
-        passes=plan.passes,
+        passes=rung.passes,
         loss=loss,
         bits_per_byte=loss / math.log(2) / data.val_bytes_per_token,
+        val_tokens=data.record["data"]["counts"]["val"]["tokens"],
         used=used,
     )
 
@@ -399,19 +433,13 @@ def predict(target: Rung, laws: dict[str, scaling.Fit], points: Sequence[Point])
         "bits_per_byte": loss * bits,
         "interval_bits_per_byte": [low * bits, high * bits],
         "by_law": by_law,
-        "measured": measure(target, False).loss if target.finished else None,
+        "measured": measure(target, False).loss if was_run(target) else None,
     }
 
 
-def load_target(yaml: Path) -> Rung:
-    """A run to predict, as its YAML has it."""
-    cfg = load_config(yaml)
-    shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
-    plan = make_plan(cfg, cfg.world_size, shards)
-    target = Rung(cfg.run_name, yaml, cfg, plan, shards, ())
-    if target.finished and shards:
-        run_folder.check_identity(target.folder, run_folder.identity(cfg, plan, shards), cfg.resume.allow)
-    return target
+def was_run(target: Rung) -> bool:
+    """Whether the run to predict is finished; its folder may hold another one, which says nothing."""
+    return bool(target.finished and target.record and not difference(target.record["identity"], identity_of(target)))
 
 
 def cannot_tell(
@@ -451,29 +479,28 @@ def cannot_tell(
                 f"{max(near):.3g}: a law of compute alone holds along one ratio, and this one is of another run of "
                 f"{target.name}'s compute."
             )
-        same = target.shards and rungs[0].shards and target.shards.sha256 == rungs[0].shards.sha256
-        if not same or target.cfg.data.seq_len != rungs[0].cfg.data.seq_len:
+        text, seq_len = next((rung.text_sha256 for rung in rungs if rung.text_sha256), None), rungs[0].cfg.data.seq_len
+        if target.text_sha256 != text or target.cfg.data.seq_len != seq_len:
+            differs = target.text_sha256 is not None or target.cfg.data.seq_len != seq_len
             notes.append(
-                f"{target.name} is predicted on the rungs' validation text, tokenizer and context of "
-                f"{rungs[0].cfg.data.seq_len} tokens; that its own are the same "
-                + ("is not so." if target.cfg.data.seq_len != rungs[0].cfg.data.seq_len else "could not be checked.")
+                f"{target.name} is predicted on the rungs' validation text, with their tokenizer and context of "
+                f"{seq_len} tokens; that its own are the same {'is not so' if differs else 'could not be checked'}."
             )
-        if target.repeats or target.shards is None:
-            passes = "an unknown number of passes" if target.shards is None else f"{target.plan.passes:.1f} passes"
+        if target.passes is None or target.repeats:
+            passes = "an unknown number of passes" if target.passes is None else f"{target.passes:.1f} passes"
             notes.append(
                 f"{target.name} makes {passes} over its data. Beyond {MAX_PASSES:g}, repeated tokens are worth less "
                 "(arXiv 2305.16264), and the law, of rungs with fewer, is then too hopeful."
             )
     if repeated := [point.name for point in used if point.passes and point.passes > MAX_PASSES]:
         notes.append(f"Fitted to rungs of more than {MAX_PASSES:g} passes, too: {', '.join(repeated)}.")
-    val = next((rung.shards.counts["val"].tokens for rung in rungs if rung.shards), None)
     notes += [
         "The learning rate of each rung follows a rule and was not tuned: a rung whose rate is further from its best "
         "bends the curve.",
         "Each point is the end of one run, whose schedule ended there, with one seed: its noise is known from the "
         "residuals alone, if at all.",
-        f"All rungs are measured on the same {val or 0:,} validation tokens: what is peculiar to these shifts all "
-        "points together, and no interval here holds it.",
+        f"All rungs are measured on the same {used[0].val_tokens:,} validation tokens: what is peculiar to these "
+        "shifts all points together, and no interval here holds it.",
     ]
     return notes
 
@@ -617,6 +644,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_intermixed_args(argv)
     if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
         raise BadInput(f"--mfu {arguments.mfu:g} does not lie between 0 and 1")
+    if arguments.gpu:
+        find_gpu(arguments.gpu)
     yamls = [Path(text) for text in arguments.given if text.endswith((".yaml", ".yml"))]
     overrides = [text for text in arguments.given if not text.endswith((".yaml", ".yml"))]
     if len(yamls) < LEAST_RUNGS:
@@ -626,7 +655,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         )
     leave_at_once_when_preempted()
     rungs = load_rungs(yamls, overrides)
-    targets = [load_target(path) for path in arguments.predict or [FLAGSHIP]]
+    targets = [read_rung(path) for path in arguments.predict or [FLAGSHIP]]
     planned_for = arguments.gpu if arguments.dry_run else None
     here = Machine(0, 0, None) if planned_for or all(map(on_cpu, rungs)) else this_machine()
     reasons = left_out(rungs, here, planned_for, arguments.with_repeated)
@@ -641,8 +670,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         )
     if floor_too_high(arguments.floor, used):
         raise BadInput(f"--floor {arguments.floor:g} is not between 0 and the losses of the rungs")
-    if missing := [rung for rung in used if rung.shards is None]:
-        check_shards(missing[0].cfg)  # says what is missing
+    for rung in used:
+        if rung.shards is None and not rung.finished:
+            check_shards(rung.cfg)  # says what is missing
     out: Path = arguments.out
     if (out / run_folder.RECORD).exists():
         raise BadInput(f"{out} is the folder of a run; give this ladder another --out")
