@@ -90,7 +90,7 @@ class Fit:
         if self.dof <= 0:
             return None
         # More squares than this, with the new run counted in, and the law is rejected.
-        allowed = self.squares * f_distribution.ppf(level, 1, self.dof) / self.dof
+        allowed = float(self.squares * f_distribution.ppf(level, 1, self.dof) / self.dof)
         exponents = self._exponents_within(self.squares + allowed)
         lines = regress(self.compute / self.center, self.loss, exponents, self.given_floor)
         x = (compute / self.center) ** -exponents

@@ -103,7 +103,10 @@ def test_three_points_determine_three_parameters_and_it_says_so() -> None:
     assert exact.predict(COMPUTE[:3]) == pytest.approx([point.loss for point in three])
     loss, low, high = ladder.answer(laws, FLAGSHIP_COMPUTE)
     assert loss == laws["E = 0"].predict(FLAGSHIP_COMPUTE)
-    assert low < loss < exact.predict(FLAGSHIP_COMPUTE) < high, "both laws lie in the range"
+    assert low < loss < exact.predict(FLAGSHIP_COMPUTE) < high
+    far = 1e40
+    pure_high = (laws["E = 0"].interval(far, LEVEL) or (0, 0))[1]
+    assert pure_high < exact.predict(far) == ladder.answer(laws, far)[2], "both laws lie in the range"
     rung = ladder.read_rung(LADDER[0])
     said = " ".join(ladder.cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
     assert "3 rungs determine a law of three parameters exactly" in said and "Whether E is 0 cannot be told" in said
