@@ -39,7 +39,7 @@ help: ## this list
 plan: .venv/installed ## will it fit, how long, what does it cost (YAML=yamls/biomedlm-2.7b.yaml GPUS=128 GPU=a100-40gb PRICE=2 PLAN='--mfu 0.4 max_duration=50e9tok')
 	@$(BIN)/python recipes/plan.py $(YAML) --gpu $(GPU) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(PLAN)
 
-ladder: .venv/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[12]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
+ladder: .venv/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[0-9]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
 	@$(BIN)/python recipes/ladder.py $(RUNGS) $(LADDER)
 
 shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)

@@ -398,18 +398,17 @@ def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling.
     return laws if floor is None else {f"E = {floor:g}, given": scaling.fit(compute, loss, floor), **laws}
 
 
-def counted(laws: dict[str, scaling.Fit]) -> list[scaling.Fit]:
-    """The laws whose predictions together are the answer: the first, and where no point is left to choose by, all."""
-    first = next(iter(laws.values()))
-    return [first] if first.dof > 0 and laws["E fitted"].dof > 0 else list(laws.values())
-
-
 def answer(laws: dict[str, scaling.Fit], compute: float) -> tuple[float, float, float]:
-    """The first law's loss at so many FLOPs, and from where to where it may lie by those that count; nats a token."""
-    low = high = loss = float(next(iter(laws.values())).predict(compute))
-    for law in counted(laws):
-        ends = law.interval(compute, LEVEL) or (float(law.predict(compute)),) * 2
-        low, high = min(low, ends[0]), max(high, ends[1])
+    """The first law's loss at so many FLOPs, and from where to where it may lie; nats a token.
+
+    If the points determine E exactly, whatever their noise, it may be anything from 0 to the smallest loss: the range
+    then reaches from the pure power law's interval to where the loss falls no further.
+    """
+    first, free = next(iter(laws.values())), laws["E fitted"]
+    loss, exact = float(first.predict(compute)), float(free.predict(compute))
+    low, high = first.interval(compute, LEVEL) or (loss, loss)
+    if free.dof <= 0 and len(laws) == 2:  # E is not given
+        low, high = min(low, exact), max(high, exact, float(free.loss.min()))
     return loss, low, high
 
 
@@ -453,8 +452,8 @@ def cannot_tell(
         notes.append(
             f"{len(used)} rungs determine a law of three parameters exactly: it goes through all of them whatever "
             "they are, and has no interval of its own. The pure power law (E = 0) leaves one degree of freedom to "
-            "tell its error from; the range given covers its interval and the exact law. Whether E is 0 cannot be "
-            "told."
+            "tell its error from. Which E it is cannot be told: the range given reaches from that law's interval to "
+            "the smallest loss of the rungs, as nothing shows that the loss falls any further."
         )
     else:
         notes.append(

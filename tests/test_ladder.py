@@ -106,14 +106,30 @@ def test_three_points_determine_three_parameters_and_it_says_so() -> None:
     assert low < loss < exact.predict(FLAGSHIP_COMPUTE) < high
     far = 1e40
     pure_high = (laws["E = 0"].interval(far, LEVEL) or (0, 0))[1]
-    assert pure_high < exact.predict(far) == ladder.answer(laws, far)[2], "both laws lie in the range"
+    assert pure_high < exact.predict(far) < ladder.answer(laws, far)[2] == three[2].loss
     rung = ladder.read_rung(LADDER[0])
     said = " ".join(ladder.cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
-    assert "3 rungs determine a law of three parameters exactly" in said and "Whether E is 0 cannot be told" in said
+    assert "3 rungs determine a law of three parameters exactly" in said and "Which E it is cannot be told" in said
 
     more = ladder.fit_laws(points(law(COMPUTE, 1.7, 0.15)), None)
-    assert list(more) == ["E fitted", "E = 0"] and len(ladder.counted(more)) == 1
-    assert next(iter(ladder.fit_laws(three, 1.5))) == "E = 1.5, given"
+    assert list(more) == ["E fitted", "E = 0"]
+    assert ladder.answer(more, far)[1:] == more["E fitted"].interval(far, LEVEL)
+    given = ladder.fit_laws(three, 1.5)
+    assert next(iter(given)) == "E = 1.5, given"
+    assert ladder.answer(given, far)[1:] == given["E = 1.5, given"].interval(far, LEVEL)
+
+
+@pytest.mark.parametrize("floor", [0.0, 1.7])
+def test_three_rungs_hold_a_floor_that_they_cannot_see(floor: float) -> None:
+    """Within the rungs and far beyond them; wider than it needs to be, as which E it is cannot be told."""
+    draw, exponent, inside = np.random.default_rng(7), 0.15 if floor else 0.05, np.zeros(3)
+    for _ in range(250):
+        losses = law(COMPUTE[:3], floor, exponent) + 0.01 * draw.standard_normal(3)
+        laws = ladder.fit_laws(points(losses), None)
+        for number, compute in enumerate((2e19, FLAGSHIP_COMPUTE, 1e24)):
+            _, low, high = ladder.answer(laws, compute)
+            inside[number] += low <= law(compute, floor, exponent) + 0.01 * draw.standard_normal() <= high
+    assert (inside / 250 > LEVEL - 0.06).all(), inside / 250
 
 
 # The rungs
