@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.shard_format import ShardsInfo
-from data_prep.stage import MANIFEST, BadInput, JsonDict, difference, read_json, run, write_json, write_text
+from data_prep.stage import MANIFEST, BadInput, JsonDict, run, write_json, write_text
 from recipes import run_folder, scaling
 from recipes.config import TrainConfig, load_config
 from recipes.exit_codes import leave_at_once_when_preempted
@@ -80,11 +80,23 @@ class Rung:
         """What it is trained on, repeats counted, for its size."""
         return self.plan.tokens / self.plan.parameters
 
+    def check(self) -> JsonDict | None:
+        """The record of its run folder, None if it was not begun.
+
+        Raises:
+            BadInput: the folder holds another run, or something that is no run.
+        """
+        identity = run_folder.identity(self.cfg, self.plan, self.shards)
+        unseen = [] if self.shards else ["tokenizer_sha256", "shards_sha256"]
+        return run_folder.check_identity(self.folder, identity, [*self.cfg.resume.allow, *unseen])
+
     @property
     def record(self) -> JsonDict | None:
-        """Of its run folder, if it was begun."""
-        path = self.folder / run_folder.RECORD
-        return read_json(path) if path.is_file() else None
+        """As `check`; None, too, if the folder holds something else, which says nothing of this run."""
+        try:
+            return self.check()
+        except BadInput:
+            return None
 
     @property
     def finished(self) -> bool:
@@ -163,11 +175,6 @@ def read_rung(yaml: Path, overrides: Sequence[str] = ()) -> Rung:
     return Rung(cfg.run_name, yaml, cfg, make_plan(cfg, cfg.world_size, shards), shards, tuple(overrides))
 
 
-def identity_of(rung: Rung) -> JsonDict:
-    """What decides its losses."""
-    return run_folder.identity(rung.cfg, rung.plan, rung.shards)
-
-
 def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
     """Read all rungs before any of them starts, those of the least compute first.
 
@@ -181,8 +188,7 @@ def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
     rungs = []
     for yaml in yamls:
         rung = read_rung(yaml, overrides)
-        unseen = [] if rung.shards else ["tokenizer_sha256", "shards_sha256"]
-        run_folder.check_identity(rung.folder, identity_of(rung), [*rung.cfg.resume.allow, *unseen])
+        rung.check()
         rungs.append(rung)
     rungs.sort(key=lambda rung: rung.compute)
     folders: dict[Path, Rung] = {}
@@ -432,13 +438,8 @@ def predict(target: Rung, laws: dict[str, scaling.Fit], points: Sequence[Point])
         "bits_per_byte": loss * bits,
         "interval_bits_per_byte": [low * bits, high * bits],
         "by_law": by_law,
-        "measured": measure(target, False).loss if was_run(target) else None,
+        "measured": measure(target, False).loss if target.finished else None,
     }
-
-
-def was_run(target: Rung) -> bool:
-    """Whether the run to predict is finished; its folder may hold another one, which says nothing."""
-    return bool(target.finished and target.record and not difference(target.record["identity"], identity_of(target)))
 
 
 def cannot_tell(

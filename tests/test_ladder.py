@@ -397,6 +397,19 @@ def test_bad_input_is_refused(made: Any, spoil: Spoil, message: str, capfd: pyte
     assert InProcess.started == []
 
 
+def test_a_folder_of_another_run_says_nothing_of_the_predicted_one(made: Any) -> None:
+    folder, command = made
+    (folder / "fine").mkdir()
+    (folder / "fine/run.json").write_text(json.dumps({"identity": {"task": "medqa"}, "plan": {}, "finished": True}))
+    content = json.loads((folder / "c.yaml").read_text())
+    (folder / "fine.yaml").write_text(json.dumps({**content, "run_name": "fine", "run_dir": str(folder / "fine")}))
+    ladder.command_line([*command, "--predict", f"{folder}/fine.yaml"])
+    (predicted,) = json.loads((folder / "out/ladder.json").read_text())["predictions"]
+    assert predicted["measured"] is None
+    with pytest.raises(BadInput, match="fine holds another run"):
+        ladder.command_line([f"{folder}/fine.yaml", *command])
+
+
 def test_losses_of_different_text_are_not_compared(made: Any) -> None:
     folder, command = made
     yaml = folder / "b.yaml"
