@@ -20,15 +20,18 @@ PLAN    ?=
 # RUNGS are the YAMLs of make ladder; LADDER adds any other switch of recipes/ladder.py, and key=value.
 RUNGS   ?= yamls/ladder/*.yaml
 LADDER  ?=
+# On the ranks of this machine; FAKE_WORLD=128 builds the parts of so many ranks here and runs nothing.
+FAKE_WORLD ?=
+PREFLIGHT  ?=
 # The first Python of Composer's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help plan ladder shards smoke test chaos check lock clean
+.PHONY: help plan ladder preflight shards smoke test chaos check lock clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
 
 .venv/installed: requirements.txt
 	@test -n "$(PYTHON)" || { echo "error: no Python 3.10, 3.11 or 3.12 found; install one, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
@@ -41,6 +44,9 @@ plan: .venv/installed ## will it fit, how long, what does it cost (YAML=yamls/bi
 
 ladder: .venv/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[0-9]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
 	@$(BIN)/python recipes/ladder.py $(RUNGS) $(LADDER)
+
+preflight: .venv/installed ## data, ranks, network, memory, a few real steps and a resumption, before a run (YAML=… FAKE_WORLD=128)
+	@$(BIN)/$(if $(FAKE_WORLD),python,composer) recipes/preflight.py $(YAML) $(if $(FAKE_WORLD),--fake-world $(FAKE_WORLD)) $(PREFLIGHT)
 
 shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)
 	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(INPUT)) --out $(DATA)/corpus --cluster $(CLUSTER) $(CORPUS)

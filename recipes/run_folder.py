@@ -3,6 +3,7 @@
 config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
+uncommitted-*.diff  what the code differed in from its commit, if it did, by the hash that run.json gives
 texts.jsonl     what the model wrote after each evaluation (callbacks/texts.py)
 skipped.jsonl   what was left out after loss spikes, if anything was (recipes/ledger.py)
 tokenizer/      the tokenizer of its shards
@@ -258,6 +259,8 @@ def open_run(
         write_tokenizer(partial)
         partial.rename(folder / TOKENIZER)
     write_text(folder / CONFIG, to_yaml(cfg))
+    if diff := _git("diff", "HEAD"):
+        write_text(folder / f"uncommitted-{record['starts'][-1]['uncommitted_sha256'][:12]}.diff", f"{diff}\n")
 
 
 def facts(plan: Plan, shards: ShardsInfo) -> JsonDict:
@@ -312,11 +315,20 @@ def environment(world_size: int) -> JsonDict:
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+        "driver": _output("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader").split("\n")[0],
         "world_size": world_size,
+        "time_s": round(time.time(), 3),
     }
 
 
 def _git(*arguments: str) -> str:
-    root = Path(__file__).parent
-    done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=False)
+    return _output("git", *arguments)
+
+
+def _output(*command: str) -> str:
+    """What a command prints, run where this file lies; nothing if it fails or is not installed."""
+    try:
+        done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
     return done.stdout.strip() if done.returncode == 0 else ""

@@ -66,8 +66,14 @@ def ranks_per_node() -> int:
     return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
 
 
-def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
+def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Callback] = ()) -> Trainer | None:
     """Assemble model, data and schedule; run; return the Trainer.
+
+    Args:
+        cfg: the configuration.
+        plan: made of it.
+        shards: what it trains on.
+        watching: callbacks beside those that the configuration asks for.
 
     Returns:
         None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
@@ -114,7 +120,10 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> Trainer | None:
         checkpoint_activations(model)
     bytes_per_token = {split: counts.bytes_per_token for split, counts in shards.counts.items()}
     by_source = dict(zip(sources.names, sources.bytes_per_token, strict=True)) if sources else {}
-    callbacks: list[Callback] = [LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source)]
+    callbacks: list[Callback] = [
+        *watching,
+        LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source),
+    ]
     if monitor := cfg.callbacks.data_monitor:
         callbacks.append(DataMonitor(batches_of(monitor.interval), shards.counts["train"].tokens))
     if texts := cfg.callbacks.texts:

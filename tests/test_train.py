@@ -79,7 +79,7 @@ def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.C
     assert train.main(cfg) is None, "typed again, a finished run does nothing"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
-    assert report.write_report(data).read_text().count("<svg") >= 4
+    assert report.write_report([data], folder / report.REPORT).read_text().count("<svg") >= 4
     with pytest.raises(BadInput, match=r"(?s)holds another run.*seed: 17 -> 18"):
         train.main(configure(overrides("seed=18", "optimizer.lr=1e-2")))
 

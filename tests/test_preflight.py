@@ -1,0 +1,236 @@
+"""What would stop a run is found before it: each check passes on a good run, and fails on what it is for."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from data_prep.stage import BadInput
+from recipes import preflight, train
+from recipes.config import TrainConfig, load_config, to_yaml
+from recipes.rehearsal import Rehearsal
+
+ROOT = Path(__file__).parents[1]
+FLAGSHIP = ROOT / "yamls/biomedlm-2.7b.yaml"
+
+Configure = Callable[..., TrainConfig]
+
+
+@pytest.fixture
+def configure(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Configure:
+    """`configure("key=value", …)`: a run of seconds, with dropout."""
+
+    def make(*more: str) -> TrainConfig:
+        return load_config(
+            ROOT / "yamls/smoke-cpu.yaml",
+            [f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={tmp_path / 'run'}",
+             "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64",
+             "model.n_embd=64", "model.n_layer=2", "max_duration=20ba", "scheduler.t_warmup=5ba", "eval_interval=10ba",
+             "save_interval=10ba", "loggers.wandb=null", "model.attn_pdrop=0.1", "model.resid_pdrop=0.1", *more],
+        )  # fmt: skip
+
+    return make
+
+
+def checked(printed: str) -> dict[str, str]:
+    """Check -> `ok` or `FAILED`."""
+    return dict(re.findall(r"^(\w[\w ]*?) +(ok|FAILED)\b", printed, re.MULTILINE))
+
+
+def test_a_good_run_is_ready_and_left_alone(
+    configure: Configure, tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]],
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    train.main(configure())
+    before = folder_bytes(tmp_path / "run")
+    capsys.readouterr()
+    preflight.main(configure(), verify_all=True)
+    printed = capsys.readouterr().out
+    assert checked(printed) == dict.fromkeys(
+        ("data", "account", "shards", "ranks", "clocks", "memory", "run folder", "step", "peak memory", "resume"), "ok"
+    )
+    assert "every file hashed" in printed and printed.rstrip().endswith("ready: smoke can start")
+    assert re.search(
+        r"\d+ tensors of weights and moments come back bit for bit; the next batch has the same loss", printed
+    )
+    assert folder_bytes(tmp_path / "run") == before and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_two_ranks(configure: Configure, tmp_path: Path):
+    (tmp_path / "run.yaml").write_text(to_yaml(configure()))
+    command = [Path(sys.executable).with_name("composer"), "-n", "2", "recipes/preflight.py", tmp_path / "run.yaml"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = checked(done.stdout)
+    assert found["network"] == found["resume"] == found["clocks"] == "ok" and "FAILED" not in found.values()
+    speeds = re.findall(r"(\d+) MiB ([\d.]+)/([\d.]+)", done.stdout)
+    assert len(speeds) == 3 and all(float(gb_s) > 0 for speed in speeds for gb_s in speed[1:])
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def damage(folder: Path) -> None:
+    for unpacked in (folder / "train").glob("shard.*.mds"):  # a run's own, made good from the packed one
+        unpacked.unlink()
+    shard = next((folder / "train").glob("shard.*"))
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("fault", "check", "message"),
+    [
+        ("damaged shard", "shards", "shard.00000"),
+        ("other tokenizer", "data", "is not the tokenizer of"),
+        ("no shards", "data", "make shards"),
+        ("wandb", "account", "no key for api.wandb.ai"),
+        ("no folder", "run folder", "Not a directory"),
+        ("full disk", "run folder", "2 checkpoints take"),
+        ("another run", "run folder", "holds another run"),
+        ("little memory", "memory", "too little; make plan"),
+    ],
+)
+def test_what_would_stop_it_is_named(
+    configure: Configure, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str], fault: str, check: str, message: str,
+):  # fmt: skip
+    more: list[str] = []
+    if fault == "damaged shard":
+        damage(shutil.copytree(tiny_shards, tmp_path / "shards"))
+        more = [f"data.shards={tmp_path / 'shards'}"]
+    elif fault == "other tokenizer":
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other/tokenizer.json").write_text("{}")
+        more = [f"data.tokenizer={tmp_path / 'other'}"]
+    elif fault == "no shards":
+        more = [f"data.shards={tmp_path / 'nowhere'}"]
+    elif fault == "wandb":
+        for name in ("WANDB_API_KEY", "WANDB_BASE_URL"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("NETRC", str(tmp_path / "none"))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        more = ["loggers.wandb={mode: online}"]
+    elif fault == "no folder":
+        (tmp_path / "file").write_text("")
+        more = [f"run_dir={tmp_path / 'file/run'}"]
+    elif fault == "full disk":
+        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    elif fault == "another run":
+        train.main(configure("seed=3"))
+    elif fault == "little memory":
+        monkeypatch.setattr(preflight, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(preflight, "_rehearse", lambda *_: None)
+    with pytest.raises(BadInput, match=f"the run cannot start as it is: .*{check}"):
+        preflight.main(configure(*more), verify_all=False)
+    printed = capsys.readouterr().out
+    assert message in printed and checked(printed)[check] == "FAILED"
+    assert checked(printed)["ranks"] == "ok", "the other checks go on"
+
+
+def test_a_rehearsal_that_fails_leaves_nothing(
+    configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """A checkpoint that does not give the moments back."""
+    from composer.utils import checkpoint
+
+    real = checkpoint.load_checkpoint
+
+    def load(*args: Any, **kwargs: Any) -> Any:
+        loaded, state = real(*args, **kwargs), kwargs["state"]
+        next(iter(state.optimizers[0].state.values()))["exp_avg"].add_(1e-3)
+        return loaded
+
+    monkeypatch.setattr(checkpoint, "load_checkpoint", load)
+    with pytest.raises(BadInput, match="cannot start as it is: resume"):
+        preflight.main(configure(), verify_all=False)
+    assert re.search(r"after loading, 1 of \d+ tensors are not those saved: .* exp_avg", capsys.readouterr().out)
+    assert not list(tmp_path.iterdir())
+
+
+def test_losses_that_do_not_come_back():
+    one, two = Rehearsal(2), Rehearsal(2)
+    one.saved = two.loaded = {"weight": "a"}
+    one.loss = 5.0
+    for loss, told in ((5.0, "the same loss"), (5.0005, "do not repeat themselves")):
+        two.loss = loss
+        assert told in one.told_resumption(two)
+    for loss in (5.1, float("nan")):
+        two.loss = loss
+        with pytest.raises(BadInput, match="the next batch has a loss"):
+            one.told_resumption(two)
+
+
+def test_memory_of_a_gpu_against_the_plan(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 1_050_000_000)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda: 1_100_000_000)
+    assert "(+5.0%)" in Rehearsal(2).told_memory(10**9, 0.1)
+    with pytest.raises(BadInput, match="more than planned"):
+        Rehearsal(2).told_memory(9 * 10**8, 0.1)
+
+
+def test_clocks():
+    together = [[100.0, 100.1, 99.9], [200.0, 200.2, 199.9], [300.0, 300.1, 300.0]]
+    assert preflight.judge_clocks(together).startswith("0.200 s apart, ± 0.0")
+    with pytest.raises(BadInput, match=r"rank 2's is -3600 s off rank 0's; set it by NTP"):
+        preflight.judge_clocks([[one, two, three - 3600] for one, two, three in together])
+
+
+def fake(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A process of its own, as a process group of real ranks may be there in this one."""
+    command = [sys.executable, "recipes/preflight.py", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+
+
+def test_the_flagship_on_128_ranks_that_are_not_there():
+    done = fake(str(FLAGSHIP), "--fake-world", "128", "--gpu", "a100-40gb")
+    assert done.returncode == 0, done.stderr
+    assert "128 ranks on 16 nodes, FULL_SHARD: each 8 sequences a batch in 1 microbatches of 8" in done.stdout
+    assert "rank 127: 0.0807 GB" in done.stdout and "fits" in done.stdout and "ready" in done.stdout
+
+
+def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Path):
+    code = (
+        "import sys; from recipes.config import load_config; from recipes.rehearsal import rank_bytes\n"
+        "cfg = load_config(sys.argv[1]); whole = rank_bytes(cfg, 0, 1)\n"
+        "assert sum(rank_bytes(cfg, rank, 3) for rank in range(3)) == whole\n"
+        "cfg.fsdp.data_parallel_replicate_degree = 2\n"
+        "assert sum(rank_bytes(cfg, rank, 4) for rank in range(4)) == 2 * whole"
+    )
+    (tmp_path / "run.yaml").write_text(to_yaml(configure()))
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "run.yaml")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--fake-world", "0"], "--fake-world 0 is not at least 1"),
+        (["--fake-world", "100"], "does not divide over 100 ranks"),
+        (["--fake-world", "8", "--gpu", "h900"], "--gpu h900 is not known; did you mean h"),
+        (["--fake-world", "1", "--gpu", "rtx-3090"], "does not fit: rtx-3090 has 24 GB"),
+        (["--fake-world", "8", "fsdp.version=1"], "cannot be built without its ranks"),
+    ],
+)
+def test_bad_requests(arguments: list[str], message: str):
+    with pytest.raises(BadInput, match=message):
+        preflight.command_line([str(FLAGSHIP), *arguments])
+
+
+def test_help_is_quick():
+    """It imports nothing heavy, so it is there at once."""
+    code = "import sys; sys.argv = ['preflight', '--help']\nfrom recipes import preflight\n" \
+        "try: preflight.command_line()\nexcept SystemExit: pass\n" \
+        "assert not {'torch', 'composer', 'transformers', 'streaming'} & {*sys.modules}"  # fmt: skip
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True, capture_output=True)
