@@ -17,6 +17,9 @@ GPU     ?= a100-40gb
 GPUS    ?=
 PRICE   ?=
 PLAN    ?=
+# RUNGS are the YAMLs of make ladder; LADDER adds any other switch of recipes/ladder.py, and key=value.
+RUNGS   ?= yamls/ladder/*.yaml
+LADDER  ?=
 # On the ranks of this machine; FAKE_WORLD=128 builds the parts of so many ranks here and runs nothing.
 FAKE_WORLD ?=
 PREFLIGHT  ?=
@@ -25,7 +28,7 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help plan preflight shards smoke test chaos check lock clean
+.PHONY: help plan ladder preflight shards smoke test chaos check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -38,6 +41,9 @@ help: ## this list
 
 plan: .venv/installed ## will it fit, how long, what does it cost (YAML=yamls/biomedlm-2.7b.yaml GPUS=128 GPU=a100-40gb PRICE=2 PLAN='--mfu 0.4 max_duration=50e9tok')
 	@$(BIN)/python recipes/plan.py $(YAML) --gpu $(GPU) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(PLAN)
+
+ladder: .venv/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[0-9]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
+	@$(BIN)/python recipes/ladder.py $(RUNGS) $(LADDER)
 
 preflight: .venv/installed ## data, ranks, network, memory, a few real steps and a resumption, before a run (YAML=… FAKE_WORLD=128)
 	@$(BIN)/$(if $(FAKE_WORLD),python,composer) recipes/preflight.py $(YAML) $(if $(FAKE_WORLD),--fake-world $(FAKE_WORLD)) $(PREFLIGHT)

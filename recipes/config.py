@@ -418,7 +418,7 @@ def parse_run(
 
 
 def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
-    """What a configuration is merged of, each with its name: its base, itself, the overrides.
+    """What a configuration is merged of, each with its name: its base and the base's own, itself, the overrides.
 
     Raises:
         BadInput: a file is missing or not YAML, or an override has another form.
@@ -426,11 +426,13 @@ def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]
     layers = [(str(path), read_yaml(path))]
     if "grid" in layers[0][1]:
         raise BadInput(f"{path} holds a grid of runs: python recipes/sweep.py {path} … runs them")
-    if base := layers[0][1].pop("base", None):
-        base_path = path.parent / str(base)
+    read = [path.resolve()]
+    while base := layers[0][1].pop("base", None):
+        base_path = Path(layers[0][0]).parent / str(base)
+        if base_path.resolve() in read:
+            raise BadInput(f"{layers[0][0]}: base = {base} leads back to a file that builds on it")
+        read.append(base_path.resolve())
         layers.insert(0, (str(base_path), read_yaml(base_path)))
-        if "base" in layers[0][1]:
-            raise BadInput(f"{base_path} is the base of {path} and has a `base` of its own; only one level is read")
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise BadInput(f"override {override!r} is not of the form key=value, such as optimizer.lr=2e-4")

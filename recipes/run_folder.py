@@ -49,14 +49,17 @@ CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
 SEEN_WITHIN_S = 60.0
 
 
-def identity(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> JsonDict:
-    """What decides a run's losses: a folder whose identity differs holds another run."""
+def identity(cfg: TrainConfig, plan: Plan, shards: ShardsInfo | None) -> JsonDict:
+    """What decides a run's losses: a folder whose identity differs holds another run.
+
+    Without shards, which are not needed to look at a run that was made elsewhere, their hashes are None.
+    """
     model = asdict(cfg.model)
     model.pop("attn_implementation")  # the same mathematics by another kernel
     return {
         "model": model,
-        "tokenizer_sha256": shards.tokenizer_sha256,
-        "shards_sha256": shards.sha256,
+        "tokenizer_sha256": shards.tokenizer_sha256 if shards else None,
+        "shards_sha256": shards.sha256 if shards else None,
         "sample_order": {"seed": cfg.seed, "num_canonical_nodes": cfg.data.num_canonical_nodes},
         "batch": {"sequences": cfg.global_train_batch_size, "seq_len": cfg.data.seq_len},
         "schedule": {"batches": plan.batches, "t_warmup": cfg.scheduler.t_warmup, "alpha_f": cfg.scheduler.alpha_f},

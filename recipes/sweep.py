@@ -23,12 +23,9 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -41,11 +38,11 @@ from data_prep.workers import connected
 from recipes import finetune, run_folder
 from recipes.config import FinetuneConfig, load_finetune_config, parse_run, read_yaml
 from recipes.evaluate import evaluate_runs
-from recipes.exit_codes import PREEMPTED, PREEMPTION_SIGNALS, follow, leave_at_once_when_preempted
+from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.export import Source, find_source
+from recipes.launch import command_of, execute, last_line, run_here
 from recipes.plan import flops_per_token
 
-ROOT = Path(__file__).parents[1]
 RESULTS, TABLE, PICTURE = "results.json", "table.md", "dev.png"
 RUNS, LOGS, TEST = "runs", "logs", "test"
 METRIC = {"choice": "acc", "verdict": "acc", "pairs": "rougeL", "tags": "f1"}  # what is best of each kind of task
@@ -101,11 +98,8 @@ class Job:
 
     def command(self, base: Path, score_test: bool) -> list[str]:
         """What one would type."""
-        launcher = [sys.executable]
-        if self.world_size > 1:
-            launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(self.world_size)]
         switch = f"score_test={str(score_test).lower()}"
-        return [*launcher, str(ROOT / "recipes/finetune.py"), str(base.absolute()), *self.overrides, switch]
+        return [*command_of("finetune.py", base, self.world_size), *self.overrides, switch]
 
 
 @dataclass(frozen=True)
@@ -252,50 +246,7 @@ def _dev(job: Job, sweep: Sweep) -> float:
     return job.scores["dev"][sweep.metric]["value"]
 
 
-def start(command: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """A run as a process that ends with this one; what it says goes to the end of its log."""
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("ab") as file:
-        return subprocess.Popen(
-            command, cwd=folder, stdin=subprocess.DEVNULL, stdout=file, stderr=file,
-            preexec_fn=partial(follow, os.getpid()),
-        )  # fmt: skip
-
-
-def execute(command: Sequence[str], log: Path, folder: Path) -> int:
-    """`start`, to its end; the exit code."""
-    return start(command, log, folder).wait()
-
-
-Command = tuple[Job, list[str], Path]
-
-
-def run_here(commands: Iterable[Command]) -> Iterator[tuple[Job, int]]:
-    """One after another; each with its exit code as it ends. A preemption signal goes on to the run, which saves.
-
-    Raises:
-        SystemExit: preempted.
-    """
-    preempted = False
-    for job, command, log in commands:
-        child = start(command, log, Path.cwd())
-
-        def forward(number: int, _: Any, child: subprocess.Popen[bytes] = child) -> None:
-            nonlocal preempted
-            preempted = True
-            child.send_signal(number)
-
-        for number in PREEMPTION_SIGNALS:
-            signal.signal(number, forward)
-        code = child.wait()
-        leave_at_once_when_preempted()  # until there is a run again that has something to save
-        if preempted or code == PREEMPTED:
-            print(f"preempted in {job.name}: type the same command to go on", flush=True)
-            raise SystemExit(PREEMPTED)
-        yield job, code
-
-
-def run_on_ray(commands: Iterable[Command]) -> Iterator[tuple[Job, int]]:
+def run_on_ray(commands: Iterable[tuple[Job, list[str], Path]]) -> Iterator[tuple[Job, int]]:
     """As many at once as the cluster of RAY_ADDRESS, or a Ray of this machine, has room for.
 
     Raises:
@@ -335,8 +286,7 @@ def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | 
         if code or score is None:
             failed.append(job)
             log = logs / f"{job.name}.log"
-            lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
-            print(f"{where} failed with exit code {code}: {''.join(lines[-1:])}\n  see {log}; {left}", flush=True)
+            print(f"{where} failed with exit code {code}: {last_line(log)}\n  see {log}; {left}", flush=True)
         else:
             print(f"{where}: {split} {sweep.metric} {100 * score['value']:.1f}; {left}", flush=True)
     return failed

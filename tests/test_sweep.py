@@ -21,8 +21,9 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
-from recipes import finetune, sweep
+from recipes import finetune, launch, sweep
 from recipes.evaluate import evaluate_runs
+from recipes.exit_codes import PREEMPTION_SIGNALS
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
@@ -112,9 +113,9 @@ class Forked:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Forked]]:
-    handlers = {number: signal.getsignal(number) for number in sweep.PREEMPTION_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in PREEMPTION_SIGNALS}
     Forked.started.clear()
-    monkeypatch.setattr(sweep, "start", Forked)
+    monkeypatch.setattr(launch, "start", Forked)
     yield Forked
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -1,0 +1,163 @@
+"""Scaling law: loss against compute, L(C) = E + A · C^-alpha, and how far its prediction may be off.
+
+For each alpha, E and A are a linear regression; so alpha alone is searched. An interval holds each loss L at compute C
+for which the points and (C, L) together are fitted nearly as well as the points alone: the profile likelihood of a new
+run's loss, by the F distribution, as the noise is known from the residuals alone. It takes in what noise, A, E and
+alpha may be, all at once; it knows nothing of points that follow another law.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import brentq, minimize_scalar
+from scipy.stats import f as f_distribution
+
+Array = NDArray[np.float64]
+# Where alpha is looked for. Published exponents of compute lie well within: 0.05 without E (arXiv 2001.08361), some
+# 0.15 with it (derived from arXiv 2203.15556).
+LEAST_EXPONENT, MOST_EXPONENT = 0.005, 1.0
+
+
+@dataclass(frozen=True)
+class Lines:
+    """The regressions at several exponents. Each array has one value an exponent.
+
+    Attributes:
+        floor: E, nats a token.
+        reducible: A at the points' own compute, nats a token: loss above E.
+        squares: sum of squared residuals.
+        about: mean of the regressor if E was free, else 0.
+        spread: sum of squares of the regressor about that.
+    """
+
+    floor: Array
+    reducible: Array
+    squares: Array
+    about: Array
+    spread: Array
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A law fitted to points.
+
+    Attributes:
+        compute: FLOPs of each point. shape: (n,)
+        loss: nats a token of each. shape: (n,)
+        given_floor: E if it was given, None if it was fitted (0 and above).
+        exponent: alpha.
+        floor: E, nats a token.
+        reducible: loss above E, nats a token, at `center`.
+        center: FLOPs, the geometric mean of the points.
+        squares: sum of squared residuals.
+    """
+
+    compute: Array
+    loss: Array
+    given_floor: float | None
+    exponent: float
+    floor: float
+    reducible: float
+    center: float
+    squares: float
+
+    @property
+    def dof(self) -> int:
+        """Points less parameters; at 0 the law goes through all points, and nothing tells how noisy they are."""
+        return len(self.loss) - (3 if self.given_floor is None else 2)
+
+    @property
+    def noise(self) -> float | None:
+        """Standard deviation of the residuals, nats a token; None if there is nothing to tell it from."""
+        return float(np.sqrt(self.squares / self.dof)) if self.dof > 0 else None
+
+    def predict(self, compute: Any) -> Any:
+        """The law's loss, nats a token, at so many FLOPs; of any shape."""
+        return self.floor + self.reducible * (np.asarray(compute) / self.center) ** -self.exponent
+
+    def interval(self, compute: float, level: float) -> tuple[float, float] | None:
+        """Where the loss of a new run of so many FLOPs lies, nats a token; None without degrees of freedom.
+
+        Args:
+            compute: FLOPs of the run.
+            level: how often such an interval holds it, if the law is the right one.
+        """
+        if self.dof <= 0:
+            return None
+        # More squares than this, with the new run counted in, and the law is rejected.
+        allowed = float(self.squares * f_distribution.ppf(level, 1, self.dof) / self.dof)
+        exponents = self._exponents_within(self.squares + allowed)
+        lines = regress(self.compute / self.center, self.loss, exponents, self.given_floor)
+        x = (compute / self.center) ** -exponents
+        # What the regressions themselves leave open, at the new run, in units of the noise.
+        leverage = (lines.about > 0) / len(self.loss) + (x - lines.about) ** 2 / lines.spread
+        half = np.sqrt(np.clip(allowed - (lines.squares - self.squares), 0, None) * (1 + leverage))
+        loss = lines.floor + lines.reducible * x
+        return max(float(np.min(loss - half)), 0.0), float(np.max(loss + half))
+
+    def _exponents_within(self, squares: float) -> Array:
+        """Exponents, dense, whose regressions leave no more squares than that."""
+
+        def excess(exponent: float) -> float:
+            lines = regress(self.compute / self.center, self.loss, np.array([exponent]), self.given_floor)
+            return float(lines.squares[0]) - squares
+
+        ends = []
+        for end in (LEAST_EXPONENT, MOST_EXPONENT):
+            inside = excess(end) <= 0 or end == self.exponent
+            ends.append(end if inside else float(brentq(excess, self.exponent, end)))  # pyright: ignore[reportArgumentType]
+        return np.geomspace(ends[0], ends[1], 500)
+
+
+def regress(compute: Array, loss: Array, exponents: Array, given_floor: float | None) -> Lines:
+    """Least squares of loss = E + A · compute^-alpha at each exponent, with E and A at 0 or above.
+
+    Args:
+        compute: of each point, over their geometric mean. shape: (n,)
+        loss: nats a token. shape: (n,)
+        exponents: shape: (m,)
+        given_floor: E if it is not to be fitted.
+    """
+    x = compute ** -exponents[:, None]  # (m, n)
+    through = given_floor or 0.0
+    reducible = np.clip((x @ (loss - through)) / (x**2).sum(1), 0, None)
+    floor, about, spread = np.full_like(exponents, through), np.zeros_like(exponents), (x**2).sum(1)
+    if given_floor is None:
+        mean = x.mean(1)
+        about_mean = ((x - mean[:, None]) ** 2).sum(1)
+        slope = np.clip(((x - mean[:, None]) @ (loss - loss.mean())) / about_mean, 0, None)
+        free = loss.mean() - slope * mean
+        holds = free >= 0  # else E = 0 is the best there is
+        floor, reducible = np.where(holds, free, floor), np.where(holds, slope, reducible)
+        about, spread = np.where(holds, mean, about), np.where(holds, about_mean, spread)
+    squares = ((floor[:, None] + reducible[:, None] * x - loss) ** 2).sum(1)
+    return Lines(floor, reducible, squares, about, spread)
+
+
+def fit(compute: Sequence[float], loss: Sequence[float], given_floor: float | None = None) -> Fit:
+    """Fit the law by least squares of the loss.
+
+    Args:
+        compute: FLOPs of each point, at least two different ones.
+        loss: nats a token of each.
+        given_floor: E if it is known, such as 0; None: it is fitted.
+    """
+    points, losses = np.asarray(compute, float), np.asarray(loss, float)
+    center = float(np.exp(np.log(points).mean()))
+
+    def squares(log_exponent: float) -> float:
+        return float(regress(points / center, losses, np.exp([log_exponent]), given_floor).squares[0])
+
+    grid = np.geomspace(LEAST_EXPONENT, MOST_EXPONENT, 400)
+    best = int(np.argmin(regress(points / center, losses, grid, given_floor).squares))
+    around = np.log([grid[max(best - 1, 0)], grid[min(best + 1, len(grid) - 1)]])
+    found: Any = minimize_scalar(squares, bounds=tuple(around), method="bounded", options={"xatol": 1e-10})
+    exponent = np.array([grid[best] if squares(np.log(grid[best])) <= found.fun else np.exp(found.x)])
+    lines = regress(points / center, losses, exponent, given_floor)
+    floor, reducible, left = (float(values[0]) for values in (lines.floor, lines.reducible, lines.squares))
+    return Fit(points, losses, given_floor, float(exponent[0]), floor, reducible, center, left)
