@@ -28,7 +28,7 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help plan ladder preflight shards smoke test chaos check lock clean
+.PHONY: help plan ladder preflight shards bench smoke test chaos check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -60,6 +60,11 @@ smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a
 	$(BIN)/python recipes/generate.py --model runs/smoke/model --out runs/smoke/samples.json
 	$(BIN)/python recipes/report.py runs/smoke
 	@echo "next: on a GPU, make shards && $(BIN)/composer recipes/train.py yamls/smoke-gpu.yaml"
+
+bench: .venv/installed ## tables of what everything takes here, quick forms; docs/performance.md says how to read them
+	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 2 --batches 16
+	$(BIN)/python benchmarks/loading.py --shards data/sample/shards-256 --repeats 3 --limit 20000
+	$(BIN)/python benchmarks/data_prep.py --rounds 1 --repeat 1
 
 # Without it (no npm registry, another processor) the tests of pages are skipped, and say so; in CI they fail.
 .venv/chromium: .venv/installed tests/browser.py

@@ -102,7 +102,8 @@ def on_device(cfg: TrainConfig) -> Any:
 
 
 def learning_rate(cfg: TrainConfig, plan: Plan, batch: int) -> float:
-    """Composer's CosineAnnealingWithWarmupScheduler, as a share of the peak."""
+    """Composer's CosineAnnealingWithWarmupScheduler, as a share of the peak; Trainer is a batch behind with it."""
+    batch = max(0, batch - 1)
     if batch < plan.warmup_batches:
         return batch / plan.warmup_batches
     done = (batch - plan.warmup_batches) / (plan.batches - plan.warmup_batches)

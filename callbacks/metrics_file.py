@@ -11,6 +11,8 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
+LINE_BYTES = 1 << 20  # more than any line has
+
 
 class MetricsFile(LoggerDestination):
     """Appends one line a batch (`{"batch": …, "tokens": …, "time_s": …, metric: value, …}`) to metrics.jsonl.
@@ -23,6 +25,8 @@ class MetricsFile(LoggerDestination):
         self.path = path
         self._pending: dict[str, Any] = {}
         self._on = dist.get_global_rank() == 0
+        if self._on and path.is_file():
+            _drop_half_a_line(path)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Keep the metrics until the batch is over."""
@@ -66,3 +70,13 @@ def _position(state: State) -> dict[str, Any]:
 
 def _number(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
+
+
+def _drop_half_a_line(path: Path) -> None:
+    """A line that a kill has cut: what is written next would stand in it."""
+    with path.open("r+b") as file:
+        size = file.seek(0, 2)
+        start = file.seek(max(0, size - LINE_BYTES))
+        tail = file.read()
+        if tail and not tail.endswith(b"\n"):
+            file.truncate(start + tail.rfind(b"\n") + 1)

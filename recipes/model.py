@@ -64,6 +64,7 @@ class BioMedLM(ComposerModel):
         config: the architecture.
         eos_token_id: of the tokenizer.
         draw_weights: False leaves them as the memory was, for a checkpoint to fill: drawing the 2.7B's takes 81 s.
+        eval_samples: of the validation split; 0 for a model that is not evaluated.
         eval_sources: names of the sources whose validation losses are told apart.
 
     Attributes:
@@ -75,6 +76,7 @@ class BioMedLM(ComposerModel):
         config: ModelConfig,
         eos_token_id: int,
         draw_weights: bool = True,
+        eval_samples: int = 0,
         eval_sources: Sequence[str] = (),
     ) -> None:
         super().__init__()
@@ -84,7 +86,7 @@ class BioMedLM(ComposerModel):
             self.model.tie_weights()  # which no_init_weights leaves out
         except ImportError as error:
             raise BadInput(f"model.attn_implementation = {config.attn_implementation!r}: {error}; use sdpa") from None
-        self._config, self._eval_sources = config, tuple(eval_sources)
+        self._config, self._eval_samples, self._eval_sources = config, eval_samples, tuple(eval_sources)
         # Read by Composer: which modules FSDP shards and gathers together, and which recompute their activations.
         # Only blocks: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
         hooks: Any = self.model
@@ -120,12 +122,14 @@ class BioMedLM(ComposerModel):
         """The validation loss, and that of each source; none in training (it is the loss)."""
         if is_train:
             return {}
-        by_source = {metric_name(source): TokenLoss(n) for n, source in enumerate(self._eval_sources)}
-        return {metric_name(None): TokenLoss(), **by_source}
+        by_source = {
+            metric_name(source): TokenLoss(self._eval_samples, n) for n, source in enumerate(self._eval_sources)
+        }
+        return {metric_name(None): TokenLoss(self._eval_samples), **by_source}
 
     def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
         """Add a batch's losses to a metric."""
-        metric.update(outputs, batch["sources"][:, 1:] if "sources" in batch else None)
+        metric.update(outputs, batch["sample_ids"], batch["sources"][:, 1:] if "sources" in batch else None)
 
     def flops_per_batch(self, batch: Batch) -> int:
         """FLOPs of one training step on a rank's batch; SpeedMonitor makes MFU of it."""

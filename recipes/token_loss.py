@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from composer.utils import dist
 from numpy.typing import NDArray
 from torchmetrics import Metric
 
@@ -66,35 +67,40 @@ def read_token_sources(folder: Path, seq_len: int) -> TokenSources | None:
 
 
 class TokenLoss(Metric):
-    """Mean loss in nats per token; NaN before the first token.
+    """Mean loss in nats per token over all ranks; NaN before the first token.
+
+    Each sample counts once: StreamingDataset gives some to two ranks, so that all have as many. So the sums are kept by
+    sample, and ranks add theirs here, not through torchmetrics, which would gather all ranks' tables on each.
 
     Args:
+        samples: of the split.
         source: tokens of this one alone count, an index of `TokenSources.names`; None: all.
     """
 
     full_state_update = False
 
-    def __init__(self, source: int | None = None):
-        super().__init__()
+    def __init__(self, samples: int, source: int | None = None):
+        super().__init__(sync_on_compute=False)
         self.source = source
-        self.add_state("nats", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("tokens", default=torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.nats: torch.Tensor
-        self.tokens: torch.Tensor
+        # Of each sample: nats, tokens, and how often it was read.
+        self.add_state("sums", default=torch.zeros(samples, 3, dtype=torch.float64))
+        self.sums: torch.Tensor
 
-    def update(self, losses: torch.Tensor, sources: torch.Tensor | None = None) -> None:
-        """Add tokens.
+    def update(self, losses: torch.Tensor, sample_ids: torch.Tensor, sources: torch.Tensor | None = None) -> None:
+        """Add samples.
 
         Args:
             losses: in nats, (B, T).
+            sample_ids: their numbers in the split, (B,).
             sources: where each token comes from, (B, T); only where `source` was given.
         """
-        if self.source is not None:
-            assert sources is not None
-            losses = losses[sources == self.source]
-        self.nats += losses.sum(dtype=torch.float64)
-        self.tokens += losses.numel()
+        counts = torch.ones_like(losses) if sources is None or self.source is None else sources == self.source
+        rows = torch.stack([(losses * counts).sum(1), counts.sum(1), torch.ones_like(losses[:, 0])], 1)
+        self.sums.index_add_(0, sample_ids, rows.double())
 
     def compute(self) -> torch.Tensor:
-        """The mean over all ranks."""
-        return self.nats / self.tokens
+        """The mean. All ranks must call it."""
+        sums = self.sums.clone()
+        dist.all_reduce(sums)
+        nats, tokens = (sums[:, :2] / sums[:, 2:].clamp(min=1)).sum(0)
+        return nats / tokens

@@ -114,6 +114,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
             cfg.model,
             shards.eos_token_id,
             draw_weights=start.load_path is None,
+            eval_samples=shards.counts["val"].samples,
             eval_sources=sources.names if sources else (),
         )
     if cfg.activation_checkpointing and not fsdp:

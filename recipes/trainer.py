@@ -203,7 +203,7 @@ def build_loggers(cfg: RunConfig, batches: int) -> list[Any]:
     loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
     if cfg.callbacks.console:
         loggers.append(Console(batches_of(cfg.callbacks.console.interval), batches))
-    if cfg.loggers.tensorboard:
+    if cfg.loggers.tensorboard and dist.get_global_rank() == 0:  # else every rank begins files with nothing in them
         from composer.loggers import TensorboardLogger
 
         loggers.append(TensorboardLogger(str(folder / "tensorboard"), **asdict(cfg.loggers.tensorboard)))

@@ -138,7 +138,7 @@ def main() -> None:
         what, rank, batch = text.split(":")
         faults.append(Fault(what, int(rank), int(batch)))
     original = trainer.build_callbacks
-    trainer.build_callbacks = lambda cfg: [*faults, *original(cfg)]
+    trainer.build_callbacks = lambda cfg, replicas: [*faults, *original(cfg, replicas)]
     train.command_line(sys.argv[at + 1 :])
     print(f"rank {dist.get_global_rank()} ended")
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from callbacks import CostMonitor, cost_monitor
+from callbacks import CostMonitor, MetricsFile, cost_monitor
 from data_prep import json_lines, tokenizer
 from data_prep.shard_format import DOCUMENTS, read_documents, read_shards_info
 from data_prep.sources import ABSTRACTS, ARTICLES
@@ -140,12 +140,27 @@ def test_where_a_token_comes_from(tiny_shards: Path, tmp_path: Path):
     assert read_token_sources(tmp_path, 64) is None, "one source is all"
 
 
-def test_a_source_without_tokens_is_nan():
-    loss = TokenLoss(1)
-    loss.update(torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.uint8))
-    assert math.isnan(loss.compute())
-    loss.update(torch.full((1, 2), 4.0), torch.tensor([[0, 1]], dtype=torch.uint8))
-    assert loss.compute() == 4.0
+def test_each_sample_counts_once():
+    loss, ids = TokenLoss(4, source=1), torch.tensor
+    losses, sources = torch.full((2, 3), 2.0), torch.zeros(2, 3, dtype=torch.uint8)
+    loss.update(losses, ids([0, 3]), sources)
+    assert math.isnan(loss.compute()), "no token of it"
+    sources[1] = ids([1, 0, 1])
+    for _ in range(2):  # as when two ranks read it
+        loss.update(ids([[2.0, 9.0, 4.0]]), ids([1]), sources[1:])
+    loss.update(ids([[6.0, 9.0, 9.0]]), ids([2]), ids([[1, 0, 0]], dtype=torch.uint8))
+    assert loss.compute() == (2 + 4 + 6) / 3
+    whole = TokenLoss(4)
+    whole.update(losses, ids([0, 3]))
+    assert whole.compute() == 2
+
+
+def test_half_a_line_is_dropped(tmp_path: Path):
+    log = tmp_path / "metrics.jsonl"
+    for content, left in (('{"a": 1}\n{"b', '{"a": 1}\n'), ('{"a": 1}\n', '{"a": 1}\n'), ("{", ""), ("", "")):
+        log.write_text(content)
+        MetricsFile(log)
+        assert log.read_text() == left
 
 
 def test_cost_counts_what_a_crash_threw_away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
