@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import http.client
+import multiprocessing
 import os
 import random
 import re
@@ -351,6 +352,10 @@ def chromium() -> Iterator[Browser]:
             say(f"{executable} does not run ({error.message.splitlines()[0]}): make test brings one, or say CHROMIUM=")
         yield browser
         browser.close()
+        # A run in this process may have left loader workers. They hold the pipe whose end the driver waits for.
+        for child in multiprocessing.active_children():
+            child.kill()
+            child.join()
 
 
 @pytest.fixture

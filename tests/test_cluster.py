@@ -483,7 +483,9 @@ def test_each_file_names_switches_keys_and_files_that_there_are(name: str) -> No
     """What follows `composer` and recipes/train.py: the launcher's switches, a YAML, keys of the schema."""
     text = (ROOT / "yamls/cluster" / name).read_text()
     (launch,) = re.findall(
-        r"composer((?: -|\s+\\\n\s+-|[^#])*?)recipes/train\.py(.*?)(?:\n\S|\n\n|\n +env:|\n +fi\n|$)", text, re.S
+        r"composer((?: -|\s+\\\n\s+-|[^#])*?)(?:recipes/train\.py|\"\$RECIPE\")(.*?)(?:\n\S|\n\n|\n +env:|\n +fi\n|$)",
+        text,
+        re.S,
     )
     package = importlib.util.find_spec("composer")
     assert package and package.origin
@@ -502,7 +504,7 @@ def test_each_file_names_switches_keys_and_files_that_there_are(name: str) -> No
 def test_the_walk_through_can_be_typed() -> None:
     """Each sbatch line of docs/cluster.md that trains: its configuration loads, and plans on its nodes."""
     text = (ROOT / "docs/cluster.md").read_text().replace("\\\n", " ")
-    lines = [line.split() for line in text.splitlines() if line.startswith("sbatch") and SBATCH in line]
+    lines = [line.split() for line in text.splitlines() if re.match(r"(\w+=\S+ )?sbatch", line) and SBATCH in line]
     runs = [line for line in lines if line[line.index(SBATCH) + 1] == "yamls/biomedlm-2.7b.yaml"]
     assert len(lines) == 3 and len(runs) == 2
     for line in runs:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 import subprocess
 import sys
@@ -76,6 +77,12 @@ def test_what_a_crash_threw_away_is_not_shown(make_run: MakeRun):
     assert data.starts == [0, 5] and data.trained_batches == 7
     # 9 s before, 7 s after; not the 91 s between them
     assert data.hours == pytest.approx((9 + 7) / 3600)
+
+
+def test_a_loss_that_is_no_number_is_read(make_run: MakeRun):
+    data = report.read_run(make_run("a", [start(0), *losses(1, 3), at(3, **{report.TRAIN_LOSS: math.nan}), at(4)]))
+    assert math.isnan(data.series[report.TRAIN_LOSS][-1][1]) and max(data.places) == 4
+    assert "Loss" in report.plots([data])
 
 
 def test_a_cut_last_line_is_left_out_and_no_other(make_run: MakeRun):
