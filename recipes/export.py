@@ -33,6 +33,7 @@ from data_prep.stage import (
 from recipes import run_folder
 from recipes.checkpoints import fault, newest_intact
 from recipes.config import load_config
+from recipes.pretrained import MAX_SHARD_SIZE
 
 if TYPE_CHECKING:
     import torch
@@ -247,7 +248,7 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
     n_parameters = model.num_parameters()
     partial = begin(out)
     try:
-        model.to(getattr(torch, dtype)).save_pretrained(partial, safe_serialization=True)
+        model.to(getattr(torch, dtype)).save_pretrained(partial, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
         text_tokenizer.save_pretrained(partial)
         del model  # never two models in memory
         # Rounded weights differ by their rounding: 2^-8 and 2^-11 a weight, measured 2e-2 and 3e-3 on logits.

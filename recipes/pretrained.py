@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Of a saved model: transformers cuts at 5 GB, which the 2.7B is above even in bf16, and one file is what is read here.
+MAX_SHARD_SIZE = "40GB"
 TASK = "task.json"  # beside a fine-tuned model: what it is for
 
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import save
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, modeling_utils
+from transformers.utils.hub import convert_file_size_to_int
 
 from data_prep.stage import BadInput
 from recipes import checkpoints, export, generate, report, run_folder, train
@@ -98,6 +99,22 @@ def test_the_folder_is_a_release(exported: Path) -> None:
         assert fact in card, fact
     model = AutoModelForCausalLM.from_pretrained(exported)
     assert model.lm_head.weight is model.transformer.wte.weight
+
+
+def test_a_model_of_any_size_is_saved_as_one_file(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers would cut the 2.7B into parts, which evaluate.py, generate.py and finetune.py do not read."""
+    cut_bytes: list[int] = []
+    real = modeling_utils.split_torch_state_dict_into_shards
+
+    def spy(state: Any, filename_pattern: str, max_shard_size: int | str) -> Any:
+        cut_bytes.append(convert_file_size_to_int(max_shard_size))
+        return real(state, filename_pattern=filename_pattern, max_shard_size=max_shard_size)
+
+    monkeypatch.setattr(modeling_utils, "split_torch_state_dict_into_shards", spy)
+    export.export(finished_run, tmp_path / "model")
+    assert cut_bytes and min(cut_bytes) > 2 * 4 * 2_594_247_680  # twice the 2.7B in fp32
 
 
 def test_exporting_again_does_no_work(exported: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
