@@ -28,12 +28,11 @@ from data_prep.stage import (
     publish,
     read_json,
     run,
-    sha256_file,
 )
 from recipes import run_folder
 from recipes.checkpoints import fault, newest_intact
 from recipes.config import load_config
-from recipes.pretrained import MAX_SHARD_SIZE
+from recipes.pretrained import save_pretrained, weights_sha256
 
 if TYPE_CHECKING:
     import torch
@@ -63,10 +62,7 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
         BadInput: it is none of these, or lacks a tokenizer.
     """
     if (path / "config.json").is_file():
-        weights = next((f for f in ("model.safetensors", "pytorch_model.bin") if (path / f).is_file()), None)
-        if weights is None:
-            raise BadInput(f"{path} has a config.json and neither model.safetensors nor pytorch_model.bin")
-        source = Source(path, tokenizer or path, None, sha256_file(path / weights))
+        source = Source(path, tokenizer or path, None, weights_sha256(path))
     else:
         if (path / run_folder.RECORD).is_file():
             newest, _ = newest_intact(path / run_folder.CHECKPOINTS)
@@ -248,7 +244,7 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
     n_parameters = model.num_parameters()
     partial = begin(out)
     try:
-        model.to(getattr(torch, dtype)).save_pretrained(partial, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
+        save_pretrained(model.to(getattr(torch, dtype)), partial)
         text_tokenizer.save_pretrained(partial)
         del model  # never two models in memory
         # Rounded weights differ by their rounding: 2^-8 and 2^-11 a weight, measured 2e-2 and 3e-3 on logits.

@@ -26,7 +26,7 @@ from recipes.attention import use_scaled_attention
 from recipes.config import LoraConfig
 from recipes.examples import NO_TAG, Batch
 from recipes.model import is_block
-from recipes.pretrained import MAX_SHARD_SIZE, TASK, load_pretrained
+from recipes.pretrained import TASK, load_pretrained, save_pretrained
 
 if TYPE_CHECKING:
     from peft import LoraModel
@@ -197,7 +197,7 @@ def resize(model: GPT2LMHeadModel, n_entries: int) -> None:
 
 def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
     """Write a folder that `load` reads. The model must be a plain GPT-2 by now: folded, LoRA merged."""
-    trained.model.save_pretrained(folder, safe_serialization=True, max_shard_size=MAX_SHARD_SIZE)
+    save_pretrained(trained.model, folder)
     tokenizer.save_pretrained(folder)
     if trained.head is not None:
         save_file({"weight": trained.head.weight.detach().contiguous()}, folder / HEAD)

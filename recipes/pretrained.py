@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,8 +12,6 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# Of a saved model: transformers cuts at 5 GB, which the 2.7B is above even in bf16, and one file is what is read here.
-MAX_SHARD_SIZE = "40GB"
 TASK = "task.json"  # beside a fine-tuned model: what it is for
 
 
@@ -20,15 +19,14 @@ def check_folder(folder: Path) -> None:
     """Refuse what is not a GPT-2 folder, before torch is imported.
 
     Raises:
-        BadInput: no config.json, another kind of model, no weights in one file, or no tokenizer.
+        BadInput: no config.json, another kind of model, no weights, or no tokenizer.
     """
     if not (folder / "config.json").is_file():
         raise BadInput(f"{folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one of a run")
     kind = read_json(folder / "config.json").get("model_type")
     if kind != "gpt2":
         raise BadInput(f"{folder} is a {kind!r} model; only gpt2 is supported")
-    if not any((folder / name).is_file() for name in WEIGHTS):
-        raise BadInput(f"{folder} holds neither {' nor '.join(WEIGHTS)}")
+    weight_files(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise BadInput(f"{folder} holds no tokenizer (neither tokenizer.json nor vocab.json)")
 
@@ -37,7 +35,36 @@ def folder_sha256(folder: Path) -> str:
     """One hash for a model: of its manifest if recipes/export.py wrote it, of its weights otherwise."""
     if (folder / MANIFEST).is_file():
         return manifest_sha256(folder)
-    return sha256_file(next(folder / name for name in WEIGHTS if (folder / name).is_file()))
+    return weights_sha256(folder)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The file that holds a model's weights; or, where it was saved in parts, their index and all of them.
+
+    Raises:
+        BadInput: there is neither, or a part is missing.
+    """
+    for name in WEIGHTS:
+        if (folder / name).is_file():
+            return [folder / name]
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            parts = [folder / part for part in sorted(set(read_json(index)["weight_map"].values()))]
+            if missing := [part.name for part in parts if not part.is_file()]:
+                raise BadInput(f"{folder} lacks {', '.join(missing)}, which {index.name} names; copy the whole folder")
+            return [index, *parts]
+    raise BadInput(f"{folder} holds neither {' nor '.join(WEIGHTS)}, nor the index of their parts")
+
+
+def weights_sha256(folder: Path) -> str:
+    """Hash of the one file of weights, or of the hashes of index and parts."""
+    hashes = [sha256_file(path) for path in weight_files(folder)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def save_pretrained(model: GPT2LMHeadModel, folder: Path) -> None:
+    """Save a model as one file: transformers would cut the 2.7B, which is above its 5 GB even in bf16."""
+    model.save_pretrained(folder, safe_serialization=True, max_shard_size="40GB")
 
 
 def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -> tuple[GPT2LMHeadModel, Any]:

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, modeling_utils
 from transformers.utils.hub import convert_file_size_to_int
 
 from data_prep.stage import BadInput
-from recipes import checkpoints, export, generate, report, run_folder, train
+from recipes import checkpoints, export, generate, pretrained, report, run_folder, train
 from recipes.config import load_config
 from recipes.safe_loading import load_model_weights, refuse_unsafe
 
@@ -115,6 +116,28 @@ def test_a_model_of_any_size_is_saved_as_one_file(
     monkeypatch.setattr(modeling_utils, "split_torch_state_dict_into_shards", spy)
     export.export(finished_run, tmp_path / "model")
     assert cut_bytes and min(cut_bytes) > 2 * 4 * 2_594_247_680  # twice the 2.7B in fp32
+
+
+def test_a_folder_in_parts_is_read_whole(exported: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "parts"
+    shutil.copytree(exported, parts, ignore=shutil.ignore_patterns("model.safetensors", "manifest.json"))
+    model = GPT2LMHeadModel.from_pretrained(exported)
+    model.save_pretrained(parts, max_shard_size="200KB")
+    index, first, *others = pretrained.weight_files(parts)
+    assert index.name == "model.safetensors.index.json" and others
+    loaded, _ = pretrained.load_pretrained(parts)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
+    export.export(parts, tmp_path / "again")
+    weights = load_file(exported / "model.safetensors")
+    again = load_file(tmp_path / "again/model.safetensors")
+    assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
+    before = pretrained.folder_sha256(parts)
+    changed = {name: value + 1 for name, value in load_file(others[-1]).items()}
+    save_file(changed, others[-1], {"format": "pt"})
+    assert pretrained.folder_sha256(parts) != before
+    first.unlink()
+    with pytest.raises(BadInput, match=f"lacks {first.name}, which model.safetensors.index.json names"):
+        pretrained.check_folder(parts)
 
 
 def test_exporting_again_does_no_work(exported: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
