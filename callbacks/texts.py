@@ -37,7 +37,8 @@ class Texts(Callback):
 
         self.path, self.prompts, self.seed = path, list(prompts), seed
         self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        self.ids = [encoding.ids[: n_positions - 1] for encoding in self.tokenizer.encode_batch(self.prompts)]
+        # Not as a batch: tokenizers would use threads, and warn in each loader process that is forked after it.
+        self.ids = [self.tokenizer.encode(prompt).ids[: n_positions - 1] for prompt in self.prompts]
         self.steps = min(max_new_tokens, n_positions - max(map(len, self.ids)))
 
     def eval_end(self, state: State, logger: Logger) -> None:

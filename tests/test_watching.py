@@ -236,3 +236,14 @@ def test_tokenizer_of_texts_ends_where_the_model_ends(tiny_tokenizer: Path):
     prompt, more = texts.ids[0], texts.tokenizer.encode(" cytgen").ids
     assert texts._text([*prompt, *more, end, *more], len(prompt)) == " cytgen"
     assert Texts(Path("unused"), tiny_tokenizer, ["batoma " * 100], 8, 64, 17).steps == 1
+
+
+def test_loader_processes_fork_after_texts_without_a_warning(tiny_tokenizer: Path):
+    code = (
+        "import os, pathlib; from callbacks import Texts\n"
+        f"Texts(pathlib.Path('unused'), pathlib.Path({str(tiny_tokenizer)!r}), ['one', 'two words'], 8, 64, 17)\n"
+        "if not os.fork(): os._exit(0)\n"
+        "os.wait(); print('forked')"
+    )
+    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert answer.stdout == "forked\n" and "parallelism" not in answer.stderr
