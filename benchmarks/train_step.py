@@ -142,9 +142,9 @@ def loop(
 def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
     """The same model, batches and optimizer."""
     import torch
-    from composer.optim import DecoupledAdamW
 
     from recipes.model import BioMedLM, checkpoint_activations
+    from recipes.optimizer import DecoupledAdamW
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)

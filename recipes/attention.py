@@ -30,6 +30,7 @@ class ScaledGPT2Attention(GPT2Attention):
     and packed batches need none.
     """
 
+    @torch.compiler.disable  # `layer_idx` is a constant to it, so it would compile every layer anew
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As GPT2Attention.forward; `kwargs` reach the attention function, which eager ignores (it scales itself)."""
         scale = 1.0 / math.sqrt(self.head_dim) if self.scale_attn_weights else 1.0
@@ -60,7 +61,8 @@ def _stock_attention(model: GPT2LMHeadModel, implementation: str) -> Iterator[No
         attention.__class__ = GPT2Attention
     model.config._attn_implementation = implementation
     try:
-        yield
+        with torch.compiler.set_stance("force_eager"):
+            yield
     finally:
         for attention, cls in zip(layers, classes, strict=True):
             attention.__class__ = cls

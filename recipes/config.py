@@ -90,6 +90,17 @@ class DataConfig:
 
 
 @dataclass
+class KernelsConfig:
+    """How the model is computed: the same mathematics with other roundings; all off: transformers' own operations."""
+
+    fused_gelu: bool = False  # gelu_new in one pass, which keeps its input only
+    loss_chunk_tokens: int | None = None  # tokens whose logits are in fp32 at once; null: all of a microbatch
+    vocab_multiple: int = 1  # the head's products are padded to a multiple of so many rows; only in chunks
+    sdpa_backend: str | None = None  # flash | cudnn | efficient | math; null: torch picks
+    compile: bool = False  # torch.compile of each block
+
+
+@dataclass
 class OptimizerConfig:
     """DecoupledAdamW. Decoupled: a step shrinks weights by (lr / initial lr) · weight_decay."""
 
@@ -263,6 +274,7 @@ class RunConfig:
     world_size: int = 1  # ranks that the plan is made for; the launcher decides how many there are
     fsdp: FSDPConfig | None = None  # used on 2 ranks and more
     activation_checkpointing: bool = False
+    activation_checkpointing_blocks: int | None = None  # of the model's, the first; null: all
     connect_timeout_s: float = 300.0  # longest that the ranks wait for each other at the start
     # Longest that a rank waits in a collective; above stall_timeout_s, which says where, as NCCL's end does not.
     dist_timeout_s: float = 1800.0
@@ -287,6 +299,7 @@ class TrainConfig(RunConfig):
     """Everything that decides a pre-training run."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
+    kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
 
@@ -500,6 +513,22 @@ def _check_pretraining(cfg: TrainConfig, name: str) -> None:
         ("model.activation_function", model.activation_function, ("gelu_new",)),
     ):
         require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
+    kernels = cfg.kernels
+    backend, chunk = kernels.sdpa_backend, kernels.loss_chunk_tokens
+    known = ("flash", "cudnn", "efficient", "math")
+    require(
+        backend in (None, *known), "kernels.sdpa_backend", backend, f"it must be one of {', '.join(known)}, or null"
+    )
+    require(
+        backend is None or model.attn_implementation == "sdpa", "kernels.sdpa_backend", backend,
+        f"model.attn_implementation = {model.attn_implementation} has no such choice; say null",
+    )  # fmt: skip
+    require(chunk is None or chunk > 0, "kernels.loss_chunk_tokens", chunk, "it must be above 0, or null for all")
+    require(kernels.vocab_multiple > 0, "kernels.vocab_multiple", kernels.vocab_multiple, "it must be above 0")
+    require(
+        kernels.vocab_multiple == 1 or chunk is not None, "kernels.vocab_multiple", kernels.vocab_multiple,
+        "it is part of the loss in chunks: say kernels.loss_chunk_tokens, such as 2048",
+    )  # fmt: skip
     require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
     _check_interval(require, name, "scheduler.t_warmup", cfg.scheduler.t_warmup, least=0)
 
@@ -571,7 +600,14 @@ def _check_values(cfg: RunConfig, name: str) -> None:
     require(len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", optimizer.betas,
             "it must be two numbers in [0, 1)")  # fmt: skip
     require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative")
-    clip = cfg.gradient_clipping_norm
+    blocks, clip = cfg.activation_checkpointing_blocks, cfg.gradient_clipping_norm
+    require(
+        blocks is None or blocks > 0, "activation_checkpointing_blocks", blocks, "it must be above 0, or null for all"
+    )
+    require(
+        blocks is None or cfg.activation_checkpointing, "activation_checkpointing_blocks", blocks,
+        "activation_checkpointing = false, so no block recomputes",
+    )  # fmt: skip
     require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
     require(
         cfg.save_remote is None or bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", cfg.save_remote)),

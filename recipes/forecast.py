@@ -76,15 +76,7 @@ class Forecast:
 def moments_of(cfg: TrainConfig, plan: Plan, layout: Layout, microbatch: int) -> list[Memory]:
     """The moments of a step on a GPU, with another layout or microbatch than the configuration's."""
     share = plan.device_batch_size * plan.world_size // layout.ranks
-    return step_memory(
-        cfg.model,
-        cfg.data.seq_len,
-        microbatch,
-        cfg.precision,
-        layout,
-        accumulates=microbatch < share,
-        eval_batch=cfg.device_eval_batch_size,
-    )
+    return step_memory(cfg, layout, microbatch, accumulates=microbatch < share)
 
 
 def needed_bytes(cfg: TrainConfig, plan: Plan, layout: Layout, microbatch: int) -> int:

@@ -241,18 +241,8 @@ def why_not(rung: Rung, machine: Machine, planned_for: str | None) -> str | None
     cfg, plan = rung.cfg, rung.plan
     layout = Layout.of(cfg, cfg.world_size)
     if on_cpu(rung):
-        memory = peak(
-            step_memory(
-                cfg.model,
-                cfg.data.seq_len,
-                plan.device_train_microbatch_size,
-                cfg.precision,
-                layout,
-                accumulates=plan.grad_accumulation > 1,
-                eval_batch=cfg.device_eval_batch_size,
-                device="cpu",
-            )
-        )
+        microbatch, accumulates = plan.device_train_microbatch_size, plan.grad_accumulation > 1
+        memory = peak(step_memory(cfg, layout, microbatch, accumulates=accumulates, device="cpu"))
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if memory.total_bytes <= there:
             return None

@@ -10,12 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from recipes.config import FSDPConfig, ModelConfig, RunConfig
+from recipes.config import FSDPConfig, ModelConfig, RunConfig, TrainConfig
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # cross_entropy's backward holds the log-probabilities, their gradient and the logits' gradient, all in fp32. Its
 # forward holds logits, a copy of them in fp32 and the log-probabilities: 10 bytes an entry under autocast, 12 in fp32.
-LOSS_BYTES_PER_LOGIT = 12
+# A chunk of recipes/head.py holds a copy in fp32 and the log-probabilities, or those and their gradient.
+LOSS_BYTES_PER_LOGIT, CHUNK_BYTES_PER_LOGIT = 12, 8
+OPTIMIZER_BUCKET_BYTES = 2**28  # of parameters that recipes/optimizer.py steps at once, with one temporary each
 # What a GPU needs beside the tensors: assumptions, not measured here. A tenth for what the caching allocator cannot use
 # between them; a gigabyte for the CUDA context, NCCL's buffers and cuBLAS's workspaces.
 ALLOCATOR_SHARE = 0.10
@@ -37,7 +39,9 @@ def compute_bytes(precision: str) -> int:
     return BF16_BYTES if precision == "amp_bf16" else FP32_BYTES
 
 
-def block_activation_bytes(model: ModelConfig, seq_len: int, precision: str, device: str = "gpu") -> int:
+def block_activation_bytes(
+    model: ModelConfig, seq_len: int, precision: str, device: str = "gpu", fused_gelu: bool = False
+) -> int:
     """Bytes that autograd keeps of one block for the backward pass, a token.
 
     With h = n_embd and w bytes a value in matrix products (2 under bf16 autocast, else 4), in the order of the forward
@@ -47,7 +51,8 @@ def block_activation_bytes(model: ModelConfig, seq_len: int, precision: str, dev
     - c_attn, attn.c_proj and mlp.c_fc keep their inputs, 3 · wh, and mlp.c_proj keeps its own, 4 · wh;
     - the attention kernel keeps query, key, value and its output, 4 · wh, and a log-sum-exp a head, 4 · n_head;
     - gelu_new is eight operations in transformers. Autograd keeps of them, each 4h wide, the input of the cube, the
-      tanh and 1 + tanh, in fp32 (autocast computes powers there), 3 · 16h, and half the input, 4 · wh;
+      tanh and 1 + tanh, in fp32 (autocast computes powers there), 3 · 16h, and half the input, 4 · wh; fused, it keeps
+      its input alone, 4 · wh;
     - both residual dropouts keep a mask: a byte a value on a GPU; on a CPU, the scaled mask in fp32.
 
     That is 86h under autocast, where Korthikanti et al. 2022 (arXiv 2205.05198, section 4.1) have 34h for a fused GELU
@@ -56,7 +61,7 @@ def block_activation_bytes(model: ModelConfig, seq_len: int, precision: str, dev
     On a CPU there is no fused kernel with dropout: scores, their softmax and the mask are kept then.
     """
     w, n_embd = compute_bytes(precision), model.n_embd
-    kept = n_embd * (8 + 3 * w + 4 * w + 4 * w + 48 + 4 * w) + 16 + 4 * model.n_head
+    kept = n_embd * (8 + 3 * w + 4 * w + 4 * w + (0 if fused_gelu else 48) + 4 * w) + 16 + 4 * model.n_head
     mask = (1 if device == "gpu" else FP32_BYTES) * n_embd
     kept += 2 * mask if model.resid_pdrop else 0
     if device == "cpu" and model.attn_pdrop:
@@ -64,14 +69,16 @@ def block_activation_bytes(model: ModelConfig, seq_len: int, precision: str, dev
     return kept
 
 
-def backward_bytes(model: ModelConfig, precision: str) -> int:
+def backward_bytes(model: ModelConfig, precision: str, fused_gelu: bool = False) -> int:
     """Bytes that the backward pass of one block holds at once beside what autograd kept, a token.
 
     The most is held in gelu_new: the gradients of its output and of both its factors, 3 · 16h, less its kept output,
     whose turn is over (4 · wh), beside the gradient of the residual stream (in fp32, and of a branch); under autocast
-    the gradient of the output is also there in bf16.
+    the gradient of the output is also there in bf16. Fused, there are the gradients of its output and its input.
     """
     w = compute_bytes(precision)
+    if fused_gelu:
+        return model.n_embd * (4 * w + (12 if w == BF16_BYTES else 8))
     return model.n_embd * (48 - 4 * w + (12 if w == BF16_BYTES else 8))
 
 
@@ -82,17 +89,23 @@ class Layout:
     ranks: int
     shards: int  # ranks that share one copy of the model; 1: each has its own
     checkpointing: bool
+    checkpointing_blocks: int | None = None  # of the model's, the first; None: all
     mixed_precision: str = "DEFAULT"  # FSDP's
     reshard_after_forward: bool = True  # FSDP's
 
     @staticmethod
     def of(cfg: RunConfig, ranks: int) -> Layout:
         """The layout that a configuration asks for on so many ranks."""
+        recomputed = cfg.activation_checkpointing, cfg.activation_checkpointing_blocks
         if cfg.fsdp is None or ranks == 1:
-            return Layout(ranks, 1, cfg.activation_checkpointing)
+            return Layout(ranks, 1, *recomputed)
         fsdp: FSDPConfig = cfg.fsdp
         shards = ranks // fsdp.data_parallel_replicate_degree
-        return Layout(ranks, shards, cfg.activation_checkpointing, fsdp.mixed_precision, fsdp.reshard_after_forward)
+        return Layout(ranks, shards, *recomputed, fsdp.mixed_precision, fsdp.reshard_after_forward)
+
+    def recomputed(self, n_layer: int) -> int:
+        """Blocks that recompute their activations."""
+        return min(self.checkpointing_blocks or n_layer, n_layer) if self.checkpointing else 0
 
     @property
     def strategy(self) -> str:
@@ -137,15 +150,7 @@ class Memory:
 
 
 def step_memory(
-    model: ModelConfig,
-    seq_len: int,
-    microbatch: int,
-    precision: str,
-    layout: Layout,
-    *,
-    accumulates: bool = True,
-    eval_batch: int = 0,
-    device: str = "gpu",
+    cfg: TrainConfig, layout: Layout, microbatch: int, *, accumulates: bool = True, device: str = "gpu"
 ) -> list[Memory]:
     """The memory of a step at each moment when it may be largest; allocator and driver not counted.
 
@@ -154,17 +159,15 @@ def step_memory(
     has several microbatches.
 
     Args:
-        model: the architecture.
-        seq_len: tokens a sequence.
-        microbatch: sequences that a rank computes at once.
-        precision: `fp32` or `amp_bf16`.
-        layout: how the model lies on ranks.
+        cfg: the configuration.
+        layout: how the model lies on ranks; the configuration's own need not be.
+        microbatch: sequences that a rank computes at once, as above.
         accumulates: whether a batch has several microbatches a rank.
-        eval_batch: sequences that a rank evaluates at once.
         device: `gpu` or `cpu`.
     """
+    model, seq_len, precision, kernels = cfg.model, cfg.data.seq_len, cfg.precision, cfg.kernels
     w, n_embd, tokens = compute_bytes(precision), model.n_embd, microbatch * seq_len
-    root, block = root_parameters(model), block_parameters(model)
+    root, block, recomputed = root_parameters(model), block_parameters(model), layout.recomputed(model.n_layer)
     parameters = root + model.n_layer * block
     share = -(-parameters // layout.shards)
     buckets = FP32_BYTES * parameters if layout.shards == 1 < layout.ranks else 0
@@ -182,41 +185,59 @@ def step_memory(
     copies = recomputed_copies = 0
     if w == BF16_BYTES and each == FP32_BYTES:
         copies = w * parameters
-        recomputed_copies = w * (root + block) if layout.checkpointing else copies
+        recomputed_copies = w * (root + min(model.n_layer, model.n_layer - recomputed + 1) * block)
 
     mask = (1 if device == "gpu" else FP32_BYTES) * n_embd if model.embd_pdrop else 0
     ends = tokens * (mask + FP32_BYTES * n_embd + w * n_embd + 16)  # embedding dropout, last LayerNorm, head's input
-    whole = tokens * block_activation_bytes(model, seq_len, precision, device)
+    whole = tokens * block_activation_bytes(model, seq_len, precision, device, kernels.fused_gelu)
     # At its border a block's input is all that is kept of it where it is recomputed: the residual stream.
-    kept = tokens * n_embd * (each if w == BF16_BYTES else FP32_BYTES) if layout.checkpointing else whole
-    at_work = tokens * backward_bytes(model, precision) + (whole if layout.checkpointing else 0)
-    logits = LOSS_BYTES_PER_LOGIT * model.vocab_size
+    border = tokens * n_embd * (each if w == BF16_BYTES else FP32_BYTES)
+    kept = recomputed * border + (model.n_layer - recomputed) * whole
+    at_work = tokens * backward_bytes(model, precision, kernels.fused_gelu)
+    of_last = whole if recomputed == model.n_layer else 0  # what the last block has recomputed
+    of_first = whole if recomputed else 0
+    if chunk := kernels.loss_chunk_tokens:
+        # The logits, which become their gradient, and a chunk's in fp32.
+        loss = model.vocab_size * (w * tokens + CHUNK_BYTES_PER_LOGIT * min(chunk, tokens))
+    else:
+        loss = LOSS_BYTES_PER_LOGIT * model.vocab_size * tokens
+    evaluated = cfg.device_eval_batch_size * seq_len
+    eval_loss = LOSS_BYTES_PER_LOGIT * model.vocab_size * min(chunk or evaluated, evaluated)
 
     at_rest = Memory("", FP32_BYTES * share, 2 * FP32_BYTES * share, gradients, 0, 0, 0)
-    backward = replace(at_rest, gathered=gathered + leaving + recomputed_copies, working=at_work)
+    backward = replace(at_rest, gathered=gathered + leaving + recomputed_copies)
     return [
         replace(
             at_rest,
             moment="logits and loss",
             gradients=gradients if accumulates else buckets,
             gathered=gathered + copies,
-            activations=ends + model.n_layer * kept,
-            working=logits * tokens,
+            activations=ends + kept,
+            working=loss,
         ),
         replace(
             backward,
             moment="backward of the last block",
             gradients=first_gradients,
-            activations=ends + model.n_layer * kept,
+            activations=ends + kept,
+            working=at_work + of_last,
         ),
-        replace(backward, moment="backward of the first block", activations=kept),
-        # DecoupledAdamW takes one parameter after the other, and two temporaries of its size; the largest is wte.
+        replace(
+            backward,
+            moment="backward of the first block",
+            activations=border if recomputed else whole,
+            working=at_work + of_first,
+        ),
+        # One temporary for each parameter of a bucket, which holds one at least; the largest is wte.
         replace(
             at_rest,
             moment="optimizer step",
-            working=2 * FP32_BYTES * max(model.vocab_size, 4 * n_embd) * n_embd // layout.shards,
+            working=max(
+                min(OPTIMIZER_BUCKET_BYTES, FP32_BYTES * share),
+                FP32_BYTES * max(model.vocab_size, 4 * n_embd) * n_embd // layout.shards,
+            ),
         ),
-        replace(at_rest, moment="evaluation", gathered=gathered + copies, working=logits * eval_batch * seq_len),
+        replace(at_rest, moment="evaluation", gathered=gathered + copies, working=eval_loss),
     ]
 
 

@@ -21,12 +21,46 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
 from data_prep.stage import BadInput
 from recipes.attention import use_scaled_attention
-from recipes.config import ModelConfig
+from recipes.config import KernelsConfig, ModelConfig
+from recipes.head import NO_TARGET, mean_loss, token_losses
+from recipes.kernels import fuse_gelu
 from recipes.plan import flops_per_token
 from recipes.token_loss import TokenLoss, metric_name
 
 Batch = dict[str, torch.Tensor]
-NO_TARGET = -100
+
+
+class GPT2WithLoss(GPT2LMHeadModel):
+    """GPT2LMHeadModel whose forward pass also computes losses: inside it, as FSDP gathers the head's weight for it."""
+
+    def __init__(self, config: GPT2Config, kernels: KernelsConfig) -> None:
+        super().__init__(config)
+        self.kernels = kernels
+        if kernels.fused_gelu:
+            fuse_gelu(self)
+
+    def forward(self, *args: Any, targets: torch.Tensor | None = None, mean: bool = True, **kwargs: Any) -> Any:
+        """As GPT2LMHeadModel.forward, which returns logits; with targets the losses alone.
+
+        Args:
+            args: of GPT2LMHeadModel.forward.
+            targets: the token that follows each, (B, T); NO_TARGET where there is none.
+            mean: () in place of a loss a token, (B · T,), which has no gradient.
+            kwargs: of GPT2LMHeadModel.forward.
+        """
+        if targets is None:
+            return super().forward(*args, **kwargs)
+        hidden = self.transformer(*args, **kwargs)[0].flatten(0, 1)
+        chunk_tokens = self.kernels.loss_chunk_tokens
+        if mean:
+            multiple = self.kernels.vocab_multiple
+            return mean_loss(hidden, self.lm_head.weight, targets.flatten(), chunk_tokens, multiple)
+        return token_losses(hidden, self.lm_head.weight, targets.flatten(), chunk_tokens)
+
+
+def next_tokens(input_ids: torch.Tensor) -> torch.Tensor:
+    """The token that follows each, (B, T); nothing follows a sample's last."""
+    return F.pad(input_ids[:, 1:], (0, 1), value=NO_TARGET)
 
 
 def gpt2_config(model: ModelConfig, eos_token_id: int) -> GPT2Config:
@@ -63,6 +97,8 @@ class BioMedLM(ComposerModel):
     Args:
         config: the architecture.
         eos_token_id: of the tokenizer.
+        kernels: how it is computed.
+        recomputed_blocks: the first blocks that recompute their activations; None: all, where any does.
         draw_weights: False leaves them as the memory was, for a checkpoint to fill: drawing the 2.7B's takes 81 s.
         eval_samples: of the validation split; 0 for a model that is not evaluated.
         eval_sources: names of the sources whose validation losses are told apart.
@@ -75,6 +111,8 @@ class BioMedLM(ComposerModel):
         self,
         config: ModelConfig,
         eos_token_id: int,
+        kernels: KernelsConfig | None = None,
+        recomputed_blocks: int | None = None,
         draw_weights: bool = True,
         eval_samples: int = 0,
         eval_sources: Sequence[str] = (),
@@ -82,7 +120,9 @@ class BioMedLM(ComposerModel):
         super().__init__()
         try:
             with nullcontext() if draw_weights else no_init_weights():
-                self.model = use_scaled_attention(GPT2LMHeadModel(gpt2_config(config, eos_token_id)))
+                self.model = use_scaled_attention(
+                    GPT2WithLoss(gpt2_config(config, eos_token_id), kernels or KernelsConfig())
+                )
             self.model.tie_weights()  # which no_init_weights leaves out
         except ImportError as error:
             raise BadInput(f"model.attn_implementation = {config.attn_implementation!r}: {error}; use sdpa") from None
@@ -92,11 +132,17 @@ class BioMedLM(ComposerModel):
         hooks: Any = self.model
         # FSDP1 calls it on ranks that built the model without memory, before they get what rank 0 drew.
         hooks.param_init_fn = lambda module: None
-        hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
+        hooks.fsdp_wrap_fn = is_block
+        recomputed = set(self.model.transformer.h[:recomputed_blocks])
+        hooks.activation_checkpointing_fn = recomputed.__contains__
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """Mean cross entropy, in nats per token, of a batch's `input_ids` (B, T)."""
-        return {"loss": F.cross_entropy(*self._logits_and_targets(batch), ignore_index=NO_TARGET)}
+        """Mean cross entropy, in nats per token, of a batch's `input_ids` (B, T).
+
+        No attention mask: packed batches have no padding. What follows a sample's last token is left out by its target,
+        not by a slice of the logits, which would copy all of them, and their gradient once more.
+        """
+        return {"loss": self.model(batch["input_ids"], targets=next_tokens(batch["input_ids"]))}
 
     def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss that `forward` computed."""
@@ -104,19 +150,8 @@ class BioMedLM(ComposerModel):
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
         """Losses of all tokens but each sample's first, in nats, (B, T - 1)."""
-        logits, targets = self._logits_and_targets(batch)
-        losses = F.cross_entropy(logits, targets, ignore_index=NO_TARGET, reduction="none")
+        losses = self.model(batch["input_ids"], targets=next_tokens(batch["input_ids"]), mean=False)
         return losses.view_as(batch["input_ids"])[:, :-1]
-
-    def _logits_and_targets(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits (B · T, vocab_size) in fp32, and the token that follows each, (B · T,).
-
-        No attention mask: packed batches have no padding. What follows a sample's last token is left out by its target,
-        not by a slice of the logits, which would copy all of them, and their gradient once more.
-        """
-        input_ids = batch["input_ids"]
-        targets = F.pad(input_ids[:, 1:], (0, 1), value=NO_TARGET)
-        return self.model(input_ids=input_ids).logits.flatten(0, 1).float(), targets.flatten()
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """The validation loss, and that of each source; none in training (it is the loss)."""
@@ -143,5 +178,6 @@ def is_block(module: torch.nn.Module) -> bool:
 
 
 def checkpoint_activations(model: BioMedLM) -> None:
-    """Recompute each block's activations in the backward pass, on a rank that is not sharded (FSDP does it itself)."""
-    apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
+    """Recompute blocks' activations in the backward pass, on a rank that is not sharded (FSDP does it itself)."""
+    recomputed: Any = model.model.activation_checkpointing_fn
+    apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=recomputed)

@@ -306,18 +306,9 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
 
 def _memory_row(plan: Plan, cfg: TrainConfig) -> str:
     device = "cpu" if cfg.device == "cpu" else "gpu"
-    memory = peak(
-        step_memory(
-            cfg.model,
-            cfg.data.seq_len,
-            plan.device_train_microbatch_size,
-            cfg.precision,
-            Layout.of(cfg, plan.world_size),
-            accumulates=plan.grad_accumulation > 1,
-            eval_batch=cfg.device_eval_batch_size,
-            device=device,
-        )
-    )
+    microbatch, accumulates = plan.device_train_microbatch_size, plan.grad_accumulation > 1
+    layout = Layout.of(cfg, plan.world_size)
+    memory = peak(step_memory(cfg, layout, microbatch, accumulates=accumulates, device=device))
     states = gigabytes(memory.parameters + memory.gradients + memory.optimizer)
     row = f"about {gigabytes(memory.total_bytes)} of tensors in {memory.moment}: {states} of states"
     for name in ("gathered", "activations", "working"):

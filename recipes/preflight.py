@@ -258,13 +258,10 @@ def planned_bytes(cfg: TrainConfig, plan: Plan) -> int:
 
     gpu = torch.cuda.is_available() and cfg.device != "cpu"
     moments = step_memory(
-        cfg.model,
-        cfg.data.seq_len,
-        plan.device_train_microbatch_size,
-        cfg.precision,
+        cfg,
         Layout.of(cfg, plan.world_size),
+        plan.device_train_microbatch_size,
         accumulates=plan.grad_accumulation > 1,
-        eval_batch=cfg.device_eval_batch_size,
         device="gpu" if gpu else "cpu",
     )
     return peak(moments).total_bytes
@@ -411,12 +408,7 @@ def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None) -> None:
         f"{plan.grad_accumulation} microbatches of {plan.device_train_microbatch_size}"
     )
     parts = [rank_bytes(cfg, rank, world_size) for rank in sorted({0, world_size - 1})]
-    memory = peak(
-        step_memory(
-            cfg.model, cfg.data.seq_len, plan.device_train_microbatch_size, cfg.precision, layout,
-            accumulates=plan.grad_accumulation > 1, eval_batch=cfg.device_eval_batch_size,
-        )
-    )  # fmt: skip
+    memory = peak(step_memory(cfg, layout, plan.device_train_microbatch_size, accumulates=plan.grad_accumulation > 1))
     for rank, part in zip(sorted({0, world_size - 1}), parts, strict=True):
         print(f"  rank {rank}: {gigabytes(part)} of parameters, as much of gradients, {gigabytes(2 * part)} of moments")
     planned = plan.parameters * 4 / layout.shards

@@ -44,7 +44,7 @@ from recipes.config import RunConfig, TrainConfig, to_yaml
 from recipes.plan import Plan
 
 CONFIG, RECORD, METRICS, TEXTS = "config.yaml", "run.json", "metrics.jsonl", "texts.jsonl"
-CHECKPOINTS, TOKENIZER, LOCK = "checkpoints", "tokenizer", ".lock"
+CHECKPOINTS, TOKENIZER, COMPILED, LOCK = "checkpoints", "tokenizer", "compiled", ".lock"
 # How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
 SEEN_WITHIN_S = 60.0
 

@@ -85,6 +85,7 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
 
     from callbacks import DataMonitor, LanguageMetrics, Texts
     from recipes.data import build_dataloader
+    from recipes.kernels import attention_backend, compile_blocks
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.parallel import parallelism_config
     from recipes.ranks import on_rank_zero
@@ -113,10 +114,14 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
         model = BioMedLM(
             cfg.model,
             shards.eos_token_id,
+            cfg.kernels,
+            cfg.activation_checkpointing_blocks,
             draw_weights=start.load_path is None,
             eval_samples=shards.counts["val"].samples,
             eval_sources=sources.names if sources else (),
         )
+    if cfg.kernels.compile:
+        compile_blocks(model.model, folder / run_folder.COMPILED)
     if cfg.activation_checkpointing and not fsdp:
         checkpoint_activations(model)
     bytes_per_token = {split: counts.bytes_per_token for split, counts in shards.counts.items()}
@@ -131,20 +136,21 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
         written = folder / run_folder.TEXTS
         arguments = (texts.prompts, texts.max_new_tokens, cfg.model.n_positions, cfg.seed)
         callbacks.append(Texts(written, Path(cfg.data.tokenizer), *arguments))
-    trainer = run_trainer(
-        cfg,
-        model,
-        CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f),
-        train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
-        eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
-        callbacks=callbacks,
-        batches=plan.batches,
-        device_train_microbatch_size=plan.device_train_microbatch_size,
-        identity=identity,
-        start=start,
-        fsdp=fsdp,
-        remote=remote,
-    )
+    with attention_backend(cfg.kernels):
+        trainer = run_trainer(
+            cfg,
+            model,
+            CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f),
+            train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
+            eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
+            callbacks=callbacks,
+            batches=plan.batches,
+            device_train_microbatch_size=plan.device_train_microbatch_size,
+            identity=identity,
+            start=start,
+            fsdp=fsdp,
+            remote=remote,
+        )
     if trainer:
         on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
     return trainer

@@ -12,7 +12,7 @@ from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
 from composer.core import DataSpec
 from composer.models import ComposerModel
-from composer.optim import ComposerScheduler, DecoupledAdamW
+from composer.optim import ComposerScheduler
 from composer.utils import ParallelismConfig, dist, get_device
 
 from callbacks import (
@@ -36,6 +36,7 @@ from recipes.config import RunConfig, batches_of
 from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.hardware import CUDA_NAMES, GPUS
+from recipes.optimizer import DecoupledAdamW
 from recipes.remote import RemoteRun
 from recipes.rendezvous import data_must_pass, meet, peers_may_be_lost
 from recipes.resume import Start

@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from composer import Time
-from composer.optim import CosineAnnealingWithWarmupScheduler, DecoupledAdamW
+from composer import Time, optim
+from composer.optim import CosineAnnealingWithWarmupScheduler
+from composer.utils import dist, get_device
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
+from recipes import optimizer as module
 from recipes.config import load_config
+from recipes.optimizer import DecoupledAdamW
 
 FLAGSHIP = Path(__file__).parents[1] / "yamls/biomedlm-2.7b.yaml"
 
@@ -74,3 +78,42 @@ def test_weight_decay_is_torchs_tenth() -> None:
     """1.6e-5 decoupled at lr 1.6e-4 is torch AdamW's 0.1: torch shrinks by lr · weight_decay."""
     optimizer_config = load_config(FLAGSHIP).optimizer
     assert optimizer_config.weight_decay / optimizer_config.lr == pytest.approx(0.1)
+
+
+def stepped(cls: type[optim.DecoupledAdamW], sharded: bool) -> list[torch.Tensor]:
+    """Parameters and state after six steps: of many shapes, one of them joining late, the learning rate moving."""
+    draw = torch.Generator().manual_seed(4)
+    parameters = []
+    for shape in [(), (1,), (7,), (64, 33), (33, 64), (128,), (300, 40)]:
+        tensor: torch.Tensor = torch.randn(shape, generator=draw)
+        if sharded and shape:
+            tensor = distribute_tensor(tensor, init_device_mesh("cpu", (1,)), [Shard(0)])
+        parameters.append(torch.nn.Parameter(tensor))
+    optimizer = cls(parameters, lr=1.6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1.6e-5)
+    for step in range(6):
+        optimizer.param_groups[0]["lr"] = 1.6e-4 * (1 - 0.15 * step)
+        for n, parameter in enumerate(parameters):
+            gradient = torch.randn(parameter.shape, generator=draw)
+            if isinstance(parameter.data, DTensor):
+                gradient = distribute_tensor(gradient, parameter.data.device_mesh, [Shard(0)])
+            parameter.grad = gradient if n != 3 or step > 1 else None
+        optimizer.step()
+    tensors = [
+        tensor
+        for parameter in parameters
+        for tensor in (parameter.data, *(optimizer.state[parameter][key] for key in ("exp_avg", "exp_avg_sq", "step")))
+    ]
+    return [tensor.full_tensor() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 9000, 2**28])
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_step_is_composers_to_the_last_bit(sharded: bool, bucket_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    dist.initialize_dist(get_device("cpu"))
+    monkeypatch.setattr(module, "OPTIMIZER_BUCKET_BYTES", bucket_bytes)
+    ours, composers = stepped(DecoupledAdamW, sharded), stepped(optim.DecoupledAdamW, sharded=False)
+    assert len(ours) == 28 and all(torch.equal(one, other) for one, other in zip(ours, composers, strict=True))
+
+
+def test_it_is_saved_and_logged_under_composers_name() -> None:
+    assert DecoupledAdamW.__qualname__ == optim.DecoupledAdamW.__qualname__

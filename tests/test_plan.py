@@ -18,7 +18,7 @@ import pytest
 
 from data_prep.stage import BadInput
 from recipes import forecast
-from recipes.config import ModelConfig, TrainConfig, load_config
+from recipes.config import DataConfig, KernelsConfig, ModelConfig, TrainConfig, load_config
 from recipes.forecast import Forecast, make_forecast, needed_bytes
 from recipes.hardware import GPUS, PUBLISHED, find_gpu
 from recipes.memory import Layout, block_activation_bytes, peak, step_memory
@@ -105,14 +105,22 @@ def like_cuda_autocast() -> Iterator[None]:
         yield
 
 
-def kept_bytes(model: ModelConfig, batch: int, autocast: bool, low: bool, checkpointing: bool) -> int:
+def config_of(model: ModelConfig, precision: str, kernels: KernelsConfig | None = None) -> TrainConfig:
+    """What decides a step's memory."""
+    data = DataConfig(seq_len=model.n_positions)
+    return TrainConfig(
+        model=model, data=data, kernels=kernels or KernelsConfig(), precision=precision, device_eval_batch_size=1
+    )
+
+
+def kept_bytes(cfg: TrainConfig, batch: int, low: bool, layout: Layout) -> int:
     """Bytes of the storages that autograd keeps in one forward pass, parameters and buffers left out."""
     import torch
 
     from recipes.model import BioMedLM, checkpoint_activations
 
-    net = BioMedLM(model, 0).train()
-    if checkpointing:
+    net = BioMedLM(cfg.model, 0, cfg.kernels, layout.checkpointing_blocks).train()
+    if layout.checkpointing:
         checkpoint_activations(net)
     if low:
         net.to(torch.bfloat16)
@@ -124,9 +132,9 @@ def kept_bytes(model: ModelConfig, batch: int, autocast: bool, low: bool, checkp
             kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
         return tensor
 
-    ids = torch.zeros((batch, model.n_positions), dtype=torch.long)
+    ids = torch.zeros((batch, cfg.model.n_positions), dtype=torch.long)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        if autocast:
+        if cfg.precision == "amp_bf16":
             with like_cuda_autocast():
                 net({"input_ids": ids})
         else:
@@ -135,40 +143,47 @@ def kept_bytes(model: ModelConfig, batch: int, autocast: bool, low: bool, checkp
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
+@pytest.mark.parametrize("kernels", [KernelsConfig(), KernelsConfig(fused_gelu=True, loss_chunk_tokens=100)])
 @pytest.mark.parametrize(
-    ("precision", "low", "checkpointing"),
+    ("precision", "low", "recomputed"),
     [
-        ("fp32", False, False),
-        ("fp32", False, True),
-        ("amp_bf16", False, False),
-        ("amp_bf16", False, True),
-        ("amp_bf16", True, False),
-        ("amp_bf16", True, True),
+        ("fp32", False, 0),
+        ("fp32", False, 4),
+        ("fp32", False, 1),
+        ("amp_bf16", False, 0),
+        ("amp_bf16", False, 4),
+        ("amp_bf16", True, 0),
+        ("amp_bf16", True, 4),
+        ("amp_bf16", True, 1),
     ],
 )
-def test_activations_are_what_autograd_keeps(precision: str, low: bool, checkpointing: bool, dropout: float) -> None:
+def test_activations_are_what_autograd_keeps(
+    precision: str, low: bool, recomputed: int, kernels: KernelsConfig, dropout: float
+) -> None:
     """Two more blocks keep what the formula says; FSDP's parameters in bf16 (`low`) and autocast's copies of fp32."""
-    device, batch = "cpu" if precision == "fp32" else "gpu", 4
+    device, batch, bf16 = "cpu" if precision == "fp32" else "gpu", 4, precision == "amp_bf16"
     model = ModelConfig(600, 96, 128, 2, 4, attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
-    deeper = replace(model, n_layer=4)
-    measured = [kept_bytes(each, batch, precision == "amp_bf16", low, checkpointing) for each in (model, deeper)]
-    layout = Layout(2 if low else 1, 2 if low else 1, checkpointing)
-    moments = [step_memory(each, 96, batch, precision, layout, device=device)[0] for each in (model, deeper)]
+    cfgs = [config_of(each, precision, kernels) for each in (model, replace(model, n_layer=4))]
+    layout = Layout(2 if low else 1, 2 if low else 1, recomputed > 0, recomputed or None)
+    measured = [kept_bytes(cfg, batch, low, layout) for cfg in cfgs]
+    moments = [step_memory(cfg, layout, batch, device=device)[0] for cfg in cfgs]
     assert moments[0].moment == "logits and loss"
     expected = [memory.activations for memory in moments]
+    kept_copies = not low and recomputed == 0  # of the blocks' weights
     assert expected[1] - expected[0] == pytest.approx(
-        measured[1] - measured[0] - (0 if low or checkpointing else moments[1].gathered - moments[0].gathered), rel=0.01
+        measured[1] - measured[0] - (moments[1].gathered - moments[0].gathered if kept_copies else 0), rel=0.01
     )
-    log_probabilities = 4 * batch * 95 * 600
-    head = 2 * 600 * 128 if precision == "amp_bf16" and not low else 0
-    copies = moments[0].gathered if not low and not checkpointing else head
-    assert expected[0] == pytest.approx(measured[0] - log_probabilities - copies, rel=0.1)
+    loss = batch * 600 * ((2 if bf16 else 4) * 96 if kernels.loss_chunk_tokens else 4 * 95)
+    head = 2 * 600 * 128 if bf16 and not low else 0
+    copies = moments[0].gathered if kept_copies else head
+    assert expected[0] == pytest.approx(measured[0] - loss - copies, rel=0.1)
 
 
 def test_the_gelu_is_most_of_a_block() -> None:
-    """86 bytes a value under autocast, where a fused block has 34 (Korthikanti et al. 2022)."""
+    """88 bytes a value under autocast, 40 with the GELU fused; Korthikanti et al. 2022 have 34."""
     model = load_config(FLAGSHIP).model
     assert block_activation_bytes(model, 1024, "amp_bf16") / model.n_embd == pytest.approx(88, rel=0.01)
+    assert block_activation_bytes(model, 1024, "amp_bf16", fused_gelu=True) / 2560 == pytest.approx(40, rel=0.01)
     assert block_activation_bytes(replace(model, resid_pdrop=0.0), 1024, "fp32") / 2560 == pytest.approx(116, rel=0.01)
 
 
@@ -179,7 +194,7 @@ import gc, json, re, sys
 from pathlib import Path
 import torch
 from recipes import train, trainer
-from recipes.config import ModelConfig, load_config
+from recipes.config import KernelsConfig, ModelConfig, load_config
 from recipes.model import BioMedLM
 
 trainer.keep_freed_memory = lambda: None  # so that what is resident is what is live
@@ -194,15 +209,16 @@ def measured(action):
     action()
     return status("VmHWM") - before
 
-def step(vocab_size, n_embd, seq_len, batch):
-    model = BioMedLM(ModelConfig(vocab_size, seq_len, n_embd, 1, 4, attn_pdrop=0.0), 0).train()
+def step(vocab_size, n_embd, seq_len, batch, chunk=None):
+    kernels = KernelsConfig(loss_chunk_tokens=chunk)
+    model = BioMedLM(ModelConfig(vocab_size, seq_len, n_embd, 1, 4, attn_pdrop=0.0), 0, kernels).train()
     model({"input_ids": torch.zeros((batch, seq_len), dtype=torch.long)})["loss"].backward()
 
-runs, (vocab_size, n_embd, seq_len, batch) = json.load(sys.stdin)
+runs, losses = json.load(sys.stdin)
 train.main(load_config("yamls/smoke-cpu.yaml", runs.pop(0)))  # what is imported late is imported now
 peaks = [measured(lambda: train.main(load_config("yamls/smoke-cpu.yaml", run))) for run in runs]
 step(64, 16, 8, 1)
-print("peaks", json.dumps([*peaks, measured(lambda: step(vocab_size, n_embd, seq_len, batch))]))
+print("peaks", json.dumps([*peaks, *(measured(lambda: step(*loss)) for loss in losses)]))
 """
 
 
@@ -225,12 +241,16 @@ def test_peak_memory_of_real_runs(tiny_shards: Path, tiny_tokenizer: Path, tmp_p
         run("plain", 256, 6, 16, 16, 0.0),
         run("dropout", 256, 6, 16, 16, 0.1),
         run("recomputed", 256, 6, 32, 32, 0.0, "activation_checkpointing=true"),
+        run(
+            "half-recomputed", 256, 6, 32, 32, 0.0, "activation_checkpointing=true", "activation_checkpointing_blocks=3"
+        ),
+        run("fused", 256, 6, 32, 32, 0.0, "kernels.fused_gelu=true"),
         run("accumulated", 256, 6, 16, 8, 0.0),
         run("states", 512, 6, 1, 1, 0.0),
     ]
-    vocab_size, n_embd, seq_len, batch = loss = (28896, 64, 256, 4)
+    losses = [(28896, 64, 256, 4, None), (28896, 64, 256, 4, 128)]
     done = subprocess.run(
-        [sys.executable, "-c", RUNS], input=json.dumps([runs, loss]), cwd=ROOT, capture_output=True, text=True,
+        [sys.executable, "-c", RUNS], input=json.dumps([runs, losses]), cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -239,18 +259,16 @@ def test_peak_memory_of_real_runs(tiny_shards: Path, tiny_tokenizer: Path, tmp_p
     for overrides in runs[1:]:
         cfg = load_config(ROOT / "yamls/smoke-cpu.yaml", overrides)
         microbatch = cfg.device_train_microbatch_size
-        memory = peak(
-            step_memory(
-                cfg.model, 64, microbatch, "fp32", Layout.of(cfg, 1), eval_batch=1, device="cpu",
-                accumulates=microbatch < cfg.global_train_batch_size,
-            )
-        )  # fmt: skip
+        accumulates = microbatch < cfg.global_train_batch_size
+        memory = peak(step_memory(cfg, Layout.of(cfg, 1), microbatch, accumulates=accumulates, device="cpu"))
         expected.append(memory.total_bytes)
         moments.add(memory.moment)
-    model = ModelConfig(vocab_size, seq_len, n_embd, 1, 4, attn_pdrop=0.0)
-    memory = step_memory(model, seq_len, batch, "fp32", Layout(1, 1, False), accumulates=False, device="cpu")[0]
-    expected.append(memory.total_bytes - memory.optimizer)  # it has none
-    moments.add(memory.moment)
+    for vocab_size, n_embd, seq_len, batch, chunk in losses:
+        model = ModelConfig(vocab_size, seq_len, n_embd, 1, 4, attn_pdrop=0.0)
+        cfg = config_of(model, "fp32", KernelsConfig(loss_chunk_tokens=chunk))
+        memory = step_memory(cfg, Layout(1, 1, False), batch, accumulates=False, device="cpu")[0]
+        expected.append(memory.total_bytes - memory.optimizer)  # it has none
+        moments.add(memory.moment)
     assert measured == pytest.approx(expected, rel=0.1)
     assert len(moments) >= 4, f"the largest moments are {moments}: too few for a test of all of them"
 
@@ -300,7 +318,7 @@ def test_states_are_spread_over_the_shards() -> None:
     n = parameter_count(model)
 
     def states(layout: Layout) -> int:
-        memory = peak(step_memory(model, 1024, 8, "amp_bf16", layout))
+        memory = peak(step_memory(config_of(model, "amp_bf16"), layout, 8))
         return memory.parameters + memory.optimizer + memory.gradients
 
     assert states(Layout(1, 1, False)) == 16 * n

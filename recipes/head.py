@@ -1,0 +1,107 @@
+"""The loss of the language model's head: cross entropy over the vocabulary, whole or in chunks.
+
+The logits of a microbatch are the largest tensor of a step: 8 · 1,024 · 28,896 of them are 0.95 GB in fp32, and
+`cross_entropy` holds three such tensors. In chunks, fp32 is made of a few thousand tokens at a time and each chunk's
+logits become their own gradient in place, as in Liger-Kernel's cross entropy (arXiv 2410.10989, section 3.2), in plain
+torch so that it runs everywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+NO_TARGET = -100
+
+
+def token_losses(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int | None
+) -> torch.Tensor:
+    """Cross entropy of each token in nats, (N,); 0 where the target is NO_TARGET. Without gradient, in chunks.
+
+    Args:
+        hidden: what the head reads, (N, n_embd).
+        weight: of the head, (vocab_size, n_embd).
+        targets: token ids, (N,).
+        chunk_tokens: tokens whose logits are there at once; None: all.
+    """
+    return torch.cat(
+        [
+            F.cross_entropy(
+                F.linear(hidden[part], weight).float(), targets[part], ignore_index=NO_TARGET, reduction="none"
+            )
+            for part in _parts(len(hidden), chunk_tokens)
+        ]
+    )
+
+
+def mean_loss(
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int | None, multiple: int
+) -> torch.Tensor:
+    """Mean cross entropy of the tokens that have a target, in nats per token, ().
+
+    Args:
+        hidden: what the head reads, (N, n_embd).
+        weight: of the head, (vocab_size, n_embd).
+        targets: token ids, (N,), NO_TARGET where there is none.
+        chunk_tokens: tokens whose logits are in fp32 at once; None: all of them, through autograd.
+        multiple: of rows that the matrix products see: `weight` is followed by zeros, which no loss and no gradient
+            sees. Only in chunks.
+    """
+    if chunk_tokens is None:
+        return F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=NO_TARGET)
+    return _ChunkedMeanLoss.apply(hidden, weight, targets, chunk_tokens, multiple)  # pyright: ignore[reportReturnType]
+
+
+class _ChunkedMeanLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int, multiple: int
+    ) -> torch.Tensor:
+        device, vocab_size = hidden.device.type, len(weight)
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+        ctx.dtypes, ctx.vocab_size = (hidden.dtype, weight.dtype), vocab_size
+        hidden, weight = hidden.to(dtype), weight.to(dtype)
+        if missing := -vocab_size % multiple:
+            weight = F.pad(weight, (0, 0, 0, missing))
+        wanted = targets != NO_TARGET
+        shares = (wanted / wanted.sum()).unsqueeze(1)  # of each token in the mean
+        index = targets.clamp(min=0).unsqueeze(1)
+        logits = F.linear(hidden, weight)
+        loss = torch.zeros((), device=hidden.device)
+        for part in _parts(len(hidden), chunk_tokens):
+            loss += gradient_in_place(logits[part, :vocab_size], index[part], shares[part])
+        logits[:, vocab_size:] = 0
+        ctx.save_for_backward(logits, hidden, weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
+        of_logits, hidden, weight = ctx.saved_tensors
+        (of_loss,) = gradients
+        of_hidden = (of_logits @ weight).to(ctx.dtypes[0]) * of_loss
+        of_weight = (of_logits.T @ hidden)[: ctx.vocab_size].to(ctx.dtypes[1]) * of_loss
+        return of_hidden, of_weight, None, None, None
+
+
+def gradient_in_place(logits: torch.Tensor, index: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
+    """What a chunk adds to the mean loss, (); its logits become the gradient of that with respect to them.
+
+    Args:
+        logits: (N, vocab_size), overwritten.
+        index: of each token's target, (N, 1).
+        shares: of each token in the mean, (N, 1).
+    """
+    log_probabilities = logits.float().log_softmax(-1)
+    loss = -(log_probabilities.gather(1, index) * shares).sum()
+    gradient = log_probabilities.exp_().scatter_add_(1, index, torch.full_like(shares, -1)).mul_(shares)
+    logits.copy_(gradient)
+    return loss
+
+
+def _parts(tokens: int, chunk_tokens: int | None) -> Iterator[slice]:
+    size = chunk_tokens or tokens
+    return (slice(start, start + size) for start in range(0, tokens, size))
