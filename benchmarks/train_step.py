@@ -1,16 +1,25 @@
 """What a step takes through our Trainer, and through other loops with the same mathematics.
 
 python benchmarks/train_step.py --preset smoke --rounds 5                      # two CPU cores, some minutes
-python benchmarks/train_step.py --preset 2.7b --engines trainer bare --batches 30 global_train_batch_size=32
+python benchmarks/train_step.py --preset smoke --engines trainer --variants faithful gelu loss all --plot losses.svg
+python benchmarks/train_step.py --preset 2.7b --seq-len 1024 --gpu --engines trainer bare --variants faithful gelu \
+    loss vocabulary keep flash cudnn compile all all+compile --rounds 2 --batches 12 global_train_batch_size=128
 
-Each engine runs in a process of its own, in turn, round after round; a ratio is of two runs of one round. A step lasts
-from one batch's end to the next one's, so loading, callbacks and logs are in it; evaluation and saving are not. The
-first batches of a run are left out.
+Each engine and variant runs in a process of its own, in turn, round after round; a ratio is of two runs of one round. A
+step lasts from one batch's end to the next one's, so loading, callbacks and logs are in it; evaluation and saving are
+not. The first batches of a run are left out. A run that fails, for want of memory say, is a row that says so.
 
     trainer   recipes/train.py's own assembly: Composer's Trainer, all callbacks and loggers of the YAML but W&B
     bare      the same model, batches, optimizer, schedule and clipping in a loop of twenty lines
     hf        transformers.Trainer with torch's AdamW
     nanogpt   a GPT-2 of torch.nn.Linear and scaled_dot_product_attention, torch's AdamW, batches from np.memmap
+
+    yaml        as the preset's YAML has it
+    faithful    transformers' own operations, each block recomputed where the YAML of 2022 did
+    gelu, loss, vocabulary, keep, flash, cudnn, compile   one change: the GELU in one pass; the loss in chunks; and its
+                rows padded to a multiple of 128; no block recomputed; attention by this kernel; blocks compiled
+    layout      weights of Conv1D stored as torch.nn.Linear stores them; bare alone
+    all         gelu, loss and keep; all+compile: and compile
 """
 
 from __future__ import annotations
@@ -25,6 +34,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +56,26 @@ PRESETS = {
     "2.7b": "biomedlm-2.7b.yaml",
 }
 WARM_UP = 3  # batches that are not timed
+FAITHFUL = (
+    "kernels.fused_gelu=false", "kernels.loss_chunk_tokens=null", "kernels.vocab_multiple=1",
+    "kernels.sdpa_backend=null", "kernels.compile=false",
+)  # fmt: skip
+GELU, LOSS, COMPILE = "kernels.fused_gelu=true", "kernels.loss_chunk_tokens=2048", "kernels.compile=true"
+KEEP = "activation_checkpointing=false"
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "yaml": (),
+    "faithful": FAITHFUL,
+    "gelu": (*FAITHFUL, GELU),
+    "loss": (*FAITHFUL, LOSS),
+    "vocabulary": (*FAITHFUL, LOSS, "kernels.vocab_multiple=128"),
+    "keep": (*FAITHFUL, KEEP),
+    "flash": (*FAITHFUL, "kernels.sdpa_backend=flash"),
+    "cudnn": (*FAITHFUL, "kernels.sdpa_backend=cudnn"),
+    "compile": (*FAITHFUL, COMPILE),
+    "layout": FAITHFUL,
+    "all": (*FAITHFUL, GELU, LOSS, KEEP),
+    "all+compile": (*FAITHFUL, GELU, LOSS, KEEP, COMPILE),
+}
 
 
 class Times:
@@ -139,16 +169,24 @@ def loop(
     return times
 
 
-def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
+def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path, layout: bool = False) -> Times:
     """The same model, batches and optimizer."""
     import torch
+    from transformers.pytorch_utils import Conv1D
 
+    from recipes.kernels import attention_backend, compile_blocks
     from recipes.model import BioMedLM, checkpoint_activations
     from recipes.optimizer import DecoupledAdamW
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)
-    model = BioMedLM(cfg.model, shards.eos_token_id).to(on_device(cfg)[0])
+    recomputed = cfg.activation_checkpointing_blocks
+    model = BioMedLM(cfg.model, shards.eos_token_id, cfg.kernels, recomputed).to(on_device(cfg)[0])
+    if layout:
+        for conv in (module for module in model.modules() if isinstance(module, Conv1D)):
+            conv.weight.data = conv.weight.data.T.contiguous().T  # as large, and its columns lie together
+    if cfg.kernels.compile:
+        compile_blocks(model.model, folder / "compiled")
     if cfg.activation_checkpointing:
         checkpoint_activations(model)
     o = cfg.optimizer
@@ -156,20 +194,22 @@ def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
         model.parameters(), lr=o.lr, betas=(o.betas[0], o.betas[1]), eps=o.eps, weight_decay=o.weight_decay
     )
     tokens = (batch["input_ids"] for batch in batches_of_tokens(cfg))
-    return loop(cfg, plan, batches, model, optimizer, tokens, lambda ids: model({"input_ids": ids})["loss"])
+    with attention_backend(cfg.kernels):
+        return loop(cfg, plan, batches, model, optimizer, tokens, lambda ids: model({"input_ids": ids})["loss"])
 
 
 def hf(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
     """transformers.Trainer on the same model and samples, in its own order."""
     import torch
-    from transformers import Trainer, TrainerCallback, TrainingArguments
+    from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-    from recipes.model import BioMedLM
+    from recipes.attention import use_scaled_attention
+    from recipes.model import gpt2_config
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)
     on_device(cfg)
-    model: Any = BioMedLM(cfg.model, shards.eos_token_id).model
+    model: Any = use_scaled_attention(GPT2LMHeadModel(gpt2_config(cfg.model, shards.eos_token_id)))
     times, source = Times(), batches_of_tokens(cfg)
     wanted = batches * cfg.global_train_batch_size
     samples: Any = []
@@ -278,14 +318,16 @@ def configuration(preset: str, overrides: Sequence[str], batches: int, folder: P
     )  # fmt: skip
 
 
-def one(engine: str, preset: str, overrides: Sequence[str], batches: int) -> None:
+def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batches: int) -> None:
     """Run one engine here, and print what it took as JSON, last."""
     import torch
 
     folder = Path(tempfile.mkdtemp(prefix="train-step-"))
     try:
         cfg = configuration(preset, overrides, batches, folder)
-        times = ENGINES[engine](cfg, make_plan(cfg, 1, check_shards(cfg)), batches, folder)
+        plan = make_plan(cfg, 1, check_shards(cfg))
+        through = partial(bare, layout=True) if variant == "layout" else ENGINES[engine]
+        times = through(cfg, plan, batches, folder)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     steps_s = [end - begin for begin, end in zip(times.ends_s[WARM_UP - 1 :], times.ends_s[WARM_UP:], strict=False)]
@@ -308,55 +350,120 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--preset", choices=PRESETS, default="smoke", help="configuration (default smoke)")
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="which (default all)")
+    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["yaml"], help="of trainer and bare")
+    parser.add_argument("--seq-len", type=int, help="tokens a sample (default: the preset's)")
+    parser.add_argument("--gpu", action="store_true", help="refuse to run without a GPU")
     parser.add_argument("--batches", type=int, default=30, help="of a run, its first three not timed (default 30)")
     parser.add_argument("--rounds", type=int, default=3, help="how often each engine runs (default 3)")
     parser.add_argument("--cores", type=int, default=1, help="CPU cores of each process (default 1)")
-    parser.add_argument("--one", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--plot", type=Path, help="draw the losses of the first round there, as .svg or .png")
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     args = parser.parse_intermixed_args(argv)
     if args.batches <= WARM_UP + 1 or args.rounds < 1:
         raise BadInput(f"--batches {args.batches} must be above {WARM_UP + 1}, and --rounds {args.rounds} above 0")
     if args.one:
-        one(args.one, args.preset, args.overrides, args.batches)
+        engine, variant = args.one
+        one(engine, variant, args.preset, args.overrides, args.batches)
         return
-    cfg = configuration(args.preset, args.overrides, args.batches, Path("unused"))
+    if args.gpu:
+        _ask_for_gpu()
+    overrides = [*args.overrides, *([f"data.seq_len={args.seq_len}"] if args.seq_len else [])]
+    cfg = configuration(args.preset, overrides, args.batches, Path("unused"))
     plan = make_plan(cfg, 1, check_shards(cfg))
-    found: dict[str, list[dict[str, Any]]] = {engine: [] for engine in args.engines}
-    rest = ["--preset", args.preset, "--batches", str(args.batches), *args.overrides]
+    rows = [(engine, variant) for engine in args.engines for variant in args.variants if _is_row(engine, variant, args)]
+    if not rows:
+        raise BadInput("no engine that was named has a variant that was named: layout is of bare alone")
+    rest = ["--preset", args.preset, "--batches", str(args.batches), *overrides]
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {row: [] for row in rows}
+    failed: dict[tuple[str, str], str] = {}
     for n in range(args.rounds):
-        for engine in args.engines:
-            command = [sys.executable, str(Path(__file__)), "--one", engine, *rest]
-            taken = measured(command, args.cores)
+        for engine, variant in (row for row in rows if row not in failed):
+            command = [sys.executable, str(Path(__file__)), "--one", engine, variant, *rest, *VARIANTS[variant]]
+            try:
+                taken = measured(command, args.cores)
+            except BadInput as error:
+                failed[engine, variant] = str(error).strip().splitlines()[-1][:120]
+                print(f"round {n + 1}, {engine}, {variant}: {error}", file=sys.stderr, flush=True)
+                continue
             line = json.loads(taken.output.strip().splitlines()[-1])
-            found[engine].append({**line, "rss_bytes": taken.peak_bytes})
-            print(f"round {n + 1}, {engine}: {line['step_s'] * 1e3:.1f} ms a batch", file=sys.stderr, flush=True)
-    if {"trainer", "bare"} <= found.keys():
-        pairs = zip(found["trainer"][0]["losses"], found["bare"][0]["losses"], strict=True)
-        apart = max(abs(ours - theirs) for ours, theirs in pairs)
-        print(f"Losses of trainer and bare over {args.batches} batches: at most {apart:.1e} apart.\n")
+            found[engine, variant].append({**line, "rss_bytes": taken.peak_bytes})
+            print(f"round {n + 1}, {engine}, {variant}: {line['step_s'] * 1e3:.1f} ms a batch", file=sys.stderr)
+    found = {row: lines for row, lines in found.items() if row not in failed}
+    if not found:
+        raise BadInput(f"every run failed; the last: {list(failed.values())[-1]}")
+    gpu = next(iter(found.values()))[0]["gpu"]
+    _say_where(args, cfg, plan, gpu)
+    _say_table(found, failed, plan, GPUS[CUDA_NAMES[gpu]].bf16_flops if gpu in CUDA_NAMES else None)
+    if args.plot:
+        _draw({f"{engine}, {variant}": lines[0]["losses"] for (engine, variant), lines in found.items()}, args.plot)
+
+
+def _ask_for_gpu() -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise BadInput("--gpu: torch finds no GPU here; leave it out to run on the CPU, with device=cpu precision=fp32")
+
+
+def _is_row(engine: str, variant: str, args: argparse.Namespace) -> bool:
+    """Engines that are not ours run once; `layout` is of the bare loop."""
+    if engine in ("hf", "nanogpt"):
+        return variant == args.variants[0]
+    return variant != "layout" or engine == "bare"
+
+
+def _say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str) -> None:
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml", "transformers", "accelerate"))
-    gpu = found[args.engines[0]][0]["gpu"]
     shape = f"{cfg.global_train_batch_size} x {cfg.data.seq_len} tokens a batch"
-    where = gpu or f"{args.cores} of {machine()}"
     print(
         f"{args.preset}: {plan.parameters:,} parameters, {shape} in microbatches of "
-        f"{plan.device_train_microbatch_size}; {where}; {versions}.\n"
+        f"{plan.device_train_microbatch_size}; {gpu or f'{args.cores} of {machine()}'}; {versions}.\n"
     )
-    peak = GPUS[CUDA_NAMES[gpu]].bf16_flops if gpu in CUDA_NAMES else None
-    print(
-        "| engine | ms a batch | tokens/s | time / first engine's | peak memory, GB |"
-        + (f" MFU of {peak / 1e12:g} TFLOP/s |" if peak else "")
-    )
-    print("| --- | ---: | ---: | ---: | ---: |" + (" ---: |" if peak else ""))
-    for engine, lines in found.items():
+
+
+def _say_table(
+    found: dict[tuple[str, str], list[dict[str, Any]]], failed: dict[tuple[str, str], str], plan: Plan,
+    peak_flops: float | None,
+) -> None:  # fmt: skip
+    """A row a run: the first is what the others are compared with."""
+    (first, against), *_ = found.items()
+    mfu = f" MFU of {peak_flops / 1e12:g} TFLOP/s |" if peak_flops else ""
+    against_first = f"time / {first[0]}, {first[1]}"
+    print(f"| engine | variant | ms a batch | tokens/s | {against_first} | peak memory, GB | losses apart |{mfu}")
+    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * bool(peak_flops))
+    for (engine, variant), lines in found.items():
         steps_s = [line["step_s"] for line in lines]
         rates = [plan.tokens_per_batch / s for s in steps_s]
-        ratios = [s / first["step_s"] for s, first in zip(steps_s, found[args.engines[0]], strict=True)]
+        ratios = [s / other["step_s"] for s, other in zip(steps_s, against, strict=False)]
         memory = [(line["peak_bytes"] or line["rss_bytes"]) / 1e9 for line in lines]
-        row = [engine, spread([s * 1e3 for s in steps_s], 1), spread(rates, 0), spread(ratios, 3), spread(memory, 2)]
-        if peak:
-            row.append(spread([rate * plan.flops_per_token / peak for rate in rates], 3))
+        pairs = list(zip(lines[0]["losses"], against[0]["losses"], strict=True))
+        apart = f"{max(abs(one - other) for one, other in pairs):.1e}" if engine in ("trainer", "bare") else "–"
+        row = [engine, variant, spread([s * 1e3 for s in steps_s], 1), spread(rates, 0), spread(ratios, 3)]
+        row += [spread(memory, 2), apart]
+        if peak_flops:
+            row.append(spread([rate * plan.flops_per_token / peak_flops for rate in rates], 3))
         print(f"| {' | '.join(row)} |")
+    for (engine, variant), why in failed.items():
+        print(f"| {engine} | {variant} | failed: {why} |" + " |" * (4 + bool(peak_flops)))
+
+
+def _draw(curves: dict[str, list[float]], path: Path) -> None:
+    """Loss by batch of each, and below it how far each is from the first."""
+    from matplotlib.figure import Figure
+
+    figure = Figure((8, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=[2, 1])
+    names = list(curves)
+    for name, losses in curves.items():
+        above.plot(range(1, len(losses) + 1), losses, label=name, linewidth=1)
+        apart = [one - other for one, other in zip(losses, curves[names[0]], strict=True)]
+        below.plot(range(1, len(losses) + 1), apart, linewidth=1)
+    above.set_ylabel("loss, nats a token")
+    above.legend()
+    below.set_ylabel(f"less that of {names[0]}")
+    below.set_xlabel("batch")
+    figure.savefig(path)
 
 
 if __name__ == "__main__":

@@ -100,8 +100,11 @@ def layouts(plan: Plan, layout: Layout) -> list[Layout]:
 
 def largest_microbatch(cfg: TrainConfig, plan: Plan, layout: Layout, gpu_bytes: int) -> int:
     """The most sequences that fit at once, up to a rank's share of the batch; 0: not even one."""
-    fit, too_many = 0, plan.device_batch_size * plan.world_size // layout.ranks + 1
-    while too_many - fit > 1:  # memory grows with the microbatch
+    share = plan.device_batch_size * plan.world_size // layout.ranks
+    if needed_bytes(cfg, plan, layout, share) <= gpu_bytes:
+        return share
+    fit, too_many = 0, share
+    while too_many - fit > 1:  # memory grows with the microbatch, but for the whole share: no gradients wait beside it
         middle = (fit + too_many) // 2
         fits = needed_bytes(cfg, plan, layout, middle) <= gpu_bytes
         fit, too_many = (middle, too_many) if fits else (fit, middle)
@@ -230,15 +233,17 @@ def refusal(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
     if cast.divisor_that_fits:
         ways.append(f"device_train_microbatch_size={cast.divisor_that_fits}")
     again, full = replace(layout, checkpointing=True), replace(layout, shards=layout.ranks, reshard_after_forward=True)
-    if needed_bytes(cfg, plan, again, microbatch) <= gpu_bytes:
-        ways.append("activation_checkpointing=true")
+    blocks = (replace(again, checkpointing_blocks=n) for n in range(1, cfg.model.n_layer + 1))
+    if fewest := next((way for way in blocks if needed_bytes(cfg, plan, way, microbatch) <= gpu_bytes), None):
+        ways.append(f"activation_checkpointing=true activation_checkpointing_blocks={fewest.checkpointing_blocks}")
     elif n := largest_divisor(cfg, plan, again, gpu_bytes):
         ways.append(f"activation_checkpointing=true device_train_microbatch_size={n}")
-    if full != layout and (n := largest_divisor(cfg, plan, full, gpu_bytes)):
-        ways.append(
-            "fsdp.reshard_after_forward=true fsdp.data_parallel_replicate_degree=1 "
-            f"device_train_microbatch_size={min(n, microbatch)}"
-        )
+    for way, more in ((full, ""), (replace(full, checkpointing=True), " activation_checkpointing=true")):
+        if full != layout and (not more or way != full) and (n := largest_divisor(cfg, plan, way, gpu_bytes)):
+            ways.append(
+                "fsdp.reshard_after_forward=true fsdp.data_parallel_replicate_degree=1 "
+                f"device_train_microbatch_size={min(n, microbatch)}{more}"
+            )
     if not ways:
         for ranks in (count for count in plan.rank_counts if count > layout.ranks):
             more = replace(full, ranks=ranks, shards=ranks, checkpointing=True)
