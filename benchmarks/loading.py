@@ -1,34 +1,61 @@
-"""What verification costs: the verified reader against StreamingDataset on the same shards, and the share of hashing.
+"""What a loader process delivers: our reader, which verifies, against StreamingDataset and np.memmap.
 
-Both make the same batches and go through the same loader, so that only the reading differs. The passes of both
-alternate, each over fresh datasets that verify anew. Time in hashing is taken around each call of
-xxhash, in the one process of a pass without loader processes; the clock's own time counts as hashing.
+python benchmarks/loading.py                                       # shards made here of random tokens, some minutes
+python benchmarks/loading.py --shards data/sample/shards-256       # real ones; as they are compressed
+
+The readers alternate, each over a fresh dataset that verifies anew; a ratio is of two passes of one round. All deliver
+batches of eight samples as int64 tensors in a shuffled order. Shards of zstd are decompressed in the pass. All files
+are in the page cache: what is measured is the reader, not the disk.
+
+Then: where the time of our reader goes, what it takes to start on as many shards as there are, and whether memory grows
+over an epoch.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
+import json
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import psutil
 import torch
 import xxhash
+import zstandard
 from streaming import StreamingDataLoader, StreamingDataset
 
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from data_prep.shard_format import COLUMN, ShardsInfo, read_shards_info
-from data_prep.stage import run
+from benchmarks.processes import machine
+from data_prep.shard_format import (
+    COLUMN,
+    ShardsInfo,
+    SplitCounts,
+    file_entry,
+    mds_config,
+    mds_shard,
+    read_shards_info,
+    token_dtype,
+)
+from data_prep.stage import BadInput, run
+from recipes import data
 from recipes.data import TokenShards, TokenStream, collate, registering
+from recipes.shard_reader import TokenShard
 
+VOCAB_SIZE, SEQ_LEN, SHARD_SAMPLES = 28_896, 1024, 256
 ORDER: dict[str, Any] = {"shuffle": True, "shuffle_seed": 17, "num_canonical_nodes": 1, "batch_size": 8}
+LOOKS = 20  # at memory in an epoch
 
 
 class PlainShards(StreamingDataset):
@@ -40,6 +67,35 @@ class PlainShards(StreamingDataset):
         return {"input_ids": torch.from_numpy(tokens), "sample_ids": torch.tensor(sample_id)}
 
 
+def make_shards(folder: Path, shards: int, compression: str | None) -> ShardsInfo:
+    """A split of random tokens, as `data_prep/shards.py` writes them, in shards of 256 samples of 1,024 tokens."""
+    draw = np.random.default_rng(17)
+    config = mds_config(VOCAB_SIZE, SEQ_LEN, compression and f"{compression}:3", 1 << 26)
+    split = folder / "train"
+    split.mkdir(parents=True)
+    entries, written = [], 0
+    for n in range(shards):
+        # Small numbers are frequent, as words of text are, so that there is something to compress.
+        tokens = (draw.random((SHARD_SAMPLES, SEQ_LEN)) ** 4 * VOCAB_SIZE).astype(token_dtype(VOCAB_SIZE))
+        name, raw = f"shard.{n:05}.mds", mds_shard(tokens, config)
+        entry = {**config, "samples": len(tokens), "raw_data": file_entry(name, raw), "zip_data": None}
+        content = raw
+        if compression:
+            name, content = f"{name}.{compression}", zstandard.ZstdCompressor(level=3).compress(raw)
+            entry["zip_data"] = file_entry(name, content)
+        (split / name).write_bytes(content)
+        written += len(content)
+        entries.append(entry)
+    index = json.dumps({"version": 2, "shards": entries}).encode()
+    (split / "index.json").write_bytes(index)
+    samples = shards * SHARD_SAMPLES
+    counts = SplitCounts(samples, samples, samples * SEQ_LEN, 0, written)
+    outputs = {"train/index.json": file_entry("index.json", index)["hashes"]}
+    return ShardsInfo(
+        folder, "", SEQ_LEN, True, VOCAB_SIZE, VOCAB_SIZE - 1, "", {"train": counts}, {}, {"outputs": outputs}
+    )
+
+
 def verified(info: ShardsInfo) -> StreamingDataset:
     """The dataset that training reads."""
     with registering():
@@ -47,15 +103,14 @@ def verified(info: ShardsInfo) -> StreamingDataset:
 
 
 def plain(info: ShardsInfo) -> StreamingDataset:
-    """What it is compared with."""
+    """What it is compared with; it keeps what it was made from."""
     with registering():
-        return PlainShards(local=str(info.folder / "train"), **ORDER)
+        return PlainShards(local=str(info.folder / "train"), keep_zip=True, **ORDER)
 
 
-def seconds(dataset: StreamingDataset, workers: int, limit_samples: int) -> float:
-    """Time to load `limit_samples` samples in the order of training, from the first batch on."""
-    batches = limit_samples // ORDER["batch_size"]
-    loader = StreamingDataLoader(
+def loader_of(dataset: StreamingDataset, workers: int) -> StreamingDataLoader:
+    """Batches as training gets them."""
+    return StreamingDataLoader(
         dataset,
         batch_size=ORDER["batch_size"],
         num_workers=workers,
@@ -63,64 +118,162 @@ def seconds(dataset: StreamingDataset, workers: int, limit_samples: int) -> floa
         drop_last=True,
         collate_fn=collate if isinstance(dataset, TokenShards) else None,
     )
-    iterator = iter(loader)
+
+
+def seconds(dataset: StreamingDataset, workers: int, limit_samples: int) -> float:
+    """Time to load `limit_samples` samples in the order of training, from the first batch on."""
+    iterator = iter(loader_of(dataset, workers))
     next(iterator)
     begin_s = time.perf_counter()
-    for _ in range(batches - 1):
+    for _ in range(limit_samples // ORDER["batch_size"] - 1):
         next(iterator)
     return time.perf_counter() - begin_s
 
 
-def hashing_seconds(info: ShardsInfo, limit_samples: int) -> tuple[float, float]:
-    """Seconds of a pass without loader processes, and those of them that are spent in xxhash."""
-    spent_s = 0.0
+def mapped_seconds(path: Path, samples: int, seq_len: int, limit_samples: int) -> float:
+    """The same of a file of tokens that is mapped into memory, without integrity, resumption, processes or loader."""
+    stream = np.memmap(path, np.uint16, "r", shape=(samples, seq_len))
+    order = np.random.default_rng(17).permutation(samples)[:limit_samples]
+    begin_s = time.perf_counter()
+    for batch in np.split(order, range(ORDER["batch_size"], len(order), ORDER["batch_size"])):
+        torch.from_numpy(np.stack([stream[n] for n in batch]).astype(np.int64))
+    return time.perf_counter() - begin_s
 
-    def timed(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-        def call(data: Any) -> Any:
-            nonlocal spent_s
+
+def forget_unpacked(info: ShardsInfo) -> None:
+    """So that the next pass decompresses again."""
+    for packed in (info.folder / "train").glob("*.zstd"):
+        packed.with_suffix("").unlink(missing_ok=True)
+
+
+def shares(info: ShardsInfo, limit_samples: int) -> tuple[float, dict[str, float]]:
+    """Seconds of a pass without loader processes, and those of them in each part, the clock's own among them."""
+    spent_s: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
             begin_s = time.perf_counter()
-            result = function(data)
-            spent_s += time.perf_counter() - begin_s
+            result = function(*args, **kwargs)
+            spent_s[name] = spent_s.get(name, 0.0) + time.perf_counter() - begin_s
             return result
 
         return call
 
+    parts = [
+        (xxhash, "xxh64_hexdigest", "hashing shards"),
+        (xxhash, "xxh3_64_intdigest", "hashing samples"),
+        (TokenShard, "_read_sample", "reading samples"),
+    ]
     dataset = verified(info)
-    with (
-        patch.object(xxhash, "xxh64_hexdigest", timed(xxhash.xxh64_hexdigest)),
-        patch.object(xxhash, "xxh3_64_intdigest", timed(xxhash.xxh3_64_intdigest)),
-    ):
+    with ExitStack() as stack:
+        for owner, name, part in parts:
+            stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        stack.enter_context(patch.object(sys.modules[__name__], "collate", timed("batches of int64", data.collate)))
         total_s = seconds(dataset, 0, limit_samples)
     return total_s, spent_s
 
 
+def first_batch_seconds(make: Callable[[ShardsInfo], StreamingDataset], info: ShardsInfo) -> float:
+    """From nothing to the first batch."""
+    begin_s = time.perf_counter()
+    next(iter(loader_of(make(info), 0)))
+    return time.perf_counter() - begin_s
+
+
+def memory_over_an_epoch(info: ShardsInfo) -> list[float]:
+    """Megabytes of this process alone, the page cache left out, at regular places of a pass."""
+    samples, process = info.counts["train"].samples, psutil.Process()
+    batches = samples // ORDER["batch_size"]
+    seen = []
+    for n, _ in enumerate(iter(loader_of(verified(info), 0))):
+        if n % max(1, batches // LOOKS) == 0:
+            gc.collect()
+            seen.append(process.memory_full_info().uss / 1e6)
+    return seen
+
+
+def rows_of(
+    sets: dict[str, ShardsInfo], workers: Sequence[int], repeats: int, limit: int, mapped: Path | None
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    """Name, seconds of each round, and those of plain StreamingDataset on the same shards with as many processes."""
+    for kind, info in sets.items():
+        for count in workers:
+            ours, theirs = [], []
+            for _ in range(repeats):
+                for times, make in ((ours, verified), (theirs, plain)):
+                    forget_unpacked(info)
+                    times.append(seconds(make(info), count, limit))
+            yield f"ours, verified | {kind} | {count}", ours, theirs
+            yield f"StreamingDataset | {kind} | {count}", theirs, theirs
+    if mapped:
+        info = next(iter(sets.values()))
+        times = [mapped_seconds(mapped, info.counts["train"].samples, info.seq_len, limit) for _ in range(repeats)]
+        yield "np.memmap, no loader | raw | 0", times, []
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shards", type=Path, required=True, help="a shards folder")
-    parser.add_argument("--limit", type=int, default=100_000, help="samples a pass (default 100000, or all there are)")
-    parser.add_argument("--repeats", type=int, default=7, help="passes of each, alternating (default 7)")
+    what, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shards", type=Path, help="a shards folder (default: made of random tokens)")
+    parser.add_argument("--made-shards", type=int, default=1000, help="how many are made (default 1000, 0.5 GB twice)")
+    parser.add_argument("--limit", type=int, default=40_000, help="samples a pass (default 40000, or all there are)")
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each, alternating (default 5)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes (default 0 1 2)")
     args = parser.parse_args(argv)
-    info = read_shards_info(args.shards)
-    limit = min(args.limit, info.counts["train"].samples)
-    print(f"{limit:,} samples of {info.seq_len} tokens a pass, {args.repeats} passes of each")
-    plain_s = 0.0
-    for workers in args.workers:
-        taken: dict[str, list[float]] = {"verified": [], "plain": []}
-        for _ in range(args.repeats):
-            taken["verified"].append(seconds(verified(info), workers, limit))
-            taken["plain"].append(seconds(plain(info), workers, limit))
-        plain_s = plain_s or statistics.median(taken["plain"])
-        rates = {name: limit / statistics.median(values) for name, values in taken.items()}
-        ratios = sorted(ours / theirs for ours, theirs in zip(taken["verified"], taken["plain"], strict=True))
-        print(
-            f"{workers} loader processes: verified {rates['verified']:,.0f} samples/s, plain {rates['plain']:,.0f}; "
-            f"time of verified / plain: median {statistics.median(ratios):.3f}, {ratios[0]:.3f} to {ratios[-1]:.3f}"
-        )
-    passes = [hashing_seconds(info, limit) for _ in range(args.repeats)]
-    ours, hashing = (statistics.median(values) for values in zip(*passes, strict=True))
-    print(f"hashing: {hashing / ours:.2%} of the verified reader's time, {hashing / plain_s:.2%} of the plain one's")
+    if args.repeats < 1 or args.limit < 2 * ORDER["batch_size"]:
+        raise BadInput(f"--repeats {args.repeats} must be above 0, and --limit {args.limit} two batches of 8 at least")
+    with tempfile.TemporaryDirectory(prefix="loading-") as folder:
+        mapped = None
+        if args.shards:
+            info = read_shards_info(args.shards)
+            kind = "zstd" if info.manifest["arguments"]["compression"] else "raw"
+            sets = {kind: info}
+        else:
+            sets = {
+                name: make_shards(Path(folder) / name, args.made_shards, compression)
+                for name, compression in (("raw", None), ("zstd", "zstd"))
+            }
+            mapped = Path(folder) / "tokens.bin"
+            shape = (sets["raw"].counts["train"].samples, SEQ_LEN)
+            tokens = np.random.default_rng(17).integers(0, VOCAB_SIZE, shape, np.uint16)
+            tokens.tofile(mapped)
+            del tokens
+        report(sets, args.workers, args.repeats, args.limit, mapped)
+
+
+def report(sets: dict[str, ShardsInfo], workers: Sequence[int], repeats: int, limit: int, mapped: Path | None) -> None:
+    """Measure and print."""
+    info = next(iter(sets.values()))
+    samples = info.counts["train"].samples
+    limit = min(limit, samples)
+    shards = len(json.loads((info.folder / "train/index.json").read_bytes())["shards"])
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml-streaming"))
+    print(
+        f"{limit:,} of {samples:,} samples of {info.seq_len} tokens in {shards:,} shards a pass, {repeats} passes of "
+        f"each, median; {machine()}; {versions}.\n"
+    )
+    print("| reader | shards | loader processes | tokens/s | time / StreamingDataset's |")
+    print("| --- | --- | ---: | ---: | ---: |")
+    for name, times, against in rows_of(sets, workers, repeats, limit, mapped):
+        ratios = sorted(one / other for one, other in zip(times, against, strict=False))
+        ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}–{ratios[-1]:.3f})" if ratios else "–"
+        print(f"| {name} | {limit * info.seq_len / statistics.median(times):,.0f} | {ratio} |", flush=True)
+    total_s, parts = shares(info, limit)
+    print(f"\nWhere the time of ours goes, without loader processes ({total_s / limit * 1e6:.1f} µs a sample):")
+    parts["all else: streaming's order, the loader, Python"] = total_s - sum(parts.values())
+    for name, spent_s in parts.items():
+        print(f"  {name}: {spent_s / total_s:.1%}")
+    for name, make in (("ours", verified), ("StreamingDataset", plain)):
+        taken = [first_batch_seconds(make, info) for _ in range(repeats)]
+        print(f"To the first batch of {shards:,} shards, {name}: {statistics.median(taken):.2f} s")
+    seen = memory_over_an_epoch(info)
+    print(
+        f"Memory of the process over an epoch of {samples * info.seq_len / 1e6:,.0f}M tokens, page cache left out: "
+        f"{seen[0]:,.0f} MB at its first batch, {seen[len(seen) // 2]:,.0f} half-way, {seen[-1]:,.0f} at its end"
+    )
 
 
 if __name__ == "__main__":

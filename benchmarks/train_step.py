@@ -20,6 +20,10 @@ not. The first batches of a run are left out. A run that fails, for want of memo
                 rows padded to a multiple of 128; no block recomputed; attention by this kernel; blocks compiled
     layout      weights of Conv1D stored as torch.nn.Linear stores them; bare alone
     all         gelu, loss and keep; all+compile: and compile
+    ddp         without FSDP, for --ranks
+
+--ranks starts trainer on so many ranks of this machine; each then has its share of the batch, and where there are cores
+for all of them, twice the ranks should take half the time: the ratio to that is what the machinery costs.
 """
 
 from __future__ import annotations
@@ -27,6 +31,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import shutil
 import statistics
 import sys
@@ -36,6 +41,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +62,8 @@ PRESETS = {
     "2.7b": "biomedlm-2.7b.yaml",
 }
 WARM_UP = 3  # batches that are not timed
+RESULT = "measured: "  # begins the line of a run's result
+Row = tuple[str, str, int]  # engine, variant, ranks
 FAITHFUL = (
     "kernels.fused_gelu=false", "kernels.loss_chunk_tokens=null", "kernels.vocab_multiple=1",
     "kernels.sdpa_backend=null", "kernels.compile=false",
@@ -75,6 +83,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "layout": FAITHFUL,
     "all": (*FAITHFUL, GELU, LOSS, KEEP),
     "all+compile": (*FAITHFUL, GELU, LOSS, KEEP, COMPILE),
+    "ddp": ("fsdp=null",),
 }
 
 
@@ -104,7 +113,7 @@ def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) ->
         def batch_end(self, state: State, logger: Logger) -> None:
             times.batch_ended(float(state.total_loss_dict["loss/train/total"]))
 
-    Path(cfg.run_dir).mkdir()
+    Path(cfg.run_dir).mkdir(exist_ok=True)  # of all ranks
     connect(cfg)
     fit(cfg, plan, check_shards(cfg), [Clock()])
     return times
@@ -318,23 +327,20 @@ def configuration(preset: str, overrides: Sequence[str], batches: int, folder: P
     )  # fmt: skip
 
 
-def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batches: int) -> None:
-    """Run one engine here, and print what it took as JSON, last."""
+def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batches: int, folder: Path) -> None:
+    """Run one engine here, and print what it took as JSON, last, on rank 0."""
     import torch
 
-    folder = Path(tempfile.mkdtemp(prefix="train-step-"))
-    try:
-        cfg = configuration(preset, overrides, batches, folder)
-        plan = make_plan(cfg, 1, check_shards(cfg))
-        through = partial(bare, layout=True) if variant == "layout" else ENGINES[engine]
-        times = through(cfg, plan, batches, folder)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    cfg = configuration(preset, overrides, batches, folder)
+    plan = make_plan(cfg, int(os.environ.get("WORLD_SIZE", "1")), check_shards(cfg))
+    through = partial(bare, layout=True) if variant == "layout" else ENGINES[engine]
+    times = through(cfg, plan, batches, folder)
     steps_s = [end - begin for begin, end in zip(times.ends_s[WARM_UP - 1 :], times.ends_s[WARM_UP:], strict=False)]
     peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     found = {"step_s": statistics.median(steps_s), "mean_s": statistics.fmean(steps_s), "losses": times.losses}
-    print(json.dumps({**found, "gpu": name, "peak_bytes": peak_bytes}))
+    if os.environ.get("RANK", "0") == "0":
+        print(RESULT + json.dumps({**found, "gpu": name, "peak_bytes": peak_bytes}), flush=True)
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -357,46 +363,70 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3, help="how often each engine runs (default 3)")
     parser.add_argument("--cores", type=int, default=1, help="CPU cores of each process (default 1)")
     parser.add_argument("--plot", type=Path, help="draw the losses of the first round there, as .svg or .png")
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1], help="of trainer (default 1)")
+    parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     args = parser.parse_intermixed_args(argv)
     if args.batches <= WARM_UP + 1 or args.rounds < 1:
         raise BadInput(f"--batches {args.batches} must be above {WARM_UP + 1}, and --rounds {args.rounds} above 0")
     if args.one:
-        engine, variant = args.one
-        one(engine, variant, args.preset, args.overrides, args.batches)
+        engine, variant, folder = args.one
+        one(engine, variant, args.preset, args.overrides, args.batches, Path(folder))
         return
     if args.gpu:
         _ask_for_gpu()
     overrides = [*args.overrides, *([f"data.seq_len={args.seq_len}"] if args.seq_len else [])]
     cfg = configuration(args.preset, overrides, args.batches, Path("unused"))
     plan = make_plan(cfg, 1, check_shards(cfg))
-    rows = [(engine, variant) for engine in args.engines for variant in args.variants if _is_row(engine, variant, args)]
+    each = product(args.engines, args.variants, args.ranks)
+    rows = [row for row in each if _is_row(row, args)]
     if not rows:
         raise BadInput("no engine that was named has a variant that was named: layout is of bare alone")
-    rest = ["--preset", args.preset, "--batches", str(args.batches), *overrides]
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {row: [] for row in rows}
-    failed: dict[tuple[str, str], str] = {}
+    found: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
+    failed: dict[Row, str] = {}
     for n in range(args.rounds):
-        for engine, variant in (row for row in rows if row not in failed):
-            command = [sys.executable, str(Path(__file__)), "--one", engine, variant, *rest, *VARIANTS[variant]]
+        for row in (row for row in rows if row not in failed):
             try:
-                taken = measured(command, args.cores)
+                found[row].append(measure(row, args, overrides))
             except BadInput as error:
-                failed[engine, variant] = str(error).strip().splitlines()[-1][:120]
-                print(f"round {n + 1}, {engine}, {variant}: {error}", file=sys.stderr, flush=True)
-                continue
-            line = json.loads(taken.output.strip().splitlines()[-1])
-            found[engine, variant].append({**line, "rss_bytes": taken.peak_bytes})
-            print(f"round {n + 1}, {engine}, {variant}: {line['step_s'] * 1e3:.1f} ms a batch", file=sys.stderr)
+                failed[row] = str(error).strip().splitlines()[-1][:120]
+                print(f"round {n + 1}, {name_of(row)}: {error}", file=sys.stderr, flush=True)
+            else:
+                said = f"round {n + 1}, {name_of(row)}: {found[row][-1]['step_s'] * 1e3:.1f} ms a batch"
+                print(said, file=sys.stderr, flush=True)
     found = {row: lines for row, lines in found.items() if row not in failed}
     if not found:
         raise BadInput(f"every run failed; the last: {list(failed.values())[-1]}")
     gpu = next(iter(found.values()))[0]["gpu"]
-    _say_where(args, cfg, plan, gpu)
-    _say_table(found, failed, plan, GPUS[CUDA_NAMES[gpu]].bf16_flops if gpu in CUDA_NAMES else None)
+    say_where(args, cfg, plan, gpu)
+    say_table(found, failed, plan, GPUS[CUDA_NAMES[gpu]].bf16_flops if gpu in CUDA_NAMES else None)
     if args.plot:
-        _draw({f"{engine}, {variant}": lines[0]["losses"] for (engine, variant), lines in found.items()}, args.plot)
+        draw({name_of(row): lines[0]["losses"] for row, lines in found.items()}, args.plot)
+
+
+def name_of(row: Row) -> str:
+    """For people."""
+    engine, variant, ranks = row
+    return f"{engine}, {variant}" + (f", {ranks} ranks" if ranks > 1 else "")
+
+
+def measure(row: Row, args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
+    """Run a row once, on `--cores` cores a rank as far as there are any.
+
+    Raises:
+        BadInput: it failed.
+    """
+    engine, variant, ranks = row
+    launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)] if ranks > 1 else [sys.executable]
+    folder = tempfile.mkdtemp(prefix="train-step-")
+    command = [*launcher, str(Path(__file__).resolve()), "--one", engine, variant, folder, "--preset", args.preset]
+    command += ["--batches", str(args.batches), *overrides, *VARIANTS[variant]]
+    try:
+        taken = measured(command, min(args.cores * ranks, len(os.sched_getaffinity(0))))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
+    return {**json.loads(line.removeprefix(RESULT)), "rss_bytes": taken.peak_bytes}
 
 
 def _ask_for_gpu() -> None:
@@ -406,14 +436,18 @@ def _ask_for_gpu() -> None:
         raise BadInput("--gpu: torch finds no GPU here; leave it out to run on the CPU, with device=cpu precision=fp32")
 
 
-def _is_row(engine: str, variant: str, args: argparse.Namespace) -> bool:
-    """Engines that are not ours run once; `layout` is of the bare loop."""
+def _is_row(row: Row, args: argparse.Namespace) -> bool:
+    """Engines that are not ours run once; `layout` is of the bare loop; trainer alone has ranks."""
+    engine, variant, ranks = row
+    if engine != "trainer" and ranks != args.ranks[0]:
+        return False
     if engine in ("hf", "nanogpt"):
         return variant == args.variants[0]
     return variant != "layout" or engine == "bare"
 
 
-def _say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str) -> None:
+def say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str) -> None:
+    """What was run, and where."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml", "transformers", "accelerate"))
     shape = f"{cfg.global_train_batch_size} x {cfg.data.seq_len} tokens a batch"
     print(
@@ -422,33 +456,36 @@ def _say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str)
     )
 
 
-def _say_table(
-    found: dict[tuple[str, str], list[dict[str, Any]]], failed: dict[tuple[str, str], str], plan: Plan,
-    peak_flops: float | None,
-) -> None:  # fmt: skip
+def say_table(
+    found: dict[Row, list[dict[str, Any]]], failed: dict[Row, str], plan: Plan, peak_flops: float | None
+) -> None:
     """A row a run: the first is what the others are compared with."""
     (first, against), *_ = found.items()
-    mfu = f" MFU of {peak_flops / 1e12:g} TFLOP/s |" if peak_flops else ""
-    against_first = f"time / {first[0]}, {first[1]}"
-    print(f"| engine | variant | ms a batch | tokens/s | {against_first} | peak memory, GB | losses apart |{mfu}")
-    print("| --- | --- | ---: | ---: | ---: | ---: | ---: |" + " ---: |" * bool(peak_flops))
-    for (engine, variant), lines in found.items():
+    cores, ranks_too = len(os.sched_getaffinity(0)), any(row[2] > 1 for row in found)
+    columns = ["ms a batch", "tokens/s", f"time / {name_of(first)}", "peak memory, GB", "losses apart"]
+    columns += ["of the time for so many cores"] * ranks_too
+    columns += [f"MFU of {peak_flops / 1e12:g} TFLOP/s"] if peak_flops else []
+    print("| engine | variant | ranks | " + " | ".join(columns) + " |")
+    print("| --- | --- | ---: |" + " ---: |" * len(columns))
+    for (engine, variant, ranks), lines in found.items():
         steps_s = [line["step_s"] for line in lines]
         rates = [plan.tokens_per_batch / s for s in steps_s]
         ratios = [s / other["step_s"] for s, other in zip(steps_s, against, strict=False)]
         memory = [(line["peak_bytes"] or line["rss_bytes"]) / 1e9 for line in lines]
         pairs = list(zip(lines[0]["losses"], against[0]["losses"], strict=True))
         apart = f"{max(abs(one - other) for one, other in pairs):.1e}" if engine in ("trainer", "bare") else "–"
-        row = [engine, variant, spread([s * 1e3 for s in steps_s], 1), spread(rates, 0), spread(ratios, 3)]
+        row = [engine, variant, str(ranks), spread([s * 1e3 for s in steps_s], 1), spread(rates, 0), spread(ratios, 3)]
         row += [spread(memory, 2), apart]
+        if ranks_too:
+            row.append(spread([ratio * min(ranks, cores) / min(first[2], cores) for ratio in ratios], 2))
         if peak_flops:
-            row.append(spread([rate * plan.flops_per_token / peak_flops for rate in rates], 3))
+            row.append(spread([rate * plan.flops_per_token / peak_flops / ranks for rate in rates], 3))
         print(f"| {' | '.join(row)} |")
-    for (engine, variant), why in failed.items():
-        print(f"| {engine} | {variant} | failed: {why} |" + " |" * (4 + bool(peak_flops)))
+    for (engine, variant, ranks), why in failed.items():
+        print(f"| {engine} | {variant} | {ranks} | failed: {why} |" + " |" * (len(columns) - 1))
 
 
-def _draw(curves: dict[str, list[float]], path: Path) -> None:
+def draw(curves: dict[str, list[float]], path: Path) -> None:
     """Loss by batch of each, and below it how far each is from the first."""
     from matplotlib.figure import Figure
 

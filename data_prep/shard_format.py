@@ -18,6 +18,7 @@ bytes. It maps a sample back to the documents it was cut from.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xxhash
 
 from data_prep import json_lines
 from data_prep.stage import BadInput, JsonDict, manifest_sha256, read_manifest
@@ -75,6 +77,12 @@ def mds_shard(samples: np.ndarray, config: JsonDict) -> bytes:
     begin = 4 + 4 * (count + 1) + len(header)
     offsets = begin + row_bytes * np.arange(count + 1, dtype=np.uint32)
     return b"".join([np.uint32(count).tobytes(), offsets.astype(np.uint32).tobytes(), header, samples.tobytes()])
+
+
+def file_entry(name: str, data: bytes) -> JsonDict:
+    """What the index says of a file of a shard."""
+    hashes = {"sha256": hashlib.sha256(data).hexdigest(), "xxh64": xxhash.xxh64_hexdigest(data)}
+    return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
 def samples_per_shard(config: JsonDict) -> int:

@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
-import xxhash
 import zstandard
 from tqdm import tqdm
 
@@ -36,6 +35,7 @@ from data_prep.shard_format import (
     SPLITS,
     STAGE,
     SplitCounts,
+    file_entry,
     mds_config,
     mds_shard,
     samples_per_shard,
@@ -327,22 +327,17 @@ def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick:
     samples = job.read(slices).reshape(-1, job.seq_len)
     name = f"shard.{number:05}.mds"
     raw = mds_shard(samples, job.config)
-    entry = {**job.config, "samples": len(samples), "raw_data": _file(name, raw), "zip_data": None}
+    entry = {**job.config, "samples": len(samples), "raw_data": file_entry(name, raw), "zip_data": None}
     data = raw
     if compression := job.config["compression"]:
         algorithm, _, level = compression.partition(":")
         data = zstandard.ZstdCompressor(level=int(level)).compress(raw)
         name = f"{name}.{algorithm}"
-        entry["zip_data"] = _file(name, data)
+        entry["zip_data"] = file_entry(name, data)
     with written_aside(job.work / f"{split}.{name}") as path:
         path.write_bytes(data)
     write_json(job.work / f"{split}.shard.{number:05}.json", entry)
     tick(bytes=samples.nbytes, tokens=samples.size)
-
-
-def _file(name: str, data: bytes) -> JsonDict:
-    hashes = {"sha256": hashlib.sha256(data).hexdigest(), "xxh64": xxhash.xxh64_hexdigest(data)}
-    return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
 def _encode(job: Job, corpus_manifest: JsonDict, workers: Workers) -> dict[str, dict[str, Done]]:

@@ -68,37 +68,41 @@ class _ChunkedMeanLoss(torch.autograd.Function):
         if missing := -vocab_size % multiple:
             weight = F.pad(weight, (0, 0, 0, missing))
         wanted = targets != NO_TARGET
-        shares = (wanted / wanted.sum()).unsqueeze(1)  # of each token in the mean
         index = targets.clamp(min=0).unsqueeze(1)
         logits = F.linear(hidden, weight)
         loss = torch.zeros((), device=hidden.device)
         for part in _parts(len(hidden), chunk_tokens):
-            loss += gradient_in_place(logits[part, :vocab_size], index[part], shares[part])
+            loss += gradient_in_place(logits[part, :vocab_size], index[part], wanted[part])
         logits[:, vocab_size:] = 0
-        ctx.save_for_backward(logits, hidden, weight)
-        return loss
+        ctx.save_for_backward(logits, hidden, weight, wanted.sum())
+        return loss / wanted.sum()
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        of_logits, hidden, weight = ctx.saved_tensors
-        (of_loss,) = gradients
-        of_hidden = (of_logits @ weight).to(ctx.dtypes[0]) * of_loss
-        of_weight = (of_logits.T @ hidden)[: ctx.vocab_size].to(ctx.dtypes[1]) * of_loss
-        return of_hidden, of_weight, None, None, None
+        of_logits, hidden, weight, count = ctx.saved_tensors
+        share = gradients[0] / count  # multiplied into what is small
+        of_hidden = (of_logits @ weight) * share
+        of_weight = (of_logits.T @ (hidden * share).to(hidden.dtype))[: ctx.vocab_size]
+        return of_hidden.to(ctx.dtypes[0]), of_weight.to(ctx.dtypes[1]), None, None, None
 
 
-def gradient_in_place(logits: torch.Tensor, index: torch.Tensor, shares: torch.Tensor) -> torch.Tensor:
-    """What a chunk adds to the mean loss, (); its logits become the gradient of that with respect to them.
+def gradient_in_place(logits: torch.Tensor, index: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """The sum of a chunk's losses, (); its logits become the gradient of that with respect to them.
+
+    One exponential a logit: the softmax, whose largest value gives the logarithm that the losses need.
 
     Args:
         logits: (N, vocab_size), overwritten.
         index: of each token's target, (N, 1).
-        shares: of each token in the mean, (N, 1).
+        wanted: whether a token has a target, (N,).
     """
-    log_probabilities = logits.float().log_softmax(-1)
-    loss = -(log_probabilities.gather(1, index) * shares).sum()
-    gradient = log_probabilities.exp_().scatter_add_(1, index, torch.full_like(shares, -1)).mul_(shares)
-    logits.copy_(gradient)
+    in_fp32 = logits.float()
+    probabilities = in_fp32.softmax(-1)
+    log_sum = in_fp32.amax(-1) - probabilities.amax(-1).log()
+    loss = (log_sum - in_fp32.gather(1, index).squeeze(1))[wanted].sum()
+    probabilities.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
+    probabilities[~wanted] = 0
+    logits.copy_(probabilities)
     return loss
 
 

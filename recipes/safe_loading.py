@@ -6,9 +6,12 @@ mends it, unreleased); `refuse_unsafe` is called before each, through the hook t
 
 from __future__ import annotations
 
+import ctypes
 import io
+import mmap
 import os
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -200,3 +203,12 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
             if found != tuple(tensor.shape):
                 raise BadInput(f"{checkpoint} is of another model: {name} has shape {found}, not {tuple(tensor.shape)}")
             tensor.copy_(weights[name])
+            _forget_pages(weights[name])
+
+
+def _forget_pages(mapped: torch.Tensor) -> None:
+    """Give a mapped tensor's pages back to the kernel, which leaves them with the process until others want them."""
+    begin = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
+    if size > 0 and sys.platform == "linux":
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)

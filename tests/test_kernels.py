@@ -226,7 +226,7 @@ def test_compiled_blocks_train_the_same(
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("kernels.vocab_multiple=128", "vocab_multiple = 128, .*loss_chunk_tokens"),
+        ("kernels={loss_chunk_tokens: null, vocab_multiple: 128}", "vocab_multiple = 128, .*loss_chunk_tokens"),
         ("kernels.loss_chunk_tokens=0", "loss_chunk_tokens = 0"),
         ("kernels.sdpa_backend=fast", "one of flash, cudnn, efficient, math"),
         ("activation_checkpointing_blocks=2", "activation_checkpointing = false"),

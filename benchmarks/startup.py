@@ -1,0 +1,154 @@
+"""Where the seconds go from typing a command to the end of a run's first batch.
+
+python benchmarks/startup.py                                              # the smoke preset, some minutes
+python benchmarks/startup.py --yaml yamls/smoke-gpu.yaml kernels.compile=true
+
+Each round starts a process of its own. "Imports" of the launcher are those of `composer`, which imports Composer once
+more before the ranks do. Blocks are compiled, where the configuration asks for it, in the first batch: "cold" has no
+cache, "warm" has what the round before it left in the run folder, as a run that goes on does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+# Before this folder, whose data_prep.py is not the package.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.processes import machine, measured
+from data_prep.stage import BadInput, run
+from recipes.config import load_config
+from recipes.plan import check_shards, make_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+LAUNCHER = "import composer.cli.launcher"
+RESULT = "measured: "  # begins the line of a round's result
+
+
+def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
+    """Train one batch in this process, and print the seconds of each phase as JSON, last."""
+    spent_s: dict[str, float] = {}
+
+    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin_s, inside_s = time.perf_counter(), sum(spent_s.values())
+            result = function(*args, **kwargs)
+            inside_s = sum(spent_s.values()) - inside_s  # what phases within this one took
+            spent_s[name] = spent_s.get(name, 0.0) + time.perf_counter() - begin_s - inside_s
+            return result
+
+        return call
+
+    def imports() -> None:
+        import recipes.data
+        import recipes.model
+        import recipes.trainer  # noqa: F401
+
+    def checks() -> Any:
+        cfg = replace(load_config(yaml, overrides), run_dir=str(folder / "run"), progress_bar=False)
+        return cfg, check_shards(cfg)
+
+    timed("import torch", lambda: __import__("torch"))()
+    timed("import Composer, Streaming, transformers", imports)()
+    from composer import Callback, Logger, State, Trainer
+
+    import recipes.data
+    import recipes.train
+    from callbacks import ParityGate
+    from recipes import trainer
+    from recipes.model import BioMedLM
+
+    class FirstBatch(Callback):
+        def batch_end(self, state: State, logger: Logger) -> None:
+            state.stop_training()
+
+    cfg, shards = timed("configuration, shards' manifest", checks)()
+    plan = make_plan(cfg, 1, shards)
+    Path(cfg.run_dir).mkdir(exist_ok=True)
+    timed("join the ranks", trainer.connect)(cfg)
+    with (
+        patch.object(BioMedLM, "__init__", timed("draw the weights", BioMedLM.__init__)),
+        patch.object(recipes.data, "build_dataloader", timed("open the shards", recipes.data.build_dataloader)),
+        patch.object(Trainer, "__init__", timed("Composer's Trainer", Trainer.__init__)),
+        patch.object(ParityGate, "fit_start", timed("attention gate", ParityGate.fit_start)),
+        patch.object(Trainer, "_train_loop", timed("first batch, loader processes", Trainer._train_loop)),
+    ):
+        timed("callbacks, loggers, all else", recipes.train.fit)(cfg, plan, shards, [FirstBatch()])
+    print(RESULT + json.dumps(spent_s))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    what, _, more = (__doc__ or "").partition("\n\n")
+    parser = argparse.ArgumentParser(
+        description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--yaml", default="yamls/smoke-cpu.yaml", help="configuration (default yamls/smoke-cpu.yaml)")
+    parser.add_argument("--rounds", type=int, default=3, help="how often (default 3)")
+    parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
+    args = parser.parse_intermixed_args(argv)
+    if args.rounds < 1:
+        raise BadInput(f"--rounds {args.rounds} must be above 0")
+    overrides = ["loggers.wandb=null", "callbacks.texts=null", *args.overrides]
+    if args.one:
+        one(args.yaml, overrides, args.one)
+        return
+    compiles = load_config(args.yaml, overrides).kernels.compile
+    kinds = ("cold", "warm") if compiles else ("",)
+    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for n in range(args.rounds):
+        folder = Path(tempfile.mkdtemp(prefix="startup-"))
+        try:
+            for kind, phases in found.items():
+                phases.append(seconds(args.yaml, overrides, folder))
+                print(f"round {n + 1} {kind}: {sum(phases[-1].values()):.1f} s", file=sys.stderr, flush=True)
+                for path in (folder / "run").iterdir():
+                    if path.name != "compiled":
+                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml", "transformers"))
+    print(f"{args.yaml} {' '.join(args.overrides)}; {args.rounds} rounds, median; {machine()}; {versions}.\n")
+    print("| phase | " + " | ".join(f"seconds {kind}".strip() for kind in kinds) + " |")
+    print("| --- |" + " ---: |" * len(kinds))
+    names = list(found[kinds[0]][0])
+    for name in names:
+        row = [f"{statistics.median(phases[name] for phases in found[kind]):.2f}" for kind in kinds]
+        print(f"| {name} | {' | '.join(row)} |")
+    totals = [f"{statistics.median(sum(phases.values()) for phases in found[kind]):.1f}" for kind in kinds]
+    print(f"| all | {' | '.join(totals)} |")
+
+
+def seconds(yaml: str, overrides: Sequence[str], folder: Path) -> dict[str, float]:
+    """The phases of one start, the launcher's own and those of Python beside them.
+
+    Raises:
+        BadInput: it failed.
+    """
+    begin_s = time.perf_counter()
+    subprocess.run([sys.executable, "-c", LAUNCHER], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launcher_s = time.perf_counter() - begin_s
+    command = [sys.executable, str(Path(__file__).resolve()), "--one", str(folder), "--yaml", yaml, *overrides]
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "run/compiled")}  # cold, whatever the user's own is
+    taken = measured(command, min(2, len(os.sched_getaffinity(0))), environment)
+    line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
+    return {"the launcher's imports": launcher_s, **json.loads(line.removeprefix(RESULT))}
+
+
+if __name__ == "__main__":
+    run(main)
