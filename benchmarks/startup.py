@@ -5,7 +5,7 @@ python benchmarks/startup.py --yaml yamls/smoke-gpu.yaml kernels.compile=true
 
 Each round starts a process of its own. "Imports" of the launcher are those of `composer`, which imports Composer once
 more before the ranks do. Blocks are compiled, where the configuration asks for it, in the first batch: "cold" has no
-cache, "warm" has what the round before it left in the run folder, as a run that goes on does.
+cache, "warm" has what that left, as a run that goes on has in its folder.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -36,6 +37,12 @@ from recipes.plan import check_shards, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = "import composer.cli.launcher"
+
+
+class Enough(Exception):
+    """The first batch has ended."""
+
+
 RESULT = "measured: "  # begins the line of a round's result
 
 
@@ -45,11 +52,12 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            begin_s, inside_s = time.perf_counter(), sum(spent_s.values())
-            result = function(*args, **kwargs)
-            inside_s = sum(spent_s.values()) - inside_s  # what phases within this one took
-            spent_s[name] = spent_s.get(name, 0.0) + time.perf_counter() - begin_s - inside_s
-            return result
+            begin_s, before_s = time.perf_counter(), sum(spent_s.values())
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside_s = sum(spent_s.values()) - before_s  # what phases within this one took
+                spent_s[name] = spent_s.get(name, 0.0) + time.perf_counter() - begin_s - inside_s
 
         return call
 
@@ -74,7 +82,7 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
 
     class FirstBatch(Callback):
         def batch_end(self, state: State, logger: Logger) -> None:
-            state.stop_training()
+            raise Enough
 
     cfg, shards = timed("configuration, shards' manifest", checks)()
     plan = make_plan(cfg, 1, shards)
@@ -86,6 +94,7 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         patch.object(Trainer, "__init__", timed("Composer's Trainer", Trainer.__init__)),
         patch.object(ParityGate, "fit_start", timed("attention gate", ParityGate.fit_start)),
         patch.object(Trainer, "_train_loop", timed("first batch, loader processes", Trainer._train_loop)),
+        suppress(Enough),
     ):
         timed("callbacks, loggers, all else", recipes.train.fit)(cfg, plan, shards, [FirstBatch()])
     print(RESULT + json.dumps(spent_s))
@@ -117,9 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for kind, phases in found.items():
                 phases.append(seconds(args.yaml, overrides, folder))
                 print(f"round {n + 1} {kind}: {sum(phases[-1].values()):.1f} s", file=sys.stderr, flush=True)
-                for path in (folder / "run").iterdir():
-                    if path.name != "compiled":
-                        shutil.rmtree(path) if path.is_dir() else path.unlink()
+                shutil.rmtree(folder / "run")
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml", "transformers"))
@@ -144,7 +151,7 @@ def seconds(yaml: str, overrides: Sequence[str], folder: Path) -> dict[str, floa
     subprocess.run([sys.executable, "-c", LAUNCHER], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     launcher_s = time.perf_counter() - begin_s
     command = [sys.executable, str(Path(__file__).resolve()), "--one", str(folder), "--yaml", yaml, *overrides]
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "run/compiled")}  # cold, whatever the user's own is
+    environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}  # cold, whatever the user's own is
     taken = measured(command, min(2, len(os.sched_getaffinity(0))), environment)
     line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
     return {"the launcher's imports": launcher_s, **json.loads(line.removeprefix(RESULT))}
