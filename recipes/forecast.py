@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from data_prep.stage import BadInput
 from recipes.config import TrainConfig
 from recipes.hardware import GPUS, Gpu, find_gpu, utilisations
 from recipes.memory import Layout, Memory, peak, reserve_bytes, step_memory
-from recipes.plan import Plan, gigabytes, node_sends_bytes
+from recipes.plan import Plan, gigabytes, make_plan, node_sends_bytes
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
 LAUNCHER_GRACE_S = (
@@ -206,6 +207,63 @@ def make_forecast(
         shard_bytes=plan.train_tokens * token_bytes if plan.train_tokens else None,
         token_bytes=token_bytes,
     )
+
+
+def scaling_table(
+    cfg: TrainConfig, counts: Sequence[int], gpu_name: str, mfu: float | None, network_gbit_s: float | None,
+    ranks_per_node: int,
+) -> str:  # fmt: skip
+    """What more GPUs bring, as a table in Markdown: sharded over all of them, and within each node (HSDP).
+
+    Efficiency is computing over the batch, from nothing of the network hidden behind it to all of it.
+
+    Args:
+        cfg: the configuration, with FSDP.
+        counts: numbers of GPUs.
+        gpu_name: a name of `GPUS`.
+        mfu: the utilisation to reckon with at any number; None: the best that is published for this GPU.
+        network_gbit_s: as for `make_forecast`.
+        ranks_per_node: GPUs of a node.
+
+    Raises:
+        BadInput: as `make_forecast` and `make_plan`; no FSDP, no utilisation or no network that is known.
+    """
+    if cfg.fsdp is None:
+        raise BadInput("fsdp = null: the table is of sharded runs; give fsdp={}")
+    names = ["network, s", "efficiency, %", "days", "memory, GB"]
+    columns = ["GPUs", "sequences a GPU", "microbatch x accumulation", "computing, s a batch"]
+    columns += [f"{kind}: {name}" for kind in ("FSDP", "HSDP") for name in names]
+    lines = [f"| {' | '.join(columns)} |", "|" + " ---: |" * len(columns)]
+    for count in counts:
+        cells: list[str] = []
+        for replicas in (1, max(1, count // ranks_per_node)):
+            sharded = replace(cfg, fsdp=replace(cfg.fsdp, data_parallel_replicate_degree=replicas))
+            plan = make_plan(sharded, count, None, ranks_per_node)
+            cast = make_forecast(sharded, plan, gpu_name, mfu, None, network_gbit_s)
+            if not cast.speeds:
+                raise BadInput(f"no utilisation of {gpu_name} at this size is published here: give --mfu")
+            if cast.node_bytes and not cast.network_gbit_s:
+                raise BadInput(f"no usual network of a node of {ranks_per_node} {gpu_name} is known: give --network")
+            computing_s = cast.speeds[-1].batch_s
+            network_s = cast.node_bytes * 8 / ((cast.network_gbit_s or 1) * 1e9)
+            hidden_s, exposed_s = max(computing_s, network_s), computing_s + network_s
+            days = [plan.batches * s / 86400 for s in (hidden_s, exposed_s)]
+            cells = cells or [
+                f"{count:,}",
+                f"{plan.device_batch_size}",
+                f"{plan.device_train_microbatch_size} x {plan.grad_accumulation}",
+                f"{computing_s:.3f}",
+            ]
+            cells += [
+                f"{network_s:.3f}",
+                _span(round(100 * computing_s / exposed_s), round(100 * computing_s / hidden_s), "d").replace(
+                    " to ", "–"
+                ),
+                _span(round(days[0], 2), round(days[1], 2), ".2f").replace(" to ", "–"),
+                f"{cast.needed_bytes / 1e9:.1f}",
+            ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def speed_at(mfu: float, basis: str, plan: Plan, gpu: Gpu, price: float | None, network_s: float | None) -> Speed:

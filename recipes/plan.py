@@ -2,7 +2,8 @@
 
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 128 --gpu a100-40gb                    # will it fit, how long
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 64 --gpu h100 --price 2.5 --mfu 0.4    # cost, at a speed known
-python recipes/plan.py yamls/biomedlm-2.7b.yaml activation_checkpointing=false --gpus 8 --gpu h200 --json
+python recipes/plan.py yamls/biomedlm-2.7b.yaml activation_checkpointing=true --gpus 8 --gpu a10 --json
+python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpu h100 --mfu 0.408 --scaling 8 16 32 64 128 256 512 1024
 
 The first line is the verdict. A run that cannot fit ends with exit code 2, and with what would make it fit.
 """
@@ -354,6 +355,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--price", type=float, metavar="MONEY", help="of a GPU-hour, in any currency")
     parser.add_argument("--network", type=float, metavar="GBIT", help="Gbit/s that a node sends; else a usual node's")
     parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--scaling", type=int, nargs="+", metavar="N", help="a table of so many GPUs, in Markdown")
     given = parser.parse_intermixed_args(argv)
     for name, least, most in (("gpus", 1, 10**6), ("gpus_per_node", 1, 10**3), ("mfu", 1e-6, 1), ("price", 0, 10**6)):
         value = getattr(given, name)
@@ -362,6 +364,10 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     if given.network is not None and not given.network > 0:
         raise BadInput(f"--network {given.network:g} must be above 0")
     cfg = load_config(given.yaml, given.overrides)
+    if given.scaling:
+        table = (cfg, given.scaling, given.gpu, given.mfu, given.network, given.gpus_per_node)
+        print(forecast.scaling_table(*table))
+        return
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     plan = make_plan(cfg, given.gpus or cfg.world_size, shards, given.gpus_per_node)
     cast = forecast.make_forecast(cfg, plan, given.gpu, given.mfu, given.price, given.network)

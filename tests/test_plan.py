@@ -405,6 +405,26 @@ def test_traffic() -> None:
     assert planned(gpus=8)[2].node_bytes == planned(gpus=1, gpu="h200")[2].link_bytes == 0
 
 
+def test_the_table_of_more_gpus_is_made_of_the_plans(capsys: pytest.CaptureFixture[str]) -> None:
+    command_line([str(FLAGSHIP), "--gpu", "h100", "--mfu", "0.4", "--network", "3200", "--scaling", "8", "64", "1024"])
+    header, _, *rows = (
+        [cell.strip() for cell in line.strip("| ").split("|")] for line in capsys.readouterr().out.splitlines()
+    )
+    table = {row[0]: dict(zip(header, row, strict=True)) for row in rows}
+    assert list(table) == ["8", "64", "1,024"] and table["8"]["FSDP: network, s"] == "0.000"
+    cfg, plan, cast = planned(
+        "fsdp.data_parallel_replicate_degree=8", gpu="h100", gpus=64, mfu=0.4, network_gbit_s=3200
+    )
+    row, network_s = table["64"], cast.node_bytes * 8 / 3.2e12
+    assert float(row["computing, s a batch"]) == pytest.approx(cast.speeds[0].batch_s, rel=0.01)
+    assert float(row["HSDP: network, s"]) == pytest.approx(network_s, rel=0.01)
+    assert float(row["HSDP: memory, GB"]) == pytest.approx(cast.needed_bytes / 1e9, rel=0.01)
+    least, most = map(float, row["HSDP: days"].split("–"))
+    assert least == pytest.approx(cast.speeds[0].days, rel=0.01)
+    assert most == pytest.approx(least + plan.batches * network_s / 86400, rel=0.01)
+    assert table["1,024"]["microbatch x accumulation"] == "1 x 1" and cfg.device_train_microbatch_size == 8
+
+
 # The command
 
 
@@ -442,6 +462,9 @@ def test_json_is_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu", "h100", "--gpus", "127"], "does not divide over 127 ranks; the nearest number of ranks"),
         (["--gpu", "h100", "--gpus", "0"], "--gpus 0 does not lie between"),
         (["--gpu", "h100", "--mfu", "40"], "--mfu 40 does not lie between"),
+        (["--gpu", "h100", "--scaling", "8", "--gpus-per-node", "4"], "no usual network of a node of 4 h100 is known"),
+        (["--gpu", "h100", "fsdp=null", "--scaling", "8"], "fsdp = null: the table is of sharded runs"),
+        (["--gpu", "rtx-4090", "--scaling", "8"], "no utilisation of rtx-4090 at this size .* give --mfu"),
         (["--gpu", "h100", "--network", "-1"], "--network -1 must be above 0"),
         (["--gpu", "h100", "device=cpu", "precision=fp32"], "add device=gpu precision=amp_bf16"),
         (["--gpu", "h100", "model.n_embdd=3"], "did you mean 'n_embd'"),
