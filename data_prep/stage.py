@@ -216,7 +216,14 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def publish(partial: Path, out: Path, request: JsonDict, results: JsonDict) -> JsonDict:
+def file_output(path: Path) -> JsonDict:
+    """What a manifest says of a file: `bytes` and `sha256`."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+
+
+def publish(
+    partial: Path, out: Path, request: JsonDict, results: JsonDict, hashed: Mapping[str, JsonDict] | None = None
+) -> JsonDict:
     """Hash all files of `partial`, write its manifest, flush, and rename it to `out`.
 
     Args:
@@ -224,12 +231,19 @@ def publish(partial: Path, out: Path, request: JsonDict, results: JsonDict) -> J
         out: the final name; nothing or an empty folder may be there.
         request: as given to `finished`.
         results: `counts`, `versions` and whatever else the stage reports.
+        hashed: what `file_output` said of some files, by name, where others have hashed them.
+
+    Raises:
+        OSError: a file that others hashed has another size here.
     """
     files = sorted(path for path in partial.rglob("*") if path.is_file())
-    outputs = {
-        path.relative_to(partial).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in files
-    }
+    hashed = hashed or {}
+    outputs = {}
+    for path in files:
+        name = path.relative_to(partial).as_posix()
+        outputs[name] = hashed.get(name) or file_output(path)
+        if (size := path.stat().st_size) != outputs[name]["bytes"]:
+            raise OSError(f"{path} has {size:,} bytes, who wrote it saw {outputs[name]['bytes']:,}")
     for path in files:
         _flush(path)
     manifest = {**request, **results, "outputs": outputs}

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest, sha256_file
+from data_prep.stage import MANIFEST, BadInput, JsonDict, file_output, read_manifest, sha256_file
 from data_prep.stage import publish as publish_stage
 
 CHECKPOINT_NAME = re.compile(r"ep(\d+)-ba(\d+)")
@@ -54,7 +54,18 @@ def saved_at(checkpoint: Path) -> JsonDict:
     return read_manifest(checkpoint, "checkpoint", "recipes/train.py")["saved_at"]
 
 
-def publish(partial: Path, out: Path, saved_at: JsonDict, identity: JsonDict) -> None:
+def own_outputs(partial: Path, rank: int) -> dict[str, JsonDict]:
+    """What the manifest is to say of the files that a rank wrote: it hashes them while the others hash theirs.
+
+    One rank that hashes all 31 GB of a sharded 2.7B, which it did not write and so must first read, holds up the
+    GPUs of all for that long.
+    """
+    return {path.name: file_output(path) for path in sorted(partial.glob(f"__{rank}_*"))}
+
+
+def publish(
+    partial: Path, out: Path, saved_at: JsonDict, identity: JsonDict, hashed: Mapping[str, JsonDict] | None = None
+) -> None:
     """Hash and flush the files of `partial`, write its manifest, and rename it to `out`.
 
     Args:
@@ -62,10 +73,11 @@ def publish(partial: Path, out: Path, saved_at: JsonDict, identity: JsonDict) ->
         out: the checkpoint's name; what lies there is of the same run and batch, and is replaced.
         saved_at: as `saved_at` returns it.
         identity: what the run is made of.
+        hashed: `own_outputs` of all ranks, name by name.
     """
     remove(out)
     request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "saved_at": saved_at, "identity": identity}
-    publish_stage(partial, out, request, {})
+    publish_stage(partial, out, request, {}, hashed)
 
 
 def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_batches: int | None) -> list[str]:

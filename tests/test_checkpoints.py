@@ -73,3 +73,27 @@ def test_publishing_again_replaces_it(folder: Path) -> None:
     checkpoints.publish(partial, folder / "ep0-ba100", {"batch": 100}, {})
     assert checkpoints.fault(folder / "ep0-ba100") is None
     assert sorted(path.name for path in (folder / "ep0-ba100").iterdir()) == ["manifest.json", "rank0.pt"]
+
+
+def test_each_rank_hashes_what_it_wrote(tmp_path: Path) -> None:
+    partial, out = tmp_path / "partial", tmp_path / "ep0-ba100"
+    partial.mkdir()
+    for name in ("__0_0.distcp", "__1_0.distcp", "__10_0.distcp", ".metadata"):
+        (partial / name).write_bytes(name.encode() * 9)
+    hashed = checkpoints.own_outputs(partial, 1)
+    assert set(hashed) == {"__1_0.distcp"}
+    checkpoints.publish(partial, out, {"batch": 100}, {}, hashed | checkpoints.own_outputs(partial, 10))
+    assert checkpoints.fault(out) is None
+    (out / "__1_0.distcp").write_bytes(b"__1_0.distcq" * 9)
+    assert "altered" in (checkpoints.fault(out) or "")
+
+
+def test_a_part_of_another_size_than_its_rank_saw_is_refused(tmp_path: Path) -> None:
+    partial = tmp_path / "partial"
+    partial.mkdir()
+    (partial / "__1_0.distcp").write_bytes(b"whole")
+    hashed = checkpoints.own_outputs(partial, 1)
+    (partial / "__1_0.distcp").write_bytes(b"cut")
+    with pytest.raises(OSError, match=r"has 3 bytes, who wrote it saw 5"):
+        checkpoints.publish(partial, tmp_path / "ep0-ba1", {"batch": 1}, {}, hashed)
+    assert not (tmp_path / "ep0-ba1").exists()
