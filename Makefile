@@ -63,7 +63,11 @@ smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a
 
 bench: .venv/installed ## tables of what everything takes here, quick forms; docs/performance.md says how to read them
 	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 2 --batches 16
-	$(BIN)/python benchmarks/loading.py --shards data/sample/shards-256 --repeats 3 --limit 20000
+	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 1 --batches 12 --engines trainer --variants faithful all compile
+	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 1 --batches 12 --engines trainer --variants yaml ddp --ranks 1 2 4
+	$(BIN)/python benchmarks/loading.py --made-shards 200 --limit 20000 --repeats 3
+	$(BIN)/python benchmarks/startup.py --rounds 1
+	$(BIN)/python recipes/plan.py $(YAML) --gpu h100 --mfu 0.408 --scaling 8 16 32 64 128 256 512 1024
 	$(BIN)/python benchmarks/data_prep.py --rounds 1 --repeat 1
 
 # Without it (no npm registry, another processor) the tests of pages are skipped, and say so; in CI they fail.
