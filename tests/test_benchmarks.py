@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -161,3 +163,40 @@ def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], t
     size_mb, *numbers = (float(cell.replace(",", "")) for cell in row.strip("| ").split(" | "))
     assert size_mb == 1 and len(numbers) == 6 and numbers[0] >= numbers[1] > 20
     assert not (tmp_path / "flat").exists()
+
+
+ROOT = Path(__file__).parents[1]
+
+
+def printed(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(ROOT / "benchmarks" / script), *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
+    """Losses of the fast path are the faithful ones; a run that fails is a row, not the end."""
+    tiny = [
+        f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", "data.seq_len=64", "data.num_workers=0",
+        "model.vocab_size=600", "model.n_positions=64", "model.n_embd=32", "model.n_layer=2",
+    ]  # fmt: skip
+    table = printed(
+        "train_step.py", *tiny, "--batches", "6", "--rounds", "1", "--engines", "bare",
+        "--variants", "faithful", "all", "cudnn", "--plot", str(tmp_path / "losses.svg"),
+    )  # fmt: skip
+    rows = {cells[2]: cells for line in table.splitlines() if (cells := [cell.strip() for cell in line.split("|")])[2:]}
+    assert list(rows) == ["variant", "---", "faithful", "all", "cudnn"]
+    assert 0 < float(rows["all"][8]) < 1e-5 and rows["faithful"][8] == "0.0e+00"
+    assert "failed: RuntimeError: No viable backend" in rows["cudnn"][4]
+    assert "faithful" in (tmp_path / "losses.svg").read_text()
+
+
+def test_loading_is_measured_on_made_shards():
+    said = printed("loading.py", "--made-shards", "3", "--limit", "64", "--repeats", "1", "--workers", "0", "1")
+    rates = re.findall(r"^\| (ours, verified|StreamingDataset) \| (raw|zstd) \| ([01]) \| ([\d,]+) \|", said, re.M)
+    assert len(rates) == 8 and all(int(rate.replace(",", "")) > 0 for *_, rate in rates)
+    shares = re.findall(r"^  (.*): ([\d.]+)%$", said, re.M)
+    own = [float(share) for name, share in shares if "beside" not in name]
+    assert len(own) >= 4 and sum(own) == pytest.approx(100, abs=0.5)
+    assert "np.memmap" in said and "of 3 shards, ours" in said and "half-way" in said
