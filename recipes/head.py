@@ -65,7 +65,7 @@ class _ChunkedMeanLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
         ctx.dtypes, ctx.vocab_size = (hidden.dtype, weight.dtype), vocab_size
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-        if missing := -vocab_size % multiple:
+        if missing := -vocab_size % multiple:  # their logits, which are also their gradients, are 0
             weight = F.pad(weight, (0, 0, 0, missing))
         wanted = targets != NO_TARGET
         index = targets.clamp(min=0).unsqueeze(1)
@@ -73,7 +73,6 @@ class _ChunkedMeanLoss(torch.autograd.Function):
         loss = torch.zeros((), device=hidden.device)
         for part in _parts(len(hidden), chunk_tokens):
             loss += gradient_in_place(logits[part, :vocab_size], index[part], wanted[part])
-        logits[:, vocab_size:] = 0
         ctx.save_for_backward(logits, hidden, weight, wanted.sum())
         return loss / wanted.sum()
 

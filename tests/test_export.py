@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,23 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
         load_model_weights(tmp_path / "ep0-ba11", torch.nn.Linear(2, 2))
     assert not target.exists()
     refuse_unsafe(finished_run / "checkpoints/ep0-ba40/rank0.pt")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_reading_a_checkpoint_holds_the_model_once(tmp_path: Path) -> None:
+    """Not beside it the mapped pages of all that was read: 100 MB of weights here."""
+    model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(24)))
+    torch.save({"state": {"model": model.state_dict()}}, tmp_path / checkpoints.MONOLITH)
+
+    def status_mb(key: str) -> float:
+        text = Path("/proc/self/status").read_text()
+        return next(int(line.split()[1]) / 1e3 for line in text.splitlines() if line.startswith(f"{key}:"))
+
+    load_model_weights(tmp_path, model, prefix="")  # what is imported late is imported now
+    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    before_mb = status_mb("VmRSS")
+    load_model_weights(tmp_path, model, prefix="")
+    assert status_mb("VmHWM") - before_mb < 40
 
 
 def test_generate_talks_and_says_what_for(exported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -373,6 +373,7 @@ def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> No
     assert re.search(rf"takes .* GB a GPU .* more than the .* of {gpu}; it fits with ", text)
     ways = text.partition("it fits with ")[2].split("; or ")
     assert len(ways) >= 2
+    least_blocks = 0
     for way in ways:
         if larger := re.search(r"a GPU of more memory \((.*)\)", way):
             names = larger[1].split(", ")
@@ -382,6 +383,11 @@ def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> No
             assert planned(*changes, *again, gpus=int(more[1]), gpu=gpu)[2].fits
         else:
             assert planned(*changes, *way.split(), gpus=gpus, gpu=gpu)[2].fits, way
+            if least := re.fullmatch(r"(activation_checkpointing=true activation_checkpointing_blocks=)(\d+)", way):
+                fewer = f"{least[1]}{int(least[2]) - 1}".split()
+                assert not planned(*changes, *fewer, gpus=gpus, gpu=gpu)[2].fits, "one block fewer would do"
+                least_blocks = int(least[2])
+    assert gpu != "a10" or 1 < least_blocks < 32
 
 
 def test_one_small_gpu_cannot_and_is_told_how_many_could() -> None:
