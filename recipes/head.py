@@ -68,41 +68,40 @@ class _ChunkedMeanLoss(torch.autograd.Function):
         if missing := -vocab_size % multiple:  # their logits, which are also their gradients, are 0
             weight = F.pad(weight, (0, 0, 0, missing))
         wanted = targets != NO_TARGET
+        shares = (wanted / wanted.sum()).unsqueeze(1)  # of each token in the mean
         index = targets.clamp(min=0).unsqueeze(1)
         logits = F.linear(hidden, weight)
         loss = torch.zeros((), device=hidden.device)
         for part in _parts(len(hidden), chunk_tokens):
-            loss += gradient_in_place(logits[part, :vocab_size], index[part], wanted[part])
-        ctx.save_for_backward(logits, hidden, weight, wanted.sum())
-        return loss / wanted.sum()
+            loss += (gradient_in_place(logits[part, :vocab_size], index[part]) * shares[part]).sum()
+        ctx.save_for_backward(logits, hidden, weight, shares)
+        return loss
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
-        of_logits, hidden, weight, count = ctx.saved_tensors
-        share = gradients[0] / count  # multiplied into what is small
-        of_hidden = (of_logits @ weight) * share
-        of_weight = (of_logits.T @ (hidden * share).to(hidden.dtype))[: ctx.vocab_size]
+        of_logits, hidden, weight, shares = ctx.saved_tensors
+        shares = shares * gradients[0]  # multiplied into what is small
+        of_hidden = (of_logits @ weight) * shares
+        of_weight = (of_logits.T @ (hidden * shares).to(hidden.dtype))[: ctx.vocab_size]
         return of_hidden.to(ctx.dtypes[0]), of_weight.to(ctx.dtypes[1]), None, None, None
 
 
-def gradient_in_place(logits: torch.Tensor, index: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """The sum of a chunk's losses, (); its logits become the gradient of that with respect to them.
+def gradient_in_place(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """The losses of a chunk's tokens, (N, 1); each one's logits become the gradient of its loss with respect to them.
 
-    One exponential a logit: the softmax, whose largest value gives the logarithm that the losses need.
+    One exponential a logit: the softmax, whose largest value gives the logarithm that the losses need. Nothing waits
+    for the device.
 
     Args:
         logits: (N, vocab_size), overwritten.
         index: of each token's target, (N, 1).
-        wanted: whether a token has a target, (N,).
     """
     in_fp32 = logits.float()
     probabilities = in_fp32.softmax(-1)
-    log_sum = in_fp32.amax(-1) - probabilities.amax(-1).log()
-    loss = (log_sum - in_fp32.gather(1, index).squeeze(1))[wanted].sum()
-    probabilities.scatter_add_(1, index, torch.full_like(index, -1, dtype=torch.float32))
-    probabilities[~wanted] = 0
-    logits.copy_(probabilities)
-    return loss
+    log_sum = in_fp32.amax(-1, keepdim=True) - probabilities.amax(-1, keepdim=True).log()
+    losses = log_sum - in_fp32.gather(1, index)
+    logits.copy_(probabilities.scatter_add_(1, index, torch.full_like(losses, -1)))
+    return losses
 
 
 def _parts(tokens: int, chunk_tokens: int | None) -> Iterator[slice]:
