@@ -274,7 +274,6 @@ class RunConfig:
     world_size: int = 1  # ranks that the plan is made for; the launcher decides how many there are
     fsdp: FSDPConfig | None = None  # used on 2 ranks and more
     activation_checkpointing: bool = False
-    activation_checkpointing_blocks: int | None = None  # of the model's, the first; null: all
     connect_timeout_s: float = 300.0  # longest that the ranks wait for each other at the start
     # Longest that a rank waits in a collective; above stall_timeout_s, which says where, as NCCL's end does not.
     dist_timeout_s: float = 1800.0
@@ -298,6 +297,7 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Everything that decides a pre-training run."""
 
+    activation_checkpointing_blocks: int | None = None  # of the model's, the first; null: all
     model: ModelConfig = field(default_factory=ModelConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -529,6 +529,14 @@ def _check_pretraining(cfg: TrainConfig, name: str) -> None:
         kernels.vocab_multiple == 1 or chunk is not None, "kernels.vocab_multiple", kernels.vocab_multiple,
         "it is part of the loss in chunks: say kernels.loss_chunk_tokens, such as 2048",
     )  # fmt: skip
+    blocks = cfg.activation_checkpointing_blocks
+    require(
+        blocks is None or blocks > 0, "activation_checkpointing_blocks", blocks, "it must be above 0, or null for all"
+    )
+    require(
+        blocks is None or cfg.activation_checkpointing, "activation_checkpointing_blocks", blocks,
+        "activation_checkpointing = false, so no block recomputes",
+    )  # fmt: skip
     require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
     _check_interval(require, name, "scheduler.t_warmup", cfg.scheduler.t_warmup, least=0)
 
@@ -600,14 +608,7 @@ def _check_values(cfg: RunConfig, name: str) -> None:
     require(len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", optimizer.betas,
             "it must be two numbers in [0, 1)")  # fmt: skip
     require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative")
-    blocks, clip = cfg.activation_checkpointing_blocks, cfg.gradient_clipping_norm
-    require(
-        blocks is None or blocks > 0, "activation_checkpointing_blocks", blocks, "it must be above 0, or null for all"
-    )
-    require(
-        blocks is None or cfg.activation_checkpointing, "activation_checkpointing_blocks", blocks,
-        "activation_checkpointing = false, so no block recomputes",
-    )  # fmt: skip
+    clip = cfg.gradient_clipping_norm
     require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
     require(
         cfg.save_remote is None or bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", cfg.save_remote)),

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from recipes.config import FSDPConfig, ModelConfig, RunConfig, TrainConfig
+from recipes.config import FSDPConfig, ModelConfig, TrainConfig
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # cross_entropy's backward holds the log-probabilities, their gradient and the logits' gradient, all in fp32. Its
@@ -94,7 +94,7 @@ class Layout:
     reshard_after_forward: bool = True  # FSDP's
 
     @staticmethod
-    def of(cfg: RunConfig, ranks: int) -> Layout:
+    def of(cfg: TrainConfig, ranks: int) -> Layout:
         """The layout that a configuration asks for on so many ranks."""
         recomputed = cfg.activation_checkpointing, cfg.activation_checkpointing_blocks
         if cfg.fsdp is None or ranks == 1:
