@@ -41,13 +41,7 @@ class DecoupledAdamW(optim.DecoupledAdamW):
         weight_decay: float,
         eps: float,
     ) -> None:
-        """One step of all parameters of a group, in place; arguments as Composer's, which has no other caller.
-
-        Raises:
-            NotImplementedError: amsgrad, which no configuration can ask for.
-        """
-        if amsgrad:
-            raise NotImplementedError("amsgrad")
+        """One step of all parameters of a group, in place; arguments as Composer's, which has no other caller."""
         if not params:
             return
         steps = torch.stack(state_steps).tolist()  # one wait for the device in place of one a parameter
@@ -60,6 +54,10 @@ class DecoupledAdamW(optim.DecoupledAdamW):
             torch._foreach_add_(m, g, alpha=1 - beta1)
             torch._foreach_mul_(v, beta2)
             torch._foreach_addcmul_(v, g, g, value=1 - beta2)
+            if amsgrad:
+                largest = [_here(max_exp_avg_sqs[i]) for i in bucket]
+                torch._foreach_maximum_(largest, v)
+                v = largest
             denominators = torch._foreach_sqrt(v)
             torch._foreach_div_(denominators, math.sqrt(1 - beta2**step))
             torch._foreach_add_(denominators, eps)

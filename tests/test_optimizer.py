@@ -80,7 +80,7 @@ def test_weight_decay_is_torchs_tenth() -> None:
     assert optimizer_config.weight_decay / optimizer_config.lr == pytest.approx(0.1)
 
 
-def stepped(cls: type[optim.DecoupledAdamW], sharded: bool) -> list[torch.Tensor]:
+def stepped(cls: type[optim.DecoupledAdamW], sharded: bool, amsgrad: bool) -> list[torch.Tensor]:
     """Parameters and state after six steps: of many shapes, one of them joining late, the learning rate moving."""
     draw = torch.Generator().manual_seed(4)
     parameters = []
@@ -89,7 +89,7 @@ def stepped(cls: type[optim.DecoupledAdamW], sharded: bool) -> list[torch.Tensor
         if sharded and shape:
             tensor = distribute_tensor(tensor, init_device_mesh("cpu", (1,)), [Shard(0)])
         parameters.append(torch.nn.Parameter(tensor))
-    optimizer = cls(parameters, lr=1.6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1.6e-5)
+    optimizer = cls(parameters, lr=1.6e-4, betas=(0.9, 0.95), eps=1e-8, weight_decay=1.6e-5, amsgrad=amsgrad)
     for step in range(6):
         optimizer.param_groups[0]["lr"] = 1.6e-4 * (1 - 0.15 * step)
         for n, parameter in enumerate(parameters):
@@ -108,10 +108,13 @@ def stepped(cls: type[optim.DecoupledAdamW], sharded: bool) -> list[torch.Tensor
 
 @pytest.mark.parametrize("bucket_bytes", [1, 9000, 2**28])
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_step_is_composers_to_the_last_bit(sharded: bool, bucket_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("amsgrad", [False, True])
+def test_a_step_is_composers_to_the_last_bit(
+    amsgrad: bool, sharded: bool, bucket_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     dist.initialize_dist(get_device("cpu"))
     monkeypatch.setattr(module, "OPTIMIZER_BUCKET_BYTES", bucket_bytes)
-    ours, composers = stepped(DecoupledAdamW, sharded), stepped(optim.DecoupledAdamW, sharded=False)
+    ours, composers = stepped(DecoupledAdamW, sharded, amsgrad), stepped(optim.DecoupledAdamW, False, amsgrad)
     assert len(ours) == 28 and all(torch.equal(one, other) for one, other in zip(ours, composers, strict=True))
 
 
