@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch._dynamo
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2LMHeadModel
 
+from data_prep.stage import BadInput
 from recipes.config import KernelsConfig
 
 BACKENDS = {
@@ -45,8 +47,6 @@ def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
         model: its blocks' names, weights and checkpoints stay as they are.
         cache: folder of compiled code, unless TORCHINDUCTOR_CACHE_DIR names another.
     """
-    import torch._dynamo
-
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
     # By default torch goes on, uncompiled and with a line of log at most, when it has compiled a function too often.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -56,10 +56,21 @@ def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
 
 @contextmanager
 def attention_backend(kernels: KernelsConfig) -> Iterator[None]:
-    """Within it, scaled_dot_product_attention has one kernel to choose from, and fails where that cannot run."""
+    """Within it, scaled_dot_product_attention has one kernel to choose from.
+
+    Raises:
+        BadInput: it cannot run here.
+    """
     if kernels.sdpa_backend is None:
         yield
         return
     context: Any = sdpa_kernel(BACKENDS[kernels.sdpa_backend])
-    with context:
-        yield
+    try:
+        with context:
+            yield
+    except RuntimeError as error:
+        if "No viable backend" not in str(error):
+            raise
+        raise BadInput(
+            f"kernels.sdpa_backend = {kernels.sdpa_backend!r}, which this device and precision do not have; say null"
+        ) from None

@@ -17,7 +17,7 @@ from data_prep.stage import BadInput
 from recipes import report, train
 from recipes.config import KernelsConfig, ModelConfig, TrainConfig, load_config
 from recipes.head import NO_TARGET, mean_loss, token_losses
-from recipes.kernels import attention_backend
+from recipes.kernels import attention_backend, compile_blocks
 from recipes.model import BioMedLM, checkpoint_activations
 from recipes.optimizer import DecoupledAdamW
 
@@ -183,9 +183,6 @@ def test_the_kernel_that_was_asked_for_is_used() -> None:
         assert used == {name}
 
 
-Overrides = Callable[..., list[str]]
-
-
 @pytest.fixture
 def configure(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Callable[..., TrainConfig]:
     def make(name: str, *more: str) -> TrainConfig:
@@ -206,13 +203,34 @@ def losses(cfg: TrainConfig) -> list[float]:
     return [value for _, value in report.read_run(Path(cfg.run_dir)).series[report.TRAIN_LOSS]]
 
 
+def test_a_kernel_that_is_not_there_is_bad_input(configure: Callable[..., TrainConfig]) -> None:
+    with pytest.raises(
+        BadInput, match=r"sdpa_backend = 'cudnn', which this device and precision do not have; say null"
+    ):
+        train.main(configure("run", "kernels.sdpa_backend=cudnn"))
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ on a CPU")
 def test_compiled_blocks_train_the_same(
-    configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    configure: Callable[..., TrainConfig],
+    faithful: list[torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Through the Trainer, with evaluation; all layers share one compilation; checkpoints are those of any run."""
+    """All gradients, 200 steps, and through the Trainer with evaluation; checkpoints are those of any run.
+
+    All layers share one compilation: there are few graphs.
+    """
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     torch._dynamo.reset()
+    models = [build(KernelsConfig()) for _ in range(2)]
+    compile_blocks(models[0].model, tmp_path / "cache")
+    assert difference(step_of(models[0], KernelsConfig()), faithful) < 1e-5
+    models[0].zero_grad()
+    fast, slow = (torch.tensor(curve(model)) for model in models)
+    assert (fast - slow).abs().max() < 2e-5
+    torch._dynamo.reset()
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     plain, compiled = configure("plain"), configure("compiled", "kernels.compile=true")
     trained = [train.main(cfg) for cfg in (plain, compiled)]
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
