@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import resource
@@ -12,12 +13,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from data_prep.stage import BadInput
 
 POLL_S = 0.1
+RESULT = "measured: "  # begins the line of a result
 
 
 @dataclass
@@ -91,6 +94,17 @@ def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
             with suppress(psutil.NoSuchProcess), member.oneshot():
                 times = member.cpu_times()
                 yield member.pid, member.memory_info().rss, times.user + times.system
+
+
+def say_result(result: dict[str, Any]) -> None:
+    """Print what a process measured, for `result_of` in the one that started it."""
+    print(RESULT + json.dumps(result), flush=True)
+
+
+def result_of(taken: Run) -> dict[str, Any]:
+    """What the process said with `say_result`, among all else that it printed."""
+    line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
+    return json.loads(line.removeprefix(RESULT))
 
 
 def machine() -> str:

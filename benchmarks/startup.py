@@ -11,7 +11,6 @@ cache, "warm" has what that left, as a run that goes on has in its folder.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -22,6 +21,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,20 +30,16 @@ from unittest.mock import patch
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.processes import machine, measured
+from benchmarks.processes import machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
 from recipes.config import load_config
 from recipes.plan import check_shards, make_plan
 
-ROOT = Path(__file__).resolve().parents[1]
 LAUNCHER = "import composer.cli.launcher"
 
 
 class Enough(Exception):
     """The first batch has ended."""
-
-
-RESULT = "measured: "  # begins the line of a round's result
 
 
 def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
@@ -61,17 +57,13 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
 
         return call
 
-    def imports() -> None:
-        import recipes.data
-        import recipes.model
-        import recipes.trainer  # noqa: F401
-
     def checks() -> Any:
         cfg = replace(load_config(yaml, overrides), run_dir=str(folder / "run"), progress_bar=False)
         return cfg, check_shards(cfg)
 
-    timed("import torch", lambda: __import__("torch"))()
-    timed("import Composer, Streaming, transformers", imports)()
+    timed("import torch", import_module)("torch")
+    for name in ("recipes.data", "recipes.model", "recipes.trainer"):
+        timed("import Composer, Streaming, transformers", import_module)(name)
     from composer import Callback, Logger, State, Trainer
 
     import recipes.data
@@ -97,7 +89,7 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         suppress(Enough),
     ):
         timed("callbacks, loggers, all else", recipes.train.fit)(cfg, plan, shards, [FirstBatch()])
-    print(RESULT + json.dumps(spent_s))
+    say_result(spent_s)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -153,8 +145,7 @@ def seconds(yaml: str, overrides: Sequence[str], folder: Path) -> dict[str, floa
     command = [sys.executable, str(Path(__file__).resolve()), "--one", str(folder), "--yaml", yaml, *overrides]
     environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}  # cold, whatever the user's own is
     taken = measured(command, min(2, len(os.sched_getaffinity(0))), environment)
-    line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
-    return {"the launcher's imports": launcher_s, **json.loads(line.removeprefix(RESULT))}
+    return {"the launcher's imports": launcher_s, **result_of(taken)}
 
 
 if __name__ == "__main__":

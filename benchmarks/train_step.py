@@ -30,7 +30,6 @@ for all of them, twice the ranks should take half the time: the ratio to that is
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import shutil
@@ -49,7 +48,7 @@ from typing import Any
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.processes import machine, measured
+from benchmarks.processes import machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
 from recipes.config import TrainConfig, load_config
 from recipes.hardware import CUDA_NAMES, GPUS
@@ -63,7 +62,6 @@ PRESETS = {
     "2.7b": "biomedlm-2.7b.yaml",
 }
 WARM_UP = 3  # batches that are not timed
-RESULT = "measured: "  # begins the line of a run's result
 Row = tuple[str, str, int]  # engine, variant, ranks
 FAITHFUL = (
     "kernels.fused_gelu=false", "kernels.loss_chunk_tokens=null", "kernels.vocab_multiple=1",
@@ -341,7 +339,7 @@ def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batche
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     found = {"step_s": statistics.median(steps_s), "mean_s": statistics.fmean(steps_s), "losses": times.losses}
     if os.environ.get("RANK", "0") == "0":
-        print(RESULT + json.dumps({**found, "gpu": name, "peak_bytes": peak_bytes}), flush=True)
+        say_result({**found, "gpu": name, "peak_bytes": peak_bytes})
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -426,8 +424,7 @@ def measure(row: Row, args: argparse.Namespace, overrides: Sequence[str]) -> dic
         taken = measured(command, min(args.cores * ranks, len(os.sched_getaffinity(0))))
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
-    return {**json.loads(line.removeprefix(RESULT)), "rss_bytes": taken.peak_bytes}
+    return {**result_of(taken), "rss_bytes": taken.peak_bytes}
 
 
 def _ask_for_gpu() -> None:
