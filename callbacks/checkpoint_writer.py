@@ -93,17 +93,18 @@ class CheckpointWriter(Callback):
             "sample_in_epoch": int(state.timestamp.sample_in_epoch),
         }
         own: dict[str, Any] = {}
-
-        def publish() -> None:
-            checkpoints.publish(partial, self.folder / name, saved_at, self.identity, hashed)
-
         failure = (
             _attempt(lambda: _prepare(partial))
             or _attempt(lambda: _write(state, partial))
             or _attempt(lambda: own.update(checkpoints.own_outputs(partial, dist.get_global_rank())))
         )
         hashed = {name: output for outputs in dist.all_gather_object(own) for name, output in outputs.items()}
-        failure = failure or _attempt(lambda: check_parts(partial), rank=0) or _attempt(publish, rank=0)
+        arguments = (partial, self.folder / name, saved_at, self.identity, hashed)
+        failure = (
+            failure
+            or _attempt(lambda: check_parts(partial), rank=0)
+            or _attempt(lambda: checkpoints.publish(*arguments), rank=0)
+        )
         if failure:
             if dist.get_global_rank() == 0:
                 shutil.rmtree(partial, ignore_errors=True)

@@ -256,10 +256,8 @@ def scaling_table(
             ]
             cells += [
                 f"{network_s:.3f}",
-                _span(round(100 * computing_s / exposed_s), round(100 * computing_s / hidden_s), "d").replace(
-                    " to ", "–"
-                ),
-                _span(round(days[0], 2), round(days[1], 2), ".2f").replace(" to ", "–"),
+                _span(100 * computing_s / exposed_s, 100 * computing_s / hidden_s, ".0f", "–"),
+                _span(days[0], days[1], ".2f", "–"),
                 f"{cast.needed_bytes / 1e9:.1f}",
             ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -296,12 +294,13 @@ def refusal(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
         ways.append(f"activation_checkpointing=true activation_checkpointing_blocks={fewest.checkpointing_blocks}")
     elif n := largest_divisor(cfg, plan, again, gpu_bytes):
         ways.append(f"activation_checkpointing=true device_train_microbatch_size={n}")
-    for way, more in ((full, ""), (replace(full, checkpointing=True), " activation_checkpointing=true")):
-        if full != layout and (not more or way != full) and (n := largest_divisor(cfg, plan, way, gpu_bytes)):
-            ways.append(
-                "fsdp.reshard_after_forward=true fsdp.data_parallel_replicate_degree=1 "
-                f"device_train_microbatch_size={min(n, microbatch)}{more}"
-            )
+    sharded = dict.fromkeys((full, replace(full, checkpointing=True))) if full != layout else ()
+    ways += [
+        "fsdp.reshard_after_forward=true fsdp.data_parallel_replicate_degree=1 "
+        f"device_train_microbatch_size={min(n, microbatch)}" + " activation_checkpointing=true" * (way != full)
+        for way in sharded
+        if (n := largest_divisor(cfg, plan, way, gpu_bytes))
+    ]
     if not ways:
         for ranks in (count for count in plan.rank_counts if count > layout.ranks):
             more = replace(full, ranks=ranks, shards=ranks, checkpointing=True)
@@ -347,8 +346,9 @@ def _verdict(cast: Forecast, cfg: TrainConfig) -> str:
     return "; ".join(parts)
 
 
-def _span(low: float, high: float, form: str) -> str:
-    return f"{low:{form}}" if low == high else f"{low:{form}} to {high:{form}}"
+def _span(low: float, high: float, form: str, between: str = " to ") -> str:
+    one, other = f"{low:{form}}", f"{high:{form}}"
+    return one if one == other else f"{one}{between}{other}"
 
 
 def _memory(cast: Forecast, plan: Plan) -> str:

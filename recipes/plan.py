@@ -365,6 +365,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         raise BadInput(f"--network {given.network:g} must be above 0")
     cfg = load_config(given.yaml, given.overrides)
     if given.scaling:
+        if given.json or given.gpus or given.price is not None:
+            raise BadInput("--scaling prints a table of its own; leave --json, --gpus and --price out")
         table = (cfg, given.scaling, given.gpu, given.mfu, given.network, given.gpus_per_node)
         print(forecast.scaling_table(*table))
         return

@@ -469,6 +469,7 @@ def test_json_is_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         (["--gpu", "h100", "--gpus", "0"], "--gpus 0 does not lie between"),
         (["--gpu", "h100", "--mfu", "40"], "--mfu 40 does not lie between"),
         (["--gpu", "h100", "--scaling", "8", "--gpus-per-node", "4"], "no usual network of a node of 4 h100 is known"),
+        (["--gpu", "h100", "--json", "--scaling", "8"], "leave --json, --gpus and --price out"),
         (["--gpu", "h100", "fsdp=null", "--scaling", "8"], "fsdp = null: the table is of sharded runs"),
         (["--gpu", "rtx-4090", "--scaling", "8"], "no utilisation of rtx-4090 at this size .* give --mfu"),
         (["--gpu", "h100", "--network", "-1"], "--network -1 must be above 0"),
