@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_prep.stage import BadInput
-from recipes.config import CallbacksConfig, TrainConfig, load_config, to_yaml
+from recipes.config import CallbacksConfig, TrainConfig, load_config, load_finetune_config, to_yaml
 from recipes.plan import flops_per_token, format_plan, make_plan, node_sends_bytes, parameter_count
 
 ROOT = Path(__file__).parents[1]
@@ -240,6 +240,13 @@ def test_what_a_node_sends(overrides: list[str], over_all: float, within_nodes: 
     plan = make_plan(cfg, 128, None)
     sent = [node_sends_bytes(cfg, plan, ranks) / plan.parameters for ranks in (128, 8)]
     assert sent == pytest.approx([over_all, within_nodes])
+
+
+def test_finetuning_takes_no_key_that_it_does_not_use() -> None:
+    finetune = FLAGSHIP.parent / "finetune"
+    yaml = next(iter(sorted(finetune.glob("*.yaml"))))
+    with pytest.raises(BadInput, match="unknown key 'activation_checkpointing_blocks'"):
+        load_finetune_config(yaml, ["activation_checkpointing_blocks=2"])
 
 
 def test_each_fsdp_key_reaches_composer() -> None:

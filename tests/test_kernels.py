@@ -230,12 +230,13 @@ def test_compiled_blocks_train_the_same(
     fast, slow = (torch.tensor(curve(model)) for model in models)
     assert (fast - slow).abs().max() < 2e-5
     torch._dynamo.reset()
+    counters = torch._dynamo.utils.counters
+    counters.clear()
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     plain, compiled = configure("plain"), configure("compiled", "kernels.compile=true")
     trained = [train.main(cfg) for cfg in (plain, compiled)]
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
     assert any((Path(compiled.run_dir) / "compiled").rglob("*.so")), "the cache is in the run folder"
-    counters = torch._dynamo.utils.counters
     assert 1 <= counters["stats"]["unique_graphs"] <= 8, "not one for each layer"
     assert trained[0] is not None and trained[1] is not None
     assert trained[0].state.model.state_dict().keys() == trained[1].state.model.state_dict().keys()
