@@ -39,6 +39,7 @@ from recipes.shard_reader import TokenShard, open_shards
 from recipes.token_loss import TokenSources
 
 SHARDS_AHEAD = 4  # of a worker: found good, or fetched, before their first sample is due
+MACHINE_MEMORY = Path("/dev/shm")  # where there is none, the folder for temporary files
 
 Sample = dict[str, Any]
 
@@ -277,8 +278,7 @@ def registering() -> Iterator[None]:
 
 def _claim_machine() -> int | None:
     """A descriptor of the lock of this machine's shared memory, held by its first rank; None: another run's."""
-    memory = Path("/dev/shm")
-    path = (memory if memory.is_dir() else Path(tempfile.gettempdir())) / "token-shards.lock"
+    path = (MACHINE_MEMORY if MACHINE_MEMORY.is_dir() else Path(tempfile.gettempdir())) / "token-shards.lock"
     try:
         lock = os.open(path, os.O_RDONLY)  # with O_CREAT the kernel refuses the file of another user here
     except FileNotFoundError:

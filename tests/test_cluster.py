@@ -142,10 +142,11 @@ def test_hosts_that_were_given_other_commands_do_not_begin(
     outcome("another learning rate in the command of one host", "exit code 2 on both, with the key", "nothing")
 
 
-def test_all_machines_are_claimed_or_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_machines_are_claimed_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs that start together on the same two machines: neither keeps one while it waits for the other."""
     from recipes import data
 
+    monkeypatch.setattr(data, "MACHINE_MEMORY", tmp_path)  # this machine's is claimed by the runs of other tests
     answers = iter([[True, False], [True, True]])
 
     def is_free() -> bool:
