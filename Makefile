@@ -67,6 +67,7 @@ bench: .venv/installed ## tables of what everything takes here, quick forms; doc
 	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 1 --batches 12 --engines trainer --variants yaml ddp --ranks 1 2 4
 	$(BIN)/python benchmarks/loading.py --made-shards 200 --limit 20000 --repeats 3
 	$(BIN)/python benchmarks/startup.py --rounds 1
+	$(BIN)/python benchmarks/checkpoint.py model.n_embd=768 model.n_layer=12 model.n_head=6 --ranks 1 2
 	$(BIN)/python recipes/plan.py $(YAML) --gpu h100 --mfu 0.408 --scaling 8 16 32 64 128 256 512 1024
 	$(BIN)/python benchmarks/data_prep.py --rounds 1 --repeat 1
 

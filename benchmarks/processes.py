@@ -9,7 +9,7 @@ import resource
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +94,26 @@ def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
             with suppress(psutil.NoSuchProcess), member.oneshot():
                 times = member.cpu_times()
                 yield member.pid, member.memory_info().rss, times.user + times.system
+
+
+class Phases:
+    """Seconds that functions took, by name; what one took within another counts once, as its own."""
+
+    def __init__(self) -> None:
+        self.spent_s: dict[str, float] = {}
+
+    def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, with what it takes added to that name."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            begin_s, before_s = time.perf_counter(), sum(self.spent_s.values())
+            try:
+                return function(*args, **kwargs)
+            finally:
+                inside_s = sum(self.spent_s.values()) - before_s
+                self.spent_s[name] = self.spent_s.get(name, 0.0) + time.perf_counter() - begin_s - inside_s
+
+        return call
 
 
 def say_result(result: dict[str, Any]) -> None:

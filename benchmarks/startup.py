@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -30,7 +30,7 @@ from unittest.mock import patch
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.processes import machine, measured, result_of, say_result
+from benchmarks.processes import Phases, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
 from recipes.config import load_config
 from recipes.plan import check_shards, make_plan
@@ -44,18 +44,8 @@ class Enough(Exception):
 
 def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
     """Train one batch in this process, and print the seconds of each phase as JSON, last."""
-    spent_s: dict[str, float] = {}
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            begin_s, before_s = time.perf_counter(), sum(spent_s.values())
-            try:
-                return function(*args, **kwargs)
-            finally:
-                inside_s = sum(spent_s.values()) - before_s  # what phases within this one took
-                spent_s[name] = spent_s.get(name, 0.0) + time.perf_counter() - begin_s - inside_s
-
-        return call
+    phases = Phases()
+    timed = phases.timed
 
     def checks() -> Any:
         cfg = replace(load_config(yaml, overrides), run_dir=str(folder / "run"), progress_bar=False)
@@ -89,7 +79,7 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         suppress(Enough),
     ):
         timed("callbacks, loggers, all else", recipes.train.fit)(cfg, plan, shards, [FirstBatch()])
-    say_result(spent_s)
+    say_result(phases.spent_s)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -1,6 +1,6 @@
 """Checkpoints: whole or not there, and the newest that verifies.
 
-A checkpoint is a folder `ep0-ba100`: `rank0.pt` of an unsharded run, or `.metadata` and one `.distcp` file a rank,
+A checkpoint is a folder `ep0-ba100`: `rank0.pt` of an unsharded run, or `.metadata` and some `.distcp` files a rank,
 and a manifest with the hash of each file, written last. It gets its name when all of it is on disk.
 """
 
@@ -60,7 +60,9 @@ def own_outputs(partial: Path, rank: int) -> dict[str, JsonDict]:
     One rank that hashes all 31 GB of a sharded 2.7B, which it did not write and so must first read, holds up the
     GPUs of all for that long.
     """
-    return {path.name: file_output(path) for path in sorted(partial.glob(f"__{rank}_*"))}
+    paths = sorted(partial.glob(f"__{rank}_*"))
+    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+        return dict(zip((path.name for path in paths), pool.map(file_output, paths), strict=True))
 
 
 def publish(

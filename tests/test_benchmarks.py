@@ -166,6 +166,7 @@ def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], t
 
 
 ROOT = Path(__file__).parents[1]
+ROW = r"^\| ([a-zA-Z :,]+) \| (2 \| [\d.]+ \| [\d.]+) \| [\d.]+ \| [\d.]+ \("  # name, ranks, GB, seconds
 
 
 def printed(script: str, *arguments: str) -> str:
@@ -175,14 +176,17 @@ def printed(script: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
-    """Losses of the fast path are the faithful ones; a run that fails is a row, not the end."""
-    tiny = [
-        f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", "data.seq_len=64", "data.num_workers=0",
+def tiny(shards: Path, tokenizer: Path) -> list[str]:
+    return [
+        f"data.shards={shards}", f"data.tokenizer={tokenizer}", "data.seq_len=64", "data.num_workers=0",
         "model.vocab_size=600", "model.n_positions=64", "model.n_embd=32", "model.n_layer=2",
     ]  # fmt: skip
+
+
+def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
+    """Losses of the fast path are the faithful ones; a run that fails is a row, not the end."""
     table = printed(
-        "train_step.py", *tiny, "--batches", "6", "--rounds", "1", "--engines", "bare",
+        "train_step.py", *tiny(tiny_shards, tiny_tokenizer), "--batches", "6", "--rounds", "1", "--engines", "bare",
         "--variants", "faithful", "all", "cudnn", "--plot", str(tmp_path / "losses.svg"),
     )  # fmt: skip
     rows = {cells[2]: cells for line in table.splitlines() if (cells := [cell.strip() for cell in line.split("|")])[2:]}
@@ -200,3 +204,16 @@ def test_loading_is_measured_on_made_shards():
     own = [float(share) for name, share in shares if "beside" not in name]
     assert len(own) >= 4 and sum(own) == pytest.approx(100, abs=0.5)
     assert "np.memmap" in said and "of 3 shards, ours" in said and "half-way" in said
+
+
+def test_saving_is_measured_beside_the_disk(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
+    """On two ranks: each save has its parts and a plain file of as many bytes; the run goes on, and is exported."""
+    options = ["--ranks", "2", "--saves", "2", "--folder", str(tmp_path)]
+    said = printed("checkpoint.py", *tiny(tiny_shards, tiny_tokenizer), *options)
+    rows = {name: [float(cell) for cell in cells.split(" | ")] for name, cells in re.findall(ROW, said, re.M)}
+    save, write, hashing, plain = (rows[name][2] for name in rows if "going" not in name and "read" not in name)
+    assert save >= write >= 0 and save >= hashing >= 0 and plain >= 0 and len(rows) == 7
+    assert all(row[0] == 2 and row[1] == rows["save"][1] for row in rows.values())
+    (export,) = re.findall(r"^\| of 2 parts \| (\d\.\d\d) \| [\d.]+ \| ([\d.]+) \|", said, re.M)
+    assert float(export[1]) > float(export[0])  # libraries, at this size
+    assert not list(tmp_path.iterdir())

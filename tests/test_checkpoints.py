@@ -78,10 +78,10 @@ def test_publishing_again_replaces_it(folder: Path) -> None:
 def test_each_rank_hashes_what_it_wrote(tmp_path: Path) -> None:
     partial, out = tmp_path / "partial", tmp_path / "ep0-ba100"
     partial.mkdir()
-    for name in ("__0_0.distcp", "__1_0.distcp", "__10_0.distcp", ".metadata"):
+    for name in ("__0_0.distcp", "__1_0.distcp", "__1_1.distcp", "__10_0.distcp", ".metadata"):
         (partial / name).write_bytes(name.encode() * 9)
     hashed = checkpoints.own_outputs(partial, 1)
-    assert set(hashed) == {"__1_0.distcp"}
+    assert set(hashed) == {"__1_0.distcp", "__1_1.distcp"}
     checkpoints.publish(partial, out, {"batch": 100}, {}, hashed | checkpoints.own_outputs(partial, 10))
     assert checkpoints.fault(out) is None
     (out / "__1_0.distcp").write_bytes(b"__1_0.distcq" * 9)
