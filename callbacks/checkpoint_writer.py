@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist, reproducibility
 from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner, FileSystemWriter
 from torch.distributed.checkpoint import save as save_sharded
+from torch.utils.serialization import config as serialization
 
 from recipes import checkpoints
 from recipes.ranks import outcome_of
@@ -244,12 +244,12 @@ def _prepare(partial: Path) -> None:
 def _write(state: State, partial: Path) -> None:
     """The state in Composer's own layout, so that Trainer's `load_path` reads it.
 
-    Without torch's CRC-32, which takes as long as the writing and which no reader of torch's looks at; the manifest has
-    a better hash.
+    Without torch's CRC-32: it takes 0.4 of the 1.0 s that 1.6 GB take into the page cache, and torch.load (2.7.0) reads
+    an altered file without a word all the same. The manifest has a hash that is looked at.
     """
     rng = reproducibility.get_rng_state()  # of all ranks
     content = {"state": state.state_dict(), "rng": rng}
-    with _without_crc32():
+    with cast(Any, serialization).patch({"save.compute_crc32": False}):
         if state.fsdp_sharded_state_dict_enabled:
             if dist.get_global_rank() != 0:
                 del content["rng"]
@@ -261,13 +261,3 @@ def _write(state: State, partial: Path) -> None:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())
-
-
-@contextmanager
-def _without_crc32() -> Iterator[None]:
-    before = torch.serialization.get_crc32_options()
-    torch.serialization.set_crc32_options(False)
-    try:
-        yield
-    finally:
-        torch.serialization.set_crc32_options(before)

@@ -497,7 +497,8 @@ def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, 
     replicated = [*settings, "fsdp.data_parallel_replicate_degree=2"]
     run("moved", *replicated, ranks=4, faults=["SIGTERM:3:20"], code=PREEMPTED)
     parts = (tmp_path / "moved/checkpoints/ep0-ba20").glob("*.distcp")
-    assert [part.stat().st_size > 0 for part in sorted(parts)] == [True, True, False, False], "one replica is saved"
+    written = {int(part.name.split("_")[2]) for part in parts if part.stat().st_size > 0}
+    assert written == {0, 1}, "one replica is saved"
     run("moved", *settings, ranks=2)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert report.read_run(moved).starts == [0, 20]
