@@ -63,8 +63,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
 
     import recipes.train
     from callbacks import CheckpointWriter, checkpoint_writer
-    from data_prep import stage
-    from recipes import resume, trainer
+    from recipes import checkpoints, resume, trainer
 
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     shards = check_shards(cfg)
@@ -85,7 +84,8 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
         phases = Phases()
         with (
             patch.object(checkpoint_writer, "_write", phases.timed("writing", checkpoint_writer._write)),
-            patch.object(stage, "sha256_file", phases.timed("hashing", stage.sha256_file)),
+            patch.object(checkpoints, "own_outputs", phases.timed("hashing", checkpoints.own_outputs)),
+            patch.object(checkpoints, "publish", phases.timed("hashing", checkpoints.publish)),
         ):
             phases.timed("else", save)(writer, state)
         found.append({**phases.spent_s, "plain": plain_s if first else write_plain(plain, size_bytes)})
@@ -227,7 +227,7 @@ def measure(args: argparse.Namespace, ranks: int, overrides: Sequence[str], fold
     rows = [
         row("save", [save["writing"] + save["hashing"] + save["else"] for save in saves], wrote_s),
         row("of it writing", [save["writing"] for save in saves], wrote_s),
-        row("of it hashing", [save["hashing"] for save in saves], wrote_s),
+        row("of it hashing and naming", [save["hashing"] for save in saves], wrote_s),
         row("plain file of each rank, written and synced", wrote_s, wrote_s),
         row("going on: all of it hashed", [loaded["verifying"]], [read_s]),
         row("going on: loaded by Composer", [loaded["loading"]], [read_s]),

@@ -97,7 +97,7 @@ def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
 
 
 class Phases:
-    """Seconds that functions took, by name; what one took within another counts once, as its own."""
+    """Seconds that functions took in one thread, by name; what one took within another counts once, as its own."""
 
     def __init__(self) -> None:
         self.spent_s: dict[str, float] = {}
