@@ -7,7 +7,7 @@ uncommitted-*.diff  what the code differed in from its commit, if it did, by the
 texts.jsonl     what the model wrote after each evaluation (callbacks/texts.py)
 skipped.jsonl   what was left out after loss spikes, if anything was (recipes/ledger.py)
 tokenizer/      the tokenizer of its shards
-checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and a file a rank
+checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and some files a rank
 .lock           held by the process that runs it
 """
 
