@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +29,7 @@ from unittest.mock import patch
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.processes import Phases, machine, measured, result_of, say_result
+from benchmarks.processes import Enough, Phases, launched, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
 from recipes.checkpoints import MONOLITH, complete_checkpoints
 from recipes.config import TrainConfig, load_config
@@ -39,10 +39,6 @@ from recipes.run_folder import CHECKPOINTS
 ROOT = Path(__file__).resolve().parents[1]
 INTERVAL = 2  # batches between two saves
 BLOCK_BYTES = 16 << 20  # of a plain file, at a time
-
-
-class Enough(Exception):
-    """All that is measured has happened."""
 
 
 def configuration(yaml: str, overrides: Sequence[str], folder: Path) -> TrainConfig:
@@ -100,16 +96,13 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
                 raise Enough
 
     phases = Phases()
-    timed = phases.timed
-    with ExitStack() as patches:
-        if what == "save":
-            patches.enter_context(patch.object(CheckpointWriter, "save", watched_save))
-        for module, name, phase in (
-            (resume, "newest_intact", "verifying"),
-            (composer_checkpoint, "load_checkpoint", "loading"),
-        ):
-            patches.enter_context(patch.object(module, name, timed(phase, getattr(module, name))))
-        patches.enter_context(suppress(Enough))
+    load = composer_checkpoint.load_checkpoint
+    with (
+        patch.object(CheckpointWriter, "save", watched_save),  # a run that only loads saves nothing
+        patch.object(resume, "newest_intact", phases.timed("verifying", resume.newest_intact)),
+        patch.object(composer_checkpoint, "load_checkpoint", phases.timed("loading", load)),
+        suppress(Enough),
+    ):
         trainer.connect(cfg)
         recipes.train.fit(cfg, plan, shards, [Watch()])
     if rank == 0:
@@ -199,8 +192,15 @@ def measure(args: argparse.Namespace, ranks: int, overrides: Sequence[str], fold
         BadInput: a step failed.
     """
     cores = min(ranks, len(os.sched_getaffinity(0)))
-    launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)] if ranks > 1 else [sys.executable]
-    command = [*launcher, str(Path(__file__).resolve()), "--yaml", args.yaml, "--saves", str(args.saves), *overrides]
+    command = [
+        *launched(ranks),
+        str(Path(__file__).resolve()),
+        "--yaml",
+        args.yaml,
+        "--saves",
+        str(args.saves),
+        *overrides,
+    ]
 
     saved = result_of(measured([*command, "--one", "save", str(folder)], cores))
     checkpoint = complete_checkpoints(folder / "run" / CHECKPOINTS)[-1]

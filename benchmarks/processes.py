@@ -7,6 +7,7 @@ import os
 import platform
 import resource
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,6 +115,15 @@ class Phases:
                 self.spent_s[name] = self.spent_s.get(name, 0.0) + time.perf_counter() - begin_s - inside_s
 
         return call
+
+
+class Enough(Exception):
+    """Ends a run in which all that is measured has happened."""
+
+
+def launched(ranks: int) -> list[str]:
+    """What begins the command of so many ranks."""
+    return [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)] if ranks > 1 else [sys.executable]
 
 
 def say_result(result: dict[str, Any]) -> None:

@@ -30,16 +30,12 @@ from unittest.mock import patch
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.processes import Phases, machine, measured, result_of, say_result
+from benchmarks.processes import Enough, Phases, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
 from recipes.config import load_config
 from recipes.plan import check_shards, make_plan
 
 LAUNCHER = "import composer.cli.launcher"
-
-
-class Enough(Exception):
-    """The first batch has ended."""
 
 
 def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:

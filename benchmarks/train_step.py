@@ -48,7 +48,7 @@ from typing import Any
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.processes import machine, measured, result_of, say_result
+from benchmarks.processes import launched, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
 from recipes.config import TrainConfig, load_config
 from recipes.hardware import CUDA_NAMES, GPUS
@@ -416,9 +416,17 @@ def measure(row: Row, args: argparse.Namespace, overrides: Sequence[str]) -> dic
         BadInput: it failed.
     """
     engine, variant, ranks = row
-    launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)] if ranks > 1 else [sys.executable]
     folder = tempfile.mkdtemp(prefix="train-step-")
-    command = [*launcher, str(Path(__file__).resolve()), "--one", engine, variant, folder, "--preset", args.preset]
+    command = [
+        *launched(ranks),
+        str(Path(__file__).resolve()),
+        "--one",
+        engine,
+        variant,
+        folder,
+        "--preset",
+        args.preset,
+    ]
     command += ["--batches", str(args.batches), *overrides, *VARIANTS[variant]]
     try:
         taken = measured(command, min(args.cores * ranks, len(os.sched_getaffinity(0))))
