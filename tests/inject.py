@@ -31,7 +31,7 @@ from composer.utils import dist
 from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep import store
 from data_prep.stage import run
-from recipes import parallel, ranks, run_folder, train, trainer
+from recipes import parallel, ranks, rendezvous, run_folder, train, trainer
 from recipes.shard_reader import TokenShard
 
 
@@ -88,6 +88,8 @@ class Fault(Callback):
             run_folder.software = lambda: {**software(), "versions": {"torch": "2.6.0"}}
         elif what == "no-data-path" and self.here:
             dist.initialize_dist = lambda *_: time.sleep(600)
+        elif what == "no-data-path":  # so that it is always the same rank that gives up first
+            trainer.data_must_pass = lambda timeout_s: rendezvous.data_must_pass(timeout_s + 30)
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:

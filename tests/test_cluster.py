@@ -106,7 +106,7 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         ("other-torch", "versions.torch: '2.7.0"),
         pytest.param(
             "no-data-path",
-            "on {host} has met the others and no data passes between them",  # of the rank that gives up first
+            "rank 1 on {host} has met the others and no data passes between them",
             marks=pytest.mark.chaos,
         ),
     ],

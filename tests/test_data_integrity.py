@@ -38,7 +38,7 @@ from recipes.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader,
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512
 BATCH = 8
-HANG_S = 180  # two ranks under the launcher take 30 s alone, and a minute beside others' tests
+HANG_S = 60
 
 Batches = list[list[list[int]]]
 Damage = Callable[[Path], None]
