@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from composer import optim
@@ -21,8 +22,27 @@ class DecoupledAdamW(optim.DecoupledAdamW):
     parameters at once, on what this rank holds of them: no element of a step depends on another.
     `tests/test_optimizer.py` compares bits, docs/performance.md has the times.
 
+    The step numbers lie on the CPU, as those of torch's own AdamW do, so that no step waits for the device to read
+    them; what a checkpoint brings from a device is moved.
+
     Not torch's fused AdamW, which rounds in other places.
     """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step, as Composer's."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if "step" not in state:
+                    moments = ["exp_avg", "exp_avg_sq", *["max_exp_avg_sq"] * group["amsgrad"]]
+                    state["step"] = torch.zeros((), dtype=torch.float)
+                    state.update({moment: torch.zeros_like(parameter) for moment in moments})
+                elif state["step"].device.type != "cpu":
+                    state["step"] = state["step"].cpu()
+        return super().step(closure)
 
     @staticmethod
     def adamw(
@@ -44,7 +64,7 @@ class DecoupledAdamW(optim.DecoupledAdamW):
         """One step of all parameters of a group, in place; arguments as Composer's, which has no other caller."""
         if not params:
             return
-        steps = torch.stack(state_steps).tolist()  # one wait for the device in place of one a parameter
+        steps = torch.stack(state_steps).tolist()
         for bucket in _buckets(params, steps):
             step = steps[bucket[0]]
             p, g, m, v = ([_here(tensors[i]) for i in bucket] for tensors in (params, grads, exp_avgs, exp_avg_sqs))
