@@ -12,6 +12,7 @@ from callbacks.norm_monitor import NormMonitor
 from callbacks.number_guard import NumberGuard
 from callbacks.parity_gate import ParityError, ParityGate
 from callbacks.preemption import Preemption
+from callbacks.rank_sums import RankSums
 from callbacks.restore_rng import RestoreRNG
 from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.spike_guard import Rewind, SpikeGuard
@@ -24,7 +25,6 @@ CALLBACKS = {
     "lr_monitor": LRMonitor,
     "memory_monitor": MemoryMonitor,
     "runtime_estimator": RuntimeEstimator,
-    "number_guard": NumberGuard,
 }
 
 __all__ = [
@@ -37,9 +37,11 @@ __all__ = [
     "LanguageMetrics",
     "MetricsFile",
     "NormMonitor",
+    "NumberGuard",
     "ParityError",
     "ParityGate",
     "Preemption",
+    "RankSums",
     "RestoreRNG",
     "Rewind",
     "SampleFingerprint",

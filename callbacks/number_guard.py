@@ -8,6 +8,7 @@ import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
 
+from callbacks.rank_sums import RankSums
 from recipes.exit_codes import BAD_NUMBERS
 
 
@@ -30,10 +31,12 @@ class NumberGuard(Callback):
 
     Args:
         max_in_a_row: end the run after so many bad batches without a good one between them.
+        sums: counts the ranks that saw a bad number.
     """
 
-    def __init__(self, max_in_a_row: int) -> None:
-        self.max_in_a_row = max_in_a_row
+    def __init__(self, max_in_a_row: int, sums: RankSums) -> None:
+        self.max_in_a_row, self.sums = max_in_a_row, sums
+        sums.ask("bad ranks", self._is_bad)
         self.skipped = self.in_a_row = 0
         self._loss: torch.Tensor | None = None
 
@@ -42,25 +45,26 @@ class NumberGuard(Callback):
         loss = torch.as_tensor(state.loss).detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
+    def _is_bad(self, state: State) -> torch.Tensor:
+        """1 if this rank's loss or gradient is not finite, else 0; on the device."""
+        gradients = [_local(p.grad) for p in state.model.parameters() if p.grad is not None]
+        assert self._loss is not None
+        bad = ~torch.isfinite(self._loss)
+        if gradients:
+            bad = bad | ~torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
+        self._loss = None
+        return bad.to(torch.int64).reshape(())
+
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Between the last backward pass and the optimizer step.
 
         Raises:
             BadNumbers: too many bad batches in a row.
         """
-        parameters = [p for p in state.model.parameters() if p.grad is not None]
-        gradients = [_local(p.grad) for p in parameters]
-        assert self._loss is not None
-        bad = ~torch.isfinite(self._loss)
-        if gradients:
-            bad = bad | ~torch.isfinite(torch.stack(torch._foreach_norm(gradients)).sum())
-        self._loss = None
-        anywhere = bad.to(torch.int32).reshape(1)
-        dist.all_reduce(anywhere, reduce_operation="MAX")  # the device sync of this batch that its loss costs anyway
-        if not anywhere.item():
+        if not self.sums.of["bad ranks"]:
             self.in_a_row = 0
             return
-        for parameter in parameters:
+        for parameter in state.model.parameters():
             parameter.grad = None
         self.skipped += 1
         self.in_a_row += 1

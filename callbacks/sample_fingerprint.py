@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from composer import Callback, Logger, State
-from composer.utils import dist
+
+from callbacks.rank_sums import RankSums
 
 # Odd multipliers of the finalizer of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014), as int64.
 _FIRST, _SECOND = -4658895280553007687, -7723592293110705685
@@ -19,13 +20,21 @@ class SampleFingerprint(Callback):
     | key                      | unit                          |
     |--------------------------|-------------------------------|
     | data/batch_fingerprint   | 52 bits, exact in a float     |
+
+    Args:
+        sums: adds up the ranks' parts.
     """
 
-    def batch_end(self, state: State, logger: Logger) -> None:
-        """One integer a rank is summed; wrapping around is meant."""
-        ids = state.batch["sample_ids"]
-        mixed = (ids + 1) * _FIRST
+    def __init__(self, sums: RankSums) -> None:
+        self.sums = sums
+        sums.ask("fingerprint", self._of_rank)
+
+    def _of_rank(self, state: State) -> int:
+        """This rank's part, an int64; wrapping around is meant. Trainer keeps a batch's own tensors on the CPU."""
+        mixed = (state.batch["sample_ids"].cpu() + 1) * _FIRST
         mixed = (mixed ^ (mixed >> 27)) * _SECOND
-        total = (mixed ^ (mixed >> 31)).sum().reshape(1)
-        dist.all_reduce(total)
-        logger.log_metrics({"data/batch_fingerprint": int(total.item()) & (1 << 52) - 1})
+        return int((mixed ^ (mixed >> 31)).sum())
+
+    def batch_end(self, state: State, logger: Logger) -> None:
+        """The number of the batch that has been trained on."""
+        logger.log_metrics({"data/batch_fingerprint": self.sums.of["fingerprint"] & (1 << 52) - 1})

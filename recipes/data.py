@@ -228,13 +228,21 @@ class TokenLoader(StreamingDataLoader):
                 split = self._dataset.streams[0].local
                 raise ShortEpoch(f"{split}: an epoch delivered {delivered} of {planned} samples")
         except Exception as error:
-            # Now, while the error's traceback holds the workers: garbage collection would stop the queue first that
-            # tells them to end, and wait 5 s for each.
-            if self._iterator is not None:
-                cast(Any, self._iterator)._shutdown_workers()
+            stop_workers(self)
             if isinstance(error, BadInput):  # from a worker, it comes wrapped in the worker's traceback
                 raise BadInput(str(error).rpartition(f"{BadInput.__name__}: ")[2].strip()) from None
             raise
+
+
+def stop_workers(loader: Any) -> None:
+    """End the processes of a DataLoader that keeps them, while something still holds it.
+
+    Garbage collection would stop the queue first that tells them to end, and torch, where batches go to pinned memory,
+    waits 5 s for each at the end of the process.
+    """
+    if (iterator := getattr(loader, "_iterator", None)) is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
 
 
 def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[dict[str, torch.Tensor]]:

@@ -30,7 +30,11 @@ class DecoupledAdamW(optim.DecoupledAdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, as Composer's."""
+        """One step, as Composer's; the closure comes first, as it is what computes the gradients."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -42,7 +46,8 @@ class DecoupledAdamW(optim.DecoupledAdamW):
                     state.update({moment: torch.zeros_like(parameter) for moment in moments})
                 elif state["step"].device.type != "cpu":
                     state["step"] = state["step"].cpu()
-        return super().step(closure)
+        super().step()
+        return loss
 
     @staticmethod
     def adamw(

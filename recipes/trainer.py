@@ -22,8 +22,10 @@ from callbacks import (
     CostMonitor,
     MetricsFile,
     NormMonitor,
+    NumberGuard,
     ParityGate,
     Preemption,
+    RankSums,
     RestoreRNG,
     Rewind,
     SampleFingerprint,
@@ -34,6 +36,7 @@ from data_prep.stage import BadInput, JsonDict
 from recipes import run_folder
 from recipes.config import RunConfig, batches_of
 from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
+from recipes.data import stop_workers
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.hardware import CUDA_NAMES, GPUS
 from recipes.optimizer import DecoupledAdamW
@@ -121,9 +124,11 @@ def run_trainer(
         stop_on_error=cfg.on_save_error == "stop",
         remote=remote,
     )
-    rng = RestoreRNG()
+    rng, sums = RestoreRNG(), RankSums()
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and fsdp else None
-    callbacks = [ParityGate(), rng, *callbacks, SampleFingerprint(), *build_callbacks(cfg, replicas)]
+    callbacks = [ParityGate(), rng, sums, *callbacks, SampleFingerprint(sums), *build_callbacks(cfg, replicas)]
+    if cfg.callbacks.number_guard:
+        callbacks.append(NumberGuard(**asdict(cfg.callbacks.number_guard), sums=sums))
     if cfg.callbacks.spike_guard:
         # Before the writer: what is in a spike is not saved.
         callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
@@ -164,6 +169,9 @@ def run_trainer(
     except Rewind:
         trainer.close()
         return None
+    finally:
+        for loader in (train_dataloader, eval_dataloader):
+            stop_workers(loader.dataloader)
     trainer.close()  # flushes the loggers
     writer.finish()
     return trainer
