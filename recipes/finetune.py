@@ -39,6 +39,7 @@ from recipes.config import (
 )
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.export import Source, find_source
+from recipes.hang_detector import watching_the_start
 from recipes.memory import backward_bytes, block_activation_bytes
 from recipes.plan import parameter_count
 from recipes.scores import bootstrap, measures, percent
@@ -293,7 +294,8 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
     from recipes.trainer import connect
 
     connect(cfg)
-    with run_folder.held_by_rank_zero(folder):
+    watching = watching_the_start(folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
+    with watching, run_folder.held_by_rank_zero(folder):
         return fit(cfg, plan, task, parts, source, wanted)
 
 

@@ -27,6 +27,7 @@ from recipes import run_folder
 from recipes.config import TrainConfig, check_account, load_config, parse_run
 from recipes.exit_codes import leave_with_the_launcher
 from recipes.forecast import needed_bytes
+from recipes.hang_detector import watching_the_start
 from recipes.hardware import CUDA_NAMES, GPUS, find_gpu
 from recipes.memory import Layout, peak, step_memory
 from recipes.plan import Plan, check_shards, gigabytes, make_plan
@@ -112,15 +113,16 @@ def main(cfg: TrainConfig, verify_all: bool) -> None:
     from recipes.trainer import connect
 
     connect(cfg)  # unlike and unreachable ranks end here, with what they are
-    checks.run("ranks", lambda: _ranks(cfg))
-    checks.run("clocks", _clocks)
-    if world_size > 1:
-        checks.run("network", _network)
-    if (planned := plan) and (found := shards):
-        checks.run("memory", lambda: _fits(cfg, planned))
-        writable = checks.run("run folder", lambda: _folder(cfg, planned, found))
-        if writable and not {"memory", "shards"} & {*checks.failed}:
-            _rehearse(cfg, planned, found, checks)
+    with watching_the_start(Path(cfg.run_dir), cfg.stall_timeout_s, cfg.connect_timeout_s):
+        checks.run("ranks", lambda: _ranks(cfg))
+        checks.run("clocks", _clocks)
+        if world_size > 1:
+            checks.run("network", _network)
+        if (planned := plan) and (found := shards):
+            checks.run("memory", lambda: _fits(cfg, planned))
+            writable = checks.run("run folder", lambda: _folder(cfg, planned, found))
+            if writable and not {"memory", "shards"} & {*checks.failed}:
+                _rehearse(cfg, planned, found, checks)
     if checks.failed:
         raise BadInput(f"the run cannot start as it is: {', '.join(checks.failed)}")
     if checks.rank == 0:

@@ -20,6 +20,7 @@ from data_prep.stage import MANIFEST, run
 from recipes import run_folder
 from recipes.config import TrainConfig, batches_of, check_account, load_config, parse_run, to_yaml
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.hang_detector import watching_the_start
 from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
 
 if TYPE_CHECKING:
@@ -52,11 +53,16 @@ def main(cfg: TrainConfig) -> Trainer | None:
     from recipes.trainer import connect
 
     connect(cfg)
-    with run_folder.held_by_rank_zero(folder):
-        while (trainer := fit(cfg, plan, shards)) is None:  # the loss spiked: again, from before it, around its data
+    watching = partial(watching_the_start, folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
+    with watching(), run_folder.held_by_rank_zero(folder):
+        while True:
+            with watching():
+                trainer = fit(cfg, plan, shards)
+            if trainer:
+                return trainer
+            # The loss spiked: again, from before it, around its data.
             leave_at_once_when_preempted()  # nothing is to be saved before the next fit
             gc.collect()  # the model, its optimizer and the loaders' workers
-    return trainer
 
 
 def ranks_per_node() -> int:

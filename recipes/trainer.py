@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def connect(cfg: RunConfig) -> None:
     with data_must_pass(cfg.connect_timeout_s):
         dist.initialize_dist(device, cfg.dist_timeout_s)
         if store:
-            dist.all_reduce(device.tensor_to_device(torch.ones(1)))  # NCCL connects in the first collective
+            passed = device.tensor_to_device(torch.ones(1))
+            dist.all_reduce(passed)  # NCCL connects in the first collective,
+            passed.item()  # and gives control back before anything has passed
     if device.name == "cpu":
         keep_freed_memory()
         repair_gloo_gradient_average()
@@ -105,6 +108,9 @@ def run_trainer(
         None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
     """
     guard_composer_loading()
+    if get_device(cfg.device).name == "gpu":
+        # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
+        warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
     folder = Path(cfg.run_dir)
     optimizer = DecoupledAdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],

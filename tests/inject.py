@@ -1,6 +1,7 @@
 """Train with a fault built in: `inject.py FAULT… -- YAML key=value …`, in the place of recipes/train.py.
 
-A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
+A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL; `kill-all`: on every
+rank), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
 `small-disk` (no file above 1 MB from there on). In it: `nan` (its loss), `noise` (random tokens in the samples that are
 due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
 deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
@@ -100,6 +101,8 @@ class Fault(Callback):
         return self.here and int(state.timestamp.batch) + (not finished) == self.batch
 
     def batch_start(self, state: State, logger: Logger) -> None:
+        if self.what == "kill-all" and int(state.timestamp.batch) + 1 == self.batch:
+            os.kill(os.getpid(), signal.SIGKILL)
         if not self._due(state, finished=False):
             return
         if self.what in ("SIGTERM", "SIGUSR1"):

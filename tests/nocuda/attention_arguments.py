@@ -1,0 +1,84 @@
+"""What reaches the attention kernels under the no-op CUDA: `attention_arguments.py`, one JSON line a way to compute it.
+
+A training step of a small model in bf16 autocast, forward and backward, for each `kernels.sdpa_backend` and for
+flash_attention_2, whose package is a stand-in that records its arguments (PYTHONPATH holds it).
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+from recipes.config import KernelsConfig, ModelConfig
+from recipes.kernels import BACKENDS, attention_backend
+from recipes.model import BioMedLM
+
+LAYERS, HEADS, WIDTH, TOKENS = 4, 2, 256, 64
+
+
+class Kernels(TorchDispatchMode):
+    """Which attention kernels are run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "attention" in str(func):
+            self.seen.append(str(func).removeprefix("aten.").removesuffix(".default"))
+        if "cudnn" in str(func):  # NVIDIA's library asks for a device of its own
+            shapes = func(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args), **(kwargs or {}))
+            return tree_map_only(torch.Tensor, lambda tensor: torch.empty_like(tensor, device="cuda"), shapes)
+        return func(*args, **(kwargs or {}))
+
+
+class Arguments(TorchFunctionMode):
+    """What torch's attention is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[dict[str, Any]] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.nn.functional.scaled_dot_product_attention:
+            self.seen.append(
+                {
+                    "scale": kwargs["scale"],
+                    "causal": kwargs["is_causal"],
+                    "dropout": kwargs["dropout_p"],
+                    "mask": kwargs.get("attn_mask") is not None,
+                    "dtype": str(args[0].dtype),
+                    "device": args[0].device.type,
+                }
+            )
+        return func(*args, **kwargs)
+
+
+def step(implementation: str, backend: str | None) -> dict[str, Any]:
+    """Kernels and arguments of one forward and backward pass."""
+    shape = {"vocab_size": 600, "n_positions": TOKENS, "n_embd": WIDTH, "n_layer": LAYERS, "n_head": HEADS}
+    model = BioMedLM(ModelConfig(**shape, attn_implementation=implementation), 599, KernelsConfig(sdpa_backend=backend))
+    model.cuda().train()
+    batch = {"input_ids": torch.zeros(2, TOKENS, dtype=torch.long, device="cuda")}
+    with attention_backend(KernelsConfig(sdpa_backend=backend)), Arguments() as arguments, Kernels() as kernels:
+        with torch.autocast("cuda", torch.bfloat16):
+            loss = model(batch)["loss"]
+        loss.backward()
+    return {"kernels": sorted(set(kernels.seen)), "arguments": arguments.seen}
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    for backend in (None, *BACKENDS):
+        print(json.dumps({"way": f"sdpa {backend}", **step("sdpa", backend)}), flush=True)
+    import flash_attn  # the stand-in
+
+    found = step("flash_attention_2", None)
+    print(json.dumps({"way": "flash_attention_2", **found, "arguments": flash_attn.seen}), flush=True)
