@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.shard_format import token_dtype
 from data_prep.stage import BadInput
 from recipes.config import TrainConfig
-from recipes.hardware import GPUS, Gpu, find_gpu, utilisations
+from recipes.hardware import GPUS, LOCK, STACKS, Gpu, dotted, find_gpu, gpus_of, utilisations
 from recipes.memory import Layout, Memory, peak, reserve_bytes, step_memory
 from recipes.plan import Plan, gigabytes, make_plan, node_sends_bytes
 
@@ -52,6 +52,7 @@ class Forecast:
 
     gpu: str
     gpus: int
+    stack: str | None  # that has code for the GPU; None: not asked
     gpu_bytes: int
     needed_bytes: int
     reserve_bytes: int
@@ -146,8 +147,9 @@ def between_nodes_bytes(cfg: TrainConfig, plan: Plan, layout: Layout) -> float:
 
 
 def make_forecast(
-    cfg: TrainConfig, plan: Plan, gpu_name: str, mfu: float | None, price: float | None, network_gbit_s: float | None
-) -> Forecast:
+    cfg: TrainConfig, plan: Plan, gpu_name: str, mfu: float | None, price: float | None, network_gbit_s: float | None,
+    stack: str | None = LOCK,
+) -> Forecast:  # fmt: skip
     """Work it out.
 
     Args:
@@ -157,11 +159,12 @@ def make_forecast(
         mfu: the utilisation to reckon with; None: the range of what runs of this size reached on this GPU.
         price: of a GPU-hour.
         network_gbit_s: what a node sends to others, one direction; None: what a usual node of this GPU does.
+        stack: a name of `STACKS`, the software that is to run; None: not asked.
 
     Raises:
-        BadInput: an unknown GPU; a configuration for CPUs.
+        BadInput: an unknown GPU, or one that the stack cannot run; a configuration for CPUs.
     """
-    gpu = find_gpu(gpu_name)
+    gpu = find_gpu(gpu_name, stack)
     if cfg.device == "cpu" or cfg.precision != "amp_bf16":
         raise BadInput(
             f"device = {cfg.device!r} and precision = {cfg.precision!r}: the plan is for GPUs in bf16 autocast; add "
@@ -191,6 +194,7 @@ def make_forecast(
     return Forecast(
         gpu=gpu_name.lower(),
         gpus=plan.world_size,
+        stack=stack,
         gpu_bytes=gpu_bytes,
         needed_bytes=needed_bytes(cfg, plan, layout, microbatch),
         reserve_bytes=reserve_bytes(peak(moments)),
@@ -211,7 +215,7 @@ def make_forecast(
 
 def scaling_table(
     cfg: TrainConfig, counts: Sequence[int], gpu_name: str, mfu: float | None, network_gbit_s: float | None,
-    ranks_per_node: int,
+    ranks_per_node: int, stack: str | None = LOCK,
 ) -> str:  # fmt: skip
     """What more GPUs bring, as a table in Markdown: sharded over all of them, and within each node (HSDP).
 
@@ -224,6 +228,7 @@ def scaling_table(
         mfu: the utilisation to reckon with at any number; None: the best that is published for this GPU.
         network_gbit_s: as for `make_forecast`.
         ranks_per_node: GPUs of a node.
+        stack: as for `make_forecast`.
 
     Raises:
         BadInput: as `make_forecast` and `make_plan`; no FSDP, no utilisation or no network that is known.
@@ -239,7 +244,7 @@ def scaling_table(
         for replicas in (1, max(1, count // ranks_per_node)):
             sharded = replace(cfg, fsdp=replace(cfg.fsdp, data_parallel_replicate_degree=replicas))
             plan = make_plan(sharded, count, None, ranks_per_node)
-            cast = make_forecast(sharded, plan, gpu_name, mfu, None, network_gbit_s)
+            cast = make_forecast(sharded, plan, gpu_name, mfu, None, network_gbit_s, stack)
             if not cast.speeds:
                 raise BadInput(f"no utilisation of {gpu_name} at this size is published here: give --mfu")
             if cast.node_bytes and not cast.network_gbit_s:
@@ -310,7 +315,7 @@ def refusal(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
                     f"device_train_microbatch_size={n}"
                 )
                 break
-    if larger := [name for name, gpu in GPUS.items() if cast.needed_bytes <= gpu.memory_gb * 1e9]:
+    if larger := [name for name, gpu in gpus_of(cast.stack).items() if cast.needed_bytes <= gpu.memory_gb * 1e9]:
         ways.append(f"a GPU of more memory ({', '.join(larger)})")
     over = cast.needed_bytes - gpu_bytes
     return (
@@ -328,7 +333,7 @@ def as_json(cast: Forecast) -> dict[str, Any]:
 def format_forecast(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
     """The verdict, then the tables it rests on."""
     sections = [_verdict(cast, cfg), _memory(cast, plan), _choices(cast, plan), _time(cast), _traffic(cast, plan)]
-    return "\n\n".join([*sections, _fit_of_numbers(cfg, plan)])
+    return "\n\n".join([*sections, _fit_of_numbers(cfg, plan, cast)])
 
 
 def _verdict(cast: Forecast, cfg: TrainConfig) -> str:
@@ -453,11 +458,18 @@ def _traffic(cast: Forecast, plan: Plan) -> str:
     return "\n".join(lines)
 
 
-def _fit_of_numbers(cfg: TrainConfig, plan: Plan) -> str:
-    """Divisibility, and where the run can go on."""
+def _fit_of_numbers(cfg: TrainConfig, plan: Plan, cast: Forecast) -> str:
+    """Divisibility, where the run can go on, and on what software."""
     model = cfg.model
     power = math.gcd(model.vocab_size, 128)
     head = model.n_embd // model.n_head
+    software = []
+    if cast.stack:
+        stack, capability = STACKS[cast.stack], dotted(GPUS[cast.gpu].capability)
+        software = [
+            f"  software       {stack} (--stack {cast.stack}), which has code for compute capability {capability}; "
+            f"NVIDIA driver {stack.driver} or newer"
+        ]
     return "\n".join(
         [
             "numbers",
@@ -470,5 +482,6 @@ def _fit_of_numbers(cfg: TrainConfig, plan: Plan) -> str:
             + ("" if head % 8 == 0 and head <= 256 else ", which this is NOT"),
             f"  resumes on     {', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch; "
             f"bit for bit on {plan.world_size}",
+            *software,
         ]
     )

@@ -28,7 +28,7 @@ from recipes import run_folder, scaling
 from recipes.config import TrainConfig, load_config
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.forecast import make_forecast, needed_bytes, refusal
-from recipes.hardware import CUDA_NAMES, find_gpu
+from recipes.hardware import CUDA_NAMES, LOCK, add_stack, find_gpu
 from recipes.launch import ROOT, command_of, last_line, run_here
 from recipes.memory import Layout, peak, step_memory
 from recipes.plan import Plan, check_shards, gigabytes, make_plan
@@ -227,16 +227,17 @@ def this_machine() -> Machine:
     return Machine(torch.cuda.device_count(), device.total_memory, CUDA_NAMES.get(device.name))
 
 
-def why_not(rung: Rung, machine: Machine, planned_for: str | None) -> str | None:
+def why_not(rung: Rung, machine: Machine, planned_for: str | None, stack: str = LOCK) -> str | None:
     """Why a rung does not fit, and what would make it fit; None if it does.
 
     Args:
         rung: the rung.
         machine: that it would run on.
         planned_for: a GPU of recipes/hardware.py to plan for, as many as the rung asks for; None: `machine` counts.
+        stack: software that is to run on `planned_for`.
 
     Raises:
-        BadInput: an unknown GPU.
+        BadInput: an unknown GPU, or one that the stack cannot run.
     """
     cfg, plan = rung.cfg, rung.plan
     layout = Layout.of(cfg, cfg.world_size)
@@ -248,7 +249,7 @@ def why_not(rung: Rung, machine: Machine, planned_for: str | None) -> str | None
             return None
         return f"takes {gigabytes(memory.total_bytes)} of memory, {gigabytes(there)} are there"
     if planned_for:
-        cast = make_forecast(cfg, plan, planned_for, None, None, None)
+        cast = make_forecast(cfg, plan, planned_for, None, None, None, stack)
         return None if cast.fits else refusal(cast, cfg, plan)
     if machine.gpus < cfg.world_size:
         fewer = f"world_size={machine.gpus} asks for no more, or " if machine.gpus else ""
@@ -270,7 +271,9 @@ def on_cpu(rung: Rung) -> bool:
     return rung.cfg.device == "cpu"
 
 
-def left_out(rungs: Sequence[Rung], machine: Machine, planned_for: str | None, with_repeated: bool) -> dict[str, str]:
+def left_out(
+    rungs: Sequence[Rung], machine: Machine, planned_for: str | None, with_repeated: bool, stack: str = LOCK
+) -> dict[str, str]:
     """Rungs that are not to be run, or not to be fitted to: name -> reason. What is finished needs no room."""
     reasons = {}
     for rung in rungs:
@@ -279,13 +282,23 @@ def left_out(rungs: Sequence[Rung], machine: Machine, planned_for: str | None, w
                 f"{rung.passes:.1f} passes over its data, and repeated tokens are worth less beyond "
                 f"{MAX_PASSES:g}; --with-repeated takes it in"
             )
-        elif not rung.finished and (why := why_not(rung, machine, planned_for)):
+        elif not rung.finished and (why := why_not(rung, machine, planned_for, stack)):
             reasons[rung.name] = why
     return reasons
 
 
-def format_ladder(rungs: Sequence[Rung], reasons: dict[str, str], gpu: str | None, mfu: float | None) -> str:
-    """The rungs and what they cost, as lines to print."""
+def format_ladder(
+    rungs: Sequence[Rung], reasons: dict[str, str], gpu: str | None, mfu: float | None, stack: str | None = LOCK
+) -> str:
+    """The rungs and what they cost, as lines to print.
+
+    Args:
+        rungs: all of them.
+        reasons: those that are left out: name -> reason.
+        gpu: in recipes/hardware.py, that hours and cost are of; None: they are not known.
+        mfu: as for `make_forecast`.
+        stack: as for `make_forecast`.
+    """
     width = max(len(rung.name) for rung in rungs)
     lines = [
         f"{'rung':<{width}}  {'parameters':>13}  {'tokens':>8}  {'tokens/p.':>9}  {'passes':>6}  {'FLOPs':>7}  "
@@ -295,7 +308,7 @@ def format_ladder(rungs: Sequence[Rung], reasons: dict[str, str], gpu: str | Non
         plan = rung.plan
         hours = gpu_hours = cost = "–"
         if gpu and not on_cpu(rung):
-            cast = make_forecast(rung.cfg, plan, gpu, mfu, rung.cfg.price_per_gpu_hour, None)
+            cast = make_forecast(rung.cfg, plan, gpu, mfu, rung.cfg.price_per_gpu_hour, None, stack)
             spans = [[speed.days * 24 for speed in cast.speeds], [speed.gpu_hours for speed in cast.speeds]]
             prices = [speed.cost for speed in cast.speeds if speed.cost is not None]
             hours, gpu_hours, cost = (_span(values) for values in (*spans, prices))
@@ -628,6 +641,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--floor", type=float, metavar="NATS", help="E, if it is known: the loss that no model beats")
     parser.add_argument("--with-repeated", action="store_true", help=f"rungs of more than {MAX_PASSES:g} passes, too")
     parser.add_argument("--gpu", metavar="NAME", help="hours and cost on it; with --dry-run, what fits it")
+    add_stack(parser)
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="as a run reached it, such as 0.4; else published")
     parser.add_argument("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the rungs and what they cost, and stop")
@@ -635,7 +649,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
         raise BadInput(f"--mfu {arguments.mfu:g} does not lie between 0 and 1")
     if arguments.gpu:
-        find_gpu(arguments.gpu)
+        find_gpu(arguments.gpu, arguments.stack)
     yamls = [Path(text) for text in arguments.given if text.endswith((".yaml", ".yml"))]
     overrides = [text for text in arguments.given if not text.endswith((".yaml", ".yml"))]
     if len(yamls) < LEAST_RUNGS:
@@ -648,8 +662,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     targets = [read_rung(path) for path in arguments.predict or [FLAGSHIP]]
     planned_for = arguments.gpu if arguments.dry_run else None
     here = Machine(0, 0, None) if planned_for or all(map(on_cpu, rungs)) else this_machine()
-    reasons = left_out(rungs, here, planned_for, arguments.with_repeated)
-    print(format_ladder(rungs, reasons, arguments.gpu or here.name, arguments.mfu), flush=True)
+    reasons = left_out(rungs, here, planned_for, arguments.with_repeated, arguments.stack)
+    stack = arguments.stack if arguments.gpu else None  # here torch itself is asked, when a rung starts
+    print(format_ladder(rungs, reasons, arguments.gpu or here.name, arguments.mfu, stack), flush=True)
     if arguments.dry_run:
         return
     used = [rung for rung in rungs if rung.name not in reasons]

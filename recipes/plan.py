@@ -4,8 +4,10 @@ python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 128 --gpu a100-40gb      
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 64 --gpu h100 --price 2.5 --mfu 0.4    # cost, at a speed known
 python recipes/plan.py yamls/biomedlm-2.7b.yaml activation_checkpointing=true --gpus 8 --gpu a10 --json
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpu h100 --mfu 0.408 --scaling 8 16 32 64 128 256 512 1024
+python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 64 --gpu b200 --stack next    # on another torch than the lock's
 
-The first line is the verdict. A run that cannot fit ends with exit code 2, and with what would make it fit.
+The first line is the verdict. A run that cannot fit ends with exit code 2, and with what would make it fit; so does a
+GPU that the locked torch has no code for.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from pathlib import Path
 from data_prep.shard_format import ShardsInfo, read_shards_info
 from data_prep.stage import MANIFEST, BadInput, run, sha256_file
 from recipes.config import Duration, ModelConfig, TrainConfig, batches_of, load_config
+from recipes.hardware import GPUS, add_stack
 from recipes.memory import Layout, block_parameters, peak, reserve_bytes, root_parameters, step_memory
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
@@ -338,7 +341,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     """Print what a run takes of a cluster.
 
     Raises:
-        BadInput: an unknown GPU, or a run that does not fit.
+        BadInput: an unknown GPU, one that the stack cannot run, or a run that does not fit.
     """
     from recipes import forecast  # which builds on this module
 
@@ -348,7 +351,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("yaml", help="configuration, such as yamls/biomedlm-2.7b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as max_duration=50e9tok")
-    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(forecast.GPUS)}")
+    parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")
+    add_stack(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="how many; the YAML's world_size if not given")
     parser.add_argument("--gpus-per-node", type=int, default=RANKS_PER_NODE, metavar="N", help="default %(default)s")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="as a run reached it, such as 0.231; else published")
@@ -367,12 +371,12 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     if given.scaling:
         if given.json or given.gpus or given.price is not None:
             raise BadInput("--scaling prints a table of its own; leave --json, --gpus and --price out")
-        table = (cfg, given.scaling, given.gpu, given.mfu, given.network, given.gpus_per_node)
+        table = (cfg, given.scaling, given.gpu, given.mfu, given.network, given.gpus_per_node, given.stack)
         print(forecast.scaling_table(*table))
         return
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     plan = make_plan(cfg, given.gpus or cfg.world_size, shards, given.gpus_per_node)
-    cast = forecast.make_forecast(cfg, plan, given.gpu, given.mfu, given.price, given.network)
+    cast = forecast.make_forecast(cfg, plan, given.gpu, given.mfu, given.price, given.network, given.stack)
     print(json.dumps(forecast.as_json(cast), indent=2) if given.json else forecast.format_forecast(cast, cfg, plan))
     if not cast.fits:
         raise BadInput(forecast.refusal(cast, cfg, plan))

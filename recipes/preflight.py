@@ -28,7 +28,7 @@ from recipes.config import TrainConfig, check_account, load_config, parse_run
 from recipes.exit_codes import leave_with_the_launcher
 from recipes.forecast import needed_bytes
 from recipes.hang_detector import watching_the_start
-from recipes.hardware import CUDA_NAMES, GPUS, find_gpu
+from recipes.hardware import CUDA_NAMES, GPUS, LOCK, add_stack, dotted, find_gpu
 from recipes.memory import Layout, peak, step_memory
 from recipes.plan import Plan, check_shards, gigabytes, make_plan
 from recipes.train import fit, ranks_per_node
@@ -112,7 +112,7 @@ def main(cfg: TrainConfig, verify_all: bool) -> None:
         checks.run("shards", lambda: _shards(cfg, shards, verify_all))
     from recipes.trainer import connect
 
-    connect(cfg)  # unlike and unreachable ranks end here, with what they are
+    connect(cfg)  # a GPU that torch cannot run, unlike and unreachable ranks end here, with what they are
     with watching_the_start(Path(cfg.run_dir), cfg.stall_timeout_s, cfg.connect_timeout_s):
         checks.run("ranks", lambda: _ranks(cfg))
         checks.run("clocks", _clocks)
@@ -158,17 +158,23 @@ def _ranks(cfg: TrainConfig) -> str:
     import torch
     import torch.version
 
+    from recipes.device import loaded_driver
+
     gpu = torch.cuda.is_available() and cfg.device != "cpu"
     device = torch.cuda.current_device() if gpu else None
     properties = torch.cuda.get_device_properties(device) if gpu else None
     mine = (properties.name, properties.total_memory) if properties else ("CPU", 0)
+    capability = f", compute capability {dotted((properties.major, properties.minor))}" if properties else ""
     kinds = _gathered(mine)
     if len(set(kinds)) > 1:
         told = {kind: [rank for rank, other in enumerate(kinds) if other == kind] for kind in set(kinds)}
         raise BadInput(f"ranks differ: {', '.join(f'{name} on ranks {ranks}' for (name, _), ranks in told.items())}")
     memory = f" of {gigabytes(mine[1])}" if mine[1] else ""
-    cuda = f", CUDA {torch.version.cuda}" if gpu else ""
-    return f"{len(kinds)} × {mine[0]}{memory}, torch {torch.__version__}{cuda}; commit, versions, configuration alike"
+    cuda = f", CUDA {torch.version.cuda}, driver {loaded_driver() or 'unknown'}" if gpu else ""
+    return (
+        f"{len(kinds)} × {mine[0]}{memory}{capability}, torch {torch.__version__}{cuda}; "
+        "commit, versions, configuration alike"
+    )
 
 
 def _clocks() -> str:
@@ -393,11 +399,11 @@ def _speed(plan: Plan, rehearsal: Any) -> str:
     return told
 
 
-def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None) -> None:
+def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None, stack: str = LOCK) -> None:
     """Build the first and the last rank's part of the run without the other ranks, and hold them against the plan.
 
     Raises:
-        BadInput: the run cannot be split so, does not fit `gpu`, or the plan is wrong.
+        BadInput: the run cannot be split so, does not fit `gpu`, `stack` has no code for it, or the plan is wrong.
     """
     from recipes.rehearsal import rank_bytes
 
@@ -426,7 +432,8 @@ def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None) -> None:
         print(f"  token shards: {cfg.data.shards} is not built yet")
     print(f"  resumes on {', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch")
     if gpu:
-        needed, has = needed_bytes(cfg, plan, layout, plan.device_train_microbatch_size), find_gpu(gpu).memory_gb * 1e9
+        has = find_gpu(gpu, stack).memory_gb * 1e9
+        needed = needed_bytes(cfg, plan, layout, plan.device_train_microbatch_size)
         if needed > has:
             raise BadInput(f"{gigabytes(needed)} does not fit: {gpu} has {gigabytes(has)}; make plan says what would")
         print(f"  {gigabytes(needed)} with allocator and driver fits: {gpu} of {gigabytes(has)}")
@@ -442,15 +449,16 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--verify-all", action="store_true", help="read and hash every shard, not a few")
         parser.add_argument("--fake-world", type=int, metavar="N", help="build the parts of N ranks here; runs nothing")
         parser.add_argument("--gpu", metavar="NAME", help=f"with --fake-world: must fit; one of {', '.join(GPUS)}")
+        add_stack(parser)
 
     arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "run_dir=/scratch/run", argv, add)
     cfg = load_config(arguments.yaml, arguments.overrides)
     if arguments.gpu:
-        find_gpu(arguments.gpu)
+        find_gpu(arguments.gpu, arguments.stack)
     if arguments.fake_world is not None:
         if arguments.fake_world < 1:
             raise BadInput(f"--fake-world {arguments.fake_world} is not at least 1")
-        fake_world(cfg, arguments.fake_world, arguments.gpu)
+        fake_world(cfg, arguments.fake_world, arguments.gpu, arguments.stack)
         return
     leave_with_the_launcher()
     main(cfg, arguments.verify_all)

@@ -33,11 +33,12 @@ from callbacks import (
     SpikeGuard,
     StallWatch,
 )
-from data_prep.stage import BadInput, JsonDict
+from data_prep.stage import JsonDict
 from recipes import run_folder
 from recipes.config import RunConfig, batches_of
 from recipes.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.data import stop_workers
+from recipes.device import check_device
 from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.hardware import CUDA_NAMES, GPUS
 from recipes.optimizer import DecoupledAdamW
@@ -51,12 +52,14 @@ def connect(cfg: RunConfig) -> None:
     """Join the other ranks.
 
     Raises:
-        BadInput: a precision that this device lacks; ranks that do not come, cannot be reached, or are unlike.
+        BadInput: no GPU where one was asked for, or one that torch cannot run; ranks that do not come, cannot be
+            reached, or are unlike.
     """
     leave_at_once_when_preempted()  # Composer has installed a handler of its own
+    found = check_device(cfg.device, cfg.precision)
     device = get_device(cfg.device)
-    if device.name == "cpu" and cfg.precision != "fp32":
-        raise BadInput(f"precision = {cfg.precision!r}, but no GPU was found, and Composer trains a CPU in fp32 only")
+    if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:
+        print(found, flush=True)
     # run_dir is looked at from all ranks once it is there.
     facts = {**run_folder.software(), "configuration": {**asdict(cfg), "run_dir": None}}
     store = meet(facts, cfg.connect_timeout_s)

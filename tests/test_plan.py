@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 
 from data_prep.stage import BadInput
-from recipes import forecast
+from recipes import forecast, ladder, preflight
 from recipes.config import DataConfig, KernelsConfig, ModelConfig, TrainConfig, load_config
 from recipes.forecast import Forecast, make_forecast, needed_bytes
-from recipes.hardware import GPUS, PUBLISHED, find_gpu
+from recipes.hardware import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
 from recipes.memory import Layout, block_activation_bytes, peak, step_memory
 from recipes.plan import Plan, checkpoint_bytes, command_line, make_plan, node_sends_bytes, parameter_count
 
@@ -60,9 +60,11 @@ def test_published_tables_give_the_range() -> None:
 
 
 def test_no_published_run_means_no_days() -> None:
-    cfg, plan, cast = planned(gpu="b200", gpus=8)
+    cfg, plan, cast = planned(gpu="b200", gpus=8, stack="next")
     assert not cast.speeds and "days unknown, at least" in forecast.format_forecast(cast, cfg, plan)
-    assert cast.full_speed_days == pytest.approx(planned(gpu="b200", gpus=8, mfu=0.5)[2].speeds[0].days / 2)
+    assert cast.full_speed_days == pytest.approx(
+        planned(gpu="b200", gpus=8, mfu=0.5, stack="next")[2].speeds[0].days / 2
+    )
 
 
 def test_the_hardware_table() -> None:
@@ -74,6 +76,103 @@ def test_the_hardware_table() -> None:
     assert all(gpu.source for gpu in GPUS.values())
     with pytest.raises(BadInput, match=r"a100 is not known; did you mean a10.*known here: a100-40gb, .*rtx-3090"):
         find_gpu("a100")
+
+
+# What a torch has code for
+
+
+@pytest.mark.parametrize(
+    ("architectures", "runs", "does_not_run"),
+    [
+        (["sm_80"], ["8.0", "8.6", "8.9"], ["7.5", "9.0", "10.0"]),
+        (["sm_86"], ["8.6", "8.7", "8.9"], ["8.0", "9.0"]),
+        (["sm_75", "sm_90"], ["7.5", "9.0"], ["7.0", "8.0", "10.0"]),
+        (["sm_100"], ["10.0", "10.3"], ["9.0", "11.0", "12.0"]),
+        (["compute_80"], ["8.0", "8.9", "9.0", "12.0"], ["7.5"]),
+        (["sm_90a", "compute_90a"], ["9.0"], ["8.9", "10.0"]),
+        (["sm_100f", "compute_100f"], ["10.0", "10.3"], ["9.0", "12.0"]),
+        (["sm_100a"], ["10.0"], ["10.3"]),
+        (["gfx90a"], [], ["9.0"]),
+        ([], [], ["8.0"]),
+    ],
+)
+def test_where_code_runs(architectures: list[str], runs: list[str], does_not_run: list[str]) -> None:
+    def found(version: str) -> bool:
+        major, minor = version.split(".")
+        return can_run(architectures, (int(major), int(minor)))
+
+    assert [found(version) for version in (*runs, *does_not_run)] == [True] * len(runs) + [False] * len(does_not_run)
+
+
+def test_the_table_of_stacks_says_what_torch_was_built_for() -> None:
+    """The lock's torch word for word; a newer one of the same CUDA major has all that `next` promises."""
+    import torch
+    import torch.version
+
+    lock = STACKS[LOCK]
+    assert f"\ntorch=={lock.torch}\n" in (ROOT / "requirements.txt").read_text()
+    assert f"torch {lock.torch} (CUDA {lock.cuda})" in (readme := (ROOT / "README.md").read_text())
+    assert f"driver {lock.driver} or newer" in readme and f"driver {STACKS['next'].driver})" in readme
+    if torch.version.cuda is None:
+        pytest.skip("the torch that is installed is no CUDA build")
+    flags = (torch._C._cuda_getArchFlags() or "").split()  # get_arch_list() is empty where there is no GPU
+    if torch.__version__.partition("+")[0] == lock.torch:
+        assert (torch.version.cuda, tuple(flags)) == (lock.cuda, lock.architectures)
+    else:
+        (stack,) = (s for s in STACKS.values() if s.cuda.split(".")[0] == torch.version.cuda.split(".")[0])
+        assert set(stack.architectures) <= set(flags)
+
+
+TOO_NEW = {LOCK: {"b200"}, "next": set[str]()}  # by name, so that a slip in the rule or in a capability shows
+SMALL = [str(ROOT / "yamls/smoke-gpu.yaml"), "--gpu"]
+LADDER = [*map(str, sorted((ROOT / "yamls/ladder").glob("*.yaml"))), "--dry-run", "--gpu"]
+
+
+@pytest.mark.parametrize("stack", STACKS)
+@pytest.mark.parametrize("gpu", GPUS)
+def test_every_command_takes_the_gpus_that_its_stack_runs_on_and_no_other(
+    gpu: str, stack: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    built: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(preflight, "fake_world", lambda *arguments: built.append(arguments[1:]))
+    for command, given in (
+        (command_line, [*SMALL, gpu]),
+        (command_line, [*SMALL, gpu.upper(), "--json"]),
+        (command_line, [*SMALL, gpu, "--mfu", "0.3", "--network", "100", "fsdp={}", "--scaling", "1", "8"]),
+        (ladder.command_line, [*LADDER, gpu]),
+        (preflight.command_line, [*SMALL, gpu, "--fake-world", "2"]),
+    ):
+        runs = [[*given, "--stack", stack], *([given] if stack == LOCK else [])]
+        for arguments in runs:
+            if gpu not in TOO_NEW[stack]:
+                command(arguments)
+                continue
+            with pytest.raises(BadInput) as refused:
+                command(arguments)
+            assert not (said := capsys.readouterr().out), f"nothing is said to fit: {said}"
+            way = re.search(
+                r"so nothing runs on it; take one of (.*), or another torch: --stack (\w+) ", str(refused.value)
+            )
+            assert way and set(way[1].split(", ")) == set(GPUS) - TOO_NEW[stack]
+            assert gpu not in TOO_NEW[way[2]]
+    assert len(built) == (0 if gpu in TOO_NEW[stack] else 1 + (stack == LOCK))
+
+
+def test_a_gpu_of_more_memory_is_offered_where_the_stack_runs_on_it() -> None:
+    """113 GB: of all that are known, an H200 and a B200 have it."""
+    for stack, names in ((LOCK, "h200"), ("next", "h200, b200")):
+        cfg, plan, cast = planned("device_train_microbatch_size=16", gpus=1, gpu="h100", stack=stack)
+        assert 80e9 < cast.needed_bytes < 141e9
+        assert f"a GPU of more memory ({names})" in forecast.refusal(cast, cfg, plan)
+
+
+def test_the_plan_names_its_stack() -> None:
+    for name, stack in STACKS.items():
+        cfg, plan, cast = planned(stack=name)
+        says = f"{stack} (--stack {name}), which has code for compute capability 8.0; NVIDIA driver {stack.driver}"
+        assert re.search(
+            rf"software +{re.escape(says)} or newer$", forecast.format_forecast(cast, cfg, plan), re.MULTILINE
+        )
 
 
 # What autograd keeps
@@ -377,7 +476,7 @@ def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> No
     for way in ways:
         if larger := re.search(r"a GPU of more memory \((.*)\)", way):
             names = larger[1].split(", ")
-            assert all(planned(*changes, gpus=gpus, gpu=name)[2].fits == (name in names) for name in GPUS)
+            assert names == [n for n in gpus_of(LOCK) if planned(*changes, gpus=gpus, gpu=n)[2].fits]
         elif more := re.search(r"^(\d+) GPUs with FSDP over all of them, (\S+) and (\S+)$", way):
             again = ["fsdp.reshard_after_forward=true", "fsdp.data_parallel_replicate_degree=1", *more.groups()[1:]]
             assert planned(*changes, *again, gpus=int(more[1]), gpu=gpu)[2].fits
@@ -445,7 +544,7 @@ def test_the_command_says_it_all_without_torch_in_three_seconds() -> None:
     facts += ["resumes on     1, 2, 4", "checkpoint     31.4 GB", "600 GB read in all", "basis: 128 GPUs"]
     assert [fact for fact in facts if fact not in done.stdout] == []
     assert max(map(len, done.stdout.splitlines())) <= 180
-    code = "import sys; from recipes import forecast; sys.exit('torch' in sys.modules)"
+    code = "import sys; from recipes import forecast, plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 
@@ -453,7 +552,7 @@ def test_json_is_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     command_line([str(FLAGSHIP), "--gpus", "128", "--gpu", "A100-40GB", "--mfu", "0.231", "--json"])
     said = json.loads(capsys.readouterr().out)
     _, _, cast = planned(mfu=0.231)
-    assert said["fits"] and said["needed_bytes"] == cast.needed_bytes
+    assert said["fits"] and said["needed_bytes"] == cast.needed_bytes and said["stack"] == LOCK
     assert said["speeds"][0]["days"] == cast.speeds[0].days
 
 
@@ -464,6 +563,10 @@ def test_json_is_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
         (
             ["--gpu", "a10", "--gpus", "8"],
             "GB more than the 24 GB of a10; it fits with",
+        ),
+        (
+            ["--gpu", "b200"],
+            "--gpu b200 has compute capability 10.0, and torch 2.7.0 .* or another torch: --stack next",
         ),
         (["--gpu", "h100", "--gpus", "127"], "does not divide over 127 ranks; the nearest number of ranks"),
         (["--gpu", "h100", "--gpus", "0"], "--gpus 0 does not lie between"),

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import torch.version
 
 from data_prep.stage import BadInput
-from recipes import preflight, train
+from recipes import device, preflight, train
 from recipes.config import TrainConfig, load_config, to_yaml
 from recipes.rehearsal import Rehearsal
 
@@ -185,6 +186,74 @@ def test_clocks():
         preflight.judge_clocks([[one, two, three - 3600] for one, two, three in together])
 
 
+NO_DRIVER = RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU")
+TOO_OLD = RuntimeError("The NVIDIA driver on your system is too old (found version 11080). Please update")
+NONE_SEEN = RuntimeError("No CUDA GPUs are available")
+NO_CUDA = AssertionError("Torch not compiled with CUDA enabled")
+
+
+@pytest.mark.parametrize(
+    ("asked", "precision", "torch_says", "driver", "visible", "refused", "says"),
+    [
+        (
+            "gpu",
+            "fp32",
+            NO_DRIVER,
+            None,
+            None,
+            True,
+            r"device = 'gpu', but no GPU was found: Found no .* system; torch",
+        ),
+        (None, "amp_bf16", NO_DRIVER, None, None, True, r"precision = 'amp_bf16', but no GPU was found: Found no .*;"),
+        (None, "amp_bf16", TOO_OLD, "470.82.01", None, True, r"11080\) \(NVIDIA driver 470.82.01 is loaded\); torch"),
+        ("gpu", "amp_bf16", NONE_SEEN, "560.35.03", "", True, r"35.03 is loaded\) \(CUDA_VISIBLE_DEVICES=''\); torch"),
+        ("gpu", "fp32", NO_CUDA, "560.35.03", None, True, r"Torch not compiled with CUDA enabled \(NVIDIA driver"),
+        # fp32 and null: a GPU if there is one. A driver, and no GPU that was hidden, is no machine without one.
+        (
+            None,
+            "fp32",
+            NO_DRIVER,
+            None,
+            None,
+            False,
+            r"device = null: no GPU was found \(Found .*, so this run trains on",
+        ),
+        (None, "fp32", NO_CUDA, None, None, False, r"device = null: no GPU was found \(Torch not compiled .*CPU"),
+        (None, "fp32", TOO_OLD, None, None, True, r"device = null takes a GPU if there is one, .*too old"),
+        (None, "fp32", NO_DRIVER, "560.35.03", None, True, r"device = null takes a GPU .* Found no NVIDIA driver"),
+        (None, "fp32", NONE_SEEN, "560.35.03", "0", True, r"device = null takes a GPU .*='0'"),
+        (None, "fp32", NONE_SEEN, "560.35.03", "", False, "no GPU was found"),
+        (None, "fp32", NONE_SEEN, "560.35.03", "-1", False, "no GPU was found"),
+        (None, "fp32", NONE_SEEN, "560.35.03", "NoDevFiles", False, "no GPU was found"),
+        ("cpu", "fp32", TOO_OLD, "470.82.01", None, False, "device = cpu"),
+    ],
+)
+def test_no_gpu_is_refused_where_one_was_meant(
+    asked: str | None, precision: str, torch_says: Exception, driver: str | None, visible: str | None, refused: bool,
+    says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    def init() -> None:
+        raise torch_says
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", init)
+    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    if driver:
+        line = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build  (root@host)\n"
+        (tmp_path / "version").write_text(f"{line}GCC version:  gcc version 122.3.0 (Ubuntu)\n")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    if not refused:
+        assert re.search(says, device.check_device(asked, precision))
+        return
+    with pytest.raises(BadInput, match=says) as stopped:
+        device.check_device(asked, precision)
+    assert "device=cpu" in str(stopped.value) and "Please" not in str(stopped.value)
+    if torch.version.cuda == "12.6":
+        assert "torch 2.7.0+cu126 needs an NVIDIA driver of 525.60.13 or newer, and a GPU that" in str(stopped.value)
+
+
 def fake(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, as a process group of real ranks may be there in this one."""
     command = [sys.executable, "recipes/preflight.py", *arguments]
@@ -219,6 +288,7 @@ def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Pa
         (["--fake-world", "0"], "--fake-world 0 is not at least 1"),
         (["--fake-world", "100"], "does not divide over 100 ranks"),
         (["--fake-world", "8", "--gpu", "h900"], "--gpu h900 is not known; did you mean h"),
+        (["--fake-world", "8", "--gpu", "b200"], "--gpu b200 has compute capability 10.0, .*nothing runs on it"),
         (["--fake-world", "1", "--gpu", "rtx-3090"], "does not fit: rtx-3090 has 24 GB"),
         (["--fake-world", "8", "fsdp.version=1"], "cannot be built without its ranks"),
     ],

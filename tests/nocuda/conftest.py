@@ -28,8 +28,6 @@ def nocuda_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         "LD_PRELOAD": str(library),
         "TRITON_LIBCUDA_PATH": str(library.parent),
         "PYTHONPATH": str(ROOT),
-        # Each block of memory is new, and so 0, where a kernel would have written.
-        "PYTORCH_NO_CUDA_MEMORY_CACHING": "1",
         "OMP_NUM_THREADS": "1",
     }
 
@@ -45,9 +43,11 @@ def run_all(nocuda_env: dict[str, str], tmp_path: Path) -> Callable[[Sequence[Co
         folder = tmp_path / "logs"
         folder.mkdir()
         (folder / "commands.json").write_text(json.dumps(commands))
+        # Each block of memory is new, and so 0, where a kernel would have written.
+        env = {**nocuda_env, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         script = [str(ROOT / "tests/nocuda/drive.py"), str(folder / "commands.json"), str(folder)]
         done = subprocess.run(
-            [sys.executable, *script, "600"], cwd=ROOT, env=nocuda_env, capture_output=True, text=True, check=False
+            [sys.executable, *script, "600"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
         )
         printed = {}
         for number, command in enumerate(commands):
