@@ -23,8 +23,8 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, eager_attentio
 # gives bf16. The bounds leave a factor of 50 and five.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 # A layer that lost its scale differs by as much as all scales make at the most, or, in layer 1, by half of it; rounding
-# by a seventh of that at the most (64 wide, bf16, initialised).
-SHARE_OF_UNSCALED = 0.3
+# by 0.29 of that at the most (64 wide, 16 tokens, bf16, initialised), by 0.05 from 768 wide on.
+SHARE_OF_UNSCALED = 0.4
 GATE_TOKENS = 64
 
 

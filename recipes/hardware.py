@@ -171,9 +171,7 @@ def find_gpu(name: str, stack: str | None = LOCK) -> Gpu:
 def add_stack(parser: argparse.ArgumentParser) -> None:
     """Add the argument that goes with the name of a GPU to a command."""
     stacks = "; ".join(f"{name} is {stack}" for name, stack in STACKS.items())
-    parser.add_argument(
-        "--stack", choices=STACKS, default=LOCK, help=f"software that is to run: {stacks}; default lock"
-    )
+    parser.add_argument("--stack", choices=STACKS, default=LOCK, help=f"software: {stacks}; default %(default)s")
 
 
 def dotted(capability: tuple[int, int]) -> str:

@@ -146,14 +146,14 @@ def test_a_start_ends_before_the_ranks_meet(
     recipe: str, found: dict[str, str], says: str, nocuda_env: dict[str, str], tiny_shards: Path, tiny_tokenizer: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """The other rank never comes: who waited for it would be ended by the test."""
+    """The other rank never comes: who waits for it says so instead."""
     if can_run(built_for(), (10, 0)) and "NOCUDA_CC" in found:
         pytest.skip(f"torch {torch.__version__} has code for a B200")
     cfg = load_config(
         ROOT / "yamls/smoke-cpu.yaml",
         [f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={tmp_path / 'run'}",
          "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "loggers.wandb=null",
-         "device=null", "precision=amp_bf16", "max_duration=20ba", "scheduler.t_warmup=5ba"],
+         "device=null", "precision=amp_bf16", "connect_timeout_s=20", "max_duration=20ba", "scheduler.t_warmup=5ba"],
     )  # fmt: skip
     (tmp_path / "run.yaml").write_text(to_yaml(cfg))
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
