@@ -44,7 +44,7 @@ def run_all(nocuda_env: dict[str, str], tmp_path: Path) -> Callable[[Sequence[Co
         folder.mkdir()
         (folder / "commands.json").write_text(json.dumps(commands))
         # Each block of memory is new, and so 0, where a kernel would have written.
-        env = {**nocuda_env, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        env = {**nocuda_env, "NOCUDA_DEVICES": "2", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         script = [str(ROOT / "tests/nocuda/drive.py"), str(folder / "commands.json"), str(folder)]
         done = subprocess.run(
             [sys.executable, *script, "600"], cwd=ROOT, env=env, capture_output=True, text=True, check=False

@@ -25,9 +25,9 @@ Run = Callable[[Sequence[Command]], dict[str, str]]
 def settings(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Settings:
     """`settings(name, key=value, …)`: smoke-gpu.yaml on the tiny shards; head dim 128 and bf16 as they are there."""
 
-    def make(name: str, *more: str) -> list[str]:
+    def make(name: str, *more: str, yaml: str = "smoke-gpu") -> list[str]:
         return [
-            "yamls/smoke-gpu.yaml", f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}",
+            f"yamls/{yaml}.yaml", f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}",
             f"run_dir={tmp_path / name}", "data.seq_len=64", "data.num_workers=1", "model.vocab_size=600",
             "model.n_positions=64", "model.n_embd=256", "model.n_head=2", "model.n_layer=3", "max_duration=6ba",
             "global_train_batch_size=8", "device_train_microbatch_size=2", "scheduler.t_warmup=2ba",
@@ -176,12 +176,15 @@ def test_every_sharding_and_switch(run_all: Run, settings: Settings, tmp_path: P
 
 
 @pytest.mark.nocuda
-def test_every_kind_of_task_and_every_other_command(run_all: Run, settings: Settings, tmp_path: Path) -> None:
+def test_every_kind_of_task_and_every_other_command(
+    run_all: Run, settings: Settings, tiny_corpus: Path, tmp_path: Path
+) -> None:
     """Four kinds of task, each preset for GPUs, sharded fine-tuning; scores, perplexity; preflight; a rung."""
     write_tasks(tmp_path / "data")
     exported = str(tmp_path / "exported")
     run = settings("run")
     ask = ["--model", exported, "--data", str(tmp_path / "data"), "--out"]
+    perplexity = ["--corpus", str(tiny_corpus), "--text-documents", "3"]
     tuned = ["--model", str(tmp_path / "medmcqa/model"), "--data", str(tmp_path / "data"), "--out"]
     printed = run_all(
         [
@@ -193,13 +196,17 @@ def test_every_kind_of_task_and_every_other_command(run_all: Run, settings: Sett
             finetune("toy", tmp_path, "preset=one-gpu-80gb"),
             recipe("few-shot", "evaluate", *ask, str(tmp_path / "few-shot"), "--tasks", "medmcqa", "--shots", "1"),
             recipe("head", "evaluate", *tuned, str(tmp_path / "head"), "--tasks", "medmcqa"),
+            recipe("perplexity", "evaluate", *ask, str(tmp_path / "perplexity"), "--tasks", "medmcqa", *perplexity),
+            recipe("rung", "train", *settings("rung", yaml="ladder/20m")),
+            recipe("ladder", "ladder", *map(str, sorted(Path("yamls/ladder").glob("*.yaml"))), "--dry-run"),
             recipe("preflight", "preflight", *settings("preflight")),
             recipe("preflight-2", "preflight", *settings("preflight-2"), ranks=2),
         ]
     )
     for name in TASKS:
         assert (tmp_path / name / "scores.json").is_file() and (tmp_path / name / "model/config.json").is_file(), name
-    for name in ("few-shot", "head"):
+    for name in ("few-shot", "head", "perplexity"):
         assert (tmp_path / name / "results.json").is_file(), name
+    assert batches_of(tmp_path / "rung") == [1, 2, 3, 4, 5, 6]
     assert all("ready: smoke-gpu can start" in printed[name] for name in ("preflight", "preflight-2"))
     assert "tensors of weights and moments come back bit for bit" in printed["preflight"]
