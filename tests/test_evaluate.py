@@ -25,6 +25,7 @@ from data_prep.sources import Document
 from data_prep.stage import BadInput
 from data_prep.tasks import Question, TaskSet, load
 from data_prep.tasks.tags import SCHEMES, count
+from patience import patience_s
 from recipes import evaluate, export, finetuned, likelihood
 from recipes.examples import Encoder, add_tokens, collate
 from recipes.finetuned import FineTuned, TaskHead
@@ -341,7 +342,9 @@ def test_scores_are_those_of_the_harness_command_line(
         "--output_path", str(tmp_path / "theirs"),
     ]  # fmt: skip
     home = {"HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **home}, timeout=240)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **home}, timeout=patience_s()
+    )
     assert done.returncode == 0, done.stderr
     lines = next((tmp_path / "theirs").rglob("samples_*.jsonl")).read_text().splitlines()
     samples = sorted(map(json.loads, lines), key=lambda sample: sample["doc_id"])
@@ -383,14 +386,14 @@ def test_nothing_is_asked_of_a_network(make_model: MakeModel, data: Path, tmp_pa
     environment = {k: v for k, v in os.environ.items() if not k.startswith(switches)} | {"HOME": str(home)}
     done = subprocess.run(
         [sys.executable, "-c", ALONE, *command], capture_output=True, text=True, check=False, env=environment,
-        cwd=ROOT, timeout=240,
+        cwd=ROOT, timeout=patience_s(),
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "network:" not in done.stderr and "True True" in done.stdout
     assert not [path for path in home.rglob("*") if path.is_file()]
     again = subprocess.run(
         [sys.executable, "-c", ALONE, *command], capture_output=True, text=True, check=False, env=environment,
-        cwd=ROOT, timeout=240,
+        cwd=ROOT, timeout=patience_s(),
     )  # fmt: skip
     assert "up to date" in again.stdout and "False False" in again.stdout, "imported for scores alone"
 

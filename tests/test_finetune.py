@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
 from data_prep.tasks import Pair, Question, Sentence, load
+from patience import patience_s
 from recipes import checkpoints, evaluate, finetune, finetuned
 from recipes.config import FinetuneConfig, ModelConfig, load_finetune_config, to_yaml
 from recipes.examples import NO_TAG, Encoder, add_tokens, collate
@@ -294,7 +295,7 @@ def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_
         "recipes/finetune.py",
         f"{tmp_path}/two.yaml",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience_s())
     assert done.returncode == 0, done.stdout + done.stderr
 
     def losses(folder: Path) -> list[float]:

@@ -210,7 +210,7 @@ def test_a_kernel_that_is_not_there_is_bad_input(configure: Callable[..., TrainC
         train.main(configure("run", "kernels.sdpa_backend=cudnn"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ on a CPU")
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU: apt install g++")
 def test_compiled_blocks_train_the_same(
     configure: Callable[..., TrainConfig],
     faithful: list[torch.Tensor],

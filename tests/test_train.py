@@ -18,6 +18,7 @@ from torch.distributed.checkpoint import CheckpointException, save
 
 from data_prep import shards
 from data_prep.stage import BadInput
+from patience import patience_s
 from recipes import checkpoints, export, report, train
 from recipes.config import TrainConfig, load_config
 from recipes.data import build_dataloader
@@ -261,7 +262,7 @@ def test_runs_that_start_together_do_not_collide(overrides: Overrides) -> None:
     )
     command = [sys.executable, "-c", code, *overrides()]
     together = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    errors = [process.communicate(timeout=120)[1] for process in together]
+    errors = [process.communicate(timeout=patience_s())[1] for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], errors
 
 
