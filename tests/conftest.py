@@ -37,13 +37,21 @@ Outcome = Callable[[str, str, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-report", type=Path, help="write what was injected, seen and lost there, as HTML")
+    parser.addoption(
+        "--fault-report", type=Path, help="run what is marked or says an outcome; write what was seen there, as HTML"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Measure a start before the workers make the machine busy; they find it in their environment."""
     if getattr(config.option, "numprocesses", None):
         start_s()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of all tests, `make chaos` runs those of injected faults, and those that are long."""
+    if config.getoption("--fault-report"):
+        items[:] = [i for i in items if i.get_closest_marker("chaos") or "outcome" in getattr(i, "fixturenames", ())]
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import yaml
 
+import warm
 from data_prep.stage import BadInput
 from patience import patience_s, start_s
 from recipes import rendezvous, report
@@ -52,7 +53,7 @@ def free_port() -> int:
 
 
 def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience_s())
+    done = warm.run(command, ROOT)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

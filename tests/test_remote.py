@@ -24,6 +24,7 @@ import boto3
 import pytest
 import torch
 
+import warm
 from callbacks import CheckpointError, CheckpointWriter, checkpoint_writer
 from data_prep import store
 from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, seal, write_json
@@ -539,7 +540,7 @@ def command(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Callable
 
 
 def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience_s())
+    done = warm.run(command, ROOT)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert SECRET not in done.stdout + done.stderr
     return done

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 
+import warm
 from callbacks.checkpoint_writer import FILES_PER_RANK
 from data_prep import json_lines, shards, tokenizer
 from data_prep.shard_format import read_documents
@@ -70,7 +71,7 @@ def run(command: Callable[..., list[str]]) -> Run:
 
 
 def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=patience_s())
+    done = warm.run(command, ROOT)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 

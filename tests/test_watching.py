@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import warm
 from callbacks import CostMonitor, MetricsFile, cost_monitor
 from data_prep import json_lines, tokenizer
 from data_prep.shard_format import DOCUMENTS, read_documents, read_shards_info
@@ -119,10 +120,8 @@ def test_two_ranks_say_what_one_says(tiny_shards: Path, tiny_tokenizer: Path, tm
     plain = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0", "callbacks.norm_monitor.interval=4ba"]
     cfg = configure(tiny_shards, tiny_tokenizer, tmp_path / "one", *plain)
     train.main(cfg)
-    command = [Path(sys.executable).with_name("composer"), "-n", "2", "recipes/train.py", tmp_path / "one/config.yaml"]
-    done = subprocess.run(
-        [*map(str, command), f"run_dir={tmp_path / 'two'}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [warm.COMPOSER, "-n", "2", "recipes/train.py", tmp_path / "one/config.yaml"]
+    done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     one, two = (report.read_run(tmp_path / name) for name in ("one", "two"))
     for metric in ("l2_norm/grad/global", "l2_norm/param/global", *(n for n in one.series if "metrics/eval" in n)):
