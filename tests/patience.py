@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 NAME = "TEST_START_S"  # hands the measurement to workers of pytest and to what tests start; set by hand, it is believed
-START = "import recipes.trainer, recipes.resume, recipes.parallel, recipes.finetuned"
+OF_A_RUN = ("recipes.trainer", "recipes.resume", "recipes.parallel", "recipes.finetuned")  # what it imports
 COLD_S = 8.0  # a start that takes longer may have compiled Python, or read a cold disk
 FASTEST_S = 2.0  # as if a machine were no faster than that: a start is not all that a test waits for
 
@@ -32,7 +32,8 @@ def start_s() -> float:
 
 def measured_s() -> float:
     begin_s = time.monotonic()
-    subprocess.run([sys.executable, "-c", START], cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    command = [sys.executable, "-c", f"import {', '.join(OF_A_RUN)}"]
+    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
     return time.monotonic() - begin_s
 
 

@@ -21,7 +21,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
-from patience import patience_s
+from patience import OF_A_RUN, patience_s
 from recipes import finetune, launch, sweep
 from recipes.evaluate import evaluate_runs
 from recipes.exit_codes import PREEMPTION_SIGNALS
@@ -79,7 +79,7 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
 # Forks of a process that has imported what a run imports and done nothing else: seconds faster than starting Python,
 # and without the threads of this one, which a fork would miss.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["recipes.finetuned", "recipes.trainer", "recipes.resume", "recipes.parallel"])
+SERVER.set_forkserver_preload(list(OF_A_RUN))
 RUN = """
 import os
 with open(log, "ab") as file:

@@ -28,10 +28,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from patience import patience_s
+from patience import OF_A_RUN, patience_s
 
 COMPOSER = str(Path(sys.executable).with_name("composer"))
-IMPORTED = ("recipes.trainer", "recipes.resume", "recipes.parallel", "recipes.finetuned", "composer.cli.launcher")
 MESSAGE_BYTES = 1 << 20
 
 
@@ -77,7 +76,7 @@ def server() -> socket.socket:
 
 def serve(requests: socket.socket) -> None:
     """Fork for each request until there is nobody to ask."""
-    for name in IMPORTED:
+    for name in (*OF_A_RUN, "composer.cli.launcher"):
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork would miss a thread"
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
