@@ -10,6 +10,8 @@ import random
 import re
 import subprocess
 import threading
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -22,6 +24,7 @@ import pytest
 from data_prep import corpus, shards, store, tokenizer
 from data_prep.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry, Source
+from patience import patience_s, start_s
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -34,7 +37,21 @@ Outcome = Callable[[str, str, str], None]
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--fault-report", type=Path, help="write what was injected, seen and lost there, as HTML")
+    parser.addoption(
+        "--fault-report", type=Path, help="run what is marked or says an outcome; write what was seen there, as HTML"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure a start before the workers make the machine busy; they find it in their environment."""
+    if getattr(config.option, "numprocesses", None):
+        start_s()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of all tests, `make chaos` runs those of injected faults, and those that are long."""
+    if config.getoption("--fault-report"):
+        items[:] = [i for i in items if i.get_closest_marker("chaos") or "outcome" in getattr(i, "fixturenames", ())]
 
 
 @pytest.fixture
@@ -49,7 +66,11 @@ def outcome(record_property: Callable[[str, str], None]) -> Outcome:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """The table of injected faults; a test that failed before it said what it saw stands under its name."""
+    """What was left out and what would bring it; then the table of injected faults.
+
+    A test that failed before it said what it saw stands there under its name.
+    """
+    say_what_was_left_out(terminalreporter)
     path: Path | None = config.getoption("--fault-report")
     if path is None:
         return
@@ -72,6 +93,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         encoding="utf-8",
     )
     terminalreporter.write_line(f"{len(rows)} faults; {path}")
+
+
+def say_what_was_left_out(terminalreporter: pytest.TerminalReporter) -> None:
+    reasons = Counter[str]()
+    for report in terminalreporter.stats.get("skipped", []):
+        why = report.longrepr[2] if isinstance(report.longrepr, (tuple, list)) else str(report.longrepr)
+        reasons[why.removeprefix("Skipped: ")] += 1
+    left_out = [f"{count} skipped: {reason}" for reason, count in sorted(reasons.items())]
+    if terminalreporter.config.option.markexpr == "not chaos":
+        left_out.append("not asked for: the long injections of faults, which make chaos runs")
+    if left_out:
+        terminalreporter.section("left out")
+        for line in left_out:
+            terminalreporter.write_line(line)
 
 
 def tiny_source(documents: list[Document]) -> Source:
@@ -155,20 +190,25 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
 @pytest.fixture
 def kill_at_random_moments(
     tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]]
-) -> Callable[[list[str], Path, float], None]:
-    """`kill_at_random_moments(command, straight, longest_s)`: 30 SIGKILLs of `command OUT` and its like.
+) -> Callable[[list[str], Path], None]:
+    """`kill_at_random_moments(command, straight)`: 30 SIGKILLs of `command OUT` and its like.
 
-    Whatever is finished between them must be `straight` to the byte; then another one is begun.
+    Whatever is finished between them must be `straight` to the byte; then another one is begun. The moments lie within
+    what it takes here to its end, and half as long again.
     """
 
-    def kill(command: list[str], straight: Path, longest_s: float) -> None:
+    def kill(command: list[str], straight: Path) -> None:
         draw, root = random.Random(5), str(Path(corpus.__file__).parents[1])
+        environment = {**os.environ, "PYTHONPATH": root}
+        begin_s = time.monotonic()
+        subprocess.run([*command, str(tmp_path / "undisturbed")], env=environment, check=True, timeout=patience_s())
+        whole_s = time.monotonic() - begin_s
         kills = finished = 0
         while kills < 30:
             out = tmp_path / f"finished{finished}"
-            running = subprocess.Popen([*command, str(out)], env={**os.environ, "PYTHONPATH": root})
+            running = subprocess.Popen([*command, str(out)], env=environment)
             try:
-                assert running.wait(draw.uniform(0.3, longest_s)) == 0
+                assert running.wait(draw.uniform(0.1, 1.5) * whole_s) == 0
             except subprocess.TimeoutExpired:
                 running.kill()
                 running.wait()
@@ -191,7 +231,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         options = f"size={size_bytes}" + (",remount" if folder.is_mount() else "")
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
         if done.returncode:
-            pytest.skip(f"mounting a file system takes root: {done.stderr.strip()}")
+            pytest.skip(f"a small file system is mounted by root alone, so run as root ({done.stderr.strip()})")
         return folder
 
     yield mount
@@ -286,7 +326,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault == "cut upload":
             body = body[: len(body) // 2]
             headers["Content-Length"] = str(len(body))
-        upstream = http.client.HTTPConnection(urlsplit(self.server.store).netloc, timeout=60)
+        upstream = http.client.HTTPConnection(urlsplit(self.server.store).netloc, timeout=patience_s())
         upstream.request(method, self.path, body, headers)
         response = upstream.getresponse()
         data = response.read()
@@ -324,7 +364,7 @@ def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
         "AWS_EC2_METADATA_DISABLED": "true", "NO_PROXY": "127.0.0.1",
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
-    for name, value in {"CONNECT_TIMEOUT_S": 1.0, "READ_TIMEOUT_S": 1.0, "ATTEMPTS": 2}.items():
+    for name, value in {"CONNECT_TIMEOUT_S": start_s() / 2, "READ_TIMEOUT_S": start_s() / 2, "ATTEMPTS": 2}.items():
         monkeypatch.setattr(store, name, value)
     yield server
     server.well_again()
@@ -345,11 +385,15 @@ def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         try:
             browser = playwright.chromium.launch(
-                executable_path=executable, env=env, args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+                executable_path=executable,
+                env=env,
+                args=["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
+                timeout=1000 * patience_s(),
             )
         except Error as error:
             say = pytest.fail if os.environ.get("CI") else pytest.skip
-            say(f"{executable} does not run ({error.message.splitlines()[0]}): make test brings one, or say CHROMIUM=")
+            why = error.message.splitlines()[0]
+            say(f"pages: make test brings Chromium, or say CHROMIUM=/path/to/it ({executable} does not run: {why})")
         yield browser
         browser.close()
         # A run in this process may have left loader workers. They hold the pipe whose end the driver waits for.
@@ -370,6 +414,7 @@ def visit(chromium: Browser) -> Iterator[Callable[[str, int], Page]]:
 
     def open_page(url: str, width: int) -> Page:
         page = chromium.new_page(viewport={"width": width, "height": 844})
+        page.set_default_timeout(1000 * patience_s())
         page.on("request", asked)
         page.on("websocket", asked)
         page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)

@@ -32,8 +32,11 @@ from composer.utils import dist
 from callbacks import CheckpointWriter, checkpoint_writer
 from data_prep import store
 from data_prep.stage import run
+from patience import start_s
 from recipes import parallel, ranks, rendezvous, run_folder, train, trainer
 from recipes.shard_reader import TokenShard
+
+FOR_EVER_S = 3600.0  # longer than any test waits
 
 
 def pass_the_cpu_off_as_cuda() -> None:
@@ -54,7 +57,8 @@ class Fault(Callback):
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
         if what in ("impatient", "patient"):
             ranks.POLL_S = 0.2
-            store.READ_TIMEOUT_S, store.ATTEMPTS = (1.0, 2) if what == "impatient" else (600.0, 2)
+            store.READ_TIMEOUT_S = start_s() / 2 if what == "impatient" else FOR_EVER_S
+            store.ATTEMPTS = 2
         if what == "save-SIGTERM":
             original = CheckpointWriter.save
 
@@ -69,7 +73,7 @@ class Fault(Callback):
 
             def tokens(shard: TokenShard, idx: int) -> np.ndarray:
                 if self.here and "train" in str(shard._path) and next(seen) > (self.batch - 1) * 4:  # four a rank
-                    time.sleep(600)
+                    time.sleep(FOR_EVER_S)
                 return original_tokens(shard, idx)
 
             setattr(TokenShard, "tokens", tokens)  # noqa: B010
@@ -88,9 +92,9 @@ class Fault(Callback):
             software = run_folder.software
             run_folder.software = lambda: {**software(), "versions": {"torch": "2.6.0"}}
         elif what == "no-data-path" and self.here:
-            dist.initialize_dist = lambda *_: time.sleep(600)
+            dist.initialize_dist = lambda *_: time.sleep(FOR_EVER_S)
         elif what == "no-data-path":  # so that it is always the same rank that gives up first
-            trainer.data_must_pass = lambda timeout_s: rendezvous.data_must_pass(timeout_s + 30)
+            trainer.data_must_pass = lambda timeout_s: rendezvous.data_must_pass(2 * timeout_s)
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:
@@ -110,7 +114,7 @@ class Fault(Callback):
         elif self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.what == "hang":
-            time.sleep(600)
+            time.sleep(FOR_EVER_S)
         elif self.what == "small-disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 

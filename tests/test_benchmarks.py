@@ -166,7 +166,7 @@ def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], t
 
 
 ROOT = Path(__file__).parents[1]
-ROW = r"^\| ([a-zA-Z :,]+) \| (2 \| [\d.]+ \| [\d.]+) \| [\d.]+ \| [\d.]+ \("  # name, ranks, GB, seconds
+ROW = r"^\| ([a-zA-Z :,]+) \| (\d \| [\d.]+ \| [\d.]+) \| [\d.]+ \| [\d.]+ \("  # name, ranks, GB, seconds
 
 
 def printed(script: str, *arguments: str) -> str:
@@ -206,14 +206,17 @@ def test_loading_is_measured_on_made_shards():
     assert "np.memmap" in said and "of 3 shards, ours" in said and "half-way" in said
 
 
-def test_saving_is_measured_beside_the_disk(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
-    """On two ranks: each save has its parts and a plain file of as many bytes; the run goes on, and is exported."""
-    options = ["--ranks", "2", "--saves", "2", "--folder", str(tmp_path)]
+@pytest.mark.parametrize(("ranks", "parts"), [(1, "one file"), pytest.param(2, "2 parts", marks=pytest.mark.chaos)])
+def test_saving_is_measured_beside_the_disk(
+    tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path, ranks: int, parts: str
+):
+    """Each save has its parts and a plain file of as many bytes; the run goes on, and is exported."""
+    options = ["--ranks", str(ranks), "--saves", "2", "--folder", str(tmp_path)]
     said = printed("checkpoint.py", *tiny(tiny_shards, tiny_tokenizer), *options)
     rows = {name: [float(cell) for cell in cells.split(" | ")] for name, cells in re.findall(ROW, said, re.M)}
     save, write, hashing, plain = (rows[name][2] for name in rows if "going" not in name and "read" not in name)
     assert save >= write >= 0 and save >= hashing >= 0 and plain >= 0 and len(rows) == 7
-    assert all(row[0] == 2 and row[1] == rows["save"][1] for row in rows.values())
-    (export,) = re.findall(r"^\| of 2 parts \| (\d\.\d\d) \| [\d.]+ \| ([\d.]+) \|", said, re.M)
+    assert all(row[0] == ranks and row[1] == rows["save"][1] for row in rows.values())
+    (export,) = re.findall(rf"^\| of {parts} \| (\d\.\d\d) \| [\d.]+ \| ([\d.]+) \|", said, re.M)
     assert float(export[1]) > float(export[0])  # libraries, at this size
     assert not list(tmp_path.iterdir())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import re
 import shutil
@@ -19,7 +20,9 @@ from typing import Any
 import pytest
 import yaml
 
+import warm
 from data_prep.stage import BadInput
+from patience import patience_s, start_s
 from recipes import rendezvous, report
 from recipes.config import load_config
 from recipes.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
@@ -27,7 +30,6 @@ from recipes.plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 COMPOSER = str(Path(sys.executable).with_name("composer"))
-PATIENCE_S = 300  # a hang is a failure
 
 Outcome = Callable[[str, str, str], None]
 
@@ -40,7 +42,7 @@ def settings(tiny_shards: Path, tiny_tokenizer: Path) -> list[str]:
         "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=64",
         "model.n_layer=3", "model.resid_pdrop=0.1", "max_duration=60ba", "global_train_batch_size=8",
         "device_train_microbatch_size=4", "scheduler.t_warmup=5ba", "optimizer.lr=3e-3", "eval_interval=20ba",
-        "save_interval=8ba", "save_num_checkpoints_to_keep=3", "loggers.wandb=null", "stall_timeout_s=120",
+        "save_interval=8ba", "save_num_checkpoints_to_keep=3", "loggers.wandb=null", f"stall_timeout_s={patience_s(3)}",
     ]  # fmt: skip
 
 
@@ -51,7 +53,7 @@ def free_port() -> int:
 
 
 def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    done = warm.run(command, ROOT)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -82,10 +84,10 @@ def test_a_rank_that_is_alone_says_whom_it_misses(
     port = free_port()
     for name, value in {"RANK": rank, "WORLD_SIZE": 3, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
         monkeypatch.setenv(name, str(value))
-    start_s = time.monotonic()
+    begin_s = time.monotonic()
     with pytest.raises(BadInput, match=message.format(host=socket.gethostname(), port=port) + ".*--master_addr"):
         rendezvous.meet({}, timeout_s=2)
-    assert time.monotonic() - start_s < 10
+    assert time.monotonic() - begin_s < 2 + patience_s(1), "its own two seconds count"
     outcome(f"rank {rank} of 3 is alone", "exit code 2 after connect_timeout_s, with whom it misses", "nothing")
 
 
@@ -97,7 +99,7 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in {"RANK": 0, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
             monkeypatch.setenv(name, str(value))
         with pytest.raises(BadInput, match=rf"rank 0 cannot listen at 127.0.0.1:{port}, or .*: .*in use"):
-            rendezvous.meet({}, timeout_s=60)
+            rendezvous.meet({}, timeout_s=patience_s())
 
 
 @pytest.mark.parametrize(
@@ -114,8 +116,9 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_ranks_that_are_unlike_or_deaf_do_not_begin(
     outcome: Outcome, settings: list[str], tmp_path: Path, fault: str, message: str
 ) -> None:
+    soon_s = 5 * start_s() if fault == "no-data-path" else patience_s(3)  # the former has to wait so long
     command = [COMPOSER, "-n", "2", "tests/inject.py", f"{fault}:1:0", "--", *settings]
-    done = run_to_end([*command, f"run_dir={tmp_path / 'run'}", "connect_timeout_s=20"], code=2)
+    done = run_to_end([*command, f"run_dir={tmp_path / 'run'}", f"connect_timeout_s={soon_s}"], code=2)
     said = done.stdout + done.stderr  # the launcher prints what ranks other than 0 said to stdout
     assert message.format(host=socket.gethostname()) in said and "Traceback" not in said, said
     assert not (tmp_path / "run/metrics.jsonl").exists()
@@ -137,7 +140,7 @@ def test_hosts_that_were_given_other_commands_do_not_begin(
     ]
     hosts = [subprocess.Popen(c, cwd=ROOT, stdout=-1, stderr=subprocess.PIPE, text=True) for c in commands]
     for host in hosts:
-        _, errors = host.communicate(timeout=PATIENCE_S)
+        _, errors = host.communicate(timeout=patience_s())
         assert host.returncode == 2 and "configuration.optimizer.lr: 0.003 -> 0.001" in errors, errors
     outcome("another learning rate in the command of one host", "exit code 2 on both, with the key", "nothing")
 
@@ -202,7 +205,7 @@ class TwoHosts:
 
     def run(self, command: list[str]) -> None:
         for host in self.start(command):
-            out, errors = host.communicate(timeout=PATIENCE_S)
+            out, errors = host.communicate(timeout=patience_s())
             assert host.returncode == 0, f"{out}\n{errors}"
 
     def unplug(self) -> None:
@@ -218,13 +221,13 @@ def ip(*arguments: str) -> None:
 @pytest.fixture
 def two_hosts() -> Iterator[TwoHosts]:
     if not (shutil.which("ip") and shutil.which("unshare")) or os.geteuid() != 0:
-        pytest.skip("network namespaces take root, iproute2 and util-linux")
+        pytest.skip("two hosts on one machine: run as root, with apt install iproute2 util-linux")
     hosts = TwoHosts()
     try:
         hosts.plug_in()
     except subprocess.CalledProcessError as error:
         hosts.unplug()
-        pytest.skip(f"network namespaces cannot be made here: {error.stderr.strip()}")
+        pytest.skip(f"two hosts on one machine: run where network namespaces can be made ({error.stderr.strip()})")
     yield hosts
     hosts.unplug()
 
@@ -235,7 +238,7 @@ def count_lines(folder: Path) -> int:
 
 
 def await_batches(hosts: list[subprocess.Popen[str]], folder: Path, batches: int) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + patience_s()
     while count_lines(folder) < batches:
         assert all(host.poll() is None for host in hosts) and time.monotonic() < deadline_s
         time.sleep(0.02)
@@ -243,10 +246,10 @@ def await_batches(hosts: list[subprocess.Popen[str]], folder: Path, batches: int
 
 @pytest.mark.chaos
 @pytest.mark.parametrize(
-    ("limits", "code", "message"),
+    ("limit", "other", "code", "message"),
     [
-        (["stall_timeout_s=10", "dist_timeout_s=600"], STALLED, "nothing for 1"),
-        (["stall_timeout_s=600", "dist_timeout_s=10"], 1, "another rank has gone, or the network to it"),
+        ("stall_timeout_s", "dist_timeout_s", STALLED, "nothing for "),
+        ("dist_timeout_s", "stall_timeout_s", 1, "another rank has gone, or the network to it"),
     ],
     ids=["stall-watch", "collective"],
 )
@@ -255,20 +258,23 @@ def test_a_link_that_is_cut_ends_the_run_on_both_hosts(
     two_hosts: TwoHosts,
     settings: list[str],
     tmp_path: Path,
-    limits: list[str],
+    limit: str,
+    other: str,
     code: int,
     message: str,
 ) -> None:
+    limit_s = math.ceil(3 * start_s())
+    limits = [f"{limit}={limit_s}", f"{other}={100 * limit_s}"]
     command = ["recipes/train.py", *settings, "max_duration=120ba"]
     hosts = two_hosts.start([*command, f"run_dir={tmp_path / 'cut'}", *limits])
     await_batches(hosts, tmp_path / "cut", 20)
     two_hosts.link("down")
-    start_s = time.monotonic()
+    begin_s = time.monotonic()
     for rank, host in enumerate(hosts):
-        out, errors = host.communicate(timeout=PATIENCE_S)
+        out, errors = host.communicate(timeout=patience_s())
         assert host.returncode == code, f"{out}\n{errors}"
         assert f"rank {rank} on {socket.gethostname()}: {message}" in errors and GO_ON in errors, errors
-    assert time.monotonic() - start_s < 10 + 20
+    assert time.monotonic() - begin_s < limit_s + patience_s(2), "the lower limit counts"
     two_hosts.link("up")
     two_hosts.run([*command, f"run_dir={tmp_path / 'cut'}"])
     two_hosts.run([*command, f"run_dir={tmp_path / 'whole'}"])
@@ -356,7 +362,7 @@ class Slurm:
         return self.state(job, field="ExitCode").partition(":")[0]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
-        deadline_s = time.monotonic() + PATIENCE_S
+        deadline_s = time.monotonic() + patience_s()
         while not condition():
             assert time.monotonic() < deadline_s, self.log
             time.sleep(0.3)
@@ -371,15 +377,15 @@ class Slurm:
         for daemon in reversed(self.daemons):
             daemon.terminate()
         for daemon in self.daemons:
-            daemon.wait(60)
+            daemon.wait(patience_s())
 
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
     if missing := [name for name in ("slurmctld", "slurmd", "sbatch", "unshare") if not shutil.which(name)]:
-        pytest.skip(f"{missing[0]} is not installed: apt-get install slurmctld slurmd slurm-client util-linux")
+        pytest.skip(f"slurm: apt install slurmctld slurmd slurm-client util-linux ({missing[0]} is not there)")
     if os.geteuid() != 0:
-        pytest.skip("two slurmd with a /dev/shm each take root")
+        pytest.skip("slurm: run as root, for two slurmd with a /dev/shm each")
     cluster = Slurm(tmp_path_factory.mktemp("slurm"))
     yield cluster
     cluster.stop()
@@ -400,7 +406,7 @@ def test_slurm_preempts_requeues_and_ends_the_same_run(
 ) -> None:
     """The walltime's signal reaches a run on two nodes; Slurm's requeue makes it go on."""
     if not (Path(sys.prefix) / "bin/activate").is_file():
-        pytest.skip("the job file wants a virtual environment")
+        pytest.skip("slurm: run pytest from a virtual environment, which the job file activates")
     here = checkout(tmp_path / "checkout", Path(sys.prefix))
     run = [*settings, "max_duration=1500ba", "save_interval=200ba", "eval_interval=1500ba"]
     command = ["--nodes=2", "--time=60", "--signal=USR1@60", SBATCH, *run]
@@ -454,7 +460,7 @@ def test_slurm_restarts_are_bounded(slurm: Slurm, fake: Callable[[str], Path]) -
 
 
 def test_slurm_passes_on_the_code_that_came_first(slurm: Slurm, fake: Callable[[str], Path]) -> None:
-    here = fake('[ "$SLURM_NODEID" = 1 ] && exit 4; sleep 4; exit 143')
+    here = fake(f'[ "$SLURM_NODEID" = 1 ] && exit 4; sleep {start_s()}; exit 143')
     job = slurm.submit(here, "--nodes=2", SBATCH, "a.yaml")
     assert slurm.end(job) == "4"
     assert slurm.state(job, field="Restarts") == "0" and not list((here / "logs").glob("*.code"))
@@ -596,7 +602,7 @@ def test_before_a_pod_is_stopped_its_ranks_are_told(tmp_path: Path) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # as by trap ''
         assert os.getpid() == 1
         rank = subprocess.Popen([sys.executable, "-c", "import os, signal, time\\n"
-            "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\\nprint('ready', flush=True)\\ntime.sleep(60)"],
+            "signal.signal(signal.SIGUSR1, lambda *_: os._exit(75))\\nprint('ready', flush=True)\\ntime.sleep(600)"],
             stdout=subprocess.PIPE)
         rank.stdout.readline()
         hook = subprocess.Popen({command!r})
@@ -604,8 +610,8 @@ def test_before_a_pod_is_stopped_its_ranks_are_told(tmp_path: Path) -> None:
     """
     isolated = ["unshare", "--fork", "--pid", "--mount-proc", sys.executable, "-c", textwrap.dedent(launcher)]
     if os.geteuid() != 0 or not shutil.which("unshare"):
-        pytest.skip("a PID namespace takes root and util-linux")
-    done = subprocess.run(isolated, capture_output=True, text=True, check=False, timeout=50)
+        pytest.skip("a container's processes: run as root, with apt install util-linux")
+    done = subprocess.run(isolated, capture_output=True, text=True, check=False, timeout=patience_s())
     assert done.returncode == PREEMPTED, done.stderr
 
 

@@ -399,14 +399,14 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(
 
 @pytest.mark.chaos
 def test_kills_at_random_moments(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at_random_moments: Callable[[list[str], Path, float], None]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at_random_moments: Callable[[list[str], Path], None]
 ):
     make_inputs(tmp_path / "in")
     monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed ones
     (tmp_path / "build.py").write_text(KILLED)
     build_text(tmp_path / "straight", tmp_path / "in")
     command = [sys.executable, str(tmp_path / "build.py"), "2", str(tmp_path / "in")]
-    kill_at_random_moments(command, tmp_path / "straight", 4)
+    kill_at_random_moments(command, tmp_path / "straight")
 
 
 def test_near_duplicates_are_kept_once_and_rather_in_val(

@@ -31,6 +31,7 @@ from data_prep import shards
 from data_prep.shard_format import read_shards_info
 from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_json, seal, write_json
+from patience import patience_s
 from recipes import report, shard_reader, train
 from recipes.config import TrainConfig, load_config
 from recipes.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader, registering
@@ -38,7 +39,6 @@ from recipes.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader,
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512
 BATCH = 8
-HANG_S = 60
 
 Batches = list[list[list[int]]]
 Damage = Callable[[Path], None]
@@ -48,14 +48,14 @@ Outcome = Callable[[str, str, str], None]
 @pytest.fixture(autouse=True)
 def a_hang_fails(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[None]:
     def hangs(*_: object) -> None:
-        raise TimeoutError(f"still running after {HANG_S} s")
+        raise TimeoutError(f"still running after {patience_s():.0f} s")
 
     monkeypatch.setattr(shard_reader, "RETRY_WAIT_S", 0.01)
     if request.node.get_closest_marker("chaos") is None:
         signal.signal(signal.SIGALRM, hangs)
-        signal.alarm(HANG_S)
+        signal.setitimer(signal.ITIMER_REAL, patience_s())
     yield
-    signal.alarm(0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 @pytest.fixture(scope="module")
@@ -462,14 +462,14 @@ def kill(process: subprocess.Popen[str]) -> None:
     process.wait()
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 120) -> str:
-    output, _ = process.communicate(timeout=seconds)
+def finish(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=patience_s())
     return output
 
 
-def all_gone(session: int, seconds: float = 10) -> bool:
+def all_gone(session: int) -> bool:
     """Whether all processes of a session end; the kernel takes a moment to bury what was killed."""
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + patience_s(1)
     while time.monotonic() < deadline:
         done = subprocess.run(["ps", "-o", "stat=", "-s", str(session)], capture_output=True, text=True)
         if all(state.startswith("Z") for state in done.stdout.split()):
@@ -488,7 +488,7 @@ def test_all_ranks_end_on_a_damaged_shard(
     folder = shutil.copytree(good["none"], tmp_path / "shards")
     flip(folder / "train/shard.00001.mds")
     process = launch("damaged", f"data.shards={folder}")
-    output = finish(process, HANG_S)
+    output = finish(process)
     assert process.returncode != 0, output
     assert f"error: {folder / 'train/shard.00001.mds'} cannot be read as it was written" in output
     assert all_gone(process.pid)
@@ -550,7 +550,7 @@ def test_a_killed_run_starts_again_and_its_neighbour_lives(
     shared = Path("/dev/shm")
 
     def has_started(name: str) -> None:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + patience_s()
         while not (metrics := tmp_path / name / "metrics.jsonl").exists() or "loss/train" not in metrics.read_text():
             assert time.monotonic() < deadline
             time.sleep(0.2)
@@ -567,9 +567,9 @@ def test_a_killed_run_starts_again_and_its_neighbour_lives(
     left = {path.name for path in shared.iterdir()} - before - of_neighbour
     assert any("locals" in name for name in left), "the test must leave stale shared memory"
     again = launch("victim", f"data.shards={good['none']}", "max_duration=80ba")
-    output = finish(again, 240)
+    output = finish(again)
     assert again.returncode == 0, output
-    output = finish(neighbour, 300)
+    output = finish(neighbour)
     assert neighbour.returncode == 0, output
     assert len(losses(tmp_path / "neighbour")) == 200
     straight = launch("straight", f"data.shards={good['none']}", "max_duration=80ba")

@@ -252,7 +252,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
     refuse_unsafe(finished_run / "checkpoints/ep0-ba40/rank0.pt")
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="run on Linux: it reads /proc")
 def test_reading_a_checkpoint_holds_the_model_once(tmp_path: Path) -> None:
     """Not beside it the mapped pages of all that was read: 100 MB of weights here."""
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(24)))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import warm
 from data_prep.stage import BadInput
 from data_prep.tasks import Pair, Question, Sentence, load
 from recipes import checkpoints, evaluate, finetune, finetuned
@@ -287,14 +286,7 @@ def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_
     finetune.main(configure("medmcqa", *settings))
     cfg = configure("medmcqa", *settings, "fsdp={}", f"run_dir={tmp_path / 'two'}", "save_interval=3ba")
     (tmp_path / "two.yaml").write_text(to_yaml(cfg))
-    command = [
-        str(Path(sys.executable).with_name("composer")),
-        "-n",
-        "2",
-        "recipes/finetune.py",
-        f"{tmp_path}/two.yaml",
-    ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=240)
+    done = warm.run([warm.COMPOSER, "-n", "2", "recipes/finetune.py", tmp_path / "two.yaml"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
 
     def losses(folder: Path) -> list[float]:

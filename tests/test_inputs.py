@@ -63,7 +63,7 @@ def test_what_cannot_be_an_input_is_named(tmp_path: Path):
         names("nosuch://x/a.txt")
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+@pytest.mark.skipif(os.geteuid() == 0, reason="a file that may not be read: run as another user than root")
 def test_unreadable_files_and_folders_are_named(tmp_path: Path):
     touch(tmp_path, "a.txt", "sub/b.txt")
     (tmp_path / "a.txt").chmod(0)

@@ -210,17 +210,15 @@ def test_a_kernel_that_is_not_there_is_bad_input(configure: Callable[..., TrainC
         train.main(configure("run", "kernels.sdpa_backend=cudnn"))
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile writes C++ on a CPU")
-def test_compiled_blocks_train_the_same(
-    configure: Callable[..., TrainConfig],
-    faithful: list[torch.Tensor],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """All gradients, 200 steps, and through the Trainer with evaluation; checkpoints are those of any run.
+compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU: apt install g++")
 
-    All layers share one compilation: there are few graphs.
-    """
+
+@compiles
+@pytest.mark.chaos
+def test_compiled_blocks_have_the_same_gradients(
+    faithful: list[torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All gradients, and 200 steps."""
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     torch._dynamo.reset()
     models = [build(KernelsConfig()) for _ in range(2)]
@@ -229,10 +227,18 @@ def test_compiled_blocks_train_the_same(
     models[0].zero_grad()
     fast, slow = (torch.tensor(curve(model)) for model in models)
     assert (fast - slow).abs().max() < 2e-5
+
+
+@compiles
+def test_compiled_blocks_train_the_same(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through the Trainer with evaluation; checkpoints are those of any run.
+
+    All layers share one compilation: there are few graphs.
+    """
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     torch._dynamo.reset()
     counters = torch._dynamo.utils.counters
     counters.clear()
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
     plain, compiled = configure("plain"), configure("compiled", "kernels.compile=true")
     trained = [train.main(cfg) for cfg in (plain, compiled)]
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)

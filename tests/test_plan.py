@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from data_prep.stage import BadInput
+from patience import start_s
 from recipes import forecast, ladder, preflight
 from recipes.config import DataConfig, KernelsConfig, ModelConfig, TrainConfig, load_config
 from recipes.forecast import Forecast, make_forecast, needed_bytes
@@ -321,7 +322,7 @@ print("peaks", json.dumps([*peaks, *(measured(lambda: step(*loss)) for loss in l
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.skipif(sys.platform != "linux", reason="run on Linux: it reads /proc")
 def test_peak_memory_of_real_runs(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     """Resident memory above the imported stack, at its peak, through the Trainer: within 10 % of the plan."""
 
@@ -533,11 +534,12 @@ def test_the_table_of_more_gpus_is_made_of_the_plans(capsys: pytest.CaptureFixtu
 # The command
 
 
-def test_the_command_says_it_all_without_torch_in_three_seconds() -> None:
+def test_the_command_says_it_all_before_torch_would_be_there() -> None:
     command = [sys.executable, "recipes/plan.py", "yamls/biomedlm-2.7b.yaml", "--gpus", "128", "--gpu", "a100-40gb"]
-    start_s = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, "--price", "2"], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert time.monotonic() - start_s < 3
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < start_s(), "what a run's start takes"
     first = done.stdout.splitlines()[0]
     assert re.search(r"^biomedlm-2.7b on 128 a100-40gb: fits, .*; 2.48 to 6.24 days; .* GPU-hours; cost .* to ", first)
     facts = ["FULL_SHARD", "HSDP 16 x 8", "largest that fits", "1600 Gbit/s", "28,896 = 32 x 903", "20 x 128", "kWh"]

@@ -15,6 +15,7 @@ import pytest
 import torch
 import torch.version
 
+import warm
 from data_prep.stage import BadInput
 from recipes import device, preflight, train
 from recipes.config import TrainConfig, load_config, to_yaml
@@ -68,8 +69,7 @@ def test_a_good_run_is_ready_and_left_alone(
 
 def test_two_ranks(configure: Configure, tmp_path: Path):
     (tmp_path / "run.yaml").write_text(to_yaml(configure()))
-    command = [Path(sys.executable).with_name("composer"), "-n", "2", "recipes/preflight.py", tmp_path / "run.yaml"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = warm.run([warm.COMPOSER, "-n", "2", "recipes/preflight.py", tmp_path / "run.yaml"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     found = checked(done.stdout)
     assert found["network"] == found["resume"] == found["clocks"] == "ok" and "FAILED" not in found.values()
@@ -256,8 +256,7 @@ def test_no_gpu_is_refused_where_one_was_meant(
 
 def fake(*arguments: str) -> subprocess.CompletedProcess[str]:
     """A process of its own, as a process group of real ranks may be there in this one."""
-    command = [sys.executable, "recipes/preflight.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return warm.run([sys.executable, "recipes/preflight.py", *arguments], ROOT)
 
 
 def test_the_flagship_on_128_ranks_that_are_not_there():
@@ -276,9 +275,7 @@ def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Pa
         "assert sum(rank_bytes(cfg, rank, 4) for rank in range(4)) == 2 * whole"
     )
     (tmp_path / "run.yaml").write_text(to_yaml(configure()))
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "run.yaml")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    done = warm.run([sys.executable, "-c", code, tmp_path / "run.yaml"], ROOT)
     assert done.returncode == 0, done.stderr
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from data_prep.stage import BadInput
+from patience import patience_s
 from recipes import ledger, report
 
 ROOT = Path(__file__).parents[1]
@@ -179,7 +180,7 @@ def test_watch_ends_with_ctrl_c(make_run: MakeRun):
         assert watch.stdout is not None
         assert "Ctrl-C" in watch.stdout.readline() and "batch 3" in watch.stdout.readline()
         watch.send_signal(signal.SIGINT)
-        _, errors = watch.communicate(timeout=20)
+        _, errors = watch.communicate(timeout=patience_s())
     assert watch.returncode == 0 and not errors
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -17,10 +18,12 @@ from typing import Any
 import pytest
 import torch
 
+import warm
 from callbacks.checkpoint_writer import FILES_PER_RANK
 from data_prep import json_lines, shards, tokenizer
 from data_prep.shard_format import read_documents
 from data_prep.sources import ABSTRACTS, Document
+from patience import patience_s, start_s
 from recipes import ledger, report
 from recipes.checkpoints import complete_checkpoints
 from recipes.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
@@ -29,7 +32,6 @@ ROOT = Path(__file__).parents[1]
 FINGERPRINT = "data/batch_fingerprint"
 NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
 DROPOUT = ["model.attn_pdrop=0.1", "model.resid_pdrop=0.1", "model.embd_pdrop=0.1"]
-PATIENCE_S = 300  # a hang is a failure
 
 Run = Callable[..., subprocess.CompletedProcess[str]]
 Outcome = Callable[[str, str, str], None]
@@ -50,7 +52,7 @@ def make_command(tiny_shards: Path, tiny_tokenizer: Path) -> Callable[..., list[
             "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=64",
             "model.n_layer=3", "max_duration=60ba", "global_train_batch_size=8", "device_train_microbatch_size=4",
             "scheduler.t_warmup=5ba", "optimizer.lr=3e-3", "eval_interval=20ba", "save_interval=8ba",
-            "save_num_checkpoints_to_keep=3", "loggers.wandb=null", "stall_timeout_s=120", *more,
+            "save_num_checkpoints_to_keep=3", "loggers.wandb=null", f"stall_timeout_s={patience_s(3)}", *more,
         ]  # fmt: skip
 
     return make
@@ -69,7 +71,7 @@ def run(command: Callable[..., list[str]]) -> Run:
 
 
 def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
+    done = warm.run(command, ROOT)
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
 
@@ -143,11 +145,11 @@ def kill_at_random_moments(command: list[str], folder: Path, kills: int, seed: i
         )
         lines_before = count_lines(folder)
         # Half of the moments after some batches, half at any time from the start of the process on.
-        batches, seconds = draw.randint(1, 12), draw.uniform(0.5, 14)
-        by_batches, deadline_s = draw.random() < 0.5, time.monotonic() + PATIENCE_S
-        start_s = time.monotonic()
+        batches, seconds = draw.randint(1, 12), draw.uniform(0.1, 3.5) * start_s()
+        by_batches, deadline_s = draw.random() < 0.5, time.monotonic() + patience_s()
+        begin_s = time.monotonic()
         while process.poll() is None and time.monotonic() < deadline_s:
-            if count_lines(folder) - lines_before > batches if by_batches else time.monotonic() - start_s > seconds:
+            if count_lines(folder) - lines_before > batches if by_batches else time.monotonic() - begin_s > seconds:
                 break
             time.sleep(0.01)
         if process.poll() is not None:
@@ -209,9 +211,9 @@ def test_signals_in_evaluation_saving_and_start_up(
         run("left", *DROPOUT, faults=fault, code=PREEMPTED)
         assert complete_checkpoints(tmp_path / "left/checkpoints")[-1].name == saved
     process = subprocess.Popen(command("left", *DROPOUT), cwd=ROOT, stdout=subprocess.DEVNULL)
-    time.sleep(1.5)  # importing
+    await_handler(process, signal.SIGTERM)  # then it imports
     process.terminate()
-    assert process.wait(PATIENCE_S) == PREEMPTED
+    assert process.wait(patience_s()) == PREEMPTED
     run("left", *DROPOUT)
     assert_same_run(whole, tmp_path / "left")
     outcome(
@@ -242,8 +244,19 @@ def test_one_rank_two_ranks_one_rank(outcome: Outcome, run: Run, tmp_path: Path)
     outcome("1 -> 2 -> 1 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
 
 
+def await_handler(process: subprocess.Popen[Any], number: int) -> None:
+    """Until the process catches that signal."""
+    deadline_s = time.monotonic() + patience_s()
+    while process.poll() is None:
+        caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
+        if caught and int(caught[1], 16) >> (number - 1) & 1:
+            return
+        assert time.monotonic() < deadline_s
+        time.sleep(0.01)
+
+
 def await_lines(process: subprocess.Popen[Any], folder: Path, lines: int) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + patience_s()
     while count_lines(folder) < lines:
         assert process.poll() is None and time.monotonic() < deadline_s
         time.sleep(0.01)
@@ -260,7 +273,7 @@ def test_ranks_do_not_outlive_their_launcher(
     assert len(ranks) == 2
     launcher.kill()
     launcher.wait()
-    deadline_s = time.monotonic() + 60
+    deadline_s = time.monotonic() + patience_s(3)
     while any(alive(rank) for rank in ranks):
         assert time.monotonic() < deadline_s, "a rank goes on without its launcher"
         time.sleep(0.05)
@@ -282,7 +295,7 @@ def test_a_signal_to_all_processes_at_once(
     process = subprocess.Popen(launch, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     await_lines(process, tmp_path / "left", 5)
     os.killpg(process.pid, signal.SIGUSR1)
-    _, errors = process.communicate(timeout=PATIENCE_S)
+    _, errors = process.communicate(timeout=patience_s())
     assert process.returncode == PREEMPTED and "resource_tracker" not in errors, errors
     run("left", *DROPOUT, "data.num_workers=2")
     assert_same_run(whole, tmp_path / "left")
@@ -298,7 +311,7 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(
     launcher = subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     await_lines(launcher, tmp_path / "left", 5)
     launcher.terminate()
-    assert launcher.wait(PATIENCE_S) == PREEMPTED
+    assert launcher.wait(patience_s()) == PREEMPTED
     saved = complete_checkpoints(tmp_path / "left/checkpoints")[-1]
     run("left", "data.num_workers=1", ranks=2)
     start = report.read_run(tmp_path / "left").starts[-1]
@@ -431,7 +444,8 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, t
 @pytest.mark.parametrize("fault", ["hang", pytest.param("no-data", marks=pytest.mark.chaos)])
 def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path, fault: str) -> None:
     """Rank 1 hangs, or its loader delivers nothing; rank 0 waits for it."""
-    run("stuck", "stall_timeout_s=8", "data.num_workers=1", ranks=2, faults=[f"{fault}:1:6"], code=STALLED)
+    stall = f"stall_timeout_s={3 * start_s()}"
+    run("stuck", stall, "data.num_workers=1", ranks=2, faults=[f"{fault}:1:6"], code=STALLED)
     for rank in (0, 1):
         text = (tmp_path / f"stuck/stall-rank{rank}.txt").read_text()
         assert "nothing for" in text and "Thread" in text

@@ -20,6 +20,7 @@ from botocore.config import Config
 
 from data_prep import shards, store, verify
 from data_prep.stage import MANIFEST, BadInput, Unavailable, seal
+from patience import patience_s
 
 Proxy = Any  # conftest.py has the class
 FolderBytes = Callable[[Path], dict[str, bytes]]
@@ -120,8 +121,8 @@ def test_a_killed_upload_goes_on(written: Path, far: str, proxy: Proxy, folder_b
     root = str(Path(shards.__file__).parents[1])
     code = f"from pathlib import Path; from data_prep import shards; shards.upload(Path({str(written)!r}), {far!r})"
     running = subprocess.Popen([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": root})
-    assert proxy.held.wait(60)
-    deadline_s = time.monotonic() + 20
+    assert proxy.held.wait(patience_s())
+    deadline_s = time.monotonic() + patience_s()
     while len(there := objects(proxy, far)) < 4 and time.monotonic() < deadline_s:
         time.sleep(0.1)
     running.send_signal(signal.SIGKILL)

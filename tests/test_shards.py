@@ -241,13 +241,13 @@ def test_kills_at_random_moments(
     tmp_path: Path,
     many_parts: Path,
     tiny_tokenizer: Path,
-    kill_at_random_moments: Callable[[list[str], Path, float], None],
+    kill_at_random_moments: Callable[[list[str], Path], None],
     outcome: Any,
 ):
     shards.build(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
     (tmp_path / "build.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "build.py"), str(many_parts), str(tiny_tokenizer)]
-    kill_at_random_moments(command, tmp_path / "straight", 3)
+    kill_at_random_moments(command, tmp_path / "straight")
     outcome("shards: 30 SIGKILLs at random moments", "the same command went on", "nothing: the same bytes")
 
 

@@ -592,7 +592,7 @@ def test_text_in_files_of_its_own(tmp_path: Path):
 
 
 def test_text_in_parquet(tmp_path: Path):
-    pyarrow = pytest.importorskip("pyarrow")
+    pyarrow = pytest.importorskip("pyarrow", reason="parquet: pip install pyarrow")
     from pyarrow import parquet
 
     days = [datetime.date(2021, 3, 9), None]

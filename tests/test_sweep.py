@@ -21,6 +21,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
+from patience import OF_A_RUN, patience_s
 from recipes import finetune, launch, sweep
 from recipes.evaluate import evaluate_runs
 from recipes.exit_codes import PREEMPTION_SIGNALS
@@ -78,7 +79,7 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
 # Forks of a process that has imported what a run imports and done nothing else: seconds faster than starting Python,
 # and without the threads of this one, which a fork would miss.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["recipes.finetuned", "recipes.trainer", "recipes.resume", "recipes.parallel"])
+SERVER.set_forkserver_preload(list(OF_A_RUN))
 RUN = """
 import os
 with open(log, "ab") as file:
@@ -103,7 +104,7 @@ class Forked:
         self.process.start()
 
     def wait(self) -> int:
-        self.process.join(120)
+        self.process.join(patience_s())
         assert self.process.exitcode is not None
         return self.process.exitcode
 
@@ -247,7 +248,7 @@ def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     # A rank, as Composer marks this process where other tests train in it, would end with its parent anyhow.
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
-    deadline_s = time.monotonic() + 240
+    deadline_s = time.monotonic() + patience_s()
     while not list(slow.folder.glob("checkpoints/ep*-ba*")) and time.monotonic() < deadline_s:
         assert process.poll() is None
         time.sleep(0.05)
@@ -259,7 +260,7 @@ def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
         time.sleep(0.1)
     assert not is_running(int(child)), "nobody is left to hold the GPU"
     assert not slow.scores, "it was killed in the midst of it"
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=400)
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=patience_s())
     assert done.returncode == 0, done.stdout + done.stderr
     assert (quick.folder / "predictions-dev.jsonl").stat().st_mtime_ns == stamp, "it was not run again"
     assert len(json.loads((slow.folder / "run.json").read_text())["starts"]) == 2
@@ -285,7 +286,7 @@ def test_runs_on_ray(arguments: Arguments, tmp_path: Path) -> None:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
         [sys.executable, "-c", RAY, *given, "--cluster", "ray"],
-        capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=400,
+        capture_output=True, text=True, check=False, cwd=ROOT, env=environment, timeout=patience_s(),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "reports home: False on Ray: True" in done.stdout
@@ -298,7 +299,8 @@ def test_no_ray_at_the_address(arguments: Arguments, monkeypatch: pytest.MonkeyP
     given = arguments({"seed": [1]})
     done = subprocess.run(
         [sys.executable, str(ROOT / "recipes/sweep.py"), *given, "--cluster", "ray"],
-        capture_output=True, text=True, check=False, env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"}, timeout=120,
+        capture_output=True, text=True, check=False, timeout=patience_s(),
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:1"},
     )  # fmt: skip
     assert done.returncode == 2 and "error: no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr
 

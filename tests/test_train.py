@@ -16,8 +16,10 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint import CheckpointException, save
 
+import warm
 from data_prep import shards
 from data_prep.stage import BadInput
+from patience import patience_s
 from recipes import checkpoints, export, report, train
 from recipes.config import TrainConfig, load_config
 from recipes.data import build_dataloader
@@ -122,11 +124,8 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
     """
     fast = ["kernels.fused_gelu=true", "kernels.loss_chunk_tokens=100", "kernels.vocab_multiple=128"]
     settings = overrides(*NO_DROPOUT, "optimizer.lr=3e-3", "gradient_clipping_norm=1.0")
-    composer = Path(sys.executable).with_name("composer")
-    command = [composer, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *settings, *fast]
-    done = subprocess.run(
-        [*map(str, command), f"run_dir={tmp_path / 'two'}"], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    command = [warm.COMPOSER, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *settings, *fast]
+    done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     train.main(configure([*settings, f"run_dir={tmp_path / 'one'}"]))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
@@ -261,7 +260,7 @@ def test_runs_that_start_together_do_not_collide(overrides: Overrides) -> None:
     )
     command = [sys.executable, "-c", code, *overrides()]
     together = [subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) for _ in range(3)]
-    errors = [process.communicate(timeout=120)[1] for process in together]
+    errors = [process.communicate(timeout=patience_s())[1] for process in together]
     assert [process.returncode for process in together] == [0, 0, 0], errors
 
 

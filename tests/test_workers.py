@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from data_prep.progress import Progress
 from data_prep.sources.text import Text
 from data_prep.stage import BadInput
 from data_prep.workers import Task, Workers, written_aside
+from patience import patience_s
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
@@ -81,27 +83,54 @@ def test_files_written_aside_are_whole_or_not_there(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
 
 
+class Clock:
+    """Time in `progress`, which passes in `pass_s` alone; its thread looks at each second of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.ended = 1000.0, False
+        self.turn, self.looked = threading.Semaphore(0), threading.Semaphore(0)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        monkeypatch.setattr(progress, "threading", SimpleNamespace(Thread=threading.Thread, Event=lambda: self))
+
+    def pass_s(self, seconds: int) -> None:
+        for _ in range(seconds):
+            assert self.looked.acquire(timeout=patience_s(1))
+            self.now_s += progress.REFRESH_S
+            self.turn.release()
+        assert self.looked.acquire(timeout=patience_s(1))
+        self.looked.release()
+
+    def wait(self, refresh_s: float) -> bool:
+        """In the place of the event that ends the thread."""
+        self.looked.release()
+        self.turn.acquire()
+        return self.ended
+
+    def set(self) -> None:
+        self.ended = True
+        self.turn.release()
+
+
 def test_a_stall_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(progress, "REFRESH_S", 0.02)
-    monkeypatch.setattr(progress, "STALL_S", 0.2)
+    clock = Clock(monkeypatch)
     with Progress("encode", 10**9) as seen, seen.under_way("train-00017"):
         seen.tick(bytes=2 * 10**8, documents=3, tokens=4 * 10**7)
-        time.sleep(0.5)
+        clock.pass_s(150)
         line = seen.line()
-    said = capfd.readouterr().err
-    assert "encode: nothing has moved for 0 s; under way: train-00017" in said
-    assert said.count("nothing has moved") in (1, 2)  # not at each look
+    said = capfd.readouterr().err.splitlines()
+    assert [text for text in said if "nothing has moved" in text] == [
+        f"encode: nothing has moved for {seconds} s; under way: train-00017" for seconds in (61, 122)
+    ], "not at each look"
     assert line.startswith("encode: 0.20 of 1.00 GB (20 %)") and "Mtok/s" in line and line.endswith(" left")
 
 
 def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
-    monkeypatch.setattr(progress, "REFRESH_S", 0.02)
-    monkeypatch.setattr(progress, "LINE_S", 0.1)
+    clock = Clock(monkeypatch)
     with Progress("pack", 100) as seen:
         for _ in range(20):
             seen.tick(bytes=5)
-            time.sleep(0.03)
-    assert 2 <= capfd.readouterr().err.count("pack: ") <= 8
+            clock.pass_s(10)
+    assert capfd.readouterr().err.count("pack: ") == 3, "in 200 seconds"
 
 
 @pytest.fixture(scope="module")

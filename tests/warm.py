@@ -1,0 +1,173 @@
+"""Starts scripts in seconds less: each is a fork of a process that has imported what a training run imports.
+
+`run([sys.executable, SCRIPT, …])` and `run([COMPOSER, "-n", "2", SCRIPT, …])` are `subprocess.run` with captured text:
+own arguments, environment, folder, output and exit code, own process, own session. The ranks are forks of the launcher
+and its children, as ever. What is read when Python starts or imports is that of the tests' start, so a command that is
+about this, about its imports, or about its memory is started as users start it, and so is one that a test signals.
+"""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import importlib
+import json
+import logging
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import traceback
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from patience import OF_A_RUN, patience_s
+
+COMPOSER = str(Path(sys.executable).with_name("composer"))
+MESSAGE_BYTES = 1 << 20
+
+
+def run(command: Sequence[object], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    """The command, which begins with this Python or with `COMPOSER`, to its end.
+
+    Raises:
+        subprocess.TimeoutExpired: it has not ended in time; its session was killed.
+    """
+    arguments = [str(part) for part in command]
+    argv = arguments if arguments[0] == COMPOSER else arguments[1:]
+    assert arguments[0] in (COMPOSER, sys.executable), arguments[0]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        here, there = socket.socketpair()
+        with here:
+            with there:
+                request = {"argv": argv, "cwd": str(cwd), "env": dict(os.environ if env is None else env)}
+                message = json.dumps(request).encode()
+                socket.send_fds(server(), [message], [out.fileno(), errors.fileno(), there.fileno()])
+            told = here.makefile()
+            pid = int(told.readline())
+            here.settimeout(patience_s())
+            try:
+                code = int(told.readline())
+            except TimeoutError:
+                os.killpg(pid, signal.SIGKILL)
+                raise subprocess.TimeoutExpired(arguments, patience_s()) from None
+        for file in (out, errors):
+            file.seek(0)
+        return subprocess.CompletedProcess(arguments, code, out.read(), errors.read())
+
+
+@functools.cache
+def server() -> socket.socket:
+    """The socket of the process that forks; it ends with this one."""
+    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
+    with there:
+        command = [sys.executable, __file__, str(there.fileno())]
+        subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    return here
+
+
+def serve(requests: socket.socket) -> None:
+    """Fork for each request until there is nobody to ask."""
+    for name in (*OF_A_RUN, "composer.cli.launcher"):
+        importlib.import_module(name)
+    assert threading.active_count() == 1, "a fork would miss a thread"
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    while True:
+        message, fds, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 3)
+        if not message:
+            return
+        if os.fork() == 0:
+            requests.close()
+            watch(json.loads(message), *fds)
+        for fd in fds:
+            os.close(fd)
+
+
+def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
+    """Say the id of the process that does what is asked, and its exit code when it has ended."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    pid = os.fork()
+    if pid == 0:
+        os.close(tell)
+        os.setsid()
+        os.chdir(request["cwd"])
+        os.environ.clear()
+        os.environ.update(request["env"])
+        perform(request["argv"], out, errors)
+    os.write(tell, f"{pid}\n".encode())
+    os.close(out)
+    os.close(errors)
+    _, status = os.waitpid(pid, 0)
+    os.write(tell, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    os._exit(0)
+
+
+def perform(argv: Sequence[str], out: int, errors: int) -> None:
+    """Be the script in a process that was just forked, to the end of the process."""
+    os.dup2(out, 1)
+    os.dup2(errors, 2)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True, write_through=bool(os.environ.get("PYTHONUNBUFFERED")))  # pyright: ignore
+    script, code_given = argv[0], argv[0] == "-c"
+    sys.argv = ["-c", *argv[2:]] if code_given else list(argv)
+    sys.path[0] = "" if code_given else str(Path(script).resolve().parent)
+    if script == COMPOSER:
+        launcher = sys.modules["composer.cli.launcher"]
+        own = SimpleNamespace(Popen=Rank, STDOUT=subprocess.STDOUT, CalledProcessError=subprocess.CalledProcessError)
+        setattr(launcher, "subprocess", own)  # noqa: B010
+    main = {"__name__": "__main__"}
+    code = ended(lambda: exec(argv[1], main) if code_given else runpy.run_path(script, run_name="__main__"))
+    threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def ended(function: Callable[[], object]) -> int:
+    """The exit code of a main program."""
+    try:
+        function()
+    except SystemExit as leaving:
+        if isinstance(leaving.code, str):
+            print(leaving.code, file=sys.stderr)
+            return 1
+        return leaving.code or 0
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+class Rank:
+    """What Composer's launcher uses of `subprocess.Popen`."""
+
+    def __init__(self, command: Sequence[str], text: bool, stdout: Any = None, stderr: Any = None) -> None:
+        self.args, self.returncode, self.stdout, self.stderr = command, None, stdout, stderr
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            weakref.finalize._registry.clear()  # pyright: ignore[reportAttributeAccessIssue] (the launcher's folder)
+            logging.root.handlers.clear()
+            out = 1 if stdout is None else stdout.fileno()
+            perform(command[1:], out, out if stderr is subprocess.STDOUT else 2 if stderr is None else stderr.fileno())
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.returncode = os.waitstatus_to_exitcode(status)
+        return self.returncode
+
+
+if __name__ == "__main__":
+    serve(socket.socket(fileno=int(sys.argv[1])))
