@@ -101,8 +101,10 @@ def say_what_was_left_out(terminalreporter: pytest.TerminalReporter) -> None:
         why = report.longrepr[2] if isinstance(report.longrepr, (tuple, list)) else str(report.longrepr)
         reasons[why.removeprefix("Skipped: ")] += 1
     left_out = [f"{count} skipped: {reason}" for reason, count in sorted(reasons.items())]
-    if terminalreporter.config.option.markexpr == "not chaos":
-        left_out.append("not asked for: the long injections of faults, which make chaos runs")
+    expression = str(terminalreporter.config.option.markexpr)
+    for marker, what in {"chaos": "the long injections of faults", "nocuda": "the long runs without a GPU"}.items():
+        if f"not {marker}" in expression.split(" and "):
+            left_out.append(f"not asked for: {what}, which make {marker} runs")
     if left_out:
         terminalreporter.section("left out")
         for line in left_out:

@@ -13,6 +13,8 @@ from typing import Any
 
 import pytest
 
+from patience import patience_s
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -27,7 +29,7 @@ def nocuda_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": str(library),
         "TRITON_LIBCUDA_PATH": str(library.parent),
-        "PYTHONPATH": str(ROOT),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
         "OMP_NUM_THREADS": "1",
     }
 
@@ -45,10 +47,8 @@ def run_all(nocuda_env: dict[str, str], tmp_path: Path) -> Callable[[Sequence[Co
         (folder / "commands.json").write_text(json.dumps(commands))
         # Each block of memory is new, and so 0, where a kernel would have written.
         env = {**nocuda_env, "NOCUDA_DEVICES": "2", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        script = [str(ROOT / "tests/nocuda/drive.py"), str(folder / "commands.json"), str(folder)]
-        done = subprocess.run(
-            [sys.executable, *script, "600"], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-        )
+        script = [str(ROOT / "tests/nocuda/drive.py"), str(folder / "commands.json"), str(folder), str(patience_s())]
+        done = subprocess.run([sys.executable, *script], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
         printed = {}
         for number, command in enumerate(commands):
             logs = sorted(folder.glob(f"{number}-rank*.log"))

@@ -34,6 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import recipes.attention
 import recipes.trainer
+from warm import ended
 
 SMALL = 1 << 16  # entries
 COUNTS = (torch.bool, torch.uint8, torch.int32, torch.int64)
@@ -142,14 +143,7 @@ def run(argv: Sequence[str], count_waits: bool) -> int:
         waits = Waits()
         Trainer._train_batch = lambda *a, **k: waits(*a, **k)  # pyright: ignore[reportAttributeAccessIssue]
     sys.argv = list(argv)
-    try:
-        runpy.run_path(sys.argv[0], run_name="__main__")
-        return 0
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
+    return ended(lambda: runpy.run_path(sys.argv[0], run_name="__main__"))
 
 
 def start(command: dict[str, Any], port: int, rank: int, ranks: int, log: Path) -> int:
