@@ -44,12 +44,12 @@ from recipes.plan import parameter_count
 from recipes.scores import bootstrap, measures, percent
 
 if TYPE_CHECKING:
-    from composer import Trainer
     from composer.core import DataSpec
     from transformers import GPT2LMHeadModel
 
     from recipes.examples import Encoded, Encoder
     from recipes.finetuned import FineTuned, TaskHead
+    from recipes.remote import RemoteRun
 
 MODEL, SCORES, PREDICTIONS = "model", "scores.json", "predictions-{}.jsonl"
 DEV_SHARE = 0.05  # of train, where the scored split is dev itself
@@ -268,8 +268,8 @@ def build_model(cfg: FinetuneConfig, source: Source, head: TaskHead, n_entries: 
     return FineTuned(model, head).train(), lora
 
 
-def main(cfg: FinetuneConfig) -> Trainer | None:
-    """Fine-tune `cfg`; the Trainer, or None if its run folder already holds the finished run.
+def main(cfg: FinetuneConfig) -> bool:
+    """Fine-tune `cfg`; whether there was anything to train: False if its run folder already holds the finished run.
 
     Raises:
         BadInput: the model, the set or the run folder does not fit the configuration, or W&B has no key.
@@ -289,12 +289,13 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
             score(cfg, parts, ("test",))
         else:
             print(f"{folder} is finished: nothing to do")
-        return None
+        return False
     from recipes.trainer import connect
 
     connect(cfg)
     with run_folder.held_by_rank_zero(folder):
-        return fit(cfg, plan, task, parts, source, wanted)
+        fit(cfg, plan, task, parts, source, wanted)
+    return True
 
 
 def labels_of(task: TaskSet) -> tuple[str, ...]:
@@ -304,29 +305,45 @@ def labels_of(task: TaskSet) -> tuple[str, ...]:
     return tags.labels(task.sentences("train")) if task.kind == "tags" else ()
 
 
-def fit(
-    cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict
-) -> Trainer | None:
-    """Assemble model, data and schedule; train; export; score dev and test."""
-    from composer.optim import LinearWithWarmupScheduler
-    from composer.utils import get_device
-
+def fit(cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict) -> None:
+    """Train; export; score dev and test. Each of the three has memory to itself."""
     from recipes.examples import Encoder
     from recipes.finetuned import TaskHead
-    from recipes.model import is_block
-    from recipes.parallel import parallelism_config
     from recipes.ranks import on_rank_zero
     from recipes.remote import RemoteRun
-    from recipes.resume import find_start
-    from recipes.trainer import run_trainer
+    from recipes.trainer import give_memory_back
 
-    folder = Path(cfg.run_dir)
     tokenizer = load_tokenizer(source, task.kind)
     head = TaskHead(task.name, task.kind, labels_of(task), cfg.seq_len)
     encoder = Encoder(tokenizer, task.kind, cfg.seq_len, head.labels)
-    encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
-
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
+    train(cfg, plan, parts, source, wanted, head, encoder, remote)
+    give_memory_back()
+    on_rank_zero(lambda: export(cfg, source, head, encoder, parts))
+    give_memory_back()
+    on_rank_zero(lambda: score(cfg, parts, ("dev", "test") if cfg.score_test else ("dev",)))
+    on_rank_zero(lambda: run_folder.finish_run(Path(cfg.run_dir), remote.put if remote else None))
+
+
+def train(
+    cfg: FinetuneConfig, plan: Plan, parts: Splits, source: Source, wanted: JsonDict, head: TaskHead, encoder: Encoder,
+    remote: RemoteRun | None,
+) -> None:  # fmt: skip
+    """Assemble model, data and schedule, and train: the run folder's newest checkpoint is what comes of it.
+
+    Nothing is returned, so that model, gradients, moments and Trainer are gone with this call's variables.
+    """
+    from composer.optim import LinearWithWarmupScheduler
+    from composer.utils import get_device
+
+    from recipes.model import is_block
+    from recipes.parallel import parallelism_config
+    from recipes.ranks import on_rank_zero
+    from recipes.resume import find_start
+    from recipes.trainer import run_trainer
+
+    folder, tokenizer = Path(cfg.run_dir), encoder.tokenizer
+    encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
     start = find_start(folder, cfg, wanted, remote)
     facts = {"plan": asdict(plan), "data": {split: len(examples) for split, examples in parts.items()}}
     on_rank_zero(lambda: run_folder.open_run(folder, cfg, wanted, facts, tokenizer.save_pretrained, plan.world_size))
@@ -340,12 +357,14 @@ def fit(
 
         apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
     loader = partial(build_dataloader, pad_id=encoder.pad_id, world_size=plan.world_size)
-    train: DataSpec = loader(encoded["train"], batch_size=cfg.global_train_batch_size // plan.world_size, seed=cfg.seed)
-    trainer = run_trainer(
+    train_data: DataSpec = loader(
+        encoded["train"], batch_size=cfg.global_train_batch_size // plan.world_size, seed=cfg.seed
+    )
+    run_trainer(
         cfg,
         model,
         LinearWithWarmupScheduler(t_warmup=f"{cfg.warmup_share}dur"),
-        train_dataloader=train,
+        train_dataloader=train_data,
         eval_dataloader=loader(encoded["dev"], batch_size=cfg.device_eval_batch_size, seed=None),
         callbacks=[],
         batches=plan.batches,
@@ -355,10 +374,6 @@ def fit(
         fsdp=fsdp,
         remote=remote,
     )
-    on_rank_zero(lambda: export(cfg, source, head, encoder, parts))
-    on_rank_zero(lambda: score(cfg, parts, ("dev", "test") if cfg.score_test else ("dev",)))
-    on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
-    return trainer
 
 
 def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder, parts: Splits) -> None:
@@ -399,7 +414,7 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     partial_folder = folder / f"{MODEL}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
     finetuned.save(trained, encoder.tokenizer, partial_folder)
-    del trained
+    del trained, lora  # which refers to it: never two models in memory
     loaded, _ = finetuned.load(partial_folder)
     share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
     if not share <= TOLERANCE:
