@@ -249,3 +249,9 @@ def reserve_bytes(memory: Memory) -> int:
 def peak(moments: Sequence[Memory]) -> Memory:
     """The moment that takes most."""
     return max(moments, key=lambda memory: memory.total_bytes)
+
+
+def needed_bytes(moments: Sequence[Memory]) -> int:
+    """What a GPU must hold: the tensors of the fullest moment, allocator and driver."""
+    memory = peak(moments)
+    return memory.total_bytes + reserve_bytes(memory)
