@@ -33,7 +33,7 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from recipes.config import RunConfig, TrainConfig, load_config
 from recipes.kernels import attention_backend, compile_blocks
-from recipes.memory import Layout, Memory, needed_bytes, step_memory
+from recipes.memory import Layout, Memory, with_reserve, step_memory
 from recipes.model import BioMedLM, checkpoint_activations
 from recipes.optimizer import DecoupledAdamW
 from recipes.parallel import parallelism_config
@@ -184,7 +184,7 @@ def told(watch: Watch, moments: list[Memory]) -> dict[str, Any]:
         "retries": torch.cuda.memory_stats()["num_alloc_retries"],
         "planned": {memory.moment: memory.total_bytes for memory in moments},
         "parts": {memory.moment: memory.parts for memory in moments},
-        "needed": needed_bytes(moments),
+        "needed": with_reserve(moments),
     }
 
 
