@@ -39,7 +39,7 @@ from recipes.config import (
 )
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.export import Source, find_source
-from recipes.memory import backward_bytes, block_activation_bytes
+from recipes.memory import Layout, finetuning_moments, lora_parameters, peak, with_reserve
 from recipes.plan import parameter_count
 from recipes.scores import bootstrap, measures, percent
 
@@ -101,22 +101,13 @@ class Plan:
     device_train_microbatch_size: int
     parameters: int
     trained_parameters: int
-    state_bytes: int  # weights, gradients, Adam's moments, bf16 copies
-    activation_bytes: int
+    memory_bytes: int  # with what allocator and driver take of a GPU
+    fullest_bytes: dict[str, int]  # tensors of the fullest moment of training, export and scoring
     checkpoint_bytes: int
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the run takes on each GPU."""
-        return self.state_bytes + self.activation_bytes
 
 
 def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: int, world_size: int) -> Plan:
     """Work out the plan.
-
-    State, a parameter: 4 bytes of fp32 weights and, if it is trained, 4 of gradients, 8 of Adam's moments and 2 of the
-    bf16 copy that autocast keeps. Activations: what recipes/memory.py says of a block, or 4 · n_embd bytes a token at
-    its border where blocks are recomputed, and the backward pass of one block.
 
     Raises:
         BadInput: the batch does not divide, there are fewer examples than a batch, or the memory is not enough.
@@ -132,17 +123,11 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
     duration = Duration.parse(cfg.max_duration, "max_duration")
     if cfg.seq_len > model.n_positions:
         raise BadInput(f"seq_len = {cfg.seq_len}, but the model reads at most {model.n_positions} tokens")
-    parameters, n_embd = parameter_count(model), model.n_embd
-    trained = 16 * n_embd * cfg.lora.r * model.n_layer if cfg.lora else parameters
-    shards = world_size if cfg.fsdp else 1
-    options = 4 if task.kind == "choice" else 1
-    tokens = microbatch * options * cfg.seq_len
-    device = "cpu" if cfg.device == "cpu" else "gpu"
-    block = tokens * block_activation_bytes(model, cfg.seq_len, cfg.precision, device)
-    activations = block + 4 * n_embd * tokens * model.n_layer if cfg.activation_checkpointing else block * model.n_layer
-    activations += tokens * backward_bytes(model, cfg.precision)
-    if task.kind == "pairs":
-        activations += 10 * tokens * model.vocab_size  # logits in bf16, in fp32, and their gradient
+    parameters = parameter_count(model)
+    trained = lora_parameters(model, cfg.lora) if cfg.lora else parameters
+    layout = Layout.of(cfg, world_size)
+    stages = finetuning_moments(cfg, model, task.kind, layout, microbatch, microbatch < batch // world_size)
+    tensors = max(peak(moments).total_bytes for moments in stages)
     plan = Plan(
         batches=duration.value * per_epoch if duration.unit == "ep" else duration.value,
         batches_per_epoch=per_epoch,
@@ -150,8 +135,8 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
         device_train_microbatch_size=microbatch,
         parameters=parameters,
         trained_parameters=trained,
-        state_bytes=(4 * parameters + 14 * trained) // shards,
-        activation_bytes=activations,
+        memory_bytes=tensors if cfg.device == "cpu" else max(map(with_reserve, stages)),
+        fullest_bytes={memory.moment: memory.total_bytes for memory in map(peak, stages)},
         checkpoint_bytes=4 * parameters + 8 * trained,
     )
     if cfg.gpu_memory_gb and plan.memory_bytes > cfg.gpu_memory_gb * 1e9:
@@ -164,14 +149,15 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
 
 def format_plan(plan: Plan, cfg: FinetuneConfig) -> str:
     """The plan as lines to print."""
-    memory = f"{plan.memory_bytes / 1e9:.3g} GB a rank = {plan.state_bytes / 1e9:.3g} of weights, gradients and moments"
+    tensors = ", ".join(f"{size / 1e9:.3g} in {moment}" for moment, size in plan.fullest_bytes.items() if size)
+    reserve = "" if cfg.device == "cpu" else " with allocator and driver"
     room = f", of {cfg.gpu_memory_gb:g} GB" if cfg.gpu_memory_gb else ""
     rows = [
         ("parameters", f"{plan.parameters:,}, {plan.trained_parameters:,} of them trained"),
         ("batches", f"{plan.batches:,} of {cfg.global_train_batch_size} examples, {plan.batches_per_epoch:,} a pass"),
         ("batch split", f"{plan.world_size} ranks, {plan.device_train_microbatch_size} examples at once"),
         ("learning rate", f"0 -> {cfg.optimizer.lr:g} in {cfg.warmup_share:.0%} of the run, then linear to 0"),
-        ("planned memory", f"{memory}, {plan.activation_bytes / 1e9:.3g} of activations{room}"),
+        ("planned memory", f"{plan.memory_bytes / 1e9:.3g} GB a rank{reserve}{room}; tensors: {tensors}"),
         ("checkpoints", f"every {cfg.save_interval}, about {plan.checkpoint_bytes / 1e9:.3g} GB each"),
     ]
     return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<15} {value}" for name, value in rows)])

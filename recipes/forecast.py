@@ -21,7 +21,7 @@ LAUNCHER_GRACE_S = (
 BAR_WIDTH = 60
 BAR = {
     "parameters": "P", "optimizer": "O", "gradients": "G", "gathered": "F", "copies": "C", "activations": "A",
-    "block": "B", "loss": "L", "temporaries": "T",
+    "block": "B", "loss": "L", "temporaries": "T", "evaluated": "E",
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from recipes.config import FSDPConfig, KernelsConfig, ModelConfig, TrainConfig
+from recipes.config import FinetuneConfig, FSDPConfig, KernelsConfig, LoraConfig, ModelConfig, RunConfig, TrainConfig
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # Of a logit, the whole loss holds in its forward pass a copy in fp32 and the log-probability; in its backward pass the
@@ -22,7 +22,12 @@ LOSS_BYTES_PER_LOGIT, LOSS_BACKWARD_BYTES_PER_LOGIT, CHUNK_BYTES_PER_LOGIT = 8, 
 # the forward pass holds scores, their softmax and that with masked rows set to 0; the backward pass the softmax, its
 # gradient, and two tensors of the softmax's backward pass.
 SCORE_FORWARD_BYTES, SCORE_BACKWARD_BYTES = 12, 16
+OPTIONS = 4  # of a question of `choice`, at most: MedQA's, MedMCQA's and MMLU's
 OPTIMIZER_BUCKET_BYTES = 2**28  # of parameters that recipes/optimizer.py steps at once, with one temporary each
+# What the caching allocator reserves above the sum of all parts' most (`reserved_bytes`). Measured on the no-op CUDA of
+# tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a GPU. There the sum
+# was ALLOCATOR_ROWS of what was reserved after two steps and an evaluation.
+ALLOCATOR_SHARE = 0.03
 # What a GPU needs beside the caching allocator: the CUDA context and NCCL's buffers. Assumed, not measured.
 DRIVER_BYTES = 10**9
 
@@ -122,8 +127,8 @@ def block_bytes(
     precision: str,
     residual: int,
     device: str = "gpu",
-    fused_gelu: bool = False,
-    backend: str | None = None,
+    kernels: KernelsConfig | None = None,
+    lora: LoraConfig | None = None,
 ) -> Block:
     """What a block holds of each token, and when; `residual` is the bytes of a value of the residual stream.
 
@@ -133,23 +138,30 @@ def block_bytes(
     when what the second half kept is gone.
 
     Forward, most is held at the GELU, too: fused, its input and output, 8 · wh; as eight operations, its input and half
-    of it, 8 · wh, and two values in fp32, 2 · 16h. Beside them lie the residual stream, LayerNorm's output in fp32 and
-    attention's output, wh. Without a fused attention kernel it may be at the softmax, with query, key and value in fp32.
+    of it, 8 · wh, and two values in fp32, 2 · 16h. Beside them lie the residual stream three times (the embeddings, the
+    block's input, and after attention: Python's variables), LayerNorm's output in fp32 and attention's, wh. Without a
+    fused attention kernel it may be at the softmax, with query, key and value in fp32.
 
     Recomputed, that is the first block's backward pass, or the end of its forward pass, when Python's variables still
     hold what autograd does not keep: LayerNorm's output in fp32 under autocast, 4h, the residual stream after
     attention, attention's output, and c_proj's before and after dropout, 3 · wh.
+
+    Under LoRA the frozen maps keep no input, but their low-rank changes do, after a dropout whose mask, a byte a value
+    of the four inputs, 7h, is kept too.
     """
-    w, n_embd = compute_bytes(precision), model.n_embd
+    w, n_embd, kernels = compute_bytes(precision), model.n_embd, kernels or KernelsConfig()
+    fused_gelu, backend = kernels.fused_gelu, kernels.sdpa_backend
     kept = block_activation_bytes(model, seq_len, precision, device, fused_gelu, backend)
+    if lora and lora.lora_dropout:
+        kept += 7 * (1 if device == "gpu" else FP32_BYTES) * n_embd
     backward = n_embd * ((4 * w if fused_gelu else 48 - 4 * w) + residual + w)
-    forward = n_embd * (8 * w + (0 if fused_gelu else 32) + residual + 4 + w)
+    forward = n_embd * (8 * w + (0 if fused_gelu else 32) + 3 * residual + 4 + w)
     if device == "gpu" and backend == "math":
         scores, in_fp32 = model.n_head * seq_len, 3 * FP32_BYTES * n_embd
         attention = SCORE_BACKWARD_BYTES * scores + in_fp32 + n_embd * (8 + residual + 2 * w)
         first_half = kept_by_attention(model, seq_len, w, device, backend) + n_embd * (4 + 2 * w)
         backward = max(backward, attention - first_half - kept_by_mlp(model, precision, device, fused_gelu))
-        forward = max(forward, SCORE_FORWARD_BYTES * scores + in_fp32 + n_embd * (residual + 4 + w))
+        forward = max(forward, SCORE_FORWARD_BYTES * scores + in_fp32 + n_embd * (2 * residual + 4 + w))
     end = n_embd * ((4 if w == BF16_BYTES else 0) + residual + (3 if model.resid_pdrop else 2) * w)
     return Block(kept, forward, backward, kept + max(backward, end))
 
@@ -166,9 +178,10 @@ class Layout:
     reshard_after_forward: bool = True  # FSDP's
 
     @staticmethod
-    def of(cfg: TrainConfig, ranks: int) -> Layout:
+    def of(cfg: RunConfig, ranks: int) -> Layout:
         """The layout that a configuration asks for on so many ranks."""
-        recomputed = cfg.activation_checkpointing, cfg.activation_checkpointing_blocks
+        blocks = cfg.activation_checkpointing_blocks if isinstance(cfg, TrainConfig) else None
+        recomputed = cfg.activation_checkpointing, blocks
         if cfg.fsdp is None or ranks == 1:
             return Layout(ranks, 1, *recomputed)
         fsdp: FSDPConfig = cfg.fsdp
@@ -212,6 +225,7 @@ class Memory:
     block: int = 0  # one block at work
     loss: int = 0  # logits and loss
     temporaries: int = 0  # of the optimizer
+    evaluated: int = 0  # as block or loss, of an evaluation of more tokens than are trained on at once
 
     @property
     def parts(self) -> dict[str, int]:
@@ -262,6 +276,7 @@ def training_moments(
     kernels: KernelsConfig,
     accumulates: bool,
     device: str,
+    lora: LoraConfig | None = None,
 ) -> list[Memory]:
     """The memory of a step and an evaluation.
 
@@ -274,6 +289,9 @@ def training_moments(
     block is already there. Gradients are of the parameters' type until they are copied into the buffer that is reduced,
     which stays until the next block's. The token embedding has one from the head, which waits for its other one.
 
+    Autocast copies fp32 weights to bf16. Copies of those that are trained stay in its cache until the forward pass
+    ends; autograd keeps a block's, trained or not, where the block is not recomputed.
+
     Args:
         model: its shape.
         precision: as the configuration has it.
@@ -285,22 +303,26 @@ def training_moments(
         kernels: how it is computed.
         accumulates: whether a batch has several microbatches a rank.
         device: `gpu` or `cpu`.
+        lora: the changes that are trained in the place of all weights; None: all weights are.
     """
     w, n_embd, n_layer, vocab_size = compute_bytes(precision), model.n_embd, model.n_layer, model.vocab_size
     root, block, recomputed = root_parameters(model), block_parameters(model), layout.recomputed(n_layer)
     parameters = root + n_layer * block
-    share = -(-parameters // layout.shards)
-    buckets = FP32_BYTES * parameters if layout.shards == 1 < layout.ranks else 0
+    trained = lora_parameters(model, lora) if lora else parameters
+    held = -(-(parameters + (trained if lora else 0)) // layout.shards)
+    share = -(-trained // layout.shards)
+    buckets = FP32_BYTES * trained if layout.shards == 1 < layout.ranks else 0
     all_gradients = FP32_BYTES * share + buckets
 
     each, reduced = layout.parameter_bytes(precision), layout.reduce_bytes(precision)
     sharded, stays = layout.shards > 1, not layout.reshard_after_forward
     residual = each if w == BF16_BYTES else FP32_BYTES  # the embeddings' type is that of the stream that they begin
-    work = block_bytes(model, seq_len, precision, residual, device, kernels.fused_gelu, kernels.sdpa_backend)
-    copied = w == BF16_BYTES and each == FP32_BYTES
-    # All of them are in autocast's cache until the forward pass ends; autograd keeps those of what it can go back through.
-    copies, head_copy = (w * (n_layer * block + vocab_size * n_embd), w * vocab_size * n_embd) if copied else (0, 0)
-    block_copy = w * block if copied else 0
+    work = block_bytes(model, seq_len, precision, residual, device, kernels, lora)
+    block_copy = w * block if w == BF16_BYTES and each == FP32_BYTES else 0
+    head_copy = w * vocab_size * n_embd if block_copy and predicts else 0
+    again_last = recomputed == n_layer
+    kept_copies = (n_layer - recomputed) * block_copy + head_copy
+    copies = kept_copies + again_last * block_copy if lora else n_layer * block_copy + head_copy
 
     mask = tokens * ((1 if device == "gpu" else FP32_BYTES) * n_embd if model.embd_pdrop else 0)
     ends = tokens * (FP32_BYTES * n_embd + w * n_embd + 16)  # the last LayerNorm, the head's input
@@ -321,26 +343,36 @@ def training_moments(
         forward_loss = LOSS_BYTES_PER_LOGIT * vocab_size * tokens
         backward_loss = LOSS_BACKWARD_BYTES_PER_LOGIT * vocab_size * tokens
         eval_loss = LOSS_BYTES_PER_LOGIT * vocab_size * eval_tokens
-    root_gradient = each * root if sharded else 0
+    embedding_gradient = 0 if lora else each * root if sharded else 0
 
-    at_rest = Memory("", FP32_BYTES * share, 2 * FP32_BYTES * share, all_gradients)
+    at_rest = Memory("", FP32_BYTES * held, 2 * FP32_BYTES * share, all_gradients)
     in_step = replace(at_rest, gradients=all_gradients if accumulates else buckets)
+    all_kept = {"activations": mask + ends + kept(n_layer)}
     moments = [
         replace(
             in_step,
             moment="logits and loss",
             gathered=each * (root + (n_layer + 1 if stays else 1) * block) if sharded else 0,
             copies=copies,
-            activations=mask + ends + kept(n_layer),
             loss=forward_loss,
+            **all_kept,
         ),
         replace(
             in_step,
             moment="backward of the loss",
-            gathered=each * (root + (n_layer if stays else 1) * block) + root_gradient if sharded else 0,
-            copies=(n_layer - recomputed) * block_copy + head_copy,
-            activations=mask + ends + kept(n_layer),
+            gathered=each * (root + (n_layer if stays else 1) * block) + embedding_gradient if sharded else 0,
+            copies=kept_copies,
             loss=backward_loss,
+            **all_kept,
+        ),
+        # A block that autograd keeps nothing of still computes it all.
+        replace(
+            in_step,
+            moment="forward of the last block",
+            gathered=each * (root + (n_layer + 1 if stays else 2) * block) if sharded else 0,
+            copies=copies,
+            activations=mask + kept(n_layer),
+            block=tokens * work.forward if again_last else 0,
         ),
     ]
     for i in sorted({n_layer - 1, n_layer - 2, recomputed - 1, recomputed - 2, 0}, reverse=True):
@@ -349,15 +381,19 @@ def training_moments(
         again, done = i < recomputed, n_layer - 1 - i
         # As in the forward pass; but the blocks after it are done, and the next is on its way if it is not there.
         there = i + 1 if stays else min(i + 1, 2)
-        gathered = each * (root + there * block) + root_gradient + (reduced * block if done else 0) if sharded else 0
+        gathered = 0
+        if sharded:
+            gathered = each * (root + there * block) + embedding_gradient + (0 if lora or not done else reduced * block)
         name = {n_layer - 1: "the last block", 0: "the first block"}.get(i, f"block {i + 1}")
-        reached = FP32_BYTES * -(-((0 if sharded else root) + done * block) // layout.shards) + buckets
-        weights = (each if sharded else FP32_BYTES) * block // 3  # gradient of c_proj, the first of the block's four
+        reached = all_gradients if lora else FP32_BYTES * -(-((1 - sharded) * root + done * block) // layout.shards)
+        reached = min(all_gradients, reached + buckets)
+        # The gradient of c_proj, the first of the block's four.
+        weights = 0 if lora else (each if sharded else FP32_BYTES) * block // 3
         moments.append(
             replace(
                 at_rest,
                 moment=f"backward of {name}",
-                gradients=(all_gradients if accumulates else reached) + (0 if sharded and accumulates else 0),
+                gradients=all_gradients if accumulates else reached,
                 gathered=gathered,
                 copies=(max(i + 1 - recomputed, 0) + again) * block_copy,
                 activations=mask + kept(i + 1),
@@ -366,39 +402,88 @@ def training_moments(
         )
     # The embedding's own gradient, then that with the head's as it is reduced.
     of_root = each * root + max(2 * each, reduced) * root if sharded else FP32_BYTES * vocab_size * n_embd
-    evaluated = eval_tokens * work.forward
+    largest = n_embd * (lora.r if lora else max(vocab_size, 4 * n_embd))
+    at_loss = eval_loss > eval_tokens * work.forward
+    blocks_there = n_layer + 1 if stays else 1 if at_loss else 2
+    part = "evaluated" if eval_tokens > tokens else "loss" if at_loss else "block"
+    evaluation: dict[str, int] = {part: max(eval_loss, eval_tokens * work.forward)}
     return [
         *moments,
-        replace(at_rest, moment="gradient of the embedding", gathered=of_root, activations=mask),
+        replace(at_rest, moment="gradient of the embedding", gathered=0 if lora else of_root, activations=mask),
         # One temporary for each parameter of a bucket, which holds one at least; the largest is wte.
         replace(
             at_rest,
             moment="optimizer step",
-            temporaries=max(
-                min(OPTIMIZER_BUCKET_BYTES, FP32_BYTES * share),
-                FP32_BYTES * max(vocab_size, 4 * n_embd) * n_embd // layout.shards,
-            ),
+            temporaries=max(min(OPTIMIZER_BUCKET_BYTES, FP32_BYTES * share), FP32_BYTES * largest // layout.shards),
         ),
         replace(
             at_rest,
             moment="evaluation",
-            gathered=each * (root + (n_layer + 1 if stays else 1 if eval_loss > evaluated else 3) * block) * sharded,
-            copies=copies,
-            loss=eval_loss if eval_loss > evaluated else 0,
-            block=0 if eval_loss > evaluated else evaluated,
+            gathered=each * (root + blocks_there * block) if sharded else 0,
+            copies=block_copy if lora else copies,
+            **evaluation,
         ),
     ]
 
 
+def lora_parameters(model: ModelConfig, lora: LoraConfig) -> int:
+    """Parameters of the low-rank changes of a block's four maps, of all blocks: r · (inputs + outputs) of each map."""
+    return 16 * model.n_embd * lora.r * model.n_layer
+
+
+def finetuning_moments(
+    cfg: FinetuneConfig, model: ModelConfig, kind: str, layout: Layout, microbatch: int, accumulates: bool
+) -> list[list[Memory]]:
+    """The memory of fine-tuning: of training, of the export and of scoring, each of which has the memory to itself.
+
+    Scoring computes in fp32, without autocast, on one rank. A target is written by beam search: every beam keeps the
+    keys and values of all layers, and those of one layer twice while they are put in order.
+
+    Args:
+        cfg: the configuration.
+        model: the base model's shape.
+        kind: of the task: `choice`, `verdict`, `pairs` or `tags`.
+        layout: how the model lies on ranks.
+        microbatch: examples that a rank computes at once.
+        accumulates: whether a batch has several microbatches a rank.
+    """
+    device = "cpu" if cfg.device == "cpu" else "gpu"
+    sequence = (OPTIONS if kind == "choice" else 1) * cfg.seq_len
+    training = training_moments(
+        model,
+        cfg.precision,
+        layout,
+        seq_len=cfg.seq_len,
+        tokens=microbatch * sequence,
+        eval_tokens=cfg.device_eval_batch_size * sequence,
+        predicts=kind == "pairs",
+        kernels=KernelsConfig(),
+        accumulates=accumulates,
+        device=device,
+        lora=cfg.lora,
+    )
+    weights = FP32_BYTES * (root_parameters(model) + model.n_layer * block_parameters(model))
+    work = block_bytes(model, cfg.seq_len, "fp32", FP32_BYTES, device)
+    cache, tokens = 0, cfg.device_eval_batch_size * sequence
+    if kind == "pairs":
+        written = min(cfg.generation.max_new_tokens, model.n_positions // 2)
+        beams = cfg.generation.num_beams if cfg.generation.temperature == 0 else 1
+        tokens = beams * min(cfg.seq_len, model.n_positions - written)
+        cache = 2 * FP32_BYTES * model.n_embd * (tokens + beams * written) * (model.n_layer + 1)
+    # The model is exported on the CPU.
+    export = Memory("export", weights if device == "cpu" else 0)
+    return [training, [export], [Memory("scoring", weights, activations=cache, block=tokens * work.forward)]]
+
+
 def reserved_bytes(moments: Sequence[Memory]) -> int:
-    """What the caching allocator has reserved in the end: of every part the most that any moment holds.
+    """What the caching allocator has reserved in the end: of every part the most that any moment holds, and a little.
 
     It keeps what is freed, and gives it to requests that fit into it. The parts are tensors of different sizes, so that
-    hardly one serves where another was: bf16 copies of the weights lie idle in the backward pass, a recomputed block
-    does not fit between the logits. On the no-op CUDA (tests/nocuda; not a GPU: torch's allocator, kernels that do
-    nothing) this sum was between … of what was reserved after two steps.
+    hardly one serves where another was: autocast's copies lie idle in the backward pass, a recomputed block does not
+    fit between the logits. ALLOCATOR_SHARE covers what the sum lacked.
     """
-    return sum(max(memory.parts[name] for memory in moments) for name in moments[0].parts)
+    most = sum(max(memory.parts[name] for memory in moments) for name in moments[0].parts)
+    return round((1 + ALLOCATOR_SHARE) * most)
 
 
 def reserve_bytes(moments: Sequence[Memory]) -> int:

@@ -316,9 +316,7 @@ def _memory_row(plan: Plan, cfg: TrainConfig) -> str:
     row = f"about {gigabytes(memory.total_bytes)} of tensors in {memory.moment}: {states} of states"
     for name, size in memory.parts.items():
         row += f", {gigabytes(size)} {name}" if size and name not in STATES else ""
-    return row + (
-        f"; with allocator and driver {gigabytes(with_reserve(moments))}" * (device == "gpu")
-    )
+    return row + (f"; with allocator and driver {gigabytes(with_reserve(moments))}" * (device == "gpu"))
 
 
 def _network_row(plan: Plan, cfg: TrainConfig) -> str:

@@ -27,17 +27,21 @@ from composer.devices import DeviceGPU
 from composer.distributed import prepare_ddp_module, prepare_fsdp_module
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.distributed.prepare_distributed import parallelize_model
-from composer.distributed.activation_checkpointing import generate_composer_model_check_fn
+from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 
-from recipes.config import RunConfig, TrainConfig, load_config
+from transformers import GPT2LMHeadModel
+
+from recipes.config import ModelConfig, RunConfig, TrainConfig, load_config, load_finetune_config
+from recipes.finetuned import FineTuned, TaskHead, add_lora
 from recipes.kernels import attention_backend, compile_blocks
 from recipes.memory import Layout, Memory, with_reserve, step_memory
-from recipes.model import BioMedLM, checkpoint_activations
+from recipes.model import BioMedLM, checkpoint_activations, gpt2_config, is_block
 from recipes.optimizer import DecoupledAdamW
 from recipes.parallel import parallelism_config
 from recipes.plan import make_plan
+from recipes.trainer import give_memory_back
 
 Moments = dict[str, tuple[int, int]]  # the most that was allocated in each, and what was reserved after it
 
@@ -106,6 +110,36 @@ def place(frames: list[Any]) -> str:
     return " < ".join(told)
 
 
+class AnswerToAll(distributed.Store):
+    """A store of one rank among many: whatever the others would have written is there, as zeros (NCCL's id of a group)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: dict[str, bytes] = {}
+
+    def set(self, key: str, value: Any) -> None:
+        self.written[key] = value if isinstance(value, bytes) else str(value).encode()
+
+    def get(self, key: str) -> bytes:
+        return self.written.get(key, bytes(128))
+
+    def add(self, key: str, amount: int) -> int:
+        self.written[key] = str(int(self.written.get(key, b"0")) + amount).encode()
+        return int(self.written[key])
+
+    def wait(self, *_: Any) -> None:
+        pass
+
+    def check(self, keys: list[str]) -> bool:
+        return all(key in self.written for key in keys)
+
+    def set_timeout(self, timeout: Any) -> None:
+        pass
+
+
+STORE = AnswerToAll()  # torch's C++ does not keep the Python part alive
+
+
 def join(ranks: int, rank: int) -> None:
     """Be one of so many ranks, alone."""
     os.environ.update(
@@ -113,7 +147,7 @@ def join(ranks: int, rank: int) -> None:
     )
     assert os.environ.get("NOCUDA_ALONE"), "the environment of tests/nocuda/conftest.py is missing"
     torch.cuda.set_device(0)
-    distributed.init_process_group("nccl", store=distributed.HashStore(), rank=rank, world_size=ranks)
+    distributed.init_process_group("nccl", store=STORE, rank=rank, world_size=ranks)
 
 
 def spread(model: Any, cfg: RunConfig, optimizer: Any, ranks: int) -> Any:
@@ -215,8 +249,7 @@ def pretraining(yaml: str, ranks: int, rank: int, overrides: list[str], held: bo
     with attention_backend(cfg.kernels):
         for _ in range(2):
             watch.next_step()
-            train_step(watch, cfg, trained.train(), optimizer, plan.grad_accumulation, batch, precision)
-        optimizer.zero_grad(set_to_none=True) if False else None
+            train_step(watch, cfg, trained.train(), optimizer, min(plan.grad_accumulation, 2), batch, precision)
         with watch.moment("evaluation"), torch.no_grad(), precision():
             model.eval().eval_forward(batch(cfg.device_eval_batch_size))
     moments = step_memory(
@@ -225,9 +258,77 @@ def pretraining(yaml: str, ranks: int, rank: int, overrides: list[str], held: bo
     return {**told(watch, moments), "held": watch.peak_table() if held else []}
 
 
+def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: bool) -> dict[str, Any]:
+    """A run of recipes/finetune.py on a task of this kind: training, evaluation, then scoring with memory to itself."""
+    cfg = load_finetune_config(yaml, [word for word in overrides if not word.startswith("model.")])
+    shape = ModelConfig(**{**vars(load_config("yamls/biomedlm-2.7b.yaml", [w for w in overrides if w.startswith("model.")]).model)})
+    join(ranks, 0)
+    head = TaskHead("task", kind, ("yes", "no", "maybe") if kind in ("verdict", "tags") else (), cfg.seq_len)
+    options = 4 if kind == "choice" else 1
+    plan = None
+
+    def build() -> Any:
+        with torch.device("meta"):
+            model = GPT2LMHeadModel(gpt2_config(shape, shape.vocab_size - 1))
+            if cfg.lora and not scoring:
+                add_lora(model, cfg.lora)
+            return FineTuned(model, head)
+
+    def batch(size: int) -> Any:
+        sizes = size, options
+        ids = torch.zeros(*sizes, cfg.seq_len, dtype=torch.long, device="cuda")
+        labels = torch.full_like(ids, 1) if kind == "tags" else torch.ones(size, dtype=torch.long, device="cuda")
+        lengths = torch.full(sizes, cfg.seq_len, dtype=torch.long, device="cuda")
+        return {"input_ids": ids, "lengths": lengths, "labels": labels, "sample_ids": labels}
+
+    scoring = False
+    model: Any = build()
+    if cfg.activation_checkpointing and (cfg.fsdp is None or ranks == 1):
+        apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
+    optimizer = DecoupledAdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+    trained = spread(model, cfg, optimizer, ranks)
+
+    def precision() -> Any:
+        return get_precision_context(Precision(cfg.precision))
+
+    watch = Watch(held)
+    micro = min(cfg.device_train_microbatch_size, cfg.global_train_batch_size // ranks)
+    for _ in range(2):
+        watch.next_step()
+        train_step(watch, cfg, trained.train(), optimizer, 2, lambda: batch(micro), precision)
+    with watch.moment("evaluation"), torch.no_grad(), precision():
+        trained_model = model.eval()
+        (trained_model.target_losses if kind == "pairs" else trained_model.scores)(batch(cfg.device_eval_batch_size))
+    table = watch.peak_table() if held else []
+    result = {"training": told(watch, [Memory("", 0)]), "most_reserved": torch.cuda.max_memory_reserved()}
+    left = model, optimizer, trained, trained_model
+    del left, model, optimizer, trained, trained_model
+    give_memory_back()
+    result["left"] = torch.cuda.memory_allocated()
+    scoring = True
+    torch.cuda.reset_peak_memory_stats()
+    scorer = build().to_empty(device="cuda").eval()
+    scorer.model.tie_weights()
+    with torch.no_grad():
+        if kind == "pairs":
+            ids = torch.zeros(1, cfg.seq_len, dtype=torch.long, device="cuda")
+            scorer.model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=cfg.generation.max_new_tokens,
+                num_beams=cfg.generation.num_beams, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=1,
+            )  # fmt: skip
+        else:
+            scorer.scores(batch(cfg.device_eval_batch_size))
+    result["scoring"] = {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
+    return {**result, "held": table, "plan": str(plan)}
+
+
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "--held"]
-    found = pretraining(words[0], int(words[1]), int(words[2]), words[3:], "--held" in sys.argv)
+    yaml, ranks, which, *overrides = words
+    if which.isdigit():
+        found = pretraining(yaml, int(ranks), int(which), overrides, "--held" in sys.argv)
+    else:
+        found = finetuning(yaml, int(ranks), which, overrides, "--held" in sys.argv)
     for line in found.pop("held"):
         print(line)
     print(json.dumps(found))
