@@ -113,12 +113,14 @@ class Block:
         forward: at once in a forward pass of which nothing is kept.
         backward: at once in the backward pass, beside what is kept.
         recomputed: at once while the activations are computed again and in the backward pass that follows, with them.
+        widest: one tensor, the largest.
     """
 
     kept: int
     forward: int
     backward: int
     recomputed: int
+    widest: int
 
 
 def block_bytes(
@@ -156,14 +158,16 @@ def block_bytes(
         kept += 7 * (1 if device == "gpu" else FP32_BYTES) * n_embd
     backward = n_embd * ((4 * w if fused_gelu else 48 - 4 * w) + residual + w)
     forward = n_embd * (8 * w + (0 if fused_gelu else 32) + 3 * residual + 4 + w)
+    widest = n_embd * 4 * (w if fused_gelu else FP32_BYTES)
     if device == "gpu" and backend == "math":
+        widest = max(widest, FP32_BYTES * model.n_head * seq_len)
         scores, in_fp32 = model.n_head * seq_len, 3 * FP32_BYTES * n_embd
         attention = SCORE_BACKWARD_BYTES * scores + in_fp32 + n_embd * (8 + residual + 2 * w)
         first_half = kept_by_attention(model, seq_len, w, device, backend) + n_embd * (4 + 2 * w)
         backward = max(backward, attention - first_half - kept_by_mlp(model, precision, device, fused_gelu))
         forward = max(forward, SCORE_FORWARD_BYTES * scores + in_fp32 + n_embd * (2 * residual + 4 + w))
     end = n_embd * ((4 if w == BF16_BYTES else 0) + residual + (3 if model.resid_pdrop else 2) * w)
-    return Block(kept, forward, backward, kept + max(backward, end))
+    return Block(kept, forward, backward, kept + max(backward, end), widest)
 
 
 @dataclass(frozen=True)
@@ -213,7 +217,7 @@ class Layout:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank's memory at one moment of a run, by part."""
+    """Bytes of a rank's memory at one moment of a run, by part; `cut` is no tensor, but lost to the allocator."""
 
     moment: str
     parameters: int
@@ -226,11 +230,12 @@ class Memory:
     loss: int = 0  # logits and loss
     temporaries: int = 0  # of the optimizer
     evaluated: int = 0  # as block or loss, of an evaluation of more tokens than are trained on at once
+    cut: int = 0  # a block's largest tensor, where autograd keeps none: what was freed of it is cut by smaller ones
 
     @property
     def parts(self) -> dict[str, int]:
         """The parts by the name that they are printed under."""
-        return {key: value for key, value in vars(self).items() if key != "moment"}
+        return {key: value for key, value in vars(self).items() if key not in ("moment", "cut")}
 
     @property
     def total_bytes(self) -> int:
@@ -373,6 +378,7 @@ def training_moments(
             copies=copies,
             activations=mask + kept(n_layer),
             block=tokens * work.forward if again_last else 0,
+            cut=tokens * work.widest if again_last else 0,
         ),
     ]
     for i in sorted({n_layer - 1, n_layer - 2, recomputed - 1, recomputed - 2, 0}, reverse=True):
@@ -398,6 +404,7 @@ def training_moments(
                 copies=(max(i + 1 - recomputed, 0) + again) * block_copy,
                 activations=mask + kept(i + 1),
                 block=weights + tokens * (work.recomputed if again else work.backward),
+                cut=tokens * work.widest if again else 0,
             )
         )
     # The embedding's own gradient, then that with the head's as it is reduced.
@@ -421,6 +428,7 @@ def training_moments(
             moment="evaluation",
             gathered=each * (root + blocks_there * block) if sharded else 0,
             copies=block_copy if lora else copies,
+            cut=0 if at_loss else eval_tokens * work.widest,
             **evaluation,
         ),
     ]
@@ -472,7 +480,8 @@ def finetuning_moments(
         cache = 2 * FP32_BYTES * model.n_embd * (tokens + beams * written) * (model.n_layer + 1)
     # The model is exported on the CPU.
     export = Memory("export", weights if device == "cpu" else 0)
-    return [training, [export], [Memory("scoring", weights, activations=cache, block=tokens * work.forward)]]
+    scoring = Memory("scoring", weights, activations=cache, block=tokens * work.forward, cut=tokens * work.widest)
+    return [training, [export], [scoring]]
 
 
 def reserved_bytes(moments: Sequence[Memory]) -> int:
@@ -480,10 +489,11 @@ def reserved_bytes(moments: Sequence[Memory]) -> int:
 
     It keeps what is freed, and gives it to requests that fit into it. The parts are tensors of different sizes, so that
     hardly one serves where another was: autocast's copies lie idle in the backward pass, a recomputed block does not
-    fit between the logits. ALLOCATOR_SHARE covers what the sum lacked.
+    fit between the logits. Where nothing of a block is kept, its largest tensor is there twice: small ones have cut
+    what was freed of it. ALLOCATOR_SHARE covers what the sum lacked.
     """
     most = sum(max(memory.parts[name] for memory in moments) for name in moments[0].parts)
-    return round((1 + ALLOCATOR_SHARE) * most)
+    return round((1 + ALLOCATOR_SHARE) * (most + max(memory.cut for memory in moments)))
 
 
 def reserve_bytes(moments: Sequence[Memory]) -> int:
