@@ -28,7 +28,7 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 
 BIN     := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help plan ladder preflight shards bench smoke test chaos check lock clean
+.PHONY: help plan ladder preflight shards bench smoke test chaos nocuda check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -80,6 +80,9 @@ test: .venv/installed .venv/chromium ## the tests
 
 chaos: .venv/installed ## all injections: kills, signals, damage, full disk, hangs; long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html tests/test_resume.py tests/test_remote.py tests/test_data_integrity.py tests/test_corpus.py tests/test_shards.py tests/test_cluster.py
+
+nocuda: .venv/installed ## what a GPU's memory would hold, row by row, on a CUDA that computes nothing; long
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "nocuda or not nocuda" tests/nocuda
 
 check: .venv/installed ## format, lint and types
 	$(BIN)/ruff format --check .

@@ -25,18 +25,17 @@ from composer.algorithms.gradient_clipping import apply_gradient_clipping
 from composer.core import Precision, get_precision_context
 from composer.devices import DeviceGPU
 from composer.distributed import prepare_ddp_module, prepare_fsdp_module
+from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
 from composer.distributed.fsdp2_utils import generate_composer_model_policy
 from composer.distributed.prepare_distributed import parallelize_model
-from composer.distributed.activation_checkpointing import apply_ac, generate_composer_model_check_fn
 from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
-
 from transformers import GPT2LMHeadModel
 
-from recipes.config import ModelConfig, RunConfig, TrainConfig, load_config, load_finetune_config
+from recipes.config import LoraConfig, RunConfig, TrainConfig, load_config, load_finetune_config
 from recipes.finetuned import FineTuned, TaskHead, add_lora
 from recipes.kernels import attention_backend, compile_blocks
-from recipes.memory import Layout, Memory, with_reserve, step_memory
+from recipes.memory import Layout, Memory, finetuning_moments, reserved_bytes, step_memory, with_reserve
 from recipes.model import BioMedLM, checkpoint_activations, gpt2_config, is_block
 from recipes.optimizer import DecoupledAdamW
 from recipes.parallel import parallelism_config
@@ -49,45 +48,38 @@ Moments = dict[str, tuple[int, int]]  # the most that was allocated in each, and
 class Watch:
     """The allocator's peaks, moment by moment; with `held`, what lay there at the highest."""
 
-    def __init__(self, held: bool) -> None:
+    def __init__(self, held: bool = False) -> None:
         self.moments: Moments = {}
-        self.held = held
+        self._seen: set[str] = set()
         if held:
             torch.cuda.memory._record_memory_history(max_entries=2_000_000, stacks="python")
 
+    def next_step(self) -> None:
+        """What is measured from here on replaces what was: by the second step the optimizer's moments are there."""
+        self._seen = set()
+
     @contextmanager
     def moment(self, name: str) -> Iterator[None]:
-        """The second step's numbers replace the first's: by then the moments are there."""
+        """Measure a part of a step; the highest of those of one name counts."""
         torch.cuda.reset_peak_memory_stats()
         yield
-        before = self.moments.get(name, (0, 0))[0] if name in self._again else 0
-        self._again.add(name)
+        before = self.moments[name][0] if name in self._seen else 0
+        self._seen.add(name)
         self.moments[name] = max(before, torch.cuda.max_memory_allocated()), torch.cuda.memory_reserved()
 
-    _again: set[str] = set()
-
-    def next_step(self) -> None:
-        """Forget the step before."""
-        self._again = set()
-
     def peak_table(self) -> list[str]:
-        """The live blocks at the highest point, summed by where they were allocated."""
-        live: dict[int, Any] = {}
-        total = most = 0
-        best: dict[int, Any] = {}
+        """The blocks that were live at the highest point, summed by where they were allocated."""
+        held = most = peak_at = 0
         trace = torch.cuda.memory._snapshot()["device_traces"][0]
-        peak_at, held = 0, 0
         for n, event in enumerate(trace):
-            if event["action"] == "alloc":
-                held += event["size"]
-                if held > most:
-                    most, peak_at = held, n
-            elif event["action"] == "free_completed":
-                held -= event["size"]
+            held += {"alloc": event["size"], "free_requested": -event["size"]}.get(event["action"], 0)
+            if held > most:
+                most, peak_at = held, n
+        live: dict[int, Any] = {}
         for event in trace[: peak_at + 1]:
             if event["action"] == "alloc":
                 live[event["addr"]] = event
-            elif event["action"] == "free_completed":
+            elif event["action"] == "free_requested":
                 live.pop(event["addr"], None)
         sums: Counter[str] = Counter()
         counts: Counter[str] = Counter()
@@ -95,7 +87,6 @@ class Watch:
             name = f"{place(event['frames'])} x {event['size']:,}"
             sums[name] += event["size"]
             counts[name] += 1
-        del total, best
         return [f"{size / 1e9:8.3f} GB {counts[name]:5} {name}" for name, size in sums.most_common(45)]
 
 
@@ -111,7 +102,7 @@ def place(frames: list[Any]) -> str:
 
 
 class AnswerToAll(distributed.Store):
-    """A store of one rank among many: whatever the others would have written is there, as zeros (NCCL's id of a group)."""
+    """The store of one rank among many: what the others would have written, such as NCCL's id of a group, is zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -209,7 +200,7 @@ def train_step(
 
 
 def told(watch: Watch, moments: list[Memory]) -> dict[str, Any]:
-    """What was held, and what the plan says."""
+    """What was held and reserved, and what the plan says."""
     return {
         "allocated": {name: size for name, (size, _) in watch.moments.items()},
         "reserved": {name: size for name, (_, size) in watch.moments.items()},
@@ -217,7 +208,7 @@ def told(watch: Watch, moments: list[Memory]) -> dict[str, Any]:
         "most_reserved": torch.cuda.max_memory_reserved(),
         "retries": torch.cuda.memory_stats()["num_alloc_retries"],
         "planned": {memory.moment: memory.total_bytes for memory in moments},
-        "parts": {memory.moment: memory.parts for memory in moments},
+        "planned_reserved": reserved_bytes(moments),
         "needed": with_reserve(moments),
     }
 
@@ -252,74 +243,82 @@ def pretraining(yaml: str, ranks: int, rank: int, overrides: list[str], held: bo
             train_step(watch, cfg, trained.train(), optimizer, min(plan.grad_accumulation, 2), batch, precision)
         with watch.moment("evaluation"), torch.no_grad(), precision():
             model.eval().eval_forward(batch(cfg.device_eval_batch_size))
-    moments = step_memory(
-        cfg, Layout.of(cfg, ranks), size, accumulates=plan.grad_accumulation > 1
-    )
+    moments = step_memory(cfg, Layout.of(cfg, ranks), size, accumulates=plan.grad_accumulation > 1)
     return {**told(watch, moments), "held": watch.peak_table() if held else []}
 
 
 def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: bool) -> dict[str, Any]:
-    """A run of recipes/finetune.py on a task of this kind: training, evaluation, then scoring with memory to itself."""
-    cfg = load_finetune_config(yaml, [word for word in overrides if not word.startswith("model.")])
-    shape = ModelConfig(**{**vars(load_config("yamls/biomedlm-2.7b.yaml", [w for w in overrides if w.startswith("model.")]).model)})
-    join(ranks, 0)
-    head = TaskHead("task", kind, ("yes", "no", "maybe") if kind in ("verdict", "tags") else (), cfg.seq_len)
-    options = 4 if kind == "choice" else 1
-    plan = None
+    """A run of recipes/finetune.py on a task of this kind: training, evaluation, then scoring with memory to itself.
 
-    def build() -> Any:
+    Args:
+        yaml: its configuration.
+        ranks: of which this is the first.
+        kind: of the task.
+        overrides: of the configuration; those of `model.…` are of the base model, else the 2.7B.
+        held: whether to tell what lay there at the peak.
+    """
+    of_base = [word for word in overrides if word.startswith("model.")]
+    shape = load_config("yamls/biomedlm-2.7b.yaml", of_base).model
+    cfg = load_finetune_config(yaml, [word for word in overrides if word not in of_base])
+    join(ranks, 0)
+    share = cfg.global_train_batch_size // ranks
+    microbatch, options = min(cfg.device_train_microbatch_size, share), 4 if kind == "choice" else 1
+    stages = finetuning_moments(cfg, shape, kind, Layout.of(cfg, ranks), microbatch, microbatch < share)
+    labels = ("yes", "no", "maybe") if kind in ("verdict", "tags") else ()
+
+    def build(lora: LoraConfig | None) -> FineTuned:
         with torch.device("meta"):
             model = GPT2LMHeadModel(gpt2_config(shape, shape.vocab_size - 1))
-            if cfg.lora and not scoring:
-                add_lora(model, cfg.lora)
-            return FineTuned(model, head)
+            model.config._attn_implementation = "sdpa"
+            if lora:
+                add_lora(model, lora)
+            return FineTuned(model, TaskHead("task", kind, labels, cfg.seq_len))
 
-    def batch(size: int) -> Any:
-        sizes = size, options
-        ids = torch.zeros(*sizes, cfg.seq_len, dtype=torch.long, device="cuda")
-        labels = torch.full_like(ids, 1) if kind == "tags" else torch.ones(size, dtype=torch.long, device="cuda")
-        lengths = torch.full(sizes, cfg.seq_len, dtype=torch.long, device="cuda")
-        return {"input_ids": ids, "lengths": lengths, "labels": labels, "sample_ids": labels}
+    def batch(size: int) -> dict[str, torch.Tensor]:
+        ids = torch.zeros(size, options, cfg.seq_len, dtype=torch.long, device="cuda")
+        right = torch.ones_like(ids) if kind == "tags" else torch.ones(size, dtype=torch.long, device="cuda")
+        lengths = torch.full((size, options), cfg.seq_len, dtype=torch.long, device="cuda")
+        return {"input_ids": ids, "lengths": lengths, "labels": right}
 
-    scoring = False
-    model: Any = build()
-    if cfg.activation_checkpointing and (cfg.fsdp is None or ranks == 1):
-        apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
-    optimizer = DecoupledAdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
-    trained = spread(model, cfg, optimizer, ranks)
+    def answer(model: FineTuned) -> None:
+        given = batch(cfg.device_eval_batch_size)
+        model.target_losses(given) if kind == "pairs" else model.scores(given)
 
     def precision() -> Any:
         return get_precision_context(Precision(cfg.precision))
 
-    watch = Watch(held)
-    micro = min(cfg.device_train_microbatch_size, cfg.global_train_batch_size // ranks)
-    for _ in range(2):
-        watch.next_step()
-        train_step(watch, cfg, trained.train(), optimizer, 2, lambda: batch(micro), precision)
-    with watch.moment("evaluation"), torch.no_grad(), precision():
-        trained_model = model.eval()
-        (trained_model.target_losses if kind == "pairs" else trained_model.scores)(batch(cfg.device_eval_batch_size))
-    table = watch.peak_table() if held else []
-    result = {"training": told(watch, [Memory("", 0)]), "most_reserved": torch.cuda.max_memory_reserved()}
-    left = model, optimizer, trained, trained_model
-    del left, model, optimizer, trained, trained_model
+    def train() -> tuple[dict[str, Any], list[str]]:
+        model = build(cfg.lora)
+        if cfg.activation_checkpointing and (cfg.fsdp is None or ranks == 1):
+            apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
+        optimizer = DecoupledAdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, weight_decay=0.0)
+        trained, watch = spread(model, cfg, optimizer, ranks), Watch(held)
+        for _ in range(2):
+            watch.next_step()
+            microbatches = min(share // microbatch, 2)
+            train_step(watch, cfg, trained.train(), optimizer, microbatches, lambda: batch(microbatch), precision)
+        with watch.moment("evaluation"), torch.no_grad(), precision():
+            answer(model.eval())
+        return told(watch, stages[0]), watch.peak_table() if held else []
+
+    training, table = train()
     give_memory_back()
-    result["left"] = torch.cuda.memory_allocated()
-    scoring = True
     torch.cuda.reset_peak_memory_stats()
-    scorer = build().to_empty(device="cuda").eval()
-    scorer.model.tie_weights()
-    with torch.no_grad():
+    left, watch = torch.cuda.memory_allocated(), Watch()
+    with watch.moment("scoring"), torch.no_grad():
+        model: Any = build(None).to_empty(device="cuda").eval()
+        model.model.tie_weights()
         if kind == "pairs":
             ids = torch.zeros(1, cfg.seq_len, dtype=torch.long, device="cuda")
-            scorer.model.generate(
+            # Never the end-of-text, so that all is written: as write_targets.
+            model.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=cfg.generation.max_new_tokens,
-                num_beams=cfg.generation.num_beams, do_sample=False, use_cache=True, pad_token_id=0, eos_token_id=1,
+                min_new_tokens=cfg.generation.max_new_tokens, num_beams=cfg.generation.num_beams, do_sample=False,
+                use_cache=True, pad_token_id=2, eos_token_id=1,
             )  # fmt: skip
         else:
-            scorer.scores(batch(cfg.device_eval_batch_size))
-    result["scoring"] = {"peak": torch.cuda.max_memory_allocated(), "reserved": torch.cuda.max_memory_reserved()}
-    return {**result, "held": table, "plan": str(plan)}
+            answer(model)
+    return {"training": training, "left": left, "scoring": told(watch, stages[2]), "held": table}
 
 
 if __name__ == "__main__":
