@@ -72,6 +72,51 @@ def test_a_step_takes_what_is_planned(nocuda_env: dict[str, str], arguments: tup
     check(measured(nocuda_env, *arguments), "step")
 
 
+FIT = """
+import json, sys, torch
+from recipes import finetune
+from recipes.config import load_finetune_config
+
+def export(*arguments):
+    print("left", json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()]), flush=True)
+
+def nothing(*arguments): pass
+
+finetune.export, finetune.score, finetune.run_folder.finish_run = export, nothing, nothing
+finetune.main(load_finetune_config("yamls/finetune/medmcqa.yaml", sys.argv[1:]))
+"""
+
+
+def test_training_leaves_no_memory_behind(nocuda_env: dict[str, str], tiny_tokenizer: Path, tmp_path: Path) -> None:
+    """Of a run of recipes/finetune.py through the Trainer, before its model is exported and scored."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    shape = GPT2Config(vocab_size=600, n_positions=64, n_embd=512, n_layer=4, n_head=4, eos_token_id=599)
+    model = GPT2LMHeadModel(shape)
+    model.save_pretrained(tmp_path / "base")
+    AutoTokenizer.from_pretrained(tiny_tokenizer).save_pretrained(tmp_path / "base")
+    question = {"question": "Which is cyt?", "cop": 1, "opa": "cyt", "opb": "gen", "opc": "hep", "opd": "lip"}
+    (tmp_path / "data/medmcqa").mkdir(parents=True)
+    for split, size in (("train", 64), ("dev", 4)):
+        records = [{"id": f"{split}{n}", **question, "question": f"Which is {n}?"} for n in range(size)]
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"data/medmcqa/{split}.json").write_text(lines)
+    overrides = [
+        f"model={tmp_path}/base", f"data={tmp_path}/data", f"run_dir={tmp_path}/run", "preset=one-gpu-80gb",
+        "seq_len=64", "max_duration=2ba", "global_train_batch_size=8", "stall_timeout_s=null", "eval_interval=2ba",
+        "save_interval=2ba",
+    ]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", FIT, *overrides], cwd=ROOT, capture_output=True, text=True,
+        env={**nocuda_env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False, timeout=600,
+    )  # fmt: skip
+    assert "left" in done.stdout, done.stdout + done.stderr[-3000:]
+    most, left = json.loads(done.stdout.rpartition("left ")[2].splitlines()[0])
+    weights = 4 * model.num_parameters()
+    assert most > 4 * weights
+    assert left < weights / 2, "cuBLAS's workspaces alone"
+
+
 FEW_LAYERS = "model.n_layer=4"  # of the 2.7B's width
 
 
