@@ -26,7 +26,8 @@ OPTIONS = 4  # of a question of `choice`, at most: MedQA's, MedMCQA's and MMLU's
 OPTIMIZER_BUCKET_BYTES = 2**28  # of parameters that recipes/optimizer.py steps at once, with one temporary each
 # What the caching allocator reserves above the sum of all parts' most (`reserved_bytes`). Measured on the no-op CUDA of
 # tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a GPU. There the sum
-# was ALLOCATOR_ROWS of what was reserved after two steps and an evaluation.
+# was 0.986 to 1.01 of what was reserved after two steps and an evaluation where blocks keep their activations, and 1.02
+# to 1.13 where they are recomputed.
 ALLOCATOR_SHARE = 0.03
 # What a GPU needs beside the caching allocator: the CUDA context and NCCL's buffers. Assumed, not measured.
 DRIVER_BYTES = 10**9
@@ -444,8 +445,9 @@ def finetuning_moments(
 ) -> list[list[Memory]]:
     """The memory of fine-tuning: of training, of the export and of scoring, each of which has the memory to itself.
 
-    Scoring computes in fp32, without autocast, on one rank. A target is written by beam search: every beam keeps the
-    keys and values of all layers, and those of one layer twice while they are put in order.
+    Scoring computes in fp32, without autocast, on one rank. A target is written by beam search, of which every beam
+    reads the source for itself. The keys and values of a source are parts of the tensors that hold its queries, too,
+    until the first token is written; then those of one layer are there twice while that token's are added to them.
 
     Args:
         cfg: the configuration.
@@ -471,17 +473,22 @@ def finetuning_moments(
         lora=cfg.lora,
     )
     weights = FP32_BYTES * (root_parameters(model) + model.n_layer * block_parameters(model))
+    export = Memory("export", weights if device == "cpu" else 0)  # on the CPU
     work = block_bytes(model, cfg.seq_len, "fp32", FP32_BYTES, device)
-    cache, tokens = 0, cfg.device_eval_batch_size * sequence
-    if kind == "pairs":
-        written = min(cfg.generation.max_new_tokens, model.n_positions // 2)
-        beams = cfg.generation.num_beams if cfg.generation.temperature == 0 else 1
-        tokens = beams * min(cfg.seq_len, model.n_positions - written)
-        cache = 2 * FP32_BYTES * model.n_embd * (tokens + beams * written) * (model.n_layer + 1)
-    # The model is exported on the CPU.
-    export = Memory("export", weights if device == "cpu" else 0)
-    scoring = Memory("scoring", weights, activations=cache, block=tokens * work.forward, cut=tokens * work.widest)
-    return [training, [export], [scoring]]
+    tokens, scoring = cfg.device_eval_batch_size * sequence, Memory("scoring", weights)
+    if kind != "pairs":
+        return [training, [export], [_reading(scoring, work, tokens)]]
+    written = min(cfg.generation.max_new_tokens, model.n_positions // 2)
+    beams = cfg.generation.num_beams if cfg.generation.temperature == 0 else 1
+    tokens = beams * min(cfg.seq_len, model.n_positions - written)
+    values = FP32_BYTES * model.n_embd
+    reading = replace(_reading(scoring, work, tokens), activations=3 * values * tokens * model.n_layer)
+    writing = replace(scoring, activations=2 * values * (tokens + beams * written) * (model.n_layer + 1))
+    return [training, [export], [reading, replace(writing, moment="writing")]]
+
+
+def _reading(scoring: Memory, work: Block, tokens: int) -> Memory:
+    return replace(scoring, block=tokens * work.forward, cut=tokens * work.widest)
 
 
 def reserved_bytes(moments: Sequence[Memory]) -> int:
