@@ -142,7 +142,8 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
     if cfg.gpu_memory_gb and plan.memory_bytes > cfg.gpu_memory_gb * 1e9:
         raise BadInput(
             f"this run takes about {plan.memory_bytes / 1e9:.1f} GB a GPU, and gpu_memory_gb = {cfg.gpu_memory_gb:g}: "
-            "lower device_train_microbatch_size, device_eval_batch_size or seq_len, or use preset=one-gpu-24gb (LoRA) or preset=full (8 GPUs)"
+            "lower device_train_microbatch_size, device_eval_batch_size or seq_len, or use preset=one-gpu-24gb (LoRA) "
+            "or preset=full (8 GPUs)"
         )
     return plan
 

@@ -77,7 +77,9 @@ class GPT2WithHidden(GPT2LMHeadModel):
     """GPT2LMHeadModel whose forward pass can end before the head: inside it, as FSDP gathers all but blocks for it."""
 
     @wraps(GPT2LMHeadModel.forward)  # `generate` asks for its arguments' names
-    def forward(self, *args: Any, hidden_alone: bool = False, **kwargs: Any) -> Any:
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, hidden_alone: bool = False, **kwargs: Any
+    ) -> Any:
         """As GPT2LMHeadModel.forward; with `hidden_alone` what the head would read, (B, T, n_embd)."""
         return self.transformer(*args, **kwargs)[0] if hidden_alone else super().forward(*args, **kwargs)
 

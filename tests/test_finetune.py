@@ -8,6 +8,7 @@ import subprocess
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -160,7 +161,7 @@ def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: 
     # the folder is a plain GPT-2 whose added tokens have rows
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "run/model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/model")
-    assert len(tokenizer) == model.config.vocab_size == 602
+    assert len(tokenizer) == model.config.vocab_size == 602 and model.config.architectures == ["GPT2LMHeadModel"]
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 599
     assert model.config.pad_token_id == tokenizer.pad_token_id and model.config.use_cache
     assert not model.config.scale_attn_by_inverse_layer_idx
@@ -504,6 +505,18 @@ def by_hand(trained: FineTuned, sequence: tuple[int, ...]) -> tuple[torch.Tensor
     return stock.transformer(input_ids=ids).last_hidden_state[0, -1], stock(input_ids=ids).logits[0]
 
 
+def test_the_hidden_state_is_the_last_of_all(base: Path, encoders: Callable[..., Encoder]) -> None:
+    """Bit for bit, its gradients too, and without any of the others."""
+    encoder = encoders("choice")
+    trained = small(base, "choice", len(encoder.tokenizer))
+    ids = collate([(0, encoder(QUESTIONS[0]))], encoder.pad_id)["input_ids"][0]
+    ours = trained.model(input_ids=ids, use_cache=False, hidden_alone=True)
+    theirs = trained.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states
+    assert torch.equal(ours, theirs[-1])
+    weight = trained.model.transformer.wte.weight
+    assert torch.equal(*(torch.autograd.grad(hidden.square().sum(), weight)[0] for hidden in (ours, theirs[-1])))
+
+
 QUESTIONS = [
     Question("1", "cyt hep?", ("gen", "lip myo neu"), 1, ""),
     Question("2", "cyt " * 8, ("gen", "lip", "ro", "thro thro"), 0, ""),
@@ -637,6 +650,12 @@ def test_every_yaml_fits_every_preset(yaml: Path, preset: str, tmp_path: Path) -
     task = load("medmcqa", tmp_path)
     plan = finetune.make_plan(cfg, model, task, 64, cfg.world_size)
     assert plan.parameters == 2_594_247_680
+    assert list(plan.fullest_bytes)[1:3] == ["export", "scoring"] and max(plan.fullest_bytes.values()) > 10e9
+    if preset == "one-gpu-24gb":
+        assert cfg.gpu_memory_gb == 23.6 and plan.memory_bytes <= 23.6e9
+        larger = replace(cfg, device_train_microbatch_size=8, device_eval_batch_size=16)
+        with pytest.raises(BadInput, match=r"gpu_memory_gb = 23\.6: lower device_train_microbatch_size"):
+            finetune.make_plan(larger, model, task, 64, 1)
     assert (cfg.lora is not None) == (preset == "one-gpu-24gb") and cfg.run_name == f"{cfg.task}-17"
     if preset == "one-gpu-80gb":
         with pytest.raises(BadInput, match="gpu_memory_gb = 40: lower device_train_microbatch_size"):
