@@ -379,7 +379,7 @@ def _memory(cast: Forecast, plan: Plan) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    return f"  {cells[0]:<26}" + "".join(f"{cell:>12}" for cell in cells[1:])
+    return f"  {cells[0]:<28}" + "".join(f"{cell:>12}" for cell in cells[1:])
 
 
 def _choices(cast: Forecast, plan: Plan) -> str:

@@ -114,11 +114,11 @@ class AnswerToAll(distributed.Store):
     def get(self, key: str) -> bytes:
         return self.written.get(key, bytes(128))
 
-    def add(self, key: str, amount: int) -> int:
-        self.written[key] = str(int(self.written.get(key, b"0")) + amount).encode()
+    def add(self, key: str, value: int) -> int:
+        self.written[key] = str(int(self.written.get(key, b"0")) + value).encode()
         return int(self.written[key])
 
-    def wait(self, *_: Any) -> None:
+    def wait(self, keys: list[str], timeout: Any = None) -> None:
         pass
 
     def check(self, keys: list[str]) -> bool:
