@@ -26,9 +26,8 @@ OPTIONS = 4  # of a question of `choice`, at most: MedQA's, MedMCQA's and MMLU's
 OPTIMIZER_BUCKET_BYTES = 2**28  # of parameters that recipes/optimizer.py steps at once, with one temporary each
 # What the caching allocator reserves above the sum of all parts' most (`reserved_bytes`). Measured on the no-op CUDA of
 # tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a GPU. There the sum
-# was 0.986 to 1.01 of what was reserved after two steps and an evaluation where blocks keep their activations, and 1.02
-# to 1.13 where they are recomputed.
-ALLOCATOR_SHARE = 0.03
+# was 0.97 to 1.07 of what was reserved after two steps and an evaluation, 0.99 to 1.14 where blocks are recomputed.
+ALLOCATOR_SHARE = 0.05
 # What a GPU needs beside the caching allocator: the CUDA context and NCCL's buffers. Assumed, not measured.
 DRIVER_BYTES = 10**9
 
@@ -349,7 +348,7 @@ def training_moments(
         forward_loss = LOSS_BYTES_PER_LOGIT * vocab_size * tokens
         backward_loss = LOSS_BACKWARD_BYTES_PER_LOGIT * vocab_size * tokens
         eval_loss = LOSS_BYTES_PER_LOGIT * vocab_size * eval_tokens
-    embedding_gradient = 0 if lora else each * root if sharded else 0
+    embedding_gradient = each * root if sharded and predicts and not lora else 0
 
     at_rest = Memory("", FP32_BYTES * held, 2 * FP32_BYTES * share, all_gradients)
     in_step = replace(at_rest, gradients=all_gradients if accumulates else buckets)
@@ -392,7 +391,11 @@ def training_moments(
         if sharded:
             gathered = each * (root + there * block) + embedding_gradient + (0 if lora or not done else reduced * block)
         name = {n_layer - 1: "the last block", 0: "the first block"}.get(i, f"block {i + 1}")
-        reached = all_gradients if lora else FP32_BYTES * -(-((1 - sharded) * root + done * block) // layout.shards)
+        reached = (
+            all_gradients
+            if lora
+            else FP32_BYTES * -(-(root * (predicts and not sharded) + done * block) // layout.shards)
+        )
         reached = min(all_gradients, reached + buckets)
         # The gradient of c_proj, the first of the block's four.
         weights = 0 if lora else (each if sharded else FP32_BYTES) * block // 3
@@ -409,7 +412,7 @@ def training_moments(
             )
         )
     # The embedding's own gradient, then that with the head's as it is reduced.
-    of_root = each * root + max(2 * each, reduced) * root if sharded else FP32_BYTES * vocab_size * n_embd
+    of_root = each * root + max((1 + predicts) * each, reduced) * root if sharded else FP32_BYTES * vocab_size * n_embd
     largest = n_embd * (lora.r if lora else max(vocab_size, 4 * n_embd))
     at_loss = eval_loss > eval_tokens * work.forward
     blocks_there = n_layer + 1 if stays else 1 if at_loss else 2
@@ -497,7 +500,8 @@ def reserved_bytes(moments: Sequence[Memory]) -> int:
     It keeps what is freed, and gives it to requests that fit into it. The parts are tensors of different sizes, so that
     hardly one serves where another was: autocast's copies lie idle in the backward pass, a recomputed block does not
     fit between the logits. Where nothing of a block is kept, its largest tensor is there twice: small ones have cut
-    what was freed of it. ALLOCATOR_SHARE covers what the sum lacked.
+    what was freed of it. ALLOCATOR_SHARE covers the rest: a tensor above 10 MB lies in a segment of whole
+    2 MiB, which makes 2 % more of the 2.7B's weights in fp32.
     """
     most = sum(max(memory.parts[name] for memory in moments) for name in moments[0].parts)
     return round((1 + ALLOCATOR_SHARE) * (most + max(memory.cut for memory in moments)))
