@@ -40,17 +40,17 @@ from recipes.config import (
 from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 from recipes.export import Source, find_source
 from recipes.hang_detector import watching_the_start
-from recipes.memory import backward_bytes, block_activation_bytes
+from recipes.memory import Layout, finetuning_moments, lora_parameters, peak, with_reserve
 from recipes.plan import parameter_count
 from recipes.scores import bootstrap, measures, percent
 
 if TYPE_CHECKING:
-    from composer import Trainer
     from composer.core import DataSpec
     from transformers import GPT2LMHeadModel
 
     from recipes.examples import Encoded, Encoder
     from recipes.finetuned import FineTuned, TaskHead
+    from recipes.remote import RemoteRun
 
 MODEL, SCORES, PREDICTIONS = "model", "scores.json", "predictions-{}.jsonl"
 DEV_SHARE = 0.05  # of train, where the scored split is dev itself
@@ -102,22 +102,13 @@ class Plan:
     device_train_microbatch_size: int
     parameters: int
     trained_parameters: int
-    state_bytes: int  # weights, gradients, Adam's moments, bf16 copies
-    activation_bytes: int
+    memory_bytes: int  # with what allocator and driver take of a GPU
+    fullest_bytes: dict[str, int]  # tensors of the fullest moment of training, export and scoring
     checkpoint_bytes: int
-
-    @property
-    def memory_bytes(self) -> int:
-        """What the run takes on each GPU."""
-        return self.state_bytes + self.activation_bytes
 
 
 def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: int, world_size: int) -> Plan:
     """Work out the plan.
-
-    State, a parameter: 4 bytes of fp32 weights and, if it is trained, 4 of gradients, 8 of Adam's moments and 2 of the
-    bf16 copy that autocast keeps. Activations: what recipes/memory.py says of a block, or 4 · n_embd bytes a token at
-    its border where blocks are recomputed, and the backward pass of one block.
 
     Raises:
         BadInput: the batch does not divide, there are fewer examples than a batch, or the memory is not enough.
@@ -133,17 +124,11 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
     duration = Duration.parse(cfg.max_duration, "max_duration")
     if cfg.seq_len > model.n_positions:
         raise BadInput(f"seq_len = {cfg.seq_len}, but the model reads at most {model.n_positions} tokens")
-    parameters, n_embd = parameter_count(model), model.n_embd
-    trained = 16 * n_embd * cfg.lora.r * model.n_layer if cfg.lora else parameters
-    shards = world_size if cfg.fsdp else 1
-    options = 4 if task.kind == "choice" else 1
-    tokens = microbatch * options * cfg.seq_len
-    device = "cpu" if cfg.device == "cpu" else "gpu"
-    block = tokens * block_activation_bytes(model, cfg.seq_len, cfg.precision, device)
-    activations = block + 4 * n_embd * tokens * model.n_layer if cfg.activation_checkpointing else block * model.n_layer
-    activations += tokens * backward_bytes(model, cfg.precision)
-    if task.kind == "pairs":
-        activations += 10 * tokens * model.vocab_size  # logits in bf16, in fp32, and their gradient
+    parameters = parameter_count(model)
+    trained = lora_parameters(model, cfg.lora) if cfg.lora else parameters
+    layout = Layout.of(cfg, world_size)
+    stages = finetuning_moments(cfg, model, task.kind, layout, microbatch, microbatch < batch // world_size)
+    tensors = max(peak(moments).total_bytes for moments in stages)
     plan = Plan(
         batches=duration.value * per_epoch if duration.unit == "ep" else duration.value,
         batches_per_epoch=per_epoch,
@@ -151,28 +136,30 @@ def make_plan(cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: i
         device_train_microbatch_size=microbatch,
         parameters=parameters,
         trained_parameters=trained,
-        state_bytes=(4 * parameters + 14 * trained) // shards,
-        activation_bytes=activations,
+        memory_bytes=tensors if cfg.device == "cpu" else max(map(with_reserve, stages)),
+        fullest_bytes={memory.moment: memory.total_bytes for memory in map(peak, stages)},
         checkpoint_bytes=4 * parameters + 8 * trained,
     )
     if cfg.gpu_memory_gb and plan.memory_bytes > cfg.gpu_memory_gb * 1e9:
         raise BadInput(
             f"this run takes about {plan.memory_bytes / 1e9:.1f} GB a GPU, and gpu_memory_gb = {cfg.gpu_memory_gb:g}: "
-            "lower device_train_microbatch_size or seq_len, or use preset=one-gpu-24gb (LoRA) or preset=full (8 GPUs)"
+            "lower device_train_microbatch_size, device_eval_batch_size or seq_len, or use preset=one-gpu-24gb (LoRA) "
+            "or preset=full (8 GPUs)"
         )
     return plan
 
 
 def format_plan(plan: Plan, cfg: FinetuneConfig) -> str:
     """The plan as lines to print."""
-    memory = f"{plan.memory_bytes / 1e9:.3g} GB a rank = {plan.state_bytes / 1e9:.3g} of weights, gradients and moments"
+    tensors = ", ".join(f"{size / 1e9:.3g} in {moment}" for moment, size in plan.fullest_bytes.items() if size)
+    reserve = "" if cfg.device == "cpu" else " with allocator and driver"
     room = f", of {cfg.gpu_memory_gb:g} GB" if cfg.gpu_memory_gb else ""
     rows = [
         ("parameters", f"{plan.parameters:,}, {plan.trained_parameters:,} of them trained"),
         ("batches", f"{plan.batches:,} of {cfg.global_train_batch_size} examples, {plan.batches_per_epoch:,} a pass"),
         ("batch split", f"{plan.world_size} ranks, {plan.device_train_microbatch_size} examples at once"),
         ("learning rate", f"0 -> {cfg.optimizer.lr:g} in {cfg.warmup_share:.0%} of the run, then linear to 0"),
-        ("planned memory", f"{memory}, {plan.activation_bytes / 1e9:.3g} of activations{room}"),
+        ("planned memory", f"{plan.memory_bytes / 1e9:.3g} GB a rank{reserve}{room}; tensors: {tensors}"),
         ("checkpoints", f"every {cfg.save_interval}, about {plan.checkpoint_bytes / 1e9:.3g} GB each"),
     ]
     return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<15} {value}" for name, value in rows)])
@@ -269,8 +256,8 @@ def build_model(cfg: FinetuneConfig, source: Source, head: TaskHead, n_entries: 
     return FineTuned(model, head).train(), lora
 
 
-def main(cfg: FinetuneConfig) -> Trainer | None:
-    """Fine-tune `cfg`; the Trainer, or None if its run folder already holds the finished run.
+def main(cfg: FinetuneConfig) -> bool:
+    """Fine-tune `cfg`; whether there was anything to train: False if its run folder already holds the finished run.
 
     Raises:
         BadInput: the model, the set or the run folder does not fit the configuration, or W&B has no key.
@@ -290,13 +277,14 @@ def main(cfg: FinetuneConfig) -> Trainer | None:
             score(cfg, parts, ("test",))
         else:
             print(f"{folder} is finished: nothing to do")
-        return None
+        return False
     from recipes.trainer import connect
 
     connect(cfg)
     watching = watching_the_start(folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
     with watching, run_folder.held_by_rank_zero(folder):
-        return fit(cfg, plan, task, parts, source, wanted)
+        fit(cfg, plan, task, parts, source, wanted)
+    return True
 
 
 def labels_of(task: TaskSet) -> tuple[str, ...]:
@@ -306,29 +294,45 @@ def labels_of(task: TaskSet) -> tuple[str, ...]:
     return tags.labels(task.sentences("train")) if task.kind == "tags" else ()
 
 
-def fit(
-    cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict
-) -> Trainer | None:
-    """Assemble model, data and schedule; train; export; score dev and test."""
-    from composer.optim import LinearWithWarmupScheduler
-    from composer.utils import get_device
-
+def fit(cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict) -> None:
+    """Train; export; score dev and test. Each of the three has memory to itself."""
     from recipes.examples import Encoder
     from recipes.finetuned import TaskHead
-    from recipes.model import is_block
-    from recipes.parallel import parallelism_config
     from recipes.ranks import on_rank_zero
     from recipes.remote import RemoteRun
-    from recipes.resume import find_start
-    from recipes.trainer import run_trainer
+    from recipes.trainer import give_memory_back
 
-    folder = Path(cfg.run_dir)
     tokenizer = load_tokenizer(source, task.kind)
     head = TaskHead(task.name, task.kind, labels_of(task), cfg.seq_len)
     encoder = Encoder(tokenizer, task.kind, cfg.seq_len, head.labels)
-    encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
-
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
+    train(cfg, plan, parts, source, wanted, head, encoder, remote)
+    give_memory_back()
+    on_rank_zero(lambda: export(cfg, source, head, encoder, parts))
+    give_memory_back()
+    on_rank_zero(lambda: score(cfg, parts, ("dev", "test") if cfg.score_test else ("dev",)))
+    on_rank_zero(lambda: run_folder.finish_run(Path(cfg.run_dir), remote.put if remote else None))
+
+
+def train(
+    cfg: FinetuneConfig, plan: Plan, parts: Splits, source: Source, wanted: JsonDict, head: TaskHead, encoder: Encoder,
+    remote: RemoteRun | None,
+) -> None:  # fmt: skip
+    """Assemble model, data and schedule, and train: the run folder's newest checkpoint is what comes of it.
+
+    Nothing is returned, so that model, gradients, moments and Trainer are gone with this call's variables.
+    """
+    from composer.optim import LinearWithWarmupScheduler
+    from composer.utils import get_device
+
+    from recipes.model import is_block
+    from recipes.parallel import parallelism_config
+    from recipes.ranks import on_rank_zero
+    from recipes.resume import find_start
+    from recipes.trainer import run_trainer
+
+    folder, tokenizer = Path(cfg.run_dir), encoder.tokenizer
+    encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
     start = find_start(folder, cfg, wanted, remote)
     facts = {"plan": asdict(plan), "data": {split: len(examples) for split, examples in parts.items()}}
     on_rank_zero(lambda: run_folder.open_run(folder, cfg, wanted, facts, tokenizer.save_pretrained, plan.world_size))
@@ -342,12 +346,14 @@ def fit(
 
         apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
     loader = partial(build_dataloader, pad_id=encoder.pad_id, world_size=plan.world_size)
-    train: DataSpec = loader(encoded["train"], batch_size=cfg.global_train_batch_size // plan.world_size, seed=cfg.seed)
-    trainer = run_trainer(
+    train_data: DataSpec = loader(
+        encoded["train"], batch_size=cfg.global_train_batch_size // plan.world_size, seed=cfg.seed
+    )
+    run_trainer(
         cfg,
         model,
         LinearWithWarmupScheduler(t_warmup=f"{cfg.warmup_share}dur"),
-        train_dataloader=train,
+        train_dataloader=train_data,
         eval_dataloader=loader(encoded["dev"], batch_size=cfg.device_eval_batch_size, seed=None),
         callbacks=[],
         batches=plan.batches,
@@ -357,10 +363,6 @@ def fit(
         fsdp=fsdp,
         remote=remote,
     )
-    on_rank_zero(lambda: export(cfg, source, head, encoder, parts))
-    on_rank_zero(lambda: score(cfg, parts, ("dev", "test") if cfg.score_test else ("dev",)))
-    on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
-    return trainer
 
 
 def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder, parts: Splits) -> None:
@@ -401,7 +403,7 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     partial_folder = folder / f"{MODEL}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
     finetuned.save(trained, encoder.tokenizer, partial_folder)
-    del trained
+    del trained, lora  # which refers to it: never two models in memory
     loaded, _ = finetuned.load(partial_folder)
     share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
     if not share <= TOLERANCE:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,17 @@ class TaskHead:
         return count(right, given, scheme_of(dict.fromkeys(self.labels, self.task)))
 
 
+class GPT2WithHidden(GPT2LMHeadModel):
+    """GPT2LMHeadModel whose forward pass can end before the head: inside it, as FSDP gathers all but blocks for it."""
+
+    @wraps(GPT2LMHeadModel.forward)  # `generate` asks for its arguments' names
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, *args: Any, hidden_alone: bool = False, **kwargs: Any
+    ) -> Any:
+        """As GPT2LMHeadModel.forward; with `hidden_alone` what the head would read, (B, T, n_embd)."""
+        return self.transformer(*args, **kwargs)[0] if hidden_alone else super().forward(*args, **kwargs)
+
+
 class FineTuned(ComposerModel):
     """A GPT-2 that answers.
 
@@ -89,6 +101,7 @@ class FineTuned(ComposerModel):
     def __init__(self, model: GPT2LMHeadModel, task_head: TaskHead) -> None:
         super().__init__()
         self.model = use_scaled_attention(model)
+        self.model.__class__ = GPT2WithHidden
         self.task_head = task_head
         self.head: nn.Linear | None = None
         if task_head.kind != "pairs":
@@ -100,11 +113,8 @@ class FineTuned(ComposerModel):
     def scores(self, batch: Batch) -> torch.Tensor:
         """Logits: `choice` (B, O), -inf for an option too many; `verdict` (B, labels); `tags` (B, O, T, labels)."""
         input_ids, lengths = batch["input_ids"], batch["lengths"]
-        # Through the whole model, so that FSDP gathers its parameters; logits of one position cost nothing.
-        outputs = self.model(
-            input_ids=input_ids.flatten(0, 1), use_cache=False, output_hidden_states=True, logits_to_keep=1
-        )
-        hidden = outputs.hidden_states[-1]  # (B · O, T, n_embd), after the last LayerNorm
+        # (B · O, T, n_embd), after the last LayerNorm
+        hidden = self.model(input_ids=input_ids.flatten(0, 1), use_cache=False, hidden_alone=True)
         assert self.head is not None
         if self.task_head.kind == "tags":
             return self.head(hidden).float().unflatten(0, lengths.shape)
@@ -197,7 +207,11 @@ def resize(model: GPT2LMHeadModel, n_entries: int) -> None:
 
 def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
     """Write a folder that `load` reads. The model must be a plain GPT-2 by now: folded, LoRA merged."""
-    save_pretrained(trained.model, folder)
+    trained.model.__class__ = GPT2LMHeadModel  # whose name goes into config.json
+    try:
+        save_pretrained(trained.model, folder)
+    finally:
+        trained.model.__class__ = GPT2WithHidden
     tokenizer.save_pretrained(folder)
     if trained.head is not None:
         save_file({"weight": trained.head.weight.detach().contiguous()}, folder / HEAD)

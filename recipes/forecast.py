@@ -11,7 +11,7 @@ from data_prep.shard_format import token_dtype
 from data_prep.stage import BadInput
 from recipes.config import TrainConfig
 from recipes.hardware import GPUS, LOCK, STACKS, Gpu, dotted, find_gpu, gpus_of, utilisations
-from recipes.memory import Layout, Memory, peak, reserve_bytes, step_memory
+from recipes.memory import DRIVER_BYTES, Layout, Memory, peak, reserve_bytes, step_memory, with_reserve
 from recipes.plan import Plan, gigabytes, make_plan, node_sends_bytes
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -19,7 +19,10 @@ LAUNCHER_GRACE_S = (
     30  # composer kills the ranks so long after it was told to stop: a last checkpoint is written by then
 )
 BAR_WIDTH = 60
-BAR = {"parameters": "P", "optimizer": "O", "gradients": "G", "gathered": "F", "activations": "A", "working": "W"}
+BAR = {
+    "parameters": "P", "optimizer": "O", "gradients": "G", "gathered": "F", "copies": "C", "activations": "A",
+    "block": "B", "loss": "L", "temporaries": "T", "evaluated": "E",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,7 @@ def moments_of(cfg: TrainConfig, plan: Plan, layout: Layout, microbatch: int) ->
 
 def needed_bytes(cfg: TrainConfig, plan: Plan, layout: Layout, microbatch: int) -> int:
     """What a GPU must hold: the tensors of the largest moment, allocator and driver."""
-    memory = peak(moments_of(cfg, plan, layout, microbatch))
-    return memory.total_bytes + reserve_bytes(memory)
+    return with_reserve(moments_of(cfg, plan, layout, microbatch))
 
 
 def layouts(plan: Plan, layout: Layout) -> list[Layout]:
@@ -197,7 +199,7 @@ def make_forecast(
         stack=stack,
         gpu_bytes=gpu_bytes,
         needed_bytes=needed_bytes(cfg, plan, layout, microbatch),
-        reserve_bytes=reserve_bytes(peak(moments)),
+        reserve_bytes=reserve_bytes(moments),
         moments=moments,
         layout=layout,
         choices=choices,
@@ -369,8 +371,9 @@ def _memory(cast: Forecast, plan: Plan) -> str:
         sizes = [f"{memory.parts[name] / 1e9:.2f}" for name in names]
         lines.append(_row([memory.moment, *sizes, f"{memory.total_bytes / 1e9:.2f}"]) + "  <- most" * (memory is top))
     lines.append(
-        f"  with allocator and driver {cast.needed_bytes / 1e9:.2f} (a tenth and 1 GB: assumed, not measured); "
-        "working: logits and loss, one block, temporaries"
+        f"  with the caching allocator {(cast.needed_bytes - DRIVER_BYTES) / 1e9:.2f} (of each column its most: what "
+        "one part frees seldom fits another; measured without a GPU), with the driver "
+        f"{cast.needed_bytes / 1e9:.2f} ({DRIVER_BYTES / 1e9:g} GB, assumed)"
     )
     per_letter = max(cast.gpu_bytes, cast.needed_bytes) / BAR_WIDTH
     bar = "".join(letter * round(top.parts[name] / per_letter) for name, letter in BAR.items())
@@ -381,7 +384,7 @@ def _memory(cast: Forecast, plan: Plan) -> str:
 
 
 def _row(cells: list[str]) -> str:
-    return f"  {cells[0]:<26}" + "".join(f"{cell:>12}" for cell in cells[1:])
+    return f"  {cells[0]:<28}" + "".join(f"{cell:>12}" for cell in cells[1:])
 
 
 def _choices(cast: Forecast, plan: Plan) -> str:

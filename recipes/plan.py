@@ -23,10 +23,11 @@ from data_prep.shard_format import ShardsInfo, read_shards_info
 from data_prep.stage import MANIFEST, BadInput, run, sha256_file
 from recipes.config import Duration, ModelConfig, TrainConfig, batches_of, load_config
 from recipes.hardware import GPUS, add_stack
-from recipes.memory import Layout, block_parameters, peak, reserve_bytes, root_parameters, step_memory
+from recipes.memory import Layout, block_parameters, peak, root_parameters, step_memory, with_reserve
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
+STATES = ("parameters", "gradients", "optimizer")
 STATE_BYTES_PER_PARAMETER = 16  # those and the gradient, on the GPUs
 # What the plan takes a node to hold, unless the launcher was told of several nodes and knows.
 RANKS_PER_NODE = 8
@@ -312,14 +313,13 @@ def _memory_row(plan: Plan, cfg: TrainConfig) -> str:
     device = "cpu" if cfg.device == "cpu" else "gpu"
     microbatch, accumulates = plan.device_train_microbatch_size, plan.grad_accumulation > 1
     layout = Layout.of(cfg, plan.world_size)
-    memory = peak(step_memory(cfg, layout, microbatch, accumulates=accumulates, device=device))
-    states = gigabytes(memory.parameters + memory.gradients + memory.optimizer)
+    moments = step_memory(cfg, layout, microbatch, accumulates=accumulates, device=device)
+    memory = peak(moments)
+    states = gigabytes(sum(memory.parts[name] for name in STATES))
     row = f"about {gigabytes(memory.total_bytes)} of tensors in {memory.moment}: {states} of states"
-    for name in ("gathered", "activations", "working"):
-        row += f", {gigabytes(memory.parts[name])} {name}" if memory.parts[name] else ""
-    return row + (
-        f"; with allocator and driver {gigabytes(memory.total_bytes + reserve_bytes(memory))}" * (device == "gpu")
-    )
+    for name, size in memory.parts.items():
+        row += f", {gigabytes(size)} {name}" if size and name not in STATES else ""
+    return row + (f"; with allocator and driver {gigabytes(with_reserve(moments))}" * (device == "gpu"))
 
 
 def _network_row(plan: Plan, cfg: TrainConfig) -> str:

@@ -10,7 +10,6 @@ beside the run's, which is removed. It ends with code 0 if the run can start, el
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 import statistics
@@ -319,6 +318,7 @@ def _rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) 
 
     from recipes.ranks import on_rank_zero
     from recipes.rehearsal import Rehearsal
+    from recipes.trainer import give_memory_back
 
     folder = Path(f"{cfg.run_dir}.preflight")
     tried = rehearsal_config(cfg, folder)
@@ -333,7 +333,7 @@ def _rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) 
                 fit(tried, short, shards, [first])
             except torch.OutOfMemoryError as error:
                 raise BadInput(f"{str(error).splitlines()[0]}; make plan GPU=… says what would fit") from None
-            gc.collect()
+            give_memory_back()
             return _speed(plan, first)
 
         if not checks.run("step", steps):

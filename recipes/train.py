@@ -7,7 +7,6 @@ python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print
 
 from __future__ import annotations
 
-import gc
 import os
 import shutil
 from collections.abc import Sequence
@@ -50,7 +49,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
         print(f"{folder} is finished: nothing to do")
         return None
     run_folder.check_space(folder, plan)
-    from recipes.trainer import connect
+    from recipes.trainer import connect, give_memory_back
 
     connect(cfg)
     watching = partial(watching_the_start, folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
@@ -62,7 +61,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
                 return trainer
             # The loss spiked: again, from before it, around its data.
             leave_at_once_when_preempted()  # nothing is to be saved before the next fit
-            gc.collect()  # the model, its optimizer and the loaders' workers
+            give_memory_back()  # the model's and its optimizer's; the loaders' workers end
 
 
 def ranks_per_node() -> int:

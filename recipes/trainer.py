@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import sys
 import warnings
 from dataclasses import asdict
@@ -15,6 +17,7 @@ from composer.core import DataSpec
 from composer.models import ComposerModel
 from composer.optim import ComposerScheduler
 from composer.utils import ParallelismConfig, dist, get_device
+from torch.distributed.checkpoint import state_dict
 
 from callbacks import (
     CALLBACKS,
@@ -176,14 +179,30 @@ def run_trainer(
             with peers_may_be_lost():
                 trainer.fit()
     except Rewind:
-        trainer.close()
+        close(trainer)
         return None
     finally:
         for loader in (train_dataloader, eval_dataloader):
             stop_workers(loader.dataloader)
-    trainer.close()  # flushes the loggers
+    close(trainer)
     writer.finish()
     return trainer
+
+
+def close(trainer: Trainer) -> None:
+    """End a Trainer whose run has ended: its loggers are flushed, and the interpreter keeps nothing of it."""
+    trainer.close()
+    # Composer (0.32.1) registers this with the run's state, hence model and moments, and only unregisters what was
+    # never closed. It is a static method: the other engines that it is registered for must be closed, too.
+    atexit.unregister(trainer.engine._close)
+
+
+def give_memory_back() -> None:
+    """Free a run's Trainer, model and moments, once nobody refers to them: before another model is made."""
+    # torch (2.7) keeps every model whose state dict it was asked for: this cache has the model in its keys.
+    state_dict._get_fqns.cache_clear()
+    gc.collect()  # they refer to each other in circles
+    torch.cuda.empty_cache()  # what is freed lies in blocks of other sizes than what comes next asks for
 
 
 def build_callbacks(cfg: RunConfig, replicas: int | None) -> list[Any]:

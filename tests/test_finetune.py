@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import weakref
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,20 +148,19 @@ def train_accuracy(cfg: FinetuneConfig) -> float:
 def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: Path) -> None:
     write_choice(tmp_path / "data", 200)
     cfg = configure("medmcqa", "max_duration=30ep", "eval_interval=200ba")
-    trainer = finetune.main(cfg)
-    assert trainer is not None
+    assert finetune.main(cfg)
     assert scores_of(tmp_path / "run")["test"]["acc"]["value"] > 0.9, "held-out questions"
     lines = (tmp_path / "run/predictions-test.jsonl").read_text().splitlines()
     assert len(lines) == 60 and len(json.loads(lines[0])["scores"]) == 4
     assert any("metrics/eval/Accuracy" in line for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-    assert finetune.main(cfg) is None, "typed again, a finished run does nothing"
+    assert not finetune.main(cfg), "typed again, a finished run does nothing"
     with pytest.raises(BadInput, match=r"(?s)holds another run.*warmup_share: 0.1 -> 0.2"):
         finetune.main(configure("medmcqa", "max_duration=30ep", "warmup_share=0.2"))
 
     # the folder is a plain GPT-2 whose added tokens have rows
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "run/model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/model")
-    assert len(tokenizer) == model.config.vocab_size == 602
+    assert len(tokenizer) == model.config.vocab_size == 602 and model.config.architectures == ["GPT2LMHeadModel"]
     assert tokenizer.pad_token_id != tokenizer.eos_token_id == 599
     assert model.config.pad_token_id == tokenizer.pad_token_id and model.config.use_cache
     assert not model.config.scale_attn_by_inverse_layer_idx
@@ -197,7 +198,7 @@ def test_32_examples_are_learned_by_heart(
 ) -> None:  # fmt: skip
     write(tmp_path / "data", 32)
     cfg = configure(yaml, f"max_duration={duration}", *more)
-    assert finetune.main(cfg) is not None
+    assert finetune.main(cfg)
     assert train_accuracy(cfg) == 1.0
     if yaml == "meqsum":
         records = map(json.loads, (tmp_path / "run/predictions-test.jsonl").read_text().splitlines())
@@ -241,11 +242,25 @@ def test_seeds_are_put_together(
         evaluate.main(["--runs", str(runs[0]), str(tmp_path / "longer"), "--out", str(tmp_path / "other")])
 
 
-def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, base: Path) -> None:
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The models that runs build, kept as they end: of each run the one that it trains, then that of its export."""
+    models: list[Any] = []
+
+    def build(*arguments: Any) -> Any:
+        made = build_model(*arguments)
+        models.append(made[0])
+        return made
+
+    build_model = finetune.build_model
+    monkeypatch.setattr(finetune, "build_model", build)
+    return models
+
+
+def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, base: Path, built: list[Any]) -> None:
     write_choice(tmp_path / "data", 32)
-    trainer = finetune.main(configure("medmcqa", "max_duration=4ep", "lora={}"))
-    assert trainer is not None
-    state: Any = trainer.state.model
+    finetune.main(configure("medmcqa", "max_duration=4ep", "lora={}"))
+    state = built[0]
     names = {name for name, parameter in state.named_parameters() if parameter.requires_grad}
     assert names and all("lora_" in name or name == "head.weight" for name in names)
     weight = state.model.transformer.h[0].mlp.c_fc.base_layer.weight
@@ -260,23 +275,71 @@ def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, bas
     ids=["choice", "tags"],
 )
 def test_a_resumed_run_is_the_run(
-    yaml: str, write: Callable[[Path, int], None], task: str, tiny_tokenizer: Path, configure: Configure, tmp_path: Path
-) -> None:
+    yaml: str, write: Callable[[Path, int], None], task: str, tiny_tokenizer: Path, configure: Configure,
+    tmp_path: Path, built: list[Any],
+) -> None:  # fmt: skip
     """Dropout on, in the middle of a pass."""
     write(tmp_path / "data", 100)
     model = make_base(tiny_tokenizer, tmp_path / "dropout", resid_pdrop=0.1, embd_pdrop=0.1)
     settings = [f"model={model}", f"task={task}", "max_duration=10ba", "save_interval=4ba"]
     settings.append("save_num_checkpoints_to_keep=-1")
-    whole = finetune.main(configure(yaml, *settings))
+    assert finetune.main(configure(yaml, *settings))
     run = tmp_path / "run"
     for batch in (8, 10):
         checkpoints.remove(next((run / "checkpoints").glob(f"ep*-ba{batch}")))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "finished": False}))
-    resumed = finetune.main(configure(yaml, *settings))
-    assert whole is not None and resumed is not None
-    ours, theirs = resumed.state.model.state_dict(), whole.state.model.state_dict()
+    assert finetune.main(configure(yaml, *settings))
+    whole, _, resumed, _ = built
+    ours, theirs = resumed.state_dict(), whole.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("lora", ["null", "{}"])
+def test_nothing_of_the_training_is_left_when_it_is_scored(
+    lora: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trainer, model and moments are gone before the model is exported, and that one before it is scored."""
+    from recipes import trainer
+
+    write_choice(tmp_path / "data", 32)
+    left: dict[str, list[str]] = {}
+    seen: dict[str, weakref.ref[Any]] = {}
+
+    class Trainer(trainer.Trainer):
+        def fit(self, *arguments: Any, **given: Any) -> None:
+            super().fit(*arguments, **given)
+            (optimizer,) = self.state.optimizers
+            for name, part in (("Trainer", self), ("model", self.state.model), ("optimizer", optimizer)):
+                seen[name] = weakref.ref(part)
+            moments = next(iter(optimizer.state.values()))
+            seen["moment"] = weakref.ref(moments["exp_avg"])
+
+    def build(*arguments: Any) -> Any:
+        model, merge = build_model(*arguments)
+        seen["built"] = weakref.ref(model)
+        return model, merge
+
+    def load_tuned(*arguments: Any) -> Any:
+        left["loaded"] = [name for name, part in seen.items() if part() is not None]
+        return load_folder(*arguments)
+
+    def first_look(name: str, action: Callable[..., Any]) -> Callable[..., Any]:
+        def act(*arguments: Any) -> Any:
+            left[name] = [name for name, part in seen.items() if part() is not None]
+            return action(*arguments)
+
+        return act
+
+    build_model, load_folder = finetune.build_model, finetuned.load
+    monkeypatch.setattr(trainer, "Trainer", Trainer)
+    monkeypatch.setattr(finetune, "build_model", build)
+    monkeypatch.setattr(finetuned, "load", load_tuned)
+    monkeypatch.setattr(finetune, "export", first_look("export", finetune.export))
+    monkeypatch.setattr(finetune, "score", first_look("score", finetune.score))
+    finetune.main(configure("medmcqa", "max_duration=2ep", f"lora={lora}"))
+    assert len(seen) == 5
+    assert left == {"export": [], "loaded": [], "score": []}
 
 
 def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_path: Path) -> None:
@@ -434,6 +497,18 @@ def by_hand(trained: FineTuned, sequence: tuple[int, ...]) -> tuple[torch.Tensor
     return stock.transformer(input_ids=ids).last_hidden_state[0, -1], stock(input_ids=ids).logits[0]
 
 
+def test_the_hidden_state_is_the_last_of_all(base: Path, encoders: Callable[..., Encoder]) -> None:
+    """Bit for bit, its gradients too, and without any of the others."""
+    encoder = encoders("choice")
+    trained = small(base, "choice", len(encoder.tokenizer))
+    ids = collate([(0, encoder(QUESTIONS[0]))], encoder.pad_id)["input_ids"][0]
+    ours = trained.model(input_ids=ids, use_cache=False, hidden_alone=True)
+    theirs = trained.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states
+    assert torch.equal(ours, theirs[-1])
+    weight = trained.model.transformer.wte.weight
+    assert torch.equal(*(torch.autograd.grad(hidden.square().sum(), weight)[0] for hidden in (ours, theirs[-1])))
+
+
 QUESTIONS = [
     Question("1", "cyt hep?", ("gen", "lip myo neu"), 1, ""),
     Question("2", "cyt " * 8, ("gen", "lip", "ro", "thro thro"), 0, ""),
@@ -567,6 +642,12 @@ def test_every_yaml_fits_every_preset(yaml: Path, preset: str, tmp_path: Path) -
     task = load("medmcqa", tmp_path)
     plan = finetune.make_plan(cfg, model, task, 64, cfg.world_size)
     assert plan.parameters == 2_594_247_680
+    assert list(plan.fullest_bytes)[1:3] == ["export", "scoring"] and max(plan.fullest_bytes.values()) > 10e9
+    if preset == "one-gpu-24gb":
+        assert cfg.gpu_memory_gb == 23.6 and plan.memory_bytes <= 23.6e9
+        larger = replace(cfg, device_train_microbatch_size=8, device_eval_batch_size=16)
+        with pytest.raises(BadInput, match=r"gpu_memory_gb = 23\.6: lower device_train_microbatch_size"):
+            finetune.make_plan(larger, model, task, 64, 1)
     assert (cfg.lora is not None) == (preset == "one-gpu-24gb") and cfg.run_name == f"{cfg.task}-17"
     if preset == "one-gpu-80gb":
         with pytest.raises(BadInput, match="gpu_memory_gb = 40: lower device_train_microbatch_size"):
