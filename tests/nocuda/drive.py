@@ -81,7 +81,8 @@ def done_on_host(name: str, out: str) -> Callable[..., torch.Tensor]:
     of_device = getattr(getattr(torch.ops.aten, out_packet), out_overload)
 
     def run(*arguments: Any, **more: Any) -> torch.Tensor:
-        arguments = tuple(torch.tensor(value) if isinstance(value, bool) else value for value in arguments)
+        if overload == "Tensor":
+            arguments = tuple(torch.tensor(value) if isinstance(value, bool) else value for value in arguments)
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
         if all(is_small(tensor) for tensor in tensors):
             found = operation(*tree_map_only(torch.Tensor, on_host, arguments), **more)
