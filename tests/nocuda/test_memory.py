@@ -123,7 +123,7 @@ FEW_LAYERS = "model.n_layer=4"  # of the 2.7B's width
 @pytest.mark.parametrize(
     "arguments",
     [
-        pytest.param(("medqa", "1", "choice", "one-gpu-24gb", "model.n_layer=2"), id="24gb choice, few layers"),
+        pytest.param(("medqa", "1", "choice", "one-gpu-24gb", "model.n_layer=8"), id="24gb choice, few layers"),
         pytest.param(("medqa", "1", "choice", "one-gpu-24gb"), id="24gb choice", marks=SLOW),
         pytest.param(("meqsum", "1", "pairs", "one-gpu-24gb", FEW_LAYERS), id="24gb pairs", marks=SLOW),
         pytest.param(("ner", "1", "tags", "one-gpu-24gb", FEW_LAYERS), id="24gb tags", marks=SLOW),
