@@ -80,7 +80,7 @@ from recipes.config import load_finetune_config
 from recipes.optimizer import DecoupledAdamW
 
 def export(*arguments):
-    print("left", json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()]), flush=True)
+    print("LEFT", json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()]), flush=True)
 
 def nothing(*arguments, **given): pass
 
@@ -114,8 +114,8 @@ def test_training_leaves_no_memory_behind(nocuda_env: dict[str, str], tiny_token
         [sys.executable, "-c", FIT, *overrides], cwd=ROOT, capture_output=True, text=True,
         env={**nocuda_env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False, timeout=600,
     )  # fmt: skip
-    assert "left" in done.stdout, done.stdout + done.stderr[-3000:]
-    most, left = json.loads(done.stdout.rpartition("left ")[2].splitlines()[0])
+    assert "LEFT" in done.stdout, done.stdout + done.stderr[-3000:]
+    most, left = json.loads(done.stdout.rpartition("LEFT ")[2].splitlines()[0])
     weights = 4 * model.num_parameters()
     assert most > 4 * weights
     assert left < weights / 2, "cuBLAS's workspaces alone"
