@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 from typing import Any
 
@@ -97,7 +98,7 @@ class Rehearsal(Callback):
         if lost := [name for name, value in self.saved.items() if again.loaded.get(name) != value]:
             raise BadInput(f"after loading, {len(lost)} of {len(self.saved)} tensors are not those saved: {lost[0]} …")
         told = f"{len(self.saved)} tensors of weights and moments come back bit for bit"
-        apart = abs(again.loss - self.loss) / abs(self.loss)
+        apart = abs(again.loss - self.loss) / max(abs(self.loss), sys.float_info.min)
         if not apart <= SAME_LOSS:
             raise BadInput(f"{told}, and the next batch has a loss of {again.loss:.6g} in the place of {self.loss:.6g}")
         same = "the same loss" if apart == 0 else f"a loss within {apart:.1e}: kernels here do not repeat themselves"

@@ -73,7 +73,7 @@ def write_tasks(data: Path) -> None:
         pairs = [{"source": " ".join(words), "target": words[i % 4]} for i in range(8)]
         (data / f"mine/{split}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
     for split in ("train", "devel", "test"):
-        (data / f"toy/{split}.tsv").write_text("gen\tB-Gene\nro\tI-Gene\nlip\tO\n\n" * 8)
+        (data / f"toy/{split}.tsv").write_text(f"{split}\tB-Gene\nro\tI-Gene\nlip\tO\n\n" * 8)
     (data / "pubmedqa/pqal_fold0").mkdir()
     answers = {str(i): ("yes", "no", "maybe")[i % 3] for i in range(24)}
     records = {i: {"QUESTION": "Does it?", "CONTEXTS": ["gen"], "final_decision": a} for i, a in answers.items()}
