@@ -26,6 +26,9 @@ PREFLIGHT  ?=
 # The first Python of Composer's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN     := .venv/bin
+# Images for containers often forbid Python to keep what it compiles: then each start compiles torch and Composer again,
+# 22 s in place of 9, and the tests start hundreds.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help plan ladder preflight shards bench smoke test chaos nocuda check lock clean

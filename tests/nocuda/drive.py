@@ -121,7 +121,7 @@ class Waits:
         self.seen: collections.Counter[str] = collections.Counter()
 
     def note(self, message: Warning | str, *_: Any, **__: Any) -> None:
-        if "synchronizing" in str(message):
+        if "called a synchronizing" in str(message):
             frame = [f for f in traceback.extract_stack() if any(part in f.filename for part in WATCHED)][-1]
             self.seen[f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.line}"] += 1
 

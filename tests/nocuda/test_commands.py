@@ -13,7 +13,7 @@ import pytest
 from recipes.checkpoints import complete_checkpoints
 from recipes.exit_codes import PREEMPTED
 
-WAITS_OF_A_BATCH = 11  # of which Composer's Trainer and SpeedMonitor have nine
+WAITS_OF_A_BATCH = 10  # of which Composer's Trainer and SpeedMonitor have eight
 OUR_WAITS = ("rank_sums.py", "preemption.py")
 TASKS = {"medmcqa": "choice", "pubmedqa": "verdict", "mine": "pairs", "toy": "tags"}
 Settings = Callable[..., list[str]]

@@ -30,7 +30,7 @@ with warnings.catch_warnings(record=True) as found:
     torch.cuda.set_sync_debug_mode("warn")
     recipes.trainer.connect(load_config("yamls/smoke-gpu.yaml", ["connect_timeout_s=7"]))
     torch.cuda.set_sync_debug_mode("default")
-waits = [w for w in found if "synchronizing" in str(w.message)]
+waits = [w for w in found if "called a synchronizing" in str(w.message)]
 print("waits", len(waits), "guarded", guarded)
 """
 

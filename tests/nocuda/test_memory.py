@@ -74,18 +74,16 @@ def test_a_step_takes_what_is_planned(nocuda_env: dict[str, str], arguments: tup
 
 FIT = """
 import json, sys, torch
-from callbacks import SampleFingerprint
+from composer import Trainer
 from recipes import finetune
 from recipes.config import load_finetune_config
-from recipes.optimizer import DecoupledAdamW
 
 def export(*arguments):
     print("LEFT", json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()]), flush=True)
 
 def nothing(*arguments, **given): pass
 
-SampleFingerprint.batch_end = nothing  # of no interest here
-DecoupledAdamW.adamw = staticmethod(nothing)  # it divides by a step number that a no-op device may not have counted
+Trainer._run_evaluators = nothing  # its end is a number that no kernel has counted
 finetune.export, finetune.score, finetune.run_folder.finish_run = export, nothing, nothing
 finetune.main(load_finetune_config("yamls/finetune/medmcqa.yaml", sys.argv[1:]))
 """
