@@ -105,7 +105,8 @@ def fill_(own: torch.Tensor, value: float) -> torch.Tensor:
     if is_small(own):
         on_host(own).fill_(value)
         return own
-    return torch.ops.aten.fill_.Tensor(own, torch.tensor(value))
+    aten: Any = torch.ops.aten
+    return aten.fill_.Tensor(own, torch.tensor(value))
 
 
 def parity(model: Any, *arguments: Any) -> Any:
