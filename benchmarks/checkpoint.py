@@ -31,10 +31,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, launched, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
-from recipes.checkpoints import MONOLITH, complete_checkpoints
-from recipes.config import TrainConfig, load_config
+from recipes.checkpointing.checkpoints import MONOLITH, complete_checkpoints
+from recipes.config.schema import TrainConfig, load_config
 from recipes.plan import check_shards, make_plan
-from recipes.run_folder import CHECKPOINTS
+from recipes.runs.run_folder import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERVAL = 2  # batches between two saves
@@ -59,7 +59,8 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
 
     import recipes.train
     from callbacks import CheckpointWriter, checkpoint_writer
-    from recipes import checkpoints, resume, trainer
+    from recipes.checkpointing import checkpoints, resume
+    from recipes.training import trainer
 
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     shards = check_shards(cfg)

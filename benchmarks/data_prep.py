@@ -38,12 +38,13 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Run, machine, measured
-from data_prep import corpus, inputs, shards
-from data_prep.encoder import ENCODERS, Encoder
-from data_prep.shard_format import SPLITS
+from data_prep import corpus, shards
+from data_prep.files import inputs
+from data_prep.sharding.shard_format import SPLITS
 from data_prep.sources import Document, Dropped, Entry, fold, pmc, sample
 from data_prep.sources.medline import Medline
 from data_prep.stage import BadInput, read_manifest, run
+from data_prep.tokenizing.encoder import ENCODERS, Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
 SEQ_LEN = 1024

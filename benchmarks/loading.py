@@ -39,7 +39,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import machine
-from data_prep.shard_format import (
+from data_prep.sharding.shard_format import (
     COLUMN,
     ShardsInfo,
     SplitCounts,
@@ -50,9 +50,9 @@ from data_prep.shard_format import (
     token_dtype,
 )
 from data_prep.stage import BadInput, run
-from recipes import data
-from recipes.data import TokenShards, TokenStream, collate, registering
-from recipes.shard_reader import TokenShard
+from recipes.dataloading import data
+from recipes.dataloading.data import TokenShards, TokenStream, collate, registering
+from recipes.dataloading.shard_reader import TokenShard
 
 VOCAB_SIZE, SEQ_LEN, SHARD_SAMPLES = 28_896, 1024, 256
 ORDER: dict[str, Any] = {"shuffle": True, "shuffle_seed": 17, "num_canonical_nodes": 1, "batch_size": 8}

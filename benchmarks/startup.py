@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
-from recipes.config import load_config
+from recipes.config.schema import load_config
 from recipes.plan import check_shards, make_plan
 
 LAUNCHER = "import composer.cli.launcher"
@@ -48,15 +48,15 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         return cfg, check_shards(cfg)
 
     timed("import torch", import_module)("torch")
-    for name in ("recipes.data", "recipes.model", "recipes.trainer"):
+    for name in ("recipes.dataloading.data", "recipes.modeling.model", "recipes.training.trainer"):
         timed("import Composer, Streaming, transformers", import_module)(name)
     from composer import Callback, Logger, State, Trainer
 
-    import recipes.data
     import recipes.train
     from callbacks import ParityGate
-    from recipes import trainer
-    from recipes.model import BioMedLM
+    from recipes.dataloading import data
+    from recipes.modeling.model import BioMedLM
+    from recipes.training import trainer
 
     class FirstBatch(Callback):
         def batch_end(self, state: State, logger: Logger) -> None:
@@ -68,7 +68,7 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
     timed("join the ranks", trainer.connect)(cfg)
     with (
         patch.object(BioMedLM, "__init__", timed("draw the weights", BioMedLM.__init__)),
-        patch.object(recipes.data, "build_dataloader", timed("open the shards", recipes.data.build_dataloader)),
+        patch.object(data, "build_dataloader", timed("open the shards", data.build_dataloader)),
         patch.object(Trainer, "__init__", timed("Composer's Trainer", Trainer.__init__)),
         patch.object(ParityGate, "fit_start", timed("attention gate", ParityGate.fit_start)),
         patch.object(Trainer, "_train_loop", timed("first batch, loader processes", Trainer._train_loop)),

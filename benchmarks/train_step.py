@@ -50,9 +50,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import launched, machine, measured, result_of, say_result
 from data_prep.stage import BadInput, run
-from recipes.config import TrainConfig, load_config
-from recipes.hardware import CUDA_NAMES, GPUS
+from recipes.config.schema import TrainConfig, load_config
 from recipes.plan import Plan, check_shards, make_plan
+from recipes.planning.hardware import CUDA_NAMES, GPUS
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {
@@ -104,7 +104,7 @@ def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) ->
     from composer import Callback, Logger, State
 
     from recipes.train import fit
-    from recipes.trainer import connect
+    from recipes.training.trainer import connect
 
     times = Times()
 
@@ -120,7 +120,7 @@ def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) ->
 
 def batches_of_tokens(cfg: TrainConfig) -> Iterator[Any]:
     """The batches of the run, pass after pass."""
-    from recipes.data import build_dataloader
+    from recipes.dataloading.data import build_dataloader
 
     loader = build_dataloader(cfg, "train", 1)
     while True:
@@ -131,7 +131,7 @@ def on_device(cfg: TrainConfig) -> Any:
     """Device and autocast of a loop without Trainer."""
     import torch
 
-    from recipes.cpu import keep_freed_memory
+    from recipes.distributed.cpu import keep_freed_memory
 
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.device != "cpu" else "cpu")
     if device.type == "cpu":
@@ -182,9 +182,9 @@ def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path, layout: bool 
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    from recipes.kernels import attention_backend, compile_blocks
-    from recipes.model import BioMedLM, checkpoint_activations
-    from recipes.optimizer import DecoupledAdamW
+    from recipes.modeling.kernels import attention_backend, compile_blocks
+    from recipes.modeling.model import BioMedLM, checkpoint_activations
+    from recipes.modeling.optimizer import DecoupledAdamW
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)
@@ -211,8 +211,8 @@ def hf(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
     import torch
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
-    from recipes.attention import use_scaled_attention
-    from recipes.model import gpt2_config
+    from recipes.modeling.attention import use_scaled_attention
+    from recipes.modeling.model import gpt2_config
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)

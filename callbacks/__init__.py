@@ -3,11 +3,9 @@
 from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
 from callbacks.checkpoint_writer import CheckpointError, CheckpointWriter
-from callbacks.console import Console
 from callbacks.cost_monitor import CostMonitor
 from callbacks.data_monitor import DataMonitor
 from callbacks.language_metrics import LanguageMetrics
-from callbacks.metrics_file import MetricsFile
 from callbacks.norm_monitor import NormMonitor
 from callbacks.number_guard import NumberGuard
 from callbacks.parity_gate import ParityError, ParityGate
@@ -18,6 +16,8 @@ from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.spike_guard import Rewind, SpikeGuard
 from callbacks.stall_watch import StallWatch
 from callbacks.texts import Texts
+from recipes.training.console import Console
+from recipes.training.metrics_file import MetricsFile
 
 # Names of `callbacks:` in a YAML whose arguments go to the constructor as they are.
 CALLBACKS = {

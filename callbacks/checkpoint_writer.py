@@ -16,10 +16,10 @@ from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner
 from torch.distributed.checkpoint import save as save_sharded
 from torch.utils.serialization import config as serialization
 
-from recipes import checkpoints
-from recipes.ranks import outcome_of
-from recipes.remote import RemoteRun, checkpoints_in
-from recipes.safe_loading import check_parts
+from recipes.checkpointing import checkpoints
+from recipes.checkpointing.remote import RemoteRun, checkpoints_in
+from recipes.checkpointing.safe_loading import check_parts
+from recipes.distributed.ranks import outcome_of
 
 FILES_PER_RANK = 4  # of a sharded checkpoint, written and hashed at a time
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from composer import Callback, Logger, State
 
-from recipes.token_loss import metric_name
+from recipes.modeling.token_loss import metric_name
 
 
 class LanguageMetrics(Callback):

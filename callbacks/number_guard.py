@@ -9,7 +9,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks.rank_sums import RankSums
-from recipes.exit_codes import BAD_NUMBERS
+from recipes.runs.exit_codes import BAD_NUMBERS
 
 
 class BadNumbers(SystemExit):

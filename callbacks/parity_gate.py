@@ -10,7 +10,7 @@ from composer.core import Precision, get_precision_context
 from composer.utils import dist
 from transformers import GPT2LMHeadModel
 
-from recipes.attention import Parity, attention_parity
+from recipes.modeling.attention import Parity, attention_parity
 
 
 class ParityError(RuntimeError):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from composer import Callback, Event, Logger, State
 
-from recipes import hang_detector
+from recipes.distributed import hang_detector
 
 
 class StallWatch(Callback):

@@ -28,14 +28,15 @@ from urllib.parse import quote
 import orjson
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines, pmc_bucket
-from data_prep.acquired import stamp, state, write_listing
-from data_prep.inputs import Input, Tick
+from data_prep.fetching import pmc_bucket
+from data_prep.fetching.acquired import stamp, state, write_listing
+from data_prep.fetching.web import Web, Wrong, discard, shown, until_right
+from data_prep.files import inputs, json_lines
+from data_prep.files.inputs import Input, Tick
 from data_prep.sources.medline import citations
 from data_prep.sources.pile import LINES
 from data_prep.sources.pmc import TIERS
 from data_prep.stage import BadInput, Unavailable, give_name, run, sha256_file, write_text
-from data_prep.web import Web, Wrong, discard, shown, until_right
 
 PUBMED_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed"
 PUBMED_SETS = ("baseline", "updatefiles")

@@ -31,17 +31,19 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines, overlap, spool
-from data_prep.inputs import Input
-from data_prep.progress import Progress
-from data_prep.selection import Selection
+from data_prep.files import inputs, json_lines
+from data_prep.files.inputs import Input
+from data_prep.filtering import overlap, spool
+from data_prep.filtering.selection import Selection
+from data_prep.filtering.spool import Batch, Rules, place_of, split_of
+from data_prep.running.progress import Progress
+from data_prep.running.workers import HERE, Task, Tick, Workers, add_workers, written_aside
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Source
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import TIERS, Pmc
 from data_prep.sources.sample import Sample
 from data_prep.sources.text import Text
-from data_prep.spool import Batch, Rules, place_of, split_of
 from data_prep.stage import (
     BadInput,
     JsonDict,
@@ -57,7 +59,6 @@ from data_prep.stage import (
     write_json,
     write_text,
 )
-from data_prep.workers import HERE, Task, Tick, Workers, add_workers, written_aside
 
 __all__ = ["SOURCES", "SPLITS", "STAGE", "build", "place_of", "read_documents", "split_of"]
 

@@ -26,10 +26,12 @@ import numpy as np
 import zstandard
 from tqdm import tqdm
 
-from data_prep import corpus, encoder, json_lines, tokenizer
-from data_prep.encoder import ENCODERS, Encoder
-from data_prep.progress import Done, Progress
-from data_prep.shard_format import (
+from data_prep import corpus, tokenizer
+from data_prep.files import json_lines
+from data_prep.files.store import THREADS, Store
+from data_prep.running.progress import Done, Progress
+from data_prep.running.workers import HERE, Task, Tick, Workers, add_workers, written_aside
+from data_prep.sharding.shard_format import (
     DOCUMENTS,
     FORMAT,
     SPLITS,
@@ -60,8 +62,8 @@ from data_prep.stage import (
     sha256_file,
     write_json,
 )
-from data_prep.store import THREADS, Store
-from data_prep.workers import HERE, Task, Tick, Workers, add_workers, written_aside
+from data_prep.tokenizing import encoder
+from data_prep.tokenizing.encoder import ENCODERS, Encoder
 
 COMPRESSION = {"zstd": "zstd:3", "none": None}  # 1.4 bytes of a token's 2; level 9 makes 1.25, in a third of all time
 LIBRARIES = ("gigatoken", "numpy", "tokenizers", "zstandard")  # that decide the bytes here

@@ -20,9 +20,10 @@ import xxhash
 import zstandard
 from tqdm import tqdm
 
-from data_prep import inputs, json_lines
-from data_prep.progress import Progress
-from data_prep.shard_format import (
+from data_prep.files import inputs, json_lines
+from data_prep.running.progress import Progress
+from data_prep.running.workers import written_aside
+from data_prep.sharding.shard_format import (
     COLUMN,
     DOCUMENTS,
     SPLITS,
@@ -34,7 +35,6 @@ from data_prep.shard_format import (
     token_dtype,
 )
 from data_prep.stage import MANIFEST, BadInput, canonical_json, read_json, read_manifest, run, seal, sha256_file
-from data_prep.workers import written_aside
 
 ATTEMPTS = 3  # to fetch a file
 HASHES = {"sha256": hashlib.sha256, "xxh64": xxhash.xxh64}

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from data_prep import corpus
-from data_prep.overlap import GRAM_WORDS
+from data_prep.filtering.overlap import GRAM_WORDS
 from data_prep.stage import (
     BadInput,
     JsonDict,
@@ -47,16 +47,26 @@ from data_prep.stage import (
     write_text,
 )
 from data_prep.tasks import Sentence, TaskSet, describe, label_balance, load
-from recipes.leaks import Leaks, find_leaks
-from recipes.pretrained import check_folder, folder_sha256, load_pretrained
-from recipes.prompts import FORMS, HARNESS, make_prompts, write_harness_task
-from recipes.run_folder import RECORD, environment
-from recipes.scores import Row, Score, bootstrap, measures, over_seeds, percent, published_rows, to_html, to_markdown
+from recipes.evaluation.leaks import Leaks, find_leaks
+from recipes.evaluation.prompts import FORMS, HARNESS, make_prompts, write_harness_task
+from recipes.modeling.pretrained import check_folder, folder_sha256, load_pretrained
+from recipes.runs.run_folder import RECORD, environment
+from recipes.scoring.scores import (
+    Row,
+    Score,
+    bootstrap,
+    measures,
+    over_seeds,
+    percent,
+    published_rows,
+    to_html,
+    to_markdown,
+)
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-    from recipes.finetuned import FineTuned
+    from recipes.finetuning.finetuned import FineTuned
 
 STAGE = "evaluation"
 FORMAT = 2
@@ -136,9 +146,9 @@ def answer_by_head(
     Raises:
         BadInput: a question cannot be cut to fit.
     """
-    from recipes.config import FinetuneConfig
-    from recipes.examples import Encoder
+    from recipes.config.schema import FinetuneConfig
     from recipes.finetune import predict
+    from recipes.finetuning.examples import Encoder
 
     head, cfg = model.task_head, FinetuneConfig(device_eval_batch_size=arguments.batch_size)
     encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)
@@ -175,7 +185,7 @@ def perplexity(
         For `all`, each `source` and each `year`: documents, tokens, bytes, nats, perplexity, bits_per_byte with its
         bootstrap interval over documents.
     """
-    from recipes.likelihood import document_windows, log_probs
+    from recipes.evaluation.likelihood import document_windows, log_probs
 
     documents = list(itertools.islice(corpus.read_documents(corpus_folder, "val"), n_documents))
     windows, owners = [], []
@@ -255,7 +265,7 @@ def ask(
     Raises:
         BadInput: there is too little to make shots of, or an option is longer than the model's context.
     """
-    from recipes.harness import count_cut, score_choices
+    from recipes.evaluation.harness import count_cut, score_choices
 
     for task in tasks:
         for form in FORMS[task.kind]:
@@ -322,7 +332,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
             model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
             answers = ask(arguments, tasks, model, tokenizer, partial / HARNESS)
         else:
-            from recipes import finetuned
+            from recipes.finetuning import finetuned
 
             tuned, tokenizer = finetuned.load(arguments.model, device)
             model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)

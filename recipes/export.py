@@ -29,10 +29,10 @@ from data_prep.stage import (
     read_json,
     run,
 )
-from recipes import run_folder
-from recipes.checkpoints import fault, newest_intact
-from recipes.config import load_config
-from recipes.pretrained import save_pretrained, weights_sha256
+from recipes.checkpointing.checkpoints import fault, newest_intact
+from recipes.config.schema import load_config
+from recipes.modeling.pretrained import save_pretrained, weights_sha256
+from recipes.runs import run_folder
 
 if TYPE_CHECKING:
     import torch
@@ -92,8 +92,8 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.modeling_utils import no_init_weights
 
-    from recipes.model import gpt2_config
-    from recipes.safe_loading import load_model_weights
+    from recipes.checkpointing.safe_loading import load_model_weights
+    from recipes.modeling.model import gpt2_config
 
     if source.run is None:
         config = read_json(source.weights / "config.json")
@@ -135,7 +135,7 @@ def logits(model: GPT2LMHeadModel) -> torch.Tensor:
     """fp32 logits of the gate's fixed tokens, shape (2, T, vocab_size), and of the same tokens with right padding."""
     import torch
 
-    from recipes.attention import gate_tokens
+    from recipes.modeling.attention import gate_tokens
 
     tokens = gate_tokens(model.config)
     mask = torch.ones_like(tokens)

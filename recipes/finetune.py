@@ -26,8 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.stage import BadInput, JsonDict, read_json, run, write_json, write_text
 from data_prep.tasks import Examples, Pair, Question, Sentence, Splits, TaskSet, describe, load, split_by_hash, tags
-from recipes import run_folder
-from recipes.config import (
+from recipes.config.schema import (
     Duration,
     FinetuneConfig,
     ModelConfig,
@@ -37,20 +36,21 @@ from recipes.config import (
     parse_run,
     to_yaml,
 )
-from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.distributed.hang_detector import watching_the_start
 from recipes.export import Source, find_source
-from recipes.hang_detector import watching_the_start
-from recipes.memory import Layout, finetuning_moments, lora_parameters, peak, with_reserve
 from recipes.plan import parameter_count
-from recipes.scores import bootstrap, measures, percent
+from recipes.planning.memory import Layout, finetuning_moments, lora_parameters, peak, with_reserve
+from recipes.runs import run_folder
+from recipes.runs.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.scoring.scores import bootstrap, measures, percent
 
 if TYPE_CHECKING:
     from composer.core import DataSpec
     from transformers import GPT2LMHeadModel
 
-    from recipes.examples import Encoded, Encoder
-    from recipes.finetuned import FineTuned, TaskHead
-    from recipes.remote import RemoteRun
+    from recipes.checkpointing.remote import RemoteRun
+    from recipes.finetuning.examples import Encoded, Encoder
+    from recipes.finetuning.finetuned import FineTuned, TaskHead
 
 MODEL, SCORES, PREDICTIONS = "model", "scores.json", "predictions-{}.jsonl"
 DEV_SHARE = 0.05  # of train, where the scored split is dev itself
@@ -208,8 +208,8 @@ def build_dataloader(
     from composer.utils import dist
     from torch.utils.data import DataLoader, DistributedSampler
 
-    from recipes.data import split_batch
-    from recipes.examples import Examples, collate
+    from recipes.dataloading.data import split_batch
+    from recipes.finetuning.examples import Examples, collate
 
     data, train = Examples(encoded), seed is not None
     sampler: DistributedSampler[Any] = DistributedSampler(
@@ -228,7 +228,7 @@ def load_tokenizer(source: Source, kind: str) -> Any:
     """The base model's tokenizer with the tokens of a kind of task."""
     from transformers import AutoTokenizer
 
-    from recipes.examples import add_tokens
+    from recipes.finetuning.examples import add_tokens
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=True)
     add_tokens(tokenizer, kind)
@@ -244,7 +244,7 @@ def build_model(cfg: FinetuneConfig, source: Source, head: TaskHead, n_entries: 
     import torch
 
     from recipes.export import load_trained
-    from recipes.finetuned import FineTuned, add_lora, resize
+    from recipes.finetuning.finetuned import FineTuned, add_lora, resize
 
     torch.manual_seed(cfg.seed)
     model: GPT2LMHeadModel = load_trained(source)
@@ -278,7 +278,7 @@ def main(cfg: FinetuneConfig) -> bool:
         else:
             print(f"{folder} is finished: nothing to do")
         return False
-    from recipes.trainer import connect
+    from recipes.training.trainer import connect
 
     connect(cfg)
     watching = watching_the_start(folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
@@ -296,11 +296,11 @@ def labels_of(task: TaskSet) -> tuple[str, ...]:
 
 def fit(cfg: FinetuneConfig, plan: Plan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict) -> None:
     """Train; export; score dev and test. Each of the three has memory to itself."""
-    from recipes.examples import Encoder
-    from recipes.finetuned import TaskHead
-    from recipes.ranks import on_rank_zero
-    from recipes.remote import RemoteRun
-    from recipes.trainer import give_memory_back
+    from recipes.checkpointing.remote import RemoteRun
+    from recipes.distributed.ranks import on_rank_zero
+    from recipes.finetuning.examples import Encoder
+    from recipes.finetuning.finetuned import TaskHead
+    from recipes.training.trainer import give_memory_back
 
     tokenizer = load_tokenizer(source, task.kind)
     head = TaskHead(task.name, task.kind, labels_of(task), cfg.seq_len)
@@ -325,11 +325,11 @@ def train(
     from composer.optim import LinearWithWarmupScheduler
     from composer.utils import get_device
 
-    from recipes.model import is_block
-    from recipes.parallel import parallelism_config
-    from recipes.ranks import on_rank_zero
-    from recipes.resume import find_start
-    from recipes.trainer import run_trainer
+    from recipes.checkpointing.resume import find_start
+    from recipes.distributed.parallel import parallelism_config
+    from recipes.distributed.ranks import on_rank_zero
+    from recipes.modeling.model import is_block
+    from recipes.training.trainer import run_trainer
 
     folder, tokenizer = Path(cfg.run_dir), encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
@@ -373,11 +373,11 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     """
     import torch
 
-    from recipes import finetuned
-    from recipes.checkpoints import newest_intact
-    from recipes.examples import collate
+    from recipes.checkpointing.checkpoints import newest_intact
+    from recipes.checkpointing.safe_loading import load_model_weights
     from recipes.export import fold_layer_scaling
-    from recipes.safe_loading import load_model_weights
+    from recipes.finetuning import finetuned
+    from recipes.finetuning.examples import collate
 
     folder = Path(cfg.run_dir)
     checkpoint, _ = newest_intact(folder / run_folder.CHECKPOINTS)
@@ -419,7 +419,7 @@ def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict
     """
     import torch
 
-    from recipes import finetuned
+    from recipes.finetuning import finetuned
 
     folder = Path(cfg.run_dir)
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
@@ -447,7 +447,7 @@ def predict(model: FineTuned, tokenizer: Any, examples: Examples, cfg: FinetuneC
     import torch
     from tqdm import tqdm
 
-    from recipes.examples import Encoder, collate
+    from recipes.finetuning.examples import Encoder, collate
 
     head = model.task_head
     encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)

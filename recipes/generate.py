@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.stage import MANIFEST, BadInput, JsonDict, manifest_sha256, read_json, run, write_json
-from recipes.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:
@@ -98,11 +98,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(folders) > 1 and not arguments.web:
         raise BadInput(f"--model was given {len(folders)} times; only the page (--web) lets one choose")
     if arguments.web:
-        from recipes.page import serve
+        from recipes.generation.page import serve
 
         serve(folders, arguments.device, settings, arguments.host, arguments.port)
     elif arguments.interactive:
-        from recipes.dialogue import talk
+        from recipes.generation.dialogue import talk
 
         model, tokenizer = load_model(folders[0], arguments.device)
         print(f"note: {NOTICE}", file=sys.stderr)

@@ -22,17 +22,18 @@ from typing import Any
 
 import numpy as np
 
-from data_prep.shard_format import ShardsInfo
+from data_prep.sharding.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, JsonDict, run, write_json, write_text
-from recipes import run_folder, scaling
-from recipes.config import TrainConfig, load_config
-from recipes.exit_codes import leave_at_once_when_preempted
-from recipes.forecast import make_forecast, needed_bytes, refusal
-from recipes.hardware import CUDA_NAMES, LOCK, add_stack, find_gpu
-from recipes.launch import ROOT, command_of, last_line, run_here
-from recipes.memory import Layout, peak, step_memory
+from recipes.config.schema import TrainConfig, load_config
 from recipes.plan import Plan, check_shards, gigabytes, make_plan
+from recipes.planning import scaling
+from recipes.planning.forecast import make_forecast, needed_bytes, refusal
+from recipes.planning.hardware import CUDA_NAMES, LOCK, add_stack, find_gpu
+from recipes.planning.memory import Layout, peak, step_memory
 from recipes.report import EVAL_LOSS, read_run, svg
+from recipes.runs import run_folder
+from recipes.runs.exit_codes import leave_at_once_when_preempted
+from recipes.runs.launch import ROOT, command_of, last_line, run_here
 
 RESULTS, PAGE, PICTURE, LOGS = "ladder.json", "ladder.html", "ladder.png", "logs"
 TEMPLATE = Path(__file__).with_name("ladder.html.jinja")

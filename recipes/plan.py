@@ -19,11 +19,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.shard_format import ShardsInfo, read_shards_info
+from data_prep.sharding.shard_format import ShardsInfo, read_shards_info
 from data_prep.stage import MANIFEST, BadInput, run, sha256_file
-from recipes.config import Duration, ModelConfig, TrainConfig, batches_of, load_config
-from recipes.hardware import GPUS, add_stack
-from recipes.memory import Layout, block_parameters, peak, root_parameters, step_memory, with_reserve
+from recipes.config.schema import Duration, ModelConfig, TrainConfig, batches_of, load_config
+from recipes.planning.hardware import GPUS, add_stack
+from recipes.planning.memory import Layout, block_parameters, peak, root_parameters, step_memory, with_reserve
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
@@ -343,7 +343,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     Raises:
         BadInput: an unknown GPU, one that the stack cannot run, or a run that does not fit.
     """
-    from recipes import forecast  # which builds on this module
+    from recipes.planning import forecast  # which builds on this module
 
     what, _, examples = (__doc__ or "").partition("\n\n")
     parser = argparse.ArgumentParser(

@@ -20,16 +20,16 @@ from pathlib import Path
 from typing import Any
 
 from data_prep import verify
-from data_prep.shard_format import ShardsInfo
+from data_prep.sharding.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, run, write_json
-from recipes import run_folder
-from recipes.config import TrainConfig, check_account, load_config, parse_run
-from recipes.exit_codes import leave_with_the_launcher
-from recipes.forecast import needed_bytes
-from recipes.hang_detector import watching_the_start
-from recipes.hardware import CUDA_NAMES, GPUS, LOCK, add_stack, dotted, find_gpu
-from recipes.memory import Layout, peak, step_memory
+from recipes.config.schema import TrainConfig, check_account, load_config, parse_run
+from recipes.distributed.hang_detector import watching_the_start
 from recipes.plan import Plan, check_shards, gigabytes, make_plan
+from recipes.planning.forecast import needed_bytes
+from recipes.planning.hardware import CUDA_NAMES, GPUS, LOCK, add_stack, dotted, find_gpu
+from recipes.planning.memory import Layout, peak, step_memory
+from recipes.runs import run_folder
+from recipes.runs.exit_codes import leave_with_the_launcher
 from recipes.train import fit, ranks_per_node
 
 CLOCKS_APART_S = 30.0  # S3 refuses requests a quarter of an hour off; logs of several hosts are read side by side
@@ -95,7 +95,7 @@ def main(cfg: TrainConfig, verify_all: bool) -> None:
     def data() -> str:
         nonlocal shards, plan
         if cfg.data.remote:
-            from recipes.shard_reader import fetch_manifest
+            from recipes.dataloading.shard_reader import fetch_manifest
 
             fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
         shards = check_shards(cfg)
@@ -109,7 +109,7 @@ def main(cfg: TrainConfig, verify_all: bool) -> None:
     checks.run("account", lambda: _account(cfg))
     if usable:
         checks.run("shards", lambda: _shards(cfg, shards, verify_all))
-    from recipes.trainer import connect
+    from recipes.training.trainer import connect
 
     connect(cfg)  # a GPU that torch cannot run, unlike and unreachable ranks end here, with what they are
     with watching_the_start(Path(cfg.run_dir), cfg.stall_timeout_s, cfg.connect_timeout_s):
@@ -138,7 +138,7 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
     assert shards
     if int(os.environ.get("LOCAL_RANK", "0")):
         return ""
-    from recipes.shard_reader import open_shards
+    from recipes.dataloading.shard_reader import open_shards
 
     if verify_all and not cfg.data.remote:
         verify.verify(shards.folder)
@@ -157,7 +157,7 @@ def _ranks(cfg: TrainConfig) -> str:
     import torch
     import torch.version
 
-    from recipes.device import loaded_driver
+    from recipes.training.device import loaded_driver
 
     gpu = torch.cuda.is_available() and cfg.device != "cpu"
     device = torch.cuda.current_device() if gpu else None
@@ -304,7 +304,7 @@ def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
         )
     told = f"writable, {gigabytes(free)} free, {plan.checkpoints} checkpoints take {gigabytes(wanted)}"
     if cfg.save_remote and rank == 0:
-        from data_prep.store import Store
+        from data_prep.files.store import Store
 
         store = Store(f"{cfg.save_remote.rstrip('/')}/{cfg.run_name}", "save_remote")
         store.check_writable()
@@ -316,9 +316,9 @@ def _rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) 
     """A few batches of the real run, a checkpoint, and the last batch once more from it."""
     import torch
 
-    from recipes.ranks import on_rank_zero
-    from recipes.rehearsal import Rehearsal
-    from recipes.trainer import give_memory_back
+    from recipes.distributed.ranks import on_rank_zero
+    from recipes.training.trainer import give_memory_back
+    from recipes.trials.rehearsal import Rehearsal
 
     folder = Path(f"{cfg.run_dir}.preflight")
     tried = rehearsal_config(cfg, folder)
@@ -373,7 +373,7 @@ def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:
 
 def _forget_the_end(folder: Path) -> None:
     """As a crash after the checkpoint would leave the folder."""
-    from recipes.checkpoints import complete_checkpoints, remove, saved_at
+    from recipes.checkpointing.checkpoints import complete_checkpoints, remove, saved_at
 
     for checkpoint in complete_checkpoints(folder / run_folder.CHECKPOINTS):
         if saved_at(checkpoint)["batch"] > SAVED_AT:
@@ -405,7 +405,7 @@ def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None, stack: str = 
     Raises:
         BadInput: the run cannot be split so, does not fit `gpu`, `stack` has no code for it, or the plan is wrong.
     """
-    from recipes.rehearsal import rank_bytes
+    from recipes.trials.rehearsal import rank_bytes
 
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     plan = make_plan(cfg, world_size, shards)

@@ -27,7 +27,8 @@ import orjson
 from yaml import safe_load
 
 from data_prep.stage import BadInput, JsonDict, read_json, run, write_text
-from recipes import ledger, run_folder
+from recipes.dataloading import ledger
+from recipes.runs import run_folder
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")

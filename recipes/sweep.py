@@ -32,16 +32,17 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from data_prep.running.workers import connected
 from data_prep.stage import BadInput, JsonDict, difference, read_json, run, write_json, write_text
 from data_prep.tasks import describe, load
-from data_prep.workers import connected
-from recipes import finetune, run_folder
-from recipes.config import FinetuneConfig, load_finetune_config, parse_run, read_yaml
+from recipes import finetune
+from recipes.config.schema import FinetuneConfig, load_finetune_config, parse_run, read_yaml
 from recipes.evaluate import evaluate_runs
-from recipes.exit_codes import leave_at_once_when_preempted
 from recipes.export import Source, find_source
-from recipes.launch import command_of, execute, last_line, run_here
 from recipes.plan import flops_per_token
+from recipes.runs import run_folder
+from recipes.runs.exit_codes import leave_at_once_when_preempted
+from recipes.runs.launch import command_of, execute, last_line, run_here
 
 RESULTS, TABLE, PICTURE = "results.json", "table.md", "dev.png"
 RUNS, LOGS, TEST = "runs", "logs", "test"

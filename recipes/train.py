@@ -14,13 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.shard_format import ShardsInfo
+from data_prep.sharding.shard_format import ShardsInfo
 from data_prep.stage import MANIFEST, run
-from recipes import run_folder
-from recipes.config import TrainConfig, batches_of, check_account, load_config, parse_run, to_yaml
-from recipes.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
-from recipes.hang_detector import watching_the_start
+from recipes.config.schema import TrainConfig, batches_of, check_account, load_config, parse_run, to_yaml
+from recipes.distributed.hang_detector import watching_the_start
 from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
+from recipes.runs import run_folder
+from recipes.runs.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
 
 if TYPE_CHECKING:
     from composer import Callback, Trainer
@@ -36,7 +36,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
     check_account(cfg)
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if cfg.data.remote:
-        from recipes.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
+        from recipes.dataloading.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
@@ -49,7 +49,7 @@ def main(cfg: TrainConfig) -> Trainer | None:
         print(f"{folder} is finished: nothing to do")
         return None
     run_folder.check_space(folder, plan)
-    from recipes.trainer import connect, give_memory_back
+    from recipes.training.trainer import connect, give_memory_back
 
     connect(cfg)
     watching = partial(watching_the_start, folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
@@ -89,15 +89,15 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     from composer.utils import dist, get_device
 
     from callbacks import DataMonitor, LanguageMetrics, Texts
-    from recipes.data import build_dataloader
-    from recipes.kernels import attention_backend, compile_blocks
-    from recipes.model import BioMedLM, checkpoint_activations
-    from recipes.parallel import parallelism_config
-    from recipes.ranks import on_rank_zero
-    from recipes.remote import RemoteRun
-    from recipes.resume import find_start
-    from recipes.token_loss import read_token_sources
-    from recipes.trainer import run_trainer
+    from recipes.checkpointing.remote import RemoteRun
+    from recipes.checkpointing.resume import find_start
+    from recipes.dataloading.data import build_dataloader
+    from recipes.distributed.parallel import parallelism_config
+    from recipes.distributed.ranks import on_rank_zero
+    from recipes.modeling.kernels import attention_backend, compile_blocks
+    from recipes.modeling.model import BioMedLM, checkpoint_activations
+    from recipes.modeling.token_loss import read_token_sources
+    from recipes.training.trainer import run_trainer
 
     folder = Path(cfg.run_dir)
     identity = run_folder.identity(cfg, plan, shards)

@@ -21,8 +21,9 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from data_prep import corpus, shards, store, tokenizer
-from data_prep.inputs import Input, Stream
+from data_prep import corpus, shards, tokenizer
+from data_prep.files import store
+from data_prep.files.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry, Source
 from patience import patience_s, start_s
 

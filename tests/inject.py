@@ -30,11 +30,14 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks import CheckpointWriter, checkpoint_writer
-from data_prep import store
+from data_prep.files import store
 from data_prep.stage import run
 from patience import start_s
-from recipes import parallel, ranks, rendezvous, run_folder, train, trainer
-from recipes.shard_reader import TokenShard
+from recipes import train
+from recipes.dataloading.shard_reader import TokenShard
+from recipes.distributed import parallel, ranks, rendezvous
+from recipes.runs import run_folder
+from recipes.training import trainer
 
 FOR_EVER_S = 3600.0  # longer than any test waits
 

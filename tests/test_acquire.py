@@ -26,7 +26,8 @@ import pytest
 import requests
 import zstandard
 
-from data_prep import acquire, corpus, pmc_bucket, web
+from data_prep import acquire, corpus
+from data_prep.fetching import pmc_bucket, web
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import Pmc
@@ -595,7 +596,7 @@ def test_the_disk_becomes_full(pubmed: Site, tmp_path: Path, capsys: Any, monkey
 
 
 def test_two_commands_in_one_folder(pubmed: Site, tmp_path: Path, capsys: Any):
-    from data_prep.acquired import state
+    from data_prep.fetching.acquired import state
 
     with state(tmp_path / "files"):
         assert acquire_medline(pubmed, tmp_path / "files") == 2

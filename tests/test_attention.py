@@ -12,7 +12,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
-from recipes.attention import Parity, ScaledGPT2Attention, attention_layers, attention_parity, use_scaled_attention
+from recipes.modeling.attention import (
+    Parity,
+    ScaledGPT2Attention,
+    attention_layers,
+    attention_parity,
+    use_scaled_attention,
+)
 
 
 def make_model(implementation: str, scaled: bool, seed: int = 0) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.stage import BadInput
-from recipes import checkpoints
+from recipes.checkpointing import checkpoints
 
 
 @pytest.fixture

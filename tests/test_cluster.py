@@ -23,10 +23,11 @@ import yaml
 import warm
 from data_prep.stage import BadInput
 from patience import patience_s, start_s
-from recipes import rendezvous, report
-from recipes.config import load_config
-from recipes.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
+from recipes import report
+from recipes.config.schema import load_config
+from recipes.distributed import rendezvous
 from recipes.plan import make_plan
+from recipes.runs.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
 
 ROOT = Path(__file__).parents[1]
 COMPOSER = str(Path(sys.executable).with_name("composer"))
@@ -147,7 +148,7 @@ def test_hosts_that_were_given_other_commands_do_not_begin(
 
 def test_all_machines_are_claimed_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs that start together on the same two machines: neither keeps one while it waits for the other."""
-    from recipes import data
+    from recipes.dataloading import data
 
     monkeypatch.setattr(data, "MACHINE_MEMORY", tmp_path)  # this machine's is claimed by the runs of other tests
     answers = iter([[True, False], [True, True]])

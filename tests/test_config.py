@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from data_prep.stage import BadInput
-from recipes.config import CallbacksConfig, TrainConfig, load_config, load_finetune_config, to_yaml
+from recipes.config.schema import CallbacksConfig, TrainConfig, load_config, load_finetune_config, to_yaml
 from recipes.plan import flops_per_token, format_plan, make_plan, node_sends_bytes, parameter_count
 
 ROOT = Path(__file__).parents[1]
@@ -162,7 +162,7 @@ def test_callback_schemas_are_their_constructors() -> None:
 def test_parameter_count_and_flops_of_the_flagship() -> None:
     import torch
 
-    from recipes.model import BioMedLM
+    from recipes.modeling.model import BioMedLM
 
     cfg = load_config(FLAGSHIP)
     with torch.device("meta"):
@@ -250,7 +250,7 @@ def test_finetuning_takes_no_key_that_it_does_not_use() -> None:
 
 
 def test_each_fsdp_key_reaches_composer() -> None:
-    from recipes.parallel import parallelism_config
+    from recipes.distributed.parallel import parallelism_config
 
     changes = ["fsdp.reshard_after_forward=false", "fsdp.mixed_precision=PURE"]
     for replicas, expected in ((1, None), (4, 4)):

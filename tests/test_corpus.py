@@ -17,13 +17,15 @@ import orjson
 import pytest
 import zstandard
 
-from data_prep import corpus, inputs, json_lines, near_duplicates, overlap, spool
-from data_prep.inputs import Input, Stream
+from data_prep import corpus
+from data_prep.files import inputs, json_lines
+from data_prep.files.inputs import Input, Stream
+from data_prep.filtering import near_duplicates, overlap, spool
+from data_prep.running.workers import Workers
 from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry
 from data_prep.sources.pile import Pile
 from data_prep.sources.text import Text
 from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest
-from data_prep.workers import Workers
 
 Documents = list[Document]
 MakeCorpus = Callable[..., Path]

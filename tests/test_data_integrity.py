@@ -28,13 +28,14 @@ from streaming import StreamingDataset
 from streaming.base.partition import get_partitions
 
 from data_prep import shards
-from data_prep.shard_format import read_shards_info
+from data_prep.sharding.shard_format import read_shards_info
 from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_json, seal, write_json
 from patience import patience_s
-from recipes import report, shard_reader, train
-from recipes.config import TrainConfig, load_config
-from recipes.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader, registering
+from recipes import report, train
+from recipes.config.schema import TrainConfig, load_config
+from recipes.dataloading import shard_reader
+from recipes.dataloading.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader, registering
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512

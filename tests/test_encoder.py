@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import encoder, shards
-from data_prep.encoder import Encoder, pieces
+from data_prep import shards
 from data_prep.stage import BadInput
+from data_prep.tokenizing import encoder
+from data_prep.tokenizing.encoder import Encoder, pieces
 
 # Where patterns, engines and Unicode versions might disagree: white space of all kinds, apostrophes, letters, numbers,
 # signs and marks of several scripts, the special token's own text.

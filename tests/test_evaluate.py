@@ -20,21 +20,23 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from data_prep.overlap import GRAM_WORDS
+from data_prep.filtering.overlap import GRAM_WORDS
 from data_prep.sources import Document
 from data_prep.stage import BadInput
 from data_prep.tasks import Question, TaskSet, load
 from data_prep.tasks.tags import SCHEMES, count
 from patience import patience_s
-from recipes import evaluate, export, finetuned, likelihood
-from recipes.examples import Encoder, add_tokens, collate
-from recipes.finetuned import FineTuned, TaskHead
-from recipes.harness import count_cut, score_choices
-from recipes.leaks import find_leaks
-from recipes.likelihood import Window, document_windows, log_probs
-from recipes.pretrained import load_pretrained
-from recipes.prompts import Prompt, make_prompts, write_harness_task
-from recipes.scores import bootstrap, measures, over_seeds
+from recipes import evaluate, export
+from recipes.evaluation import likelihood
+from recipes.evaluation.harness import count_cut, score_choices
+from recipes.evaluation.leaks import find_leaks
+from recipes.evaluation.likelihood import Window, document_windows, log_probs
+from recipes.evaluation.prompts import Prompt, make_prompts, write_harness_task
+from recipes.finetuning import finetuned
+from recipes.finetuning.examples import Encoder, add_tokens, collate
+from recipes.finetuning.finetuned import FineTuned, TaskHead
+from recipes.modeling.pretrained import load_pretrained
+from recipes.scoring.scores import bootstrap, measures, over_seeds
 
 ROOT = Path(__file__).parents[1]
 MakeModel = Callable[..., Path]

@@ -18,9 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LM
 from transformers.utils.hub import convert_file_size_to_int
 
 from data_prep.stage import BadInput
-from recipes import checkpoints, export, generate, pretrained, report, run_folder, train
-from recipes.config import load_config
-from recipes.safe_loading import load_model_weights, refuse_unsafe
+from recipes import export, generate, report, train
+from recipes.checkpointing import checkpoints
+from recipes.checkpointing.safe_loading import load_model_weights, refuse_unsafe
+from recipes.config.schema import load_config
+from recipes.modeling import pretrained
+from recipes.runs import run_folder
 
 ROOT = Path(__file__).parents[1]
 

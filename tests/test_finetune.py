@@ -18,11 +18,13 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import warm
 from data_prep.stage import BadInput
 from data_prep.tasks import Pair, Question, Sentence, load
-from recipes import checkpoints, evaluate, finetune, finetuned
-from recipes.config import FinetuneConfig, ModelConfig, load_finetune_config, to_yaml
-from recipes.examples import NO_TAG, Encoder, add_tokens, collate
-from recipes.finetuned import FineTuned, TaskHead
-from recipes.scores import measures
+from recipes import evaluate, finetune
+from recipes.checkpointing import checkpoints
+from recipes.config.schema import FinetuneConfig, ModelConfig, load_finetune_config, to_yaml
+from recipes.finetuning import finetuned
+from recipes.finetuning.examples import NO_TAG, Encoder, add_tokens, collate
+from recipes.finetuning.finetuned import FineTuned, TaskHead
+from recipes.scoring.scores import measures
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted(p for p in (ROOT / "yamls/finetune").glob("*.yaml") if p.stem != "base" and "-sweep" not in p.stem)
@@ -300,7 +302,7 @@ def test_nothing_of_the_training_is_left_when_it_is_scored(
     lora: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Trainer, model and moments are gone before the model is exported, and that one before it is scored."""
-    from recipes import trainer
+    from recipes.training import trainer
 
     write_choice(tmp_path / "data", 32)
     left: dict[str, list[str]] = {}

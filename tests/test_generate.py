@@ -23,8 +23,8 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from data_prep.stage import BadInput
 from patience import patience_s
 from recipes import generate
-from recipes.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, printable
-from recipes.examples import START, add_tokens
+from recipes.finetuning.examples import START, add_tokens
+from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, printable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

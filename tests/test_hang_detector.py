@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.exit_codes import STALLED
+from recipes.runs.exit_codes import STALLED
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """

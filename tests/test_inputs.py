@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from data_prep import inputs
-from data_prep.inputs import Input
+from data_prep.files import inputs
+from data_prep.files.inputs import Input
 from data_prep.stage import BadInput
 
 SUFFIXES = (".jsonl", ".txt")

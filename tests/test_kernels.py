@@ -15,11 +15,11 @@ from torch.profiler import profile
 
 from data_prep.stage import BadInput
 from recipes import report, train
-from recipes.config import KernelsConfig, ModelConfig, TrainConfig, load_config
-from recipes.head import NO_TARGET, mean_loss, token_losses
-from recipes.kernels import attention_backend, compile_blocks
-from recipes.model import BioMedLM, checkpoint_activations
-from recipes.optimizer import DecoupledAdamW
+from recipes.config.schema import KernelsConfig, ModelConfig, TrainConfig, load_config
+from recipes.modeling.head import NO_TARGET, mean_loss, token_losses
+from recipes.modeling.kernels import attention_backend, compile_blocks
+from recipes.modeling.model import BioMedLM, checkpoint_activations
+from recipes.modeling.optimizer import DecoupledAdamW
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(600, 64, 64, 3, 4, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 
 from data_prep.stage import BadInput, run
-from recipes import ladder, launch, scaling, train
-from recipes.config import load_config
+from recipes import ladder, train
+from recipes.config.schema import load_config
 from recipes.ladder import LEVEL, Machine, Point
+from recipes.planning import scaling
+from recipes.runs import launch
 
 ROOT = Path(__file__).parents[1]
 LADDER = sorted((ROOT / "yamls/ladder").glob("*.yaml"))

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from data_prep.stage import BadInput
-from recipes import ledger
-from recipes.config import TrainConfig, load_config
-from recipes.data import build_dataloader
+from recipes.config.schema import TrainConfig, load_config
+from recipes.dataloading import ledger
+from recipes.dataloading.data import build_dataloader
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8

@@ -12,9 +12,9 @@ from composer.optim import CosineAnnealingWithWarmupScheduler
 from composer.utils import dist, get_device
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
-from recipes import optimizer as module
-from recipes.config import load_config
-from recipes.optimizer import DecoupledAdamW
+from recipes.config.schema import load_config
+from recipes.modeling import optimizer as module
+from recipes.modeling.optimizer import DecoupledAdamW
 
 FLAGSHIP = Path(__file__).parents[1] / "yamls/biomedlm-2.7b.yaml"
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import corpus, inputs, overlap
-from data_prep.overlap import Grams, load
+from data_prep import corpus
+from data_prep.files import inputs
+from data_prep.filtering import overlap
+from data_prep.filtering.overlap import Grams, load
 from data_prep.sources import ABSTRACTS, ARTICLES, Document
 from data_prep.stage import BadInput, JsonDict, read_manifest
 

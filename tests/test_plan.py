@@ -18,12 +18,13 @@ import pytest
 
 from data_prep.stage import BadInput
 from patience import start_s
-from recipes import forecast, ladder, preflight
-from recipes.config import DataConfig, KernelsConfig, ModelConfig, TrainConfig, load_config
-from recipes.forecast import Forecast, make_forecast, needed_bytes
-from recipes.hardware import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
-from recipes.memory import Layout, block_activation_bytes, peak, step_memory
+from recipes import ladder, preflight
+from recipes.config.schema import DataConfig, KernelsConfig, ModelConfig, TrainConfig, load_config
 from recipes.plan import Plan, checkpoint_bytes, command_line, make_plan, node_sends_bytes, parameter_count
+from recipes.planning import forecast
+from recipes.planning.forecast import Forecast, make_forecast, needed_bytes
+from recipes.planning.hardware import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
+from recipes.planning.memory import Layout, block_activation_bytes, peak, step_memory
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP, RUN_OF_2022 = ROOT / "yamls/biomedlm-2.7b.yaml", ROOT / "yamls/biomedlm-2.7b-2022.yaml"
@@ -217,7 +218,7 @@ def kept_bytes(cfg: TrainConfig, batch: int, low: bool, layout: Layout) -> int:
     """Bytes of the storages that autograd keeps in one forward pass, parameters and buffers left out."""
     import torch
 
-    from recipes.model import BioMedLM, checkpoint_activations
+    from recipes.modeling.model import BioMedLM, checkpoint_activations
 
     net = BioMedLM(cfg.model, 0, cfg.kernels, layout.checkpointing_blocks).train()
     if layout.checkpointing:

@@ -17,9 +17,10 @@ import torch.version
 
 import warm
 from data_prep.stage import BadInput
-from recipes import device, preflight, train
-from recipes.config import TrainConfig, load_config, to_yaml
-from recipes.rehearsal import Rehearsal
+from recipes import preflight, train
+from recipes.config.schema import TrainConfig, load_config, to_yaml
+from recipes.training import device
+from recipes.trials.rehearsal import Rehearsal
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP = ROOT / "yamls/biomedlm-2.7b.yaml"

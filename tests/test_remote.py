@@ -26,14 +26,15 @@ import torch
 
 import warm
 from callbacks import CheckpointError, CheckpointWriter, checkpoint_writer
-from data_prep import store
+from data_prep.files import store
 from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, seal, write_json
 from patience import patience_s
-from recipes import checkpoints, report
-from recipes.config import load_config
-from recipes.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
-from recipes.remote import RemoteRun, checkpoints_in
-from recipes.resume import find_start
+from recipes import report
+from recipes.checkpointing import checkpoints
+from recipes.checkpointing.remote import RemoteRun, checkpoints_in
+from recipes.checkpointing.resume import find_start
+from recipes.config.schema import load_config
+from recipes.runs.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}}

@@ -16,7 +16,8 @@ import pytest
 
 from data_prep.stage import BadInput
 from patience import patience_s
-from recipes import ledger, report
+from recipes import report
+from recipes.dataloading import ledger
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"PubMed Abstracts": {"documents": 9, "bytes": 900}, "PubMed Central": {"documents": 1, "bytes": 500}}

@@ -20,13 +20,15 @@ import torch
 
 import warm
 from callbacks.checkpoint_writer import FILES_PER_RANK
-from data_prep import json_lines, shards, tokenizer
-from data_prep.shard_format import read_documents
+from data_prep import shards, tokenizer
+from data_prep.files import json_lines
+from data_prep.sharding.shard_format import read_documents
 from data_prep.sources import ABSTRACTS, Document
 from patience import patience_s, start_s
-from recipes import ledger, report
-from recipes.checkpoints import complete_checkpoints
-from recipes.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
+from recipes import report
+from recipes.checkpointing.checkpoints import complete_checkpoints
+from recipes.dataloading import ledger
+from recipes.runs.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
 
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = "data/batch_fingerprint"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.stage import BadInput
-from recipes import run_folder
+from recipes.runs import run_folder
 
 HOLD = "import sys; from pathlib import Path; from recipes import run_folder\nwith run_folder.hold(Path(sys.argv[1])):"
 

@@ -18,7 +18,8 @@ import boto3
 import pytest
 from botocore.config import Config
 
-from data_prep import shards, store, verify
+from data_prep import shards, verify
+from data_prep.files import store
 from data_prep.stage import MANIFEST, BadInput, Unavailable, seal
 from patience import patience_s
 

@@ -16,8 +16,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import corpus, json_lines, shards, spool, tokenizer, verify
-from data_prep.shard_format import (
+from data_prep import corpus, shards, tokenizer, verify
+from data_prep.files import json_lines
+from data_prep.filtering import spool
+from data_prep.running.workers import Workers
+from data_prep.sharding.shard_format import (
     COLUMN,
     DOCUMENTS,
     HASHES,
@@ -30,8 +33,7 @@ from data_prep.shard_format import (
 )
 from data_prep.sources import Document
 from data_prep.stage import MANIFEST, BadInput, read_manifest
-from data_prep.workers import Workers
-from recipes.data import registering
+from recipes.dataloading.data import registering
 
 SEQ_LEN = 64
 FolderBytes = Callable[[Path], dict[str, bytes]]

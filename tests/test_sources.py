@@ -20,7 +20,7 @@ import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 from data_prep import corpus
-from data_prep.inputs import reading
+from data_prep.files.inputs import reading
 from data_prep.sources import (
     ABSTRACTS,
     ARTICLES,

@@ -22,9 +22,10 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.stage import BadInput
 from patience import OF_A_RUN, patience_s
-from recipes import finetune, launch, sweep
+from recipes import finetune, sweep
 from recipes.evaluate import evaluate_runs
-from recipes.exit_codes import PREEMPTION_SIGNALS
+from recipes.runs import launch
+from recipes.runs.exit_codes import PREEMPTION_SIGNALS
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]

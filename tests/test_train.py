@@ -20,9 +20,10 @@ import warm
 from data_prep import shards
 from data_prep.stage import BadInput
 from patience import patience_s
-from recipes import checkpoints, export, report, train
-from recipes.config import TrainConfig, load_config
-from recipes.data import build_dataloader
+from recipes import export, report, train
+from recipes.checkpointing import checkpoints
+from recipes.config.schema import TrainConfig, load_config
+from recipes.dataloading.data import build_dataloader
 from recipes.plan import checkpoint_bytes
 
 ROOT = Path(__file__).parents[1]
@@ -298,7 +299,7 @@ def test_another_tokenizer_is_refused(overrides: Overrides, tiny_tokenizer: Path
 def test_no_run_starts_with_stock_attention(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
     from callbacks import ParityError
 
-    monkeypatch.setattr("recipes.model.use_scaled_attention", lambda model: model)
+    monkeypatch.setattr("recipes.modeling.model.use_scaled_attention", lambda model: model)
     with pytest.raises(ParityError, match="does not compute this model"):
         train.main(configure(overrides()))
 

@@ -17,15 +17,16 @@ import torch.nn.functional as F
 
 import warm
 from callbacks import CostMonitor, MetricsFile, cost_monitor
-from data_prep import json_lines, tokenizer
-from data_prep.shard_format import DOCUMENTS, read_documents, read_shards_info
+from data_prep import tokenizer
+from data_prep.files import json_lines
+from data_prep.sharding.shard_format import DOCUMENTS, read_documents, read_shards_info
 from data_prep.sources import ABSTRACTS, ARTICLES
 from data_prep.stage import BadInput
 from recipes import report, train
-from recipes import trainer as trainers
-from recipes.config import TrainConfig, check_account, load_config
-from recipes.data import build_dataloader
-from recipes.token_loss import TokenLoss, read_token_sources
+from recipes.config.schema import TrainConfig, check_account, load_config
+from recipes.dataloading.data import build_dataloader
+from recipes.modeling.token_loss import TokenLoss, read_token_sources
+from recipes.training import trainer as trainers
 
 ROOT = Path(__file__).parents[1]
 

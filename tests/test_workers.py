@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 
-from data_prep import corpus, progress, shards, spool, workers
-from data_prep.progress import Progress
+from data_prep import corpus, shards
+from data_prep.filtering import spool
+from data_prep.running import progress, workers
+from data_prep.running.progress import Progress
+from data_prep.running.workers import Task, Workers, written_aside
 from data_prep.sources.text import Text
 from data_prep.stage import BadInput
-from data_prep.workers import Task, Workers, written_aside
 from patience import patience_s
 
 FolderBytes = Callable[[Path], dict[str, bytes]]

@@ -17,8 +17,8 @@ from typing import ClassVar
 from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep import inputs
-from data_prep.inputs import Input, Stream
+from data_prep.files import inputs
+from data_prep.files.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
 from data_prep.stage import BadInput
 

@@ -14,8 +14,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from data_prep import inputs, json_lines
-from data_prep.inputs import Input, Stream
+from data_prep.files import inputs, json_lines
+from data_prep.files.inputs import Input, Stream
 from data_prep.sources import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry
 from data_prep.sources.text import LINES
 from data_prep.stage import BadInput

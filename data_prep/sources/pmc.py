@@ -23,8 +23,8 @@ from typing import IO, ClassVar
 import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep import inputs, json_lines
-from data_prep.inputs import Input, Stream
+from data_prep.files import inputs, json_lines
+from data_prep.files.inputs import Input, Stream
 from data_prep.sources import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date
 from data_prep.stage import BadInput, JsonDict
 

@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import ClassVar
 
-from data_prep.inputs import Input, Stream
+from data_prep.files.inputs import Input, Stream
 from data_prep.sources import Entry
 from data_prep.sources.medline import Medline
 from data_prep.sources.pmc import Pmc

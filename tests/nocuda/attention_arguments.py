@@ -16,9 +16,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from recipes.config import KernelsConfig, ModelConfig
-from recipes.kernels import BACKENDS, attention_backend
-from recipes.model import BioMedLM
+from recipes.config.schema import KernelsConfig, ModelConfig
+from recipes.modeling.kernels import BACKENDS, attention_backend
+from recipes.modeling.model import BioMedLM
 
 LAYERS, HEADS, WIDTH, TOKENS = 4, 2, 256, 64
 

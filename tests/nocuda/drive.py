@@ -32,8 +32,8 @@ import torch
 from composer import Trainer
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-import recipes.attention
-import recipes.trainer
+import recipes.modeling.attention
+import recipes.training.trainer
 from warm import ended
 
 SMALL = 1 << 16  # entries
@@ -192,7 +192,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    compared, recipes.attention.attention_parity = recipes.attention.attention_parity, parity
+    compared, recipes.modeling.attention.attention_parity = recipes.modeling.attention.attention_parity, parity
     train_batch = Trainer._train_batch
     kernels = torch.library.Library("aten", "IMPL")
     with warnings.catch_warnings():

@@ -14,8 +14,8 @@ import pytest
 import torch
 import torch.version
 
-from recipes.config import load_config, to_yaml
-from recipes.hardware import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
+from recipes.config.schema import load_config, to_yaml
+from recipes.planning.hardware import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
 
 ROOT = Path(__file__).parents[2]
 # Imports torch once; each case is a fork of its own, as the no-op CUDA and torch look at a device once a process.

@@ -1,0 +1,322 @@
+"""HTTP for bulk downloads: what comes back is what was asked for, or an error that names the URL.
+
+5xx, 429, timeouts and connections that break are tried again, with growing waits, and a file goes on where it stopped
+if the server can say that it is still the same file (`If-Range`). 403, 404 and whatever else the request itself is to
+blame for are final. Bytes are taken as they are stored: a `.gz` stays packed whatever the server calls it.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+
+from data_prep.files.inputs import Tick
+from data_prep.stage import BadInput, Unavailable
+
+CONNECT_TIMEOUT_S = 10.0
+READ_TIMEOUT_S = 60.0  # without a byte
+ATTEMPTS = 6  # that bring nothing, one after the other
+WAIT_S = 1.0  # before the second attempt, twice as long before each further one
+MAX_WAIT_S = 60.0
+PROGRESS_BYTES = 1 << 20  # an attempt that brings so much was not in vain
+BLOCK_BYTES = 1 << 20
+DOWNLOADS = 3  # of what arrives and is not what it should be
+USER_AGENT = "biomedlm-recipe/data_prep/acquire.py"
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Missing(BadInput):
+    """The server answers, and has no such file."""
+
+
+class Wrong(BadInput):
+    """A file arrived and is not what it should be. Fetched again it may be."""
+
+
+class _Passing(Exception):
+    """What may be over at the next attempt, which is to wait at least so many seconds."""
+
+    def __init__(self, what: str, wait_s: float = 0.0):
+        super().__init__(what)
+        self.wait_s = wait_s
+
+
+class _Stopped(Exception):
+    """Another thread ends the command."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a server answered.
+
+    Attributes:
+        body: the bytes as they are stored there.
+        headers: their names in any case.
+    """
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Web:
+    """A client for several threads.
+
+    Each method that fetches raises BadInput if the server refuses the request, Missing if it is for what is not there,
+    and Unavailable if `ATTEMPTS` attempts bring no answer.
+    """
+
+    def __init__(self) -> None:
+        self._local = threading.local()
+        self._stop = threading.Event()
+
+    def get(self, url: str) -> Answer:
+        """A file that fits in memory."""
+        return self._repeated(url, lambda: self._whole(url), lambda: 0)
+
+    def length(self, url: str) -> int:
+        """The bytes of a file, which is not fetched; 0 where the server does not say."""
+
+        def attempt() -> int:
+            with self._opened("HEAD", url, {}) as response:
+                return int(response.headers.get("Content-Length") or 0)
+
+        return self._repeated(url, attempt, lambda: 0)
+
+    def download(self, url: str, part: Path, tick: Tick = lambda _: None) -> Mapping[str, str]:
+        """Fetch a file, or the rest of it, into `part`.
+
+        What lies there is gone on with if its server said by what to know it again; `part` with the ending `.etag`
+        keeps that. Complete means as long as the server says, and nothing else.
+
+        Args:
+            url: the file.
+            part: where to; its folder exists.
+            tick: is told the bytes that came, those of an earlier call too; less than 0 for what is thrown away.
+
+        Returns:
+            The headers of the last answer.
+
+        Raises:
+            OSError: `part` cannot be written.
+        """
+        tick(_size(part))
+        return self._repeated(url, lambda: self._continued(url, part, tick), lambda: _size(part))
+
+    def each(
+        self, todo: Iterable[T], work: Callable[[T], R], workers: int
+    ) -> Generator[tuple[T, R | BadInput], None, None]:
+        """Do `work` for many things, several at a time; what it makes of each comes in the order in which it is done.
+
+        A BadInput is such a result: others may be well. After Unavailable nothing is begun any more, what is under way
+        comes to its end, and then it is raised.
+
+        Args:
+            todo: the things; only a few more are taken than are worked on.
+            work: is called in other threads.
+            workers: how many threads.
+        """
+        things = iter(todo)
+        pending: dict[Future[R], T] = {}
+        unavailable: Unavailable | None = None
+        pool = ThreadPoolExecutor(workers)
+        try:
+            while True:
+                while unavailable is None and len(pending) < 2 * workers:
+                    try:
+                        thing = next(things)
+                    except StopIteration:
+                        break
+                    pending[pool.submit(work, thing)] = thing
+                if not pending:
+                    break
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    thing = pending.pop(future)
+                    result: R | BadInput
+                    try:
+                        result = future.result()
+                    except BadInput as error:
+                        result = error
+                    except Unavailable as error:
+                        unavailable = unavailable or error
+                        pending = {future: thing for future, thing in pending.items() if not future.cancel()}
+                        continue
+                    yield thing, result
+        except BaseException:
+            self._stop.set()
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+        if unavailable is not None:
+            raise unavailable
+
+    def _repeated(self, url: str, attempt: Callable[[], T], bytes_here: Callable[[], int]) -> T:
+        """Attempt until there is an answer, or `ATTEMPTS` of them in a row have brought nothing."""
+        failures, most = 0, bytes_here()
+        while True:
+            try:
+                return attempt()
+            except _Passing as fault:
+                if bytes_here() >= most + PROGRESS_BYTES:
+                    failures, most = 0, bytes_here()
+                failures += 1
+                if failures >= ATTEMPTS:
+                    raise Unavailable(
+                        f"{shown(url)}: {fault}, at {ATTEMPTS} attempts in a row; type the same command later to go on"
+                    ) from None
+                if self._stop.wait(min(max(fault.wait_s, WAIT_S * 2 ** (failures - 1)), MAX_WAIT_S)):
+                    raise _Stopped from None
+
+    def _whole(self, url: str) -> Answer:
+        with self._opened("GET", url, {}) as response:
+            body = bytearray()
+            for block in self._blocks(response):
+                body += block
+            return Answer(bytes(body), response.headers)
+
+    def _continued(self, url: str, part: Path, tick: Tick) -> Mapping[str, str]:
+        known = part.with_name(f"{part.name}.etag")
+        here = _size(part)
+        request: dict[str, str] = {}
+        if here and known.is_file():
+            # The last byte again, so that there is a range to ask for when all of it lies there.
+            request = {"Range": f"bytes={here - 1}-", "If-Range": known.read_text(encoding="utf-8")}
+        with self._opened("GET", url, request) as response:
+            if response.status_code == 416 or (response.status_code == 206 and not _goes_on(response, request)):
+                tick(-here)
+                discard(part)
+                raise _Passing(f"the part that was here does not fit what is there now ({response.status_code})")
+            if response.status_code == 206:
+                tick(-1)
+                start = here - 1
+            else:
+                tick(-here)
+                discard(part)
+                start = 0
+                if validator := _validator(response):
+                    known.write_text(validator, encoding="utf-8")
+            with part.open("r+b" if start else "wb") as file:
+                file.seek(start)
+                file.truncate()
+                for block in self._blocks(response):
+                    file.write(block)
+                    tick(len(block))
+            return response.headers
+
+    def _blocks(self, response: Any) -> Iterator[bytes]:
+        """What the server sends, as it comes; urllib3 raises if that is less than Content-Length says."""
+        while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
+            if self._stop.is_set():
+                raise _Stopped
+            yield block
+
+    @contextmanager
+    def _opened(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+        """An answer that is worth reading; while it is read, too, what breaks is `_Passing`."""
+        import requests
+        import urllib3
+
+        try:
+            with self._session.request(
+                method, url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                allow_redirects=True,
+            ) as response:  # fmt: skip
+                _check_status(url, response, ranged="Range" in headers)
+                yield response
+        except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError):
+            raise _Passing("no answer in time") from None
+        except (requests.ConnectionError, urllib3.exceptions.HTTPError, ConnectionError) as error:
+            raise _Passing(f"the connection fails or breaks off ({_reason(error)})") from None
+        except requests.RequestException as error:
+            raise BadInput(f"{shown(url)} cannot be asked for: {type(error).__name__}: {error}") from None
+
+    @property
+    def _session(self) -> Any:
+        """This thread's; they are not made for several."""
+        if not hasattr(self._local, "session"):
+            import requests
+
+            self._local.session = requests.Session()
+            self._local.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+        return self._local.session
+
+
+def until_right(what: str, attempt: Callable[[], T]) -> T:
+    """What `attempt` gives, which may find up to `DOWNLOADS` times that what it fetched is `Wrong`.
+
+    Args:
+        what: what the message names.
+        attempt: fetches and checks.
+
+    Raises:
+        BadInput: it was wrong each time.
+    """
+    seen = None
+    for _ in range(DOWNLOADS):
+        try:
+            return attempt()
+        except Wrong as error:
+            seen = error
+    raise BadInput(f"{shown(what)} is not what it should be, fetched {DOWNLOADS} times: {seen}")
+
+
+def discard(part: Path) -> None:
+    """Remove what `download` left at `part`."""
+    part.unlink(missing_ok=True)
+    part.with_name(f"{part.name}.etag").unlink(missing_ok=True)
+
+
+def shown(url: str) -> str:
+    """A URL without the name and password that it may hold."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def _check_status(url: str, response: Any, ranged: bool) -> None:
+    status, answer = response.status_code, f"{response.status_code} {response.reason or ''}".strip()
+    if status == 200 or (ranged and status in (206, 416)):
+        return
+    if status in (408, 429) or status >= 500:
+        after = response.headers.get("Retry-After", "")
+        raise _Passing(f"the server answers {answer}", float(after) if after.isdecimal() else 0.0)
+    if status in (404, 410):
+        raise Missing(f"{shown(url)} is not there ({answer})")
+    if status in (401, 403):
+        raise BadInput(f"{shown(url)}: access denied ({answer})")
+    raise BadInput(f"{shown(url)}: the server answers {answer}")
+
+
+def _goes_on(response: Any, request: Mapping[str, str]) -> bool:
+    """Whether a partial answer is the asked part of the same file; not every server heeds If-Range."""
+    start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
+    return (
+        start is not None
+        and request["Range"] == f"bytes={start[1]}-"
+        and _validator(response) in (None, request["If-Range"])
+    )
+
+
+def _validator(response: Any) -> str | None:
+    """What `If-Range` takes: an entity tag unless it is a weak one, or the time of the last change."""
+    etag = response.headers.get("ETag", "")
+    return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+
+
+def _reason(error: BaseException) -> str:
+    """The last cause, without the addresses of objects that the libraries quote."""
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    text = re.sub(r"<[^>]*>:?", "", str(error)).strip()
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -1,0 +1,1 @@
+"""Input files, JSON lines and object stores."""

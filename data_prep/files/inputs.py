@@ -1,0 +1,238 @@
+"""Input files: found by path, folder, glob or URL, named, read once with a hash taken on the way.
+
+Anything that fsspec opens is an input: local files, `s3://`, `hf://`, `https://`. Nothing but a URL that was given
+reaches the network. A file is called by its path below the folder or the fixed part of the glob that led to it, so that
+names do not say where a machine keeps its data.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from data_prep.files import json_lines
+from data_prep.stage import BadInput, JsonDict
+
+BLOCK_BYTES = 1 << 20
+MAGIC = re.compile(r"[*?[]")
+# What the file systems call the state of a file's content, the first that is there; the size goes with it.
+STATES = ("ETag", "mtime", "LastModified", "last_modified", "blob_id")
+
+Tick = Callable[[int], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One file.
+
+    Attributes:
+        name: what ids and manifests call it; unique among the inputs of a source.
+        url: what opens it, a local path or a URL.
+        bytes: its size, 0 where the store does not say.
+        stamp: changes when the content does, as far as the store says without reading it; empty where it does not.
+        split: `train` or `val` where the collection itself has such a split.
+    """
+
+    name: str
+    url: str
+    bytes: int
+    stamp: str
+    split: str | None = None
+
+
+class Stream(io.RawIOBase):
+    """A file read from its start to its end, hashed on the way."""
+
+    def __init__(self, url: str, file: IO[bytes], tick: Tick):
+        self._url, self._file, self._tick, self._digest = url, file, tick, hashlib.sha256()
+
+    def readable(self) -> bool:
+        """Always."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes into the buffer; returns how many.
+
+        Raises:
+            BadInput: the file cannot be read.
+        """
+        with _named_errors(self._url):
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        self._digest.update(data)
+        self._tick(len(data))
+        return len(data)
+
+    def sha256(self) -> str:
+        """The hash of the whole file; what was not read yet is read now."""
+        block = bytearray(BLOCK_BYTES)
+        while self.readinto(memoryview(block)):
+            pass
+        return self._digest.hexdigest()
+
+
+def find(patterns: Sequence[str], suffixes: Sequence[str]) -> list[Input]:
+    """The files that paths, folders, globs and URLs stand for, in the order of their names, numbers in them as numbers.
+
+    Args:
+        patterns: folders are searched through; a glob may match folders.
+        suffixes: endings of the names to take from folders and globs; a file named outright must have one.
+
+    Raises:
+        BadInput: nothing is there, it cannot be read, it has another ending, or two files would have one name.
+    """
+    found: dict[str, Input] = {}
+    for pattern in patterns:
+        for file in _expand(pattern, tuple(suffixes)):
+            if file.name in found and found[file.name].url != file.url:
+                raise BadInput(
+                    f"{found[file.name].url} and {file.url} would both be called {file.name}; "
+                    "give the folder above them as the input"
+                )
+            found[file.name] = file
+    return sorted(found.values(), key=lambda file: natural(file.name))
+
+
+def natural(name: str) -> list[tuple[int, str]]:
+    """A sort key by which `n999` comes before `n1000`, and `1.xml` before `1a.xml`."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
+
+
+def opened(file: Input) -> IO[bytes]:
+    """A file that can be read from any place.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+    with _named_errors(file.url):
+        fs, path = _file_system(file.url)
+        return fs.open(path, "rb")
+
+
+@contextmanager
+def reading(file: Input, tick: Tick = lambda _: None) -> Iterator[Stream]:
+    """Open a file as a `Stream`.
+
+    Raises:
+        BadInput: it cannot be opened.
+    """
+    with opened(file) as raw:
+        yield Stream(file.url, raw, tick)
+
+
+def content(url: str) -> bytes | None:
+    """What is in a small file, None where there is none."""
+    with _named_errors(url):
+        fs, path = _file_system(url)
+        return fs.cat_file(path) if fs.exists(path) else None
+
+
+def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str]]:
+    """The hashes of files; one whose size and stamp are as `known` says is not read again.
+
+    Args:
+        files: the files.
+        known: what `remember` wrote, or nothing yet.
+        tick: is told the bytes that were read or spared.
+    """
+    hashes: dict[tuple[str, int, str], str] = {}
+    if known.is_file():
+        hashes = {(r["url"], r["bytes"], r["stamp"]): r["sha256"] for _, r in json_lines.read(known)}
+    for file in files:
+        if file.stamp and (sha256 := hashes.get((file.url, file.bytes, file.stamp))):
+            tick(file.bytes)
+        else:
+            with reading(file, tick) as stream:
+                sha256 = stream.sha256()
+        yield file, sha256
+
+
+def remember(known: Path, hashes: Iterable[tuple[Input, str]]) -> None:
+    """Write down the hashes of files with their sizes and stamps, for `sha256_of`."""
+    aside = known.with_name(f".{known.name}")
+    with json_lines.Writer(aside) as writer:
+        for file, sha256 in hashes:
+            writer.write({"url": file.url, "bytes": file.bytes, "stamp": file.stamp, "sha256": sha256})
+    aside.replace(known)
+
+
+def digest(hashes: Iterable[tuple[Input, str]]) -> JsonDict:
+    """What a manifest says of files: how many, their bytes, one hash over their names and hashes."""
+    files = size_bytes = 0
+    whole = hashlib.sha256()
+    for file, sha256 in hashes:
+        files += 1
+        size_bytes += file.bytes
+        whole.update(f"{sha256}  {file.name}\n".encode())
+    return {"files": files, "bytes": size_bytes, "sha256": whole.hexdigest()}
+
+
+def _expand(pattern: str, suffixes: tuple[str, ...]) -> Iterator[Input]:
+    with _named_errors(pattern):
+        fs, path = _file_system(pattern)
+        fs.invalidate_cache()  # listings outlive what they list
+        if (magic := MAGIC.search(path)) and not fs.exists(path):
+            root = path[: magic.start()].rpartition("/")[0]
+            infos = list(fs.glob(path, detail=True).values())
+            infos += [i for folder in infos if folder["type"] == "directory" for i in _files(fs, folder["name"])]
+        elif fs.isdir(path):
+            root, infos = path, _files(fs, path)
+        elif fs.exists(path):
+            if not path.endswith(suffixes):
+                raise BadInput(f"{pattern} does not end in {', '.join(suffixes)}")
+            root, infos = path.rpartition("/")[0], [fs.info(path)]
+        else:
+            if not _is_local(fs):
+                fs.info(path)  # raises what `exists` keeps to itself: no network, no permission
+            raise BadInput(f"{pattern}: there is no such file or folder")
+        taken = [info for info in infos if info["type"] == "file" and info["name"].endswith(suffixes)]
+    if not taken:
+        raise BadInput(f"{pattern}: nothing there ends in {', '.join(suffixes)}")
+    for info in taken:
+        name = info["name"]
+        if _is_local(fs) and not os.access(name, os.R_OK):
+            raise BadInput(f"{name}: Permission denied")
+        state = next((str(info[key]) for key in STATES if info.get(key)), "")
+        url = name if _is_local(fs) else fs.unstrip_protocol(name)
+        yield Input(name.removeprefix(root).lstrip("/"), url, int(info.get("size") or 0), state)
+
+
+def _files(fs: Any, folder: str) -> list[JsonDict]:
+    # An unreadable folder is an error, where fsspec leaves it out without a word.
+    found = fs.find(folder, detail=True, **({"on_error": "raise"} if _is_local(fs) else {}))
+    return list(found.values())
+
+
+def _file_system(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URL, and the path in it. Any, because fsspec's types say less than its documents."""
+    from fsspec.core import url_to_fs
+
+    return url_to_fs(url)
+
+
+def _is_local(fs: Any) -> bool:
+    return "file" in ((fs.protocol,) if isinstance(fs.protocol, str) else fs.protocol)
+
+
+@contextmanager
+def _named_errors(url: str) -> Iterator[None]:
+    try:
+        yield
+    except BadInput:
+        raise
+    except ImportError as error:
+        raise BadInput(f"{url}: {error}") from None
+    except OSError as error:
+        raise BadInput(f"{url}: {error.strerror or error}") from None
+    except Exception as error:
+        # The stores' clients have errors of their own, all of them about the URL, the credentials or the network.
+        if "://" not in url:
+            raise
+        raise BadInput(f"{url}: {type(error).__name__}: {error}") from None

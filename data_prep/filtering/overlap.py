@@ -1,0 +1,166 @@
+"""Overlap with evaluation texts, by runs of words, as for GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C).
+
+A gram is 13 words in a row of an evaluation text; a text of 8 to 12 words is one gram; shorter ones cannot be told from
+chance and are counted. Words are runs of letters and digits, in one case and one Unicode form, so that line breaks,
+case and punctuation do not matter. A gram found in more than 10 documents of the corpus is a common phrase and does
+not count, as there; `selection` decides that, when it knows all documents. A document with a gram that counts is left
+out whole: GPT-3 cut 200 characters out around it, but what remains of an abstract then is not an abstract.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+
+from data_prep.files import inputs, json_lines
+from data_prep.files.inputs import Input
+from data_prep.stage import BadInput
+
+GRAM_WORDS = 13
+SHORTEST_WORDS = 8
+COMMON_DOCUMENTS = 10
+SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".tsv", ".txt")
+OTHER_SIGNS = re.compile(r"[^\w\x00-\x7f]")
+LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: all above is of a word
+BASE = np.uint64(0x9E3779B97F4A7C15)  # of a polynomial over words; odd, so that it keeps all 64 bits
+TABLE_BITS = 24
+SPACE = re.compile(r"\s")
+PIECE = 1 << 20  # characters of a text that are looked at at a time: as words they take ten times their size
+
+
+class Grams:
+    """The grams of evaluation texts.
+
+    Attributes:
+        texts: how many texts they were made of.
+        too_short: how many of these gave none.
+    """
+
+    def __init__(self, texts: Iterable[str]):
+        self.texts = self.too_short = 0
+        self._numbers: dict[bytes, int] = {}
+        self._sizes: set[int] = set()
+        self._words: dict[bytes, int] = {}
+        self._table = np.zeros(1 << TABLE_BITS, bool)  # of the hashes of all grams' first words
+        for text in texts:
+            words = words_of(text)
+            self.texts += 1
+            if len(words) < SHORTEST_WORDS:
+                self.too_short += 1
+                continue
+            size = min(len(words), GRAM_WORDS)
+            starts = len(words) - size + 1
+            self._sizes.add(size)
+            for word in words:
+                self._words.setdefault(word, _hash(word))
+            self._table[self._places(words)[:starts]] = True
+            for start in range(starts):
+                gram = b" ".join(words[start : start + size])
+                self._numbers.setdefault(gram, _hash(gram) >> 1)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def within(self, text: str) -> list[int]:
+        """The numbers, of 63 bits, of the grams that a text holds, each once."""
+        found: set[int] = set()
+        for words in words_in_pieces(text, GRAM_WORDS - 1):
+            for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # few, and some of them by chance
+                for size in self._sizes:
+                    if number := self._numbers.get(b" ".join(words[start : start + size])):
+                        found.add(number)
+        return sorted(found)
+
+    def _places(self, words: Sequence[bytes]) -> np.ndarray:
+        """Where in the table each run of `SHORTEST_WORDS` words belongs; shape (runs,)."""
+        get = self._words.get
+        values = np.array([get(word, 0) for word in words], np.uint64)
+        runs = max(0, len(words) - SHORTEST_WORDS + 1)
+        total = np.zeros(runs, np.uint64)
+        for offset in range(SHORTEST_WORDS):
+            total = total * BASE + values[offset : offset + runs]
+        return total >> np.uint64(64 - TABLE_BITS)
+
+
+def words_of(text: str) -> list[bytes]:
+    """The words of a text, in one case and one Unicode form, as UTF-8."""
+    if not text.isascii():
+        text = OTHER_SIGNS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
+    return text.encode().translate(LETTERS).split()
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of about `PIECE` characters, all but the first of which begin with white space."""
+    start = 0
+    while space := SPACE.search(text, start + PIECE) if len(text) - start > PIECE else None:
+        yield text[start : space.start()]
+        start = space.start()
+    yield text[start:] if start else text
+
+
+def words_in_pieces(text: str, again: int) -> Iterator[list[bytes]]:
+    """The words of a text piece by piece; each begins with the last `again` words of the one before it."""
+    words: list[bytes] = []
+    for piece in pieces(text):
+        words = words[max(0, len(words) - again) :] + words_of(piece)
+        yield words
+
+
+@lru_cache(maxsize=1)
+def load(files: tuple[Input, ...]) -> Grams:
+    """The grams of evaluation files.
+
+    JSON: every text at any depth; CSV and TSV: every cell; txt: every paragraph, ended by an empty line.
+
+    Raises:
+        BadInput: a file cannot be read, or no text of all of them is long enough.
+    """
+    grams = Grams(text for file in files for text in _texts(file))
+    if files and not len(grams):
+        raise BadInput(f"{files[0].url} holds no text of {SHORTEST_WORDS} words or more to look for")
+    return grams
+
+
+def _texts(file: Input) -> Iterator[str]:
+    with inputs.reading(file) as stream:
+        content = b"".join(json_lines.blocks(stream, file.url))
+    try:
+        text = content.decode()
+        if file.name.endswith(".txt"):
+            yield from re.split(r"\n\s*\n", text)
+        elif file.name.endswith((".csv", ".tsv")):
+            delimiter = "," if file.name.endswith(".csv") else "\t"
+            for row in csv.reader(io.StringIO(text), delimiter=delimiter):
+                yield from row
+        else:
+            yield from _strings(_json(content))
+    except (ValueError, csv.Error) as error:
+        raise BadInput(f"{file.url}: {error}") from None
+
+
+def _json(content: bytes) -> Any:
+    try:
+        return orjson.loads(content)
+    except orjson.JSONDecodeError:  # one object a line, whatever the name says
+        return [orjson.loads(line) for line in content.splitlines() if line.strip()]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, (list, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
+
+
+def _hash(words: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(words, digest_size=8).digest(), "big") | 1

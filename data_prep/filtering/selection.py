@@ -1,0 +1,249 @@
+"""The corpus' second pass: which entries stay. A table on disk of all entries without their texts, and one rule after
+another that marks those that go with its reason.
+
+SQLite sorts and joins on disk within a fixed cache, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_prep.filtering import near_duplicates, spool
+from data_prep.filtering.spool import Batch
+from data_prep.running.progress import Done
+from data_prep.sources import ABSTRACTS, ARTICLES
+from data_prep.stage import BadInput, JsonDict
+
+CACHE_KIB = 64 << 10
+SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first
+AT_A_TIME = 1000  # entries
+
+SCHEMA = """
+CREATE TABLE entries (
+    number INTEGER PRIMARY KEY,     -- over all batches, in their order
+    batch INTEGER, entry INTEGER,   -- the batch, and the number in it
+    revises INTEGER,                -- whether its source's later entries replace earlier ones
+    bucket INTEGER, id TEXT, file TEXT,
+    reason TEXT,                    -- why it is not in the corpus; NULL for what stays
+    text BLOB, pmid INTEGER, source TEXT, date TEXT, split INTEGER
+);
+CREATE TABLE grams (number INTEGER, gram INTEGER);  -- of evaluation texts, in a document
+CREATE TABLE signatures (number INTEGER PRIMARY KEY, signature BLOB);
+CREATE TABLE bands (band INTEGER, number INTEGER);  -- of signatures
+CREATE TABLE excluded (pmid INTEGER PRIMARY KEY);
+CREATE TABLE frames (bucket INTEGER, batch INTEGER, offset INTEGER, bytes INTEGER);
+"""
+
+
+class Selection:
+    """The table; a context manager that removes it at the end."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / "entries.sqlite"
+        self._path.unlink(missing_ok=True)
+        os.environ["SQLITE_TMPDIR"] = str(folder)
+        self._db = sqlite3.connect(self._path, isolation_level=None)
+        self._db.executescript(
+            f"PRAGMA journal_mode=OFF; PRAGMA synchronous=OFF; PRAGMA temp_store=FILE; PRAGMA cache_size=-{CACHE_KIB};"
+        )
+        self._db.executescript(SCHEMA)
+
+    def __enter__(self) -> Selection:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._db.close()
+        self._path.unlink(missing_ok=True)
+
+    def load(self, batches: Sequence[Batch], folder: Path) -> None:
+        """Take the rows and frames of all batches, in their order."""
+        self._db.execute("BEGIN")
+        total = 0
+        entries: list[tuple[object, ...]] = []
+        for number, batch in enumerate(tqdm(batches, desc="index", unit=" batches", disable=None)):
+            for entry, row in enumerate(spool.rows(batch, folder)):
+                total += 1
+                text, split = row.get("text"), row.get("split")
+                entries.append(
+                    (
+                        total,
+                        number,
+                        entry,
+                        batch.source.newest_wins,
+                        *map(row.get, ("bucket", "id", "file", "reason")),
+                        bytes.fromhex(text) if text else None,
+                        *map(row.get, ("pmid", "source", "date")),
+                        SPLITS.index(split) if split else None,
+                    )
+                )
+                if len(entries) == AT_A_TIME:
+                    self._insert(entries)
+                if row.get("signature"):
+                    signature = bytes.fromhex(row["signature"])
+                    self._db.execute("INSERT INTO signatures VALUES (?,?)", (total, signature))
+                    for band in near_duplicates.bands(signature):
+                        self._db.execute("INSERT INTO bands VALUES (?,?)", (band, total))
+                for gram in row.get("grams", ()):
+                    self._db.execute("INSERT INTO grams VALUES (?,?)", (total, gram))
+            self._insert(entries)
+            frames = spool.summary(batch, folder)["frames"]
+            self._db.executemany(
+                "INSERT INTO frames VALUES (?,?,?,?)", ((bucket, number, *place) for bucket, *place in frames)
+            )
+        self._db.execute("CREATE INDEX frames_by_bucket ON frames(bucket, batch, offset)")
+        self._db.execute("COMMIT")
+
+    def _insert(self, entries: list[tuple[object, ...]]) -> None:
+        self._db.executemany("INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", entries)
+        entries.clear()
+
+    def drop_superseded(self) -> None:
+        """Where a source revises its records, the last entry of an id counts, be it a document or not."""
+        self._drop(
+            "superseded",
+            "SELECT number FROM (SELECT number, revises, LEAD(number) OVER (PARTITION BY id ORDER BY number) AS later "
+            "FROM entries) WHERE revises AND later IS NOT NULL",
+        )
+
+    def drop_repeated_ids(self, skip: bool) -> list[JsonDict]:
+        """An id that comes again with the same text is dropped; with another text it is bad input.
+
+        Returns:
+            Where `skip` is set, the entries with another text, as bad records.
+
+        Raises:
+            BadInput: there is one and `skip` is not set.
+        """
+        self._db.execute(
+            "CREATE TEMP TABLE again AS SELECT number, id, file, first, text IS same AS alike FROM "
+            "(SELECT number, id, file, text, "
+            "FIRST_VALUE(text) OVER w AS same, FIRST_VALUE(file) OVER w AS first, ROW_NUMBER() OVER w AS turn "
+            "FROM entries WHERE reason IS NOT 'superseded' WINDOW w AS (PARTITION BY id ORDER BY number)) "
+            "WHERE turn > 1"
+        )
+        other = self._db.execute("SELECT id, file, first FROM again WHERE NOT alike ORDER BY number").fetchall()
+        if other and not skip:
+            id, file, first = other[0]
+            raise BadInput(
+                f"there are two texts for {id}, in {first} and in {file} ({len(other):,} such); "
+                "give each document an id of its own, or leave out all but the first with --on-error skip"
+            )
+        self._drop("bad records", "SELECT number FROM again WHERE NOT alike")
+        self._drop("duplicates", "SELECT number FROM again WHERE alike")
+        return [
+            {"file": file, "place": id, "problem": f"another text for it is in {first}"} for id, file, first in other
+        ]
+
+    def drop_pmids(self, pmids: Iterable[int]) -> None:
+        """Abstracts of these PubMed numbers, and the articles that they belong to."""
+        self._db.executemany("INSERT OR IGNORE INTO excluded VALUES (?)", ((pmid,) for pmid in pmids))
+        self._drop(
+            "held out by PMID",
+            "SELECT number FROM entries WHERE reason IS NULL AND pmid IN (SELECT pmid FROM excluded)",
+        )
+
+    def part_recent(self, day: str) -> None:
+        """What is dated after a day goes to `recent`; a month or year that holds the day may be either, and goes."""
+        self._db.execute(
+            "UPDATE entries SET split = 2 WHERE reason IS NULL AND substr(date || '-01-01', 1, 10) > ?", (day,)
+        )
+        self._drop(
+            "before or after --recent-after",
+            "SELECT number FROM entries WHERE reason IS NULL AND split < 2 AND "
+            "CASE length(date) WHEN 4 THEN date || '-12-31' "
+            "WHEN 7 THEN date(date || '-01', '+1 month', '-1 day') ELSE date END > ?",
+            (day,),
+        )
+
+    def drop_near_duplicates(self, threshold: float) -> None:
+        """Of texts that share a band, those that are as like the first of them: by split, val first, then by id."""
+        self._db.execute("CREATE TEMP TABLE near (number INTEGER PRIMARY KEY)")
+        pairs = self._db.execute(
+            "SELECT pairs.number, one.signature, other.signature FROM (SELECT DISTINCT number, first FROM ("
+            "SELECT number, FIRST_VALUE(number) OVER (PARTITION BY band ORDER BY split, id) AS first "
+            "FROM bands JOIN entries USING (number) WHERE reason IS NULL) WHERE number != first) AS pairs "
+            "JOIN signatures AS one ON one.number = pairs.number JOIN signatures AS other ON other.number = pairs.first"
+        )
+        for number, one, other in pairs:
+            if near_duplicates.likeness(one, other) >= threshold:
+                self._db.execute("INSERT OR IGNORE INTO near VALUES (?)", (number,))
+        self._drop("near-duplicates", "SELECT number FROM near")
+
+    def drop_overlaps(self, common: int) -> int:
+        """Documents that hold a gram of an evaluation text which at most `common` documents hold.
+
+        Returns:
+            How many grams are in more documents.
+        """
+        self._db.execute(
+            "CREATE TABLE common AS SELECT gram FROM grams JOIN entries USING (number) WHERE reason IS NULL "
+            "GROUP BY gram HAVING COUNT(*) > ?",
+            (common,),
+        )
+        self._drop(
+            "overlap with evaluation texts",
+            "SELECT number FROM entries WHERE reason IS NULL AND number IN "
+            "(SELECT number FROM grams WHERE gram NOT IN (SELECT gram FROM common))",
+        )
+        return self._db.execute("SELECT COUNT(*) FROM common").fetchone()[0]
+
+    def without(self, column: str) -> int:
+        """How many of the documents that stay have no `pmid` or no `date`."""
+        return self._db.execute(f"SELECT COUNT(*) FROM entries WHERE reason IS NULL AND {column} IS NULL").fetchone()[0]
+
+    def drop_abstracts_of_articles(self) -> None:
+        """An abstract whose article stays goes, as in The Pile; the article's record says whose abstract it is."""
+        self._drop(
+            "abstracts of articles",
+            "SELECT number FROM entries WHERE reason IS NULL AND source = ? AND pmid IN "
+            "(SELECT pmid FROM entries WHERE reason IS NULL AND source = ?)",
+            (ABSTRACTS, ARTICLES),
+        )
+
+    def drop_same_texts(self) -> None:
+        """Of texts that differ in case and white space at most, one stays: by split, val first, then by id."""
+        self._drop(
+            "same text",
+            "SELECT number FROM (SELECT number, ROW_NUMBER() OVER (PARTITION BY text ORDER BY split, id) AS turn "
+            "FROM entries WHERE reason IS NULL) WHERE turn > 1",
+        )
+
+    def dropped(self) -> Counter[str]:
+        """How many went, by reason."""
+        return Counter(
+            dict(self._db.execute("SELECT reason, COUNT(*) FROM entries WHERE reason IS NOT NULL GROUP BY reason"))
+        )
+
+    def documents(self) -> dict[str, int]:
+        """How many stay, by split."""
+        found = self._db.execute("SELECT split, COUNT(*) FROM entries WHERE reason IS NULL GROUP BY split")
+        return {SPLITS[split]: count for split, count in found}
+
+    def chosen(self) -> Iterator[tuple[int, dict[int, dict[int, str]]]]:
+        """What stays: each bucket in order with batch -> entry -> split."""
+        query = "SELECT bucket, batch, entry, split FROM entries WHERE reason IS NULL ORDER BY bucket, batch, entry"
+        for bucket, members in groupby(self._db.execute(query), key=lambda row: row[0]):
+            chosen: dict[int, dict[int, str]] = {}
+            for _, batch, entry, split in members:
+                chosen.setdefault(batch, {})[entry] = SPLITS[split]
+            yield bucket, chosen
+
+    def frames(self, bucket: int, batch: int) -> list[tuple[int, int]]:
+        """Offset and size of the frames that a batch has for a bucket."""
+        query = "SELECT offset, bytes FROM frames WHERE bucket = ? AND batch = ? ORDER BY offset"
+        return self._db.execute(query, (bucket, batch)).fetchall()
+
+    def frame_bytes(self, done: Iterable[int]) -> tuple[int, Done]:
+        """The bytes of all frames, and those of the buckets that are done."""
+        sizes = dict(self._db.execute("SELECT bucket, SUM(bytes) FROM frames GROUP BY bucket"))
+        return sum(sizes.values()), Done(sum(sizes.get(bucket, 0) for bucket in done))
+
+    def _drop(self, reason: str, numbers: str, values: Iterable[object] = ()) -> None:
+        self._db.execute(f"UPDATE entries SET reason = ? WHERE number IN ({numbers})", (reason, *values))

@@ -1,0 +1,1 @@
+"""Tasks on processes or on a Ray cluster, and their progress."""

@@ -1,0 +1,286 @@
+"""Tasks on this machine's processes or on a Ray cluster: the same functions, the same results.
+
+A task reads files and writes files, each aside and renamed, so it can be cut short anywhere and run again, on another
+machine too. On a cluster the folders must be the same ones on every node, as they must be for training, and so must be
+the libraries that decide the bytes; a node where they are not is named.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import re
+import signal
+import socket
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, islice
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from data_prep.running.progress import Done, Progress
+from data_prep.stage import BadInput, difference, give_name, library_versions, write_text
+
+CLUSTERS = ("local", "ray")
+LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
+MARK = ".cluster"  # a file of the folder that tasks write to, by which a node shows that it sees the same one
+RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
+LOOK_S = 0.5
+CONNECT_TIMEOUT_S = 10.0
+
+Tick = Callable[..., object]  # tick(bytes=…, documents=…, tokens=…): what a task has done since the last call
+
+
+@dataclass(frozen=True)
+class Task:
+    """A call `function(*arguments, tick)`.
+
+    Attributes:
+        name: what messages call it.
+        arguments: must be picklable.
+    """
+
+    name: str
+    arguments: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Where tasks run.
+
+    Attributes:
+        processes: of this machine; a cluster uses all of its cores.
+        cluster: one of `CLUSTERS`.
+    """
+
+    processes: int = 1
+    cluster: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.processes < 1:
+            raise BadInput(f"--workers {self.processes} is not at least 1")
+        if self.cluster not in CLUSTERS:
+            raise BadInput(f"--cluster {self.cluster} is not one of {', '.join(CLUSTERS)}")
+
+    def run(self, function: Callable[..., None], tasks: Iterable[Task], folder: Path, progress: Progress) -> None:
+        """Run all tasks, in any order.
+
+        Args:
+            function: of a module, so that other processes find it by name.
+            tasks: its calls, taken as there is room for them.
+            folder: where they write.
+            progress: is kept up to date.
+
+        Raises:
+            BadInput: a task raised it, the cluster cannot be reached, or a node of it sees other files or versions.
+        """
+        todo = iter(tasks)
+        first = list(islice(todo, 2))
+        todo = chain(first, todo)
+        if not first:
+            return
+        if self.cluster == "ray":
+            _run_on_ray(function, todo, folder, progress)
+        elif self.processes > 1 and len(first) > 1:
+            _run_in_processes(function, todo, self.processes, progress)
+        else:
+            for task in todo:
+                with progress.under_way(task.name):
+                    function(*task.arguments, progress.tick)
+
+
+HERE = Workers()  # one process, this one
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """The switches of a command whose tasks are run by `Workers`."""
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--cluster",
+        choices=CLUSTERS,
+        default=CLUSTERS[0],
+        help="ray: on the Ray cluster at RAY_ADDRESS, begun by `ray start --head`; every node must see the folders "
+        "(default local: processes of this machine)",
+    )
+
+
+def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], processes: int, progress: Progress) -> None:
+    # "spawn", because a fork of a process with threads may hang.
+    context = get_context("spawn")
+    counters = context.Array("q", len(progress.done))
+    begun = tuple(progress.done)
+    with ProcessPoolExecutor(processes, context, _start_process, (counters,)) as pool:
+        pending: dict[Future[None], str] = {}
+        try:
+            while True:
+                # Not all at once: a name is under way only when a process has it.
+                while len(pending) < processes + 1 and (task := next(todo, None)):
+                    pending[pool.submit(_call, function, task.arguments)] = task.name
+                if not pending:
+                    return
+                progress.waiting_for = list(pending.values())[:processes]
+                finished, _ = wait(pending, LOOK_S, FIRST_COMPLETED)
+                with counters.get_lock():
+                    progress.set(*(a + b for a, b in zip(begun, counters[:], strict=True)))
+                for future in finished:
+                    del pending[future]
+                    future.result()
+        except BrokenProcessPool:
+            raise BadInput(
+                f"a worker process was ended from outside while it had {', '.join(progress.waiting_for)}, most likely "
+                "for want of memory; type the same command to go on, with fewer --workers"
+            ) from None
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_process(counters: Any) -> None:
+    global _counters
+    _counters = counters
+    follow_parent()
+
+
+def _call(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    def tick(bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
+        with _counters.get_lock():
+            for place, value in enumerate((bytes, documents, tokens)):
+                _counters[place] += value
+
+    function(*arguments, tick)
+
+
+def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Path, progress: Progress) -> None:
+    mark = uuid4().hex
+    write_text(folder / MARK, mark)
+    here = _Node(folder.absolute(), mark, library_versions(*LIBRARIES))
+    with connected() as ray:
+        from ray.exceptions import RayError, RayTaskError
+
+        call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call_on_ray)
+        slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        pending: dict[Any, str] = {}
+        while True:
+            while len(pending) < 2 * slots and (task := next(todo, None)):
+                pending[call.remote(here, function, task.arguments)] = task.name
+            if not pending:
+                return
+            progress.waiting_for = list(pending.values())[:slots]
+            finished, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_S)
+            for reference in finished:
+                name = pending.pop(reference)
+                try:
+                    progress.tick(*ray.get(reference))
+                except RayTaskError as error:
+                    if isinstance(error.cause, BadInput):
+                        raise BadInput(str(error.cause)) from None
+                    raise
+                except RayError as error:
+                    raise BadInput(
+                        f"{name} failed {RETRIES + 1} times as its node or process was lost ({type(error).__name__}); "
+                        "look at the cluster with `ray status`, then type the same command to go on"
+                    ) from None
+
+
+@dataclass(frozen=True)
+class _Node:
+    """What a node must share with the one that tasks come from."""
+
+    folder: Path
+    mark: str
+    versions: dict[str, str]
+
+    def check(self) -> None:
+        """Raises BadInput on another disk, or with other libraries: such a node would write elsewhere, or otherwise."""
+        path, name = self.folder / MARK, platform.node()
+        if not path.is_file() or path.read_text() != self.mark:
+            raise BadInput(f"node {name} does not see {path}; put the folders where all nodes of a cluster see them")
+        if lines := difference(self.versions, library_versions(*LIBRARIES)):
+            raise BadInput(f"node {name} has other libraries: {', '.join(lines)}; install requirements.txt there")
+
+
+def _call_on_ray(here: _Node, function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:
+    """What the task did comes back when it ends."""
+    here.check()
+    total = Done()
+
+    def tick(bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
+        nonlocal total
+        total = Done(total.bytes + bytes, total.documents + documents, total.tokens + tokens)
+
+    function(*arguments, tick)
+    return total
+
+
+@contextmanager
+def connected(or_begin: bool = False) -> Iterator[Any]:
+    """The module `ray`, connected to the cluster at RAY_ADDRESS, or to the one that `ray start` began on this machine.
+
+    Args:
+        or_begin: where there is neither, begin one of this machine alone.
+
+    Raises:
+        BadInput: there is no cluster.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
+    if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
+        # `ray start --head` asks for a token where it finds one, but a connection to an address does not look for it.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    import ray
+
+    if ray.is_initialized():  # the caller's own
+        yield ray
+        return
+    address = os.environ.get("RAY_ADDRESS") or "auto"
+    try:
+        if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself looks for it for many minutes
+            socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT_S).close()
+        if or_begin and address == "auto":
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
+        else:
+            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, OverflowError, ValueError, RuntimeError) as error:
+        raise BadInput(
+            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); begin one with `ray start --head`, add nodes "
+            "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379 (one that asks for a token wants "
+            "RAY_AUTH_TOKEN, as `ray get-auth-token` prints it), or leave --cluster out"
+        ) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def follow_parent() -> None:
+    """Leave Ctrl-C to the parent to answer, and end when it ends: a worker of a killed parent would wait for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if parent := parent_process():
+        parent.join()
+        os._exit(1)
+
+
+@contextmanager
+def written_aside(path: Path) -> Iterator[Path]:
+    """A name to write a file under; flushed to disk and renamed to `path` when all went well, removed otherwise.
+
+    The name is this attempt's own: a node that was taken for dead may still write while another repeats its task.
+    """
+    aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        yield aside
+        give_name(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)

@@ -1,0 +1,1 @@
+"""A corpus and a tokenizer to token shards in the MDS format."""

@@ -1,0 +1,158 @@
+"""The contract between the writer of token shards and their reader.
+
+A shards folder holds `train/` and `val/`, each an MDS dataset of one column, and a manifest:
+
+    tokens        (seq_len,) uint16 (uint32 above 65,536 entries), no padding
+
+    manifest.json stage "shards"
+      arguments   seq_len, eos_between_documents, compression, …
+      inputs      hashes of the corpus' and the tokenizer's manifests
+      tokenizer   vocab_size, eos_token_id, sha256 of its tokenizer.json
+      corpus      what it was made from: counts by source, dates, licences, what was dropped and why
+      counts      per split: documents, samples, tokens, dropped_tokens (the last partial sample), bytes of text
+      baselines   what a model must beat on val: unigram nats per token, xz -9 bits per byte
+
+Beside each split's shards lies `documents.jsonl.zst`, one line a document in shard order: id, source, tokens,
+bytes. It maps a sample back to the documents it was cut from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from data_prep.files import json_lines
+from data_prep.stage import BadInput, JsonDict, manifest_sha256, read_manifest
+
+STAGE = "shards"
+FORMAT = 2
+COLUMN = "tokens"
+SPLITS = ("train", "val")
+DOCUMENTS = "documents.jsonl.zst"
+HASHES = ("sha256", "xxh64")  # of each shard; recipes.shard_reader checks xxh64 when it opens one
+
+
+def token_dtype(vocab_size: int) -> str:
+    """The narrowest unsigned dtype that holds every id."""
+    return "uint16" if vocab_size <= 1 << 16 else "uint32"
+
+
+def mds_encoding(vocab_size: int, seq_len: int) -> str:
+    """MDS encoding of `COLUMN`. Dtype and shape are in it, so a sample of another shape fails when it is written."""
+    return f"ndarray:{token_dtype(vocab_size)}:{seq_len}"
+
+
+def mds_config(vocab_size: int, seq_len: int, compression: str | None, size_limit_bytes: int) -> JsonDict:
+    """What every shard says of itself, in its own header and in the index, as StreamingDataset reads it."""
+    return {
+        "column_encodings": [mds_encoding(vocab_size, seq_len)],
+        "column_names": [COLUMN],
+        "column_sizes": [seq_len * np.dtype(token_dtype(vocab_size)).itemsize],
+        "compression": compression,
+        "format": "mds",
+        "hashes": list(HASHES),
+        "size_limit": size_limit_bytes,
+        "version": 2,
+    }
+
+
+def mds_shard(samples: np.ndarray, config: JsonDict) -> bytes:
+    """A shard's bytes: `uint32 samples`, `uint32 offsets[samples + 1]`, the header as JSON, and the samples.
+
+    All at once, where MDSWriter takes a call, a dictionary and a copy a sample; the bytes are those that it writes.
+
+    Args:
+        samples: (samples, seq_len) of `token_dtype`.
+        config: from `mds_config`.
+    """
+    header = json.dumps(config, sort_keys=True).encode()
+    count, row_bytes = len(samples), config["column_sizes"][0]
+    begin = 4 + 4 * (count + 1) + len(header)
+    offsets = begin + row_bytes * np.arange(count + 1, dtype=np.uint32)
+    return b"".join([np.uint32(count).tobytes(), offsets.astype(np.uint32).tobytes(), header, samples.tobytes()])
+
+
+def file_entry(name: str, data: bytes) -> JsonDict:
+    """What the index says of a file of a shard."""
+    hashes = {"sha256": hashlib.sha256(data).hexdigest(), "xxh64": xxhash.xxh64_hexdigest(data)}
+    return {"basename": name, "bytes": len(data), "hashes": hashes}
+
+
+def samples_per_shard(config: JsonDict) -> int:
+    """How many samples a shard of at most `size_limit` bytes holds, one at the least."""
+    header_bytes = 4 + 4 + len(json.dumps(config, sort_keys=True).encode())
+    return max(1, (config["size_limit"] - header_bytes) // (4 + config["column_sizes"][0]))
+
+
+@dataclass(frozen=True)
+class SplitCounts:
+    """Counts of one split; `tokens` leaves `dropped_tokens` out and counts end-of-text, `bytes` is UTF-8 text."""
+
+    documents: int
+    samples: int
+    tokens: int
+    dropped_tokens: int
+    bytes: int
+
+    @property
+    def bytes_per_token(self) -> float:
+        """UTF-8 bytes of text per token, end-of-text counted as a token."""
+        return self.bytes / max(1, self.tokens + self.dropped_tokens)
+
+
+@dataclass(frozen=True)
+class ShardsInfo:
+    """What a reader needs to know of a shards folder before it opens a shard."""
+
+    folder: Path
+    sha256: str
+    seq_len: int
+    eos_between_documents: bool
+    vocab_size: int
+    eos_token_id: int
+    tokenizer_sha256: str
+    counts: dict[str, SplitCounts]
+    baselines: dict[str, float]
+    manifest: dict[str, Any]
+
+
+def read_shards_info(folder: Path) -> ShardsInfo:
+    """Read and check a shards folder's manifest.
+
+    Raises:
+        BadInput: no finished shards folder, or one of another format version.
+    """
+    manifest = read_manifest(folder, STAGE, "make shards")
+    if manifest.get("format") != FORMAT:
+        raise BadInput(f"{folder} has shard format {manifest.get('format')!r}, this version reads {FORMAT}; rebuild it")
+    return ShardsInfo(
+        folder=folder,
+        sha256=manifest_sha256(folder),
+        seq_len=manifest["arguments"]["seq_len"],
+        eos_between_documents=manifest["arguments"]["eos_between_documents"],
+        vocab_size=manifest["tokenizer"]["vocab_size"],
+        eos_token_id=manifest["tokenizer"]["eos_token_id"],
+        tokenizer_sha256=manifest["tokenizer"]["sha256"],
+        counts={split: SplitCounts(**manifest["counts"][split]) for split in SPLITS},
+        baselines=manifest["baselines"],
+        manifest=manifest,
+    )
+
+
+def read_documents(folder: Path) -> Iterator[tuple[int, JsonDict]]:
+    """The list of a split's documents, each with the place of its first token in the split's stream.
+
+    Raises:
+        BadInput: the list is missing, cut off or damaged.
+    """
+    start_token = 0
+    for _, record in json_lines.read(folder / DOCUMENTS):
+        yield start_token, record
+        start_token += record["tokens"]

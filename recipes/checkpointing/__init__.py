@@ -1,0 +1,1 @@
+"""Checkpoints: written whole, read safely, resumed, copied to an object store."""

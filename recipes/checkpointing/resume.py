@@ -1,0 +1,157 @@
+"""Where a run starts: anew, or from a checkpoint that any number of ranks may have written, here or on a remote."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from composer.utils import dist
+
+from data_prep.stage import BadInput, JsonDict, Unavailable, read_manifest
+from recipes.checkpointing.checkpoints import MONOLITH, checkpoint_batch, is_sharded, newest_intact
+from recipes.checkpointing.remote import RemoteRun, checkpoints_in
+from recipes.checkpointing.safe_loading import entries, write_sharded
+from recipes.config.schema import RunConfig, batches_of
+from recipes.dataloading import ledger
+from recipes.distributed.ranks import on_rank_zero
+from recipes.runs.run_folder import CHECKPOINTS, METRICS, RECORD, reached_batch, refuse_difference
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+        load_path: what Trainer loads; None for a run that begins.
+        sharded: whether the run is to be sharded by FSDP, and its checkpoints with it.
+        skipped: positions of the training data that the run leaves out, as `ledger.merge` returns them.
+        copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
+    """
+
+    load_path: str | None
+    sharded: bool
+    skipped: list[ledger.Window] = field(default_factory=list)
+    copy: Path | None = None
+
+    def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
+        """Leave out of what is to be loaded the callbacks that a sharded checkpoint knows nothing of.
+
+        torch refuses to load what a checkpoint does not hold, so a callback could not be added to a run.
+
+        Args:
+            template: what Composer is about to fill from the checkpoint; changed in place.
+        """
+        if not self.sharded or self.load_path is None:
+            return
+        held = entries(Path(self.load_path))
+        callbacks = template["state"]["callbacks"]
+        for name, values in list(callbacks.items()):
+            if any(f"state.callbacks.{name}.{key}" not in held for key in values):
+                del callbacks[name]
+
+    def close(self) -> None:
+        """Remove the copy. All ranks must call it, after they have loaded."""
+        dist.barrier()
+        if self.copy and dist.get_global_rank() == 0:
+            shutil.rmtree(self.copy)
+
+
+def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | None = None) -> Start:
+    """Find the newest intact checkpoint, on rank 0, and tell all ranks.
+
+    A run on several ranks with FSDP is sharded, and so is one that goes on from a sharded checkpoint, on one rank too.
+    One that began unsharded on one rank and goes on with FSDP on several has its checkpoint copied into that layout.
+
+    Where the remote holds a newer checkpoint, or an intact one of the same batch, it is fetched into the folder; if the
+    run has gone on elsewhere, its record and metrics are too.
+
+    Args:
+        folder: the run folder.
+        cfg: the configuration.
+        wanted: the identity that a checkpoint must have, but for `cfg.resume.allow`.
+        remote: the copy of the run folder on an object store.
+
+    Raises:
+        BadInput: no checkpoint is intact, or there is none of a run that must have had one; the newest is of another
+            run, or sharded and the configuration has no FSDP; the ledger is damaged; the remote refuses.
+        Unavailable: the remote does not answer, so it is not known whether there is a checkpoint.
+    """
+
+    def find() -> Start:
+        start = _find(folder, cfg, wanted, remote)
+        windows = [window for entry in ledger.read(folder) for window in entry["windows"]]  # restored by now
+        return replace(start, skipped=ledger.merge(windows))
+
+    return on_rank_zero(find)
+
+
+def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | None) -> Start:
+    checkpoints = folder / CHECKPOINTS
+    try:
+        checkpoint, faults = _newest_with_remote(folder, cfg, wanted, remote) if remote else newest_intact(checkpoints)
+    except Unavailable as error:
+        raise Unavailable(
+            f"{error}\nSo whether there are checkpoints at {remote and remote.url} is not known, and nothing was "
+            "started; the same command later goes on"
+        ) from None
+    for fault in faults:
+        print(f"warning: passed over a checkpoint: {fault}", flush=True)
+    sharded = cfg.fsdp is not None and dist.get_world_size() > 1
+    if checkpoint is None:
+        _refuse_lost_checkpoints(folder, batches_of(cfg.save_interval))
+        if remote:
+            print(f"no checkpoint at {remote.url}: starting anew", flush=True)
+        return Start(None, sharded)
+    identity = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["identity"]
+    refuse_difference(str(checkpoint), identity, wanted, cfg.resume.allow)
+    batch, reached = checkpoint_batch(checkpoint), reached_batch(folder)
+    again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
+    print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
+    if is_sharded(checkpoint):
+        if not cfg.fsdp:
+            raise BadInput(f"{checkpoint} is sharded; it needs the fsdp: section that it was saved with")
+        return Start(str(checkpoint), True)
+    if not sharded:
+        return Start(str(checkpoint / MONOLITH), False)
+    copy = checkpoint.with_name(f"{checkpoint.name}.sharded")
+    shutil.rmtree(copy, ignore_errors=True)
+    write_sharded(checkpoint, copy)
+    return Start(str(copy), True, copy=copy)
+
+
+def _newest_with_remote(
+    folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun
+) -> tuple[Path | None, list[str]]:
+    """`newest_intact` of the folder and the remote together; what is chosen lies in the folder then."""
+
+    def accept(where: str, identity: JsonDict) -> None:
+        refuse_difference(where, identity, wanted, cfg.resume.allow)
+
+    contents = remote.contents()
+    if RECORD in contents:  # before anything is written there or here: the prefix may be another run's
+        accept(remote.url, remote.record()["identity"])
+    remote.check_writable()
+    there = checkpoints_in(contents)
+    if max((checkpoint_batch(name) for name, complete in there.items() if complete), default=-1) > reached_batch(
+        folder
+    ):
+        remote.restore_run_files(folder, contents)  # the folder is new, or the run has gone on elsewhere meanwhile
+    checkpoints = folder / CHECKPOINTS
+    fetch = {name: partial(remote.download, checkpoints / name, contents, accept) for name in there}
+    return newest_intact(checkpoints, fetch)
+
+
+def _refuse_lost_checkpoints(folder: Path, interval_batches: int) -> None:
+    """A batch later than the first that is saved shows that there was a checkpoint, or that it could not be written.
+
+    Unless a loss spike sent the run back to its beginning.
+    """
+    rewound = any(entry["to_batch"] == 0 for entry in ledger.read(folder))
+    if (reached := reached_batch(folder)) > interval_batches and not rewound:
+        raise BadInput(
+            f"{folder / METRICS} says that the run got to batch {reached}, and of its checkpoints none is left. "
+            f"Bring one back, or start anew: give another run_name=…, or remove the folder (rm -r {folder})"
+        )

@@ -1,0 +1,110 @@
+"""What a run left out of its data after loss spikes: `skipped.jsonl` in its folder, one line a rewind.
+
+Each line names a file beside it, `skipped-1.jsonl.zst` and so on, with the ids of the samples and documents.
+
+A window is `(epoch, first, end)`: positions `first` to `end - 1` of that epoch's sample order. Positions are the same
+for any number of ranks, and for any batch size. The loader passes over them, so a run that is resumed, or rewound
+again, never sees them.
+"""
+
+from __future__ import annotations
+
+import bisect
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from data_prep.files import json_lines
+from data_prep.sharding.shard_format import read_documents
+from data_prep.stage import BadInput, JsonDict, write_text
+
+LEDGER, DETAILS = "skipped.jsonl", "skipped-*.jsonl.zst"
+Window = tuple[int, int, int]  # epoch, first position, end
+
+
+def read(folder: Path) -> list[JsonDict]:
+    """The entries of a run's ledger, oldest first; none if it never rewound.
+
+    Raises:
+        BadInput: a line is damaged. To go on without it would train on what was left out.
+    """
+    path = folder / LEDGER
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    entries = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            entry = json.loads(line)
+            entry["windows"] = [(int(epoch), int(first), int(end)) for epoch, first, end in entry["windows"]]
+        except (ValueError, KeyError, TypeError) as error:
+            raise BadInput(
+                f"{path}, line {number}: not an entry of a ledger ({error!r}); restore or remove it"
+            ) from None
+        entries.append(entry)
+    return entries
+
+
+def append(folder: Path, entry: JsonDict, samples: Sequence[int], documents: Sequence[str]) -> None:
+    """Add an entry, and what was left out; the entry is on disk when this returns, whole or not at all."""
+    path = folder / LEDGER
+    before = path.read_text(encoding="utf-8") if path.is_file() else ""
+    details = folder / DETAILS.replace("*", str(before.count("\n") + 1))
+    with json_lines.Writer(details) as writer:
+        for sample in samples:
+            writer.write({"sample": sample})
+        for document in documents:
+            writer.write({"document": document})
+    counts = {"samples": len(samples), "documents": len(documents), "details": details.name}
+    write_text(path, f"{before}{json.dumps({**entry, **counts})}\n")
+
+
+def merge(windows: Iterable[Window]) -> list[Window]:
+    """The same positions as windows that neither overlap nor touch, in order."""
+    merged: list[Window] = []
+    for epoch, first, end in sorted(windows):
+        if merged and merged[-1][0] == epoch and first <= merged[-1][2]:
+            merged[-1] = (epoch, merged[-1][1], max(end, merged[-1][2]))
+        elif first < end:
+            merged.append((epoch, first, end))
+    return merged
+
+
+def position(windows: Sequence[Window], epoch: int, samples: int) -> int:
+    """Where an epoch stands after `samples` were trained on: the position of the next one that is not left out.
+
+    Args:
+        windows: as `merge` returns them.
+        epoch: the epoch, from 0.
+        samples: samples of that epoch, of all ranks, that the run trained on.
+    """
+    at = samples
+    for _, first, end in (window for window in windows if window[0] == epoch):
+        if first > at:
+            break
+        at += end - first
+    return at
+
+
+def is_skipped(windows: Sequence[Window], epoch: int, at: int) -> bool:
+    """Whether a position is left out."""
+    return any(window[0] == epoch and window[1] <= at < window[2] for window in windows)
+
+
+def documents_of(folder: Path, samples: Sequence[int], seq_len: int) -> list[str]:
+    """The ids of the documents of which some token is in some sample; a pass over the split's list of documents.
+
+    Args:
+        folder: the split's, in that of the token shards.
+        samples: ids of samples.
+        seq_len: tokens a sample.
+
+    Raises:
+        BadInput: the list is damaged or missing.
+    """
+    wanted = sorted(samples)
+    found = []
+    for start, record in read_documents(folder):
+        first, last = start // seq_len, (start + record["tokens"] - 1) // seq_len
+        at = bisect.bisect_left(wanted, first)
+        if at < len(wanted) and wanted[at] <= last:
+            found.append(record["id"])
+    return found

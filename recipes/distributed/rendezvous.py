@@ -1,0 +1,197 @@
+"""The ranks of a run meet before anything else: all are there, all are alike, data passes; later, one may be lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import Any
+
+from torch.distributed import DistError, TCPStore
+
+from data_prep.stage import BadInput, JsonDict, difference
+from recipes.runs.exit_codes import BAD_INPUT, GO_ON
+
+NEWS_S = 30.0  # rank 0 says this often for whom it waits
+CHECKS = "MASTER_ADDR (--master_addr), the number of hosts that were started, and that no firewall is between them"
+
+
+def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
+    """Wait for all ranks, and compare what they are. All ranks must call it.
+
+    Args:
+        facts: what must be equal on all ranks, as JSON holds it.
+        timeout_s: the longest that rank 0 waits for the others, and they for rank 0.
+
+    Returns:
+        The store that they met at; torch's process group joins it if it is started while this one is alive. None of a
+        single rank.
+
+    Raises:
+        BadInput: on all ranks that are there: some do not come, or differ.
+        LostPeers: rank 0 has gone meanwhile.
+    """
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    if world_size == 1:
+        return None
+    deadline_s = time.monotonic() + timeout_s
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank != 0:
+        _await_listener(rank, address, port, deadline_s)
+    try:
+        store = TCPStore(
+            address,
+            port,
+            world_size,
+            rank == 0,
+            timedelta(seconds=timeout_s),
+            wait_for_workers=False,
+            multi_tenant=True,
+        )
+        store.set(f"met/{rank}", json.dumps({"host": socket.gethostname(), **facts}))
+        if rank == 0:
+            verdict = _judge(store, world_size, deadline_s)
+            store.set("met/verdict", verdict)
+            read_by_s = time.monotonic() + 5
+            while verdict and store.add("met/read", 0) < world_size - 1 and time.monotonic() < read_by_s:
+                time.sleep(0.05)  # it ends with this process
+        else:
+            while not _holds(store, "met/verdict"):  # not wait(), in which no signal is answered
+                time.sleep(0.1)
+            verdict = store.get("met/verdict").decode()
+            store.add("met/read", 1)
+    except DistError as error:
+        reason = str(error).splitlines()[0]
+        if rank == 0:
+            raise BadInput(f"rank 0 cannot listen at {address}:{port}, or not reach itself there: {reason}") from None
+        raise LostPeers(f"rank {rank}: rank 0 at {address}:{port} was there and is gone ({reason}); {GO_ON}") from None
+    if verdict:
+        raise BadInput(verdict)
+    return store
+
+
+def _await_listener(rank: int, address: str, port: int, deadline_s: float) -> None:
+    """Wait until somebody listens there."""
+    start_s = time.monotonic()
+    while True:
+        try:
+            return socket.create_connection((address, port), timeout=5).close()
+        except OSError as error:
+            if time.monotonic() > deadline_s:
+                raise BadInput(
+                    f"rank {rank} on {socket.gethostname()} cannot reach rank 0 at {address}:{port} since "
+                    f"{time.monotonic() - start_s:.0f} s: {error.strerror or error}. Look whether rank 0 has said why; "
+                    f"check {CHECKS}"
+                ) from None
+        time.sleep(0.5)
+
+
+def _judge(store: TCPStore, world_size: int, deadline_s: float) -> str:
+    """What is wrong with the ranks; nothing if all are there and alike."""
+    start_s = news_s = time.monotonic()
+    while missing := [rank for rank in range(world_size) if not _holds(store, f"met/{rank}")]:
+        now_s = time.monotonic()
+        if now_s > deadline_s:
+            return (
+                f"{_name(missing)} of {world_size} did not come to rank 0 on {socket.gethostname()} in "
+                f"{now_s - start_s:.0f} s. Look whether they have said why; check {CHECKS}"
+            )
+        if now_s > news_s + NEWS_S:
+            news_s = now_s
+            print(f"waiting for {_name(missing)} of {world_size}", flush=True)
+        time.sleep(0.1)
+    first, *others = (json.loads(store.get(f"met/{rank}")) for rank in range(world_size))
+    here = first.pop("host")
+    found: dict[str, list[int]] = {}
+    hosts: dict[int, str] = {}
+    for rank, facts in enumerate(others, 1):
+        hosts[rank] = facts.pop("host")
+        if lines := difference(first, facts):
+            found.setdefault("\n  ".join(lines), []).append(rank)
+    if not found:
+        return ""
+    told = [
+        f"rank 0 on {here} -> {_name(ranks)} on {', '.join(sorted({hosts[rank] for rank in ranks}))}:\n  {lines}"
+        for lines, ranks in found.items()
+    ]
+    return (
+        "the ranks would not compute the same run:\n" + "\n".join(told) + "\n"
+        "Start all of them from the same checkout and environment, with the same command"
+    )
+
+
+def _holds(store: Any, key: str) -> bool:
+    return store.check([key])  # which torch's stubs lack
+
+
+def _name(ranks: Sequence[int]) -> str:
+    """`rank 3`, `ranks 3, 4`, `ranks 3, …, 15 (13)`."""
+    if len(ranks) > 4:
+        return f"ranks {ranks[0]}, …, {ranks[-1]} ({len(ranks)})"
+    return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
+
+
+class LostPeers(Exception):
+    """Another rank has gone, or the network to it."""
+
+
+@contextmanager
+def peers_may_be_lost() -> Iterator[None]:
+    """Say so, in place of what gloo and NCCL say.
+
+    Raises:
+        LostPeers: a collective failed.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _of_the_network(error):
+            raise
+        raise LostPeers(
+            f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: another rank has gone, or the network to "
+            f"it: {str(error).splitlines()[0]}. The first that ended says why; {GO_ON}"
+        ) from None
+
+
+def _of_the_network(error: RuntimeError) -> bool:
+    return isinstance(error, DistError) or "gloo" in str(error)
+
+
+@contextmanager
+def data_must_pass(timeout_s: float) -> Iterator[None]:
+    """Watch over the first that ranks send each other.
+
+    gloo and NCCL open ports of their own, which a firewall or a wrong interface may close where the store is reached.
+
+    Raises:
+        BadInput: it fails. If it takes longer than `timeout_s`, the process ends with the same message and BAD_INPUT.
+    """
+
+    def message(reason: str) -> str:
+        return (
+            f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()} has met the others and no data passes "
+            f"between them: {reason}. The hosts must reach each other on all ports; if they have several networks, "
+            "name the one to use with NCCL_SOCKET_IFNAME or, on CPUs, GLOO_SOCKET_IFNAME"
+        )
+
+    def leave() -> None:
+        print(f"error: {message(f'nothing in {timeout_s:.0f} s')}", file=sys.stderr, flush=True)
+        os._exit(BAD_INPUT)
+
+    watch = threading.Timer(timeout_s, leave)
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    except RuntimeError as error:
+        if not _of_the_network(error):
+            raise
+        raise BadInput(message(str(error).splitlines()[0])) from None
+    finally:
+        watch.cancel()

@@ -1,0 +1,1 @@
+"""Scores of a model on question sets, perplexity, and contamination of its training text."""

@@ -1,0 +1,1 @@
+"""Text that a model writes: a list of prompts, a terminal, a web page."""

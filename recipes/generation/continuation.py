@@ -1,0 +1,195 @@
+"""What a model writes after a prompt, in pieces, and the settings of it: for a list of prompts, a terminal, a page.
+
+A model that was fine-tuned on pairs reads the prompt as a source and writes its target.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_prep.stage import BadInput, JsonDict, read_json
+from recipes.modeling.pretrained import TASK
+
+NOTICE = (
+    "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
+    "of medical results."
+)
+PROMPTS = (
+    "Photosynthesis is the process by which",
+    "The patient was treated with",
+    "In this study, we investigated the role of thrombin in",
+)
+# Below this, the likeliest token is all that is ever drawn, and logits that are divided by it could overflow.
+GREEDY_TEMPERATURE = 1e-6
+CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A number that decides what is written; whole if its default is whole."""
+
+    name: str
+    default: float
+    low: float
+    high: float
+    help: str
+
+    @property
+    def words(self) -> str:
+        """The name as users type it."""
+        return self.name.replace("_", "-")
+
+    def read(self, value: object) -> float:
+        """The value as a number, from text or from a number.
+
+        Raises:
+            BadInput: it is not a number, not a whole one where it must be, or out of range.
+        """
+        kind: Any = type(self.default)
+        try:
+            number: float = kind(value)
+        except (TypeError, ValueError, OverflowError):
+            raise BadInput(f"{self.words} {value!r} is not a {'whole ' if kind is int else ''}number") from None
+        if not self.low <= number <= self.high:
+            raise BadInput(f"{self.words} {number} is out of range ({self.low} to {self.high})")
+        return number
+
+
+SETTINGS = (
+    Setting("max_new_tokens", 100, 1, 100_000, "tokens to write at most"),
+    Setting("temperature", 0.8, 0, 10, "0 takes the likeliest token"),
+    Setting("top_p", 0.95, 0.01, 1, "share of the probability to draw from"),
+    Setting("top_k", 50, 0, 100_000, "likeliest tokens to draw from; 0: all"),
+    Setting("repetition_penalty", 1.0, 0.1, 10, "above 1 repeats less"),
+    Setting("seed", 17, 0, 2**32 - 1, "the same seed draws the same text"),
+)
+
+
+def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
+    """The model of an exported or fine-tuned folder, in evaluation mode, and its tokenizer.
+
+    The tokenizer of a model that was fine-tuned on pairs ends each prompt with the token that starts a target.
+
+    Raises:
+        BadInput: the folder is not a causal language model, it was fine-tuned to answer without writing, or its
+            attention is scaled by layer, which transformers' fast attention ignores without a word
+            (huggingface/transformers#44380).
+    """
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"--model {folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one")
+    if read_json(folder / "config.json").get("scale_attn_by_inverse_layer_idx"):
+        raise BadInput(
+            f"{folder} has attention scaled by layer, which transformers computes wrongly under its default attention; "
+            f"mend it first: python recipes/export.py --checkpoint {folder} --out {folder}-fixed"
+        )
+    task: JsonDict = read_json(folder / TASK) if (folder / TASK).is_file() else {}
+    if task and task["kind"] != "pairs":
+        raise BadInput(
+            f"--model {folder} was fine-tuned on {task['task']} ({task['kind']}): it chooses among answers and writes "
+            "no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds together"
+        )
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"--model {folder} cannot be loaded: {error}") from None
+    if task:
+        from tokenizers.processors import TemplateProcessing
+
+        from recipes.finetuning.examples import START
+
+        start = (START, tokenizer.convert_tokens_to_ids(START))
+        template: Any = TemplateProcessing
+        tokenizer.backend_tokenizer.post_processor = template(single=f"$A {START}", special_tokens=[start])
+        tokenizer.model_max_length = task["seq_len"]  # no longer sequence was trained on
+    try:
+        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
+    except RuntimeError as error:
+        raise BadInput(f"--device {device}: {str(error).splitlines()[0]}") from None
+
+
+class Continuation:
+    """What a model writes after one prompt; iterate over it for the text in pieces, as they are written.
+
+    Leaving the loop, Ctrl-C included, ends the writing with the token that is being computed.
+
+    Args:
+        model: from `load_model`.
+        tokenizer: from `load_model`.
+        prompt: the text to continue.
+        settings: a value for each of `SETTINGS`.
+
+    Attributes:
+        tokens: how many were written, when the loop has come to its end.
+        stopped: whether the model ended the text itself.
+
+    Raises:
+        BadInput: the prompt is empty or leaves no room in the context.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> None:
+        self.tokens = 0
+        self.stopped = False
+        self._model, self._tokenizer, self._settings = model, tokenizer, settings
+        if not prompt:
+            raise BadInput("the prompt is empty")
+        self._inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
+        n_prompt = self._inputs["input_ids"].shape[1]
+        context = min(model.config.n_positions, tokenizer.model_max_length)
+        if n_prompt >= context:
+            raise BadInput(f"the prompt has {n_prompt} tokens; the model's context holds {context}")
+        self._n_new = min(settings["max_new_tokens"], context - n_prompt)
+
+    def __iter__(self) -> Iterator[str]:
+        from transformers import TextIteratorStreamer
+
+        # No clean-up: it takes out spaces before punctuation, which a byte-level tokenizer means.
+        streamer: Any = TextIteratorStreamer(
+            self._tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        left = threading.Event()
+        with ThreadPoolExecutor(1, "continuation") as pool:
+            writing = pool.submit(self._write, streamer, left)
+            writing.add_done_callback(lambda _: streamer.text_queue.put(streamer.stop_signal))  # after a failure, too
+            try:
+                yield from filter(None, streamer)
+            finally:
+                left.set()
+        ids = writing.result()
+        self.tokens = len(ids)
+        self.stopped = bool(ids) and ids[-1] == self._tokenizer.eos_token_id
+
+    def _write(self, streamer: Any, left: threading.Event) -> list[int]:
+        import torch
+
+        torch.manual_seed(self._settings["seed"])
+        sampling: JsonDict = {"do_sample": False}
+        if self._settings["temperature"] > GREEDY_TEMPERATURE:
+            sampling = {"do_sample": True, **{name: self._settings[name] for name in ("temperature", "top_p", "top_k")}}
+        eos = self._tokenizer.eos_token_id
+        ids = self._model.generate(
+            **self._inputs,
+            **sampling,
+            max_new_tokens=self._n_new,
+            repetition_penalty=self._settings["repetition_penalty"],
+            num_beams=1,
+            eos_token_id=eos,
+            pad_token_id=eos,
+            use_cache=True,
+            streamer=streamer,
+            stopping_criteria=[lambda ids, scores, **_: torch.full((len(ids),), left.is_set(), device=ids.device)],
+        )
+        return ids[0, self._inputs["input_ids"].shape[1] :].tolist()
+
+
+def printable(text: str) -> str:
+    """Text that a terminal shows and does not obey: a model can write escape sequences."""
+    return text.translate(CONTROL)

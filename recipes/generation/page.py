@@ -1,0 +1,132 @@
+"""A page for trying models, on this machine: Gradio, with nothing asked of any other host."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from data_prep.stage import BadInput, JsonDict
+from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+
+THIS_MACHINE = ("127.0.0.1", "localhost")
+# The notice stays in sight wherever one scrolls, on a phone too; messages of Gradio come in at the top.
+CSS = """
+#notice { position: fixed; bottom: 0; left: 0; right: 0; z-index: 100; margin: 0; padding: .6rem 1rem;
+          text-align: center; background: #fdf3d7; color: #4a3500; border-top: 1px solid #e3c876; }
+#notice * { margin: 0; color: inherit; }
+.gradio-container { max-width: 60rem !important; margin: auto !important; padding-bottom: 6rem !important; }
+#examples { flex-wrap: wrap; gap: .5rem; }
+#examples button { flex: 0 1 auto; width: auto; font-weight: normal; }
+#settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
+"""
+
+
+def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host: str, port: int) -> None:
+    """Load the models and serve the page until Ctrl-C.
+
+    Args:
+        folders: one model each; with several the page has a choice.
+        device: torch's name of it; None: a GPU if there is one.
+        settings: to begin with.
+        host: the address to listen on.
+        port: the port to listen on.
+
+    Raises:
+        BadInput: Gradio is not installed, a model cannot be loaded, or the port is taken.
+    """
+    try:
+        socket.create_server((host, port)).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--host {host} --port {port} cannot be listened on: {error}") from None
+    # Gradio reads the first when it is imported, and asks its own server whether it is up, which a proxy cannot know.
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), *THIS_MACHINE)))
+    try:
+        import gradio as gr
+    except ModuleNotFoundError as error:
+        raise BadInput(f"the page needs {error.name}: .venv/bin/pip install -e '.[web]'") from None
+
+    warnings.filterwarnings("ignore", module=r"gradio\.")  # of its own code's age, in the user's terminal
+    theme = gr.themes.Default(font="system-ui", font_mono="monospace").set(block_info_text_color="*neutral_500")
+    page = build({str(folder): load_model(folder, device) for folder in folders}, settings)
+    if host not in THIS_MACHINE:
+        print(
+            f"warning: --host {host}: whoever reaches port {port} of this machine can use the page, without a password",
+            file=sys.stderr,
+        )
+    page.queue().launch(
+        server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,
+        footer_links=[], enable_monitoring=False, theme=theme, css=CSS,
+    )  # fmt: skip
+    print(f"the page is at http://{host}:{port}; Ctrl-C ends it\nnote: {NOTICE}", flush=True)
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        page.close(verbose=False)
+
+
+def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
+    """The page, a `gradio.Blocks`.
+
+    Args:
+        models: name -> what `load_model` gives.
+        settings: to begin with.
+    """
+    import gradio as gr
+
+    def write(name: str, prompt: str, *values: float) -> Iterator[str]:
+        try:
+            chosen = {s.name: s.read(value) for s, value in zip(SETTINGS, values, strict=True)}
+            continuation = Continuation(*models[name], prompt, chosen)
+        except BadInput as error:
+            raise gr.Error(str(error), print_exception=False) from None
+        text = prompt
+        for piece in continuation:
+            text += printable(piece)
+            yield signed(text)
+        yield signed(text if continuation.stopped else f"{text} …")
+
+    with gr.Blocks(title="Text of a language model", analytics_enabled=False) as page:
+        gr.HTML(f"<p role='note'>{NOTICE}</p>", elem_id="notice")
+        first = next(iter(models))
+        model = gr.Dropdown(list(models), value=first, label="Model", interactive=len(models) > 1, elem_id="model")
+        prompt = gr.Textbox(label="Beginning of a text", lines=4, elem_id="prompt")
+        with gr.Row(elem_id="examples"):
+            for example in PROMPTS:
+                button = gr.Button(example, size="sm")
+                button.click(None, outputs=prompt, js=f"() => {json.dumps(example)}", api_visibility="private")
+        with gr.Row():
+            go = gr.Button("Write", variant="primary", min_width=80)
+            stop, another = (gr.Button(what, min_width=80) for what in ("Stop", "Another"))
+        text = gr.Textbox(label="Text", lines=10, max_lines=40, buttons=["copy"], interactive=False, elem_id="text")
+        with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
+            numbers = [
+                gr.Number(
+                    settings[s.name], label=s.words, info=s.help, minimum=s.low, maximum=s.high,
+                    precision=0 if isinstance(s.default, int) else None,
+                )
+                for s in SETTINGS
+            ]  # fmt: skip
+        seed = numbers[[s.name for s in SETTINGS].index("seed")]
+        call: JsonDict = {
+            "fn": write, "inputs": [model, prompt, *numbers], "outputs": text, "concurrency_id": "model",
+            "api_visibility": "private", "show_progress": "minimal",
+        }  # fmt: skip
+        written = go.click(**call)
+        again = another.click(lambda n: n + 1, seed, seed, api_visibility="private").then(**call)
+        stop.click(None, cancels=[written, again], api_visibility="private")
+    return page
+
+
+def signed(text: str) -> str:
+    """Text with the notice below, so that no copy of it goes without."""
+    return f"{text}\n\n[{NOTICE}]"

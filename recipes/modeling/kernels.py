@@ -1,0 +1,76 @@
+"""Faster ways to compute the same model. recipes/head.py has the loss; the gate of recipes/attention.py compares what
+trains with transformers' own attention, whatever is chosen here.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch._dynamo
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from transformers import GPT2LMHeadModel
+
+from data_prep.stage import BadInput
+from recipes.config.schema import KernelsConfig
+
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
+
+
+def fuse_gelu(model: GPT2LMHeadModel) -> None:
+    """Compute gelu_new, which transformers writes as eight operations, in one.
+
+    The configuration still says gelu_new: it is the same function (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+    """
+    blocks: Any = model.transformer.h
+    for block in blocks:
+        block.mlp.act = nn.GELU(approximate="tanh")
+
+
+def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
+    """Compile each block's forward pass, all from the same code; to be called before the model is sharded.
+
+    Not the whole model through Composer's `compile_config`: that unrolls all layers into one graph, takes as many times
+    longer, and FSDP's hooks cut it at every block all the same. Attention stays out (ScaledGPT2Attention): its scale is
+    another number in each layer, and would be compiled again for each.
+
+    Args:
+        model: its blocks' names, weights and checkpoints stay as they are.
+        cache: folder of compiled code, unless TORCHINDUCTOR_CACHE_DIR names another.
+    """
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
+    # By default torch goes on, uncompiled and with a line of log at most, when it has compiled a function too often.
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    for block in model.transformer.h:
+        block.forward = torch.compile(block.forward)
+
+
+@contextmanager
+def attention_backend(kernels: KernelsConfig) -> Iterator[None]:
+    """Within it, scaled_dot_product_attention has one kernel to choose from.
+
+    Raises:
+        BadInput: it cannot run here.
+    """
+    if kernels.sdpa_backend is None:
+        yield
+        return
+    context: Any = sdpa_kernel(BACKENDS[kernels.sdpa_backend])
+    try:
+        with context:
+            yield
+    except RuntimeError as error:
+        if "No viable backend" not in str(error):
+            raise
+        raise BadInput(
+            f"kernels.sdpa_backend = {kernels.sdpa_backend!r}, which this device and precision do not have; say null"
+        ) from None

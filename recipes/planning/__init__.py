@@ -1,0 +1,1 @@
+"""What a run does and takes, worked out before it starts; no torch."""

@@ -1,0 +1,1 @@
+"""Scores with bootstrap intervals, and tables beside published numbers."""

@@ -1,0 +1,1 @@
+"""The Trainer of every run: optimizer, schedule, callbacks, loggers."""

@@ -1,0 +1,1 @@
+"""Runs that prepare a run: the scaling ladder and preflight's rehearsal."""
