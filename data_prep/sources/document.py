@@ -1,0 +1,98 @@
+"""Sources of text. Each is a small class of settings that finds its files and reads one of them as entries."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from data_prep.files.inputs import Input, Stream
+
+# The names by which The Pile called the two sets, so that corpora of every source can be compared.
+ABSTRACTS = "PubMed Abstracts"
+ARTICLES = "PubMed Central"
+
+MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One document.
+
+    Attributes:
+        id: `pmid:…`, `pmcid:PMC…`, `pile:…`, or a source's own; unique in a corpus.
+        text: normalised text, never empty.
+        source: `ABSTRACTS`, `ARTICLES`, or another set's name.
+        license: an SPDX-like code such as `CC BY`, None where unknown.
+        date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09`; None where unknown.
+        pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. It is not written into
+            the corpus.
+    """
+
+    id: str
+    text: str
+    source: str
+    license: str | None
+    date: str | None
+    pmid: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """An entry that gives no document, by a rule; with an id it also takes the place of older entries of that id."""
+
+    reason: str
+    id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """An entry that cannot be read: where in its file (`line 7`), and what is wrong with it."""
+
+    place: str
+    problem: str
+
+
+Entry = Document | Dropped | Bad
+
+
+class Source(Protocol):
+    """What a class of this package offers to the corpus stage; it is a frozen dataclass, its fields are switches."""
+
+    newest_wins: ClassVar[bool]
+    """A later entry of an id replaces the earlier ones; if not, an id with two texts is an error."""
+
+    def find(self, patterns: Sequence[str]) -> list[Input]:
+        """The files to read, in the order in which their entries count.
+
+        Raises:
+            BadInput: there are none, or they are not this source's.
+        """
+        ...
+
+    def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
+        """The entries of one file, in its order, a few at a time in memory.
+
+        Raises:
+            BadInput: the file cannot be read to its end.
+        """
+        ...
+
+
+def fold(text: str) -> str:
+    """All white space, Unicode's too, to single spaces, none at the ends."""
+    return " ".join(text.split())
+
+
+def iso_date(year: str | None, month: str | None, day: str | None) -> str | None:
+    """An ISO 8601 date as exact as its parts allow; `month` is a number or an English name, a season counts as none."""
+    if not year or not (year := year.strip()).isdecimal() or len(year) != 4:
+        return None
+    month = (month or "").strip().lower()
+    number = MONTHS.index(month[:3]) + 1 if month[:3] in MONTHS else int(month) if month.isdecimal() else 0
+    if not 1 <= number <= 12:
+        return year
+    day = (day or "").strip()
+    if not day.isdecimal() or not 1 <= int(day) <= 31:
+        return f"{year}-{number:02}"
+    return f"{year}-{number:02}-{int(day):02}"
