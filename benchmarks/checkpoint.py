@@ -30,11 +30,12 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, launched, machine, measured, result_of, say_result
-from data_prep.stage import BadInput, run
+from data_prep.common.errors import BadInput, run
 from recipes.checkpointing.checkpoints import MONOLITH, complete_checkpoints
-from recipes.config.schema import TrainConfig, load_config
-from recipes.plan import check_shards, make_plan
-from recipes.runs.run_folder import CHECKPOINTS
+from recipes.config.loading import load_config
+from recipes.config.schema import TrainConfig
+from recipes.planning.run_plan import check_shards, make_plan
+from recipes.runs.names import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERVAL = 2  # batches between two saves
@@ -57,10 +58,10 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
     from composer import Callback, Logger, State
     from composer.utils import checkpoint as composer_checkpoint
 
-    import recipes.train
-    from callbacks import CheckpointWriter, checkpoint_writer
+    from callbacks import checkpoint_writer
+    from callbacks.checkpoint_writer import CheckpointWriter
     from recipes.checkpointing import checkpoints, resume
-    from recipes.training import trainer
+    from recipes.training import pretraining, trainer
 
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     shards = check_shards(cfg)
@@ -105,7 +106,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
         suppress(Enough),
     ):
         trainer.connect(cfg)
-        recipes.train.fit(cfg, plan, shards, [Watch()])
+        pretraining.fit(cfg, plan, shards, [Watch()])
     if rank == 0:
         say_result({"saves": found, "parameters": plan.parameters, **phases.spent_s})
 

@@ -38,12 +38,15 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Run, machine, measured
-from data_prep import corpus, shards
+from data_prep.common.errors import BadInput, run
+from data_prep.common.manifest import read_manifest
 from data_prep.files import inputs
-from data_prep.sharding.shard_format import SPLITS
-from data_prep.sources import Document, Dropped, Entry, fold, pmc, sample
+from data_prep.filtering import corpus_format
+from data_prep.sharding.build import COMPRESSION
+from data_prep.sharding.shard_format import SPLITS, STAGE
+from data_prep.sources import pmc, sample
+from data_prep.sources.document import Document, Dropped, Entry, fold
 from data_prep.sources.medline import Medline
-from data_prep.stage import BadInput, read_manifest, run
 from data_prep.tokenizing.encoder import ENCODERS, Encoder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,7 +79,7 @@ with open(sys.argv[2], "w") as file:
 """
 OURS_PARSE = """
 import sys, time
-from data_prep import inputs
+from data_prep.files import inputs
 from data_prep.sources.medline import Medline
 source = Medline()
 start = time.process_time()
@@ -464,7 +467,7 @@ def folder_bytes(folder: Path) -> int:
 
 def our_tokens(folder: Path) -> int:
     """All tokens of a shards folder, the last partial samples too."""
-    counts = read_manifest(folder, shards.STAGE, "make shards")["counts"].values()
+    counts = read_manifest(folder, STAGE, "make shards")["counts"].values()
     return sum(split["tokens"] + split["dropped_tokens"] for split in counts)
 
 
@@ -524,7 +527,7 @@ def bound(work: Path, tokenizer: Path, found: Mapping[tuple[str, int], Speed]) -
 def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
     """Seconds of each part, and bytes of tokens a byte of text."""
     start_s = time.process_time()
-    texts = [d.text for split in SPLITS for d in corpus.read_documents(work / "full/corpus", split)]
+    texts = [d.text for split in SPLITS for d in corpus_format.read_documents(work / "full/corpus", split)]
     parts = {"reading: JSON, zstd, SHA-256": time.process_time() - start_s}
     encoder = Encoder(tokenizer, ENCODERS[0])
     encoder.encode(texts[:1])
@@ -533,7 +536,7 @@ def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
     ids = np.concatenate([encoder.encode(group).ids.astype(np.uint16) for group in groups])
     parts[f"encoding, {ENCODERS[0]}, each piece's bytes counted"] = time.process_time() - start_s
     content = ids.tobytes()
-    level = int((shards.COMPRESSION["zstd"] or "zstd:0").split(":")[1])
+    level = int((COMPRESSION["zstd"] or "zstd:0").split(":")[1])
     start_s = time.process_time()
     for i in range(0, len(content), SHARD_BYTES):
         zstandard.ZstdCompressor(level=level).compress(content[i : i + SHARD_BYTES])
@@ -619,7 +622,7 @@ def prepare(work: Path) -> tuple[list[str], Path]:
     ):
         measured(command, 1, OURS_ENVIRONMENT)
     return [
-        d.text for split in corpus.SPLITS for d in corpus.read_documents(work / "sample", split)
+        d.text for split in corpus_format.SPLITS for d in corpus_format.read_documents(work / "sample", split)
     ], work / "tokenizer"
 
 

@@ -39,6 +39,7 @@ from streaming import StreamingDataLoader, StreamingDataset
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import machine
+from data_prep.common.errors import BadInput, run
 from data_prep.sharding.shard_format import (
     COLUMN,
     ShardsInfo,
@@ -49,10 +50,11 @@ from data_prep.sharding.shard_format import (
     read_shards_info,
     token_dtype,
 )
-from data_prep.stage import BadInput, run
-from recipes.dataloading import data
-from recipes.dataloading.data import TokenShards, TokenStream, collate, registering
+from recipes.dataloading import loader
+from recipes.dataloading.loader import collate
 from recipes.dataloading.shard_reader import TokenShard
+from recipes.dataloading.shared_memory import registering
+from recipes.dataloading.token_dataset import TokenShards, TokenStream
 
 VOCAB_SIZE, SEQ_LEN, SHARD_SAMPLES = 28_896, 1024, 256
 ORDER: dict[str, Any] = {"shuffle": True, "shuffle_seed": 17, "num_canonical_nodes": 1, "batch_size": 8}
@@ -171,7 +173,7 @@ def shares(info: ShardsInfo, limit_samples: int) -> tuple[float, dict[str, float
     with ExitStack() as stack:
         for owner, name, part in parts:
             stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
-        stack.enter_context(patch.object(sys.modules[__name__], "collate", timed("batches of int64", data.collate)))
+        stack.enter_context(patch.object(sys.modules[__name__], "collate", timed("batches of int64", loader.collate)))
         begin_s = time.perf_counter()
         for _ in zip(range(limit_samples // ORDER["batch_size"]), loader_of(dataset, 0), strict=False):
             pass

@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 
 POLL_S = 0.1
 RESULT = "measured: "  # begins the line of a result

@@ -31,9 +31,9 @@ from unittest.mock import patch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, machine, measured, result_of, say_result
-from data_prep.stage import BadInput, run
-from recipes.config.schema import load_config
-from recipes.plan import check_shards, make_plan
+from data_prep.common.errors import BadInput, run
+from recipes.config.loading import load_config
+from recipes.planning.run_plan import check_shards, make_plan
 
 LAUNCHER = "import composer.cli.launcher"
 
@@ -48,15 +48,14 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         return cfg, check_shards(cfg)
 
     timed("import torch", import_module)("torch")
-    for name in ("recipes.dataloading.data", "recipes.modeling.model", "recipes.training.trainer"):
+    for name in ("recipes.dataloading.loader", "recipes.modeling.model", "recipes.training.trainer"):
         timed("import Composer, Streaming, transformers", import_module)(name)
     from composer import Callback, Logger, State, Trainer
 
-    import recipes.train
-    from callbacks import ParityGate
-    from recipes.dataloading import data
+    from callbacks.parity_gate import ParityGate
+    from recipes.dataloading import loader
     from recipes.modeling.model import BioMedLM
-    from recipes.training import trainer
+    from recipes.training import pretraining, trainer
 
     class FirstBatch(Callback):
         def batch_end(self, state: State, logger: Logger) -> None:
@@ -68,13 +67,13 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
     timed("join the ranks", trainer.connect)(cfg)
     with (
         patch.object(BioMedLM, "__init__", timed("draw the weights", BioMedLM.__init__)),
-        patch.object(data, "build_dataloader", timed("open the shards", data.build_dataloader)),
+        patch.object(loader, "build_dataloader", timed("open the shards", loader.build_dataloader)),
         patch.object(Trainer, "__init__", timed("Composer's Trainer", Trainer.__init__)),
         patch.object(ParityGate, "fit_start", timed("attention gate", ParityGate.fit_start)),
         patch.object(Trainer, "_train_loop", timed("first batch, loader processes", Trainer._train_loop)),
         suppress(Enough),
     ):
-        timed("callbacks, loggers, all else", recipes.train.fit)(cfg, plan, shards, [FirstBatch()])
+        timed("callbacks, loggers, all else", pretraining.fit)(cfg, plan, shards, [FirstBatch()])
     say_result(phases.spent_s)
 
 

@@ -49,10 +49,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import launched, machine, measured, result_of, say_result
-from data_prep.stage import BadInput, run
-from recipes.config.schema import TrainConfig, load_config
-from recipes.plan import Plan, check_shards, make_plan
+from data_prep.common.errors import BadInput, run
+from recipes.config.loading import load_config
+from recipes.config.schema import TrainConfig
 from recipes.planning.hardware import CUDA_NAMES, GPUS
+from recipes.planning.run_plan import Plan, check_shards, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
 PRESETS = {
@@ -103,7 +104,7 @@ def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) ->
     """As `composer recipes/train.py` runs it."""
     from composer import Callback, Logger, State
 
-    from recipes.train import fit
+    from recipes.training.pretraining import fit
     from recipes.training.trainer import connect
 
     times = Times()
@@ -120,7 +121,7 @@ def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) ->
 
 def batches_of_tokens(cfg: TrainConfig) -> Iterator[Any]:
     """The batches of the run, pass after pass."""
-    from recipes.dataloading.data import build_dataloader
+    from recipes.dataloading.loader import build_dataloader
 
     loader = build_dataloader(cfg, "train", 1)
     while True:

@@ -9,7 +9,7 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks.rank_sums import RankSums
-from recipes.runs.exit_codes import BAD_NUMBERS
+from data_prep.common.exit_codes import BAD_NUMBERS
 
 
 class BadNumbers(SystemExit):

@@ -12,7 +12,8 @@ from composer import Callback, Logger, State
 from composer.utils import dist
 
 from callbacks.checkpoint_writer import CheckpointWriter
-from recipes.runs.exit_codes import PREEMPTED, PREEMPTION_SIGNALS
+from data_prep.common.exit_codes import PREEMPTED
+from recipes.runs.signals import PREEMPTION_SIGNALS
 
 # A launcher forwards what Slurm has sent to its ranks already: signals this close together are one.
 SAME_SIGNAL_S = 3.0

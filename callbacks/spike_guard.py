@@ -14,12 +14,12 @@ from composer.utils import dist
 from torch.utils.data import DataLoader
 
 from callbacks.checkpoint_writer import CheckpointWriter
+from data_prep.common.exit_codes import BAD_NUMBERS
+from data_prep.common.files import JsonDict
 from data_prep.sharding.shard_format import DOCUMENTS
-from data_prep.stage import JsonDict
 from recipes.dataloading import ledger
-from recipes.dataloading.data import TokenShards
+from recipes.dataloading.token_dataset import TokenShards
 from recipes.distributed.ranks import on_rank_zero
-from recipes.runs.exit_codes import BAD_NUMBERS
 
 TRAIN_LOSS = "loss/train/total"
 # Of a normal distribution, the standard deviation is this many median absolute deviations.

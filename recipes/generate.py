@@ -13,52 +13,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from data_prep.stage import MANIFEST, BadInput, JsonDict, manifest_sha256, read_json, run, write_json
-from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
-
-
-def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:
-    """Continue one prompt to the end; the arguments are `Continuation`'s.
-
-    Returns:
-        `prompt`, `text` (the continuation), `tokens`, `stopped` (whether the model ended the text itself).
-
-    Raises:
-        BadInput: the prompt is empty or leaves no room in the context.
-    """
-    continuation = Continuation(model, tokenizer, prompt, settings)
-    text = "".join(continuation)
-    return {"prompt": prompt, "text": text, "tokens": continuation.tokens, "stopped": continuation.stopped}
-
-
-def sample(folder: Path, device: str | None, prompts: Sequence[str], settings: JsonDict, out: Path | None) -> None:
-    """Continue prompts and print them; with `out`, keep them, and do nothing if they are there already.
-
-    Raises:
-        BadInput: the model cannot be loaded, or a prompt cannot be continued.
-    """
-    has_manifest = (folder / MANIFEST).is_file()
-    request = {"model": manifest_sha256(folder) if has_manifest else None, "settings": settings, "prompts": prompts}
-    if out and has_manifest and out.is_file():
-        written = read_json(out)
-        if written.get("request") == request:
-            print(f"{out} is up to date")
-            return
-
-    model, tokenizer = load_model(folder, device)
-    print(f"note: {NOTICE}", file=sys.stderr)
-    samples = []
-    for prompt in prompts:
-        written = generate(model, tokenizer, prompt, settings)
-        samples.append(written)
-        print(f"\n[{prompt}]{printable(written['text'])}{'' if written['stopped'] else ' …'}")
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, {"request": request, "samples": samples, "notice": NOTICE})
+from data_prep.common.errors import BadInput, run
+from data_prep.common.files import JsonDict
+from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, load_model
+from recipes.generation.samples import sample
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -8,157 +8,17 @@ python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from data_prep.sharding.shard_format import ShardsInfo
-from data_prep.stage import MANIFEST, run
-from recipes.config.schema import TrainConfig, batches_of, check_account, load_config, parse_run, to_yaml
-from recipes.distributed.hang_detector import watching_the_start
-from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
-from recipes.runs import run_folder
-from recipes.runs.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
-
-if TYPE_CHECKING:
-    from composer import Callback, Trainer
-
-
-def main(cfg: TrainConfig) -> Trainer | None:
-    """Train `cfg`; the Trainer, or None if its run folder already holds the finished run.
-
-    Raises:
-        BadInput: the shards, tokenizer or run folder do not fit the configuration, or W&B has no key.
-        Unavailable: the remote of its checkpoints does not answer.
-    """
-    check_account(cfg)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if cfg.data.remote:
-        from recipes.dataloading.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
-
-        fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
-    shards = check_shards(cfg)
-    plan = make_plan(cfg, world_size, shards, ranks_per_node())
-    folder = Path(cfg.run_dir)
-    if rank == 0:
-        print(format_plan(plan, cfg), flush=True)
-    record = run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards), cfg.resume.allow)
-    if record and record["finished"]:
-        print(f"{folder} is finished: nothing to do")
-        return None
-    run_folder.check_space(folder, plan)
-    from recipes.training.trainer import connect, give_memory_back
-
-    connect(cfg)
-    watching = partial(watching_the_start, folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
-    with watching(), run_folder.held_by_rank_zero(folder):
-        while True:
-            with watching():
-                trainer = fit(cfg, plan, shards)
-            if trainer:
-                return trainer
-            # The loss spiked: again, from before it, around its data.
-            leave_at_once_when_preempted()  # nothing is to be saved before the next fit
-            give_memory_back()  # the model's and its optimizer's; the loaders' workers end
-
-
-def ranks_per_node() -> int:
-    """Ranks on a node: the launcher's number if it started several nodes, else as many as a node usually holds."""
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    several = local_world_size < int(os.environ.get("WORLD_SIZE", "1"))
-    return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
-
-
-def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Callback] = ()) -> Trainer | None:
-    """Assemble model, data and schedule; run; return the Trainer.
-
-    Args:
-        cfg: the configuration.
-        plan: made of it.
-        shards: what it trains on.
-        watching: callbacks beside those that the configuration asks for.
-
-    Returns:
-        None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
-    """
-    # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
-    import torch
-    from composer.optim import CosineAnnealingWithWarmupScheduler
-    from composer.utils import dist, get_device
-
-    from callbacks import DataMonitor, LanguageMetrics, Texts
-    from recipes.checkpointing.remote import RemoteRun
-    from recipes.checkpointing.resume import find_start
-    from recipes.dataloading.data import build_dataloader
-    from recipes.distributed.parallel import parallelism_config
-    from recipes.distributed.ranks import on_rank_zero
-    from recipes.modeling.kernels import attention_backend, compile_blocks
-    from recipes.modeling.model import BioMedLM, checkpoint_activations
-    from recipes.modeling.token_loss import read_token_sources
-    from recipes.training.trainer import run_trainer
-
-    folder = Path(cfg.run_dir)
-    identity = run_folder.identity(cfg, plan, shards)
-    remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
-    start = find_start(folder, cfg, identity, remote)
-    tokenizer = partial(shutil.copytree, cfg.data.tokenizer)
-    facts = run_folder.facts(plan, shards)
-    on_rank_zero(lambda: run_folder.open_run(folder, cfg, identity, facts, tokenizer, plan.world_size))
-    run_folder.check_seen_by_all(folder)
-
-    # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
-    # build the model without memory.
-    fsdp = None
-    if cfg.fsdp and start.sharded:
-        fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
-    sources = read_token_sources(shards.folder / "val", shards.seq_len)
-    torch.manual_seed(cfg.seed)
-    with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
-        model = BioMedLM(
-            cfg.model,
-            shards.eos_token_id,
-            cfg.kernels,
-            cfg.activation_checkpointing_blocks,
-            draw_weights=start.load_path is None,
-            eval_samples=shards.counts["val"].samples,
-            eval_sources=sources.names if sources else (),
-        )
-    if cfg.kernels.compile:
-        compile_blocks(model.model, folder / run_folder.COMPILED)
-    if cfg.activation_checkpointing and not fsdp:
-        checkpoint_activations(model)
-    bytes_per_token = {split: counts.bytes_per_token for split, counts in shards.counts.items()}
-    by_source = dict(zip(sources.names, sources.bytes_per_token, strict=True)) if sources else {}
-    callbacks: list[Callback] = [
-        *watching,
-        LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source),
-    ]
-    if monitor := cfg.callbacks.data_monitor:
-        callbacks.append(DataMonitor(batches_of(monitor.interval), shards.counts["train"].tokens))
-    if texts := cfg.callbacks.texts:
-        written = folder / run_folder.TEXTS
-        arguments = (texts.prompts, texts.max_new_tokens, cfg.model.n_positions, cfg.seed)
-        callbacks.append(Texts(written, Path(cfg.data.tokenizer), *arguments))
-    with attention_backend(cfg.kernels):
-        trainer = run_trainer(
-            cfg,
-            model,
-            CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f),
-            train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
-            eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
-            callbacks=callbacks,
-            batches=plan.batches,
-            device_train_microbatch_size=plan.device_train_microbatch_size,
-            identity=identity,
-            start=start,
-            fsdp=fsdp,
-            remote=remote,
-        )
-    if trainer:
-        on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
-    return trainer
+from data_prep.common.errors import run
+from data_prep.common.manifest import MANIFEST
+from recipes.config.command_line import parse_run
+from recipes.config.loading import load_config, to_yaml
+from recipes.planning.plan_text import format_plan
+from recipes.planning.run_plan import check_shards, make_plan
+from recipes.runs.signals import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.training.pretraining import train
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
@@ -168,7 +28,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:
-        main(cfg)
+        train(cfg)
         return
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     print(to_yaml(cfg))

@@ -21,10 +21,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from data_prep import corpus, shards, tokenizer
+from data_prep import corpus
 from data_prep.files import store
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry, Source
+from data_prep.filtering.build import build_corpus
+from data_prep.sharding.build import build_shards
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Document, Entry, Source
+from data_prep.tokenizing.training import build_tokenizer
 from patience import patience_s, start_s
 
 if TYPE_CHECKING:
@@ -133,7 +136,7 @@ def make_corpus() -> Callable[..., Path]:
     """`make_corpus(out, documents, val_fraction)`: a corpus as from a source named `tiny`."""
 
     def make(out: Path, documents: list[Document], val_fraction: float = 0.1, **arguments: Any) -> Path:
-        corpus.build({"tiny": (tiny_source(documents), [])}, out, val_fraction, **arguments)
+        build_corpus({"tiny": (tiny_source(documents), [])}, out, val_fraction, **arguments)
         return out
 
     return make
@@ -179,14 +182,14 @@ def tiny_corpus(
 @pytest.fixture(scope="session")
 def tiny_tokenizer(tiny_corpus: Path) -> Path:
     out = tiny_corpus.with_name("tokenizer")
-    tokenizer.build(tiny_corpus, out, TINY_VOCAB_SIZE)
+    build_tokenizer(tiny_corpus, out, TINY_VOCAB_SIZE)
     return out
 
 
 @pytest.fixture(scope="session")
 def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
     out = tiny_corpus.with_name("shards")
-    shards.build(tiny_corpus, tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
+    build_shards(tiny_corpus, tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
     return out
 
 

@@ -29,14 +29,15 @@ import torch.distributed.fsdp._init_utils as fsdp1
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from callbacks import CheckpointWriter, checkpoint_writer
+from callbacks import checkpoint_writer
+from callbacks.checkpoint_writer import CheckpointWriter
+from data_prep.common.errors import run
 from data_prep.files import store
-from data_prep.stage import run
 from patience import start_s
 from recipes import train
 from recipes.dataloading.shard_reader import TokenShard
 from recipes.distributed import parallel, ranks, rendezvous
-from recipes.runs import run_folder
+from recipes.runs import folder as run_folder
 from recipes.training import trainer
 
 FOR_EVER_S = 3600.0  # longer than any test waits
@@ -92,8 +93,8 @@ class Fault(Callback):
         elif what == "fsdp1-on-cpu":
             pass_the_cpu_off_as_cuda()
         elif what == "other-torch" and self.here:
-            software = run_folder.software
-            run_folder.software = lambda: {**software(), "versions": {"torch": "2.6.0"}}
+            software = trainer.software
+            trainer.software = lambda: {**software(), "versions": {"torch": "2.6.0"}}
         elif what == "no-data-path" and self.here:
             dist.initialize_dist = lambda *_: time.sleep(FOR_EVER_S)
         elif what == "no-data-path":  # so that it is always the same rank that gives up first
@@ -150,7 +151,7 @@ def main() -> None:
         what, rank, batch = text.split(":")
         faults.append(Fault(what, int(rank), int(batch)))
     original = trainer.build_callbacks
-    trainer.build_callbacks = lambda cfg, replicas: [*faults, *original(cfg, replicas)]
+    trainer.build_callbacks = lambda cfg, run: [*faults, *original(cfg, run)]
     train.command_line(sys.argv[at + 1 :])
     print(f"rank {dist.get_global_rank()} ended")
 

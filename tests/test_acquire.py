@@ -26,12 +26,16 @@ import pytest
 import requests
 import zstandard
 
-from data_prep import acquire, corpus
-from data_prep.fetching import pmc_bucket, web
+from data_prep import acquire
+from data_prep.common.errors import run
+from data_prep.fetching import listed_files, pmc_bucket, web
+from data_prep.fetching.pile import PILE
+from data_prep.filtering import corpus_format
+from data_prep.filtering.build import build_corpus
+from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import Pmc
-from data_prep.stage import run
 from patience import patience_s, start_s
 
 ROOT = Path(__file__).parent.parent
@@ -174,7 +178,7 @@ class Site:
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(web, "WAIT_S", 0.001)
-    monkeypatch.setattr(acquire, "BASELINE_RECORDS", RECORDS)
+    monkeypatch.setattr(listed_files, "BASELINE_RECORDS", RECORDS)
     site = Site()
     yield site
     site.server.shutdown()
@@ -282,7 +286,7 @@ def test_medline_is_fetched_once_and_read_by_the_corpus_stage(pubmed: Site, tmp_
     assert acquire_medline(pubmed, out) == 0
     assert pubmed.asked() == ["/pubmed/baseline/", "/pubmed/updatefiles/"]
     assert f"{out} is up to date, 4 files" in capsys.readouterr().out
-    manifest = corpus.build({"medline": (Medline(), [str(out)])}, tmp_path / "corpus", 0.2)
+    manifest = build_corpus({"medline": (Medline(), [str(out)])}, tmp_path / "corpus", 0.2)
     assert manifest["entries"] == 2 * RECORDS + 7 + 3 + 2
     assert sum(counts["documents"] for counts in manifest["counts"].values()) == 2 * RECORDS + 7 + 3
 
@@ -394,7 +398,7 @@ def test_the_server_says_how_long_to_wait(pubmed: Site, tmp_path: Path):
 
 
 def test_after_many_faults_it_stops(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(acquire, "MAX_FAULTS", 2)
+    monkeypatch.setattr(listed_files, "MAX_FAULTS", 2)
     for path in pubmed.files:
         pubmed.fail(path, "403", for_ever=True)
     assert acquire_medline(pubmed, tmp_path, "--workers", 1) == 2
@@ -578,7 +582,7 @@ def test_dry_run_prints_files_and_bytes_and_writes_nothing(pubmed: Site, tmp_pat
 
 
 def test_no_room(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(acquire.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
+    monkeypatch.setattr(listed_files.shutil, "disk_usage", lambda _: type("Usage", (), {"free": 1000}))
     assert acquire_medline(pubmed, tmp_path / "files") == 2
     assert "has room for 0.0 GB" in capsys.readouterr().err
 
@@ -588,7 +592,7 @@ def test_the_disk_becomes_full(pubmed: Site, tmp_path: Path, capsys: Any, monkey
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(acquire, "give_name", full)
+        patch.setattr(listed_files, "give_name", full)
         assert acquire_medline(pubmed, tmp_path / "files") == 2
     assert "no room left for" in capsys.readouterr().err and not gz_names(tmp_path / "files")
     assert acquire_medline(pubmed, tmp_path / "files") == 0
@@ -690,8 +694,8 @@ def test_import_and_help_load_nothing_slow_and_reach_nothing():
 # The Pile
 
 
-PAGE = f"/api/datasets/{acquire.PILE}/tree/main?recursive=true"
-SHARD = f"/datasets/{acquire.PILE}/resolve/main/train/01.jsonl.zst"
+PAGE = f"/api/datasets/{PILE}/tree/main?recursive=true"
+SHARD = f"/datasets/{PILE}/resolve/main/train/01.jsonl.zst"
 
 
 def pile_lines(start: int, count: int) -> bytes:
@@ -721,7 +725,7 @@ def publish_pile(site: Site, contents: dict[str, bytes]) -> None:
     entries = [{"type": "directory", "path": "train", "size": 0, "oid": "0"}]
     for path, content in contents.items():
         sha256 = hashlib.sha256(content).hexdigest()
-        site.redirects[f"/datasets/{acquire.PILE}/resolve/main/{path}"] = f"{site.url}/cache/{sha256}?signed=yes"
+        site.redirects[f"/datasets/{PILE}/resolve/main/{path}"] = f"{site.url}/cache/{sha256}?signed=yes"
         site.files[f"/cache/{sha256}?signed=yes"] = content
         lfs = {"oid": sha256, "size": len(content), "pointerSize": 130}
         entry = {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
@@ -752,7 +756,7 @@ def test_pile_is_fetched_once_and_read_by_the_corpus_stage(
         assert path == "README.md" or (out / path).read_bytes() == content
     with (out / "acquired.csv").open(newline="") as file:
         assert [row["records"] for row in csv.DictReader(file)] == ["30", "30", "9"]
-    manifest = corpus.build({"pile": (Pile(), [str(out)])}, tmp_path / "corpus")
+    manifest = build_corpus({"pile": (Pile(), [str(out)])}, tmp_path / "corpus")
     assert {split: counts["documents"] for split, counts in manifest["counts"].items()} == {"train": 40, "val": 6}
     assert acquire_pile(hub, out, "--files", "30") == 2
     assert "--files 30" in (error := capsys.readouterr().err) and "00, 01, val" in error
@@ -916,8 +920,8 @@ def acquire_pmc(site: Site, out: Path, *more: object) -> int:
 
 def corpus_of(out: Path, to: Path, licenses: str = "all") -> tuple[dict[str, str], dict[str, Any]]:
     """The corpus stage's documents, id -> text, and its manifest."""
-    manifest = corpus.build({"pmc": (Pmc(licenses), [str(out)])}, to, 0.5)
-    return {d.id: d.text for split in corpus.SPLITS for d in corpus.read_documents(to, split)}, manifest
+    manifest = build_corpus({"pmc": (Pmc(licenses), [str(out)])}, to, 0.5)
+    return {d.id: d.text for split in SPLITS for d in corpus_format.read_documents(to, split)}, manifest
 
 
 def test_pmc_is_fetched_once_and_read_by_the_corpus_stage(

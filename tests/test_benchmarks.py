@@ -14,9 +14,11 @@ import orjson
 import pytest
 
 from benchmarks import data_prep as benchmark
-from data_prep import corpus, tokenizer
-from data_prep.sources import Document, sample
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.filtering import corpus_format
+from data_prep.sources import medline, sample
+from data_prep.sources.document import Document
+from data_prep.tokenizing import tokenizer_format
 
 PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>7</PMID><Article><Journal><JournalIssue><PubDate>
 <Year>2020</Year></PubDate></JournalIssue></Journal><ArticleTitle>One <b>bold <i>deep</i></b> title.</ArticleTitle>
@@ -64,7 +66,7 @@ def test_lost_characters_are_counted(tmp_path: Path):
     assert (kept.theirs, kept.theirs_lossy) == (size - len("deepinner"), 1)
     # It leaves out the label where there is but one section.
     assert (labels.expected, labels.ours, labels.theirs, labels.theirs_lossy) == (1, 1, 0, 1)
-    with patch.object(corpus.Medline, "_section", lambda self, element: element.text):
+    with patch.object(medline.Medline, "_section", lambda self, element: element.text):
         kept, labels = benchmark.citations_kept(path)
         assert labels.ours == 0 and kept.ours == len("Onebolddeeptitle.Of")
 
@@ -105,7 +107,7 @@ def test_xml_is_timed_from_file_to_corpus(tmp_path: Path):
     for line in lines[2:]:
         mine, theirs, ratio = (float(cell.replace(",", "")) for cell in line.strip("| ").split(" | ")[1:])
         assert mine > 0 and theirs > 0 and ratio > 0
-    assert len(list(corpus.read_documents(tmp_path / "work/xml/corpus", "train"))) > 400
+    assert len(list(corpus_format.read_documents(tmp_path / "work/xml/corpus", "train"))) > 400
     assert len((tmp_path / "work/xml/records.jsonl").read_text().splitlines()) == 500
 
 
@@ -116,7 +118,7 @@ def test_ours_from_texts_to_the_bound(tmp_path: Path, tiny_documents: list[Docum
         benchmark.prepare_sizes(texts, tmp_path, 2, 300)  # what another call left does not stay
         found = benchmark.speeds(benchmark.our_tools(tiny_tokenizer)[:1], tmp_path, 1, (1,))
     (speed,) = found.values()
-    encode = tokenizer.load(tiny_tokenizer).encode_batch_fast
+    encode = tokenizer_format.load_tokenizer(tiny_tokenizer).encode_batch_fast
     written = [orjson.loads(line)["text"] for line in (tmp_path / "full/texts/00000.jsonl").read_bytes().splitlines()]
     assert len(written) == 2 * len(texts)
     encoded = encode(written, add_special_tokens=False)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from recipes.checkpointing import checkpoints
 
 

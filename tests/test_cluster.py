@@ -21,13 +21,13 @@ import pytest
 import yaml
 
 import warm
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.common.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
 from patience import patience_s, start_s
-from recipes import report
-from recipes.config.schema import load_config
+from recipes.config.loading import load_config
 from recipes.distributed import rendezvous
-from recipes.plan import make_plan
-from recipes.runs.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
+from recipes.planning.run_plan import make_plan
+from recipes.runs.reading import TRAIN_LOSS, read_run
 
 ROOT = Path(__file__).parents[1]
 COMPOSER = str(Path(sys.executable).with_name("composer"))
@@ -60,7 +60,7 @@ def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess
 
 
 def losses(folder: Path) -> dict[int, float]:
-    return dict(report.read_run(folder).series[report.TRAIN_LOSS])
+    return dict(read_run(folder).series[TRAIN_LOSS])
 
 
 def of_two_hosts(node_rank: int, address: str, port: int) -> list[str]:
@@ -148,21 +148,23 @@ def test_hosts_that_were_given_other_commands_do_not_begin(
 
 def test_all_machines_are_claimed_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two runs that start together on the same two machines: neither keeps one while it waits for the other."""
-    from recipes.dataloading import data
+    from recipes.dataloading import shared_memory
 
-    monkeypatch.setattr(data, "MACHINE_MEMORY", tmp_path)  # this machine's is claimed by the runs of other tests
+    monkeypatch.setattr(
+        shared_memory, "MACHINE_MEMORY", tmp_path
+    )  # this machine's is claimed by the runs of other tests
     answers = iter([[True, False], [True, True]])
 
     def is_free() -> bool:
-        lock = data._claim_machine()
+        lock = shared_memory._claim_machine()
         if lock is not None:
             os.close(lock)
         return lock is not None
 
     seen = []
-    monkeypatch.setattr(data.dist, "all_gather_object", lambda mine: next(answers) if mine else [])
-    monkeypatch.setattr(data.time, "sleep", lambda _: seen.append(is_free()))
-    with data.registering():
+    monkeypatch.setattr(shared_memory.dist, "all_gather_object", lambda mine: next(answers) if mine else [])
+    monkeypatch.setattr(shared_memory.time, "sleep", lambda _: seen.append(is_free()))
+    with shared_memory.registering():
         seen.append(is_free())
     assert [*seen, is_free()] == [True, False, True]
 
@@ -279,7 +281,7 @@ def test_a_link_that_is_cut_ends_the_run_on_both_hosts(
     two_hosts.link("up")
     two_hosts.run([*command, f"run_dir={tmp_path / 'cut'}"])
     two_hosts.run([*command, f"run_dir={tmp_path / 'whole'}"])
-    assert len(report.read_run(tmp_path / "cut").starts) == 2
+    assert len(read_run(tmp_path / "cut").starts) == 2
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole"), "bit for bit"
     outcome(f"the link of host 1 of 2 is cut, {limits}", f"exit code {code} on both, the same run", "some batches")
 
@@ -420,7 +422,7 @@ def test_slurm_preempts_requeues_and_ends_the_same_run(
     assert "start 1 of at most 21" in log and "start 2 of at most 21" in log and "exit code 75" in log, log
     said = [(here / f"logs/biomedlm-{job}-node{node}.log").read_text() for node in (0, 1)]
     assert "preempted after batch" in said[0] and "1500/1500" in said[0] and "1500/1500" not in said[1]
-    starts = report.read_run(tmp_path / "left").starts
+    starts = read_run(tmp_path / "left").starts
     assert len(starts) == 2 and starts[1] % 200, f"not where it was saved anyway: {starts}"
 
     whole = slurm.submit(here, *command, f"run_dir={tmp_path / 'whole'}")

@@ -7,14 +7,20 @@ import inspect
 import subprocess
 import sys
 import typing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from data_prep.stage import BadInput
-from recipes.config.schema import CallbacksConfig, TrainConfig, load_config, load_finetune_config, to_yaml
-from recipes.plan import flops_per_token, format_plan, make_plan, node_sends_bytes, parameter_count
+from data_prep.common.errors import BadInput
+from recipes.config.loading import load_config, load_finetune_config, to_yaml
+from recipes.config.schema import CallbacksConfig, TrainConfig
+from recipes.modeling.size import flops_per_token, parameter_count
+from recipes.planning.memory import Layout
+from recipes.planning.network import node_sends_bytes
+from recipes.planning.plan_text import format_plan
+from recipes.planning.run_plan import make_plan
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted((ROOT / "yamls").glob("*.yaml"))
@@ -117,7 +123,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 def test_command_line_refuses_without_torch_or_traceback() -> None:
     """Exit code 2, one line, and neither torch nor composer imported on the way."""
     code = (
-        "import sys; from recipes import train; from data_prep.stage import run\n"
+        "import sys; from recipes import train; from data_prep.common.errors import run\n"
         "def main():\n"
         "  try: train.command_line(['yamls/smoke-cpu.yaml', 'model.n_embdd=3'])\n"
         "  finally: print([m for m in ('torch', 'composer', 'transformers') if m in sys.modules])\n"
@@ -148,7 +154,7 @@ def test_2022_yaml_differs_where_the_file_did() -> None:
 
 def test_callback_schemas_are_their_constructors() -> None:
     """A key that the schema takes must be one that the class takes, and the other way round where we set it."""
-    from callbacks import CALLBACKS
+    from recipes.training.callbacks import CALLBACKS
 
     for name, cls in CALLBACKS.items():
         schema = next(
@@ -238,7 +244,10 @@ def test_what_a_node_sends(overrides: list[str], over_all: float, within_nodes: 
     """Bytes a parameter: gathered in forward and backward, reduced once; in nodes, all-reduced among 16 replicas."""
     cfg = load_config(FLAGSHIP, overrides)
     plan = make_plan(cfg, 128, None)
-    sent = [node_sends_bytes(cfg, plan, ranks) / plan.parameters for ranks in (128, 8)]
+    sent = [
+        node_sends_bytes(plan, replace(Layout.of(cfg, 128), shards=ranks), cfg.precision) / plan.parameters
+        for ranks in (128, 8)
+    ]
     assert sent == pytest.approx([over_all, within_nodes])
 
 

@@ -18,14 +18,18 @@ import pytest
 import zstandard
 
 from data_prep import corpus
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.filtering import near_duplicates, overlap, spool
+from data_prep.filtering import corpus_format, near_duplicates, overlap, spool
+from data_prep.filtering.build import BAD, build_corpus
+from data_prep.filtering.corpus_format import SPLITS
 from data_prep.running.workers import Workers
-from data_prep.sources import ABSTRACTS, ARTICLES, Document, Entry
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Document, Entry
 from data_prep.sources.pile import Pile
 from data_prep.sources.text import Text
-from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest
 
 Documents = list[Document]
 MakeCorpus = Callable[..., Path]
@@ -35,16 +39,16 @@ FolderBytes = Callable[[Path], dict[str, bytes]]
 
 def test_split_follows_from_the_id_alone():
     ids = [f"pmid:{number}" for number in range(20_000)]
-    val = {i for i in ids if corpus.split_of(i, 0.05) == "val"}
+    val = {i for i in ids if spool.split_of(i, 0.05) == "val"}
     assert 900 < len(val) < 1100  # 1000 expected, 31 is a standard deviation
-    assert val <= {i for i in ids if corpus.split_of(i, 0.06) == "val"}
+    assert val <= {i for i in ids if spool.split_of(i, 0.06) == "val"}
     # Fixed for ever: another hash would move documents between train and val of corpora that exist.
     assert hashlib.sha256(",".join(sorted(val)).encode()).hexdigest()[:12] == "f286026117f6"
 
 
 def test_every_part_is_a_random_sample():
-    ids = sorted((f"pmid:{number}" for number in range(20_000)), key=corpus.place_of)
-    first_tenth = [corpus.split_of(i, 0.5) for i in ids[:2000]]
+    ids = sorted((f"pmid:{number}" for number in range(20_000)), key=spool.place_of)
+    first_tenth = [spool.split_of(i, 0.5) for i in ids[:2000]]
     assert 900 < first_tenth.count("val") < 1100
 
 
@@ -60,11 +64,11 @@ def test_input_order_does_not_matter(
 
 
 def test_documents_come_back_in_hash_order(tiny_corpus: Path, tiny_documents: Documents):
-    splits = {split: list(corpus.read_documents(tiny_corpus, split)) for split in corpus.SPLITS}
+    splits = {split: list(corpus_format.read_documents(tiny_corpus, split)) for split in SPLITS}
     assert sorted(splits["train"] + splits["val"], key=lambda d: d.id) == sorted(tiny_documents, key=lambda d: d.id)
     for split, documents in splits.items():
-        assert all(corpus.split_of(d.id, 0.1) == split for d in documents)
-        assert [d.id for d in documents] == sorted((d.id for d in documents), key=corpus.place_of)
+        assert all(spool.split_of(d.id, 0.1) == split for d in documents)
+        assert [d.id for d in documents] == sorted((d.id for d in documents), key=spool.place_of)
         counts = read_manifest(tiny_corpus, "corpus", "")["counts"][split]
         assert (counts["documents"], counts["bytes"]) == (len(documents), sum(len(d.text.encode()) for d in documents))
 
@@ -80,8 +84,8 @@ def test_every_bucket_is_a_part(
         with zstandard.open(path, "rb") as file:
             assert len(file.read().splitlines()) == len(list(json_lines.read(path)))
     whole = make_corpus(tmp_path / "whole", tiny_documents)
-    for split in corpus.SPLITS:
-        assert list(corpus.read_documents(folder, split)) == list(corpus.read_documents(whole, split))
+    for split in SPLITS:
+        assert list(corpus_format.read_documents(folder, split)) == list(corpus_format.read_documents(whole, split))
     counts = [read_manifest(made, "corpus", "")["counts"] for made in (folder, whole)]
     assert counts[0] == counts[1]
 
@@ -133,7 +137,7 @@ def test_unknown_source_lists_the_known_ones(tmp_path: Path):
 
 def test_reading_an_unfinished_folder_names_the_way_out(tmp_path: Path):
     with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
-        list(corpus.read_documents(tmp_path / "none", "train"))
+        list(corpus_format.read_documents(tmp_path / "none", "train"))
 
 
 def test_broken_lines_and_files_are_named(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
@@ -145,7 +149,7 @@ def test_broken_lines_and_files_are_named(tmp_path: Path, tiny_documents: Docume
     def fails(content: bytes, message: str) -> None:
         part.write_bytes(content)
         with pytest.raises(BadInput, match=message) as error:
-            list(corpus.read_documents(folder, "train"))
+            list(corpus_format.read_documents(folder, "train"))
         assert str(part) in str(error.value)
 
     fails(good[:-200], "cut off")
@@ -159,7 +163,7 @@ def test_broken_lines_and_files_are_named(tmp_path: Path, tiny_documents: Docume
     fails(zstandard.compress(b"".join(lines[:-1])), "altered")
     part.unlink()
     with pytest.raises(BadInput, match="No such file"):
-        list(corpus.read_documents(folder, "train"))
+        list(corpus_format.read_documents(folder, "train"))
 
 
 def test_json_lines_read_what_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -178,7 +182,7 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
 
 
 def build_text(out: Path, folder: Path, **arguments: Any) -> JsonDict:
-    return corpus.build({"text": (Text(), [str(folder)])}, out, 0.2, **arguments)
+    return build_corpus({"text": (Text(), [str(folder)])}, out, 0.2, **arguments)
 
 
 def test_source_switches_belong_to_the_source_before_them(tmp_path: Path):
@@ -188,7 +192,7 @@ def test_source_switches_belong_to_the_source_before_them(tmp_path: Path):
     corpus.main(["--source", "text", *inputs, "--text-key", "body", "--id-key", "doi", *out])
     arguments = read_manifest(tmp_path / "corpus", "corpus", "")["arguments"]
     assert arguments["sources"]["text"]["text_key"] == "body"
-    assert {d.id for d in corpus.read_documents(tmp_path / "corpus", "val")} <= {f"10.1/{n}" for n in range(50)}
+    assert {d.id for d in corpus_format.read_documents(tmp_path / "corpus", "val")} <= {f"10.1/{n}" for n in range(50)}
     for wrong, message in {
         ("--input", "x", "--source", "text"): "--input comes before the --source",
         ("--source", "pile", *inputs, "--text-key", "body"): "--text-key is not a switch of the source pile",
@@ -205,19 +209,19 @@ def test_same_text_of_two_sources_is_kept_once_and_rather_in_val(tmp_path: Path)
     same = [{"text": f"The same  text {n}", "id": f"a{n}"} for n in range(40)]
     write_lines(tmp_path / "text" / "a.jsonl.zst", same)
     meta = {"pile_set_name": "PubMed Abstracts"}
-    held = next(n for n in range(40) if corpus.split_of(f"a{n}", 0.5) == "train")
+    held = next(n for n in range(40) if spool.split_of(f"a{n}", 0.5) == "train")
     write_lines(tmp_path / "pile" / "00.jsonl.zst", [{"text": f"the same text {n}", "meta": meta} for n in range(40)])
     write_lines(tmp_path / "pile" / "val.jsonl.zst", [{"text": f"THE SAME TEXT {held}\n", "meta": meta}])
     sources = {"text": (Text(), [str(tmp_path / "text")]), "pile": (Pile(), [str(tmp_path / "pile")])}
-    manifest = corpus.build(sources, tmp_path / "corpus", 0.5)
+    manifest = build_corpus(sources, tmp_path / "corpus", 0.5)
     assert manifest["dropped"] == {"same text": 41}
-    kept = {split: [d.id for d in corpus.read_documents(tmp_path / "corpus", split)] for split in corpus.SPLITS}
+    kept = {split: [d.id for d in corpus_format.read_documents(tmp_path / "corpus", split)] for split in SPLITS}
     assert len(kept["train"] + kept["val"]) == 40
     assert "pile:val:1" in kept["val"] and f"a{held}" not in kept["train"] + kept["val"]
     # a0 and pile:00:1 are one text: val wins, else the smaller id
     for n in set(range(40)) - {held}:
-        assert (f"a{n}" in kept["val"]) == (corpus.split_of(f"a{n}", 0.5) == "val")
-        assert (f"a{n}" in kept["train"]) == (corpus.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
+        assert (f"a{n}" in kept["val"]) == (spool.split_of(f"a{n}", 0.5) == "val")
+        assert (f"a{n}" in kept["train"]) == (spool.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
 
 
 def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
@@ -250,7 +254,7 @@ def test_an_abstract_goes_where_its_article_stays(tmp_path: Path, make_corpus: M
     ]
     folder = make_corpus(tmp_path / "corpus", documents)
     assert read_manifest(folder, "corpus", "")["dropped"] == {"abstracts of articles": 1}
-    ids = {d.id for split in corpus.SPLITS for d in corpus.read_documents(folder, split)}
+    ids = {d.id for split in SPLITS for d in corpus_format.read_documents(folder, split)}
     assert {"pmid:2", "pmcid:PMC1", "pmcid:PMC2"} <= ids and "pmid:1" not in ids
 
 
@@ -276,7 +280,7 @@ def test_bad_records_stop_or_are_skipped_counted_and_listed(tmp_path: Path):
     assert not (tmp_path / "corpus").exists()
     manifest = build_text(tmp_path / "corpus", folder, on_error="skip")
     assert manifest["dropped"] == {"bad records": 7}
-    bad = [record for _, record in json_lines.read(tmp_path / "corpus" / corpus.BAD)]
+    bad = [record for _, record in json_lines.read(tmp_path / "corpus" / BAD)]
     assert [(r["file"], r["place"]) for r in bad] == [
         *(("a.jsonl", f"line {n}") for n in range(21, 26)),
         ("b.jsonl.zst", "from there on"),
@@ -313,9 +317,9 @@ def test_one_process_and_two_write_the_same_bytes(
     build_text(tmp_path / "two", tmp_path / "in", workers=Workers(2))
     assert len(list((tmp_path / "two").glob("train-*"))) > 5
     assert folder_bytes(tmp_path / "one batch") == folder_bytes(tmp_path / "many") == folder_bytes(tmp_path / "two")
-    for split in corpus.SPLITS:
-        assert list(corpus.read_documents(tmp_path / "one", split)) == list(
-            corpus.read_documents(tmp_path / "two", split)
+    for split in SPLITS:
+        assert list(corpus_format.read_documents(tmp_path / "one", split)) == list(
+            corpus_format.read_documents(tmp_path / "two", split)
         )
 
 
@@ -360,12 +364,12 @@ def test_changed_inputs_are_another_corpus(tmp_path: Path, monkeypatch: pytest.M
 KILLED = """
 import sys
 from pathlib import Path
-from data_prep import corpus, spool
+from data_prep.filtering import build, parts, spool
+from data_prep.running.workers import Workers
 from data_prep.sources.text import Text
-from data_prep.workers import Workers
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
-    corpus.build({"text": (Text(), [sys.argv[2]])}, Path(sys.argv[3]), 0.2, workers=Workers(int(sys.argv[1])))
+    build.build_corpus({"text": (Text(), [sys.argv[2]])}, Path(sys.argv[3]), 0.2, workers=Workers(int(sys.argv[1])))
 """
 
 
@@ -378,11 +382,11 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(
     monkeypatch.setattr(spool, "BATCH_BYTES", 1)
     stop = {
         "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
-        "load": "corpus.Selection.drop_same_texts = kill",
-        "write": "corpus._Tally.add = lambda *a, real=corpus._Tally.add: real(*a) if a[0].documents < 9 else kill()",
-        "publish": "corpus.publish = kill",
+        "load": "build.Selection.drop_same_texts = kill",
+        "write": "parts.Tally.add = lambda *a, real=parts.Tally.add: real(*a) if a[0].documents < 9 else kill()",
+        "publish": "build.publish = kill",
     }[moment]
-    killer = "import os, signal\nfrom data_prep import corpus, spool\n"
+    killer = "import os, signal\nfrom data_prep.filtering import build, parts, spool\n"
     killer += f"kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n{stop}\n"
     root = Path(corpus.__file__).parents[1]
     arguments = ["1", str(tmp_path / "in"), str(tmp_path / "corpus")]
@@ -423,7 +427,7 @@ def test_near_duplicates_are_kept_once_and_rather_in_val(
         if n < 60:  # one word of 120 is another: 5 of 116 runs, likeness 0.92
             text[60] = "other"
             documents.append(Document(f"b{n}", " ".join(text).upper(), "s", None, None))
-            pair = sorted((f"a{n}", f"b{n}"), key=lambda id: (corpus.split_of(id, 0.3) == "train", id))
+            pair = sorted((f"a{n}", f"b{n}"), key=lambda id: (spool.split_of(id, 0.3) == "train", id))
             copies.add(pair[1])
         elif n < 90:  # a third is: about a quarter of the runs are left
             documents.append(
@@ -431,7 +435,7 @@ def test_near_duplicates_are_kept_once_and_rather_in_val(
             )
     folder = make_corpus(tmp_path / "corpus", documents, 0.3, near_duplicates=0.8)
     assert read_manifest(folder, "corpus", "")["dropped"] == {"near-duplicates": 60}
-    left = {d.id for split in corpus.SPLITS for d in corpus.read_documents(folder, split)}
+    left = {d.id for split in SPLITS for d in corpus_format.read_documents(folder, split)}
     assert left == {d.id for d in documents} - copies
     shuffled = make_corpus(tmp_path / "shuffled", documents[::-1], 0.3, near_duplicates=0.8)
     assert folder_bytes(folder) == folder_bytes(shuffled)
@@ -468,19 +472,21 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
 BIG = """
 import re, resource, sys
 from pathlib import Path
-from data_prep import corpus, shards
+from data_prep.common.errors import BadInput
+from data_prep.filtering.build import build_corpus
+from data_prep.running.workers import Workers
+from data_prep.sharding.build import build_shards
 from data_prep.sources.text import Text
-from data_prep.workers import Workers
 if __name__ == "__main__":
     base, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
     source = {"text": (Text(), [str(base / "in.jsonl")])}
     both = {"workers": Workers(2), "near_duplicates": 0.9, "decontaminate": [str(base / "eval.txt")]}
     try:
-        corpus.build(source, base / "corpus", 0.2, **both)
-    except corpus.BadInput as error:
+        build_corpus(source, base / "corpus", 0.2, **both)
+    except BadInput as error:
         print(error)
-        corpus.build(source, base / "corpus", 0.2, on_error="skip", **both)
-    shards.build(base / "corpus", tokenizer, base / "shards", seq_len=64, workers=Workers(2))
+        build_corpus(source, base / "corpus", 0.2, on_error="skip", **both)
+    build_shards(base / "corpus", tokenizer, base / "shards", seq_len=64, workers=Workers(2))
     # Not RUSAGE_SELF, which begins with what the process that started this one has held.
     own = int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
     print(own // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)

@@ -27,15 +27,21 @@ import zstandard
 from streaming import StreamingDataset
 from streaming.base.partition import get_partitions
 
-from data_prep import shards
+from data_prep.common.errors import BadInput
+from data_prep.common.files import read_json, write_json
+from data_prep.common.manifest import MANIFEST, seal
+from data_prep.sharding.build import build_shards
 from data_prep.sharding.shard_format import read_shards_info
-from data_prep.sources import Document
-from data_prep.stage import MANIFEST, BadInput, read_json, seal, write_json
+from data_prep.sources.document import Document
 from patience import patience_s
-from recipes import report, train
-from recipes.config.schema import TrainConfig, load_config
+from recipes.config.loading import load_config
+from recipes.config.schema import TrainConfig
 from recipes.dataloading import shard_reader
-from recipes.dataloading.data import ShortEpoch, TokenLoader, TokenShards, build_dataloader, registering
+from recipes.dataloading.loader import ShortEpoch, TokenLoader, build_dataloader
+from recipes.dataloading.shared_memory import registering
+from recipes.dataloading.token_dataset import TokenShards
+from recipes.runs.reading import TRAIN_LOSS, read_run
+from recipes.training import pretraining
 
 ROOT = Path(__file__).parents[1]
 SEQ_LEN = 512
@@ -71,7 +77,7 @@ def good(
     long = replace(tiny_documents[-1], text="日本語 " * 120_000)  # ten tokens each for a vocabulary without them
     corpus = make_corpus(folder / "corpus", [*tiny_documents[:-1], long])
     for compression in ("none", "zstd"):
-        shards.build(
+        build_shards(
             corpus, tiny_tokenizer, folder / compression, SEQ_LEN, compression=compression, size_limit_mb=1
         )  # fmt: skip
         assert len(read_json(folder / compression / "train/index.json")["shards"]) == 3
@@ -480,7 +486,7 @@ def all_gone(session: int) -> bool:
 
 
 def losses(folder: Path) -> list[float]:
-    return [value for _, value in report.read_run(folder).series[report.TRAIN_LOSS]]
+    return [value for _, value in read_run(folder).series[TRAIN_LOSS]]
 
 
 def test_all_ranks_end_on_a_damaged_shard(
@@ -512,7 +518,7 @@ def test_two_ranks_mend_a_warm_cache(
     process = launch("mended", *settings)
     output = finish(process)
     assert process.returncode == 0, output
-    train.main(configure(f"data.shards={good['none']}", f"run_dir={tmp_path / 'good'}"))
+    pretraining.train(configure(f"data.shards={good['none']}", f"run_dir={tmp_path / 'good'}"))
     assert losses(tmp_path / "mended") == pytest.approx(losses(tmp_path / "good"), abs=1e-4)
     assert {path.name: path.read_bytes() for path in (cache / "train").glob("*.mds")} == raw
     outcome(f"every cached shard {damage.__name__}, {compression}, {workers} workers, 2 ranks", "mended", "nothing")
@@ -527,8 +533,9 @@ def test_a_rank_alone_with_its_damage_ends_all(
     script = tmp_path / "alone.py"
     script.write_text(
         "import os\n"
-        "from recipes import shard_reader, train\n"
-        "from data_prep.stage import run\n"
+        "from recipes import train\n"
+        "from recipes.dataloading import shard_reader\n"
+        "from data_prep.common.errors import run\n"
         "good = shard_reader._differs\n"
         "def bad(expected, data):\n"
         "    return 'is bad here' if expected['basename'] == 'shard.00001.mds' else good(expected, data)\n"

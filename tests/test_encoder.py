@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_prep import shards
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.sharding.build import build_shards
 from data_prep.tokenizing import encoder
 from data_prep.tokenizing.encoder import Encoder, pieces
 
@@ -88,7 +88,7 @@ def test_the_special_token_is_text(fast: Encoder, tiny_tokenizer: Path):
 WORDS = """
 import random, sys
 from pathlib import Path
-from data_prep import encoder
+from data_prep.tokenizing import encoder
 encoder.MEMORY_BYTES = 16 << 20
 fast, draw = encoder.Encoder(Path(sys.argv[1]), "gigatoken"), random.Random(5)
 letters = bytes(ord("a") + n % 26 for n in range(256))
@@ -105,7 +105,7 @@ print(len(starts), most_bytes)
 def test_remembered_words_are_forgotten_in_time(tiny_tokenizer: Path):
     """In a process of its own: one that has trained a model keeps what it frees, so that nothing is seen to grow."""
     command = [sys.executable, "-c", WORDS, str(tiny_tokenizer)]
-    root = Path(encoder.__file__).parents[1]
+    root = Path(encoder.__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
     starts, most_bytes = map(int, done.stdout.split())
     assert starts > 1 and most_bytes < 96 << 20
@@ -137,7 +137,7 @@ def test_lost_bytes_and_other_ids_are_seen(
 
     monkeypatch.setattr(Encoder, "_fast_ids", lost)
     with pytest.raises(BadInput, match=r"gigatoken made tokens of \d+ bytes of a text of \d+"):
-        shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
+        build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
 
     def swapped(self: Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
         rows = [real(self, [text])[0][::-1] for text in texts]  # of as many bytes
@@ -145,8 +145,8 @@ def test_lost_bytes_and_other_ids_are_seen(
 
     monkeypatch.setattr(Encoder, "_fast_ids", swapped)
     with pytest.raises(BadInput, match=r"gigatoken gives other ids than .* for pmid:\d+; use --encoder tokenizers"):
-        shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
+        build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
     monkeypatch.undo()
-    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
-    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "slow", seq_len=64, encoder_name="tokenizers")
+    build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
+    build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "slow", seq_len=64, encoder_name="tokenizers")
     assert (tmp_path / "slow/manifest.json").read_bytes() == (tmp_path / "shards/manifest.json").read_bytes()

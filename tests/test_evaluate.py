@@ -20,14 +20,18 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from data_prep.common.errors import BadInput
+from data_prep.filtering.corpus_format import read_documents
 from data_prep.filtering.overlap import GRAM_WORDS
-from data_prep.sources import Document
-from data_prep.stage import BadInput
-from data_prep.tasks import Question, TaskSet, load
+from data_prep.sources.document import Document
+from data_prep.tasks.registry import load
 from data_prep.tasks.tags import SCHEMES, count
+from data_prep.tasks.task_set import Question, TaskSet
 from patience import patience_s
 from recipes import evaluate, export
-from recipes.evaluation import likelihood
+from recipes.evaluation import likelihood, text_perplexity
+from recipes.evaluation.answers import check_answerable
+from recipes.evaluation.build import OFFLINE
 from recipes.evaluation.harness import count_cut, score_choices
 from recipes.evaluation.leaks import find_leaks
 from recipes.evaluation.likelihood import Window, document_windows, log_probs
@@ -36,7 +40,7 @@ from recipes.finetuning import finetuned
 from recipes.finetuning.examples import Encoder, add_tokens, collate
 from recipes.finetuning.finetuned import FineTuned, TaskHead
 from recipes.modeling.pretrained import load_pretrained
-from recipes.scoring.scores import bootstrap, measures, over_seeds
+from recipes.scoring.bootstrap import bootstrap, measures, over_seeds
 
 ROOT = Path(__file__).parents[1]
 MakeModel = Callable[..., Path]
@@ -45,7 +49,7 @@ MakeModel = Callable[..., Path]
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     """As recipes/evaluate.py sets it, and no longer than a test."""
-    for name, value in evaluate.OFFLINE.items():
+    for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
 
 
@@ -215,9 +219,9 @@ def test_perplexity_by_hand(
     folder = make_model(True)
     corpus = make_corpus(tmp_path / "corpus", tiny_documents, 0.1)
     model, tokenizer = load_pretrained(folder)
-    found = evaluate.perplexity(model, tokenizer, corpus, 6, 4)["all"]["all"]
+    found = text_perplexity.perplexity(model, tokenizer, corpus, 6, 4)["all"]["all"]
     nats, tokens, size_bytes, left_over = 0.0, 0, 0, []
-    for line in itertools.islice(evaluate.corpus.read_documents(corpus, "val"), 6):
+    for line in itertools.islice(read_documents(corpus, "val"), 6):
         ids = [599, *tokenizer(line.text)["input_ids"]]
         for begin in range(0, len(ids) - 1, 64):
             end = min(begin + 64, len(ids) - 1)
@@ -229,7 +233,7 @@ def test_perplexity_by_hand(
     assert found["nats"] == pytest.approx(nats, rel=1e-4)
     assert found["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size_bytes, rel=1e-4)
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
-    groups = evaluate.perplexity(model, tokenizer, corpus, 20, 4)
+    groups = text_perplexity.perplexity(model, tokenizer, corpus, 20, 4)
     assert groups["source"].keys() <= {"PubMed Abstracts", "PubMed Central"} and groups["year"].keys() == {"2021"}
     for kind in ("source", "year"):
         assert sum(g["bytes"] for g in groups[kind].values()) == groups["all"]["all"]["bytes"]
@@ -244,7 +248,7 @@ def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., P
     }
     documents = [Document(id_, text, "PubMed Abstracts", None, "2021") for id_, text in texts.items()]
     corpus = make_corpus(tmp_path / "corpus", documents, 0.05)
-    held = {d.id for d in evaluate.corpus.read_documents(corpus, "train")}
+    held = {d.id for d in read_documents(corpus, "train")}
     assert {"pmid:1", "pmid:2"} <= held
 
     def question(text: str, *pmids: str) -> Question:
@@ -461,11 +465,11 @@ def test_a_head_with_other_labels_is_refused() -> None:
     asked = [Question("1", "cyt?", ("yes", "no"), 0, "line 1")]
     bioasq = TaskSet("bioasq", "verdict", {"test": asked}, {})
     head = {"task": "pubmedqa", "kind": "verdict", "labels": ["yes", "no", "maybe"]}
-    evaluate.check_answerable(bioasq, {**head, "labels": ["yes", "no"]}, Path("m"))
+    check_answerable(bioasq, {**head, "labels": ["yes", "no"]}, Path("m"))
     with pytest.raises(
         BadInput, match="m was fine-tuned on pubmedqa, whose answers are yes, no, maybe; those of bioas"
     ):
-        evaluate.check_answerable(bioasq, head, Path("m"))
+        check_answerable(bioasq, head, Path("m"))
 
 
 def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,13 +17,18 @@ from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, modeling_utils
 from transformers.utils.hub import convert_file_size_to_int
 
-from data_prep.stage import BadInput
-from recipes import export, generate, report, train
+from data_prep.common.errors import BadInput
+from recipes import export, generate, report
 from recipes.checkpointing import checkpoints
 from recipes.checkpointing.safe_loading import load_model_weights, refuse_unsafe
-from recipes.config.schema import load_config
+from recipes.config.loading import load_config
+from recipes.generation import continuation
+from recipes.generation.samples import generate as continue_prompt
 from recipes.modeling import pretrained
-from recipes.runs import run_folder
+from recipes.runs.names import CONFIG, RECORD
+from recipes.runs.reading import SAMPLES
+from recipes.runs.report_page import REPORT
+from recipes.training import pretraining
 
 ROOT = Path(__file__).parents[1]
 
@@ -38,7 +43,7 @@ def finished_run(tiny_shards: Path, tiny_tokenizer: Path, tmp_path_factory: pyte
          "max_duration=40ba", "global_train_batch_size=8", "scheduler.t_warmup=5ba", "eval_interval=40ba",
          "save_interval=20ba", "loggers.wandb=null", "optimizer.lr=1e-2"],
     )  # fmt: skip
-    train.main(cfg)
+    pretraining.train(cfg)
     return folder
 
 
@@ -229,7 +234,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
     target = tmp_path / "executed"
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
-    for name in (run_folder.RECORD, run_folder.CONFIG):
+    for name in (RECORD, CONFIG):
         (run / name).write_text((finished_run / name).read_text())
     (run / "tokenizer").symlink_to(finished_run / "tokenizer")
     partial = run / "checkpoints/ep0-ba20.partial"
@@ -284,17 +289,17 @@ def test_generate_talks_and_says_what_for(exported: Path, tmp_path: Path, capsys
 
 
 def test_generate_stops_at_end_of_text(exported: Path) -> None:
-    model, tokenizer = generate.load_model(exported, "cpu")
+    model, tokenizer = continuation.load_model(exported, "cpu")
     with torch.no_grad():
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.copy_(model.transformer.wte.weight[tokenizer.eos_token_id] * 100)
     settings = {"max_new_tokens": 30, "temperature": 0.0, "repetition_penalty": 1.0, "seed": 1}
-    sample = generate.generate(model, tokenizer, "batoma", settings)
+    sample = continue_prompt(model, tokenizer, "batoma", settings)
     assert sample["stopped"] and sample["tokens"] == 1 and sample["text"] == ""
 
 
 def test_greedy_text_is_the_same_with_and_without_cache(exported: Path) -> None:
-    model, tokenizer = generate.load_model(exported, "cpu")
+    model, tokenizer = continuation.load_model(exported, "cpu")
     inputs = tokenizer("Cytgenase", return_tensors="pt")
     runs = [model.generate(**inputs, do_sample=False, max_new_tokens=20, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*runs)
@@ -315,9 +320,9 @@ def test_generate_refuses_what_it_would_compute_wrongly(original_style: Path, ex
 def test_the_report_is_read_on_a_phone(
     finished_run: Path, exported: Path, visit: Callable[[str, int], Any], width: int
 ) -> None:
-    generate.main(["--model", str(exported), "--max-new-tokens", "60", "--out", str(finished_run / report.SAMPLES)])
+    generate.main(["--model", str(exported), "--max-new-tokens", "60", "--out", str(finished_run / SAMPLES)])
     report.main([str(finished_run)])
-    page = visit((finished_run / report.REPORT).as_uri(), width)
+    page = visit((finished_run / REPORT).as_uri(), width)
     assert page.get_by_role("img", name="Loss").bounding_box()["width"] > 0.8 * min(width, 400)
     assert page.get_by_text("Photosynthesis is the process by which").is_visible()
     assert "research only" in page.inner_text("body")

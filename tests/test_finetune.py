@@ -16,15 +16,20 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import warm
-from data_prep.stage import BadInput
-from data_prep.tasks import Pair, Question, Sentence, load
-from recipes import evaluate, finetune
+from data_prep.common.errors import BadInput
+from data_prep.tasks.registry import load
+from data_prep.tasks.task_set import Pair, Question, Sentence
+from recipes import evaluate
 from recipes.checkpointing import checkpoints
-from recipes.config.schema import FinetuneConfig, ModelConfig, load_finetune_config, to_yaml
-from recipes.finetuning import finetuned
+from recipes.config.loading import load_finetune_config, to_yaml
+from recipes.config.schema import FinetuneConfig, ModelConfig
+from recipes.finetuning import finetuned, release, training
 from recipes.finetuning.examples import NO_TAG, Encoder, add_tokens, collate
 from recipes.finetuning.finetuned import FineTuned, TaskHead
-from recipes.scoring.scores import measures
+from recipes.finetuning.planning import make_finetune_plan, splits
+from recipes.finetuning.release import export
+from recipes.finetuning.scoring import predict, score
+from recipes.scoring.bootstrap import measures
 
 ROOT = Path(__file__).parents[1]
 YAMLS = sorted(p for p in (ROOT / "yamls/finetune").glob("*.yaml") if p.stem != "base" and "-sweep" not in p.stem)
@@ -141,8 +146,8 @@ def scores_of(folder: Path) -> dict[str, Any]:
 def train_accuracy(cfg: FinetuneConfig) -> float:
     """Of the exported model, on what it was trained on."""
     model, tokenizer = finetuned.load(Path(cfg.run_dir) / "model")
-    examples = finetune.splits(load(cfg.task, Path(cfg.data)))["train"]
-    found = measures(finetune.predict(model, tokenizer, examples, cfg))
+    examples = splits(load(cfg.task, Path(cfg.data)))["train"]
+    found = measures(predict(model, tokenizer, examples, cfg))
     values, weights = found[{"pairs": "rouge1", "tags": "f1"}.get(model.task_head.kind, "acc")]
     return values.sum() / weights.sum()
 
@@ -150,14 +155,14 @@ def train_accuracy(cfg: FinetuneConfig) -> float:
 def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: Path) -> None:
     write_choice(tmp_path / "data", 200)
     cfg = configure("medmcqa", "max_duration=30ep", "eval_interval=200ba")
-    assert finetune.main(cfg)
+    assert training.finetune(cfg)
     assert scores_of(tmp_path / "run")["test"]["acc"]["value"] > 0.9, "held-out questions"
     lines = (tmp_path / "run/predictions-test.jsonl").read_text().splitlines()
     assert len(lines) == 60 and len(json.loads(lines[0])["scores"]) == 4
     assert any("metrics/eval/Accuracy" in line for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-    assert not finetune.main(cfg), "typed again, a finished run does nothing"
+    assert not training.finetune(cfg), "typed again, a finished run does nothing"
     with pytest.raises(BadInput, match=r"(?s)holds another run.*warmup_share: 0.1 -> 0.2"):
-        finetune.main(configure("medmcqa", "max_duration=30ep", "warmup_share=0.2"))
+        training.finetune(configure("medmcqa", "max_duration=30ep", "warmup_share=0.2"))
 
     # the folder is a plain GPT-2 whose added tokens have rows
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "run/model")
@@ -173,13 +178,13 @@ def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: 
 def test_shuffled_labels_give_chance(configure: Configure, tmp_path: Path) -> None:
     write_choice(tmp_path / "data", 100, shuffled=True)
     cfg = configure("medmcqa", "max_duration=20ep")
-    finetune.main(cfg)
+    training.finetune(cfg)
     assert 0.1 < scores_of(tmp_path / "run")["test"]["acc"]["value"] < 0.42, "a quarter, within three deviations"
 
 
 def test_shuffled_tags_give_chance(configure: Configure, tmp_path: Path) -> None:
     write_tags(tmp_path / "data", 100, shuffled=True)
-    finetune.main(configure("ner", "task=toy", "max_duration=30ep"))
+    training.finetune(configure("ner", "task=toy", "max_duration=30ep"))
     assert scores_of(tmp_path / "run")["test"]["f1"]["value"] < 0.35, "a quarter of the words, guessed"
 
 
@@ -200,7 +205,7 @@ def test_32_examples_are_learned_by_heart(
 ) -> None:  # fmt: skip
     write(tmp_path / "data", 32)
     cfg = configure(yaml, f"max_duration={duration}", *more)
-    assert finetune.main(cfg)
+    assert training.finetune(cfg)
     assert train_accuracy(cfg) == 1.0
     if yaml == "meqsum":
         records = map(json.loads, (tmp_path / "run/predictions-test.jsonl").read_text().splitlines())
@@ -228,7 +233,7 @@ def test_seeds_are_put_together(
     runs = []
     for seed in (1, 2):
         runs.append(tmp_path / f"seed-{seed}")
-        finetune.main(configure(yaml, f"task={task}", "max_duration=4ep", f"seed={seed}", f"run_dir={runs[-1]}"))
+        training.finetune(configure(yaml, f"task={task}", "max_duration=4ep", f"seed={seed}", f"run_dir={runs[-1]}"))
     evaluate.main(["--runs", *map(str, runs), "--out", str(tmp_path / "scores")])
     results = json.loads((tmp_path / "scores/results.json").read_text())["scores"][metric]
     each = [scores_of(run)["test"][metric]["value"] for run in runs]
@@ -239,7 +244,7 @@ def test_seeds_are_put_together(
     for again, says in ((runs[0], "a seed comes twice among 1, 1"), (tmp_path / "data", "no finished fine-tuning run")):
         with pytest.raises(BadInput, match=says):
             evaluate.main(["--runs", str(runs[0]), str(again), "--out", str(tmp_path / "other")])
-    finetune.main(configure(yaml, f"task={task}", "max_duration=5ep", "seed=3", f"run_dir={tmp_path / 'longer'}"))
+    training.finetune(configure(yaml, f"task={task}", "max_duration=5ep", "seed=3", f"run_dir={tmp_path / 'longer'}"))
     with pytest.raises(BadInput, match=r"(?s)more than its seed:.*schedule.batches"):
         evaluate.main(["--runs", str(runs[0]), str(tmp_path / "longer"), "--out", str(tmp_path / "other")])
 
@@ -254,14 +259,15 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         models.append(made[0])
         return made
 
-    build_model = finetune.build_model
-    monkeypatch.setattr(finetune, "build_model", build)
+    build_model = release.build_model
+    for module in (training, release):
+        monkeypatch.setattr(module, "build_model", build)
     return models
 
 
 def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, base: Path, built: list[Any]) -> None:
     write_choice(tmp_path / "data", 32)
-    finetune.main(configure("medmcqa", "max_duration=4ep", "lora={}"))
+    training.finetune(configure("medmcqa", "max_duration=4ep", "lora={}"))
     state = built[0]
     names = {name for name, parameter in state.named_parameters() if parameter.requires_grad}
     assert names and all("lora_" in name or name == "head.weight" for name in names)
@@ -285,13 +291,13 @@ def test_a_resumed_run_is_the_run(
     model = make_base(tiny_tokenizer, tmp_path / "dropout", resid_pdrop=0.1, embd_pdrop=0.1)
     settings = [f"model={model}", f"task={task}", "max_duration=10ba", "save_interval=4ba"]
     settings.append("save_num_checkpoints_to_keep=-1")
-    assert finetune.main(configure(yaml, *settings))
+    assert training.finetune(configure(yaml, *settings))
     run = tmp_path / "run"
     for batch in (8, 10):
         checkpoints.remove(next((run / "checkpoints").glob(f"ep*-ba{batch}")))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "finished": False}))
-    assert finetune.main(configure(yaml, *settings))
+    assert training.finetune(configure(yaml, *settings))
     whole, _, resumed, _ = built
     ours, theirs = resumed.state_dict(), whole.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
@@ -333,13 +339,14 @@ def test_nothing_of_the_training_is_left_when_it_is_scored(
 
         return act
 
-    build_model, load_folder = finetune.build_model, finetuned.load
+    build_model, load_folder = release.build_model, finetuned.load
     monkeypatch.setattr(trainer, "Trainer", Trainer)
-    monkeypatch.setattr(finetune, "build_model", build)
+    for module in (training, release):
+        monkeypatch.setattr(module, "build_model", build)
     monkeypatch.setattr(finetuned, "load", load_tuned)
-    monkeypatch.setattr(finetune, "export", first_look("export", finetune.export))
-    monkeypatch.setattr(finetune, "score", first_look("score", finetune.score))
-    finetune.main(configure("medmcqa", "max_duration=2ep", f"lora={lora}"))
+    monkeypatch.setattr(training, "export", first_look("export", export))
+    monkeypatch.setattr(training, "score", first_look("score", score))
+    training.finetune(configure("medmcqa", "max_duration=2ep", f"lora={lora}"))
     assert len(seen) == 5
     assert left == {"export": [], "loaded": [], "score": []}
 
@@ -348,7 +355,7 @@ def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_
     """Sharded by FSDP2, exported and scored at the end, with the batches of one rank."""
     write_choice(tmp_path / "data", 100)
     settings = ["max_duration=6ba", "gradient_clipping_norm=0.1"]
-    finetune.main(configure("medmcqa", *settings))
+    training.finetune(configure("medmcqa", *settings))
     cfg = configure("medmcqa", *settings, "fsdp={}", f"run_dir={tmp_path / 'two'}", "save_interval=3ba")
     (tmp_path / "two.yaml").write_text(to_yaml(cfg))
     done = warm.run([warm.COMPOSER, "-n", "2", "recipes/finetune.py", tmp_path / "two.yaml"], ROOT)
@@ -642,18 +649,18 @@ def test_every_yaml_fits_every_preset(yaml: Path, preset: str, tmp_path: Path) -
     model = ModelConfig(vocab_size=28896, n_positions=1024, n_embd=2560, n_layer=32, n_head=20)
     write_choice(tmp_path, 64)
     task = load("medmcqa", tmp_path)
-    plan = finetune.make_plan(cfg, model, task, 64, cfg.world_size)
+    plan = make_finetune_plan(cfg, model, task, 64, cfg.world_size)
     assert plan.parameters == 2_594_247_680
     assert list(plan.fullest_bytes)[1:3] == ["export", "scoring"] and max(plan.fullest_bytes.values()) > 10e9
     if preset == "one-gpu-24gb":
         assert cfg.gpu_memory_gb == 23.6 and plan.memory_bytes <= 23.6e9
         larger = replace(cfg, device_train_microbatch_size=8, device_eval_batch_size=16)
         with pytest.raises(BadInput, match=r"gpu_memory_gb = 23\.6: lower device_train_microbatch_size"):
-            finetune.make_plan(larger, model, task, 64, 1)
+            make_finetune_plan(larger, model, task, 64, 1)
     assert (cfg.lora is not None) == (preset == "one-gpu-24gb") and cfg.run_name == f"{cfg.task}-17"
     if preset == "one-gpu-80gb":
         with pytest.raises(BadInput, match="gpu_memory_gb = 40: lower device_train_microbatch_size"):
-            finetune.make_plan(
+            make_finetune_plan(
                 load_finetune_config(yaml, [f"preset={preset}", "model=m", "task=mine", "gpu_memory_gb=40"]),
                 model,
                 task,
@@ -691,5 +698,5 @@ def test_bad_runs_are_refused_before_they_start(configure: Configure, tmp_path: 
         (("task=medqa",), "medqa does not exist"),
     ):
         with pytest.raises(BadInput, match=says):
-            finetune.main(configure("medmcqa", *changes))
+            training.finetune(configure("medmcqa", *changes))
     assert not (tmp_path / "run").exists()

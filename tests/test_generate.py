@@ -20,11 +20,12 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from patience import patience_s
 from recipes import generate
 from recipes.finetuning.examples import START, add_tokens
-from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, printable
+from recipes.generation import samples
+from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -43,7 +44,7 @@ def watch(event, arguments):
         if host not in ("127.0.0.1", "::1", "localhost", None):
             print("OUTSIDE", event, host, file=sys.stderr, flush=True)
 sys.addaudithook(watch)
-from data_prep.stage import run
+from data_prep.common.errors import run
 from recipes import generate
 run(generate.main)
 """
@@ -71,7 +72,7 @@ def folder(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="module")
 def loaded(folder: Path) -> tuple[Any, Any]:
-    return generate.load_model(folder, "cpu")
+    return load_model(folder, "cpu")
 
 
 def command(*arguments: object) -> list[str]:
@@ -101,7 +102,7 @@ def test_pieces_are_the_whole_text(loaded: tuple[Any, Any]) -> None:
 
 def test_a_seed_draws_one_text(loaded: tuple[Any, Any]) -> None:
     draw = {**GREEDY, "temperature": 1.0}
-    texts = [generate.generate(*loaded, "Cytase", {**draw, "seed": seed})["text"] for seed in (1, 1, 2)]
+    texts = [samples.generate(*loaded, "Cytase", {**draw, "seed": seed})["text"] for seed in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
@@ -148,16 +149,16 @@ def test_a_model_of_pairs_writes_the_target(tiny_tokenizer: Path, tmp_path: Path
     add_tokens(tokenizer, "pairs")
     folder = make_model(tokenizer, tmp_path / "model")
     (folder / "task.json").write_text(json.dumps({"task": "meqsum", "kind": "pairs", "labels": [], "seq_len": 60}))
-    model, tokenizer = generate.load_model(folder, "cpu")
-    sample = generate.generate(model, tokenizer, "Cytase is", LONG)
+    model, tokenizer = load_model(folder, "cpu")
+    sample = samples.generate(model, tokenizer, "Cytase is", LONG)
     read = [*AutoTokenizer.from_pretrained(folder)("Cytase is")["input_ids"], tokenizer.convert_tokens_to_ids(START)]
     ids = model.generate(torch.tensor([read]), do_sample=False, max_new_tokens=60 - len(read))[0, len(read) :]
     assert sample["text"] == tokenizer.decode(ids, skip_special_tokens=True) and sample["tokens"] == 60 - len(read)
     with pytest.raises(BadInput, match="context holds 60"):
-        generate.generate(model, tokenizer, "batoma " * 60, GREEDY)
+        samples.generate(model, tokenizer, "batoma " * 60, GREEDY)
     (folder / "task.json").write_text(json.dumps({"task": "medqa", "kind": "choice", "labels": [], "seq_len": 60}))
     with pytest.raises(BadInput, match=r"medqa \(choice\).*no text.*evaluate\.py"):
-        generate.load_model(folder, "cpu")
+        load_model(folder, "cpu")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> N
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     texts = {
-        prompt: printable(generate.generate(*loaded, prompt, GREEDY)["text"]) for prompt in ("Cytase is", "batoma  β")
+        prompt: printable(samples.generate(*loaded, prompt, GREEDY)["text"]) for prompt in ("Cytase is", "batoma  β")
     }
     first, second = (f"[{prompt}]{text} …\n\n" for prompt, text in texts.items())
     assert run.stdout == f"{first}{first}top-k is 7\n{second}"
@@ -198,7 +199,7 @@ def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> N
 
 def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None:
     def text_of(prompt: str) -> str:
-        return printable(generate.generate(*loaded, prompt, GREEDY)["text"]).replace("\n", "\r\n") + " …\r\n"
+        return printable(samples.generate(*loaded, prompt, GREEDY)["text"]).replace("\n", "\r\n") + " …\r\n"
 
     terminal = pexpect.spawn(
         sys.executable, greedy(folder, "--interactive"), cwd=str(ROOT), encoding="utf-8", timeout=patience_s(),
@@ -308,7 +309,7 @@ def test_the_page_writes_and_says_what_for(address: str, loaded: tuple[Any, Any]
     page.wait_for_function("prompt => document.querySelector('#prompt textarea').value === prompt", arg=PROMPTS[1])
     page.fill("#prompt textarea", "Cytase is\nbatoma")
     press(page, "Write")
-    expected = printable(generate.generate(*loaded, "Cytase is\nbatoma", GREEDY)["text"])
+    expected = printable(samples.generate(*loaded, "Cytase is\nbatoma", GREEDY)["text"])
     assert text_on(page, f"…\n\n[{NOTICE}]") == f"Cytase is\nbatoma{expected} …\n\n[{NOTICE}]"
     page.locator("#settings button").first.click()
     for place in ("0", "document.documentElement.scrollHeight"):

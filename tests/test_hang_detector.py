@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from recipes.runs.exit_codes import STALLED
+from data_prep.common.exit_codes import STALLED
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys, time
 from pathlib import Path
-from recipes import hang_detector
+from recipes.distributed import hang_detector
 
 folder, what = Path(sys.argv[1]), sys.argv[2]
 with hang_detector.watching_the_start(folder, 0.2, 0.4 if what != "patient" else 600):

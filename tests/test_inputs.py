@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from data_prep.common.errors import BadInput
 from data_prep.files import inputs
 from data_prep.files.inputs import Input
-from data_prep.stage import BadInput
 
 SUFFIXES = (".jsonl", ".txt")
 

@@ -13,13 +13,15 @@ import torch
 from torch import nn
 from torch.profiler import profile
 
-from data_prep.stage import BadInput
-from recipes import report, train
-from recipes.config.schema import KernelsConfig, ModelConfig, TrainConfig, load_config
+from data_prep.common.errors import BadInput
+from recipes.config.loading import load_config
+from recipes.config.schema import KernelsConfig, ModelConfig, TrainConfig
 from recipes.modeling.head import NO_TARGET, mean_loss, token_losses
 from recipes.modeling.kernels import attention_backend, compile_blocks
 from recipes.modeling.model import BioMedLM, checkpoint_activations
 from recipes.modeling.optimizer import DecoupledAdamW
+from recipes.runs.reading import TRAIN_LOSS, read_run
+from recipes.training import pretraining
 
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(600, 64, 64, 3, 4, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
@@ -200,14 +202,14 @@ def configure(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Callab
 
 
 def losses(cfg: TrainConfig) -> list[float]:
-    return [value for _, value in report.read_run(Path(cfg.run_dir)).series[report.TRAIN_LOSS]]
+    return [value for _, value in read_run(Path(cfg.run_dir)).series[TRAIN_LOSS]]
 
 
 def test_a_kernel_that_is_not_there_is_bad_input(configure: Callable[..., TrainConfig]) -> None:
     with pytest.raises(
         BadInput, match=r"sdpa_backend = 'cudnn', which this device and precision do not have; say null"
     ):
-        train.main(configure("run", "kernels.sdpa_backend=cudnn"))
+        pretraining.train(configure("run", "kernels.sdpa_backend=cudnn"))
 
 
 compiles = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on a CPU: apt install g++")
@@ -240,7 +242,7 @@ def test_compiled_blocks_train_the_same(configure: Callable[..., TrainConfig], m
     counters = torch._dynamo.utils.counters
     counters.clear()
     plain, compiled = configure("plain"), configure("compiled", "kernels.compile=true")
-    trained = [train.main(cfg) for cfg in (plain, compiled)]
+    trained = [pretraining.train(cfg) for cfg in (plain, compiled)]
     assert losses(compiled) == pytest.approx(losses(plain), abs=1e-5)
     assert any((Path(compiled.run_dir) / "compiled").rglob("*.so")), "the cache is in the run folder"
     assert 1 <= counters["stats"]["unique_graphs"] <= 8, "not one for each layer"

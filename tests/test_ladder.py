@@ -14,12 +14,16 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from data_prep.stage import BadInput, run
-from recipes import ladder, train
-from recipes.config.schema import load_config
-from recipes.ladder import LEVEL, Machine, Point
+from data_prep.common.errors import BadInput, run
+from recipes import ladder
+from recipes.config.loading import load_config
+from recipes.ladder import FLAGSHIP
 from recipes.planning import scaling
 from recipes.runs import launch
+from recipes.training import pretraining
+from recipes.trials import rungs as reading_of_rungs
+from recipes.trials.ladder import LEVEL, Point, answer, cannot_tell, fit_laws
+from recipes.trials.rungs import Machine, evaluated, left_out, read_rung
 
 ROOT = Path(__file__).parents[1]
 LADDER = sorted((ROOT / "yamls/ladder").glob("*.yaml"))
@@ -98,27 +102,27 @@ def points(losses: Sequence[float], compute: Sequence[float] = tuple(COMPUTE)) -
 
 def test_three_points_determine_three_parameters_and_it_says_so() -> None:
     three = points(law(COMPUTE[:3], 1.7, 0.15))
-    laws = ladder.fit_laws(three, None)
+    laws = fit_laws(three, None)
     assert list(laws) == ["E = 0", "E fitted"], "the pure power law first"
     exact = laws["E fitted"]
     assert exact.dof == 0 and exact.noise is None and exact.interval(1e22, LEVEL) is None
     assert exact.predict(COMPUTE[:3]) == pytest.approx([point.loss for point in three])
-    loss, low, high = ladder.answer(laws, FLAGSHIP_COMPUTE)
+    loss, low, high = answer(laws, FLAGSHIP_COMPUTE)
     assert loss == laws["E = 0"].predict(FLAGSHIP_COMPUTE)
     assert low < loss < exact.predict(FLAGSHIP_COMPUTE) < high
     far = 1e40
     pure_high = (laws["E = 0"].interval(far, LEVEL) or (0, 0))[1]
-    assert pure_high < exact.predict(far) < ladder.answer(laws, far)[2] == three[2].loss
-    rung = ladder.read_rung(LADDER[0])
-    said = " ".join(ladder.cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
+    assert pure_high < exact.predict(far) < answer(laws, far)[2] == three[2].loss
+    rung = read_rung(LADDER[0])
+    said = " ".join(cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
     assert "3 rungs determine a law of three parameters exactly" in said and "Which E it is cannot be told" in said
 
-    more = ladder.fit_laws(points(law(COMPUTE, 1.7, 0.15)), None)
+    more = fit_laws(points(law(COMPUTE, 1.7, 0.15)), None)
     assert list(more) == ["E fitted", "E = 0"]
-    assert ladder.answer(more, far)[1:] == more["E fitted"].interval(far, LEVEL)
-    given = ladder.fit_laws(three, 1.5)
+    assert answer(more, far)[1:] == more["E fitted"].interval(far, LEVEL)
+    given = fit_laws(three, 1.5)
     assert next(iter(given)) == "E = 1.5, given"
-    assert ladder.answer(given, far)[1:] == given["E = 1.5, given"].interval(far, LEVEL)
+    assert answer(given, far)[1:] == given["E = 1.5, given"].interval(far, LEVEL)
 
 
 @pytest.mark.parametrize("floor", [0.0, 1.7])
@@ -127,9 +131,9 @@ def test_three_rungs_hold_a_floor_that_they_cannot_see(floor: float) -> None:
     draw, exponent, inside = np.random.default_rng(7), 0.15 if floor else 0.05, np.zeros(3)
     for _ in range(250):
         losses = law(COMPUTE[:3], floor, exponent) + 0.01 * draw.standard_normal(3)
-        laws = ladder.fit_laws(points(losses), None)
+        laws = fit_laws(points(losses), None)
         for number, compute in enumerate((2e19, FLAGSHIP_COMPUTE, 1e24)):
-            _, low, high = ladder.answer(laws, compute)
+            _, low, high = answer(laws, compute)
             inside[number] += low <= law(compute, floor, exponent) + 0.01 * draw.standard_normal() <= high
     assert (inside / 250 > LEVEL - 0.06).all(), inside / 250
 
@@ -153,10 +157,10 @@ def test_a_rung_follows_the_rules(yaml: Path) -> None:
     """The flagship's vocabulary, context, heads and decay; the family's learning rates; one ratio of tokens."""
     tiny = yaml in TINY
     like, ratio = (
-        ladder.read_rung(ROOT / f"yamls/{'smoke-cpu' if tiny else 'biomedlm-2.7b'}.yaml"),
+        read_rung(ROOT / f"yamls/{'smoke-cpu' if tiny else 'biomedlm-2.7b'}.yaml"),
         0.181 if tiny else 100,
     )
-    rung = ladder.read_rung(yaml)
+    rung = read_rung(yaml)
     model, other = rung.cfg.model, like.cfg.model
     unit = {"m": 1e6, "b": 1e9}[yaml.stem[-1]]
     assert rung.plan.parameters == pytest.approx(float(yaml.stem[:-1]) * unit, rel=0.1)
@@ -170,44 +174,43 @@ def test_a_rung_follows_the_rules(yaml: Path) -> None:
         yaml.stem, 1.5e-3
     )
     assert replace(optimizer, lr=0.0, weight_decay=0.0) == replace(like.cfg.optimizer, lr=0.0, weight_decay=0.0)
-    assert ladder.evaluated(rung.cfg) == -1 and rung.name == f"ladder-{'tiny-' * tiny}{yaml.stem}"
+    assert evaluated(rung.cfg) == -1 and rung.name == f"ladder-{'tiny-' * tiny}{yaml.stem}"
     assert (rung.cfg.precision, rung.cfg.seed) == (like.cfg.precision, like.cfg.seed)
 
 
 def test_the_ladder_of_gpus_fits_what_it_was_made_for() -> None:
-    assert not ladder.left_out([ladder.read_rung(yaml) for yaml in LADDER], NO_GPU, "a100-40gb", False)
+    assert not left_out([read_rung(yaml) for yaml in LADDER], NO_GPU, "a100-40gb", False)
 
 
 def test_what_does_not_fit_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    rungs = [ladder.read_rung(yaml, ["device_train_microbatch_size=32"]) for yaml in LADDER]
-    reasons = ladder.left_out(rungs, NO_GPU, "a100-40gb", False)
+    rungs = [read_rung(yaml, ["device_train_microbatch_size=32"]) for yaml in LADDER]
+    reasons = left_out(rungs, NO_GPU, "a100-40gb", False)
     assert set(reasons) == {"ladder-760m", "ladder-1.3b"}
     assert "more than the 40 GB of a100-40gb; it fits with device_train_microbatch_size=8" in reasons["ladder-1.3b"]
-    here = ladder.left_out(rungs, Machine(8, 20 * 10**9, None), None, False)
+    here = left_out(rungs, Machine(8, 20 * 10**9, None), None, False)
     assert "ladder-20m" not in here and "a GPU, which has 20 GB" in here["ladder-350m"]
     assert all(
         "wants 8 GPUs, 1 here; world_size=1" in why
-        for why in ladder.left_out(rungs, Machine(1, 10**12, None), None, False).values()
+        for why in left_out(rungs, Machine(1, 10**12, None), None, False).values()
     )
     assert all(
-        "wants 8 GPUs, none here; run it elsewhere" in why
-        for why in ladder.left_out(rungs, NO_GPU, None, False).values()
+        "wants 8 GPUs, none here; run it elsewhere" in why for why in left_out(rungs, NO_GPU, None, False).values()
     )
-    tiny = [ladder.read_rung(yaml) for yaml in TINY]
-    assert not ladder.left_out(tiny, NO_GPU, None, False)
-    monkeypatch.setattr(ladder.os, "sysconf", lambda _: 2000)  # 4 MB
-    assert "of memory, 0.004 GB are there" in ladder.left_out(tiny, NO_GPU, None, False)["ladder-tiny-1m"]
+    tiny = [read_rung(yaml) for yaml in TINY]
+    assert not left_out(tiny, NO_GPU, None, False)
+    monkeypatch.setattr(reading_of_rungs.os, "sysconf", lambda _: 2000)  # 4 MB
+    assert "of memory, 0.004 GB are there" in left_out(tiny, NO_GPU, None, False)["ladder-tiny-1m"]
 
 
 def test_rungs_that_repeat_their_data_are_left_out() -> None:
-    rungs = [ladder.read_rung(yaml) for yaml in TINY]
+    rungs = [read_rung(yaml) for yaml in TINY]
     much = replace(rungs[2], plan=replace(rungs[2].plan, train_tokens=rungs[2].plan.tokens // 5))
-    assert "5.0 passes over its data" in ladder.left_out([*rungs[:2], much], NO_GPU, None, False)[much.name]
-    assert not ladder.left_out([*rungs[:2], much], NO_GPU, None, True)
+    assert "5.0 passes over its data" in left_out([*rungs[:2], much], NO_GPU, None, False)[much.name]
+    assert not left_out([*rungs[:2], much], NO_GPU, None, True)
     three = [replace(point, name=rung.name) for point, rung in zip(points([5, 4, 3.5]), rungs, strict=False)]
-    laws = ladder.fit_laws(three, None)
+    laws = fit_laws(three, None)
     taken = [three[0], three[1], replace(three[2], passes=5.0)]
-    said = " ".join(ladder.cannot_tell(rungs, taken, laws, [much, ladder.read_rung(ladder.FLAGSHIP)]))
+    said = " ".join(cannot_tell(rungs, taken, laws, [much, read_rung(FLAGSHIP)]))
     assert f"more than 4 passes, too: {much.name}." in said and f"{much.name} makes 5.0 passes" in said
     assert "an unknown number of passes" in said and "116 tokens a parameter, the rungs on 0.181 to 0.182" in said
     assert "context of 256 tokens; that its own are the same is not so" in said
@@ -227,7 +230,7 @@ class InProcess:
         InProcess.started.append(cfg.run_name)
         log.parent.mkdir(parents=True, exist_ok=True)
         try:
-            train.main(cfg)
+            pretraining.train(cfg)
             self.code = 0
         except BadInput as error:
             log.write_text(f"working\nerror: {error}\n")

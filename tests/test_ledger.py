@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from data_prep.stage import BadInput
-from recipes.config.schema import TrainConfig, load_config
+from data_prep.common.errors import BadInput
+from recipes.config.loading import load_config
+from recipes.config.schema import TrainConfig
 from recipes.dataloading import ledger
-from recipes.dataloading.data import build_dataloader
+from recipes.dataloading.loader import build_dataloader
 
 ROOT = Path(__file__).parents[1]
 BATCH = 8

@@ -12,7 +12,7 @@ from composer.optim import CosineAnnealingWithWarmupScheduler
 from composer.utils import dist, get_device
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
-from recipes.config.schema import load_config
+from recipes.config.loading import load_config
 from recipes.modeling import optimizer as module
 from recipes.modeling.optimizer import DecoupledAdamW
 

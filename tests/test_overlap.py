@@ -13,12 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from data_prep import corpus
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import read_manifest
 from data_prep.files import inputs
-from data_prep.filtering import overlap
+from data_prep.filtering import corpus_format, overlap
+from data_prep.filtering.build import CARD
 from data_prep.filtering.overlap import Grams, load
-from data_prep.sources import ABSTRACTS, ARTICLES, Document
-from data_prep.stage import BadInput, JsonDict, read_manifest
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 
 MakeCorpus = Callable[..., Path]
 Documents = list[Document]
@@ -100,7 +102,7 @@ def build(
     make_corpus: MakeCorpus, folder: Path, documents: Documents, **arguments: object
 ) -> tuple[JsonDict, set[str]]:
     make_corpus(folder, documents, **arguments)
-    left = {d.id for split in ("train", "val", "recent") for d in corpus.read_documents(folder, split)}
+    left = {d.id for split in ("train", "val", "recent") for d in corpus_format.read_documents(folder, split)}
     return read_manifest(folder, "corpus", ""), left
 
 
@@ -137,7 +139,7 @@ def test_held_out_numbers_take_abstracts_and_articles(
     manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, *extra], exclude_pmids=pmids)
     assert manifest["dropped"] == {"held out by PMID": 3}
     assert left == {d.id for d in tiny_documents} | {"pmid:3"}
-    assert f"{len(tiny_documents)} documents carry no PubMed number" in (tmp_path / "corpus" / corpus.CARD).read_text()
+    assert f"{len(tiny_documents)} documents carry no PubMed number" in (tmp_path / "corpus" / CARD).read_text()
     (tmp_path / "pmids.tsv").write_text("1\nPMC7\n")
     with pytest.raises(BadInput, match=r"pmids\.tsv, line 2: does not begin with a PubMed number but b'PMC7'"):
         make_corpus(tmp_path / "other", tiny_documents, exclude_pmids=pmids)
@@ -160,7 +162,7 @@ def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documen
     manifest, left = build(
         make_corpus, tmp_path / "corpus", [*tiny_documents, *extra, again], recent_after="2021-06-30"
     )
-    recent = {d.id for d in corpus.read_documents(tmp_path / "corpus", "recent")}
+    recent = {d.id for d in corpus_format.read_documents(tmp_path / "corpus", "recent")}
     assert recent == {str(date) for date, where in dates.items() if where == "recent"}
     assert manifest["dropped"] == {"before or after --recent-after": 1, "same text": 1}
     assert "2021" not in left and "copy" not in left and {"2021-06", "None"} <= left
@@ -172,7 +174,7 @@ def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documen
 def test_the_card_balances_and_states_nlms_terms(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
     manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, tiny_documents[0]])
     assert manifest["entries"] == len(left) + sum(manifest["dropped"].values()) == 331
-    card = (tmp_path / "corpus" / corpus.CARD).read_text()
+    card = (tmp_path / "corpus" / CARD).read_text()
     for line in (
         "330 documents,",
         "| entries read | | 331 |\n| duplicates | 1 | 330 |\n",
@@ -183,4 +185,4 @@ def test_the_card_balances_and_states_nlms_terms(tmp_path: Path, tiny_documents:
     ):
         assert line in card
     own = make_corpus(tmp_path / "own", [Document(f"{n}", f"text {n}", "notes", None, None) for n in range(99)])
-    assert "National Library" not in (own / corpus.CARD).read_text()
+    assert "National Library" not in (own / CARD).read_text()

@@ -16,15 +16,19 @@ from typing import Any
 
 import pytest
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from patience import start_s
 from recipes import ladder, preflight
-from recipes.config.schema import DataConfig, KernelsConfig, ModelConfig, TrainConfig, load_config
-from recipes.plan import Plan, checkpoint_bytes, command_line, make_plan, node_sends_bytes, parameter_count
-from recipes.planning import forecast
-from recipes.planning.forecast import Forecast, make_forecast, needed_bytes
+from recipes.config.loading import load_config
+from recipes.config.schema import DataConfig, KernelsConfig, ModelConfig, TrainConfig
+from recipes.modeling.size import checkpoint_bytes, parameter_count
+from recipes.plan import command_line
+from recipes.planning import estimate_text
+from recipes.planning.cluster_estimate import Forecast, make_forecast, needed_bytes
 from recipes.planning.hardware import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
 from recipes.planning.memory import Layout, block_activation_bytes, peak, step_memory
+from recipes.planning.network import node_sends_bytes
+from recipes.planning.run_plan import Plan, make_plan
 
 ROOT = Path(__file__).parents[1]
 FLAGSHIP, RUN_OF_2022 = ROOT / "yamls/biomedlm-2.7b.yaml", ROOT / "yamls/biomedlm-2.7b-2022.yaml"
@@ -63,7 +67,7 @@ def test_published_tables_give_the_range() -> None:
 
 def test_no_published_run_means_no_days() -> None:
     cfg, plan, cast = planned(gpu="b200", gpus=8, stack="next")
-    assert not cast.speeds and "days unknown, at least" in forecast.format_forecast(cast, cfg, plan)
+    assert not cast.speeds and "days unknown, at least" in estimate_text.format_forecast(cast, cfg, plan)
     assert cast.full_speed_days == pytest.approx(
         planned(gpu="b200", gpus=8, mfu=0.5, stack="next")[2].speeds[0].days / 2
     )
@@ -165,7 +169,7 @@ def test_a_gpu_of_more_memory_is_offered_where_the_stack_runs_on_it() -> None:
     for stack, names in ((LOCK, "h200"), ("next", "h200, b200")):
         cfg, plan, cast = planned("device_train_microbatch_size=16", gpus=1, gpu="h100", stack=stack)
         assert 80e9 < cast.needed_bytes < 141e9
-        assert f"a GPU of more memory ({names})" in forecast.refusal(cast, cfg, plan)
+        assert f"a GPU of more memory ({names})" in estimate_text.refusal(cast, cfg, plan)
 
 
 def test_the_plan_names_its_stack() -> None:
@@ -173,7 +177,7 @@ def test_the_plan_names_its_stack() -> None:
         cfg, plan, cast = planned(stack=name)
         says = f"{stack} (--stack {name}), which has code for compute capability 8.0; NVIDIA driver {stack.driver}"
         assert re.search(
-            rf"software +{re.escape(says)} or newer$", forecast.format_forecast(cast, cfg, plan), re.MULTILINE
+            rf"software +{re.escape(says)} or newer$", estimate_text.format_forecast(cast, cfg, plan), re.MULTILINE
         )
 
 
@@ -294,9 +298,11 @@ RUNS = """
 import gc, json, re, sys
 from pathlib import Path
 import torch
-from recipes import train, trainer
-from recipes.config import KernelsConfig, ModelConfig, load_config
-from recipes.model import BioMedLM
+from recipes.config.loading import load_config
+from recipes.config.schema import KernelsConfig, ModelConfig
+from recipes.modeling.model import BioMedLM
+from recipes.training import trainer
+from recipes.training.pretraining import train
 
 trainer.keep_freed_memory = lambda: None  # so that what is resident is what is live
 
@@ -316,8 +322,8 @@ def step(vocab_size, n_embd, seq_len, batch, chunk=None):
     model({"input_ids": torch.zeros((batch, seq_len), dtype=torch.long)})["loss"].backward()
 
 runs, losses = json.load(sys.stdin)
-train.main(load_config("yamls/smoke-cpu.yaml", runs.pop(0)))  # what is imported late is imported now
-peaks = [measured(lambda: train.main(load_config("yamls/smoke-cpu.yaml", run))) for run in runs]
+train(load_config("yamls/smoke-cpu.yaml", runs.pop(0)))  # what is imported late is imported now
+peaks = [measured(lambda: train(load_config("yamls/smoke-cpu.yaml", run))) for run in runs]
 step(64, 16, 8, 1)
 print("peaks", json.dumps([*peaks, *(measured(lambda: step(*loss)) for loss in losses)]))
 """
@@ -396,12 +402,12 @@ def saved_bytes(folder: Path) -> int:
 
 def test_checkpoint_bytes(overrides: Overrides, tmp_path: Path) -> None:
     """Exactly the tensors; file formats add to each of them what does not depend on its size."""
-    from recipes import train
+    from recipes.training import pretraining
 
     added = []
     for n_embd in (64, 128):
         cfg = load_config(ROOT / "yamls/smoke-cpu.yaml", overrides(str(n_embd), f"model.n_embd={n_embd}"))
-        train.main(cfg)
+        pretraining.train(cfg)
         added.append(saved_bytes(tmp_path / str(n_embd)) - checkpoint_bytes(cfg.model, sharded=False))
     assert 0 < added[0] < 20_000 + 1_500 * 40  # random state and configuration; 40 parameters of 3 blocks
     assert added[1] == pytest.approx(added[0], abs=300)  # alignment and digits
@@ -470,7 +476,7 @@ def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> No
     """Every change that a refusal names is made, and the plan made again."""
     cfg, plan, cast = planned(*changes, gpus=gpus, gpu=gpu)
     assert not cast.fits
-    text = forecast.refusal(cast, cfg, plan)
+    text = estimate_text.refusal(cast, cfg, plan)
     assert re.search(rf"takes .* GB a GPU .* more than the .* of {gpu}; it fits with ", text)
     ways = text.partition("it fits with ")[2].split("; or ")
     assert len(ways) >= 2
@@ -493,14 +499,14 @@ def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> No
 
 def test_one_small_gpu_cannot_and_is_told_how_many_could() -> None:
     cfg, plan, cast = planned(gpus=1, gpu="rtx-4090")
-    text = forecast.refusal(cast, cfg, plan)
+    text = estimate_text.refusal(cast, cfg, plan)
     assert not cast.fits and re.search(r"it fits with \d+ GPUs with FSDP over all of them, .*h200", text)
 
 
 def test_traffic() -> None:
     """A node's bytes are the plan's; DDP sends fp32 gradients once a batch; one GPU and one node send nothing away."""
     cfg, plan, cast = planned()
-    assert cast.node_bytes == node_sends_bytes(cfg, plan, 128) and cast.network_gbit_s == 1600
+    assert cast.node_bytes == node_sends_bytes(plan, Layout.of(cfg, 128), cfg.precision) and cast.network_gbit_s == 1600
     assert cast.link_bytes == pytest.approx(127 / 128 * (2 + 2 + 4) * plan.parameters)
     assert [s.network_share for s in cast.speeds] == pytest.approx(
         [cast.node_bytes * 8 / 1.6e12 / s.batch_s for s in cast.speeds]
@@ -547,7 +553,7 @@ def test_the_command_says_it_all_before_torch_would_be_there() -> None:
     facts += ["resumes on     1, 2, 4", "checkpoint     31.4 GB", "600 GB read in all", "basis: 128 GPUs"]
     assert [fact for fact in facts if fact not in done.stdout] == []
     assert max(map(len, done.stdout.splitlines())) <= 180
-    code = "import sys; from recipes import forecast, plan; sys.exit('torch' in sys.modules)"
+    code = "import sys; from recipes import plan; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

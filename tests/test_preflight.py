@@ -16,10 +16,13 @@ import torch
 import torch.version
 
 import warm
-from data_prep.stage import BadInput
-from recipes import preflight, train
-from recipes.config.schema import TrainConfig, load_config, to_yaml
-from recipes.training import device
+from data_prep.common.errors import BadInput
+from recipes import preflight
+from recipes.config.loading import load_config, to_yaml
+from recipes.config.schema import TrainConfig
+from recipes.training import device, pretraining
+from recipes.trials import checks
+from recipes.trials.checks import judge_clocks, run_checks
 from recipes.trials.rehearsal import Rehearsal
 
 ROOT = Path(__file__).parents[1]
@@ -53,10 +56,10 @@ def test_a_good_run_is_ready_and_left_alone(
     configure: Configure, tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]],
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    train.main(configure())
+    pretraining.train(configure())
     before = folder_bytes(tmp_path / "run")
     capsys.readouterr()
-    preflight.main(configure(), verify_all=True)
+    run_checks(configure(), verify_all=True)
     printed = capsys.readouterr().out
     assert checked(printed) == dict.fromkeys(
         ("data", "account", "shards", "ranks", "clocks", "memory", "run folder", "step", "peak memory", "resume"), "ok"
@@ -125,14 +128,14 @@ def test_what_would_stop_it_is_named(
         (tmp_path / "file").write_text("")
         more = [f"run_dir={tmp_path / 'file/run'}"]
     elif fault == "full disk":
-        monkeypatch.setattr(preflight.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        monkeypatch.setattr(checks.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     elif fault == "another run":
-        train.main(configure("seed=3"))
+        pretraining.train(configure("seed=3"))
     elif fault == "little memory":
-        monkeypatch.setattr(preflight, "_available_bytes", lambda: 1000)
-    monkeypatch.setattr(preflight, "_rehearse", lambda *_: None)
+        monkeypatch.setattr(checks, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(checks, "_rehearse", lambda *_: None)
     with pytest.raises(BadInput, match=f"the run cannot start as it is: .*{check}"):
-        preflight.main(configure(*more), verify_all=False)
+        run_checks(configure(*more), verify_all=False)
     printed = capsys.readouterr().out
     assert message in printed and checked(printed)[check] == "FAILED"
     assert checked(printed)["ranks"] == "ok", "the other checks go on"
@@ -153,7 +156,7 @@ def test_a_rehearsal_that_fails_leaves_nothing(
 
     monkeypatch.setattr(checkpoint, "load_checkpoint", load)
     with pytest.raises(BadInput, match="cannot start as it is: resume"):
-        preflight.main(configure(), verify_all=False)
+        run_checks(configure(), verify_all=False)
     assert re.search(r"after loading, 1 of \d+ tensors are not those saved: .* exp_avg", capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
 
@@ -182,9 +185,9 @@ def test_memory_of_a_gpu_against_the_plan(monkeypatch: pytest.MonkeyPatch):
 
 def test_clocks():
     together = [[100.0, 100.1, 99.9], [200.0, 200.2, 199.9], [300.0, 300.1, 300.0]]
-    assert preflight.judge_clocks(together).startswith("0.200 s apart, ± 0.0")
+    assert judge_clocks(together).startswith("0.200 s apart, ± 0.0")
     with pytest.raises(BadInput, match=r"rank 2's is -3600 s off rank 0's; set it by NTP"):
-        preflight.judge_clocks([[one, two, three - 3600] for one, two, three in together])
+        judge_clocks([[one, two, three - 3600] for one, two, three in together])
 
 
 NO_DRIVER = RuntimeError("Found no NVIDIA driver on your system. Please check that you have an NVIDIA GPU")
@@ -269,7 +272,7 @@ def test_the_flagship_on_128_ranks_that_are_not_there():
 
 def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Path):
     code = (
-        "import sys; from recipes.config import load_config; from recipes.rehearsal import rank_bytes\n"
+        "import sys; from recipes.config.loading import load_config; from recipes.trials.rehearsal import rank_bytes\n"
         "cfg = load_config(sys.argv[1]); whole = rank_bytes(cfg, 0, 1)\n"
         "assert sum(rank_bytes(cfg, rank, 3) for rank in range(3)) == whole\n"
         "cfg.fsdp.data_parallel_replicate_degree = 2\n"

@@ -25,16 +25,19 @@ import pytest
 import torch
 
 import warm
-from callbacks import CheckpointError, CheckpointWriter, checkpoint_writer
+from callbacks import checkpoint_writer
+from callbacks.checkpoint_writer import CheckpointError, CheckpointWriter
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
+from data_prep.common.files import read_json, write_json
+from data_prep.common.manifest import MANIFEST, seal
 from data_prep.files import store
-from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, seal, write_json
 from patience import patience_s
-from recipes import report
 from recipes.checkpointing import checkpoints
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.resume import find_start
-from recipes.config.schema import load_config
-from recipes.runs.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
+from recipes.config.loading import load_config
+from recipes.runs.reading import TRAIN_LOSS, read_run
 
 ROOT = Path(__file__).parents[1]
 IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}}
@@ -549,8 +552,8 @@ def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Losses, samples and final weights, bit for bit, and metrics of every batch."""
-    for name in (report.TRAIN_LOSS, "data/batch_fingerprint"):
-        series = [dict(report.read_run(folder).series[name]) for folder in (one, other)]
+    for name in (TRAIN_LOSS, "data/batch_fingerprint"):
+        series = [dict(read_run(folder).series[name]) for folder in (one, other)]
         assert series[0] == series[1] and list(series[0]) == list(range(1, 41))
     states = [torch.load(path / "checkpoints/ep0-ba40/rank0.pt", weights_only=False)["state"] for path in (one, other)]
     for name, weights in states[0]["model"].items():
@@ -568,7 +571,7 @@ def test_a_new_machine_goes_on_bit_for_bit(
     shutil.rmtree(tmp_path / "mine")
     done = run_to_end(mine)
     assert f"fetching s3://{bucket}/x/mine/checkpoints/ep0-ba19" in done.stdout
-    assert report.read_run(tmp_path / "mine").starts == [0, 19]
+    assert read_run(tmp_path / "mine").starts == [0, 19]
     assert_same_run(tmp_path / "whole", tmp_path / "mine")
     far = RemoteRun(f"s3://{bucket}/x", "mine")
     assert names_at(far) == dict.fromkeys(("ep0-ba24", "ep0-ba32", "ep0-ba40"), True) and far.record()["finished"]
@@ -593,7 +596,7 @@ def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     assert f"passed over a checkpoint: s3://{bucket}/x/mine/checkpoints/ep0-ba16 is a partial upload" in done.stdout
     # The metrics travel with the checkpoint, and the training goes on meanwhile.
     assert re.search(r"ep0-ba8 after the run had got to batch (\d+): \d+ batches are computed again", done.stdout)
-    assert report.read_run(tmp_path / "mine").starts == [0, 8]
+    assert read_run(tmp_path / "mine").starts == [0, 8]
     outcome("remote: killed in an upload, folder lost", "named, the one before it used", "8 batches, computed again")
 
 
@@ -645,7 +648,7 @@ def test_a_rewind_outlives_the_run_folder(
     assert "ep0-ba29" in there
     shutil.rmtree(tmp_path / "mine")
     run_to_end(command("mine", *mine, faults=(noise,)))
-    assert report.read_run(tmp_path / "mine").starts == [0, 24, 29]
+    assert read_run(tmp_path / "mine").starts == [0, 24, 29]
     assert (tmp_path / "mine/skipped-1.jsonl.zst").is_file()
     assert_same_run(tmp_path / "whole", tmp_path / "mine")
     outcome("remote: a loss spike, then the run folder is lost", "its data is left out all the same", "nothing")

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from patience import patience_s
 from recipes import report
 from recipes.dataloading import ledger
+from recipes.runs import report_page
+from recipes.runs.plots import POINTS, plots
+from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, LR, SPEED, TRAIN_LOSS, read_run
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"PubMed Abstracts": {"documents": 9, "bytes": 900}, "PubMed Central": {"documents": 1, "bytes": 500}}
@@ -39,7 +42,7 @@ def start(batch: int, time_s: float = 0) -> dict[str, Any]:
 
 
 def losses(first: int, end: int, loss: float = 5.0) -> list[dict[str, Any]]:
-    return [at(batch, **{report.TRAIN_LOSS: loss - batch / 100}) for batch in range(first, end)]
+    return [at(batch, **{TRAIN_LOSS: loss - batch / 100}) for batch in range(first, end)]
 
 
 @pytest.fixture
@@ -72,9 +75,9 @@ def make_run(tmp_path: Path) -> MakeRun:
 
 def test_what_a_crash_threw_away_is_not_shown(make_run: MakeRun):
     """The second start went on from batch 5 and was at 7 when it ended; the first had come to 9."""
-    lines = [start(0), *losses(1, 10), start(5, 100), *(at(n, 100 + n, **{report.TRAIN_LOSS: 1.0}) for n in (6, 7))]
-    data = report.read_run(make_run("a", lines))
-    curve = dict(data.series[report.TRAIN_LOSS])
+    lines = [start(0), *losses(1, 10), start(5, 100), *(at(n, 100 + n, **{TRAIN_LOSS: 1.0}) for n in (6, 7))]
+    data = read_run(make_run("a", lines))
+    curve = dict(data.series[TRAIN_LOSS])
     assert sorted(curve) == [1, 2, 3, 4, 5, 6, 7] and curve[6] == curve[7] == 1.0 and curve[5] == 4.95
     assert data.starts == [0, 5] and data.trained_batches == 7
     # 9 s before, 7 s after; not the 91 s between them
@@ -82,29 +85,29 @@ def test_what_a_crash_threw_away_is_not_shown(make_run: MakeRun):
 
 
 def test_a_loss_that_is_no_number_is_read(make_run: MakeRun):
-    data = report.read_run(make_run("a", [start(0), *losses(1, 3), at(3, **{report.TRAIN_LOSS: math.nan}), at(4)]))
-    assert math.isnan(data.series[report.TRAIN_LOSS][-1][1]) and max(data.places) == 4
-    assert "Loss" in report.plots([data])
+    data = read_run(make_run("a", [start(0), *losses(1, 3), at(3, **{TRAIN_LOSS: math.nan}), at(4)]))
+    assert math.isnan(data.series[TRAIN_LOSS][-1][1]) and max(data.places) == 4
+    assert "Loss" in plots([data])
 
 
 def test_a_cut_last_line_is_left_out_and_no_other(make_run: MakeRun):
     folder = make_run("a", [start(0), *losses(1, 4)])
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"batch": 4, "tok')
-    assert report.read_run(folder).trained_batches == 3
+    assert read_run(folder).trained_batches == 3
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(f"\n{json.dumps(at(5))}\n")
     with pytest.raises(BadInput, match=r"metrics\.jsonl, line 5 is not JSON"):
-        report.read_run(folder)
+        read_run(folder)
 
 
 def test_a_spike_is_seen_among_many_batches(make_run: MakeRun):
     lines = [start(0), *losses(1, 20_000, 300.0)]
-    lines[12_345][report.TRAIN_LOSS] = 777.0
-    ax = report.plots([report.read_run(make_run("a", lines))])["Loss"].axes[0]
+    lines[12_345][TRAIN_LOSS] = 777.0
+    ax = plots([read_run(make_run("a", lines))])["Loss"].axes[0]
     band, line = ax.collections[0], ax.lines[0]
-    assert len(line.get_xdata()) <= report.POINTS and band.get_paths()[0].vertices[:, 1].max() == 777.0
-    closer = report.plots([report.read_run(make_run("b", lines))], first=12_300, last=12_400)["Loss"].axes[0]
+    assert len(line.get_xdata()) <= POINTS and band.get_paths()[0].vertices[:, 1].max() == 777.0
+    closer = plots([read_run(make_run("b", lines))], first=12_300, last=12_400)["Loss"].axes[0]
     assert max(closer.lines[0].get_ydata()) == 777.0 and len(closer.lines[0].get_xdata()) == 101
 
 
@@ -112,13 +115,13 @@ def full_run(make_run: MakeRun, name: str, loss: float, config: str) -> Path:
     """Started twice, rewound once, with a batch of NaN and all that is logged."""
     lines = [start(0), *losses(1, 40, loss), start(30, 50), *losses(31, 61, loss)]
     for line in lines:
-        if report.TRAIN_LOSS in line:
-            line |= {report.LR: 1e-3, report.SPEED: 5000.0, "l2_norm/grad/global": 1.5, "cost/gpu_hours": 0.1}
+        if TRAIN_LOSS in line:
+            line |= {LR: 1e-3, SPEED: 5000.0, "l2_norm/grad/global": 1.5, "cost/gpu_hours": 0.1}
     lines.append(at(45, **{"guard/skipped_batches": 1}))
     evaluation = {
-        report.EVAL_LOSS: 4.2,
-        report.EVAL_BITS: 1.3,
-        **{f"{report.EVAL_BITS}/{name}": 1.2 for name in SOURCES},
+        EVAL_LOSS: 4.2,
+        EVAL_BITS: 1.3,
+        **{f"{EVAL_BITS}/{name}": 1.2 for name in SOURCES},
     }
     lines += [at(30, **evaluation), at(60, **evaluation)]
     folder = make_run(name, lines, config)
@@ -168,7 +171,7 @@ def test_watch_follows_a_run_to_its_end(make_run: MakeRun, monkeypatch: pytest.M
             (folder / "run.json").write_text((folder / "run.json").read_text().replace("false", "true", 1))
 
     monkeypatch.setattr(time, "sleep", sleep)
-    report.watch([folder], page, "batch")
+    report_page.watch([folder], page, "batch")
     assert len(pages) == 3 and all('http-equiv="refresh"' in text for text in pages)
     assert "Nothing was logged yet" in pages[0] and "<svg" in pages[2]
     assert 'http-equiv="refresh"' not in page.read_text() and "3 of 100 batches" in page.read_text()

@@ -20,15 +20,16 @@ import torch
 
 import warm
 from callbacks.checkpoint_writer import FILES_PER_RANK
-from data_prep import shards, tokenizer
+from data_prep.common.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
 from data_prep.files import json_lines
+from data_prep.sharding.build import build_shards
 from data_prep.sharding.shard_format import read_documents
-from data_prep.sources import ABSTRACTS, Document
+from data_prep.sources.document import ABSTRACTS, Document
+from data_prep.tokenizing.training import build_tokenizer
 from patience import patience_s, start_s
-from recipes import report
 from recipes.checkpointing.checkpoints import complete_checkpoints
 from recipes.dataloading import ledger
-from recipes.runs.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
+from recipes.runs.reading import TRAIN_LOSS, read_run
 
 ROOT = Path(__file__).parents[1]
 FINGERPRINT = "data/batch_fingerprint"
@@ -96,13 +97,13 @@ def whole_on_two(make_command: Callable[..., list[str]], tmp_path_factory: pytes
 
 def metric(folder: Path, name: str) -> dict[int, float]:
     """A metric by batch; of a batch that was run twice, the later one."""
-    return dict(report.read_run(folder).series[name])
+    return dict(read_run(folder).series[name])
 
 
 def assert_same_run(one: Path, other: Path) -> None:
     """Losses, samples, final weights and optimizer state, bit for bit."""
     assert metric(one, FINGERPRINT) == metric(other, FINGERPRINT)
-    assert metric(one, report.TRAIN_LOSS) == metric(other, report.TRAIN_LOSS)
+    assert metric(one, TRAIN_LOSS) == metric(other, TRAIN_LOSS)
     files = [complete_checkpoints(folder / "checkpoints")[-1] for folder in (one, other)]
     assert files[0].name == files[1].name
     if (files[0] / "rank0.pt").is_file():
@@ -165,7 +166,7 @@ def kill_at_random_moments(command: list[str], folder: Path, kills: int, seed: i
 def recomputed(folder: Path) -> str:
     """How many batches were computed more than once."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
-    batches = [json.loads(line)["batch"] for line in lines if report.TRAIN_LOSS in line]
+    batches = [json.loads(line)["batch"] for line in lines if TRAIN_LOSS in line]
     return f"{len(batches) - len(set(batches))} batches, computed again"
 
 
@@ -181,7 +182,7 @@ def test_killed_three_times_it_is_the_same_run(
     settings = [*DROPOUT, "data.num_workers=2"]
     kill_at_random_moments(command("killed", *settings), tmp_path / "killed", kills=3, seed=4)
     run("killed", *settings)
-    assert len(report.read_run(tmp_path / "killed").starts) >= 2
+    assert len(read_run(tmp_path / "killed").starts) >= 2
     assert_same_run(whole, tmp_path / "killed")
     names = [path.name for path in complete_checkpoints(tmp_path / "killed/checkpoints")]
     assert names == ["ep1-ba48", "ep1-ba56", "ep1-ba60"], "the newest three are kept"
@@ -200,7 +201,7 @@ def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(
     assert "preempted after batch 13" in done.stdout
     assert [p.name for p in complete_checkpoints(tmp_path / "left/checkpoints")] == ["ep0-ba8", "ep0-ba13"]
     run("left", *DROPOUT, ranks=2)
-    assert report.read_run(tmp_path / "left").starts == [0, 13]
+    assert read_run(tmp_path / "left").starts == [0, 13]
     assert_same_run(whole_on_two, tmp_path / "left")
     outcome("SIGTERM to rank 1 of 2", "saved, exit code 75, the same run", recomputed(tmp_path / "left"))
 
@@ -239,10 +240,10 @@ def test_one_rank_two_ranks_one_rank(outcome: Outcome, run: Run, tmp_path: Path)
     run("moved", *NO_DROPOUT, faults=["SIGTERM:0:10"], code=PREEMPTED)
     run("moved", *NO_DROPOUT, ranks=2, faults=["SIGTERM:0:30"], code=PREEMPTED)
     run("moved", *NO_DROPOUT)
-    assert report.read_run(tmp_path / "moved").starts == [0, 10, 30]
+    assert read_run(tmp_path / "moved").starts == [0, 10, 30]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
-    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
+    assert metric(moved, TRAIN_LOSS) == pytest.approx(metric(whole, TRAIN_LOSS), abs=1e-4)
     outcome("1 -> 2 -> 1 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
 
 
@@ -281,7 +282,7 @@ def test_ranks_do_not_outlive_their_launcher(
         time.sleep(0.05)
     saved = complete_checkpoints(tmp_path / "orphaned/checkpoints")[-1]
     run("orphaned", *DROPOUT, "data.num_workers=1", ranks=2)
-    start = report.read_run(tmp_path / "orphaned").starts[-1]
+    start = read_run(tmp_path / "orphaned").starts[-1]
     assert 0 < start < 60 and saved.name.endswith(f"-ba{start}")
     assert_same_run(whole_on_two, tmp_path / "orphaned")
     outcome(
@@ -316,7 +317,7 @@ def test_a_signal_to_the_launcher_reaches_the_ranks(
     assert launcher.wait(patience_s()) == PREEMPTED
     saved = complete_checkpoints(tmp_path / "left/checkpoints")[-1]
     run("left", "data.num_workers=1", ranks=2)
-    start = report.read_run(tmp_path / "left").starts[-1]
+    start = read_run(tmp_path / "left").starts[-1]
     assert 0 < start < 60 and saved.name.endswith(f"-ba{start}")
     outcome("SIGTERM to the launcher of 2 ranks", "saved, exit code 75", recomputed(tmp_path / "left"))
 
@@ -369,7 +370,7 @@ def test_no_checkpoint_lacks_a_part(outcome: Outcome, run: Run, tmp_path: Path) 
 def test_a_nan_on_one_rank_skips_the_step_on_all(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("nan", *NO_DROPOUT, ranks=2, faults=["nan:1:7"])
     assert "batch 7 has NaN or Inf and was skipped; training samples [" in done.stdout
-    losses = metric(tmp_path / "nan", report.TRAIN_LOSS)
+    losses = metric(tmp_path / "nan", TRAIN_LOSS)
     assert [batch for batch, loss in losses.items() if loss != loss] == [7]
     assert metric(tmp_path / "nan", "guard/skipped_batches") == {7: 1}
     outcome("NaN loss on rank 1 of 2", "step skipped on both, samples printed", "1 batch")
@@ -392,14 +393,14 @@ def test_a_loss_spike_is_rewound_and_its_data_left_out(
     """Four batches of noise from batch 28 on: back to 24, past batch 30, where the guard was sure."""
     done = run("spike", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28"])
     assert "warning: loss spike: batches 28 to 30" in done.stdout and "back to batch 24" in done.stdout
-    assert report.read_run(tmp_path / "spike").starts == [0, 24]
+    assert read_run(tmp_path / "spike").starts == [0, 24]
     whole = tmp_path / "whole"
     run("whole", *DROPOUT, "callbacks.spike_guard=null", ranks=ranks)
     expected, found = metric(whole, FINGERPRINT), metric(tmp_path / "spike", FINGERPRINT)
     assert [found[batch] for batch in range(1, 25)] == [expected[batch] for batch in range(1, 25)]
     # Of six batches left out, three were noise; the fourth still comes, alone no spike. The epoch ends at 40, not 46.
     assert [found[batch] for batch in range(25, 55)] == [expected[batch] for batch in range(31, 61)]
-    assert metric(tmp_path / "spike", report.TRAIN_LOSS)[60] < 5.5
+    assert metric(tmp_path / "spike", TRAIN_LOSS)[60] < 5.5
 
     (entry,) = ledger.read(tmp_path / "spike")
     assert entry["windows"] == [(0, 24 * 8, 30 * 8)] and entry["samples"] == 48 and entry["to_batch"] == 24
@@ -428,7 +429,7 @@ def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: 
     more = [*SPIKES, "save_interval=40ba", "callbacks.spike_guard.max_rewinds=1"]
     done = run("spikes", *more, faults=["noise:0:20", "noise:0:44"], code=BAD_NUMBERS)
     assert "back to batch 0" in done.stdout and "after 1 rewinds" in done.stdout
-    assert report.read_run(tmp_path / "spikes").starts == [0, 0]
+    assert read_run(tmp_path / "spikes").starts == [0, 0]
     outcome("a second loss spike, one rewind allowed", "exit code 3", "nothing that was saved")
 
 
@@ -495,7 +496,7 @@ def test_two_ranks_one_rank_two_ranks(outcome: Outcome, run: Run, tmp_path: Path
     run("moved", *NO_DROPOUT, ranks=2)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
-    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-4)
+    assert metric(moved, TRAIN_LOSS) == pytest.approx(metric(whole, TRAIN_LOSS), abs=1e-4)
     outcome("2 -> 1 -> 2 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
 
 
@@ -504,7 +505,7 @@ def test_callbacks_may_come_and_go(run: Run, tmp_path: Path) -> None:
     more = "callbacks.runtime_estimator=null", "callbacks.spike_guard=null"
     run("run", *more, ranks=2, faults=["SIGTERM:0:10"], code=PREEMPTED)
     run("run", "callbacks.speed_monitor=null", ranks=2)
-    assert report.read_run(tmp_path / "run").starts == [0, 10]
+    assert read_run(tmp_path / "run").starts == [0, 10]
 
 
 @pytest.mark.chaos
@@ -519,9 +520,9 @@ def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, 
     assert written == {0: FILES_PER_RANK, 1: FILES_PER_RANK}, "one replica is saved"
     run("moved", *settings, ranks=2)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    assert report.read_run(moved).starts == [0, 20]
+    assert read_run(moved).starts == [0, 20]
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
-    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    assert metric(moved, TRAIN_LOSS) == pytest.approx(metric(whole, TRAIN_LOSS), abs=1e-5)
     outcome("2 x 2 ranks (HSDP) -> 2 ranks", "the same samples a batch, losses within 1e-5", recomputed(moved))
 
 
@@ -535,9 +536,9 @@ def test_fsdp1_is_the_run_of_one_rank_and_of_fsdp2(outcome: Outcome, run: Run, t
     run("moved", *settings, ranks=2, faults=["SIGTERM:1:20"], code=PREEMPTED)
     run("moved", *settings, *first, "fsdp.reshard_after_forward=false", ranks=2, faults=[on_cpu])
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    assert report.read_run(moved).starts == [0, 10, 20]
+    assert read_run(moved).starts == [0, 10, 20]
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
-    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    assert metric(moved, TRAIN_LOSS) == pytest.approx(metric(whole, TRAIN_LOSS), abs=1e-5)
     outcome("FSDP1 -> FSDP2 -> FSDP1, 2 ranks", "the same samples a batch, losses within 1e-5", recomputed(moved))
 
 
@@ -552,8 +553,8 @@ def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[s
         for number, begin in enumerate(range(0, len(words), 100))
     ]
     folders = [tmp_path / name for name in ("corpus", "tokenizer", "shards")]
-    tokenizer.build(make_corpus(folders[0], documents), folders[1], 28_896)
-    shards.build(*folders, seq_len=64)
+    build_tokenizer(make_corpus(folders[0], documents), folders[1], 28_896)
+    build_shards(*folders, seq_len=64)
     return [f"data.tokenizer={folders[1]}", f"data.shards={folders[2]}", "model.vocab_size=28896"]
 
 
@@ -572,7 +573,7 @@ def test_ranks_that_divide_no_dimension(
     run("moved", *settings, ranks=3, faults=["SIGTERM:2:21"], code=PREEMPTED)
     run("moved", *settings)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
-    assert report.read_run(moved).starts == [0, 6, 13, 21]
+    assert read_run(moved).starts == [0, 6, 13, 21]
     assert metric(moved, FINGERPRINT) == metric(whole, FINGERPRINT)
-    assert metric(moved, report.TRAIN_LOSS) == pytest.approx(metric(whole, report.TRAIN_LOSS), abs=1e-5)
+    assert metric(moved, TRAIN_LOSS) == pytest.approx(metric(whole, TRAIN_LOSS), abs=1e-5)
     outcome("1 -> 5 -> 3 -> 1 ranks, uneven shards", "the same samples a batch, losses within 1e-5", recomputed(moved))

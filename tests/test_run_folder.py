@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from data_prep.stage import BadInput
-from recipes.runs import run_folder
+from data_prep.common.errors import BadInput
+from recipes.runs.fingerprint import check_fingerprint
+from recipes.runs.lock import hold
 
-HOLD = "import sys; from pathlib import Path; from recipes import run_folder\nwith run_folder.hold(Path(sys.argv[1])):"
+HOLD = "import sys; from pathlib import Path; from recipes.runs.lock import hold\nwith hold(Path(sys.argv[1])):"
 
 
 def test_a_held_folder_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
@@ -22,13 +23,13 @@ def test_a_held_folder_is_refused_and_says_who_holds_it(tmp_path: Path) -> None:
         cwd=Path(__file__).parents[1], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
     assert holder.stdout and holder.stdout.readline() == "held\n"
-    with pytest.raises(BadInput, match=f"pid {holder.pid}. is running .*run"), run_folder.hold(tmp_path / "run"):
+    with pytest.raises(BadInput, match=f"pid {holder.pid}. is running .*run"), hold(tmp_path / "run"):
         pass
     holder.kill()
     holder.wait()
-    with run_folder.hold(tmp_path / "run"):
+    with hold(tmp_path / "run"):
         pass
-    assert run_folder.check_identity(tmp_path / "run", {}) is None, "still a new folder"
+    assert check_fingerprint(tmp_path / "run", {}) is None, "still a new folder"
 
 
 def test_a_file_system_without_locks_is_a_warning(
@@ -38,7 +39,7 @@ def test_a_file_system_without_locks_is_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "lockf", refuse)
-    with run_folder.hold(tmp_path / "run"):
+    with hold(tmp_path / "run"):
         pass
     assert "cannot be locked (No locks available)" in capsys.readouterr().out
 
@@ -47,6 +48,6 @@ def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(BadInput, match=r"run_dir = .*file/run: Not a directory"),
-        run_folder.hold(tmp_path / "file/run"),
+        hold(tmp_path / "file/run"),
     ):
         pass

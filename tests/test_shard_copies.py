@@ -19,8 +19,13 @@ import pytest
 from botocore.config import Config
 
 from data_prep import shards, verify
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.manifest import MANIFEST, seal
 from data_prep.files import store
-from data_prep.stage import MANIFEST, BadInput, Unavailable, seal
+from data_prep.sharding import verification
+from data_prep.sharding.build import build_shards
+from data_prep.sharding.repair import repair
+from data_prep.sharding.upload import upload
 from patience import patience_s
 
 Proxy = Any  # conftest.py has the class
@@ -57,13 +62,13 @@ def test_an_upload_is_the_folder(
     written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, capsys: pytest.CaptureFixture[str]
 ):
     proxy.break_it("503", times=1)
-    shards.upload(written, far)
+    upload(written, far)
     assert f"{far} holds {written}: 6 files, each read back" in capsys.readouterr().out
     assert objects(proxy, far) == folder_bytes(written)
     puts = [request for request in proxy.requests if request.startswith("PUT")]
     assert puts[-1].split("?")[0].endswith(f"some/where/{MANIFEST}"), "the manifest goes last"
     proxy.requests.clear()
-    shards.upload(written, f"{far}/")
+    upload(written, f"{far}/")
     assert capsys.readouterr().out == f"{far} is up to date\n"
     assert not [request for request in proxy.requests if request.startswith("PUT")]
 
@@ -84,20 +89,20 @@ def test_what_arrives_altered_is_uploaded_again(
             damaged.append(name)
 
     monkeypatch.setattr(store.Store, "put_files", put_files)
-    shards.upload(written, far)
+    upload(written, far)
     assert len(damaged) == 2 and objects(proxy, far) == folder_bytes(written)
     damaged[:] = []
-    monkeypatch.setattr(shards, "UPLOADS", 2)
+    monkeypatch.setattr("data_prep.sharding.upload.UPLOADS", 2)
     other = f"{far}-2"
     with pytest.raises(Unavailable, match=r"where-2/train/index\.json is not what was written after 2 uploads"):
-        shards.upload(written, other)
+        upload(written, other)
     assert MANIFEST not in objects(proxy, other), "without it the copy counts for nothing"
     assert written.is_dir()
 
 
 def test_a_flip_on_the_way_back_is_not_taken_for_good(written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes):
     proxy.break_it("flip", "GET", "documents", times=2)
-    shards.upload(written, far)
+    upload(written, far)
     assert objects(proxy, far) == folder_bytes(written)
 
 
@@ -110,10 +115,10 @@ def test_a_store_that_refuses_is_named(
 ):
     proxy.break_it(fault, "PUT", "train")
     with pytest.raises(error, match=says):
-        shards.upload(written, far)
+        upload(written, far)
     assert MANIFEST not in objects(proxy, far)
     proxy.well_again()
-    shards.upload(written, far)
+    upload(written, far)
     assert objects(proxy, far) == folder_bytes(written)
 
 
@@ -131,7 +136,7 @@ def test_a_killed_upload_goes_on(written: Path, far: str, proxy: Proxy, folder_b
     proxy.well_again()
     assert there and MANIFEST not in there
     proxy.requests.clear()
-    shards.upload(written, far)
+    upload(written, far)
     puts = {request.split("?")[0].partition("some/where/")[2] for request in proxy.requests if "PUT" in request[:3]}
     assert not puts & (there.keys() - {".write-test"}), "what had arrived is read back, not sent again"
     assert objects(proxy, far) == folder_bytes(written)
@@ -139,15 +144,15 @@ def test_a_killed_upload_goes_on(written: Path, far: str, proxy: Proxy, folder_b
 
 def test_other_shards_are_not_overwritten(written: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path,
                                           far: str, proxy: Proxy):  # fmt: skip
-    shards.upload(written, far)
+    upload(written, far)
     before = objects(proxy, far)
-    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
+    build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
     with pytest.raises(BadInput, match="holds other shards; give another --remote"):
-        shards.upload(tmp_path / "other", far)
+        upload(tmp_path / "other", far)
     assert objects(proxy, far) == before
     for url in ("gs://bucket/x", "s3://", "/somewhere"):
         with pytest.raises(BadInput, match=r"--remote .* is not s3://bucket/prefix"):
-            shards.upload(written, url)
+            upload(written, url)
 
 
 @pytest.fixture
@@ -170,35 +175,35 @@ def test_repair_from_a_folder_and_from_a_store(
     damaged: Path, written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    shards.upload(written, far)
+    upload(written, far)
     again = shutil.copytree(damaged, tmp_path / "again")
     for folder, remote in ((damaged, str(written)), (again, f"{far}/")):
         with pytest.raises(BadInput):
-            verify.verify(folder)
+            verification.verify(folder)
         verify.main(["--shards", str(folder), "--repair", "--remote", remote])
         said = capsys.readouterr().out
         assert "8 files replaced" in said and "is what was written: 6 files" in said
         assert folder_bytes(folder) == folder_bytes(written)
-    assert verify.repair(again, str(written)) == 0
+    assert repair(again, str(written)) == 0
 
 
 def test_repair_takes_nothing_that_is_not_good(
     damaged: Path, written: Path, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path, folder_bytes: FolderBytes
 ):
     before = folder_bytes(damaged)
-    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
+    build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "other", seq_len=32)
     good = shutil.copytree(written, tmp_path / "good")
     with pytest.raises(BadInput, match=r"is a copy of other shards than .*: their manifests differ"):
-        verify.repair(good, str(tmp_path / "other"))
+        repair(good, str(tmp_path / "other"))
     with pytest.raises(BadInput, match="so it is not a whole copy of token shards"):
-        verify.repair(damaged, str(tmp_path))
+        repair(damaged, str(tmp_path))
     with pytest.raises(BadInput, match="is not the manifest of token shards"):
-        verify.repair(damaged, str(tiny_corpus))
+        repair(damaged, str(tiny_corpus))
     assert folder_bytes(damaged) == before
     copy = shutil.copytree(written, tmp_path / "copy")
     (copy / "val/index.json").write_text("{}")
     with pytest.raises(BadInput, match=r"copy/val/index\.json is not what was written either"):
-        verify.repair(damaged, str(copy))
+        repair(damaged, str(copy))
     # A manifest that names a place outside the folder, sealed by whoever made it up.
     manifest = json.loads((written / MANIFEST).read_text())
     manifest["outputs"] = {"../escaped": next(iter(manifest["outputs"].values()))}
@@ -206,7 +211,7 @@ def test_repair_takes_nothing_that_is_not_good(
     (copy / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
     shutil.rmtree(damaged)
     with pytest.raises(BadInput, match=r"names a file outside its folder: \.\./escaped"):
-        verify.repair(damaged, str(copy))
+        repair(damaged, str(copy))
     assert not (tmp_path / "escaped").exists()
 
 

@@ -16,10 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from data_prep import corpus, shards, tokenizer, verify
+from data_prep import corpus, shards, verify
+from data_prep.common import manifest
+from data_prep.common.errors import BadInput
+from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files import json_lines
-from data_prep.filtering import spool
+from data_prep.filtering import corpus_format, spool
 from data_prep.running.workers import Workers
+from data_prep.sharding import build as shard_building
+from data_prep.sharding import encoding, packing, verification
 from data_prep.sharding.shard_format import (
     COLUMN,
     DOCUMENTS,
@@ -31,9 +36,9 @@ from data_prep.sharding.shard_format import (
     read_shards_info,
     samples_per_shard,
 )
-from data_prep.sources import Document
-from data_prep.stage import MANIFEST, BadInput, read_manifest
-from recipes.dataloading.data import registering
+from data_prep.sources.document import Document
+from data_prep.tokenizing import tokenizer_format
+from recipes.dataloading.shared_memory import registering
 
 SEQ_LEN = 64
 FolderBytes = Callable[[Path], dict[str, bytes]]
@@ -43,7 +48,7 @@ BuildShards = Callable[..., Path]
 @pytest.fixture
 def build_shards(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path) -> BuildShards:
     def build(name: str = "shards", **arguments: Any) -> Path:
-        shards.build(tiny_corpus, tiny_tokenizer, tmp_path / name, **{"seq_len": SEQ_LEN, **arguments})
+        shard_building.build_shards(tiny_corpus, tiny_tokenizer, tmp_path / name, **{"seq_len": SEQ_LEN, **arguments})
         return tmp_path / name
 
     return build
@@ -59,14 +64,14 @@ def stream_of(folder: Path, split: str) -> np.ndarray:
 
 
 def documents_of(corpus_folder: Path, split: str) -> list[Document]:
-    return list(corpus.read_documents(corpus_folder, split))
+    return list(corpus_format.read_documents(corpus_folder, split))
 
 
 @pytest.mark.parametrize("eos", [True, False])
 def test_no_token_is_lost_but_the_tail(build_shards: BuildShards, tiny_corpus: Path, tiny_tokenizer: Path, eos: bool):
     folder = build_shards(eos_between_documents=eos)
     info = read_shards_info(folder)
-    encoder = tokenizer.load(tiny_tokenizer)
+    encoder = tokenizer_format.load_tokenizer(tiny_tokenizer)
     for split in SPLITS:
         documents = documents_of(tiny_corpus, split)
         expected: list[int] = []
@@ -91,11 +96,14 @@ def test_a_text_cannot_forge_the_end_of_text(tiny_shards: Path, tiny_corpus: Pat
     ((start, length),) = [(n, r["tokens"]) for n, r in read_documents(tiny_shards / "train") if r["id"] == forger.id]
     ids = stream[start : start + length]
     assert ids[-1] == 599 and 599 not in ids[:-1]
-    assert tokenizer.load(tiny_tokenizer).decode(ids[:-1].tolist(), skip_special_tokens=False) == forger.text
+    assert (
+        tokenizer_format.load_tokenizer(tiny_tokenizer).decode(ids[:-1].tolist(), skip_special_tokens=False)
+        == forger.text
+    )
 
 
 def test_list_of_documents_maps_the_stream(tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path):
-    encoder = tokenizer.load(tiny_tokenizer)
+    encoder = tokenizer_format.load_tokenizer(tiny_tokenizer)
     for split in SPLITS:
         stream = stream_of(tiny_shards, split)
         records = list(read_documents(tiny_shards / split))
@@ -123,7 +131,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
     built = []
     for processes in (1, 2):
         out = tmp_path / f"shards{processes}"
-        shards.build(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN, workers=Workers(processes))
+        shard_building.build_shards(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN, workers=Workers(processes))
         built.append(folder_bytes(out))
     assert built[0] == built[1]
     assert len(list(many_parts.glob("train-*"))) > 20
@@ -171,11 +179,11 @@ def test_what_was_encoded_and_packed_is_not_made_again(
     tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
 ):
     def build(name: str) -> Path:
-        shards.build(many_parts, tiny_tokenizer, tmp_path / name, seq_len=SEQ_LEN, size_limit_mb=1)
+        shard_building.build_shards(many_parts, tiny_tokenizer, tmp_path / name, seq_len=SEQ_LEN, size_limit_mb=1)
         return tmp_path / name
 
     made: list[str] = []
-    for function in (shards.encode_part, shards.pack_shard):
+    for module, function in ((encoding, encoding.encode_part), (packing, packing.pack_shard)):
 
         def counted(*arguments: Any, real: Any = function) -> None:
             if len(made) in (5, 25):
@@ -184,7 +192,7 @@ def test_what_was_encoded_and_packed_is_not_made_again(
             real(*arguments)
             made.append(f"{arguments[1]} {arguments[2]}")
 
-        monkeypatch.setattr(shards, function.__name__, counted)
+        monkeypatch.setattr(module, function.__name__, counted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             build("shards")
@@ -201,7 +209,7 @@ def test_another_build_neither_takes_nor_loses_what_a_killed_one_left(
 ):
     """A switch mistyped, or a library that was updated between two starts."""
     encoded: list[str] = []
-    real = shards.encode_part
+    real = encoding.encode_part
 
     def counted(job: Any, name: str, *arguments: Any) -> None:
         if len(encoded) in (5, 10):
@@ -211,15 +219,15 @@ def test_another_build_neither_takes_nor_loses_what_a_killed_one_left(
         encoded.append(name)
 
     def build(seq_len: int = SEQ_LEN) -> None:
-        shards.build(many_parts, tiny_tokenizer, tmp_path / "shards", seq_len=seq_len)
+        shard_building.build_shards(many_parts, tiny_tokenizer, tmp_path / "shards", seq_len=seq_len)
 
-    monkeypatch.setattr(shards, "encode_part", counted)
+    monkeypatch.setattr(encoding, "encode_part", counted)
     with pytest.raises(KeyboardInterrupt):
         build()
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         if other == "library":
-            versions = shards.library_versions
-            patch.setattr(shards, "library_versions", lambda *names: {**versions(*names), "gigatoken": "0.0.1"})
+            versions = manifest.library_versions
+            patch.setattr(shard_building, "library_versions", lambda *names: {**versions(*names), "gigatoken": "0.0.1"})
         build(SEQ_LEN if other == "library" else 32)
     build()
     first, second, rest = encoded[:5], encoded[6:10], encoded[11:]
@@ -230,11 +238,11 @@ def test_another_build_neither_takes_nor_loses_what_a_killed_one_left(
 KILLED = """
 import sys
 from pathlib import Path
-from data_prep import shards
-from data_prep.workers import Workers
+from data_prep.running.workers import Workers
+from data_prep.sharding.build import build_shards
 if __name__ == "__main__":
     parts, tokens, out = map(Path, sys.argv[1:4])
-    shards.build(parts, tokens, out, seq_len=64, workers=Workers(2))
+    build_shards(parts, tokens, out, seq_len=64, workers=Workers(2))
 """
 
 
@@ -246,7 +254,7 @@ def test_kills_at_random_moments(
     kill_at_random_moments: Callable[[list[str], Path], None],
     outcome: Any,
 ):
-    shards.build(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    shard_building.build_shards(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
     (tmp_path / "build.py").write_text(KILLED)
     command = [sys.executable, str(tmp_path / "build.py"), str(many_parts), str(tiny_tokenizer)]
     kill_at_random_moments(command, tmp_path / "straight")
@@ -273,8 +281,8 @@ def test_a_worker_that_is_killed_ends_the_build_with_the_way_out(
     )
     assert re.search(r"BadInput: a worker process was ended from outside while it had .*train-00009", done.stderr)
     assert "fewer --workers" in done.stderr and not out.exists()
-    shards.build(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN)
-    shards.build(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    shard_building.build_shards(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN)
+    shard_building.build_shards(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
     assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
 
 
@@ -285,19 +293,19 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
     small_disk: Callable[[int], Path],
     folder_bytes: FolderBytes,
 ):
-    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
+    shard_building.build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
     refused = 0
     for size_bytes in range(20_000, 140_000, 20_000):
         disk = small_disk(size_bytes)
         try:
-            shards.build(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
+            shard_building.build_shards(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
         except BadInput as error:
             assert re.search(r"no room left for .*shards; make some and type the same command, it goes on", str(error))
             refused += 1
             assert not (disk / "shards").exists()
     assert refused >= 3
     disk = small_disk(4_000_000)
-    shards.build(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
+    shard_building.build_shards(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
     assert folder_bytes(disk / "shards") == folder_bytes(tmp_path / "straight")
 
 
@@ -306,7 +314,7 @@ def test_raw_shards_hold_the_same_tokens(build_shards: BuildShards, tiny_shards:
     assert (raw / "train" / "shard.00000.mds").is_file()
     for split in SPLITS:
         assert np.array_equal(stream_of(raw, split), stream_of(tiny_shards, split))
-    verify.verify(raw)
+    verification.verify(raw)
 
 
 def test_many_shards(
@@ -314,9 +322,9 @@ def test_many_shards(
 ):
     long = replace(tiny_documents[-1], text="日本語 " * 120_000)  # ten tokens each for a vocabulary without them
     folder = make_corpus(tmp_path / "corpus", [*tiny_documents[:-1], long])
-    shards.build(folder, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN, size_limit_mb=1)
+    shard_building.build_shards(folder, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN, size_limit_mb=1)
     assert len(list((tmp_path / "shards" / "train").glob("*.mds.zstd"))) == 3
-    info = verify.verify(tmp_path / "shards")
+    info = verification.verify(tmp_path / "shards")
     assert info.counts["train"].tokens > 1_200_000
 
 
@@ -348,7 +356,7 @@ def test_stop_before_the_end_leaves_nothing_finished(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(shards, "publish", stop)
+        patch.setattr(shard_building, "publish", stop)
         with pytest.raises(KeyboardInterrupt):
             build_shards()
     assert not (tmp_path / "shards").exists()
@@ -378,9 +386,9 @@ def test_altered_tokenizer_is_refused(tmp_path: Path, tiny_corpus: Path, tiny_to
     with (folder / "tokenizer.json").open("a") as file:
         file.write(" ")
     with pytest.raises(BadInput, match=r"tokenizer\.json was altered"):
-        shards.build(tiny_corpus, folder, tmp_path / "shards", seq_len=SEQ_LEN)
+        shard_building.build_shards(tiny_corpus, folder, tmp_path / "shards", seq_len=SEQ_LEN)
     with pytest.raises(BadInput, match="holds the output of stage 'tokenizer', not 'corpus'"):
-        shards.build(tiny_tokenizer, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN)
+        shard_building.build_shards(tiny_tokenizer, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN)
 
 
 def test_verify_accepts_good_shards(tiny_shards: Path, capsys: pytest.CaptureFixture[str]):
@@ -392,7 +400,7 @@ def test_verify_finds_a_flipped_byte_in_every_file(build_shards: BuildShards):
     folder = build_shards()
     stream_of(folder, "train")  # unpacks the shard beside its .zstd
     assert (folder / "train" / "shard.00000.mds").is_file()
-    verify.verify(folder)
+    verification.verify(folder)
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     assert len(paths) == 8
     for path in paths:
@@ -401,21 +409,21 @@ def test_verify_finds_a_flipped_byte_in_every_file(build_shards: BuildShards):
         for place in every:
             path.write_bytes(good[:place] + bytes([good[place] ^ 1]) + good[place + 1 :])
             with pytest.raises(BadInput) as error:
-                verify.verify(folder)
+                verification.verify(folder)
             assert path.name in str(error.value) or path.name == MANIFEST
         path.write_bytes(good)
-    verify.verify(folder)
+    verification.verify(folder)
 
 
 def test_verify_names_missing_and_foreign_files(tmp_path: Path, tiny_shards: Path):
     folder = shutil.copytree(tiny_shards, tmp_path / "shards")
     (folder / "val" / "notes.txt").write_text("mine")
     with pytest.raises(BadInput, match=r"notes\.txt does not belong"):
-        verify.verify(folder)
+        verification.verify(folder)
     (folder / "val" / "notes.txt").unlink()
     (folder / "val" / DOCUMENTS).unlink()
     with pytest.raises(BadInput, match=r"documents\.jsonl\.zst is missing"):
-        verify.verify(folder)
+        verification.verify(folder)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +438,7 @@ def test_verify_recounts(
     build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch, tiny_corpus: Path, fault: str, message: str
 ):
     """Faults of a writer whose hashes are all in order."""
-    real_write, real_publish, lines = json_lines.Writer.write, shards.publish, 0
+    real_write, real_publish, lines = json_lines.Writer.write, manifest.publish, 0
     leaked = documents_of(tiny_corpus, "val")[0].id
 
     def write(self: json_lines.Writer, record: dict[str, Any]) -> None:
@@ -448,7 +456,7 @@ def test_verify_recounts(
         return real_publish(folder, out, request, results)
 
     monkeypatch.setattr(json_lines.Writer, "write", write)
-    monkeypatch.setattr(shards, "publish", publish)
+    monkeypatch.setattr(shard_building, "publish", publish)
     folder = build_shards()
     with pytest.raises(BadInput, match=message):
-        verify.verify(folder)
+        verification.verify(folder)

@@ -19,28 +19,18 @@ import pytest
 import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep import corpus
+from data_prep.common.errors import BadInput
 from data_prep.files.inputs import reading
-from data_prep.sources import (
-    ABSTRACTS,
-    ARTICLES,
-    Bad,
-    Document,
-    Dropped,
-    Entry,
-    Source,
-    fold,
-    iso_date,
-    medline,
-    pmc,
-    sample,
-)
+from data_prep.filtering import corpus_format, spool
+from data_prep.filtering.build import build_corpus
+from data_prep.filtering.corpus_format import SPLITS
+from data_prep.sources import medline, pmc, sample
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold, iso_date
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import TIERS, Pmc
 from data_prep.sources.sample import Sample
 from data_prep.sources.text import Text
-from data_prep.stage import BadInput
 
 PLAIN = "<AbstractText>Text.</AbstractText>"
 
@@ -129,8 +119,8 @@ def test_updates_apply_in_order(tmp_path: Path):
     third = pubmed_file(tmp_path / "3.xml.gz", citation(4, title="Back 4."), *(citation(n) for n in range(10, 30)))
     assert entries(Medline(), first, second)[-3:] == [Dropped("deletions", f"pmid:{pmid}") for pmid in (3, 4, 99)]
     paths = [str(third), str(first), str(second)]  # the order of names counts
-    manifest = corpus.build({"medline": (Medline(), paths)}, tmp_path / "corpus", 0.5)
-    documents = {d.id: d.text for split in corpus.SPLITS for d in corpus.read_documents(tmp_path / "corpus", split)}
+    manifest = build_corpus({"medline": (Medline(), paths)}, tmp_path / "corpus", 0.5)
+    documents = {d.id: d.text for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)}
     assert {id: text for id, text in documents.items() if len(id) == len("pmid:1")} == {
         "pmid:1": "New 1.\nText.",
         "pmid:4": "Back 4.\nText.",
@@ -505,8 +495,8 @@ def test_real_articles_lose_no_letter():
 
 
 def test_sample_is_what_we_know_of_it(tmp_path: Path):
-    manifest = corpus.build({"sample": (Sample(), [])}, tmp_path / "corpus")
-    documents = {d.id: d for split in corpus.SPLITS for d in corpus.read_documents(tmp_path / "corpus", split)}
+    manifest = build_corpus({"sample": (Sample(), [])}, tmp_path / "corpus")
+    documents = {d.id: d for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)}
     assert Counter(d.source for d in documents.values()) == {ABSTRACTS: 33_251, ARTICLES: 8}
     # 30,000 + 20,788 citations and 20 deletions = 33,251 abstracts and these
     assert manifest["dropped"] == {
@@ -662,13 +652,13 @@ def test_pile_own_val_and_test_are_val(tmp_path: Path):
         (tmp_path / f"{name}.jsonl").write_bytes(
             json_bytes(*(pile_record(f"{name} {n}", ABSTRACTS) for n in range(30)))
         )
-    manifest = corpus.build({"pile": (Pile(), [str(tmp_path)])}, tmp_path / "corpus", 0.3)
+    manifest = build_corpus({"pile": (Pile(), [str(tmp_path)])}, tmp_path / "corpus", 0.3)
     assert {split: counts["documents"] for split, counts in manifest["counts"].items()} == {"train": 60, "val": 60}
-    held_out = {d.text.split()[0] for d in corpus.read_documents(tmp_path / "corpus", "val")}
+    held_out = {d.text.split()[0] for d in corpus_format.read_documents(tmp_path / "corpus", "val")}
     assert held_out == {"val", "test"}
-    without = corpus.build({"pile": (Pile(), [str(tmp_path / "0?.jsonl")])}, tmp_path / "without", 0.3)
+    without = build_corpus({"pile": (Pile(), [str(tmp_path / "0?.jsonl")])}, tmp_path / "without", 0.3)
     assert without["counts"]["val"]["documents"] == sum(
-        corpus.split_of(f"pile:{name}:{n}", 0.3) == "val" for name in ("00", "01") for n in range(1, 31)
+        spool.split_of(f"pile:{name}:{n}", 0.3) == "val" for name in ("00", "01") for n in range(1, 31)
     )
     (tmp_path / "01.jsonl.gz").write_bytes(gzip.compress(b""))
     with pytest.raises(BadInput, match=r"01\.jsonl and .*01\.jsonl\.gz are both called 01"):

@@ -20,12 +20,13 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from patience import OF_A_RUN, patience_s
 from recipes import finetune, sweep
-from recipes.evaluate import evaluate_runs
+from recipes.evaluation.over_seeds import evaluate_runs
+from recipes.finetuning import sweep as grid
 from recipes.runs import launch
-from recipes.runs.exit_codes import PREEMPTION_SIGNALS
+from recipes.runs.signals import PREEMPTION_SIGNALS
 
 ROOT = Path(__file__).parents[1]
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
@@ -86,7 +87,7 @@ import os
 with open(log, "ab") as file:
     os.dup2(file.fileno(), 1)
     os.dup2(file.fileno(), 2)
-from data_prep.stage import run
+from data_prep.common.errors import run
 from recipes import finetune
 run(lambda: finetune.command_line(arguments))
 """
@@ -173,7 +174,7 @@ def test_the_best_by_dev_is_tested_once(
 
 def spoil(command: list[str], number: int) -> tuple[str, Path]:
     """Let a run of a sweep fail: its name, and the file that stands where a folder should be."""
-    job = sweep.load_sweep(Path(command[0]), command[1:]).jobs[number]
+    job = grid.load_sweep(Path(command[0]), command[1:]).jobs[number]
     job.folder.mkdir(parents=True)
     record = {"identity": job.identity, "starts": [], "finished": False}
     (job.folder / "run.json").write_text(json.dumps(record))
@@ -242,7 +243,7 @@ def is_running(pid: int) -> bool:
 def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     """SIGKILL while its second run trains: the run ends with it, and goes on from its checkpoint with it."""
     given = arguments({"max_duration": ["20ba", "400ba"]})
-    quick, slow = sweep.load_sweep(Path(given[0]), given[1:]).jobs
+    quick, slow = grid.load_sweep(Path(given[0]), given[1:]).jobs
     assert Forked(quick.command(ROOT / "yamls/finetune/medmcqa.yaml", False), tmp_path / "log", ROOT).wait() == 0
     stamp = (quick.folder / "predictions-dev.jsonl").stat().st_mtime_ns
     command = [sys.executable, str(ROOT / "recipes/sweep.py"), *given]
@@ -308,7 +309,7 @@ def test_no_ray_at_the_address(arguments: Arguments, monkeypatch: pytest.MonkeyP
 
 def test_preemption_goes_on_to_the_run(forked: type[Forked], arguments: Arguments, tmp_path: Path) -> None:
     given = arguments({"max_duration": ["4000ba"]}, "save_interval=1000ba")
-    (job,) = sweep.load_sweep(Path(given[0]), given[1:]).jobs
+    (job,) = grid.load_sweep(Path(given[0]), given[1:]).jobs
 
     def preempt() -> None:
         while not (job.folder / "metrics.jsonl").is_file():
@@ -330,7 +331,7 @@ def test_one_run_of_the_grid_alone(
     monkeypatch.setattr(os, "execv", lambda path, command: become.append([path, *command[1:]]))
     given = arguments(GRID)
     sweep.command_line([*given, "--only", "2"])
-    job = sweep.load_sweep(Path(given[0]), given[1:]).jobs[2]
+    job = grid.load_sweep(Path(given[0]), given[1:]).jobs[2]
     assert job.values == {"optimizer.lr": 3e-3, "seed": 1}
     assert become == [job.command(ROOT / "yamls/finetune/medmcqa.yaml", score_test=False)]
     assert not forked.started and not (tmp_path / "sweep").exists()

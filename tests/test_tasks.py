@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 from openpyxl import Workbook
 
-from data_prep.stage import BadInput, sha256_file
-from data_prep.tasks import Question, Sentence, TaskSet, describe, load, repeated_texts, split_by_hash
+from data_prep.common.errors import BadInput
+from data_prep.common.files import sha256_file
+from data_prep.tasks.description import describe, repeated_texts
+from data_prep.tasks.registry import load
 from data_prep.tasks.tags import labels
+from data_prep.tasks.task_set import Question, Sentence, TaskSet, split_by_hash
 
 Json = dict[str, Any]
 

@@ -15,9 +15,13 @@ from pathlib import Path
 import pytest
 import regex
 
-from data_prep import corpus, tokenizer
-from data_prep.sources import ABSTRACTS, ARTICLES, Document
-from data_prep.stage import BadInput, read_manifest
+from data_prep import tokenizer
+from data_prep.common.errors import BadInput
+from data_prep.common.manifest import read_manifest
+from data_prep.filtering import corpus_format, spool
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
+from data_prep.tokenizing import tokenizer_format
+from data_prep.tokenizing.training import build_tokenizer
 
 VOCAB_SIZE = 600
 LAST = VOCAB_SIZE - 1
@@ -78,7 +82,7 @@ def test_fast_slow_and_by_hand_agree(tiny_tokenizer: Path, tiny_documents: list[
     slow = AutoTokenizer.from_pretrained(tiny_tokenizer, use_fast=False)
     assert isinstance(slow, GPT2Tokenizer)
     assert (len(slow), slow.vocab_size, slow.eos_token_id) == (VOCAB_SIZE, VOCAB_SIZE, LAST)
-    by_hand, of_documents = encode_by_hand(tiny_tokenizer), tokenizer.load(tiny_tokenizer)
+    by_hand, of_documents = encode_by_hand(tiny_tokenizer), tokenizer_format.load_tokenizer(tiny_tokenizer)
     texts = [document.text for document in tiny_documents[:60]]
     for text in [*texts, "don't I'VE 3.5mg", " leads", "trails ", "a  b\n\n c\t", "日本語 naïve"]:
         ids = of_documents.encode(text).ids
@@ -90,7 +94,7 @@ def test_fast_slow_and_by_hand_agree(tiny_tokenizer: Path, tiny_documents: list[
 
 
 def test_every_text_comes_back(tiny_tokenizer: Path, tiny_documents: list[Document]):
-    loaded = tokenizer.load(tiny_tokenizer)
+    loaded = tokenizer_format.load_tokenizer(tiny_tokenizer)
     texts = [document.text for document in tiny_documents] + [" \n\n  x\r\n", "日本語 \ufeff\u200b", "<|endoftext|>"]
     for text in texts:
         ids = loaded.encode(text).ids
@@ -106,11 +110,11 @@ def test_only_abstracts_of_train_are_read(
     def vocabulary(changed: Callable[[Document], bool], name: str) -> bytes:
         documents = [replace(d, text=f"{'quokka wombat ' * 50}{d.id}") if changed(d) else d for d in tiny_documents]
         folder = make_corpus(tmp_path / name, documents)
-        tokenizer.build(folder, tmp_path / f"{name}-tokenizer", VOCAB_SIZE)
+        build_tokenizer(folder, tmp_path / f"{name}-tokenizer", VOCAB_SIZE)
         return (tmp_path / f"{name}-tokenizer" / "tokenizer.json").read_bytes()
 
     same = (tiny_tokenizer / "tokenizer.json").read_bytes()
-    assert vocabulary(lambda d: d.source == ARTICLES or corpus.split_of(d.id, 0.1) == "val", "others") == same
+    assert vocabulary(lambda d: d.source == ARTICLES or spool.split_of(d.id, 0.1) == "val", "others") == same
     assert vocabulary(lambda d: d.source == ABSTRACTS and d.id.endswith("1"), "train") != same
 
 
@@ -126,8 +130,8 @@ def test_threads_do_not_matter(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer
 
 def test_scorecard(tiny_corpus: Path, tiny_tokenizer: Path):
     card = json.loads((tiny_tokenizer / "scorecard.json").read_text())["this"]
-    texts = [d.text for d in corpus.read_documents(tiny_corpus, "val") if d.source == ABSTRACTS]
-    loaded = tokenizer.load(tiny_tokenizer)
+    texts = [d.text for d in corpus_format.read_documents(tiny_corpus, "val") if d.source == ABSTRACTS]
+    loaded = tokenizer_format.load_tokenizer(tiny_tokenizer)
     tokens = sum(len(loaded.encode(text).ids) for text in texts)
     assert card["bytes_per_token"] == round(sum(len(text.encode()) for text in texts) / tokens, 4)
     assert card["tokens_per_word"] == round(tokens / sum(len(text.split()) for text in texts), 4)
@@ -138,12 +142,12 @@ def test_scorecard(tiny_corpus: Path, tiny_tokenizer: Path):
 
 
 def test_another_tokenizer_can_stand_beside_it(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path):
-    manifest = tokenizer.build(tiny_corpus, tmp_path / "tokenizer", VOCAB_SIZE, gpt2=tiny_tokenizer)
+    manifest = build_tokenizer(tiny_corpus, tmp_path / "tokenizer", VOCAB_SIZE, gpt2=tiny_tokenizer)
     card = json.loads((tmp_path / "tokenizer" / "scorecard.json").read_text())
     assert card["gpt2"] == card["this"]
     assert {"gpt2/vocab.json", "gpt2/merges.txt"} < manifest["inputs"].keys()
     with pytest.raises(BadInput, match=r"lacks vocab\.json and merges\.txt"):
-        tokenizer.build(tiny_corpus, tmp_path / "other", VOCAB_SIZE, gpt2=tmp_path)
+        build_tokenizer(tiny_corpus, tmp_path / "other", VOCAB_SIZE, gpt2=tmp_path)
 
 
 def test_second_call_does_nothing(tiny_corpus: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]):
@@ -156,16 +160,16 @@ def test_second_call_does_nothing(tiny_corpus: Path, tiny_tokenizer: Path, capsy
 
 def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Document], make_corpus: MakeCorpus):
     with pytest.raises(BadInput, match=r"vocabulary of [\d,]+ entries, not 28,896; use a larger corpus or"):
-        tokenizer.build(tiny_corpus, tmp_path / "tokenizer")
+        build_tokenizer(tiny_corpus, tmp_path / "tokenizer")
     with pytest.raises(BadInput, match="--vocab-size 257 is too small"):
-        tokenizer.build(tiny_corpus, tmp_path / "tokenizer", 257)
+        build_tokenizer(tiny_corpus, tmp_path / "tokenizer", 257)
     with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
-        tokenizer.build(tmp_path / "none", tmp_path / "tokenizer")
-    held_out = {d.id for d in tiny_documents if corpus.split_of(d.id, 0.1) == "val"}
+        build_tokenizer(tmp_path / "none", tmp_path / "tokenizer")
+    held_out = {d.id for d in tiny_documents if spool.split_of(d.id, 0.1) == "val"}
     documents = [replace(d, source=ARTICLES) if d.id in held_out else d for d in tiny_documents]
     articles = make_corpus(tmp_path / "articles", documents)
     with pytest.raises(BadInput, match="has no PubMed Abstracts in val"):
-        tokenizer.build(articles, tmp_path / "tokenizer")
+        build_tokenizer(articles, tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
 
 
@@ -173,7 +177,7 @@ def test_a_corpus_without_abstracts_is_read_whole(
     tmp_path: Path, tiny_documents: list[Document], make_corpus: MakeCorpus
 ):
     folder = make_corpus(tmp_path / "corpus", [replace(d, source="notes") for d in tiny_documents])
-    manifest = tokenizer.build(folder, tmp_path / "tokenizer", VOCAB_SIZE)
+    manifest = build_tokenizer(folder, tmp_path / "tokenizer", VOCAB_SIZE)
     counts = read_manifest(folder, "corpus", "")["counts"]["train"]
     assert manifest["counts"]["trained_on"] == {key: counts[key] for key in ("documents", "bytes")}
 
@@ -182,7 +186,7 @@ def test_broken_tokenizer_file_is_named(tmp_path: Path, tiny_tokenizer: Path):
     folder = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
     (folder / "tokenizer.json").write_text("{")
     with pytest.raises(BadInput, match=r"tokenizer\.json is not a tokenizer"):
-        tokenizer.load(folder)
+        tokenizer_format.load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match=r"tokenizer\.json does not exist"):
-        tokenizer.load(folder)
+        tokenizer_format.load_tokenizer(folder)

@@ -17,14 +17,20 @@ from safetensors.torch import load_file
 from torch.distributed.checkpoint import CheckpointException, save
 
 import warm
-from data_prep import shards
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.sharding.build import build_shards
 from patience import patience_s
-from recipes import export, report, train
+from recipes import export
 from recipes.checkpointing import checkpoints
-from recipes.config.schema import TrainConfig, load_config
-from recipes.dataloading.data import build_dataloader
-from recipes.plan import checkpoint_bytes
+from recipes.config.loading import load_config
+from recipes.config.schema import TrainConfig
+from recipes.dataloading.loader import build_dataloader
+from recipes.modeling.size import checkpoint_bytes
+from recipes.planning.run_plan import check_shards
+from recipes.runs import report_page
+from recipes.runs.reading import EVAL_BITS, LR, TRAIN_LOSS, read_run
+from recipes.runs.report_page import REPORT
+from recipes.training import pretraining
 
 ROOT = Path(__file__).parents[1]
 GOLDEN = Path(__file__).with_name("golden_losses.json")
@@ -56,19 +62,19 @@ def configure(overrides: list[str]) -> TrainConfig:
 
 def losses(folder: Path) -> list[float]:
     """Training losses by batch; of a batch that was run twice, the later one."""
-    return [value for _, value in report.read_run(folder).series[report.TRAIN_LOSS]]
+    return [value for _, value in read_run(folder).series[TRAIN_LOSS]]
 
 
 def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = configure(overrides("loggers.wandb={mode: offline}", "data.num_workers=2", "optimizer.lr=1e-2"))
-    trainer = train.main(cfg)
+    trainer = pretraining.train(cfg)
     assert trainer is not None and trainer.state.timestamp.batch == 20
     folder = tmp_path / "run"
     curve = losses(folder)
     assert len(curve) == 20 and curve[-1] < curve[0] - 1
-    data = report.read_run(folder)
-    assert data.last(report.EVAL_BITS) is not None and data.last("loss/train/perplexity") is not None
-    lr = [value for _, value in data.series[report.LR]]
+    data = read_run(folder)
+    assert data.last(EVAL_BITS) is not None and data.last("loss/train/perplexity") is not None
+    lr = [value for _, value in data.series[LR]]
     assert len(lr) == 20
     names = {path.name for path in (folder / "checkpoints").iterdir()}
     assert names == {"ep0-ba10", "ep0-ba20"}
@@ -79,12 +85,12 @@ def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.C
     assert "plan of smoke" in printed and "attention parity" in printed and "batch 20/20" in printed
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert train.main(cfg) is None, "typed again, a finished run does nothing"
+    assert pretraining.train(cfg) is None, "typed again, a finished run does nothing"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
-    assert report.write_report([data], folder / report.REPORT).read_text().count("<svg") >= 4
+    assert report_page.write_report([data], folder / REPORT).read_text().count("<svg") >= 4
     with pytest.raises(BadInput, match=r"(?s)holds another run.*seed: 17 -> 18"):
-        train.main(configure(overrides("seed=18", "optimizer.lr=1e-2")))
+        pretraining.train(configure(overrides("seed=18", "optimizer.lr=1e-2")))
 
 
 def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
@@ -92,7 +98,7 @@ def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
 
     To record them anew: delete the file and run this test.
     """
-    train.main(configure(overrides()))
+    pretraining.train(configure(overrides()))
     curve = losses(tmp_path / "run")
     if not GOLDEN.exists():
         GOLDEN.write_text(json.dumps(curve, indent=1) + "\n")
@@ -104,14 +110,14 @@ def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
 
 def test_resume_is_bit_identical_with_dropout(overrides: Overrides, tmp_path: Path) -> None:
     """A run cut after its first checkpoint goes on with the same losses and ends with the same weights."""
-    whole = train.main(configure(overrides()))
+    whole = pretraining.train(configure(overrides()))
     folder = tmp_path / "run"
     expected = losses(folder)
     shutil.rmtree(folder / "checkpoints/ep0-ba20")
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
-    resumed = train.main(configure(overrides()))
+    resumed = pretraining.train(configure(overrides()))
     assert whole is not None and resumed is not None
-    data = report.read_run(folder)
+    data = read_run(folder)
     assert data.starts == [0, 10]
     assert losses(folder) == expected
     ours, theirs = resumed.state.model.state_dict(), whole.state.model.state_dict()
@@ -128,7 +134,7 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
     command = [warm.COMPOSER, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *settings, *fast]
     done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    train.main(configure([*settings, f"run_dir={tmp_path / 'one'}"]))
+    pretraining.train(configure([*settings, f"run_dir={tmp_path / 'one'}"]))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     record = json.loads((tmp_path / "two/run.json").read_text())
     assert record["starts"][0]["world_size"] == 2
@@ -158,7 +164,7 @@ def test_microbatches_do_not_change_the_losses(overrides: Overrides, tmp_path: P
     for microbatch in (2, 8):
         name = f"run_dir={tmp_path / str(microbatch)}"
         settings = overrides(*NO_DROPOUT, "max_duration=8ba", f"device_train_microbatch_size={microbatch}", name)
-        train.main(configure(settings))
+        pretraining.train(configure(settings))
         curves.append(losses(tmp_path / str(microbatch)))
     assert curves[0] == pytest.approx(curves[1], abs=1e-5)
 
@@ -167,24 +173,24 @@ def test_activation_checkpointing_does_not_change_the_losses(overrides: Override
     curves = []
     for on in ("true", "false"):
         settings = overrides("max_duration=8ba", f"activation_checkpointing={on}", f"run_dir={tmp_path / on}")
-        train.main(configure(settings))
+        pretraining.train(configure(settings))
         curves.append(losses(tmp_path / on))
     assert curves[0] == curves[1]
 
 
 def test_stopped_after_its_last_save_a_run_is_finished(overrides: Overrides, tmp_path: Path) -> None:
-    train.main(configure(overrides("max_duration=12ba")))
+    pretraining.train(configure(overrides("max_duration=12ba")))
     folder = tmp_path / "run"
     lines = (folder / "metrics.jsonl").read_text()
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
-    train.main(configure(overrides("max_duration=12ba")))
+    pretraining.train(configure(overrides("max_duration=12ba")))
     assert json.loads((folder / "run.json").read_text())["finished"]
     assert (folder / "metrics.jsonl").read_text() == lines
 
 
 def test_a_resumed_run_draws_no_weights(overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All of them come from the checkpoint: without drawing first, the 2.7B starts more than a minute earlier."""
-    whole = train.main(configure(overrides("max_duration=12ba")))
+    whole = pretraining.train(configure(overrides("max_duration=12ba")))
     folder = tmp_path / "run"
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
 
@@ -192,12 +198,12 @@ def test_a_resumed_run_draws_no_weights(overrides: Overrides, tmp_path: Path, mo
         raise AssertionError("weights are drawn")
 
     monkeypatch.setattr("transformers.GPT2LMHeadModel._init_weights", draw)
-    resumed = train.main(configure(overrides("max_duration=12ba")))
+    resumed = pretraining.train(configure(overrides("max_duration=12ba")))
     assert whole is not None and resumed is not None
     ours, theirs = resumed.state.model.state_dict(), whole.state.model.state_dict()
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(AssertionError, match="weights are drawn"):
-        train.main(configure(overrides("max_duration=12ba", f"run_dir={tmp_path / 'new'}")))
+        pretraining.train(configure(overrides("max_duration=12ba", f"run_dir={tmp_path / 'new'}")))
 
 
 class Payload:
@@ -213,7 +219,7 @@ class Payload:
 @pytest.mark.parametrize("place", ["file", "index", "entry"])
 def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: str) -> None:
     """A checkpoint with a manifest in order and code in it, at each place where Composer unpickles one."""
-    train.main(configure(overrides("max_duration=12ba")))
+    pretraining.train(configure(overrides("max_duration=12ba")))
     folder, target = tmp_path / "run", tmp_path / "executed"
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
     honest = folder / "checkpoints/ep0-ba12"
@@ -231,7 +237,7 @@ def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: 
         (partial / ".metadata").write_bytes(pickle.dumps(Payload(target)))
     checkpoints.publish(partial, honest, {"batch": 12}, identity)
     with pytest.raises((BadInput, CheckpointException), match=r"would run code"):
-        train.main(configure(overrides("max_duration=12ba")))
+        pretraining.train(configure(overrides("max_duration=12ba")))
     assert not target.exists()
 
 
@@ -249,13 +255,14 @@ def test_loader_workers_do_not_change_the_samples(overrides: Overrides) -> None:
 
 
 def shards_info(overrides: Overrides) -> Any:
-    return train.check_shards(configure(overrides()))
+    return check_shards(configure(overrides()))
 
 
 def test_runs_that_start_together_do_not_collide(overrides: Overrides) -> None:
     """Without the lock a third of these ends with FileExistsError."""
     code = (
-        "import sys; from recipes.config import load_config; from recipes.data import build_dataloader\n"
+        "import sys; from recipes.config.loading import load_config\n"
+        "from recipes.dataloading.loader import build_dataloader\n"
         "cfg = load_config('yamls/smoke-cpu.yaml', sys.argv[1:])\n"
         "for _ in range(12): build_dataloader(cfg, 'train', 1)"
     )
@@ -285,7 +292,7 @@ def test_validation_reads_every_sample_once(overrides: Overrides) -> None:
 )
 def test_shards_that_do_not_fit_are_refused(overrides: Overrides, override: str, says: str) -> None:
     with pytest.raises(BadInput, match=says):
-        train.main(configure(overrides(override)))
+        pretraining.train(configure(overrides(override)))
 
 
 def test_another_tokenizer_is_refused(overrides: Overrides, tiny_tokenizer: Path, tmp_path: Path) -> None:
@@ -293,18 +300,18 @@ def test_another_tokenizer_is_refused(overrides: Overrides, tiny_tokenizer: Path
     other.mkdir()
     (other / "tokenizer.json").write_text((tiny_tokenizer / "tokenizer.json").read_text() + " ")
     with pytest.raises(BadInput, match="is not the tokenizer of"):
-        train.main(configure(overrides(f"data.tokenizer={other}")))
+        pretraining.train(configure(overrides(f"data.tokenizer={other}")))
 
 
 def test_no_run_starts_with_stock_attention(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
-    from callbacks import ParityError
+    from callbacks.parity_gate import ParityError
 
     monkeypatch.setattr("recipes.modeling.model.use_scaled_attention", lambda model: model)
     with pytest.raises(ParityError, match="does not compute this model"):
-        train.main(configure(overrides()))
+        pretraining.train(configure(overrides()))
 
 
 def test_2022_shards_train_too(overrides: Overrides, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    shards.build(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64, eos_between_documents=False)
+    build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64, eos_between_documents=False)
     changes = (f"data.shards={tmp_path / 'shards'}", "data.eos_between_documents=false", "max_duration=6ba")
-    assert train.main(configure(overrides(*changes))) is not None
+    assert pretraining.train(configure(overrides(*changes))) is not None

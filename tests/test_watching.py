@@ -16,17 +16,22 @@ import torch
 import torch.nn.functional as F
 
 import warm
-from callbacks import CostMonitor, MetricsFile, cost_monitor
-from data_prep import tokenizer
+from callbacks import cost_monitor
+from callbacks.cost_monitor import CostMonitor
+from callbacks.registry import peak_flops
+from data_prep.common.errors import BadInput
 from data_prep.files import json_lines
 from data_prep.sharding.shard_format import DOCUMENTS, read_documents, read_shards_info
-from data_prep.sources import ABSTRACTS, ARTICLES
-from data_prep.stage import BadInput
-from recipes import report, train
-from recipes.config.schema import TrainConfig, check_account, load_config
-from recipes.dataloading.data import build_dataloader
+from data_prep.sources.document import ABSTRACTS, ARTICLES
+from data_prep.tokenizing import tokenizer_format
+from recipes.config.checks import check_account
+from recipes.config.loading import load_config
+from recipes.config.schema import TrainConfig
+from recipes.dataloading.loader import build_dataloader
 from recipes.modeling.token_loss import TokenLoss, read_token_sources
-from recipes.training import trainer as trainers
+from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, TRAIN_LOSS, read_run
+from recipes.training import pretraining
+from recipes.training.metrics_file import MetricsFile
 
 ROOT = Path(__file__).parents[1]
 
@@ -47,7 +52,7 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 def assert_hours(found: list[dict[str, Any]], gpu_hours: float | None, ranks: int = 1) -> None:
     """Of all ranks, from the start of their training to the last batch; the line of each is written a moment later."""
-    batches_s = [line["time_s"] for line in found if report.TRAIN_LOSS in line]
+    batches_s = [line["time_s"] for line in found if TRAIN_LOSS in line]
     assert gpu_hours is not None
     assert batches_s[-2] - batches_s[0] < 3600 * gpu_hours / ranks < batches_s[-1] - found[0]["time_s"] + 0.01
 
@@ -58,7 +63,7 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
         tiny_shards, tiny_tokenizer, tmp_path / "run", "price_per_gpu_hour=3", "gradient_clipping_norm=0.01",
         "callbacks.norm_monitor.interval=4ba", "callbacks.data_monitor.interval=4ba", "loggers.tensorboard={}",
     )  # fmt: skip
-    trainer = train.main(cfg)
+    trainer = pretraining.train(cfg)
     assert trainer is not None
     found = lines(tmp_path / "run")
     last = {name: value for line in found for name, value in line.items()}
@@ -79,14 +84,14 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
             for at, loss in enumerate(row, 1):
                 nats[stream_sources[sample * 64 + at]].append(loss)
     together = [loss for one in nats.values() for loss in one]
-    assert last[report.EVAL_LOSS] == pytest.approx(sum(together) / len(together), rel=1e-5)
+    assert last[EVAL_LOSS] == pytest.approx(sum(together) / len(together), rel=1e-5)
     for source, one in nats.items():
         mean = sum(one) / len(one)
-        assert last[f"{report.EVAL_LOSS}/{source}"] == pytest.approx(mean, rel=1e-5)
+        assert last[f"{EVAL_LOSS}/{source}"] == pytest.approx(mean, rel=1e-5)
         size = [(d["bytes"], d["tokens"]) for _, d in read_documents(tiny_shards / "val") if d["source"] == source]
         bytes_per_token = sum(b for b, _ in size) / sum(t for _, t in size)
         bits = mean / math.log(2) / bytes_per_token
-        assert last[f"{report.EVAL_BITS}/{source}"] == pytest.approx(bits, rel=1e-5)
+        assert last[f"{EVAL_BITS}/{source}"] == pytest.approx(bits, rel=1e-5)
 
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     assert last["l2_norm/param/global"] == pytest.approx(weights.norm().item(), rel=1e-5)
@@ -95,7 +100,7 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
     assert last["time/passes"] == pytest.approx(12 * 8 * 64 / info.counts["train"].tokens)
     shares = [line["throughput/data_wait_share"] for line in found if "throughput/data_wait_share" in line]
     assert len(shares) == 3 and all(0 < share < 1 for share in shares)
-    train_loss = last[report.TRAIN_LOSS]
+    train_loss = last[TRAIN_LOSS]
     assert last["loss/train/perplexity"] == pytest.approx(math.exp(train_loss))
     per_byte = train_loss / math.log(2) / info.counts["train"].bytes_per_token
     assert last["loss/train/bits_per_byte"] == pytest.approx(per_byte)
@@ -107,9 +112,9 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
 
 def test_texts_do_not_touch_the_losses(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
     for name, more in (("with", ()), ("without", ("callbacks.texts=null", "callbacks.norm_monitor=null"))):
-        train.main(configure(tiny_shards, tiny_tokenizer, tmp_path / name, *more))
-    curves = [report.read_run(tmp_path / name).series for name in ("with", "without")]
-    for metric in (report.TRAIN_LOSS, report.EVAL_LOSS):
+        pretraining.train(configure(tiny_shards, tiny_tokenizer, tmp_path / name, *more))
+    curves = [read_run(tmp_path / name).series for name in ("with", "without")]
+    for metric in (TRAIN_LOSS, EVAL_LOSS):
         assert curves[0][metric] == curves[1][metric]
     texts = [json.loads(line) for line in (tmp_path / "with/texts.jsonl").read_text().splitlines()]
     assert [text["batch"] for text in texts] == [6, 6, 6, 12, 12, 12] and all(text["text"] for text in texts)
@@ -120,11 +125,11 @@ def test_two_ranks_say_what_one_says(tiny_shards: Path, tiny_tokenizer: Path, tm
     """Sharded: gradients and weights lie in parts on both, and both must take part in writing texts."""
     plain = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0", "callbacks.norm_monitor.interval=4ba"]
     cfg = configure(tiny_shards, tiny_tokenizer, tmp_path / "one", *plain)
-    train.main(cfg)
+    pretraining.train(cfg)
     command = [warm.COMPOSER, "-n", "2", "recipes/train.py", tmp_path / "one/config.yaml"]
     done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (report.read_run(tmp_path / name) for name in ("one", "two"))
+    one, two = (read_run(tmp_path / name) for name in ("one", "two"))
     for metric in ("l2_norm/grad/global", "l2_norm/param/global", *(n for n in one.series if "metrics/eval" in n)):
         assert dict(two.series[metric]) == pytest.approx(dict(one.series[metric]), rel=1e-4), metric
     assert two.texts == one.texts
@@ -191,9 +196,9 @@ def test_peaks_are_of_the_very_gpu(monkeypatch: pytest.MonkeyPatch):
     peaks = {}
     for name in ("NVIDIA A10", "NVIDIA A10G", "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090 Laptop GPU"):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda name=name: name)
-        peaks[name] = trainers.peak_flops("amp_bf16", None)
+        peaks[name] = peak_flops("amp_bf16", None)
     assert list(peaks.values()) == [125e12, 0.0, 989.5e12, 0.0]
-    assert trainers.peak_flops("fp32", None) == 0 == trainers.peak_flops("amp_bf16", "cpu")
+    assert peak_flops("fp32", None) == 0 == peak_flops("amp_bf16", "cpu")
 
 
 def test_wandb_online_needs_a_key_before_anything_starts(
@@ -205,7 +210,7 @@ def test_wandb_online_needs_a_key_before_anything_starts(
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(BadInput, match=r"no key for api\.wandb\.ai: run `wandb login`"):
-        train.main(cfg)
+        pretraining.train(cfg)
     assert not (tmp_path / "run").exists()
     (tmp_path / "netrc").write_text("machine elsewhere login user password hidden\n")
     with pytest.raises(BadInput, match="no key") as refused:
@@ -233,10 +238,10 @@ def test_bad_settings_are_refused(override: str, message: str):
 
 
 def test_tokenizer_of_texts_ends_where_the_model_ends(tiny_tokenizer: Path):
-    from callbacks import Texts
+    from callbacks.texts import Texts
 
     texts = Texts(Path("unused"), tiny_tokenizer, ["batoma"], 8, 64, 17)
-    end = tokenizer.load(tiny_tokenizer).token_to_id("<|endoftext|>")
+    end = tokenizer_format.load_tokenizer(tiny_tokenizer).token_to_id("<|endoftext|>")
     prompt, more = texts.ids[0], texts.tokenizer.encode(" cytgen").ids
     assert texts._text([*prompt, *more, end, *more], len(prompt)) == " cytgen"
     assert Texts(Path("unused"), tiny_tokenizer, ["batoma " * 100], 8, 64, 17).steps == 1

@@ -13,21 +13,22 @@ from typing import Any
 
 import pytest
 
-from data_prep import corpus, shards
+from data_prep.common.errors import BadInput
 from data_prep.filtering import spool
+from data_prep.filtering.build import build_corpus
 from data_prep.running import progress, workers
 from data_prep.running.progress import Progress
 from data_prep.running.workers import Task, Workers, written_aside
+from data_prep.sharding.build import build_shards
 from data_prep.sources.text import Text
-from data_prep.stage import BadInput
 from patience import patience_s
 
 FolderBytes = Callable[[Path], dict[str, bytes]]
 
 
 SQUARES = """
-from data_prep.stage import BadInput
-from data_prep.workers import written_aside
+from data_prep.common.errors import BadInput
+from data_prep.running.workers import written_aside
 
 
 def write_square(folder, number, tick):
@@ -168,10 +169,10 @@ def test_shards_on_ray_survive_the_loss_of_a_node(
 
     killer = threading.Thread(target=kill_midway)
     killer.start()
-    shards.build(parts, tiny_tokenizer, out, seq_len=64, size_limit_mb=1, workers=Workers(1, "ray"))
+    build_shards(parts, tiny_tokenizer, out, seq_len=64, size_limit_mb=1, workers=Workers(1, "ray"))
     killer.join()
     assert killed.is_set()
-    shards.build(parts, tiny_tokenizer, tmp_path / "straight", seq_len=64, size_limit_mb=1)
+    build_shards(parts, tiny_tokenizer, tmp_path / "straight", seq_len=64, size_limit_mb=1)
     assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
 
 
@@ -181,8 +182,8 @@ def test_a_corpus_on_ray_is_the_same(cluster: Any, tmp_path: Path, folder_bytes:
     for n in range(6):
         (tmp_path / f"in/{n}.jsonl").write_text("".join(f'{{"text": "text {n} {i}"}}\n' for i in range(40)))
     source = {"text": (Text(), [str(tmp_path / "in")])}
-    corpus.build(source, tmp_path / "far", 0.2, workers=Workers(1, "ray"))
-    corpus.build(source, tmp_path / "near", 0.2)
+    build_corpus(source, tmp_path / "far", 0.2, workers=Workers(1, "ray"))
+    build_corpus(source, tmp_path / "near", 0.2)
     assert folder_bytes(tmp_path / "far") == folder_bytes(tmp_path / "near")
 
 

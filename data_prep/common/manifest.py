@@ -10,106 +10,30 @@ for the whole chain. They hold no clock and no path: the same input gives the sa
 from __future__ import annotations
 
 import hashlib
-import json
-import os
 import shutil
-import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import (
+    JsonDict,
+    canonical_json,
+    file_output,
+    flush,
+    give_name,
+    read_json,
+    sha256_file,
+    write_json,
+)
 
 MANIFEST = "manifest.json"
-JsonDict = dict[str, Any]
-
-
-class BadInput(Exception):
-    """What the user gave cannot be used. The message names the file, line, key or value, and the way out."""
-
-
-class Unavailable(Exception):
-    """What is needed may be there and could not be reached. The message names the endpoint; later it may be well."""
-
-
-def run(main: Callable[[], object]) -> NoReturn:
-    """Run a command line; bad input becomes one message on stderr and exit code 2, without a traceback.
-
-    What is unavailable ends it with 69, EX_UNAVAILABLE of sysexits.h, in the same way.
-
-    Under a launcher of several ranks most faults are all ranks' alike, and the launcher reports the first rank that it
-    finds dead: the others wait for rank 0, so that its exit code is the one that the user gets. A rank that nobody has
-    ended by then is alone with its fault, a damaged shard for one, and reports it.
-    """
-    try:
-        main()
-    except (BadInput, Unavailable) as error:
-        _let_rank_zero_go_first()
-        print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2 if isinstance(error, BadInput) else 69) from None
-    except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
-    except KeyboardInterrupt:
-        print("\ninterrupted: type the same command to go on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except Exception:  # a traceback and code 1; a rank that is signalled while it leaves ends with another
-        _let_rank_zero_go_first()
-        raise
-    raise SystemExit(0)
-
-
-def _let_rank_zero_go_first() -> None:
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
-        time.sleep(10)
-
-
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's content, in hex."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a whole file or nothing: aside, flushed to disk, renamed over the old one."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("w", encoding="utf-8", newline="\n") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
-
-
-def canonical_json(value: Any) -> str:
-    """JSON in one form (sorted keys), so that equal values are equal bytes."""
-    return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def write_json(path: Path, value: Any) -> None:
-    """`write_text` for JSON, in its canonical form."""
-    write_text(path, canonical_json(value))
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
     """A manifest's own hash, over all but itself: no other file vouches for the manifest."""
     return hashlib.sha256(canonical_json({**manifest, "seal": None}).encode()).hexdigest()
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        BadInput: it is missing, unreadable, or not JSON.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise BadInput(f"{path} is not JSON ({error}); it was altered after it was written") from None
 
 
 def library_versions(*names: str) -> dict[str, str]:
@@ -193,34 +117,6 @@ def begin(out: Path) -> Path:
     return partial
 
 
-def give_name(aside: Path, path: Path) -> None:
-    """Rename what was written aside, a file or a folder, when it is on disk; and the name is on disk, too."""
-    _flush(aside)
-    aside.replace(path)
-    _flush(path.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def link(source: Path, target: Path) -> None:
-    """Give a file a second name; not moved, so that a build that is killed from there on need not make it again."""
-    try:
-        os.link(source, target)
-    except OSError:  # not every file system has links
-        shutil.copyfile(source, target)
-
-
-def file_output(path: Path) -> JsonDict:
-    """What a manifest says of a file: `bytes` and `sha256`."""
-    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-
-
 def publish(
     partial: Path, out: Path, request: JsonDict, results: JsonDict, hashed: Mapping[str, JsonDict] | None = None
 ) -> JsonDict:
@@ -245,7 +141,7 @@ def publish(
         if (size := path.stat().st_size) != outputs[name]["bytes"]:
             raise OSError(f"{path} has {size:,} bytes, who wrote it saw {outputs[name]['bytes']:,}")
     for path in files:
-        _flush(path)
+        flush(path)
     manifest = {**request, **results, "outputs": outputs}
     manifest["seal"] = seal(manifest)
     write_json(partial / MANIFEST, manifest)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 
 STATE, LISTING = "acquired.sqlite", "acquired.csv"
 

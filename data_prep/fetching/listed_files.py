@@ -1,18 +1,7 @@
-"""Text from where it is published: lists, fetches and checks PubMed's files, PMC's articles, the Pile's files.
-
-    python data_prep/acquire.py medline --out data/medline/files
-    make shards SOURCE=medline INPUT=data/medline/files
-
-It and `web.py` are the only code that reaches the network without having been given a URL, and they do so when they are
-called. A file is written aside (`.part`), gone on with after a kill, and gets its name when it is what its source says:
-length, hash, packed to its end, XML or JSON of the right kind, as many records as its neighbours. `acquired.sqlite`
-beside the files says what was fetched from where, `acquired.csv` says it to people. Called again, a source is listed,
-and what is new or was revised there is fetched.
-"""
+"""Files that a source lists: fetched, checked against what the source says, recorded in `acquired.sqlite`."""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import re
 import shutil
@@ -21,38 +10,21 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from datetime import date, datetime, timezone
+from datetime import datetime, timezone
 from pathlib import Path
-from urllib.parse import quote
 
-import orjson
 from tqdm import tqdm
 
-from data_prep.fetching import pmc_bucket
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.files import give_name, sha256_file, write_text
 from data_prep.fetching.acquired import stamp, state, write_listing
 from data_prep.fetching.web import Web, Wrong, discard, shown, until_right
-from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Tick
-from data_prep.sources.medline import citations
-from data_prep.sources.pile import LINES
-from data_prep.sources.pmc import TIERS
-from data_prep.stage import BadInput, Unavailable, give_name, run, sha256_file, write_text
 
-PUBMED_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed"
-PUBMED_SETS = ("baseline", "updatefiles")
-PILE_URL = "https://huggingface.co"
-PILE = "monology/pile-uncopyrighted"
-
-# A line of NLM's listing: name, day and minute, size to two or three digits. The size is for plans, nothing else.
-LISTED = re.compile(
-    r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"[^\n]*?</a>\s*(\d{4}-\d\d-\d\d \d\d:\d\d)?\s*([\d.]+[KMG]?)?'
-)
-UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 MD5 = re.compile(rb"\b[0-9a-f]{32}\b")
 BASELINE_RECORDS = 30_000  # of a baseline file but the last, where no neighbour is known
 NEIGHBOURS = 10
 MAX_FAULTS = 20  # files that cannot be had, after which it is no use to go on
-
 MARKS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
@@ -142,118 +114,6 @@ class _Arrived:
     file: Fetched
     part: Path | None
     md5_file: str | None
-
-
-def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[Wanted]:
-    """PubMed's files as NLM's site lists them.
-
-    What is known of the site, from listings that public projects quote in their tests and from NLM's own pages:
-    `baseline/` and `updatefiles/` below `https://ftp.ncbi.nlm.nih.gov/pubmed` are HTML indexes as Apache makes them;
-    each `pubmedYYnNNNN.xml.gz` has a `.md5` beside it, `MD5(pubmed26n0001.xml.gz)= hex`; a new year's baseline replaces
-    all that was before it, and the numbers of the update files go on where the baseline's end.
-
-    Args:
-        web: the client.
-        url: the folder above the two.
-        year: of the baseline, two digits; None for the newest.
-        sets: `baseline`, `updatefiles` or both.
-
-    Raises:
-        BadInput: the listing is none, or has no files of this year.
-    """
-    found: list[Wanted] = []
-    for folder in sets:
-        above = f"{url}/{folder}"
-        answer = web.get(f"{above}/").body
-        html = answer.decode("utf-8", "replace")
-        listed = {match[1]: match for match in LISTED.finditer(html)}
-        if not listed:
-            raise BadInput(f"{shown(above)}/ lists no PubMed files; it begins with {answer[:60]!r}")
-        years = sorted({int(match[2]) for match in listed.values()})
-        year = years[-1] if year is None else year
-        chosen = sorted((int(m[3]), name) for name, m in listed.items() if int(m[2]) == year)
-        if not chosen:
-            known = ", ".join(f"{y:02}" for y in years)
-            raise BadInput(
-                f"{shown(above)}/ lists no files of the year {year:02}, but of {known}; NLM may be changing its files: "
-                "--year names another, --baseline or --updates takes one of the two alone"
-            )
-        for number, name in chosen:
-            day, size = listed[name][4] or "", listed[name][5] or ""
-            size_bytes = int(float(size.rstrip("KMG")) * UNITS.get(size[-1:], 1)) if size else 0
-            found.append(
-                Wanted(
-                    name,
-                    f"{above}/{name}",
-                    size_bytes,
-                    f"{day} {size}".strip(),
-                    has_md5=f'"{name}.md5"' in html or f'/{name}.md5"' in html,
-                    group=f"{folder} {year:02}",
-                    last=number == chosen[-1][0],
-                )
-            )
-        if bare := sum(not file.has_md5 for file in found):
-            print(f"{bare:,} files have no .md5 beside them at {shown(above)}/; their content alone is checked")
-    return found
-
-
-def pile(web: Web, url: str, repository: str, revision: str, names: Sequence[str]) -> list[Wanted]:
-    """The Pile's files as a Hugging Face dataset lists them.
-
-    `/api/datasets/NAME/tree/REVISION` and the `Link` header of its pages, `lfs.oid` as a file's SHA-256 and `size` are
-    read as the `huggingface_hub` package (0.36) reads them. The files' names in monology/pile-uncopyrighted,
-    `train/00.jsonl.zst` … `29`, `val.jsonl.zst`, `test.jsonl.zst`, are as public projects fetch them.
-
-    Args:
-        web: the client.
-        url: the site.
-        repository: the dataset's name.
-        revision: a branch or a commit of it.
-        names: files by their names without folder and ending, as `00` and `val`; none for all.
-
-    Raises:
-        BadInput: the dataset is not there, the listing is none, or lacks one of the names.
-    """
-    page: str | None = f"{url}/api/datasets/{repository}/tree/{revision}?recursive=true"
-    listed: dict[str, Wanted] = {}
-    while page:
-        answer = web.get(page)
-        try:
-            entries = [(e["path"], e["size"], e["oid"], e.get("lfs")) for e in orjson.loads(answer.body)]
-        except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
-            raise BadInput(
-                f"{shown(page)} is not the listing of a dataset; it begins with {answer.body[:60]!r}"
-            ) from None
-        for path, size_bytes, oid, lfs in entries:
-            if path.endswith(LINES) and not {"", ".."} & set(path.split("/")):  # no way out of the folder
-                sha256 = lfs["oid"] if lfs else None
-                there = f"{url}/datasets/{repository}/resolve/{revision}/{quote(path)}"
-                group = None if names else repository
-                listed[path] = Wanted(path, there, size_bytes, sha256 or oid, exact=True, sha256=sha256, group=group)
-        page = _next_page(answer.headers.get("Link", ""))
-    if not listed:
-        raise BadInput(f"{shown(url)}/datasets/{repository}, revision {revision}, has no files *.jsonl.zst")
-    stems = {path: path.rpartition("/")[2].partition(".jsonl")[0] for path in sorted(listed, key=inputs.natural)}
-    if unknown := [name for name in names if name not in stems.values()]:
-        raise BadInput(f"--files {' '.join(unknown)}: {repository} has no such file, but {', '.join(stems.values())}")
-    return [listed[path] for path, stem in stems.items() if not names or stem in names]
-
-
-def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:
-    """What to say of numbers that are not in the listing of PubMed's files though their neighbours are."""
-    names = {_number(file.name): file.name for file in listed}
-    first = 1 if (listed[0].group or "").startswith("baseline") else min(names)
-    missing = [
-        re.sub(r"n\d+", f"n{number:04}", names[max(names)])
-        for number in range(first, max(names))
-        if number not in names
-    ]
-    return [
-        f"{name} is not in NLM's listing, and its neighbours are: NLM may be changing its files, try later; "
-        f"or go on without it with --accept {name}"
-        for name in missing
-        if name not in accepted
-    ]
 
 
 def fetch(
@@ -430,35 +290,8 @@ def _checked(
     )
 
 
-def _count_citations(path: Path, name: str) -> int:
-    with inputs.reading(_input(path, name)) as stream:
-        articles = entries = 0
-        for element in citations(stream, name):
-            entries += 1
-            articles += element.tag == "PubmedArticle"
-    if not entries:
-        raise BadInput(f"{name} holds no citation and no deletion")
-    return articles
-
-
-def _count_lines(path: Path, name: str) -> int:
-    """The first line shows what the file is; the others are unpacked and counted."""
-    first, records = b"", 0
-    with inputs.reading(_input(path, name)) as stream:
-        for block in json_lines.blocks(stream, name):
-            if not records:
-                first += block
-            records += block.count(b"\n")
-    line = first.partition(b"\n")[0]
-    try:
-        if isinstance(orjson.loads(line)["meta"]["pile_set_name"], str):
-            return records
-    except (orjson.JSONDecodeError, TypeError, KeyError):
-        pass
-    raise BadInput(f"the first line of {name} has no text at meta.pile_set_name; it begins with {line[:60]!r}")
-
-
-def _input(path: Path, name: str) -> Input:
+def as_input(path: Path, name: str) -> Input:
+    """A fetched file, to be read under the name that it is to have."""
     return Input(name, str(path), path.stat().st_size, "")
 
 
@@ -474,7 +307,7 @@ def _check_neighbours(
     if not (file.group or "").startswith("baseline") or file.last or file.name in accepted:
         return
     beside = sorted(
-        (abs(_number(other.name) - _number(file.name)), here[other.name].records)
+        (abs(number_of(other.name) - number_of(file.name)), here[other.name].records)
         for other in listed
         if other.group == file.group and not other.last and other.name != file.name and other.name in here
     )
@@ -486,7 +319,8 @@ def _check_neighbours(
         )
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """The number in the name of one of PubMed's files, 0 if there is none."""
     found = re.search(r"n(\d+)\.xml", name)
     return int(found[1]) if found else 0
 
@@ -536,90 +370,3 @@ def _check_room(out: Path, size_bytes: int) -> None:
 
 def _listed_size(file: Wanted) -> str:
     return f"{file.bytes:,}" if file.exact else f"about {file.bytes:,}" if file.bytes else "?"
-
-
-def _next_page(link: str) -> str | None:
-    """The address of the next page in a `Link` header."""
-    found = re.search(r'<([^>]+)>;\s*rel="next"', link)
-    return found[1] if found else None
-
-
-def _check_year(out: Path, listed: Sequence[Wanted]) -> None:
-    """A new year's baseline replaces all that was before it: records that were deleted meanwhile are not in it."""
-    year = listed[0].name[:8]
-    if others := sorted(path.name for path in out.glob("pubmed*n*.xml.gz") if not path.name.startswith(year)):
-        raise BadInput(
-            f"{out} holds {others[0]} and other files of another year than {year}…, which replaces them all; "
-            "give another --out, or remove them"
-        )
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Fetch text from where it is published, check it, and keep it as the corpus stage reads it.",
-        epilog="Killed or out of reach? The same command goes on. Then: make shards SOURCE=medline INPUT=OUT",
-    )
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, help="the folder to fetch into")
-    common.add_argument("--dry-run", action="store_true", help="print files and bytes; fetch and write nothing")
-    common.add_argument("--limit", type=int, metavar="N", help="only the first N files, or articles, to try it out")
-    commands = parser.add_subparsers(dest="source", metavar="medline|pmc|pile", required=True)
-
-    add = commands.add_parser(
-        "medline", parents=[common], help="PubMed's citation files", description="PubMed's baseline and update files."
-    ).add_argument
-    add("--year", type=int, help="of the baseline, as 26 (default: the newest)")
-    add("--baseline", dest="sets", action="append_const", const="baseline", help="the yearly baseline alone")
-    add("--updates", dest="sets", action="append_const", const="updatefiles", help="the daily updates alone")
-    add("--accept", nargs="+", default=(), metavar="NAME", help="go on whatever the records of these files, or without")
-    add("--workers", type=int, default=4, help="files fetched at a time (default 4)")
-    add("--url", default=PUBMED_URL, help=f"where baseline/ and updatefiles/ are (default {PUBMED_URL})")
-
-    add = commands.add_parser(
-        "pmc", parents=[common], help="PMC's articles", description="PMC's articles, from its public bucket."
-    ).add_argument
-    add("--licenses", choices=tuple(TIERS), default="all", help="fetch articles of these licences (default all)")
-    add("--since", type=_day, metavar="YYYY-MM-DD", help="only what was added or changed there from this day on")
-    add("--workers", type=int, default=32, help="articles fetched at a time (default 32)")
-    add("--url", default=pmc_bucket.URL, help=f"the bucket (default {pmc_bucket.URL})")
-
-    add = commands.add_parser(
-        "pile", parents=[common], help="the Pile's files", description="The Pile's files, from a copy of it."
-    ).add_argument
-    add("--files", nargs="+", default=(), metavar="NAME", help="these alone, as 00 01 val test (default all)")
-    add("--repository", default=PILE, help=f"the dataset (default {PILE})")
-    add("--revision", default="main", help="a branch or commit of it (default main)")
-    add("--workers", type=int, default=4, help="files fetched at a time (default 4)")
-    add("--url", default=PILE_URL, help=f"the site (default {PILE_URL})")
-
-    args = parser.parse_args(argv)
-    for name in ("limit", "workers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise BadInput(f"--{name} {value} is not at least 1")
-    web, url = Web(), args.url.rstrip("/")
-    common_arguments = {"workers": args.workers, "limit": args.limit, "dry_run": args.dry_run}
-    if args.source == "medline":
-        year = None if args.year is None else args.year % 100
-        listed = medline(web, url, year, tuple(s for s in PUBMED_SETS if s in (args.sets or PUBMED_SETS)))
-        _check_year(args.out, listed)
-        faults = holes(listed, args.accept)
-        fetch(web, listed, args.out, _count_citations, **common_arguments, accepted=args.accept, faults=faults)
-    elif args.source == "pmc":
-        pmc_bucket.fetch(web, url, args.out, args.licenses, args.since, **common_arguments)
-    else:
-        listed = pile(web, url, args.repository, args.revision, args.files)
-        fetch(web, listed, args.out, _count_lines, **common_arguments)
-    if not args.dry_run:
-        print(f"next: make shards SOURCE={args.source} INPUT={args.out}")
-
-
-def _day(text: str) -> str:
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise BadInput(f"--since {text} is not a day such as 2026-01-31") from None
-
-
-if __name__ == "__main__":
-    run(main)

@@ -42,10 +42,11 @@ import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 from tqdm import tqdm
 
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.files import JsonDict, give_name, sha256_file
 from data_prep.fetching.acquired import stamp, state, write_listing
 from data_prep.fetching.web import Answer, Missing, Web, Wrong, shown, until_right
 from data_prep.sources.pmc import in_tier
-from data_prep.stage import BadInput, JsonDict, Unavailable, give_name, sha256_file
 
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"
 INVENTORIES = "inventory-reports/pmc-oa-opendata/metadata/"

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
+from data_prep.common.errors import BadInput, Unavailable
 from data_prep.files.inputs import Tick
-from data_prep.stage import BadInput, Unavailable
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # without a byte

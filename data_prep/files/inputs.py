@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from data_prep.files import json_lines
-from data_prep.stage import BadInput, JsonDict
 
 BLOCK_BYTES = 1 << 20
 MAGIC = re.compile(r"[*?[]")

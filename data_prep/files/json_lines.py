@@ -12,7 +12,7 @@ from typing import IO, Any, Protocol
 import orjson
 import zstandard
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 
 # Fixed, as are the one frame and one thread of `Writer`: the level decides the bytes, and manifests hold their hashes.
 # 9 saves an eighth of the disk, and takes longer than parsing the XML.

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from data_prep.stage import BadInput, JsonDict, Unavailable
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.files import JsonDict
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # without a byte

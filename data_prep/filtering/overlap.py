@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 import orjson
 
+from data_prep.common.errors import BadInput
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
-from data_prep.stage import BadInput
 
 GRAM_WORDS = 13
 SHORTEST_WORDS = 8

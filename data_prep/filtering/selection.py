@@ -15,11 +15,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from data_prep.filtering import near_duplicates, spool
 from data_prep.filtering.spool import Batch
 from data_prep.running.progress import Done
-from data_prep.sources import ABSTRACTS, ARTICLES
-from data_prep.stage import BadInput, JsonDict
+from data_prep.sources.document import ABSTRACTS, ARTICLES
 
 CACHE_KIB = 64 << 10
 SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first

@@ -23,13 +23,15 @@ from typing import Any
 import orjson
 import zstandard
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, canonical_json, read_json, write_json
+from data_prep.common.manifest import library_versions
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
 from data_prep.filtering import near_duplicates, overlap
 from data_prep.running.progress import Done, Progress
 from data_prep.running.workers import Task, Tick, Workers, written_aside
-from data_prep.sources import Bad, Document, Dropped, Entry, Source
-from data_prep.stage import BadInput, JsonDict, canonical_json, library_versions, read_json, write_json
+from data_prep.sources.document import Bad, Document, Dropped, Entry, Source
 
 BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
 BATCH_FILES = 4096

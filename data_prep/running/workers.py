@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import give_name, write_text
+from data_prep.common.manifest import difference, library_versions
 from data_prep.running.progress import Done, Progress
-from data_prep.stage import BadInput, difference, give_name, library_versions, write_text
 
 CLUSTERS = ("local", "ray")
 LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")

@@ -1,58 +1,22 @@
-"""Verify token shards: rehash, decode and recount everything, and compare it with what the manifest says.
-
-MDS is read here from its own layout, without the library that wrote it: a shard is `uint32 samples`,
-`uint32 offsets[samples + 1]`, a JSON header, and the samples, which all have one size here.
-"""
+"""Damaged or missing files of token shards, fetched again from a good copy."""
 
 from __future__ import annotations
 
-import argparse
-import hashlib
 import json
 import shutil
-from array import array
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import xxhash
-import zstandard
-from tqdm import tqdm
-
-from data_prep.files import inputs, json_lines
+from data_prep.common.errors import BadInput
+from data_prep.common.files import read_json, sha256_file
+from data_prep.common.manifest import MANIFEST, seal
+from data_prep.files import inputs
 from data_prep.running.progress import Progress
 from data_prep.running.workers import written_aside
-from data_prep.sharding.shard_format import (
-    COLUMN,
-    DOCUMENTS,
-    SPLITS,
-    STAGE,
-    ShardsInfo,
-    SplitCounts,
-    mds_encoding,
-    read_shards_info,
-    token_dtype,
-)
-from data_prep.stage import MANIFEST, BadInput, canonical_json, read_json, read_manifest, run, seal, sha256_file
+from data_prep.sharding.shard_format import SPLITS, STAGE
+from data_prep.sharding.verification import check_manifest
 
 ATTEMPTS = 3  # to fetch a file
-HASHES = {"sha256": hashlib.sha256, "xxh64": xxhash.xxh64}
-
-
-def verify(folder: Path) -> ShardsInfo:
-    """Check a shards folder completely; one shard in memory at a time, and the ids of all documents of val.
-
-    Raises:
-        BadInput: anything in the folder differs from what was written; the message names the file and what differs.
-    """
-    _check_manifest(folder)
-    info = read_shards_info(folder)
-    _check_files(info)
-    held_out = {record["id"] for _, record in json_lines.read(folder / "val" / DOCUMENTS)}
-    for split in SPLITS:
-        _check_split(info, split, held_out if split == "train" else set())
-    return info
 
 
 def repair(folder: Path, remote: str) -> int:
@@ -80,7 +44,7 @@ def repair(folder: Path, remote: str) -> int:
         raise BadInput(f"{remote}/{MANIFEST} is not the manifest of token shards, or was altered after it was written")
     path, replaced = folder / MANIFEST, 0
     try:
-        _check_manifest(folder)
+        check_manifest(folder)
     except BadInput as error:
         print(f"{error}; replaced it from {remote}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
@@ -134,131 +98,3 @@ def _fetch(url: str, path: Path, expected: dict[str, Any]) -> None:
             problem = error
     assert problem is not None
     raise problem
-
-
-def _check_manifest(folder: Path) -> None:
-    """The manifest vouches for all other files, its seal for itself."""
-    read_manifest(folder, STAGE, "make shards")
-    path = folder / MANIFEST
-    manifest = read_json(path)
-    if manifest.get("seal") != seal(manifest) or path.read_text(encoding="utf-8") != canonical_json(manifest):
-        raise BadInput(f"{path} was altered after it was written")
-
-
-def _check_files(info: ShardsInfo) -> None:
-    """Every file is there and has its hash, and no other one lies beside them but a shard that was unpacked."""
-    outputs = info.manifest["outputs"]
-    here = {path.relative_to(info.folder).as_posix() for path in info.folder.rglob("*") if path.is_file()}
-    if missing := sorted(outputs.keys() - here):
-        raise BadInput(f"{info.folder / missing[0]} is missing ({len(missing)} of {len(outputs)} files are)")
-    for name, expected in tqdm(outputs.items(), desc="hash", unit=" files", disable=None):
-        path = info.folder / name
-        found = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for key, value in expected.items():
-            if found[key] != value:
-                raise BadInput(f"{path}: {key} is {found[key]}, the manifest says {value}")
-    unpacked = {
-        f"{split}/{shard['raw_data']['basename']}"
-        for split in SPLITS
-        for shard in read_json(info.folder / split / "index.json")["shards"]
-        if shard["zip_data"]
-    }
-    if foreign := sorted(here - outputs.keys() - unpacked - {MANIFEST}):
-        raise BadInput(f"{info.folder / foreign[0]} does not belong to the shards ({len(foreign)} such files)")
-
-
-def _check_split(info: ShardsInfo, split: str, held_out: set[str]) -> None:
-    """Recount the tokens against the list of documents, and both against the manifest."""
-    folder = info.folder / split
-    documents = size_bytes = stream_tokens = 0
-    ends = array("q")
-    for number, record in json_lines.read(folder / DOCUMENTS):
-        line = f"{folder / DOCUMENTS}, line {number}"
-        if record["id"] in held_out:
-            raise BadInput(f"{line}: {record['id']} is in val too")
-        documents += 1
-        size_bytes += record["bytes"]
-        stream_tokens += record["tokens"]
-        ends.append(stream_tokens - 1)
-
-    samples = 0
-    found_ends: list[np.ndarray] = []
-    for path, tokens in _read_shards(info, split):
-        if tokens.max(initial=0) >= info.vocab_size:
-            raise BadInput(f"{path} holds the id {tokens.max()}, beyond the {info.vocab_size} of the vocabulary")
-        found_ends.append(np.flatnonzero(tokens.ravel() == info.eos_token_id) + samples * info.seq_len)
-        samples += len(tokens)
-
-    tokens = samples * info.seq_len
-    counts = SplitCounts(documents, samples, tokens, stream_tokens - tokens, size_bytes)
-    if counts != info.counts[split]:
-        raise BadInput(f"{folder} holds {counts}, the manifest says {info.counts[split]}")
-    expected_ends = np.array(ends if info.eos_between_documents else [], np.int64)
-    expected_ends = expected_ends[expected_ends < tokens]
-    if not np.array_equal(np.concatenate(found_ends), expected_ends):
-        raise BadInput(f"{folder}: end-of-text is not where {DOCUMENTS} says that documents end")
-
-
-def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each shard's file and its tokens, (samples, seq_len), after its hashes in the index were checked."""
-    folder = info.folder / split
-    encoding = mds_encoding(info.vocab_size, info.seq_len)
-    for shard in tqdm(read_json(folder / "index.json")["shards"], desc=f"decode {split}", unit=" shards", disable=None):
-        raw = folder / shard["raw_data"]["basename"]
-        if (shard["column_names"], shard["column_encodings"]) != ([COLUMN], [encoding]):
-            raise BadInput(f"{raw} has columns {shard['column_names']} of {shard['column_encodings']}, not {encoding}")
-        if shard["zip_data"]:
-            path = folder / shard["zip_data"]["basename"]
-            data = path.read_bytes()
-            _check_hashes(path, data, shard["zip_data"])
-            if raw.exists():
-                _check_hashes(raw, raw.read_bytes(), shard["raw_data"])
-            data = zstandard.ZstdDecompressor().decompress(data, max_output_size=shard["raw_data"]["bytes"])
-        else:
-            path = raw
-            data = path.read_bytes()
-        _check_hashes(path, data, shard["raw_data"])
-        size = info.seq_len * np.dtype(token_dtype(info.vocab_size)).itemsize
-        samples = int(np.frombuffer(data, np.uint32, 1)[0])
-        offsets = np.frombuffer(data, np.uint32, samples + 1, 4).astype(np.int64)
-        if samples != shard["samples"] or offsets[-1] != len(data) or np.any(np.diff(offsets) != size):
-            raise BadInput(f"{path} does not hold {shard['samples']} samples of {size} bytes")
-        tokens = np.frombuffer(data, token_dtype(info.vocab_size), samples * info.seq_len, int(offsets[0]))
-        yield path, tokens.reshape(samples, info.seq_len)
-
-
-def _check_hashes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
-    if len(data) != expected["bytes"]:
-        raise BadInput(f"{path} has {len(data)} bytes, the index says {expected['bytes']}")
-    for name, value in expected["hashes"].items():
-        if (found := HASHES[name](data).hexdigest()) != value:
-            raise BadInput(f"{path}: {name} is {found}, the index says {value}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Rehash, decode and recount token shards, and compare them with their manifest.",
-        epilog="example: python data_prep/verify.py --shards data/sample/shards; "
-        "or with --repair --remote s3://bucket/shards",
-    )
-    parser.add_argument("--shards", type=Path, required=True, help="a shards folder")
-    parser.add_argument("--repair", action="store_true", help="first fetch again what is missing or altered")
-    parser.add_argument("--remote", metavar="URL", help="where --repair fetches from: a folder, s3://, hf://, https://")
-    args = parser.parse_args(argv)
-    if args.repair != bool(args.remote):
-        raise BadInput("--repair and --remote go together: what to do, and where a good copy is")
-    if args.repair:
-        print(f"{repair(args.shards, args.remote.rstrip('/'))} files replaced")
-    info = verify(args.shards)
-    print(f"{'split':5} {'documents':>11} {'samples':>11} {'tokens':>15} {'dropped':>8} {'bytes/token':>12}")
-    for split, c in info.counts.items():
-        print(
-            f"{split:5} {c.documents:>11,} {c.samples:>11,} {c.tokens:>15,} {c.dropped_tokens:>8,} "
-            f"{c.bytes_per_token:>12.3f}"
-        )
-    print(f"{info.folder} is what was written: {len(info.manifest['outputs'])} files, {info.sha256[:12]}")
-
-
-if __name__ == "__main__":
-    run(main)

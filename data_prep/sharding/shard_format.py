@@ -28,15 +28,17 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import manifest_sha256, read_manifest
 from data_prep.files import json_lines
-from data_prep.stage import BadInput, JsonDict, manifest_sha256, read_manifest
 
 STAGE = "shards"
 FORMAT = 2
 COLUMN = "tokens"
 SPLITS = ("train", "val")
 DOCUMENTS = "documents.jsonl.zst"
-HASHES = ("sha256", "xxh64")  # of each shard; recipes.shard_reader checks xxh64 when it opens one
+HASHES = ("sha256", "xxh64")  # of each shard; the reader checks xxh64 when it opens one
 
 
 def token_dtype(vocab_size: int) -> str:

@@ -6,12 +6,9 @@ MDS is read here from its own layout, without the library that wrote it: a shard
 
 from __future__ import annotations
 
-import argparse
 import hashlib
-import json
-import shutil
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +17,10 @@ import xxhash
 import zstandard
 from tqdm import tqdm
 
-from data_prep.files import inputs, json_lines
-from data_prep.running.progress import Progress
-from data_prep.running.workers import written_aside
+from data_prep.common.errors import BadInput
+from data_prep.common.files import canonical_json, read_json, sha256_file
+from data_prep.common.manifest import MANIFEST, read_manifest, seal
+from data_prep.files import json_lines
 from data_prep.sharding.shard_format import (
     COLUMN,
     DOCUMENTS,
@@ -34,9 +32,7 @@ from data_prep.sharding.shard_format import (
     read_shards_info,
     token_dtype,
 )
-from data_prep.stage import MANIFEST, BadInput, canonical_json, read_json, read_manifest, run, seal, sha256_file
 
-ATTEMPTS = 3  # to fetch a file
 HASHES = {"sha256": hashlib.sha256, "xxh64": xxhash.xxh64}
 
 
@@ -46,7 +42,7 @@ def verify(folder: Path) -> ShardsInfo:
     Raises:
         BadInput: anything in the folder differs from what was written; the message names the file and what differs.
     """
-    _check_manifest(folder)
+    check_manifest(folder)
     info = read_shards_info(folder)
     _check_files(info)
     held_out = {record["id"] for _, record in json_lines.read(folder / "val" / DOCUMENTS)}
@@ -55,88 +51,7 @@ def verify(folder: Path) -> ShardsInfo:
     return info
 
 
-def repair(folder: Path, remote: str) -> int:
-    """Fetch again what is missing or altered, each file compared with the manifest before it takes its place.
-
-    Args:
-        folder: the shards.
-        remote: folder or URL of a copy, anything that fsspec opens.
-
-    Returns:
-        How many files were replaced.
-
-    Raises:
-        BadInput: the copy is of other shards, or a file is not good there either.
-    """
-    theirs = inputs.content(f"{remote}/{MANIFEST}")
-    if theirs is None:
-        raise BadInput(f"{remote} has no {MANIFEST}, so it is not a whole copy of token shards")
-    try:
-        manifest = json.loads(theirs)
-        good = manifest["stage"] == STAGE and manifest["seal"] == seal(manifest)
-    except (ValueError, KeyError, TypeError):
-        manifest, good = {}, False
-    if not good:
-        raise BadInput(f"{remote}/{MANIFEST} is not the manifest of token shards, or was altered after it was written")
-    path, replaced = folder / MANIFEST, 0
-    try:
-        _check_manifest(folder)
-    except BadInput as error:
-        print(f"{error}; replaced it from {remote}", flush=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(path) as aside:
-            aside.write_bytes(theirs)
-        replaced = 1
-    if path.read_bytes() != theirs:
-        raise BadInput(f"{remote} is a copy of other shards than {folder}: their manifests differ")
-    outputs = manifest["outputs"]
-    with Progress("repair", sum(output["bytes"] for output in outputs.values())) as progress:
-        for name, expected in outputs.items():
-            path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise BadInput(f"{remote}/{MANIFEST} names a file outside its folder: {name}")
-            with progress.under_way(name):
-                if not _is_good(path, expected):
-                    _fetch(f"{remote}/{name}", path, expected)
-                    print(f"{path} was not what was written; replaced it from {remote}", flush=True)
-                    replaced += 1
-            progress.tick(bytes=expected["bytes"])
-    for split in SPLITS:
-        for shard in read_json(folder / split / "index.json")["shards"]:
-            unpacked, expected = folder / split / shard["raw_data"]["basename"], shard["raw_data"]
-            good = {"bytes": expected["bytes"], "sha256": expected["hashes"]["sha256"]}
-            if shard["zip_data"] and unpacked.exists() and not _is_good(unpacked, good):
-                unpacked.unlink()
-                print(f"{unpacked} was not what was written; a run unpacks it again", flush=True)
-                replaced += 1
-    return replaced
-
-
-def _is_good(path: Path, expected: dict[str, Any]) -> bool:
-    return path.is_file() and path.stat().st_size == expected["bytes"] and sha256_file(path) == expected["sha256"]
-
-
-def _fetch(url: str, path: Path, expected: dict[str, Any]) -> None:
-    problem: BadInput | None = None
-    for _ in range(ATTEMPTS):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with (
-                inputs.reading(inputs.Input(url, url, expected["bytes"], "")) as stream,
-                written_aside(path) as aside,
-            ):
-                with aside.open("wb") as file:
-                    shutil.copyfileobj(stream, file, 1 << 20)
-                if (found := stream.sha256()) != expected["sha256"]:
-                    raise BadInput(f"{url} is not what was written either: its sha256 is {found}")
-            return
-        except BadInput as error:
-            problem = error
-    assert problem is not None
-    raise problem
-
-
-def _check_manifest(folder: Path) -> None:
+def check_manifest(folder: Path) -> None:
     """The manifest vouches for all other files, its seal for itself."""
     read_manifest(folder, STAGE, "make shards")
     path = folder / MANIFEST
@@ -233,32 +148,3 @@ def _check_hashes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
     for name, value in expected["hashes"].items():
         if (found := HASHES[name](data).hexdigest()) != value:
             raise BadInput(f"{path}: {name} is {found}, the index says {value}")
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Rehash, decode and recount token shards, and compare them with their manifest.",
-        epilog="example: python data_prep/verify.py --shards data/sample/shards; "
-        "or with --repair --remote s3://bucket/shards",
-    )
-    parser.add_argument("--shards", type=Path, required=True, help="a shards folder")
-    parser.add_argument("--repair", action="store_true", help="first fetch again what is missing or altered")
-    parser.add_argument("--remote", metavar="URL", help="where --repair fetches from: a folder, s3://, hf://, https://")
-    args = parser.parse_args(argv)
-    if args.repair != bool(args.remote):
-        raise BadInput("--repair and --remote go together: what to do, and where a good copy is")
-    if args.repair:
-        print(f"{repair(args.shards, args.remote.rstrip('/'))} files replaced")
-    info = verify(args.shards)
-    print(f"{'split':5} {'documents':>11} {'samples':>11} {'tokens':>15} {'dropped':>8} {'bytes/token':>12}")
-    for split, c in info.counts.items():
-        print(
-            f"{split:5} {c.documents:>11,} {c.samples:>11,} {c.tokens:>15,} {c.dropped_tokens:>8,} "
-            f"{c.bytes_per_token:>12.3f}"
-        )
-    print(f"{info.folder} is what was written: {len(info.manifest['outputs'])} files, {info.sha256[:12]}")
-
-
-if __name__ == "__main__":
-    run(main)

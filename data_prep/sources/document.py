@@ -11,7 +11,6 @@ from data_prep.files.inputs import Input, Stream
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
 ABSTRACTS = "PubMed Abstracts"
 ARTICLES = "PubMed Central"
-
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 

@@ -17,10 +17,10 @@ from typing import ClassVar
 from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.errors import BadInput
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
-from data_prep.stage import BadInput
+from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
 
 ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"
 # Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of

@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
+from data_prep.common.errors import BadInput
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry
 from data_prep.sources.text import LINES
-from data_prep.stage import BadInput
 
 SETS = (ABSTRACTS, ARTICLES)
 HELD_OUT = ("val", "test")

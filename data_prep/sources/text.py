@@ -11,10 +11,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
+from data_prep.common.errors import BadInput
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources import Bad, Document, Dropped, Entry
-from data_prep.stage import BadInput
+from data_prep.sources.document import Bad, Document, Dropped, Entry
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch

@@ -7,8 +7,10 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from data_prep.stage import BadInput, JsonDict
-from data_prep.tasks import Question, TaskSet, file_hashes, reading, the_file
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.tasks import reading
+from data_prep.tasks.task_set import Question, TaskSet, file_hashes, the_file
 
 SPLITS = ("train", "dev", "test")
 # The medical subjects of MMLU, as Med-PaLM (arXiv 2212.13138) chose them; BioMedLM's paper reports four of the six.

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
 
-from data_prep.stage import BadInput, JsonDict
-from data_prep.tasks import Pair, TaskSet, file_hashes, reading, split_by_hash, the_file
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.tasks import reading
+from data_prep.tasks.task_set import Pair, TaskSet, file_hashes, split_by_hash, the_file
 
 SPLITS = ("train", "dev", "test")
 MEQSUM_SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import BadInput, JsonDict
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 
 
 def text(path: Path) -> str:

@@ -21,8 +21,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from data_prep.stage import BadInput
-from data_prep.tasks import Sentence, TaskSet, file_hashes, reading
+from data_prep.common.errors import BadInput
+from data_prep.tasks import reading
+from data_prep.tasks.task_set import Sentence, TaskSet, file_hashes
 
 NAMES = {"train": ("train",), "dev": ("dev", "devel", "valid"), "test": ("test",)}
 SUFFIXES = (".tsv", ".txt", ".conll", ".iob")

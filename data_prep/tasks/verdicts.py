@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 from typing import Any, cast
 
-from data_prep.stage import BadInput, JsonDict
-from data_prep.tasks import Question, TaskSet, file_hashes, reading, split_by_hash, the_file
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.tasks import reading
+from data_prep.tasks.task_set import Question, TaskSet, file_hashes, split_by_hash, the_file
 
 PUBMEDQA_LABELS = ("yes", "no", "maybe")
 BIOASQ_LABELS = ("yes", "no")

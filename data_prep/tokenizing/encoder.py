@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from data_prep import tokenizer
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
+from data_prep.tokenizing import tokenizer_format
 
 ENCODERS = ("gigatoken", "tokenizers")
 # Letters of Unicode 17, and some others near them: gigatoken 0.10.0 knows them, tokenizers 0.21.4 does not, so an
@@ -62,7 +62,7 @@ class Encoder:
         if name not in ENCODERS:
             raise BadInput(f"--encoder {name} is not one of {', '.join(ENCODERS)}")
         self._name = name
-        self._tokenizer = tokenizer.load(folder)
+        self._tokenizer = tokenizer_format.load_tokenizer(folder)
         vocab_size = self._tokenizer.get_vocab_size()
         self._bytes = np.zeros(vocab_size, np.int64)  # what each id stands for has so many
         for token, id in self._tokenizer.get_vocab().items():

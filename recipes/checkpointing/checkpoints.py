@@ -13,8 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from data_prep.stage import MANIFEST, BadInput, JsonDict, file_output, read_manifest, sha256_file
-from data_prep.stage import publish as publish_stage
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, file_output, sha256_file
+from data_prep.common.manifest import MANIFEST, read_manifest
+from data_prep.common.manifest import publish as publish_stage
 
 CHECKPOINT_NAME = re.compile(r"ep(\d+)-ba(\d+)")
 MONOLITH, METADATA = "rank0.pt", ".metadata"

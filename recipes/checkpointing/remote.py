@@ -15,11 +15,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, write_json
+from data_prep.common.manifest import MANIFEST, read_manifest, seal
 from data_prep.files.store import Missing, Store
-from data_prep.stage import MANIFEST, BadInput, JsonDict, read_manifest, seal, write_json
 from recipes.checkpointing.checkpoints import CHECKPOINT_NAME, file_faults
 from recipes.dataloading.ledger import DETAILS, LEDGER
-from recipes.runs.run_folder import CHECKPOINTS, CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
+from recipes.runs.names import CHECKPOINTS, CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 
 DOWNLOADS = 3  # of a file that does not arrive as it was written
 

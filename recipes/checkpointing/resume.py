@@ -10,14 +10,18 @@ from typing import Any
 
 from composer.utils import dist
 
-from data_prep.stage import BadInput, JsonDict, Unavailable, read_manifest
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import read_manifest
 from recipes.checkpointing.checkpoints import MONOLITH, checkpoint_batch, is_sharded, newest_intact
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import entries, write_sharded
 from recipes.config.schema import RunConfig, batches_of
 from recipes.dataloading import ledger
 from recipes.distributed.ranks import on_rank_zero
-from recipes.runs.run_folder import CHECKPOINTS, METRICS, RECORD, reached_batch, refuse_difference
+from recipes.runs.fingerprint import refuse_difference
+from recipes.runs.folder import reached_batch
+from recipes.runs.names import CHECKPOINTS, METRICS, RECORD
 
 
 @dataclass(frozen=True)

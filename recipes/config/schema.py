@@ -7,24 +7,12 @@ Composer's elsewhere.
 
 from __future__ import annotations
 
-import argparse
-import difflib
-import netrc
-import os
 import re
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
 
-from omegaconf import MISSING, DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
-from yaml import YAMLError
+from omegaconf import MISSING
 
-from data_prep.stage import BadInput
-
-PRESETS = Path(__file__).parents[2] / "yamls/finetune/presets"
+from data_prep.common.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -110,12 +98,23 @@ class OptimizerConfig:
     weight_decay: float = MISSING
 
 
+# What `scheduler.name` may be -> what the plan says of it. recipes/training/schedules.py computes them.
+SCHEDULES = {
+    "cosine": "cosine to {end:g}",
+    "linear": "linear to {end:g}",
+    "constant": "constant",
+    "warmup_stable_decay": "constant, in the last {share:.3g} of the run linear to {end:g}",
+}
+
+
 @dataclass
 class SchedulerConfig:
-    """Cosine with linear warm-up from 0 to lr, ending at alpha_f · lr."""
+    """Learning rate: linear warm-up from 0 to lr, then the shape that `name` gives, ending at alpha_f · lr."""
 
+    name: str = "cosine"  # one of SCHEDULES
     t_warmup: str = MISSING
     alpha_f: float = 0.1
+    decay_share: float | None = None  # of the run, for warmup_stable_decay: its last part, which falls
 
 
 @dataclass
@@ -339,341 +338,3 @@ class FinetuneConfig(RunConfig):
     score_test: bool = True  # false: dev alone, to choose by; true on a run that is finished adds test
     gpu_memory_gb: float | None = None  # the plan must fit into it; null: not checked
     generation: GenerationConfig = field(default_factory=GenerationConfig)
-
-
-Config = TypeVar("Config", bound=RunConfig)
-
-
-def read_yaml(path: Path) -> DictConfig:
-    """Read one file, without its base.
-
-    Raises:
-        BadInput: it is missing, not YAML, or no mapping.
-    """
-    try:
-        loaded = OmegaConf.load(path)
-    except OSError as error:
-        raise BadInput(f"{path}: {error.strerror}; the ready-made configurations are yamls/*.yaml") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
-        raise BadInput(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(loaded, DictConfig):
-        raise BadInput(f"{path} must hold `key: value` pairs at its top level")
-    return loaded
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    """One line for an OmegaConf error: the full key, what is wrong with it, and the nearest key that exists."""
-    key = error.full_key or str(error.key)
-    if isinstance(error, ConfigKeyError) and error.object_type is not None:
-        known = list(getattr(error.object_type, "__dataclass_fields__", {}))
-        near = difflib.get_close_matches(str(key).rsplit(".", 1)[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known) or 'nothing'}"
-        return f"unknown key {key!r}; {hint}"
-    return f"{key!r}: {(error.msg or str(error)).splitlines()[0]}"
-
-
-def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """Read the configuration of a pre-training run: its base, itself, then `key.sub=value` overrides.
-
-    Raises:
-        BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible.
-    """
-    cfg = _merge(TrainConfig, _layers(Path(yaml), overrides), str(yaml))
-    _check_values(cfg, str(yaml))
-    _check_pretraining(cfg, str(yaml))
-    return cfg
-
-
-def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read the configuration of a fine-tuning run: its base, itself, its preset, then overrides.
-
-    Raises:
-        BadInput: as `load_config`; or an unknown preset.
-    """
-    layers = _layers(Path(yaml), overrides)
-    preset = next((layer["preset"] for _, layer in reversed(layers) if "preset" in layer), FinetuneConfig.preset)
-    path = PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
-        raise BadInput(f"preset = {preset!r} is not one of {known}")
-    layers.insert(len(layers) - len(overrides), (str(path), read_yaml(path)))
-    cfg = _merge(FinetuneConfig, layers, str(yaml))
-    _check_values(cfg, str(yaml))
-    _check_finetuning(cfg, str(yaml))
-    return cfg
-
-
-def parse_run(
-    doc: str | None,
-    yaml: str,
-    override: str,
-    argv: Sequence[str] | None,
-    add: Callable[[argparse.ArgumentParser], object] = lambda _: None,
-) -> argparse.Namespace:
-    """The command line of what runs a configuration: `yaml`, `overrides`, `dry_run`.
-
-    Args:
-        doc: of the module: its first line says what it does, what follows after an empty line are examples.
-        yaml: a configuration to name in the help.
-        override: a change to it to name there.
-        argv: the arguments; None: the process' own.
-        add: adds arguments to the parser.
-    """
-    what, _, examples = (doc or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("yaml", help=f"configuration, such as {yaml}")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to it, such as {override}")
-    parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
-    add(parser)
-    return parser.parse_intermixed_args(argv)
-
-
-def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
-    """What a configuration is merged of, each with its name: its base and the base's own, itself, the overrides.
-
-    Raises:
-        BadInput: a file is missing or not YAML, or an override has another form.
-    """
-    layers = [(str(path), read_yaml(path))]
-    if "grid" in layers[0][1]:
-        raise BadInput(f"{path} holds a grid of runs: python recipes/sweep.py {path} … runs them")
-    read = [path.resolve()]
-    while base := layers[0][1].pop("base", None):
-        base_path = Path(layers[0][0]).parent / str(base)
-        if base_path.resolve() in read:
-            raise BadInput(f"{layers[0][0]}: base = {base} leads back to a file that builds on it")
-        read.append(base_path.resolve())
-        layers.insert(0, (str(base_path), read_yaml(base_path)))
-    for override in overrides:
-        if "=" not in override or override.startswith("-"):
-            raise BadInput(f"override {override!r} is not of the form key=value, such as optimizer.lr=2e-4")
-        try:
-            layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
-        except (YAMLError, OmegaConfBaseException) as error:
-            raise BadInput(f"override {override!r}: {error}") from None
-    return layers
-
-
-def _merge(schema: type[Config], layers: Sequence[tuple[str, DictConfig]], name: str) -> Config:
-    merged: Any = OmegaConf.structured(schema)
-    for layer_name, layer in layers:
-        try:
-            merged = OmegaConf.merge(merged, layer)
-        except OmegaConfBaseException as error:
-            raise BadInput(f"{layer_name}: {_explain(error)}") from None
-    try:
-        if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise BadInput(f"{name} leaves out: {', '.join(missing)}")
-        return cast(Config, OmegaConf.to_object(merged))
-    except (MissingMandatoryValue, OmegaConfBaseException) as error:
-        raise BadInput(f"{name}: {_explain(error)}") from None
-
-
-def _refuser(name: str) -> Callable[[bool, str, object, str], None]:
-    """`require(good, key, value, rule)`, which refuses what is not good."""
-
-    def require(good: bool, key: str, value: object, rule: str) -> None:
-        if not good:
-            raise BadInput(f"{name}: {key} = {value!r}, but {rule}")
-
-    return require
-
-
-def _check_pretraining(cfg: TrainConfig, name: str) -> None:
-    """Refuse what has the right type and cannot work, of what pre-training alone has."""
-    require = _refuser(name)
-    model, data = cfg.model, cfg.data
-    for key, value in {
-        "model.vocab_size": model.vocab_size,
-        "model.n_positions": model.n_positions,
-        "model.n_embd": model.n_embd,
-        "model.n_layer": model.n_layer,
-        "model.n_head": model.n_head,
-        "data.seq_len": data.seq_len,
-        "data.num_canonical_nodes": data.num_canonical_nodes,
-        "data.prefetch_factor": data.prefetch_factor,
-    }.items():
-        require(value > 0, key, value, "it must be above 0")
-    require(
-        model.n_embd % model.n_head == 0, "model.n_embd", model.n_embd, f"it must divide by n_head = {model.n_head}"
-    )
-    require(
-        data.seq_len <= model.n_positions,
-        "data.seq_len",
-        data.seq_len,
-        f"the model has n_positions = {model.n_positions}",
-    )
-    require(data.num_workers >= 0, "data.num_workers", data.num_workers, "it cannot be negative")
-    for key, p in (("attn", model.attn_pdrop), ("resid", model.resid_pdrop), ("embd", model.embd_pdrop)):
-        require(0 <= p < 1, f"model.{key}_pdrop", p, "a dropout lies in [0, 1)")
-    for key, value, choices in (
-        ("model.attn_implementation", model.attn_implementation, ("sdpa", "flash_attention_2")),
-        ("model.activation_function", model.activation_function, ("gelu_new",)),
-    ):
-        require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
-    kernels = cfg.kernels
-    backend, chunk = kernels.sdpa_backend, kernels.loss_chunk_tokens
-    known = ("flash", "cudnn", "efficient", "math")
-    require(
-        backend in (None, *known), "kernels.sdpa_backend", backend, f"it must be one of {', '.join(known)}, or null"
-    )
-    require(
-        backend is None or model.attn_implementation == "sdpa", "kernels.sdpa_backend", backend,
-        f"model.attn_implementation = {model.attn_implementation} has no such choice; say null",
-    )  # fmt: skip
-    require(chunk is None or chunk > 0, "kernels.loss_chunk_tokens", chunk, "it must be above 0, or null for all")
-    require(kernels.vocab_multiple > 0, "kernels.vocab_multiple", kernels.vocab_multiple, "it must be above 0")
-    require(
-        kernels.vocab_multiple == 1 or chunk is not None, "kernels.vocab_multiple", kernels.vocab_multiple,
-        "it is part of the loss in chunks: say kernels.loss_chunk_tokens, such as 2048",
-    )  # fmt: skip
-    blocks = cfg.activation_checkpointing_blocks
-    require(
-        blocks is None or blocks > 0, "activation_checkpointing_blocks", blocks, "it must be above 0, or null for all"
-    )
-    require(
-        blocks is None or cfg.activation_checkpointing, "activation_checkpointing_blocks", blocks,
-        "activation_checkpointing = false, so no block recomputes",
-    )  # fmt: skip
-    require(0 <= cfg.scheduler.alpha_f <= 1, "scheduler.alpha_f", cfg.scheduler.alpha_f, "it is a share of lr")
-    _check_interval(require, name, "scheduler.t_warmup", cfg.scheduler.t_warmup, least=0)
-
-
-def _check_finetuning(cfg: FinetuneConfig, name: str) -> None:
-    """Refuse what has the right type and cannot work, of what fine-tuning alone has."""
-    require = _refuser(name)
-    writing = cfg.generation
-    positive: dict[str, float] = {
-        "seq_len": cfg.seq_len,
-        "generation.num_beams": writing.num_beams,
-        "generation.max_new_tokens": writing.max_new_tokens,
-        "gpu_memory_gb": cfg.gpu_memory_gb or 1,
-    }
-    if cfg.lora:
-        positive |= {"lora.r": cfg.lora.r, "lora.lora_alpha": cfg.lora.lora_alpha}
-        require(0 <= cfg.lora.lora_dropout < 1, "lora.lora_dropout", cfg.lora.lora_dropout, "it lies in [0, 1)")
-    for key, value in positive.items():
-        require(value > 0, key, value, "it must be above 0")
-    require(0 <= cfg.warmup_share < 1, "warmup_share", cfg.warmup_share, "it is a share of the run, in [0, 1)")
-    require(writing.temperature >= 0, "generation.temperature", writing.temperature, "it cannot be negative")
-    require(0 < writing.top_p <= 1, "generation.top_p", writing.top_p, "it lies in (0, 1]")
-    require(cfg.max_duration.strip()[-2:] != "ok", "max_duration", cfg.max_duration, "it is in ep or ba here")
-    for key in ("spike_guard", "data_monitor", "texts"):
-        require(getattr(cfg.callbacks, key) is None, f"callbacks.{key}", "…", "it belongs to pre-training; say null")
-
-
-def _check_interval(
-    require: Callable[[bool, str, object, str], None], name: str, key: str, value: str, least: int
-) -> None:
-    duration = Duration.parse(value, f"{name}: {key}")
-    require(duration.value >= least, key, value, f"it must be at least {least}")
-    require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
-
-
-def _check_values(cfg: RunConfig, name: str) -> None:
-    """Refuse what has the right type and cannot work, of what every run has."""
-    require, optimizer = _refuser(name), cfg.optimizer
-    positive = {
-        "global_train_batch_size": cfg.global_train_batch_size,
-        "device_train_microbatch_size": cfg.device_train_microbatch_size,
-        "device_eval_batch_size": cfg.device_eval_batch_size,
-        "world_size": cfg.world_size,
-        "connect_timeout_s": cfg.connect_timeout_s,
-        "dist_timeout_s": cfg.dist_timeout_s,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-    }
-    if (spike := cfg.callbacks.spike_guard) is not None:
-        positive |= {f"callbacks.spike_guard.{name}": value for name, value in vars(spike).items()}
-    for key, value in positive.items():
-        require(value > 0, key, value, "it must be above 0")
-    require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")
-    for key, value, choices in (
-        ("precision", cfg.precision, ("fp32", "amp_bf16")),
-        ("device", cfg.device, (None, "cpu", "gpu")),
-        ("on_save_error", cfg.on_save_error, ("stop", "continue")),
-        ("fsdp.mixed_precision", cfg.fsdp.mixed_precision if cfg.fsdp else "DEFAULT", ("DEFAULT", "PURE", "FULL")),
-        ("fsdp.version", cfg.fsdp.version if cfg.fsdp else 2, (1, 2)),
-        ("loggers.wandb.mode", cfg.loggers.wandb.mode if cfg.loggers.wandb else "offline", ("offline", "online")),
-    ):
-        require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
-    require(
-        not (cfg.device == "cpu" and cfg.precision != "fp32"),
-        "precision",
-        cfg.precision,
-        "Composer trains a CPU in fp32",
-    )
-    require(len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", optimizer.betas,
-            "it must be two numbers in [0, 1)")  # fmt: skip
-    require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative")
-    clip = cfg.gradient_clipping_norm
-    require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
-    require(
-        cfg.save_remote is None or bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", cfg.save_remote)),
-        "save_remote",
-        cfg.save_remote,
-        "it must be of the form s3://bucket/prefix, or null for none",
-    )
-    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
-    require(replicas > 0, "fsdp.data_parallel_replicate_degree", replicas, "it must be above 0")
-    keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
-    require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
-    price, texts = cfg.price_per_gpu_hour, cfg.callbacks.texts
-    require(price is None or price >= 0, "price_per_gpu_hour", price, "it cannot be negative; null for none")
-    if texts is not None:
-        require(
-            bool(texts.prompts) and all(prompt.strip() for prompt in texts.prompts),
-            "callbacks.texts.prompts",
-            texts.prompts,
-            "each is a text to continue; null in the place of callbacks.texts for none",
-        )
-        require(texts.max_new_tokens > 0, "callbacks.texts.max_new_tokens", texts.max_new_tokens, "it must be above 0")
-    stall_s = cfg.stall_timeout_s
-    require(stall_s is None or stall_s > 0, "stall_timeout_s", stall_s, "it must be above 0, or null for none")
-    for key, value in (
-        ("max_duration", cfg.max_duration),
-        ("save_permanent_interval", permanent or cfg.save_interval),
-        ("eval_interval", cfg.eval_interval),
-        ("save_interval", cfg.save_interval),
-        *(
-            (f"callbacks.{key}.interval", callback.interval)
-            for key in ("console", "norm_monitor", "data_monitor")
-            if (callback := getattr(cfg.callbacks, key)) is not None
-        ),
-    ):
-        _check_interval(require, name, key, value, least=1)
-    require(
-        permanent is None or batches_of(permanent) % batches_of(cfg.save_interval) == 0,
-        "save_permanent_interval",
-        permanent,
-        f"it must be a multiple of save_interval = {cfg.save_interval}",
-    )
-
-
-def check_account(cfg: RunConfig) -> None:
-    """Refuse to start a run that W&B would stop, after minutes, for want of a key; none is read here.
-
-    Raises:
-        BadInput: `loggers.wandb.mode` is `online`, and neither WANDB_API_KEY nor a netrc file has a key.
-    """
-    if not cfg.loggers.wandb or cfg.loggers.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
-        return
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    files = [Path(os.environ.get("NETRC", "~/.netrc")), Path("~/_netrc")]
-    for file in filter(Path.is_file, (path.expanduser() for path in files)):
-        try:
-            if netrc.netrc(file).authenticators(host):
-                return
-        except netrc.NetrcParseError:
-            continue
-    raise BadInput(
-        f"loggers.wandb.mode = 'online', and there is no key for {host}: run `wandb login`, or set WANDB_API_KEY, "
-        "or say loggers.wandb.mode=offline (nothing leaves the machine) or loggers.wandb=null"
-    )
-
-
-def to_yaml(cfg: RunConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to the same values."""
-    return OmegaConf.to_yaml(OmegaConf.structured(cfg))

@@ -14,9 +14,10 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, write_text
 from data_prep.files import json_lines
 from data_prep.sharding.shard_format import read_documents
-from data_prep.stage import BadInput, JsonDict, write_text
 
 LEDGER, DETAILS = "skipped.jsonl", "skipped-*.jsonl.zst"
 Window = tuple[int, int, int]  # epoch, first position, end

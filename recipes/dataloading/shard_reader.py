@@ -29,8 +29,10 @@ import zstandard
 from streaming.base.format import Reader
 from streaming.base.storage import CloudDownloader
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import MANIFEST, seal
 from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, token_dtype
-from data_prep.stage import MANIFEST, BadInput, JsonDict, seal
 
 ATTEMPTS = 3  # to fetch a file, and to read a sample of a shard that changes while it is read
 RETRY_WAIT_S = 1.0  # before the second attempt to fetch; doubled before each further one

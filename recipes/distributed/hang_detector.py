@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from recipes.runs.exit_codes import GO_ON, STALLED
+from data_prep.common.exit_codes import GO_ON, STALLED
 
 _detector: _Detector | None = None
 

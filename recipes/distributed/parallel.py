@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from composer.utils import FSDP2Config, FSDPConfig, ParallelismConfig
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from recipes.config import schema
 
 

@@ -15,8 +15,10 @@ from typing import Any
 
 from torch.distributed import DistError, TCPStore
 
-from data_prep.stage import BadInput, JsonDict, difference
-from recipes.runs.exit_codes import BAD_INPUT, GO_ON
+from data_prep.common.errors import BadInput
+from data_prep.common.exit_codes import BAD_INPUT, GO_ON
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import difference
 
 NEWS_S = 30.0  # rank 0 says this often for whom it waits
 CHECKS = "MASTER_ADDR (--master_addr), the number of hosts that were started, and that no firewall is between them"

@@ -17,7 +17,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from data_prep.stage import BadInput, JsonDict, read_json
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, read_json
 from recipes.evaluation.prompts import Prompt
 
 if TYPE_CHECKING:

@@ -18,12 +18,12 @@ from pathlib import Path
 import xxhash
 from tqdm import tqdm
 
-from data_prep import corpus
+from data_prep.common.manifest import read_manifest
 from data_prep.files import json_lines
+from data_prep.filtering.corpus_format import STAGE
 from data_prep.filtering.overlap import GRAM_WORDS, words_of
 from data_prep.running.workers import follow_parent
-from data_prep.stage import read_manifest
-from data_prep.tasks import Pair, Question, Sentence
+from data_prep.tasks.task_set import Pair, Question, Sentence
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def find_leaks(examples: Mapping[str, Question | Pair | Sentence], corpus_folder
     wanted = frozenset(run for runs in runs_of.values() for run in runs)
     pmids_of = {name: () if isinstance(e, Sentence) else e.pmids for name, e in examples.items()}
     pmids = frozenset(pmid for of in pmids_of.values() for pmid in of)
-    outputs = read_manifest(corpus_folder, corpus.STAGE, "data_prep/corpus.py")["outputs"]
+    outputs = read_manifest(corpus_folder, STAGE, "data_prep/corpus.py")["outputs"]
     parts = [(corpus_folder / name, outputs[name]["sha256"]) for name in sorted(outputs) if name.startswith("train-")]
     found: set[int] = set()
     found_pmids: set[str] = set()

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_prep.stage import BadInput, JsonDict, write_json
-from data_prep.tasks import Question, TaskSet
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, write_json
+from data_prep.tasks.task_set import Question, TaskSet
 
 HARNESS = "harness"
 LETTERS = "ABCDEFGH"

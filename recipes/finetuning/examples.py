@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from data_prep.stage import BadInput
-from data_prep.tasks import Pair, Question, Sentence
+from data_prep.common.errors import BadInput
+from data_prep.tasks.task_set import Pair, Question, Sentence
 
 PAD, SEP, START = "[PAD]", "[SEP]", "<|startoftext|>"
 CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"

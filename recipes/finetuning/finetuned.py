@@ -21,7 +21,8 @@ from torch import nn
 from torchmetrics import MeanMetric, Metric
 from transformers import GPT2LMHeadModel
 
-from data_prep.stage import BadInput, JsonDict, read_json, write_json
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, read_json, write_json
 from data_prep.tasks.tags import count, scheme_of
 from recipes.config.schema import LoraConfig
 from recipes.finetuning.examples import NO_TAG, Batch

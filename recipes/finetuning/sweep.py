@@ -1,23 +1,7 @@
-"""Sweep: a grid of fine-tuning runs in; the best configuration by dev out, and its score on test, looked at once.
-
-python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm data=data/tasks --dry-run   # runs and cost
-python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm data=data/tasks             # one by one
-RAY_ADDRESS=head:6379 python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm --cluster ray
-python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm --only 3      # run 3 of 0, 1, … and no more
-
-The YAML holds `base`, a configuration of recipes/finetune.py beside it, and `grid`: for each key the values to try.
-What follows it holds for all runs. The folder, runs/NAME of the YAML or run_dir=…, gets a run folder and a log for each
-run. Typing the same command again goes on: finished runs stay, unfinished ones resume, failed ones are tried again.
-
-No run scores test. When all are finished, the configuration with the best mean over its seeds on dev is written down in
-results.json, and then its runs alone score test, once; another grid needs another folder from there on. On Ray, every
-node must see the folder, the model and the data under the same paths. With `--only`, which a scheduler's array needs,
-nothing is chosen; the command without it does that afterwards.
-"""
+"""A grid of fine-tuning runs: read, planned, run."""
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import os
@@ -27,24 +11,26 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, read_json
+from data_prep.common.manifest import difference
 from data_prep.running.workers import connected
-from data_prep.stage import BadInput, JsonDict, difference, read_json, run, write_json, write_text
-from data_prep.tasks import describe, load
-from recipes import finetune
-from recipes.config.schema import FinetuneConfig, load_finetune_config, parse_run, read_yaml
-from recipes.evaluate import evaluate_runs
-from recipes.export import Source, find_source
-from recipes.plan import flops_per_token
-from recipes.runs import run_folder
-from recipes.runs.exit_codes import leave_at_once_when_preempted
+from data_prep.tasks.description import describe
+from data_prep.tasks.registry import load
+from recipes.checkpointing.trained_model import Source, find_source
+from recipes.config.loading import load_finetune_config, read_yaml
+from recipes.config.schema import FinetuneConfig
+from recipes.finetuning.names import SCORES
+from recipes.finetuning.planning import FinetunePlan, architecture, finetuning_fingerprint, make_finetune_plan, splits
+from recipes.modeling.size import flops_per_token
+from recipes.runs.fingerprint import check_fingerprint
 from recipes.runs.launch import command_of, execute, last_line, run_here
+from recipes.runs.names import RECORD
 
-RESULTS, TABLE, PICTURE = "results.json", "table.md", "dev.png"
 RUNS, LOGS, TEST = "runs", "logs", "test"
 METRIC = {"choice": "acc", "verdict": "acc", "pairs": "rougeL", "tags": "f1"}  # what is best of each kind of task
 # What decides which sweep it is, or what the sweep itself sets.
@@ -73,7 +59,7 @@ class Job:
     folder: Path
     overrides: tuple[str, ...]
     identity: JsonDict
-    plan: finetune.Plan
+    plan: FinetunePlan
     examples: int
     tokens: int
     flops: float
@@ -92,10 +78,10 @@ class Job:
     @property
     def scores(self) -> JsonDict:
         """Split -> metric -> score of a run that is finished; empty of one that is not."""
-        record = self.folder / run_folder.RECORD
+        record = self.folder / RECORD
         if not record.is_file() or not read_json(record)["finished"]:
             return {}
-        return read_json(self.folder / finetune.SCORES)["scores"]
+        return read_json(self.folder / SCORES)["scores"]
 
     def command(self, base: Path, score_test: bool) -> list[str]:
         """What one would type."""
@@ -195,7 +181,7 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
 
     common, _ = configure({}, *(f"run_name={path.stem}" for _ in range("run_name" not in given)))
     task = load(common.task, Path(common.data))
-    n_train = len(finetune.splits(task)["train"])
+    n_train = len(splits(task)["train"])
     sources: dict[str, Source] = {}
     jobs: dict[str, Job] = {}
     for chosen in itertools.product(*grid.values()):
@@ -205,13 +191,13 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
         cfg, changes = configure(values, f"run_name={common.run_name}-{name}", f"run_dir={folder}")
         if cfg.model not in sources:
             sources[cfg.model] = find_source(Path(cfg.model), None)
-        model = finetune.architecture(sources[cfg.model])
-        plan = finetune.make_plan(cfg, model, task, n_train, cfg.world_size)
-        identity = finetune.identity(cfg, plan, task, sources[cfg.model])
+        model = architecture(sources[cfg.model])
+        plan = make_finetune_plan(cfg, model, task, n_train, cfg.world_size)
+        identity = finetuning_fingerprint(cfg, plan, task, sources[cfg.model])
         for other in jobs.values():
             if other.name == name or not difference(other.identity, identity):
                 raise BadInput(f"{path}: two runs of the grid are the same: {other.values} and {values}")
-        run_folder.check_identity(folder, identity, cfg.resume.allow)
+        check_fingerprint(folder, identity, cfg.resume.allow)
         examples = plan.batches * cfg.global_train_batch_size
         tokens = examples * cfg.seq_len * (4 if task.kind == "choice" else 1)
         flops = tokens * flops_per_token(model, cfg.seq_len)
@@ -228,7 +214,7 @@ def format_sweep(sweep: Sweep) -> str:
         f"  {'run':<{width}}  {'batches':>9}  {'examples':>9}",
     ]
     for job in sweep.jobs:
-        state = f"finished, dev {sweep.metric} {100 * _dev(job, sweep):.1f}" if job.scores else "to do"
+        state = f"finished, dev {sweep.metric} {100 * dev_score(job, sweep):.1f}" if job.scores else "to do"
         lines.append(f"  {job.name:<{width}}  {job.plan.batches:>9,}  {job.examples:>9,}  {state}")
     left = tuple(job for job in sweep.jobs if not job.scores)
     for what, jobs in {"total": sweep.jobs, **({"to do": left} if left != sweep.jobs else {})}.items():
@@ -243,7 +229,8 @@ def format_sweep(sweep: Sweep) -> str:
     return "\n".join(lines)
 
 
-def _dev(job: Job, sweep: Sweep) -> float:
+def dev_score(job: Job, sweep: Sweep) -> float:
+    """The score of a finished run on dev, in the metric of the sweep."""
     return job.scores["dev"][sweep.metric]["value"]
 
 
@@ -293,80 +280,6 @@ def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | 
     return failed
 
 
-def choose(sweep: Sweep, failed: Sequence[Job]) -> JsonDict:
-    """Rank the configurations all of whose runs are finished, by the mean of their seeds on dev, the best first.
-
-    Of equal means the first in the grid is taken.
-    """
-    ranked = []
-    for configuration, jobs in sweep.configurations.items():
-        if not any(job in failed for job in jobs):
-            dev = [_dev(job, sweep) for job in jobs]
-            ranked.append(
-                {
-                    "configuration": configuration,
-                    "runs": [job.name for job in jobs],
-                    "dev": dev,
-                    "mean": fmean(dev),
-                    "standard_deviation": stdev(dev) if len(dev) > 1 else 0.0,
-                }
-            )
-    ranked.sort(key=lambda one: -one["mean"])
-    return {
-        "sweep": sweep.name,
-        "grid": sweep.grid,
-        "metric": sweep.metric,
-        "identity": sweep.identity,
-        "compared": len(ranked),
-        "left_out": [job.name for job in failed],
-        "configurations": ranked,
-        "test": None,
-    }
-
-
-def draw(results: JsonDict, path: Path) -> None:
-    """Dev score by configuration: a point a seed, a line at their mean, the best on top."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    ranked = results["configurations"]
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.3 * len(ranked)), layout="constrained")
-    for row, one in enumerate(ranked):
-        color = "#c0392b" if row == 0 else "#2c3e50"
-        axes.plot([100 * dev for dev in one["dev"]], [row] * len(one["dev"]), "o", color=color, alpha=0.5, markersize=5)
-        axes.plot([100 * one["mean"]], [row], "|", color=color, markersize=14, markeredgewidth=2)
-    axes.set_yticks(range(len(ranked)), [one["configuration"] for one in ranked], fontsize=8)
-    axes.set_ylim(len(ranked) - 0.5, -0.5)
-    axes.set_xlabel(f"{results['metric']} on dev, %: each seed, and their mean")
-    axes.grid(axis="x", alpha=0.3)
-    partial_path = path.with_suffix(f".partial{path.suffix}")
-    figure.savefig(partial_path, dpi=150)
-    plt.close(figure)
-    partial_path.replace(path)
-
-
-def to_markdown(results: JsonDict, test: str) -> str:
-    """The configurations by their dev score, and what the best one has on test."""
-    ranked, metric = results["configurations"], results["metric"]
-    seeds = len(ranked[0]["dev"])
-    over = f"mean of {seeds} seeds ± their deviation" if seeds > 1 else "one seed"
-    lines = [f"| configuration | {metric} on dev, %, {over} |", "|---|---|"]
-    for one in ranked:
-        deviation = f" ± {100 * one['standard_deviation']:.1f}" if seeds > 1 else ""
-        lines += [f"| {one['configuration']} | {100 * one['mean']:.1f}{deviation} |"]
-    facts = [
-        f"The best of {results['compared']} configurations on dev is {ranked[0]['configuration']}; a maximum of so "
-        "many is higher on dev than its worth. Test was scored of it alone, once."
-    ]
-    if equal := sum(one["mean"] == ranked[0]["mean"] for one in ranked[1:]):
-        facts.append(f"{equal} more have the same score on dev; the first in the grid was taken.")
-    if results["left_out"]:
-        facts.append(f"Left out, since they failed: {', '.join(results['left_out'])}.")
-    return "\n".join([*lines, "", " ".join(facts), "", test])
-
-
 def run_only(sweep: Sweep, number: int) -> None:
     """Become the run of this number of the grid, from 0: signals and exit codes are its own.
 
@@ -383,82 +296,3 @@ def run_only(sweep: Sweep, number: int) -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a launcher would die of it; ranks answer it
     command = job.command(sweep.base, score_test=False)
     os.execv(command[0], command)
-
-
-def main(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDict:
-    """Run what is not finished, choose, score test of the best; what results.json holds.
-
-    Args:
-        sweep: the sweep.
-        cluster: `ray`, or None for this machine, one run after another.
-        without_failed: choose among the others if runs fail.
-
-    Raises:
-        BadInput: the folder holds another sweep that has chosen already.
-        SystemExit: runs failed (1), or this process was preempted (75).
-    """
-    folder, path = sweep.folder, sweep.folder / RESULTS
-    if (folder / run_folder.RECORD).exists():
-        raise BadInput(f"{folder} is the folder of a run; give this sweep another run_name=…")
-    with run_folder.hold(folder):
-        results = read_json(path) if path.is_file() else None
-        if results is not None and (lines := difference(results["identity"], sweep.identity)):
-            raise BadInput(
-                f"{folder} holds a sweep that has chosen its best and looked at test:\n  "
-                + "\n  ".join(lines[:5])
-                + "\n"
-                "To choose again after that is to choose by test. Give this one a name of its own (run_name=…)"
-            )
-        if results is None:
-            failed = run_all(sweep, [job for job in sweep.jobs if not job.scores], False, cluster)
-            results = choose(sweep, failed)
-            if failed and not (without_failed and results["compared"]):
-                print(
-                    f"{len(failed)} of {len(sweep.jobs)} runs failed: {', '.join(job.name for job in failed)}\n"
-                    "Nothing is chosen yet. Type the same command to try them again, take them out of the grid, or add "
-                    "--without-failed to choose among the configurations that are whole",
-                    flush=True,
-                )
-                raise SystemExit(1)
-            write_json(path, results)  # before test is looked at: from here on the choice stands
-        best = results["configurations"][0]
-        print(f"the best of {results['compared']} configurations on dev: {best['configuration']}", flush=True)
-        if results["test"] is None:
-            jobs = [job for job in sweep.jobs if job.name in best["runs"]]
-            if failed := run_all(sweep, [job for job in jobs if "test" not in job.scores], True, cluster):
-                print(f"test of {', '.join(job.name for job in failed)} failed: type the same command to go on")
-                raise SystemExit(1)
-            evaluate_runs([job.folder for job in jobs], folder / TEST, sweep.name)
-            results["test"] = read_json(folder / TEST / "results.json")["scores"]
-            draw(results, folder / PICTURE)
-            test_table = (folder / TEST / "table.md").read_text(encoding="utf-8")
-            write_text(folder / TABLE, to_markdown(results, test_table))
-            results["environment"] = run_folder.environment(1)
-            write_json(path, results)
-        return results
-
-
-def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, print the runs and their cost, run them."""
-
-    def add(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--cluster", choices=("ray",), help="run as Ray tasks, on RAY_ADDRESS or this machine")
-        parser.add_argument("--only", type=int, metavar="N", help="do run N of the grid alone, from 0; choose nothing")
-        parser.add_argument("--without-failed", action="store_true", help="if runs fail, choose among the others")
-
-    arguments = parse_run(__doc__, "yamls/finetune/pubmedqa-sweep.yaml", "model=biomedlm", argv, add)
-    leave_at_once_when_preempted()
-    sweep = load_sweep(Path(arguments.yaml), arguments.overrides)
-    print(format_sweep(sweep), flush=True)
-    if arguments.dry_run:
-        return
-    if arguments.only is not None:
-        run_only(sweep, arguments.only)
-        return
-    main(sweep, arguments.cluster, arguments.without_failed)
-    print((sweep.folder / TABLE).read_text(encoding="utf-8"), end="")
-    print(f"{sweep.folder / RESULTS}, {sweep.folder / PICTURE}")
-
-
-if __name__ == "__main__":
-    run(command_line)

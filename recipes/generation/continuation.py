@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import BadInput, JsonDict, read_json
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, read_json
 from recipes.modeling.pretrained import TASK
 
 NOTICE = (

@@ -6,7 +6,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
-from data_prep.stage import BadInput, JsonDict
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from recipes.generation.continuation import NOTICE, SETTINGS, Continuation, printable
 
 COMMANDS = {

@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import BadInput, JsonDict
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
 THIS_MACHINE = ("127.0.0.1", "localhost")

@@ -1,24 +1,15 @@
-"""Generate: continue prompts with an exported model; or talk to it in the terminal or on a page.
-
-python recipes/generate.py --model runs/smoke/model --prompt "Photosynthesis is" --prompt "Treatment with aspirin"
-python recipes/generate.py --model runs/smoke/model --prompt "Thrombin" --temperature 0 --max-new-tokens 64
-python recipes/generate.py --model runs/smoke/model --out runs/smoke/samples.json    # three biomedical prompts
-python recipes/generate.py --model runs/smoke/model --interactive                    # text as it is written
-python recipes/generate.py --model runs/smoke/model --model biomedlm --web           # http://127.0.0.1:7860
-
-A model that was fine-tuned on pairs (runs/meqsum/model) reads the prompt as its source and writes the target.
-"""
+"""A list of prompts continued."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.stage import MANIFEST, BadInput, JsonDict, manifest_sha256, read_json, run, write_json
-from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+from data_prep.common.files import JsonDict, read_json, write_json
+from data_prep.common.manifest import MANIFEST, manifest_sha256
+from recipes.generation.continuation import NOTICE, Continuation, load_model, printable
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:
@@ -59,57 +50,3 @@ def sample(folder: Path, device: str | None, prompts: Sequence[str], settings: J
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, {"request": request, "samples": samples, "notice": NOTICE})
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line; generate and print, talk, or serve the page."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2] + f"\n{NOTICE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument(
-        "--model", type=Path, action="append", required=True,
-        help="folder of recipes/export.py or recipes/finetune.py; the page takes several",
-    )  # fmt: skip
-    way = parser.add_mutually_exclusive_group()
-    way.add_argument("--prompt", action="append", help="text to continue; may be given again (default: three)")
-    way.add_argument(
-        "--interactive", action="store_true", help="read prompts from the terminal or a pipe, line by line"
-    )
-    way.add_argument("--web", action="store_true", help="serve a page (needs the extra `web`)")
-    for setting in SETTINGS:
-        parser.add_argument(
-            f"--{setting.words}", type=type(setting.default), default=setting.default,
-            help=f"{setting.help} (default: {setting.default})",
-        )  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
-    parser.add_argument("--out", type=Path, help="also write the samples there as JSON; done once for a model")
-    parser.add_argument("--host", default="127.0.0.1", help="of the page: the address that is listened on")
-    parser.add_argument("--port", type=int, default=7860, help="of the page (default: 7860)")
-    arguments = parser.parse_args(argv)
-    try:
-        settings: JsonDict = {setting.name: setting.read(getattr(arguments, setting.name)) for setting in SETTINGS}
-    except BadInput as error:
-        raise BadInput(f"--{error}") from None
-    folders: list[Path] = arguments.model
-    if arguments.out and (arguments.interactive or arguments.web):
-        raise BadInput("--out keeps what is written to --prompt; it does not go with --interactive or --web")
-    if len(folders) > 1 and not arguments.web:
-        raise BadInput(f"--model was given {len(folders)} times; only the page (--web) lets one choose")
-    if arguments.web:
-        from recipes.generation.page import serve
-
-        serve(folders, arguments.device, settings, arguments.host, arguments.port)
-    elif arguments.interactive:
-        from recipes.generation.dialogue import talk
-
-        model, tokenizer = load_model(folders[0], arguments.device)
-        print(f"note: {NOTICE}", file=sys.stderr)
-        talk(model, tokenizer, settings)
-    else:
-        sample(folders[0], arguments.device, arguments.prompt or list(PROMPTS), settings, arguments.out)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2LMHeadModel
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from recipes.config.schema import KernelsConfig
 
 BACKENDS = {

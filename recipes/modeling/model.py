@@ -19,13 +19,13 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_utils import no_init_weights
 from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from recipes.config.schema import KernelsConfig, ModelConfig
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.head import NO_TARGET, mean_loss, token_losses
 from recipes.modeling.kernels import fuse_gelu
+from recipes.modeling.size import flops_per_token
 from recipes.modeling.token_loss import TokenLoss, metric_name
-from recipes.plan import flops_per_token
 
 Batch = dict[str, torch.Tensor]
 

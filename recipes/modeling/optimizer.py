@@ -10,7 +10,7 @@ import torch
 from composer import optim
 from torch.distributed.tensor import DTensor
 
-from recipes.planning.memory import OPTIMIZER_BUCKET_BYTES
+from recipes.modeling.size import OPTIMIZER_BUCKET_BYTES
 
 
 class DecoupledAdamW(optim.DecoupledAdamW):

@@ -6,7 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from data_prep.stage import MANIFEST, BadInput, manifest_sha256, read_json, sha256_file
+from data_prep.common.errors import BadInput
+from data_prep.common.files import read_json, sha256_file
+from data_prep.common.manifest import MANIFEST, manifest_sha256
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel

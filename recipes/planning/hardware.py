@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from recipes.config.schema import (
     RunConfig,
     TrainConfig,
 )
+from recipes.modeling.size import OPTIMIZER_BUCKET_BYTES, block_parameters, lora_parameters, root_parameters
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # Of a logit, the whole loss holds in its forward pass a copy in fp32 and the log-probability; in its backward pass the
@@ -31,23 +32,12 @@ LOSS_BYTES_PER_LOGIT, LOSS_BACKWARD_BYTES_PER_LOGIT, CHUNK_BYTES_PER_LOGIT = 8, 
 # gradient, and two tensors of the softmax's backward pass.
 SCORE_FORWARD_BYTES, SCORE_BACKWARD_BYTES = 12, 16
 OPTIONS = 4  # of a question of `choice`, at most: MedQA's, MedMCQA's and MMLU's
-OPTIMIZER_BUCKET_BYTES = 2**28  # of parameters that recipes/optimizer.py steps at once, with one temporary each
 # What the caching allocator reserves above the sum of all parts' most (`reserved_bytes`). Measured on the no-op CUDA of
 # tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a GPU. There the sum
 # was 0.97 to 1.07 of what was reserved after two steps and an evaluation, 0.99 to 1.14 where blocks are recomputed.
 ALLOCATOR_SHARE = 0.05
 # What a GPU needs beside the caching allocator: the CUDA context and NCCL's buffers. Assumed, not measured.
 DRIVER_BYTES = 10**9
-
-
-def block_parameters(model: ModelConfig) -> int:
-    """Parameters of one block: c_attn, c_proj, mlp.c_fc, mlp.c_proj with biases; two LayerNorms."""
-    return 12 * model.n_embd**2 + 13 * model.n_embd
-
-
-def root_parameters(model: ModelConfig) -> int:
-    """Parameters outside the blocks: token embedding (also the head), positions, the last LayerNorm."""
-    return (model.vocab_size + model.n_positions + 2) * model.n_embd
 
 
 def compute_bytes(precision: str) -> int:
@@ -444,11 +434,6 @@ def training_moments(
             **evaluation,
         ),
     ]
-
-
-def lora_parameters(model: ModelConfig, lora: LoraConfig) -> int:
-    """Parameters of the low-rank changes of a block's four maps, of all blocks: r · (inputs + outputs) of each map."""
-    return 16 * model.n_embd * lora.r * model.n_layer
 
 
 def finetuning_moments(

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from recipes.runs.exit_codes import PREEMPTED, PREEMPTION_SIGNALS, follow, leave_at_once_when_preempted
+from data_prep.common.exit_codes import PREEMPTED
+from recipes.runs.signals import PREEMPTION_SIGNALS, follow, leave_at_once_when_preempted
 
 ROOT = Path(__file__).parents[2]
 

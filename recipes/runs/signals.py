@@ -1,4 +1,4 @@
-"""What the exit code of a run means; docs/operations.md says what to do after each."""
+"""How a process answers the signals of a scheduler, and that it ends with its parent."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ import signal
 import sys
 from multiprocessing import resource_tracker
 
-BAD_INPUT = 2  # data_prep.stage.run: the configuration, data or folder cannot be used; nothing was changed
-BAD_NUMBERS = 3  # NaN or Inf in too many batches in a row
-STALLED = 4  # no batch for stall_timeout_s
-REMOTE_UNAVAILABLE = 69  # data_prep.stage.run: the store could not be asked whether it holds checkpoints
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
+from data_prep.common.exit_codes import PREEMPTED
 
-GO_ON = "the same command goes on from the newest checkpoint"
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.version
 
-from data_prep.stage import BadInput
+from data_prep.common.errors import BadInput
 from recipes.planning.hardware import can_run, code_of, dotted, oldest_driver, stacks_for
 
 DRIVER = Path("/proc/driver/nvidia/version")  # of the kernel module, seen in a container that was given no GPU, too

@@ -1,255 +1,53 @@
-"""What every run's Trainer has, whatever it trains: optimizer, callbacks, loggers, checkpoints."""
+"""The loggers of a run, one table: metrics.jsonl always, others where the YAML asks for them."""
 
 from __future__ import annotations
 
-import atexit
-import gc
-import sys
-import warnings
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from composer import Callback, Trainer
-from composer.algorithms import GradientClipping
-from composer.core import DataSpec
-from composer.models import ComposerModel
-from composer.optim import ComposerScheduler
-from composer.utils import ParallelismConfig, dist, get_device
-from torch.distributed.checkpoint import state_dict
+from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
+from composer.utils import dist
 
-from callbacks import (
-    CALLBACKS,
-    CheckpointWriter,
-    Console,
-    CostMonitor,
-    MetricsFile,
-    NormMonitor,
-    NumberGuard,
-    ParityGate,
-    Preemption,
-    RankSums,
-    RestoreRNG,
-    Rewind,
-    SampleFingerprint,
-    SpikeGuard,
-    StallWatch,
-)
-from data_prep.stage import JsonDict
-from recipes.checkpointing.remote import RemoteRun
-from recipes.checkpointing.resume import Start
-from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import RunConfig, batches_of
-from recipes.dataloading.data import stop_workers
-from recipes.distributed.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
-from recipes.distributed.rendezvous import data_must_pass, meet, peers_may_be_lost
-from recipes.modeling.optimizer import DecoupledAdamW
-from recipes.planning.hardware import CUDA_NAMES, GPUS
-from recipes.runs import run_folder
-from recipes.runs.exit_codes import leave_at_once_when_preempted
-from recipes.training.device import check_device
+from recipes.runs.names import METRICS
+from recipes.training.console import Console
+from recipes.training.metrics_file import MetricsFile
 
 
-def connect(cfg: RunConfig) -> None:
-    """Join the other ranks.
-
-    Raises:
-        BadInput: no GPU where one was asked for, or one that torch cannot run; ranks that do not come, cannot be
-            reached, or are unlike.
-    """
-    leave_at_once_when_preempted()  # Composer has installed a handler of its own
-    found = check_device(cfg.device, cfg.precision)
-    device = get_device(cfg.device)
-    if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:
-        print(found, flush=True)
-    # run_dir is looked at from all ranks once it is there.
-    facts = {**run_folder.software(), "configuration": {**asdict(cfg), "run_dir": None}}
-    store = meet(facts, cfg.connect_timeout_s)
-    with data_must_pass(cfg.connect_timeout_s):
-        dist.initialize_dist(device, cfg.dist_timeout_s)
-        if store:
-            passed = device.tensor_to_device(torch.ones(1))
-            dist.all_reduce(passed)  # NCCL connects in the first collective,
-            passed.item()  # and gives control back before anything has passed
-    if device.name == "cpu":
-        keep_freed_memory()
-        repair_gloo_gradient_average()
-        if cfg.fsdp and cfg.fsdp.data_parallel_replicate_degree > 1:
-            repair_hybrid_sharding()
+def _metrics_file(cfg: RunConfig, batches: int) -> LoggerDestination | None:
+    return MetricsFile(Path(cfg.run_dir) / METRICS)
 
 
-def run_trainer(
-    cfg: RunConfig,
-    model: ComposerModel,
-    scheduler: ComposerScheduler,
-    *,
-    train_dataloader: DataSpec,
-    eval_dataloader: DataSpec,
-    callbacks: list[Callback],
-    batches: int,
-    device_train_microbatch_size: int,
-    identity: JsonDict,
-    start: Start,
-    fsdp: ParallelismConfig | None,
-    remote: RemoteRun | None,
-) -> Trainer | None:
-    """Assemble the Trainer and run it to its end.
+def _console(cfg: RunConfig, batches: int) -> LoggerDestination | None:
+    return Console(batches_of(cfg.callbacks.console.interval), batches) if cfg.callbacks.console else None
 
-    Args:
-        cfg: the configuration.
-        model: what is trained: its parameters that want a gradient.
-        scheduler: of the learning rate.
-        train_dataloader: batches of this rank.
-        eval_dataloader: what is evaluated at `cfg.eval_interval`.
-        callbacks: those that belong to this kind of run.
-        batches: length of the run.
-        device_train_microbatch_size: sequences that a rank computes at once.
-        identity: what the run is made of; written into each checkpoint.
-        start: where it starts; closed here.
-        fsdp: how the model is sharded; None: not at all.
-        remote: where the run folder is copied to.
 
-    Returns:
-        None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
-    """
-    guard_composer_loading()
-    if get_device(cfg.device).name == "gpu":
-        # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
-        warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
-    folder = Path(cfg.run_dir)
-    optimizer = DecoupledAdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=cfg.optimizer.lr,
-        betas=(cfg.optimizer.betas[0], cfg.optimizer.betas[1]),
-        eps=cfg.optimizer.eps,
-        weight_decay=cfg.optimizer.weight_decay,
-    )
-    clip = cfg.gradient_clipping_norm
-    writer = CheckpointWriter(
-        folder=folder / run_folder.CHECKPOINTS,
-        interval_batches=batches_of(cfg.save_interval),
-        keep=cfg.save_num_checkpoints_to_keep,
-        permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
-        batches=batches,
-        identity=identity,
-        stop_on_error=cfg.on_save_error == "stop",
-        remote=remote,
-    )
-    rng, sums = RestoreRNG(), RankSums()
-    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and fsdp else None
-    callbacks = [ParityGate(), rng, sums, *callbacks, SampleFingerprint(sums), *build_callbacks(cfg, replicas)]
-    if cfg.callbacks.number_guard:
-        callbacks.append(NumberGuard(**asdict(cfg.callbacks.number_guard), sums=sums))
-    if cfg.callbacks.spike_guard:
-        # Before the writer: what is in a spike is not saved.
-        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
-    callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
-    if cfg.stall_timeout_s:
-        callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
-    trainer = Trainer(
-        model=model,
-        optimizers=optimizer,
-        schedulers=scheduler,
-        step_schedulers_every_batch=True,
-        algorithms=[GradientClipping("norm", clip)] if clip else None,
-        train_dataloader=train_dataloader,
-        eval_dataloader=eval_dataloader,
-        eval_interval=cfg.eval_interval,
-        eval_subset_num_batches=cfg.eval_subset_num_batches,
-        max_duration=f"{batches}ba",
-        device_train_microbatch_size=device_train_microbatch_size,
-        precision=cfg.precision,
-        device=cfg.device,
-        parallelism_config=fsdp,
-        seed=cfg.seed,
-        dist_timeout=cfg.dist_timeout_s,
-        callbacks=callbacks,
-        loggers=build_loggers(cfg, batches),
-        progress_bar=cfg.progress_bar and sys.stderr.isatty(),
-        run_name=cfg.run_name,
-        load_path=start.load_path,
-        load_ignore_keys=start.ignore_absent_callbacks,
-    )
-    rng.rng = trainer._rng_state
-    trainer._rng_state = None
-    start.close()
-    try:
-        if trainer.state.timestamp.batch < batches:  # not if it was stopped between its last save and its end
-            with peers_may_be_lost():
-                trainer.fit()
-    except Rewind:
-        close(trainer)
+def _tensorboard(cfg: RunConfig, batches: int) -> LoggerDestination | None:
+    if not cfg.loggers.tensorboard or dist.get_global_rank() != 0:  # else every rank begins files with nothing in them
         return None
-    finally:
-        for loader in (train_dataloader, eval_dataloader):
-            stop_workers(loader.dataloader)
-    close(trainer)
-    writer.finish()
-    return trainer
+    return TensorboardLogger(str(Path(cfg.run_dir) / "tensorboard"), **asdict(cfg.loggers.tensorboard))
 
 
-def close(trainer: Trainer) -> None:
-    """End a Trainer whose run has ended: its loggers are flushed, and the interpreter keeps nothing of it."""
-    trainer.close()
-    # Composer (0.32.1) registers this with the run's state, hence model and moments, and only unregisters what was
-    # never closed. It is a static method: the other engines that it is registered for must be closed, too.
-    atexit.unregister(trainer.engine._close)
+def _wandb(cfg: RunConfig, batches: int) -> LoggerDestination | None:
+    if not cfg.loggers.wandb:
+        return None
+    arguments = asdict(cfg.loggers.wandb)
+    mode = arguments.pop("mode")
+    # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted.
+    settings = {"console": "off", "silent": mode == "offline"}
+    return WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": cfg.run_dir, "settings": settings})
 
 
-def give_memory_back() -> None:
-    """Free a run's Trainer, model and moments, once nobody refers to them: before another model is made."""
-    # torch (2.7) keeps every model whose state dict it was asked for: this cache has the model in its keys.
-    state_dict._get_fqns.cache_clear()
-    gc.collect()  # they refer to each other in circles
-    torch.cuda.empty_cache()  # what is freed lies in blocks of other sizes than what comes next asks for
-
-
-def build_callbacks(cfg: RunConfig, replicas: int | None) -> list[Any]:
-    """The callbacks that the YAML asks for, of those that every run may have.
-
-    Args:
-        cfg: the configuration.
-        replicas: copies of a sharded model; None: it is not sharded.
-    """
-    chosen = {name: getattr(cfg.callbacks, name) for name in CALLBACKS}
-    arguments = {name: asdict(values) for name, values in chosen.items() if values is not None}
-    if (speed := arguments.get("speed_monitor")) and speed["gpu_flops_available"] is None:
-        speed["gpu_flops_available"] = peak_flops(cfg.precision, cfg.device)
-    callbacks = [CALLBACKS[name](**values) for name, values in arguments.items()]
-    if cfg.callbacks.norm_monitor:
-        callbacks.append(NormMonitor(batches_of(cfg.callbacks.norm_monitor.interval), replicas))
-    callbacks.append(CostMonitor(Path(cfg.run_dir) / run_folder.METRICS, cfg.price_per_gpu_hour))
-    return callbacks
-
-
-def peak_flops(precision: str, device: str | None) -> float:
-    """The dense bf16 peak of this GPU, 0 where MFU is of no meaning: unknown GPUs, fp32, a CPU.
-
-    Composer looks for parts of the name, and so takes an A10G for an A10, which has 1.8 times its peak.
-    """
-    if device == "cpu" or precision != "amp_bf16" or not torch.cuda.is_available():
-        return 0.0
-    known = CUDA_NAMES.get(torch.cuda.get_device_name())
-    return GPUS[known].bf16_flops if known else 0.0
+LOGGERS: tuple[Callable[[RunConfig, int], LoggerDestination | None], ...] = (
+    _metrics_file,
+    _console,
+    _tensorboard,
+    _wandb,
+)
 
 
 def build_loggers(cfg: RunConfig, batches: int) -> list[Any]:
-    """metrics.jsonl always; console lines, TensorBoard and W&B if the YAML asks for them."""
-    folder = Path(cfg.run_dir)
-    loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
-    if cfg.callbacks.console:
-        loggers.append(Console(batches_of(cfg.callbacks.console.interval), batches))
-    if cfg.loggers.tensorboard and dist.get_global_rank() == 0:  # else every rank begins files with nothing in them
-        from composer.loggers import TensorboardLogger
-
-        loggers.append(TensorboardLogger(str(folder / "tensorboard"), **asdict(cfg.loggers.tensorboard)))
-    if cfg.loggers.wandb:
-        from composer.loggers import WandBLogger
-
-        arguments = asdict(cfg.loggers.wandb)
-        mode = arguments.pop("mode")
-        # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted.
-        settings = {"console": "off", "silent": mode == "offline"}
-        loggers.append(WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": str(folder), "settings": settings}))
-    return loggers
+    """The loggers of a run of so many batches."""
+    return [logger for build in LOGGERS if (logger := build(cfg, batches)) is not None]

@@ -1,9 +1,4 @@
-"""Train: one configuration in, one run folder out. Typing the same command again goes on where the run stopped.
-
-composer recipes/train.py yamls/biomedlm-2.7b.yaml                       # all GPUs of a node
-python recipes/train.py yamls/smoke-cpu.yaml run_name=mine seed=18       # one process, two values changed
-python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print the configuration and plan, stop
-"""
+"""Pre-training: model, data and schedule assembled, and run to the end."""
 
 from __future__ import annotations
 
@@ -15,18 +10,22 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.sharding.shard_format import ShardsInfo
-from data_prep.stage import MANIFEST, run
-from recipes.config.schema import TrainConfig, batches_of, check_account, load_config, parse_run, to_yaml
+from recipes.config.checks import check_account
+from recipes.config.schema import TrainConfig
 from recipes.distributed.hang_detector import watching_the_start
-from recipes.plan import RANKS_PER_NODE, Plan, check_shards, format_plan, make_plan
-from recipes.runs import run_folder
-from recipes.runs.exit_codes import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.planning.plan_text import format_plan
+from recipes.planning.run_plan import RANKS_PER_NODE, Plan, check_shards, make_plan
+from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
+from recipes.runs.folder import check_seen_by_all, check_space, finish_run, open_run, pretraining_facts
+from recipes.runs.lock import held_by_rank_zero
+from recipes.runs.names import COMPILED
+from recipes.runs.signals import leave_at_once_when_preempted
 
 if TYPE_CHECKING:
     from composer import Callback, Trainer
 
 
-def main(cfg: TrainConfig) -> Trainer | None:
+def train(cfg: TrainConfig) -> Trainer | None:
     """Train `cfg`; the Trainer, or None if its run folder already holds the finished run.
 
     Raises:
@@ -44,16 +43,16 @@ def main(cfg: TrainConfig) -> Trainer | None:
     folder = Path(cfg.run_dir)
     if rank == 0:
         print(format_plan(plan, cfg), flush=True)
-    record = run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards), cfg.resume.allow)
+    record = check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards), cfg.resume.allow)
     if record and record["finished"]:
         print(f"{folder} is finished: nothing to do")
         return None
-    run_folder.check_space(folder, plan)
+    check_space(folder, plan)
     from recipes.training.trainer import connect, give_memory_back
 
     connect(cfg)
     watching = partial(watching_the_start, folder, cfg.stall_timeout_s, cfg.connect_timeout_s)
-    with watching(), run_folder.held_by_rank_zero(folder):
+    with watching(), held_by_rank_zero(folder):
         while True:
             with watching():
                 trainer = fit(cfg, plan, shards)
@@ -85,28 +84,27 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     """
     # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
     import torch
-    from composer.optim import CosineAnnealingWithWarmupScheduler
     from composer.utils import dist, get_device
 
-    from callbacks import DataMonitor, LanguageMetrics, Texts
     from recipes.checkpointing.remote import RemoteRun
     from recipes.checkpointing.resume import find_start
-    from recipes.dataloading.data import build_dataloader
+    from recipes.dataloading.loader import build_dataloader
     from recipes.distributed.parallel import parallelism_config
     from recipes.distributed.ranks import on_rank_zero
     from recipes.modeling.kernels import attention_backend, compile_blocks
     from recipes.modeling.model import BioMedLM, checkpoint_activations
     from recipes.modeling.token_loss import read_token_sources
+    from recipes.training.schedules import SCHEDULES
     from recipes.training.trainer import run_trainer
 
     folder = Path(cfg.run_dir)
-    identity = run_folder.identity(cfg, plan, shards)
+    identity = pretraining_fingerprint(cfg, plan, shards)
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
     start = find_start(folder, cfg, identity, remote)
     tokenizer = partial(shutil.copytree, cfg.data.tokenizer)
-    facts = run_folder.facts(plan, shards)
-    on_rank_zero(lambda: run_folder.open_run(folder, cfg, identity, facts, tokenizer, plan.world_size))
-    run_folder.check_seen_by_all(folder)
+    facts = pretraining_facts(plan, shards)
+    on_rank_zero(lambda: open_run(folder, cfg, identity, facts, tokenizer, plan.world_size))
+    check_seen_by_all(folder)
 
     # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
     # build the model without memory.
@@ -126,54 +124,26 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
             eval_sources=sources.names if sources else (),
         )
     if cfg.kernels.compile:
-        compile_blocks(model.model, folder / run_folder.COMPILED)
+        compile_blocks(model.model, folder / COMPILED)
     if cfg.activation_checkpointing and not fsdp:
         checkpoint_activations(model)
-    bytes_per_token = {split: counts.bytes_per_token for split, counts in shards.counts.items()}
-    by_source = dict(zip(sources.names, sources.bytes_per_token, strict=True)) if sources else {}
-    callbacks: list[Callback] = [
-        *watching,
-        LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source),
-    ]
-    if monitor := cfg.callbacks.data_monitor:
-        callbacks.append(DataMonitor(batches_of(monitor.interval), shards.counts["train"].tokens))
-    if texts := cfg.callbacks.texts:
-        written = folder / run_folder.TEXTS
-        arguments = (texts.prompts, texts.max_new_tokens, cfg.model.n_positions, cfg.seed)
-        callbacks.append(Texts(written, Path(cfg.data.tokenizer), *arguments))
     with attention_backend(cfg.kernels):
         trainer = run_trainer(
             cfg,
             model,
-            CosineAnnealingWithWarmupScheduler(t_warmup=cfg.scheduler.t_warmup, alpha_f=cfg.scheduler.alpha_f),
+            SCHEDULES[cfg.scheduler.name](cfg.scheduler),
             train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
             eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
-            callbacks=callbacks,
             batches=plan.batches,
             device_train_microbatch_size=plan.device_train_microbatch_size,
             identity=identity,
             start=start,
             fsdp=fsdp,
             remote=remote,
+            shards=shards,
+            sources=sources,
+            watching=watching,
         )
     if trainer:
-        on_rank_zero(lambda: run_folder.finish_run(folder, remote.put if remote else None))
+        on_rank_zero(lambda: finish_run(folder, remote.put if remote else None))
     return trainer
-
-
-def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and train, or print what would be done."""
-    arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "optimizer.lr=2e-4", argv)
-    leave_at_once_when_preempted()
-    leave_with_the_launcher()
-    cfg = load_config(arguments.yaml, arguments.overrides)
-    if not arguments.dry_run:
-        main(cfg)
-        return
-    shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
-    print(to_yaml(cfg))
-    print(format_plan(make_plan(cfg, int(os.environ.get("WORLD_SIZE", cfg.world_size)), shards), cfg))
-
-
-if __name__ == "__main__":
-    run(command_line)

@@ -1,4 +1,4 @@
-"""What every run's Trainer has, whatever it trains: optimizer, callbacks, loggers, checkpoints."""
+"""The Trainer that every run has, whatever it trains: ranks joined, optimizer, callbacks, loggers, checkpoints."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import atexit
 import gc
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from composer import Callback, Trainer
@@ -19,36 +19,25 @@ from composer.optim import ComposerScheduler
 from composer.utils import ParallelismConfig, dist, get_device
 from torch.distributed.checkpoint import state_dict
 
-from callbacks import (
-    CALLBACKS,
-    CheckpointWriter,
-    Console,
-    CostMonitor,
-    MetricsFile,
-    NormMonitor,
-    NumberGuard,
-    ParityGate,
-    Preemption,
-    RankSums,
-    RestoreRNG,
-    Rewind,
-    SampleFingerprint,
-    SpikeGuard,
-    StallWatch,
-)
-from data_prep.stage import JsonDict
+from callbacks.checkpoint_writer import CheckpointWriter
+from callbacks.registry import RunContext, build_callbacks
+from callbacks.spike_guard import Rewind
+from data_prep.common.files import JsonDict
+from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.remote import RemoteRun
 from recipes.checkpointing.resume import Start
 from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import RunConfig, batches_of
-from recipes.dataloading.data import stop_workers
+from recipes.dataloading.loader import stop_workers
 from recipes.distributed.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.distributed.rendezvous import data_must_pass, meet, peers_may_be_lost
 from recipes.modeling.optimizer import DecoupledAdamW
-from recipes.planning.hardware import CUDA_NAMES, GPUS
-from recipes.runs import run_folder
-from recipes.runs.exit_codes import leave_at_once_when_preempted
+from recipes.modeling.token_loss import TokenSources
+from recipes.runs.environment import software
+from recipes.runs.names import CHECKPOINTS
+from recipes.runs.signals import leave_at_once_when_preempted
 from recipes.training.device import check_device
+from recipes.training.loggers import build_loggers
 
 
 def connect(cfg: RunConfig) -> None:
@@ -64,7 +53,7 @@ def connect(cfg: RunConfig) -> None:
     if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:
         print(found, flush=True)
     # run_dir is looked at from all ranks once it is there.
-    facts = {**run_folder.software(), "configuration": {**asdict(cfg), "run_dir": None}}
+    facts = {**software(), "configuration": {**asdict(cfg), "run_dir": None}}
     store = meet(facts, cfg.connect_timeout_s)
     with data_must_pass(cfg.connect_timeout_s):
         dist.initialize_dist(device, cfg.dist_timeout_s)
@@ -86,13 +75,15 @@ def run_trainer(
     *,
     train_dataloader: DataSpec,
     eval_dataloader: DataSpec,
-    callbacks: list[Callback],
     batches: int,
     device_train_microbatch_size: int,
     identity: JsonDict,
     start: Start,
     fsdp: ParallelismConfig | None,
     remote: RemoteRun | None,
+    shards: ShardsInfo | None = None,
+    sources: TokenSources | None = None,
+    watching: Sequence[Callback] = (),
 ) -> Trainer | None:
     """Assemble the Trainer and run it to its end.
 
@@ -102,13 +93,15 @@ def run_trainer(
         scheduler: of the learning rate.
         train_dataloader: batches of this rank.
         eval_dataloader: what is evaluated at `cfg.eval_interval`.
-        callbacks: those that belong to this kind of run.
         batches: length of the run.
         device_train_microbatch_size: sequences that a rank computes at once.
         identity: what the run is made of; written into each checkpoint.
         start: where it starts; closed here.
         fsdp: how the model is sharded; None: not at all.
         remote: where the run folder is copied to.
+        shards: the token shards that it trains on; None: it trains on a task.
+        sources: of the tokens of their validation split, if there are several.
+        watching: callbacks beside those that the configuration asks for.
 
     Returns:
         None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
@@ -127,7 +120,7 @@ def run_trainer(
     )
     clip = cfg.gradient_clipping_norm
     writer = CheckpointWriter(
-        folder=folder / run_folder.CHECKPOINTS,
+        folder=folder / CHECKPOINTS,
         interval_batches=batches_of(cfg.save_interval),
         keep=cfg.save_num_checkpoints_to_keep,
         permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
@@ -136,17 +129,8 @@ def run_trainer(
         stop_on_error=cfg.on_save_error == "stop",
         remote=remote,
     )
-    rng, sums = RestoreRNG(), RankSums()
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and fsdp else None
-    callbacks = [ParityGate(), rng, sums, *callbacks, SampleFingerprint(sums), *build_callbacks(cfg, replicas)]
-    if cfg.callbacks.number_guard:
-        callbacks.append(NumberGuard(**asdict(cfg.callbacks.number_guard), sums=sums))
-    if cfg.callbacks.spike_guard:
-        # Before the writer: what is in a spike is not saved.
-        callbacks.append(SpikeGuard(**asdict(cfg.callbacks.spike_guard), folder=folder, writer=writer))
-    callbacks += [writer, Preemption(writer)]  # in this order: what is due is saved before the run is left
-    if cfg.stall_timeout_s:
-        callbacks.append(StallWatch(folder, cfg.stall_timeout_s))
+    run = RunContext(writer, replicas, shards, sources)
     trainer = Trainer(
         model=model,
         optimizers=optimizer,
@@ -164,14 +148,14 @@ def run_trainer(
         parallelism_config=fsdp,
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
-        callbacks=callbacks,
+        callbacks=[*watching, *build_callbacks(cfg, run)],
         loggers=build_loggers(cfg, batches),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
         load_path=start.load_path,
         load_ignore_keys=start.ignore_absent_callbacks,
     )
-    rng.rng = trainer._rng_state
+    run.rng.rng = trainer._rng_state
     trainer._rng_state = None
     start.close()
     try:
@@ -203,53 +187,3 @@ def give_memory_back() -> None:
     state_dict._get_fqns.cache_clear()
     gc.collect()  # they refer to each other in circles
     torch.cuda.empty_cache()  # what is freed lies in blocks of other sizes than what comes next asks for
-
-
-def build_callbacks(cfg: RunConfig, replicas: int | None) -> list[Any]:
-    """The callbacks that the YAML asks for, of those that every run may have.
-
-    Args:
-        cfg: the configuration.
-        replicas: copies of a sharded model; None: it is not sharded.
-    """
-    chosen = {name: getattr(cfg.callbacks, name) for name in CALLBACKS}
-    arguments = {name: asdict(values) for name, values in chosen.items() if values is not None}
-    if (speed := arguments.get("speed_monitor")) and speed["gpu_flops_available"] is None:
-        speed["gpu_flops_available"] = peak_flops(cfg.precision, cfg.device)
-    callbacks = [CALLBACKS[name](**values) for name, values in arguments.items()]
-    if cfg.callbacks.norm_monitor:
-        callbacks.append(NormMonitor(batches_of(cfg.callbacks.norm_monitor.interval), replicas))
-    callbacks.append(CostMonitor(Path(cfg.run_dir) / run_folder.METRICS, cfg.price_per_gpu_hour))
-    return callbacks
-
-
-def peak_flops(precision: str, device: str | None) -> float:
-    """The dense bf16 peak of this GPU, 0 where MFU is of no meaning: unknown GPUs, fp32, a CPU.
-
-    Composer looks for parts of the name, and so takes an A10G for an A10, which has 1.8 times its peak.
-    """
-    if device == "cpu" or precision != "amp_bf16" or not torch.cuda.is_available():
-        return 0.0
-    known = CUDA_NAMES.get(torch.cuda.get_device_name())
-    return GPUS[known].bf16_flops if known else 0.0
-
-
-def build_loggers(cfg: RunConfig, batches: int) -> list[Any]:
-    """metrics.jsonl always; console lines, TensorBoard and W&B if the YAML asks for them."""
-    folder = Path(cfg.run_dir)
-    loggers: list[Any] = [MetricsFile(folder / run_folder.METRICS)]
-    if cfg.callbacks.console:
-        loggers.append(Console(batches_of(cfg.callbacks.console.interval), batches))
-    if cfg.loggers.tensorboard and dist.get_global_rank() == 0:  # else every rank begins files with nothing in them
-        from composer.loggers import TensorboardLogger
-
-        loggers.append(TensorboardLogger(str(folder / "tensorboard"), **asdict(cfg.loggers.tensorboard)))
-    if cfg.loggers.wandb:
-        from composer.loggers import WandBLogger
-
-        arguments = asdict(cfg.loggers.wandb)
-        mode = arguments.pop("mode")
-        # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted.
-        settings = {"console": "off", "silent": mode == "offline"}
-        loggers.append(WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": str(folder), "settings": settings}))
-    return loggers

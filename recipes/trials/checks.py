@@ -1,12 +1,4 @@
-"""Preflight: what would stop a run after an hour, found in minutes, on the ranks that will run it.
-
-composer recipes/preflight.py yamls/biomedlm-2.7b.yaml                    # launched as the run will be
-python recipes/preflight.py yamls/smoke-cpu.yaml --verify-all             # one process; every shard is read and hashed
-python recipes/preflight.py yamls/biomedlm-2.7b.yaml --fake-world 128     # the 128 ranks' parts, on a laptop, no data
-
-One line a check: what was found, and how long it took. Steps, checkpoint and resumption are the run's own, in a folder
-beside the run's, which is removed. It ends with code 0 if the run can start, else with 2 and what to mend.
-"""
+"""What is checked before a run, on the ranks that will run it."""
 
 from __future__ import annotations
 
@@ -19,18 +11,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from data_prep import verify
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.files import read_json, write_json
+from data_prep.sharding import verification
 from data_prep.sharding.shard_format import ShardsInfo
-from data_prep.stage import MANIFEST, BadInput, Unavailable, read_json, run, write_json
-from recipes.config.schema import TrainConfig, check_account, load_config, parse_run
+from recipes.config.checks import check_account
+from recipes.config.schema import TrainConfig
 from recipes.distributed.hang_detector import watching_the_start
-from recipes.plan import Plan, check_shards, gigabytes, make_plan
-from recipes.planning.forecast import needed_bytes
-from recipes.planning.hardware import CUDA_NAMES, GPUS, LOCK, add_stack, dotted, find_gpu
+from recipes.planning.cluster_estimate import needed_bytes
+from recipes.planning.hardware import CUDA_NAMES, GPUS, dotted
 from recipes.planning.memory import Layout, peak, step_memory
-from recipes.runs import run_folder
-from recipes.runs.exit_codes import leave_with_the_launcher
-from recipes.train import fit, ranks_per_node
+from recipes.planning.plan_text import gigabytes
+from recipes.planning.run_plan import Plan, check_shards, make_plan
+from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
+from recipes.runs.names import CHECKPOINTS, RECORD
+from recipes.training.pretraining import fit, ranks_per_node
 
 CLOCKS_APART_S = 30.0  # S3 refuses requests a quarter of an hour off; logs of several hosts are read side by side
 BATCHES, SAVED_AT = 3, 2  # of the rehearsal: the first is slow, the last is run once more, resumed from before it
@@ -82,7 +77,7 @@ def _gathered(value: Any) -> list[Any]:
     return dist.all_gather_object(value)
 
 
-def main(cfg: TrainConfig, verify_all: bool) -> None:
+def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
     """Check everything that can be checked before `cfg` runs, on the ranks that this process is one of.
 
     Raises:
@@ -141,7 +136,7 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
     from recipes.dataloading.shard_reader import open_shards
 
     if verify_all and not cfg.data.remote:
-        verify.verify(shards.folder)
+        verification.verify(shards.folder)
         return "every file hashed, every token counted"
     looked_at = 0
     for split in shards.counts:
@@ -284,7 +279,7 @@ def _available_bytes() -> int:
 def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
     """No other run there; a file written, flushed and renamed; room for the checkpoints; the remote."""
     folder, rank = Path(cfg.run_dir), int(os.environ.get("RANK", "0"))
-    run_folder.check_identity(folder, run_folder.identity(cfg, plan, shards), cfg.resume.allow)
+    check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards), cfg.resume.allow)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     one, other = (existing / f".preflight-{os.getpid()}-{rank}{end}" for end in ("", ".there"))
     try:
@@ -375,11 +370,11 @@ def _forget_the_end(folder: Path) -> None:
     """As a crash after the checkpoint would leave the folder."""
     from recipes.checkpointing.checkpoints import complete_checkpoints, remove, saved_at
 
-    for checkpoint in complete_checkpoints(folder / run_folder.CHECKPOINTS):
+    for checkpoint in complete_checkpoints(folder / CHECKPOINTS):
         if saved_at(checkpoint)["batch"] > SAVED_AT:
             remove(checkpoint)
-    record = read_json(folder / run_folder.RECORD)
-    write_json(folder / run_folder.RECORD, {**record, "finished": False})
+    record = read_json(folder / RECORD)
+    write_json(folder / RECORD, {**record, "finished": False})
 
 
 def _speed(plan: Plan, rehearsal: Any) -> str:
@@ -397,72 +392,3 @@ def _speed(plan: Plan, rehearsal: Any) -> str:
     if slow:
         told += f"; slower than the others: ranks {slow} ({max(steps_s) / median_s:.2f} of the median)"
     return told
-
-
-def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None, stack: str = LOCK) -> None:
-    """Build the first and the last rank's part of the run without the other ranks, and hold them against the plan.
-
-    Raises:
-        BadInput: the run cannot be split so, does not fit `gpu`, `stack` has no code for it, or the plan is wrong.
-    """
-    from recipes.trials.rehearsal import rank_bytes
-
-    shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
-    plan = make_plan(cfg, world_size, shards)
-    nodes = -(-world_size // plan.ranks_per_node)
-    layout = Layout.of(cfg, world_size)
-    print(
-        f"{world_size} ranks on {nodes} nodes, {layout.strategy}: each {plan.device_batch_size} sequences a batch in "
-        f"{plan.grad_accumulation} microbatches of {plan.device_train_microbatch_size}"
-    )
-    parts = [rank_bytes(cfg, rank, world_size) for rank in sorted({0, world_size - 1})]
-    memory = peak(step_memory(cfg, layout, plan.device_train_microbatch_size, accumulates=plan.grad_accumulation > 1))
-    for rank, part in zip(sorted({0, world_size - 1}), parts, strict=True):
-        print(f"  rank {rank}: {gigabytes(part)} of parameters, as much of gradients, {gigabytes(2 * part)} of moments")
-    planned = plan.parameters * 4 / layout.shards
-    print(
-        f"  planned: {gigabytes(planned)} of parameters a rank, {gigabytes(memory.total_bytes)} at the fullest moment"
-    )
-    print(f"  checkpoint: {gigabytes(plan.checkpoint_bytes)}, {gigabytes(plan.checkpoint_bytes / world_size)} a rank")
-    if shards:
-        size = sum(output["bytes"] for name, output in shards.manifest["outputs"].items() if name.startswith("train/"))
-        a_node = gigabytes(size / nodes)
-        print(f"  token shards: {gigabytes(size)} of train; each of {nodes} nodes reads about {a_node} a pass")
-    else:
-        print(f"  token shards: {cfg.data.shards} is not built yet")
-    print(f"  resumes on {', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch")
-    if gpu:
-        has = find_gpu(gpu, stack).memory_gb * 1e9
-        needed = needed_bytes(cfg, plan, layout, plan.device_train_microbatch_size)
-        if needed > has:
-            raise BadInput(f"{gigabytes(needed)} does not fit: {gpu} has {gigabytes(has)}; make plan says what would")
-        print(f"  {gigabytes(needed)} with allocator and driver fits: {gpu} of {gigabytes(has)}")
-    if not max(parts) >= planned * 0.999 or max(parts) > planned * 1.05 + (1 << 20):
-        raise BadInput(f"a rank's parameters are {gigabytes(max(parts))}, the plan says {gigabytes(planned)}")
-    print("ready: the run can be split so")
-
-
-def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and check."""
-
-    def add(parser: Any) -> None:
-        parser.add_argument("--verify-all", action="store_true", help="read and hash every shard, not a few")
-        parser.add_argument("--fake-world", type=int, metavar="N", help="build the parts of N ranks here; runs nothing")
-        parser.add_argument("--gpu", metavar="NAME", help=f"with --fake-world: must fit; one of {', '.join(GPUS)}")
-        add_stack(parser)
-
-    arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "run_dir=/scratch/run", argv, add)
-    cfg = load_config(arguments.yaml, arguments.overrides)
-    if arguments.gpu:
-        find_gpu(arguments.gpu, arguments.stack)
-    if arguments.fake_world is not None:
-        if arguments.fake_world < 1:
-            raise BadInput(f"--fake-world {arguments.fake_world} is not at least 1")
-        fake_world(cfg, arguments.fake_world, arguments.gpu, arguments.stack)
-        return
-    leave_with_the_launcher()
-    main(cfg, arguments.verify_all)
-
-
-if __name__ == "__main__":
-    run(command_line)

@@ -32,14 +32,15 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from transformers import GPT2LMHeadModel
 
-from recipes.config.schema import LoraConfig, RunConfig, TrainConfig, load_config, load_finetune_config
+from recipes.config.loading import load_config, load_finetune_config
+from recipes.config.schema import LoraConfig, RunConfig, TrainConfig
 from recipes.distributed.parallel import parallelism_config
 from recipes.finetuning.finetuned import FineTuned, TaskHead, add_lora
 from recipes.modeling.kernels import attention_backend, compile_blocks
 from recipes.modeling.model import BioMedLM, checkpoint_activations, gpt2_config, is_block
 from recipes.modeling.optimizer import DecoupledAdamW
-from recipes.plan import make_plan
 from recipes.planning.memory import Layout, Memory, finetuning_moments, reserved_bytes, step_memory, with_reserve
+from recipes.planning.run_plan import make_plan
 from recipes.training.trainer import give_memory_back
 
 Moments = dict[str, tuple[int, int]]  # the most that was allocated in each, and what was reserved after it

@@ -14,7 +14,7 @@ import pytest
 import torch
 import torch.version
 
-from recipes.config.schema import load_config, to_yaml
+from recipes.config.loading import load_config, to_yaml
 from recipes.planning.hardware import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
 
 ROOT = Path(__file__).parents[2]
@@ -23,8 +23,8 @@ ASK = """
 import json, os, sys, warnings
 warnings.simplefilter("error")  # torch's own would be a second, longer message
 import torch
-from data_prep.stage import run
-from recipes.device import check_device
+from data_prep.common.errors import run
+from recipes.training.device import check_device
 
 def ask(device, precision):
     print(check_device(device, precision))

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from data_prep.common.exit_codes import PREEMPTED
 from recipes.checkpointing.checkpoints import complete_checkpoints
-from recipes.runs.exit_codes import PREEMPTED
 
 WAITS_OF_A_BATCH = 10  # of which Composer's Trainer and SpeedMonitor have eight
 OUR_WAITS = ("rank_sums.py", "preemption.py")

@@ -10,25 +10,25 @@ ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import os, warnings
 import torch
-import recipes.trainer
-from recipes.config import load_config
+from recipes.config.loading import load_config
+from recipes.training import trainer
 
 os.environ.update(RANK="0", WORLD_SIZE="8", LOCAL_RANK="0", LOCAL_WORLD_SIZE="8", NODE_RANK="0")
 torch.distributed.init_process_group("nccl", store=torch.distributed.HashStore(), rank=0, world_size=8)
-recipes.trainer.meet = lambda *_: object()  # the others are there
+trainer.meet = lambda *_: object()  # the others are there
 guarded = []
-watched = recipes.trainer.data_must_pass
+watched = trainer.data_must_pass
 
 def data_must_pass(timeout_s):
     guarded.append(timeout_s)
     return watched(timeout_s)
 
-recipes.trainer.data_must_pass = data_must_pass
+trainer.data_must_pass = data_must_pass
 torch.zeros(1, device="cuda")
 with warnings.catch_warnings(record=True) as found:
     warnings.simplefilter("always")
     torch.cuda.set_sync_debug_mode("warn")
-    recipes.trainer.connect(load_config("yamls/smoke-gpu.yaml", ["connect_timeout_s=7"]))
+    trainer.connect(load_config("yamls/smoke-gpu.yaml", ["connect_timeout_s=7"]))
     torch.cuda.set_sync_debug_mode("default")
 waits = [w for w in found if "called a synchronizing" in str(w.message)]
 print("waits", len(waits), "guarded", guarded)

@@ -1,0 +1,178 @@
+"""The callbacks of a run: one table of what each is called in a YAML, when it acts, what it logs and how it is built.
+
+A new callback is a file in this folder, a line here, its section in recipes/config/schema.py, and a test.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer import Callback
+from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
+
+from callbacks.checkpoint_writer import CheckpointWriter
+from callbacks.cost_monitor import CostMonitor
+from callbacks.data_monitor import DataMonitor
+from callbacks.language_metrics import LanguageMetrics
+from callbacks.norm_monitor import NormMonitor
+from callbacks.number_guard import NumberGuard
+from callbacks.parity_gate import ParityGate
+from callbacks.preemption import Preemption
+from callbacks.rank_sums import RankSums
+from callbacks.restore_rng import RestoreRNG
+from callbacks.sample_fingerprint import SampleFingerprint
+from callbacks.spike_guard import SpikeGuard
+from callbacks.stall_watch import StallWatch
+from callbacks.texts import Texts
+from data_prep.sharding.shard_format import ShardsInfo
+from recipes.config.schema import RunConfig, batches_of
+from recipes.modeling.token_loss import TokenSources
+from recipes.planning.hardware import CUDA_NAMES, GPUS
+from recipes.runs.names import METRICS, TEXTS
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What callbacks are built from, beside the configuration.
+
+    Attributes:
+        writer: saves the checkpoints.
+        replicas: copies of a sharded model; None: it is not sharded.
+        shards: what is trained on; None: not token shards, but a task.
+        sources: of the tokens of the validation split, if there are several.
+        rng: restores the random state of a checkpoint.
+        sums: what callbacks ask of all ranks.
+    """
+
+    writer: CheckpointWriter
+    replicas: int | None = None
+    shards: ShardsInfo | None = None
+    sources: TokenSources | None = None
+    rng: RestoreRNG = field(default_factory=RestoreRNG)
+    sums: RankSums = field(default_factory=RankSums)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of the table.
+
+    Attributes:
+        cls: the callback.
+        key: of `callbacks:` in a YAML, where null leaves it out; None: other keys decide, or every run has it.
+        acts: when.
+        logs: the metrics that it logs.
+        build: makes it of the values under `key`, the configuration and the run; None: this run does without.
+    """
+
+    cls: type[Callback]
+    key: str | None
+    acts: str
+    logs: tuple[str, ...]
+    build: Callable[[Any, Any, RunContext], Callback | None]
+
+
+def _language_metrics(_: Any, cfg: Any, run: RunContext) -> Callback | None:
+    if run.shards is None:
+        return None
+    bytes_per_token = {split: counts.bytes_per_token for split, counts in run.shards.counts.items()}
+    by_source = dict(zip(run.sources.names, run.sources.bytes_per_token, strict=True)) if run.sources else {}
+    return LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source)
+
+
+def _data_monitor(values: Any, cfg: Any, run: RunContext) -> Callback | None:
+    return DataMonitor(batches_of(values.interval), run.shards.counts["train"].tokens) if run.shards else None
+
+
+def _texts(values: Any, cfg: Any, run: RunContext) -> Callback:
+    written, tokenizer = Path(cfg.run_dir) / TEXTS, Path(cfg.data.tokenizer)
+    return Texts(written, tokenizer, values.prompts, values.max_new_tokens, cfg.model.n_positions, cfg.seed)
+
+
+def _speed_monitor(values: Any, cfg: Any, run: RunContext) -> Callback:
+    arguments = asdict(values)
+    if arguments["gpu_flops_available"] is None:
+        arguments["gpu_flops_available"] = peak_flops(cfg.precision, cfg.device)
+    return SpeedMonitor(**arguments)
+
+
+def _spike_guard(values: Any, cfg: Any, run: RunContext) -> Callback:
+    return SpikeGuard(**asdict(values), folder=Path(cfg.run_dir), writer=run.writer)
+
+
+def _stall_watch(_: Any, cfg: Any, run: RunContext) -> Callback | None:
+    return StallWatch(Path(cfg.run_dir), cfg.stall_timeout_s) if cfg.stall_timeout_s else None
+
+
+# In the order in which Composer calls them: sums before those that read them, a loss spike before it would be saved,
+# what is due saved before the run is left.
+CALLBACKS = (
+    Entry(ParityGate, None, "before the first batch", (), lambda _, cfg, run: ParityGate()),
+    Entry(RestoreRNG, None, "before the first batch", (), lambda _, cfg, run: run.rng),
+    Entry(RankSums, None, "each batch", (), lambda _, cfg, run: run.sums),
+    Entry(
+        LanguageMetrics, None, "each batch, each evaluation",
+        ("loss/train/perplexity", "loss/train/bits_per_byte", "metrics/eval/Perplexity", "metrics/eval/BitsPerByte"),
+        _language_metrics,
+    ),
+    Entry(
+        DataMonitor, "data_monitor", "each interval", ("throughput/data_wait_share", "time/passes"), _data_monitor
+    ),
+    Entry(Texts, "texts", "each evaluation", (), _texts),
+    Entry(
+        SampleFingerprint, None, "each batch", ("data/batch_fingerprint",),
+        lambda _, cfg, run: SampleFingerprint(run.sums),
+    ),
+    Entry(SpeedMonitor, "speed_monitor", "each batch", ("throughput/*", "time/*"), _speed_monitor),
+    Entry(LRMonitor, "lr_monitor", "each batch", ("lr-*",), lambda values, cfg, run: LRMonitor(**asdict(values))),
+    Entry(
+        MemoryMonitor, "memory_monitor", "each batch", ("memory/*",),
+        lambda values, cfg, run: MemoryMonitor(**asdict(values)),
+    ),
+    Entry(
+        RuntimeEstimator, "runtime_estimator", "each batch", ("time/remaining_estimate*",),
+        lambda values, cfg, run: RuntimeEstimator(**asdict(values)),
+    ),
+    Entry(
+        NormMonitor, "norm_monitor", "each interval", ("l2_norm/grad/global", "l2_norm/param/global"),
+        lambda values, cfg, run: NormMonitor(batches_of(values.interval), run.replicas),
+    ),
+    Entry(
+        CostMonitor, None, "each batch", ("cost/gpu_hours", "cost/total"),
+        lambda _, cfg, run: CostMonitor(Path(cfg.run_dir) / METRICS, cfg.price_per_gpu_hour),
+    ),
+    Entry(
+        NumberGuard, "number_guard", "each batch", ("guard/skipped_batches",),
+        lambda values, cfg, run: NumberGuard(**asdict(values), sums=run.sums),
+    ),
+    Entry(SpikeGuard, "spike_guard", "each batch", ("guard/loss_limit",), _spike_guard),
+    Entry(CheckpointWriter, None, "each save_interval", (), lambda _, cfg, run: run.writer),
+    Entry(Preemption, None, "each batch", (), lambda _, cfg, run: Preemption(run.writer)),
+    Entry(StallWatch, None, "all the time", (), _stall_watch),
+)  # fmt: skip
+
+
+def build_callbacks(cfg: RunConfig, run: RunContext) -> list[Callback]:
+    """The callbacks of a run, in the order of the table."""
+    callbacks = []
+    for entry in CALLBACKS:
+        values = getattr(cfg.callbacks, entry.key) if entry.key else None
+        if entry.key and values is None:
+            continue
+        if (callback := entry.build(values, cfg, run)) is not None:
+            callbacks.append(callback)
+    return callbacks
+
+
+def peak_flops(precision: str, device: str | None) -> float:
+    """The dense bf16 peak of this GPU, 0 where MFU is of no meaning: unknown GPUs, fp32, a CPU.
+
+    Composer looks for parts of the name, and so takes an A10G for an A10, which has 1.8 times its peak.
+    """
+    if device == "cpu" or precision != "amp_bf16" or not torch.cuda.is_available():
+        return 0.0
+    known = CUDA_NAMES.get(torch.cuda.get_device_name())
+    return GPUS[known].bf16_flops if known else 0.0

@@ -1,0 +1,65 @@
+"""The rooms: imports run one way, no module imports a command, no two files import each other."""
+
+from __future__ import annotations
+
+import ast
+from graphlib import TopologicalSorter
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+ROWS = """
+data_prep/common
+data_prep/files data_prep/running
+data_prep/sources data_prep/tasks
+data_prep/fetching data_prep/filtering
+data_prep/tokenizing
+data_prep/sharding
+data_prep
+recipes/config recipes/scoring
+recipes/modeling recipes/distributed
+recipes/dataloading recipes/planning
+recipes/runs
+recipes/checkpointing
+callbacks
+recipes/training
+recipes/trials recipes/finetuning
+recipes/evaluation recipes/generation
+recipes
+"""
+ROW = {room: row for row, rooms in enumerate(ROWS.split("\n")) for room in rooms.split()}
+COMMANDS = ("data_prep", "recipes")  # what lies in these folders themselves
+FILES = {
+    path.relative_to(ROOT).with_suffix("").as_posix(): path
+    for folder in ("callbacks", *COMMANDS)
+    for path in (ROOT / folder).rglob("*.py")
+    if path.name != "__init__.py"
+}
+
+
+def imported(path: Path) -> set[str]:
+    """The project's modules that a file imports, at its top or later."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom):
+            module = (node.module or "").replace(".", "/")
+            names |= {module, *(f"{module}/{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name.replace(".", "/") for alias in node.names}
+    return names & FILES.keys()
+
+
+def room_of(module: str) -> str:
+    return module.rpartition("/")[0]
+
+
+def test_imports_run_one_way() -> None:
+    graph = {module: imported(path) for module, path in FILES.items()}
+    assert {room_of(module) for module in graph} == set(ROW)
+    wrong = []
+    for module, others in graph.items():
+        for other in others:
+            room, its_room = room_of(module), room_of(other)
+            if its_room in COMMANDS or (its_room != room and ROW[its_room] >= ROW[room]):
+                wrong.append(f"{module} imports {other}")
+    assert not wrong, "\n".join(sorted(wrong))
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
