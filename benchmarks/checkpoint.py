@@ -26,6 +26,8 @@ from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
+from data_prep.common.world import world
+
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -63,7 +65,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
     from recipes.checkpointing import checkpoints, resume
     from recipes.training import pretraining, trainer
 
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world_size, rank = world().size, world().rank
     shards = check_shards(cfg)
     plan = make_plan(cfg, world_size, shards)
     Path(cfg.run_dir).mkdir(exist_ok=True)

@@ -45,6 +45,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.world import world
+
 # Before this folder, whose data_prep.py is not the package.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -332,14 +334,14 @@ def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batche
     import torch
 
     cfg = configuration(preset, overrides, batches, folder)
-    plan = make_plan(cfg, int(os.environ.get("WORLD_SIZE", "1")), check_shards(cfg))
+    plan = make_plan(cfg, world().size, check_shards(cfg))
     through = partial(bare, layout=True) if variant == "layout" else ENGINES[engine]
     times = through(cfg, plan, batches, folder)
     steps_s = [end - begin for begin, end in zip(times.ends_s[WARM_UP - 1 :], times.ends_s[WARM_UP:], strict=False)]
     peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     found = {"step_s": statistics.median(steps_s), "mean_s": statistics.fmean(steps_s), "losses": times.losses}
-    if os.environ.get("RANK", "0") == "0":
+    if world().rank == 0:
         say_result({**found, "gpu": name, "peak_bytes": peak_bytes})
 
 

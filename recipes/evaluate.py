@@ -8,7 +8,7 @@
     python recipes/evaluate.py --tasks medqa,bioasq --data data/tasks --check       # read the sets, print, stop
     python recipes/evaluate.py --runs runs/pubmedqa-1 runs/pubmedqa-2 runs/pubmedqa-3 --out scores  # over seeds
 
-DATA holds a folder a task; which files: data_prep/tasks/__init__.py. OUT gets results.json with all that is needed to
+DATA holds a folder a task; which files: data_prep/tasks/registry.py. OUT gets results.json with all that is needed to
 repeat it, table.md, table.html, every question's log-probabilities, and the prompts as the tasks that lm-eval-harness
 scored. A fine-tuned model answers with its head, on sets of the kind that it was tuned on.
 """
@@ -22,10 +22,10 @@ from pathlib import Path
 from data_prep.common.errors import BadInput, run
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
-from recipes.evaluation.answers import check_answerable, read_head
+from recipes.evaluation.answers import check_answerable
 from recipes.evaluation.build import DTYPES, evaluate
 from recipes.evaluation.over_seeds import evaluate_runs
-from recipes.modeling.pretrained import check_folder
+from recipes.modeling.pretrained import check_folder, read_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     head = None
     if arguments.model:
         check_folder(arguments.model)
-        head = read_head(arguments.model)
+        head = read_task(arguments.model)
     if head and arguments.shots:
         raise BadInput(f"--shots: {arguments.model} was fine-tuned on {head['task']}, and its head reads no shots")
     if head and arguments.dtype != "float32":

@@ -15,11 +15,11 @@ without it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import run
+from data_prep.common.world import world
 from data_prep.tasks.registry import load
 from recipes.checkpointing.trained_model import find_source
 from recipes.config.command_line import parse_run
@@ -40,7 +40,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         return
     task = load(cfg.task, Path(cfg.data))
     model = architecture(find_source(Path(cfg.model), None))
-    world_size = int(os.environ.get("WORLD_SIZE", cfg.world_size))
+    world_size = world().size if world().launched else cfg.world_size
     print(to_yaml(cfg))
     print(format_finetune_plan(make_finetune_plan(cfg, model, task, len(splits(task)["train"]), world_size), cfg))
 

@@ -7,12 +7,12 @@ python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import run
 from data_prep.common.manifest import MANIFEST
+from data_prep.common.world import world
 from recipes.config.command_line import parse_run
 from recipes.config.loading import load_config, to_yaml
 from recipes.planning.plan_text import format_plan
@@ -32,7 +32,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         return
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     print(to_yaml(cfg))
-    print(format_plan(make_plan(cfg, int(os.environ.get("WORLD_SIZE", cfg.world_size)), shards), cfg))
+    print(format_plan(make_plan(cfg, world().size if world().launched else cfg.world_size, shards), cfg))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ import warm
 from callbacks import checkpoint_writer
 from callbacks.checkpoint_writer import CheckpointError, CheckpointWriter
 from data_prep.common.errors import BadInput, Unavailable
-from data_prep.common.exit_codes import BAD_INPUT, PREEMPTED, REMOTE_UNAVAILABLE
+from data_prep.common.exit_codes import BAD_INPUT, PREEMPTED, UNAVAILABLE
 from data_prep.common.files import read_json, write_json
 from data_prep.common.manifest import MANIFEST, seal
 from data_prep.files import store
@@ -606,10 +606,10 @@ def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     [
         ("403", 1, BAD_INPUT, "access denied"),
         ("403", 2, BAD_INPUT, "access denied"),
-        ("503", 1, REMOTE_UNAVAILABLE, "503 SlowDown to each of"),
-        ("503", 2, REMOTE_UNAVAILABLE, "503 SlowDown to each of"),
-        ("hang", 1, REMOTE_UNAVAILABLE, "did not answer within"),
-        ("hang", 2, REMOTE_UNAVAILABLE, "did not answer within"),
+        ("503", 1, UNAVAILABLE, "503 SlowDown to each of"),
+        ("503", 2, UNAVAILABLE, "503 SlowDown to each of"),
+        ("hang", 1, UNAVAILABLE, "did not answer within"),
+        ("hang", 2, UNAVAILABLE, "did not answer within"),
     ],
 )
 def test_exit_codes_of_a_remote_that_fails(

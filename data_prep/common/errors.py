@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
+
+from data_prep.common.exit_codes import BAD_INPUT, UNAVAILABLE
+from data_prep.common.world import world
 
 
 class BadInput(Exception):
@@ -31,13 +35,13 @@ def run(main: Callable[[], object]) -> NoReturn:
     except (BadInput, Unavailable) as error:
         _let_rank_zero_go_first()
         print(f"error: {error}", file=sys.stderr, flush=True)
-        raise SystemExit(2 if isinstance(error, BadInput) else 69) from None
+        raise SystemExit(BAD_INPUT if isinstance(error, BadInput) else UNAVAILABLE) from None
     except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+        raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
         print("\ninterrupted: type the same command to go on", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(128 + signal.SIGINT) from None
     except Exception:  # a traceback and code 1; a rank that is signalled while it leaves ends with another
         _let_rank_zero_go_first()
         raise
@@ -45,5 +49,5 @@ def run(main: Callable[[], object]) -> NoReturn:
 
 
 def _let_rank_zero_go_first() -> None:
-    if int(os.environ.get("LOCAL_RANK", "0")) != 0:
+    if world().local_rank != 0:
         time.sleep(10)

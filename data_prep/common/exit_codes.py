@@ -5,6 +5,6 @@ from __future__ import annotations
 BAD_INPUT = 2  # the configuration, data or folder cannot be used; nothing was changed
 BAD_NUMBERS = 3  # NaN or Inf in too many batches in a row
 STALLED = 4  # no batch for stall_timeout_s
-REMOTE_UNAVAILABLE = 69  # the store could not be asked whether it holds checkpoints
+UNAVAILABLE = 69  # the store could not be asked whether it holds checkpoints
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
 GO_ON = "the same command goes on from the newest checkpoint"

@@ -41,7 +41,7 @@ def load(name: str, data: Path) -> TaskSet:
     }
     folder = data / name
     if not folder.is_dir():
-        raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/__init__.py)")
+        raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/registry.py)")
     task = readers.get(name, _own)(folder)
     _check(task)
     return task

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import read_json
 from data_prep.common.manifest import manifest_sha256
 from recipes.checkpointing.checkpoints import fault, newest_intact
 from recipes.config.loading import load_config
-from recipes.modeling.pretrained import weights_sha256
+from recipes.modeling.pretrained import open_gpt2, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
 if TYPE_CHECKING:
@@ -61,7 +60,6 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     Raises:
         BadInput: not a GPT-2, or unsafe or unreadable weights.
     """
-    import torch
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.modeling_utils import no_init_weights
 
@@ -69,15 +67,7 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     from recipes.modeling.model import gpt2_config
 
     if source.run is None:
-        config = read_json(source.weights / "config.json")
-        if config.get("model_type") != "gpt2":
-            raise BadInput(f"{source.weights} is a {config.get('model_type')!r} model; only gpt2 is exported")
-        try:
-            return GPT2LMHeadModel.from_pretrained(
-                source.weights, attn_implementation="eager", torch_dtype=torch.float32, local_files_only=True
-            ).eval()
-        except (OSError, RuntimeError, ValueError) as error:
-            raise BadInput(f"{source.weights} cannot be loaded: {error}") from None
+        return open_gpt2(source.weights, "eager", "float32")
     cfg = load_config(source.run / CONFIG)
     settings = gpt2_config(cfg.model, eos_token_id=cfg.model.vocab_size - 1).to_dict()
     with no_init_weights():  # they are read in a moment

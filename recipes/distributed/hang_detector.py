@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_prep.common.exit_codes import GO_ON, STALLED
+from data_prep.common.world import world
 
 _detector: _Detector | None = None
 
@@ -26,7 +27,7 @@ class _Detector(threading.Thread):
     def __init__(self, folder: Path, timeout_s: float, what: str) -> None:
         super().__init__(daemon=True)
         self.folder, self.timeout_s = folder, timeout_s
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank = world().rank
         self.stopped = threading.Event()
         self.alive(what)
 

@@ -19,6 +19,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.exit_codes import BAD_INPUT, GO_ON
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import difference
+from data_prep.common.world import world
 
 NEWS_S = 30.0  # rank 0 says this often for whom it waits
 CHECKS = "MASTER_ADDR (--master_addr), the number of hosts that were started, and that no firewall is between them"
@@ -39,7 +40,7 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
         BadInput: on all ranks that are there: some do not come, or differ.
         LostPeers: rank 0 has gone meanwhile.
     """
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world_size, rank = world().size, world().rank
     if world_size == 1:
         return None
     deadline_s = time.monotonic() + timeout_s

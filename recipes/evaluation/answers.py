@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, read_json, sha256_file
+from data_prep.common.files import JsonDict, sha256_file
 from data_prep.tasks.task_set import Sentence, TaskSet
 from recipes.evaluation.prompts import FORMS, make_prompts, write_harness_task
+from recipes.modeling.pretrained import HEAD
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
     from recipes.finetuning.finetuned import FineTuned
-
-HEAD_FACTS, HEAD_WEIGHTS = "task.json", "head.safetensors"
 
 
 @dataclass(frozen=True)
@@ -34,11 +33,6 @@ class Form:
     how: str
     records: list[JsonDict]
     cut: int
-
-
-def read_head(folder: Path) -> JsonDict | None:
-    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model."""
-    return read_json(folder / HEAD_FACTS) if (folder / HEAD_FACTS).is_file() else None
 
 
 def check_answerable(task: TaskSet, head: JsonDict | None, model: Path | None) -> None:
@@ -72,7 +66,7 @@ def check_answerable(task: TaskSet, head: JsonDict | None, model: Path | None) -
 
 def head_sha256(model: Path) -> str | None:
     """The hash of a fine-tuned model's head; None where the language model itself is what was tuned."""
-    return sha256_file(model / HEAD_WEIGHTS) if (model / HEAD_WEIGHTS).is_file() else None
+    return sha256_file(model / HEAD) if (model / HEAD).is_file() else None
 
 
 def answer_by_head(

@@ -19,6 +19,7 @@ from recipes.evaluation.answers import answer_by_head, ask, head_sha256
 from recipes.evaluation.leaks import Leaks, find_leaks
 from recipes.evaluation.prompts import FORMS, HARNESS, make_prompts
 from recipes.evaluation.text_perplexity import perplexity
+from recipes.finetuning.names import MODEL
 from recipes.modeling.pretrained import folder_sha256, load_pretrained
 from recipes.runs.environment import environment
 from recipes.scoring.bootstrap import Score, bootstrap, measures
@@ -29,8 +30,6 @@ FORMAT = 2
 DTYPES = ("float32", "bfloat16")
 # Sets, models and prompts lie on disk; what the libraries below would ask the hub for, they do not.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-# Of recipes/finetune.py and finetuned.py, which import torch.
-PREDICTIONS, SCORES, MODEL = "predictions-test.jsonl", "scores.json", "model"
 
 
 def model_name(folder: Path) -> str:

@@ -12,7 +12,8 @@ import numpy as np
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file, write_json, write_text
 from data_prep.common.manifest import begin, difference, finished, library_versions, publish
-from recipes.evaluation.build import FORMAT, PREDICTIONS, SCORES, STAGE
+from recipes.evaluation.build import FORMAT, STAGE
+from recipes.finetuning.names import PREDICTIONS, SCORES
 from recipes.runs.environment import environment
 from recipes.runs.names import RECORD
 from recipes.scoring.bootstrap import measures, over_seeds
@@ -30,7 +31,7 @@ def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDi
         raise BadInput(f"{folder} holds no finished fine-tuning run; recipes/finetune.py makes one")
     if "test" not in read_json(folder / SCORES)["scores"]:
         raise BadInput(f"{folder} has no scores of test yet: type its command again with score_test=true")
-    lines = (folder / PREDICTIONS).read_text(encoding="utf-8").splitlines()
+    lines = (folder / PREDICTIONS.format("test")).read_text(encoding="utf-8").splitlines()
     return record, read_json(folder / SCORES), {r["id"]: r for r in map(json.loads, lines)}
 
 
@@ -57,7 +58,7 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
         "stage": STAGE,
         "format": FORMAT,
         "arguments": {"runs": [folder.name for folder in folders], "name": name},
-        "inputs": {folder.name: sha256_file(folder / PREDICTIONS) for folder in folders},
+        "inputs": {folder.name: sha256_file(folder / PREDICTIONS.format("test")) for folder in folders},
     }
     if manifest := finished(out, request):
         print(f"{out} is up to date")

@@ -22,18 +22,17 @@ from torchmetrics import MeanMetric, Metric
 from transformers import GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, read_json, write_json
+from data_prep.common.files import write_json
 from data_prep.tasks.tags import count, scheme_of
 from recipes.config.schema import LoraConfig
 from recipes.finetuning.examples import NO_TAG, Batch
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.model import is_block
-from recipes.modeling.pretrained import TASK, load_pretrained, save_pretrained
+from recipes.modeling.pretrained import HEAD, TASK, load_pretrained, read_task, save_pretrained
 
 if TYPE_CHECKING:
     from peft import LoraModel
 
-HEAD = "head.safetensors"
 LINEAR_MAPS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
@@ -225,9 +224,8 @@ def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
     Raises:
         BadInput: the folder does not hold one.
     """
-    if not (folder / TASK).is_file():
+    if (facts := read_task(folder)) is None:
         raise BadInput(f"{folder} holds no fine-tuned model (no {TASK}); recipes/finetune.py makes one")
-    facts: JsonDict = read_json(folder / TASK)
     model, tokenizer = load_pretrained(folder, device=device)
     trained = FineTuned(model, TaskHead(**{**facts, "labels": tuple(facts["labels"])}))
     if trained.head is not None:

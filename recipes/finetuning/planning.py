@@ -6,11 +6,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, read_json
+from data_prep.common.files import JsonDict
 from data_prep.tasks.task_set import Splits, TaskSet, split_by_hash
 from recipes.checkpointing.trained_model import Source
 from recipes.config.loading import load_config
 from recipes.config.schema import Duration, FinetuneConfig, ModelConfig
+from recipes.modeling.pretrained import read_model_config
 from recipes.modeling.size import lora_parameters, parameter_count
 from recipes.planning.memory import Layout, finetuning_moments, peak, with_reserve
 from recipes.runs.names import CONFIG
@@ -45,9 +46,7 @@ def architecture(source: Source) -> ModelConfig:
     """
     if source.run is not None:
         return load_config(source.run / CONFIG).model
-    config = read_json(source.weights / "config.json")
-    if config.get("model_type") != "gpt2":
-        raise BadInput(f"{source.weights} is a {config.get('model_type')!r} model; only gpt2 is fine-tuned")
+    config = read_model_config(source.weights)
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     return ModelConfig(**{name: config[name] for name in names})
 

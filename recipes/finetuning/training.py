@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.common.files import JsonDict, read_json
+from data_prep.common.world import world
 from data_prep.tasks import tags
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
@@ -48,17 +48,17 @@ def finetune(cfg: FinetuneConfig) -> bool:
         BadInput: the model, the set or the run folder does not fit the configuration, or W&B has no key.
     """
     check_account(cfg)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    ranks = world()
     task, source = load(cfg.task, Path(cfg.data)), find_source(Path(cfg.model), None)
     parts = splits(task)
-    plan = make_finetune_plan(cfg, architecture(source), task, len(parts["train"]), world_size)
+    plan = make_finetune_plan(cfg, architecture(source), task, len(parts["train"]), ranks.size)
     folder = Path(cfg.run_dir)
-    if rank == 0:
+    if ranks.rank == 0:
         print(f"{describe(task)}\n{format_finetune_plan(plan, cfg)}", flush=True)
     wanted = finetuning_fingerprint(cfg, plan, task, source)
     record = check_fingerprint(folder, wanted, cfg.resume.allow)
     if record and record["finished"]:
-        if rank == 0 and cfg.score_test and "test" not in read_json(folder / SCORES)["scores"]:
+        if ranks.rank == 0 and cfg.score_test and "test" not in read_json(folder / SCORES)["scores"]:
             score(cfg, parts, ("test",))
         else:
             print(f"{folder} is finished: nothing to do")

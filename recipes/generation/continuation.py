@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, read_json
-from recipes.modeling.pretrained import TASK
+from data_prep.common.files import JsonDict
+from recipes.modeling.pretrained import move, open_gpt2, open_tokenizer, read_model_config, read_task
 
 NOTICE = (
     "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
@@ -81,27 +81,18 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
             attention is scaled by layer, which transformers' fast attention ignores without a word
             (huggingface/transformers#44380).
     """
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"--model {folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one")
-    if read_json(folder / "config.json").get("scale_attn_by_inverse_layer_idx"):
+    if read_model_config(folder).get("scale_attn_by_inverse_layer_idx"):
         raise BadInput(
             f"{folder} has attention scaled by layer, which transformers computes wrongly under its default attention; "
             f"mend it first: python recipes/export.py --checkpoint {folder} --out {folder}-fixed"
         )
-    task: JsonDict = read_json(folder / TASK) if (folder / TASK).is_file() else {}
+    task = read_task(folder)
     if task and task["kind"] != "pairs":
         raise BadInput(
             f"--model {folder} was fine-tuned on {task['task']} ({task['kind']}): it chooses among answers and writes "
             "no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds together"
         )
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = AutoModelForCausalLM.from_pretrained(folder, torch_dtype="auto", local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"--model {folder} cannot be loaded: {error}") from None
+    tokenizer, model = open_tokenizer(folder), open_gpt2(folder, "sdpa", "auto")
     if task:
         from tokenizers.processors import TemplateProcessing
 
@@ -111,10 +102,7 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
         template: Any = TemplateProcessing
         tokenizer.backend_tokenizer.post_processor = template(single=f"$A {START}", special_tokens=[start])
         tokenizer.model_max_length = task["seq_len"]  # no longer sequence was trained on
-    try:
-        return model.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval(), tokenizer
-    except RuntimeError as error:
-        raise BadInput(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return move(model, device), tokenizer
 
 
 class Continuation:

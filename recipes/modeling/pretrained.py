@@ -7,14 +7,34 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import read_json, sha256_file
+from data_prep.common.files import JsonDict, read_json, sha256_file
 from data_prep.common.manifest import MANIFEST, manifest_sha256
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-TASK = "task.json"  # beside a fine-tuned model: what it is for
+# Beside a fine-tuned model: what it is for, and the weights of its head.
+TASK, HEAD = "task.json", "head.safetensors"
+
+
+def read_model_config(folder: Path) -> JsonDict:
+    """The config.json of a GPT-2 folder.
+
+    Raises:
+        BadInput: there is none, or it is of another kind of model.
+    """
+    if not (folder / "config.json").is_file():
+        raise BadInput(f"{folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one of a run")
+    config: JsonDict = read_json(folder / "config.json")
+    if config.get("model_type") != "gpt2":
+        raise BadInput(f"{folder} is a {config.get('model_type')!r} model; only gpt2 is supported")
+    return config
+
+
+def read_task(folder: Path) -> JsonDict | None:
+    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model."""
+    return read_json(folder / TASK) if (folder / TASK).is_file() else None
 
 
 def check_folder(folder: Path) -> None:
@@ -23,11 +43,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         BadInput: no config.json, another kind of model, no weights, or no tokenizer.
     """
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one of a run")
-    kind = read_json(folder / "config.json").get("model_type")
-    if kind != "gpt2":
-        raise BadInput(f"{folder} is a {kind!r} model; only gpt2 is supported")
+    read_model_config(folder)
     weight_files(folder)
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         raise BadInput(f"{folder} holds no tokenizer (neither tokenizer.json nor vocab.json)")
@@ -69,6 +85,60 @@ def save_pretrained(model: GPT2LMHeadModel, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="40GB")
 
 
+def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
+    """The model of a folder, in evaluation mode. Attention scaled by layer is computed right by `eager` alone.
+
+    Args:
+        folder: an exported model, or one as BioMedLM was published.
+        attention: transformers' name of the implementation.
+        dtype: torch's name; `auto`: that of the weights.
+
+    Raises:
+        BadInput: the folder holds no GPT-2, or cannot be loaded.
+    """
+    read_model_config(folder)
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    try:
+        return GPT2LMHeadModel.from_pretrained(
+            folder, attn_implementation=attention, torch_dtype=torch_dtype, local_files_only=True
+        ).eval()
+    except (OSError, RuntimeError, ValueError) as error:
+        raise BadInput(f"{folder} cannot be loaded: {error}") from None
+
+
+def open_tokenizer(folder: Path) -> Any:
+    """The tokenizer of a folder.
+
+    Raises:
+        BadInput: it cannot be loaded.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+
+
+def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -> GPT2LMHeadModel:
+    """The model on a device, and in a dtype; None: a GPU if there is one, and the dtype that it has.
+
+    Raises:
+        BadInput: there is no such device.
+    """
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    moved: Any = model  # PreTrainedModel.to is wrapped in a way that pyright cannot follow
+    try:
+        return moved.to(device=device, dtype=getattr(torch, dtype) if dtype else None)
+    except RuntimeError as error:
+        raise BadInput(f"device {device!r}: {str(error).splitlines()[0]}") from None
+
+
 def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -> tuple[GPT2LMHeadModel, Any]:
     """The model, in evaluation mode, and its tokenizer.
 
@@ -85,18 +155,10 @@ def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -
             another model.
     """
     check_folder(folder)
-    import torch
-    from transformers import AutoTokenizer, GPT2LMHeadModel
-
     from recipes.modeling.attention import attention_parity, use_scaled_attention
 
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        model = GPT2LMHeadModel.from_pretrained(
-            folder, attn_implementation="sdpa", torch_dtype=torch.float32, local_files_only=True
-        )
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{folder} cannot be loaded: {error}") from None
+    tokenizer = open_tokenizer(folder)
+    model = open_gpt2(folder, "sdpa", "float32")
     if len(tokenizer) > model.config.vocab_size:
         raise BadInput(
             f"{folder}: its tokenizer has {len(tokenizer)} entries, its model {model.config.vocab_size}; "
@@ -109,9 +171,4 @@ def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -
     parity = attention_parity(model)
     if not parity.passed:
         raise BadInput(f"{folder}: its attention is not computed as the model has it: {parity}")
-    moved: Any = model  # PreTrainedModel.to is wrapped in a way that pyright cannot follow
-    try:
-        moved.to(device=device, dtype=getattr(torch, dtype))
-    except RuntimeError as error:
-        raise BadInput(f"device {device!r}: {str(error).splitlines()[0]}") from None
-    return model, tokenizer
+    return move(model, device, dtype), tokenizer

@@ -9,6 +9,7 @@ import sys
 from multiprocessing import resource_tracker
 
 from data_prep.common.exit_codes import PREEMPTED
+from data_prep.common.world import world
 
 PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -30,7 +31,7 @@ def leave_with_the_launcher() -> None:
 
     Linux only. A process that was started without a launcher goes on without its parent, a shell for one.
     """
-    if "LOCAL_RANK" not in os.environ:
+    if not world().launched:
         return
     follow(os.getppid())
 

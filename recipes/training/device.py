@@ -15,6 +15,7 @@ import torch
 import torch.version
 
 from data_prep.common.errors import BadInput
+from data_prep.common.world import world
 from recipes.planning.hardware import can_run, code_of, dotted, oldest_driver, stacks_for
 
 DRIVER = Path("/proc/driver/nvidia/version")  # of the kernel module, seen in a container that was given no GPU, too
@@ -38,7 +39,7 @@ def check_device(device: str | None, precision: str) -> str:
         available = torch.cuda.is_available()
     if not available:
         return _without_gpu(device, precision)
-    rank, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    rank, count = world().local_rank, torch.cuda.device_count()
     if rank >= count:
         raise BadInput(
             f"local rank {rank} has no GPU: {count} seen here{_visible()}, and each rank takes one; start no more than "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.common.world import world
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.checks import check_account
 from recipes.config.schema import TrainConfig
@@ -33,15 +33,14 @@ def train(cfg: TrainConfig) -> Trainer | None:
         Unavailable: the remote of its checkpoints does not answer.
     """
     check_account(cfg)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     if cfg.data.remote:
         from recipes.dataloading.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
-    plan = make_plan(cfg, world_size, shards, ranks_per_node())
+    plan = make_plan(cfg, world().size, shards, ranks_per_node())
     folder = Path(cfg.run_dir)
-    if rank == 0:
+    if world().rank == 0:
         print(format_plan(plan, cfg), flush=True)
     record = check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards), cfg.resume.allow)
     if record and record["finished"]:
@@ -65,9 +64,8 @@ def train(cfg: TrainConfig) -> Trainer | None:
 
 def ranks_per_node() -> int:
     """Ranks on a node: the launcher's number if it started several nodes, else as many as a node usually holds."""
-    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    several = local_world_size < int(os.environ.get("WORLD_SIZE", "1"))
-    return local_world_size if several else max(RANKS_PER_NODE, local_world_size)
+    ranks = world()
+    return ranks.local_size if ranks.local_size < ranks.size else max(RANKS_PER_NODE, ranks.local_size)
 
 
 def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Callback] = ()) -> Trainer | None:

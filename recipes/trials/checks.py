@@ -13,6 +13,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import read_json, write_json
+from data_prep.common.world import world
 from data_prep.sharding import verification
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.checks import check_account
@@ -40,7 +41,7 @@ class Checks:
 
     def __init__(self) -> None:
         self.failed: list[str] = []
-        self.rank = int(os.environ.get("RANK", "0"))
+        self.rank = world().rank
 
     def run(self, name: str, check: Callable[[], str]) -> bool:
         """Run one check; all ranks must call it. A check says what it found, or raises what is wrong.
@@ -66,7 +67,7 @@ class Checks:
 
 def _gathered(value: Any) -> list[Any]:
     """Every rank's value; this one's alone before the ranks have met."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world().size == 1:
         return [value]
     import torch.distributed
 
@@ -83,7 +84,7 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
     Raises:
         BadInput: something failed; everything that did was printed.
     """
-    world_size, checks = int(os.environ.get("WORLD_SIZE", "1")), Checks()
+    world_size, checks = world().size, Checks()
     plan: Plan | None = None
     shards: ShardsInfo | None = None
 
@@ -131,7 +132,7 @@ def _account(cfg: TrainConfig) -> str:
 def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> str:
     """Rank 0's answer: sizes and index of all files, hashes of a few; or everything."""
     assert shards
-    if int(os.environ.get("LOCAL_RANK", "0")):
+    if world().local_rank:
         return ""
     from recipes.dataloading.shard_reader import open_shards
 
@@ -173,7 +174,7 @@ def _ranks(cfg: TrainConfig) -> str:
 
 def _clocks() -> str:
     """How far the hosts' clocks lie apart, by what each says right after a barrier."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world().size == 1:
         return "one rank"
     from composer.utils import dist
 
@@ -244,7 +245,7 @@ def _fits(cfg: TrainConfig, plan: Plan) -> str:
         needed = needed_bytes(cfg, plan, layout, plan.device_train_microbatch_size)
         has, where = torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory, "the GPU"
     else:
-        needed = planned_bytes(cfg, plan) * int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        needed = planned_bytes(cfg, plan) * world().local_size
         has, where = _available_bytes(), "this machine"
     if needed > has:
         raise BadInput(
@@ -278,7 +279,7 @@ def _available_bytes() -> int:
 
 def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
     """No other run there; a file written, flushed and renamed; room for the checkpoints; the remote."""
-    folder, rank = Path(cfg.run_dir), int(os.environ.get("RANK", "0"))
+    folder, rank = Path(cfg.run_dir), world().rank
     check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards), cfg.resume.allow)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     one, other = (existing / f".preflight-{os.getpid()}-{rank}{end}" for end in ("", ".there"))
