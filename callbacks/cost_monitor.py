@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
-from typing import Any
 
 from composer import Callback, Logger, State
 from composer.utils import dist
+
+from data_prep.common.files import JsonDict
+from recipes.runs.logged_lines import read_lines
 
 
 class CostMonitor(Callback):
@@ -44,20 +45,13 @@ class CostMonitor(Callback):
 
 def spent_gpu_s(metrics: Path) -> float:
     """Ranks x seconds between each start of a run and the last line before the next one."""
-    if not metrics.is_file():
-        return 0.0
-    total_s, start, last = 0.0, b"", b""
-    with metrics.open("rb") as file:
-        for line in file:
-            if b'"event": "start"' in line:
-                total_s, start = total_s + _between(start, last), line
-            if line.endswith(b"}\n"):  # not one that was cut by a kill
-                last = line
+    total_s, start, last = 0.0, None, None
+    for line in read_lines(metrics, skip_damaged=True):
+        if line.get("event") == "start":
+            total_s, start = total_s + _between(start, last), line
+        last = line
     return total_s + _between(start, last)
 
 
-def _between(start: bytes, last: bytes) -> float:
-    if not start or not last:
-        return 0.0
-    first: dict[str, Any] = json.loads(start)
-    return (json.loads(last)["time_s"] - first["time_s"]) * first.get("ranks", 1)
+def _between(start: JsonDict | None, last: JsonDict | None) -> float:
+    return (last["time_s"] - start["time_s"]) * start.get("ranks", 1) if start and last else 0.0

@@ -14,7 +14,6 @@ checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and some f
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from recipes.config.schema import RunConfig
 from recipes.planning.run_plan import Plan
 from recipes.runs.environment import environment, git
 from recipes.runs.fingerprint import check_fingerprint
+from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TOKENIZER
 
 # How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
@@ -41,15 +41,7 @@ def reached_batch(folder: Path) -> int:
 
     Not that of the last line: a run that is started again begins with a line of the batch that it goes on from.
     """
-    reached = -1
-    if (folder / METRICS).is_file():
-        with (folder / METRICS).open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    reached = max(reached, int(json.loads(line)["batch"]))
-                except (ValueError, KeyError, TypeError):  # a line that was cut by a kill
-                    continue
-    return reached
+    return max((int(line["batch"]) for line in read_lines(folder / METRICS, skip_damaged=True)), default=-1)
 
 
 def check_space(folder: Path, plan: Plan) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 
 from data_prep.common.files import JsonDict, read_json
 from recipes.config.loading import load_config
+from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD
+from recipes.runs.reading import EVAL_BITS
 
 CARD = Path(__file__).with_name("model_card.md.jinja")
 
@@ -41,12 +43,9 @@ def write_model_card(
 
 
 def last_evaluation(metrics: Path) -> JsonDict | None:
-    """The last evaluation's line of a metrics.jsonl, None if there was none."""
-    import json
-
+    """The line of the last evaluation in a metrics.jsonl, None if there was none."""
     found = None
-    if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            if "metrics/eval/BitsPerByte" in line:
-                found = json.loads(line)
+    for line in read_lines(metrics):
+        if EVAL_BITS in line:
+            found = line
     return found

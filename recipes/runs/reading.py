@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import orjson
 from yaml import safe_load
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
 from recipes.dataloading import ledger
+from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 
 SAMPLES = "samples.json"
@@ -124,10 +123,10 @@ def read_run(folder: Path) -> RunData:
     record, metrics, texts = (folder / name for name in (RECORD, METRICS, TEXTS))
     samples, scorecard = folder / SAMPLES, folder / TOKENIZER / "scorecard.json"
     log = _Log()
-    for line in _json_lines(metrics):
+    for line in read_lines(metrics):
         log.add(line)
     by_prompt: dict[str, dict[int, JsonDict]] = {}
-    for text in _json_lines(texts):
+    for text in read_lines(texts):
         by_prompt.setdefault(text["prompt"], {})[text["batch"]] = text
     rewinds = [(entry["from_batch"], entry["to_batch"]) for entry in ledger.read(folder)]
     inputs = [record, folder / CONFIG, metrics, texts, folder / ledger.LEDGER, samples, scorecard]
@@ -146,25 +145,6 @@ def read_run(folder: Path) -> RunData:
         scorecard=read_json(scorecard) if scorecard.is_file() else {},
         inputs_sha256=hashlib.sha256(content).hexdigest(),
     )
-
-
-def _json_lines(path: Path) -> list[JsonDict]:
-    """The lines of a file that a run writes; a last line that a crash has cut is left out.
-
-    Raises:
-        BadInput: another line is not JSON.
-    """
-    lines = path.read_bytes().splitlines() if path.is_file() else []
-    found = []
-    for number, line in enumerate(lines, 1):
-        try:
-            # orjson knows no NaN, which a broken batch's loss is.
-            found.append(json.loads(line) if b"NaN" in line or b"Infinity" in line else orjson.loads(line))
-        except ValueError:
-            if number == len(lines):
-                break
-            raise BadInput(f"{path}, line {number} is not JSON") from None
-    return found
 
 
 def summary(data: RunData) -> dict[str, str]:
