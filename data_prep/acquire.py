@@ -12,6 +12,8 @@ and what is new or was revised there is fetched.
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 from collections.abc import Sequence
 from datetime import date

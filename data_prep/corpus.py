@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields

@@ -15,6 +15,8 @@ scored. A fine-tuned model answers with its head, on sets of the kind that it wa
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -11,6 +11,8 @@ transformers and compared with the trained model under eager and sdpa; it gets i
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 import shutil
 from collections.abc import Sequence

@@ -15,6 +15,8 @@ without it.
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -11,6 +11,8 @@ A model that was fine-tuned on pairs (runs/meqsum/model) reads the prompt as its
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Sequence

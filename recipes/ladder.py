@@ -11,6 +11,8 @@ ladder.html, ladder.png and ladder.json: points, laws, predictions with their in
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -12,6 +12,8 @@ GPU that the locked torch has no code for.
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 import json
 from collections.abc import Sequence

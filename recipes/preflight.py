@@ -10,6 +10,8 @@ beside the run's, which is removed. It ends with code 0 if the run can start, el
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 from collections.abc import Sequence
 from typing import Any
 

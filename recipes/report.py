@@ -10,6 +10,8 @@ python recipes/report.py runs/smoke --plot docs/smoke-loss.png     # the loss cu
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

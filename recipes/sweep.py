@@ -17,6 +17,8 @@ nothing is chosen; the command without it does that afterwards.
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 import argparse
 from collections.abc import Sequence
 from pathlib import Path

@@ -7,6 +7,8 @@ python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print
 
 from __future__ import annotations
 
+import data_prep.common.script_folder  # noqa: F401
+
 from collections.abc import Sequence
 from pathlib import Path
 

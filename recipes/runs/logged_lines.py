@@ -1,0 +1,36 @@
+"""The one reader of what a run logs as JSON lines: metrics.jsonl, texts.jsonl."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import orjson
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+
+
+def read_lines(path: Path, skip_damaged: bool = False) -> Iterator[JsonDict]:
+    """The lines of a file, one at a time; none if there is no file. A last line that a kill has cut is left out.
+
+    Args:
+        path: the file.
+        skip_damaged: leave out every line that is not JSON.
+
+    Raises:
+        BadInput: a line before the last is not JSON.
+    """
+    if not path.is_file():
+        return
+    damaged = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if damaged and not skip_damaged:
+                raise BadInput(f"{path}, line {damaged} is not JSON")
+            try:
+                # orjson knows no NaN, which a broken batch's loss is.
+                yield json.loads(line) if b"NaN" in line or b"Infinity" in line else orjson.loads(line)
+            except ValueError:
+                damaged = number
