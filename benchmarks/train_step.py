@@ -3,7 +3,7 @@
 python benchmarks/train_step.py --preset smoke --rounds 5                      # two CPU cores, some minutes
 python benchmarks/train_step.py --preset smoke --engines trainer --variants faithful gelu loss all --plot losses.svg
 python benchmarks/train_step.py --preset 2.7b --seq-len 1024 --gpu --engines trainer bare --variants faithful gelu \\
-    loss vocabulary keep flash cudnn compile all all+compile --rounds 2 --batches 12 global_train_batch_size=128 \\
+    loss keep flash cudnn compile all all+compile --rounds 2 --batches 12 global_train_batch_size=128 \\
     device_train_microbatch_size=4
 
 Each engine and variant runs in a process of its own, in turn, round after round; a ratio is of two runs of one round. A
@@ -17,8 +17,8 @@ not. The first batches of a run are left out. A run that fails, for want of memo
 
     yaml        as the preset's YAML has it
     faithful    transformers' own operations, each block recomputed, as in 2022
-    gelu, loss, vocabulary, keep, flash, cudnn, compile   one change: the GELU in one pass; the loss in chunks; and its
-                rows padded to a multiple of 128; no block recomputed; attention by this kernel; blocks compiled
+    gelu, loss, keep, flash, cudnn, compile   one change: the GELU in one pass; the loss in chunks; no block
+                recomputed; attention by this kernel; blocks compiled
     layout      weights of Conv1D stored as torch.nn.Linear stores them; bare alone
     all         gelu, loss and keep; all+compile: and compile
     ddp         without FSDP, for --ranks
@@ -67,7 +67,7 @@ PRESETS = {
 WARM_UP = 3  # batches that are not timed
 Row = tuple[str, str, int]  # engine, variant, ranks
 FAITHFUL = (
-    "kernels.fused_gelu=false", "kernels.loss_chunk_tokens=null", "kernels.vocab_multiple=1",
+    "kernels.fused_gelu=false", "kernels.loss_chunk_tokens=null",
     "kernels.sdpa_backend=null", "kernels.compile=false", "activation_checkpointing=true",
 )  # fmt: skip
 GELU, LOSS, COMPILE = "kernels.fused_gelu=true", "kernels.loss_chunk_tokens=2048", "kernels.compile=true"
@@ -77,7 +77,6 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "faithful": FAITHFUL,
     "gelu": (*FAITHFUL, GELU),
     "loss": (*FAITHFUL, LOSS),
-    "vocabulary": (*FAITHFUL, LOSS, "kernels.vocab_multiple=128"),
     "keep": (*FAITHFUL, KEEP),
     "flash": (*FAITHFUL, "kernels.sdpa_backend=flash"),
     "cudnn": (*FAITHFUL, "kernels.sdpa_backend=cudnn"),

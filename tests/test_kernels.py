@@ -26,7 +26,7 @@ from recipes.training import pretraining
 ROOT = Path(__file__).parents[1]
 MODEL = ModelConfig(600, 64, 64, 3, 4, attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0)
 CHUNKED = KernelsConfig(loss_chunk_tokens=50)
-ALL = KernelsConfig(fused_gelu=True, loss_chunk_tokens=50, vocab_multiple=128)
+ALL = KernelsConfig(fused_gelu=True, loss_chunk_tokens=50)
 
 
 def head_case(tokens: int = 150) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -38,11 +38,11 @@ def head_case(tokens: int = 150) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return hidden, weight, targets
 
 
-def loss_and_gradients(chunk_tokens: int | None, multiple: int) -> list[torch.Tensor]:
+def loss_and_gradients(chunk_tokens: int | None) -> list[torch.Tensor]:
     hidden, weight, targets = head_case()
     hidden.requires_grad_()
     weight.requires_grad_()
-    loss = mean_loss(hidden, weight, targets, chunk_tokens, multiple)
+    loss = mean_loss(hidden, weight, targets, chunk_tokens)
     (0.37 * loss).backward()  # as a microbatch's share of a batch
     assert hidden.grad is not None and weight.grad is not None
     return [loss.detach(), hidden.grad, weight.grad]
@@ -57,9 +57,8 @@ def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("chunk_tokens", [1, 7, 150, 1000])
-@pytest.mark.parametrize("multiple", [1, 128])
-def test_a_loss_in_chunks_is_the_whole_one(chunk_tokens: int, multiple: int) -> None:
-    assert difference(loss_and_gradients(chunk_tokens, multiple), loss_and_gradients(None, 1)) < 2e-6
+def test_a_loss_in_chunks_is_the_whole_one(chunk_tokens: int) -> None:
+    assert difference(loss_and_gradients(chunk_tokens), loss_and_gradients(None)) < 2e-6
 
 
 def test_a_loss_in_chunks_rounds_no_worse_under_autocast() -> None:
@@ -110,7 +109,6 @@ def faithful() -> list[torch.Tensor]:
     [
         KernelsConfig(fused_gelu=True),
         CHUNKED,
-        replace(CHUNKED, vocab_multiple=128),
         KernelsConfig(sdpa_backend="math"),
         KernelsConfig(sdpa_backend="flash"),
         ALL,
@@ -253,7 +251,6 @@ def test_compiled_blocks_train_the_same(configure: Callable[..., TrainConfig], m
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("kernels={loss_chunk_tokens: null, vocab_multiple: 128}", "vocab_multiple = 128, .*loss_chunk_tokens"),
         ("kernels.loss_chunk_tokens=0", "loss_chunk_tokens = 0"),
         ("kernels.sdpa_backend=fast", "one of flash, cudnn, efficient, math"),
         ("activation_checkpointing_blocks=2", "activation_checkpointing = false"),

@@ -129,7 +129,7 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
 
     Clipping acts in some batches only: where it acts in all, gradients that gloo sums in place of averaging hide.
     """
-    fast = ["kernels.fused_gelu=true", "kernels.loss_chunk_tokens=100", "kernels.vocab_multiple=128"]
+    fast = ["kernels.fused_gelu=true", "kernels.loss_chunk_tokens=100"]
     settings = overrides(*NO_DROPOUT, "optimizer.lr=3e-3", "gradient_clipping_norm=1.0")
     command = [warm.COMPOSER, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *settings, *fast]
     done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT)

@@ -76,11 +76,6 @@ def check_pretraining(cfg: TrainConfig, name: str) -> None:
         f"model.attn_implementation = {model.attn_implementation} has no such choice; say null",
     )  # fmt: skip
     require(chunk is None or chunk > 0, "kernels.loss_chunk_tokens", chunk, "it must be above 0, or null for all")
-    require(kernels.vocab_multiple > 0, "kernels.vocab_multiple", kernels.vocab_multiple, "it must be above 0")
-    require(
-        kernels.vocab_multiple == 1 or chunk is not None, "kernels.vocab_multiple", kernels.vocab_multiple,
-        "it is part of the loss in chunks: say kernels.loss_chunk_tokens, such as 2048",
-    )  # fmt: skip
     blocks = cfg.activation_checkpointing_blocks
     require(
         blocks is None or blocks > 0, "activation_checkpointing_blocks", blocks, "it must be above 0, or null for all"

@@ -83,7 +83,6 @@ class KernelsConfig:
 
     fused_gelu: bool = False  # gelu_new in one pass, which keeps its input only
     loss_chunk_tokens: int | None = None  # tokens whose logits are in fp32 at once; null: all of a microbatch
-    vocab_multiple: int = 1  # the head's products are padded to a multiple of so many rows; only in chunks
     sdpa_backend: str | None = None  # flash | cudnn | efficient | math; null: torch picks
     compile: bool = False  # torch.compile of each block
 

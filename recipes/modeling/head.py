@@ -39,7 +39,7 @@ def token_losses(
 
 
 def mean_loss(
-    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int | None, multiple: int
+    hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int | None
 ) -> torch.Tensor:
     """Mean cross entropy of the tokens that have a target, in nats per token, ().
 
@@ -48,32 +48,28 @@ def mean_loss(
         weight: of the head, (vocab_size, n_embd).
         targets: token ids, (N,), NO_TARGET where there is none.
         chunk_tokens: tokens whose logits are in fp32 at once; None: all of them, through autograd.
-        multiple: of rows that the matrix products see: `weight` is followed by zeros, which no loss and no gradient
-            sees. Only in chunks.
     """
     if chunk_tokens is None:
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=NO_TARGET)
-    return _ChunkedMeanLoss.apply(hidden, weight, targets, chunk_tokens, multiple)  # pyright: ignore[reportReturnType]
+    return _ChunkedMeanLoss.apply(hidden, weight, targets, chunk_tokens)  # pyright: ignore[reportReturnType]
 
 
 class _ChunkedMeanLoss(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int, multiple: int
+        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int
     ) -> torch.Tensor:
-        device, vocab_size = hidden.device.type, len(weight)
+        device = hidden.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-        ctx.dtypes, ctx.vocab_size = (hidden.dtype, weight.dtype), vocab_size
+        ctx.dtypes = hidden.dtype, weight.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
-        if missing := -vocab_size % multiple:  # their logits, which are also their gradients, are 0
-            weight = F.pad(weight, (0, 0, 0, missing))
         wanted = targets != NO_TARGET
         shares = (wanted / wanted.sum()).unsqueeze(1)  # of each token in the mean
         index = targets.clamp(min=0).unsqueeze(1)
         logits = F.linear(hidden, weight)
         loss = torch.zeros((), device=hidden.device)
         for part in _parts(len(hidden), chunk_tokens):
-            loss += (gradient_in_place(logits[part, :vocab_size], index[part]) * shares[part]).sum()
+            loss += (gradient_in_place(logits[part], index[part]) * shares[part]).sum()
         ctx.save_for_backward(logits, hidden, weight, shares)
         return loss
 
@@ -82,8 +78,8 @@ class _ChunkedMeanLoss(torch.autograd.Function):
         of_logits, hidden, weight, shares = ctx.saved_tensors
         shares = shares * gradients[0]  # multiplied into what is small
         of_hidden = (of_logits @ weight) * shares
-        of_weight = (of_logits.T @ (hidden * shares).to(hidden.dtype))[: ctx.vocab_size]
-        return of_hidden.to(ctx.dtypes[0]), of_weight.to(ctx.dtypes[1]), None, None, None
+        of_weight = of_logits.T @ (hidden * shares).to(hidden.dtype)
+        return of_hidden.to(ctx.dtypes[0]), of_weight.to(ctx.dtypes[1]), None, None
 
 
 def gradient_in_place(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -53,8 +53,7 @@ class GPT2WithLoss(GPT2LMHeadModel):
         hidden = self.transformer(*args, **kwargs)[0].flatten(0, 1)
         chunk_tokens = self.kernels.loss_chunk_tokens
         if mean:
-            multiple = self.kernels.vocab_multiple
-            return mean_loss(hidden, self.lm_head.weight, targets.flatten(), chunk_tokens, multiple)
+            return mean_loss(hidden, self.lm_head.weight, targets.flatten(), chunk_tokens)
         return token_losses(hidden, self.lm_head.weight, targets.flatten(), chunk_tokens)
 
 
