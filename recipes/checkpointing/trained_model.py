@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from data_prep.common.errors import BadInput
 from data_prep.common.manifest import manifest_sha256
 from recipes.checkpointing.checkpoints import fault, newest_intact
-from recipes.config.loading import load_config
+from recipes.config.loading import load_recorded_config
 from recipes.modeling.pretrained import open_gpt2, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
@@ -68,7 +68,7 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
 
     if source.run is None:
         return open_gpt2(source.weights, "eager", "float32")
-    cfg = load_config(source.run / CONFIG)
+    cfg = load_recorded_config(source.run / CONFIG)
     settings = gpt2_config(cfg.model, eos_token_id=cfg.model.vocab_size - 1).to_dict()
     with no_init_weights():  # they are read in a moment
         model = GPT2LMHeadModel._from_config(GPT2Config(**settings), attn_implementation="eager")

@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from data_prep.common.errors import BadInput
 from recipes.config.checks import check_finetuning, check_pretraining, check_values
+from recipes.config.old_keys import refuse_old_keys, translate_old_keys
 from recipes.config.schema import FinetuneConfig, RunConfig, TrainConfig
 
 PRESETS = Path(__file__).parents[2] / "yamls/finetune/presets"
@@ -59,6 +60,20 @@ def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     return cfg
 
 
+def load_recorded_config(path: Path) -> TrainConfig:
+    """Read the config.yaml of a pre-training run's folder, which an earlier version may have written.
+
+    Raises:
+        BadInput: as `load_config`; or it holds a setting that this version has not.
+    """
+    layer = read_yaml(path)
+    translate_old_keys(str(path), layer)
+    cfg = _merge(TrainConfig, [(str(path), layer)], str(path))
+    check_values(cfg, str(path))
+    check_pretraining(cfg, str(path))
+    return cfg
+
+
 def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
     """Read the configuration of a fine-tuning run: its base, itself, its preset, then overrides.
 
@@ -101,6 +116,8 @@ def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]
             layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
         except (YAMLError, OmegaConfBaseException) as error:
             raise BadInput(f"override {override!r}: {error}") from None
+    for name, layer in layers:
+        refuse_old_keys(name, layer)
     return layers
 
 

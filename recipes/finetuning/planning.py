@@ -9,7 +9,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.tasks.task_set import Splits, TaskSet, split_by_hash
 from recipes.checkpointing.trained_model import Source
-from recipes.config.loading import load_config
+from recipes.config.loading import load_recorded_config
 from recipes.config.schema import Duration, FinetuneConfig, ModelConfig
 from recipes.modeling.pretrained import read_model_config
 from recipes.modeling.size import lora_parameters, parameter_count
@@ -45,7 +45,7 @@ def architecture(source: Source) -> ModelConfig:
         BadInput: not a GPT-2.
     """
     if source.run is not None:
-        return load_config(source.run / CONFIG).model
+        return load_recorded_config(source.run / CONFIG).model
     config = read_model_config(source.weights)
     names = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
     return ModelConfig(**{name: config[name] for name in names})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.common.files import JsonDict, read_json
-from recipes.config.loading import load_config
+from recipes.config.loading import load_recorded_config
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD
 from recipes.runs.reading import EVAL_BITS
@@ -32,7 +32,7 @@ def write_model_card(
     if run:
         facts = {
             "run": read_json(run / RECORD),
-            "cfg": load_config(run / CONFIG),
+            "cfg": load_recorded_config(run / CONFIG),
             "evaluation": last_evaluation(run / METRICS),
         }
     environment = Environment(loader=FileSystemLoader(CARD.parent), undefined=StrictUndefined, trim_blocks=True)

@@ -1,0 +1,62 @@
+"""Keys that a YAML had once. In a user's YAML they are refused with the new name; a run folder of before is read.
+
+A release that renames or drops a key adds it here.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from omegaconf import DictConfig
+
+from data_prep.common.errors import BadInput
+
+# Old key -> new key.
+RENAMED = {"callbacks.number_guard": "callbacks.nan_guard", "callbacks.texts": "callbacks.generate_samples"}
+# Key that is gone -> the value that had no effect.
+GONE: dict[str, Any] = {"kernels.vocab_multiple": 1}
+
+
+def refuse_old_keys(name: str, layer: DictConfig) -> None:
+    """Refuse a user's YAML or override that has an old key.
+
+    Args:
+        name: of the layer, for the message.
+        layer: the YAML or override, without its base.
+
+    Raises:
+        BadInput: it has one; the message says what it is called now.
+    """
+    for old in (*RENAMED, *GONE):
+        if _holder(layer, old) is not None:
+            now = f"is called {RENAMED[old]!r} now" if old in RENAMED else "is gone; leave it out"
+            raise BadInput(f"{name}: {old!r} {now}")
+
+
+def translate_old_keys(name: str, layer: DictConfig) -> None:
+    """Give the keys of a run folder's config.yaml their names of today, in place.
+
+    Args:
+        name: of the file, for the message.
+        layer: what it holds.
+
+    Raises:
+        BadInput: a key that is gone had an effect.
+    """
+    for old, new in RENAMED.items():
+        if (holder := _holder(layer, old)) is not None:
+            holder[new.rpartition(".")[2]] = holder.pop(old.rpartition(".")[2])
+    for old, without_effect in GONE.items():
+        holder = _holder(layer, old)
+        value = without_effect if holder is None else holder.pop(old.rpartition(".")[2])
+        if value != without_effect:
+            raise BadInput(f"{name}: {old} = {value}: no such setting any more; use the commit that run.json names")
+
+
+def _holder(layer: DictConfig, key: str) -> DictConfig | None:
+    """The mapping in which a key stands, None if it does not."""
+    holder: Any = layer
+    *sections, last = key.split(".")
+    for section in sections:
+        holder = holder.get(section) if isinstance(holder, DictConfig) else None
+    return holder if isinstance(holder, DictConfig) and last in holder else None
