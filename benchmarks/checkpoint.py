@@ -33,7 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, launched, machine, measured, result_of, say_result
 from data_prep.common.errors import BadInput, run
-from recipes.checkpointing.checkpoints import MONOLITH, complete_checkpoints
+from recipes.checkpointing.checkpoint import MONOLITH, complete_checkpoints
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
 from recipes.planning.run_plan import check_shards, make_plan
@@ -62,7 +62,8 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
 
     from callbacks import checkpoint_writer
     from callbacks.checkpoint_writer import CheckpointWriter
-    from recipes.checkpointing import checkpoints, resume
+    from recipes.checkpointing import checkpoint as checkpoints
+    from recipes.checkpointing import resume
     from recipes.training import pretraining, trainer
 
     world_size, rank = world().size, world().rank

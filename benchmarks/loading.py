@@ -52,7 +52,7 @@ from data_prep.sharding.shard_format import (
 )
 from recipes.dataloading import loader
 from recipes.dataloading.loader import collate
-from recipes.dataloading.shard_reader import TokenShard
+from recipes.dataloading.mds_reader import TokenShard
 from recipes.dataloading.shared_memory import registering
 from recipes.dataloading.token_dataset import TokenShards, TokenStream
 

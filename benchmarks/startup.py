@@ -48,13 +48,13 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         return cfg, check_shards(cfg)
 
     timed("import torch", import_module)("torch")
-    for name in ("recipes.dataloading.loader", "recipes.modeling.model", "recipes.training.trainer"):
+    for name in ("recipes.dataloading.loader", "recipes.modeling.gpt2", "recipes.training.trainer"):
         timed("import Composer, Streaming, transformers", import_module)(name)
     from composer import Callback, Logger, State, Trainer
 
-    from callbacks.parity_gate import ParityGate
+    from callbacks.attention_parity import AttentionParity
     from recipes.dataloading import loader
-    from recipes.modeling.model import BioMedLM
+    from recipes.modeling.gpt2 import BioMedLM
     from recipes.training import pretraining, trainer
 
     class FirstBatch(Callback):
@@ -69,7 +69,7 @@ def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
         patch.object(BioMedLM, "__init__", timed("draw the weights", BioMedLM.__init__)),
         patch.object(loader, "build_dataloader", timed("open the shards", loader.build_dataloader)),
         patch.object(Trainer, "__init__", timed("Composer's Trainer", Trainer.__init__)),
-        patch.object(ParityGate, "fit_start", timed("attention gate", ParityGate.fit_start)),
+        patch.object(AttentionParity, "fit_start", timed("attention gate", AttentionParity.fit_start)),
         patch.object(Trainer, "_train_loop", timed("first batch, loader processes", Trainer._train_loop)),
         suppress(Enough),
     ):
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_intermixed_args(argv)
     if args.rounds < 1:
         raise BadInput(f"--rounds {args.rounds} must be above 0")
-    overrides = ["loggers.wandb=null", "callbacks.texts=null", *args.overrides]
+    overrides = ["loggers.wandb=null", "callbacks.generate_samples=null", *args.overrides]
     if args.one:
         one(args.yaml, overrides, args.one)
         return

@@ -54,7 +54,7 @@ from benchmarks.processes import launched, machine, measured, result_of, say_res
 from data_prep.common.errors import BadInput, run
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
-from recipes.planning.hardware import CUDA_NAMES, GPUS
+from recipes.planning.gpus import CUDA_NAMES, GPUS
 from recipes.planning.run_plan import Plan, check_shards, make_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,7 +133,7 @@ def on_device(cfg: TrainConfig) -> Any:
     """Device and autocast of a loop without Trainer."""
     import torch
 
-    from recipes.distributed.cpu import keep_freed_memory
+    from recipes.distributed.cpu_patches import keep_freed_memory
 
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.device != "cpu" else "cpu")
     if device.type == "cpu":
@@ -184,9 +184,9 @@ def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path, layout: bool 
     import torch
     from transformers.pytorch_utils import Conv1D
 
-    from recipes.modeling.kernels import attention_backend, compile_blocks
-    from recipes.modeling.model import BioMedLM, checkpoint_activations
-    from recipes.modeling.optimizer import DecoupledAdamW
+    from recipes.modeling.decoupled_adamw import DecoupledAdamW
+    from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
+    from recipes.modeling.speedups import attention_backend, compile_blocks
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)
@@ -214,7 +214,7 @@ def hf(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
     from recipes.modeling.attention import use_scaled_attention
-    from recipes.modeling.model import gpt2_config
+    from recipes.modeling.gpt2 import gpt2_config
 
     shards = check_shards(cfg)
     torch.manual_seed(cfg.seed)

@@ -16,10 +16,10 @@ from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner
 from torch.distributed.checkpoint import save as save_sharded
 from torch.utils.serialization import config as serialization
 
-from recipes.checkpointing import checkpoints
+from recipes.checkpointing import checkpoint
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import check_parts
-from recipes.distributed.ranks import outcome_of
+from recipes.distributed.rank_zero import outcome_of
 
 FILES_PER_RANK = 4  # of a sharded checkpoint, written and hashed at a time
 
@@ -88,7 +88,7 @@ class CheckpointWriter(Callback):
         batch = int(state.timestamp.batch)
         if batch == self.saved_batch:
             return
-        name = checkpoints.checkpoint_name(int(state.timestamp.epoch), batch)
+        name = checkpoint.checkpoint_name(int(state.timestamp.epoch), batch)
         partial = self.folder / f"{name}.partial"
         saved_at = {
             "batch": batch,
@@ -99,14 +99,14 @@ class CheckpointWriter(Callback):
         failure = (
             _attempt(lambda: _prepare(partial))
             or _attempt(lambda: _write(state, partial))
-            or _attempt(lambda: own.update(checkpoints.own_outputs(partial, dist.get_global_rank())))
+            or _attempt(lambda: own.update(checkpoint.own_outputs(partial, dist.get_global_rank())))
         )
         hashed = {name: output for outputs in dist.all_gather_object(own) for name, output in outputs.items()}
         arguments = (partial, self.folder / name, saved_at, self.identity, hashed)
         failure = (
             failure
             or _attempt(lambda: check_parts(partial), rank=0)
-            or _attempt(lambda: checkpoints.publish(*arguments), rank=0)
+            or _attempt(lambda: checkpoint.publish(*arguments), rank=0)
         )
         if failure:
             if dist.get_global_rank() == 0:
@@ -124,8 +124,8 @@ class CheckpointWriter(Callback):
         self.saved_batch = batch
         self.wait_for_upload()
         if dist.get_global_rank() == 0:
-            for old in self._outdated([path.name for path in checkpoints.complete_checkpoints(self.folder)], batch):
-                checkpoints.remove(self.folder / old)
+            for old in self._outdated([path.name for path in checkpoint.complete_checkpoints(self.folder)], batch):
+                checkpoint.remove(self.folder / old)
             if self.remote:
                 self._upload = self._uploader.submit(self._copy_to, self.remote, batch, name)
         dist.barrier()
@@ -161,14 +161,14 @@ class CheckpointWriter(Callback):
             BadInput: the remote refuses.
             Unavailable: the remote does not answer.
         """
-        here = {path.name: path for path in checkpoints.complete_checkpoints(self.folder)}
+        here = {path.name: path for path in checkpoint.complete_checkpoints(self.folder)}
         far = checkpoints_in(self.remote.contents()) if self.remote else {}
         there = [name for name, complete in far.items() if complete]
-        for name in sorted({*here, *there}, key=checkpoints.checkpoint_batch, reverse=True):
-            if checkpoints.checkpoint_batch(name) >= batch:
+        for name in sorted({*here, *there}, key=checkpoint.checkpoint_batch, reverse=True):
+            if checkpoint.checkpoint_batch(name) >= batch:
                 continue
-            if name in here and checkpoints.fault(here[name]) is None:
-                return checkpoints.saved_at(here[name])
+            if name in here and checkpoint.fault(here[name]) is None:
+                return checkpoint.saved_at(here[name])
             if self.remote and name in there and (manifest := self.remote.manifest(name)):
                 return manifest["saved_at"]
         return {"batch": 0, "epoch": 0, "sample_in_epoch": 0}
@@ -183,11 +183,11 @@ class CheckpointWriter(Callback):
         if self.remote:
             contents = self.remote.contents()
             for name in checkpoints_in(contents):
-                if checkpoints.checkpoint_batch(name) >= batch:
+                if checkpoint.checkpoint_batch(name) >= batch:
                     self.remote.remove(name, contents)
-        for path in checkpoints.complete_checkpoints(self.folder):
-            if checkpoints.checkpoint_batch(path) >= batch:
-                checkpoints.remove(path)
+        for path in checkpoint.complete_checkpoints(self.folder):
+            if checkpoint.checkpoint_batch(path) >= batch:
+                checkpoint.remove(path)
 
     def _upload_failure(self) -> str | None:
         if self.remote is None:
@@ -208,18 +208,18 @@ class CheckpointWriter(Callback):
         """
         remote.upload_run_files(self.folder.parent)
         there = checkpoints_in(remote.contents())
-        for path in reversed(checkpoints.complete_checkpoints(self.folder)):
-            missing = checkpoints.checkpoint_batch(path) <= batch and not there.get(path.name)
-            if path.name == saved or (missing and checkpoints.fault(path) is None):
+        for path in reversed(checkpoint.complete_checkpoints(self.folder)):
+            missing = checkpoint.checkpoint_batch(path) <= batch and not there.get(path.name)
+            if path.name == saved or (missing and checkpoint.fault(path) is None):
                 remote.upload(path)
         contents = remote.contents()
         there = checkpoints_in(contents)
-        partial = [n for n, complete in there.items() if not complete and checkpoints.checkpoint_batch(n) < batch]
+        partial = [n for n, complete in there.items() if not complete and checkpoint.checkpoint_batch(n) < batch]
         for name in [*partial, *self._outdated([n for n, complete in there.items() if complete], batch)]:
             remote.remove(name, contents)
 
     def _outdated(self, names: list[str], batch: int) -> list[str]:
-        return checkpoints.outdated(names, batch, self.keep, self.permanent_interval_batches)
+        return checkpoint.outdated(names, batch, self.keep, self.permanent_interval_batches)
 
 
 def _attempt(action: Callable[[], Any], rank: int | None = None) -> str | None:
@@ -257,7 +257,7 @@ def _write(state: State, partial: Path) -> None:
             writer = FileSystemWriter(partial, thread_count=FILES_PER_RANK)
             save_sharded(content, storage_writer=writer, planner=planner)
         elif dist.get_global_rank() == 0:
-            with (partial / checkpoints.MONOLITH).open("wb") as file:
+            with (partial / checkpoint.MONOLITH).open("wb") as file:
                 torch.save(content, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -14,24 +14,24 @@ import torch
 from composer import Callback
 from composer.callbacks import LRMonitor, MemoryMonitor, RuntimeEstimator, SpeedMonitor
 
+from callbacks.attention_parity import AttentionParity
 from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.cost_monitor import CostMonitor
 from callbacks.data_monitor import DataMonitor
+from callbacks.generate_samples import GenerateSamples
+from callbacks.hang_detector import HangDetector
 from callbacks.language_metrics import LanguageMetrics
+from callbacks.nan_guard import NanGuard
 from callbacks.norm_monitor import NormMonitor
-from callbacks.number_guard import NumberGuard
-from callbacks.parity_gate import ParityGate
 from callbacks.preemption import Preemption
 from callbacks.rank_sums import RankSums
 from callbacks.restore_rng import RestoreRNG
 from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.spike_guard import SpikeGuard
-from callbacks.stall_watch import StallWatch
-from callbacks.texts import Texts
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.schema import RunConfig, batches_of
 from recipes.modeling.token_loss import TokenSources
-from recipes.planning.hardware import CUDA_NAMES, GPUS
+from recipes.planning.gpus import CUDA_NAMES, GPUS
 from recipes.runs.names import METRICS, TEXTS
 
 
@@ -87,9 +87,9 @@ def _data_monitor(values: Any, cfg: Any, run: RunContext) -> Callback | None:
     return DataMonitor(batches_of(values.interval), run.shards.counts["train"].tokens) if run.shards else None
 
 
-def _texts(values: Any, cfg: Any, run: RunContext) -> Callback:
+def _generate_samples(values: Any, cfg: Any, run: RunContext) -> Callback:
     written, tokenizer = Path(cfg.run_dir) / TEXTS, Path(cfg.data.tokenizer)
-    return Texts(written, tokenizer, values.prompts, values.max_new_tokens, cfg.model.n_positions, cfg.seed)
+    return GenerateSamples(written, tokenizer, values.prompts, values.max_new_tokens, cfg.model.n_positions, cfg.seed)
 
 
 def _speed_monitor(values: Any, cfg: Any, run: RunContext) -> Callback:
@@ -103,14 +103,14 @@ def _spike_guard(values: Any, cfg: Any, run: RunContext) -> Callback:
     return SpikeGuard(**asdict(values), folder=Path(cfg.run_dir), writer=run.writer)
 
 
-def _stall_watch(_: Any, cfg: Any, run: RunContext) -> Callback | None:
-    return StallWatch(Path(cfg.run_dir), cfg.stall_timeout_s) if cfg.stall_timeout_s else None
+def _hang_detector(_: Any, cfg: Any, run: RunContext) -> Callback | None:
+    return HangDetector(Path(cfg.run_dir), cfg.stall_timeout_s) if cfg.stall_timeout_s else None
 
 
 # In the order in which Composer calls them: sums before those that read them, a loss spike before it would be saved,
 # what is due saved before the run is left.
 CALLBACKS = (
-    Entry(ParityGate, None, "before the first batch", (), lambda _, cfg, run: ParityGate()),
+    Entry(AttentionParity, None, "before the first batch", (), lambda _, cfg, run: AttentionParity()),
     Entry(RestoreRNG, None, "before the first batch", (), lambda _, cfg, run: run.rng),
     Entry(RankSums, None, "each batch", (), lambda _, cfg, run: run.sums),
     Entry(
@@ -121,7 +121,7 @@ CALLBACKS = (
     Entry(
         DataMonitor, "data_monitor", "each interval", ("throughput/data_wait_share", "time/passes"), _data_monitor
     ),
-    Entry(Texts, "texts", "each evaluation", (), _texts),
+    Entry(GenerateSamples, "generate_samples", "each evaluation", (), _generate_samples),
     Entry(
         SampleFingerprint, None, "each batch", ("data/batch_fingerprint",),
         lambda _, cfg, run: SampleFingerprint(run.sums),
@@ -145,13 +145,13 @@ CALLBACKS = (
         lambda _, cfg, run: CostMonitor(Path(cfg.run_dir) / METRICS, cfg.price_per_gpu_hour),
     ),
     Entry(
-        NumberGuard, "number_guard", "each batch", ("guard/skipped_batches",),
-        lambda values, cfg, run: NumberGuard(**asdict(values), sums=run.sums),
+        NanGuard, "nan_guard", "each batch", ("guard/skipped_batches",),
+        lambda values, cfg, run: NanGuard(**asdict(values), sums=run.sums),
     ),
     Entry(SpikeGuard, "spike_guard", "each batch", ("guard/loss_limit",), _spike_guard),
     Entry(CheckpointWriter, None, "each save_interval", (), lambda _, cfg, run: run.writer),
     Entry(Preemption, None, "each batch", (), lambda _, cfg, run: Preemption(run.writer)),
-    Entry(StallWatch, None, "all the time", (), _stall_watch),
+    Entry(HangDetector, None, "all the time", (), _hang_detector),
 )  # fmt: skip
 
 

@@ -17,9 +17,9 @@ from callbacks.checkpoint_writer import CheckpointWriter
 from data_prep.common.exit_codes import BAD_NUMBERS
 from data_prep.common.files import JsonDict
 from data_prep.sharding.shard_format import DOCUMENTS
-from recipes.dataloading import ledger
+from recipes.dataloading import skipped_data
 from recipes.dataloading.token_dataset import TokenShards
-from recipes.distributed.ranks import on_rank_zero
+from recipes.distributed.rank_zero import on_rank_zero
 
 TRAIN_LOSS = "loss/train/total"
 # Of a normal distribution, the standard deviation is this many median absolute deviations.
@@ -123,7 +123,7 @@ class SpikeGuard(Callback):
         first = batch - len(self._spiking) + 1
         spike = f"batches {first} to {batch} have losses of {', '.join(f'{loss:.3g}' for loss in self._spiking)}"
         spike = f"loss spike: {spike}, above {self._limit():.3g}"
-        entries = ledger.read(self.folder)
+        entries = skipped_data.read(self.folder)
         if len(entries) >= self.max_rewinds:
             print(f"error: {spike}, after {len(entries)} rewinds; see docs/operations.md, exit code 3", flush=True)
             return False
@@ -137,29 +137,35 @@ class SpikeGuard(Callback):
             int(sample)
             for epoch, begin, end in windows
             for position, sample in enumerate(data.sample_order(epoch, batch_size)[begin:end], begin)
-            if not ledger.is_skipped(data.skipped, epoch, position)
+            if not skipped_data.is_skipped(data.skipped, epoch, position)
         ]
         folder = Path(data.streams[0].local)
         documents = []
         if (folder / DOCUMENTS).is_file():  # not where shards are fetched from `data.remote`
-            documents = ledger.documents_of(folder, samples, state.batch["input_ids"].shape[1])
+            documents = skipped_data.documents_of(folder, samples, state.batch["input_ids"].shape[1])
         # First, so that a run that is killed here meets the spike again, and does not go on behind it.
         self.writer.discard_from(first)
         entry = {"from_batch": batch, "to_batch": goal["batch"], "losses": list(self._spiking), "limit": self._limit()}
-        ledger.append(self.folder, {**entry, "windows": windows}, samples, documents)
+        skipped_data.append(self.folder, {**entry, "windows": windows}, samples, documents)
         print(
             f"warning: {spike}: back to batch {goal['batch']}, leaving out {len(samples):,} samples of "
-            f"{len(documents):,} documents ({self.folder / ledger.LEDGER})",
+            f"{len(documents):,} documents ({self.folder / skipped_data.LEDGER})",
             flush=True,
         )
         return True
 
 
-def _between(goal: JsonDict, here: JsonDict, skipped: Sequence[ledger.Window], epoch_end: int) -> list[ledger.Window]:
+def _between(
+    goal: JsonDict, here: JsonDict, skipped: Sequence[skipped_data.Window], epoch_end: int
+) -> list[skipped_data.Window]:
     """The positions from `goal` to `here`; both say `epoch` and `sample_in_epoch`, in samples that were trained on."""
     windows = []
     for epoch in range(goal["epoch"], here["epoch"] + 1):
-        begin = ledger.position(skipped, epoch, goal["sample_in_epoch"]) if epoch == goal["epoch"] else 0
-        last = ledger.position(skipped, epoch, here["sample_in_epoch"] - 1) if epoch == here["epoch"] else epoch_end - 1
+        begin = skipped_data.position(skipped, epoch, goal["sample_in_epoch"]) if epoch == goal["epoch"] else 0
+        last = (
+            skipped_data.position(skipped, epoch, here["sample_in_epoch"] - 1)
+            if epoch == here["epoch"]
+            else epoch_end - 1
+        )
         windows.append((epoch, begin, last + 1))
-    return ledger.merge(windows)
+    return skipped_data.merge(windows)

@@ -21,10 +21,10 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput, run
 from data_prep.fetching import pmc_bucket
+from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import fetch
 from data_prep.fetching.pile import PILE, PILE_URL, count_lines, pile
 from data_prep.fetching.pubmed import PUBMED_SETS, PUBMED_URL, check_year, count_citations, holes, medline
-from data_prep.fetching.web import Web
 from data_prep.sources.pmc import TIERS
 
 

@@ -27,7 +27,7 @@ from data_prep.tasks.registry import load
 from recipes.evaluation.answers import check_answerable
 from recipes.evaluation.build import DTYPES, evaluate
 from recipes.evaluation.over_seeds import evaluate_runs
-from recipes.modeling.pretrained import check_folder, read_task
+from recipes.modeling.model_folder import check_folder, read_task
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from recipes.checkpointing.trained_model import find_source, load_trained
-from recipes.modeling.pretrained import save_pretrained
+from recipes.modeling.model_folder import save_pretrained
 from recipes.modeling.release import TOLERANCE, compare_with_stock, fold_layer_scaling, logits
 from recipes.runs.model_card import write_model_card
 

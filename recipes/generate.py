@@ -20,8 +20,8 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
-from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, load_model
 from recipes.generation.samples import sample
+from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, load_model
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -61,11 +61,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if len(folders) > 1 and not arguments.web:
         raise BadInput(f"--model was given {len(folders)} times; only the page (--web) lets one choose")
     if arguments.web:
-        from recipes.generation.page import serve
+        from recipes.generation.chat_web import serve
 
         serve(folders, arguments.device, settings, arguments.host, arguments.port)
     elif arguments.interactive:
-        from recipes.generation.dialogue import talk
+        from recipes.generation.chat_cli import talk
 
         model, tokenizer = load_model(folders[0], arguments.device)
         print(f"note: {NOTICE}", file=sys.stderr)

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import BadInput, run
-from recipes.planning.hardware import add_stack, find_gpu
+from recipes.planning.gpus import add_stack, find_gpu
 from recipes.planning.run_plan import check_shards
-from recipes.runs.launch import ROOT
 from recipes.runs.lock import hold
 from recipes.runs.names import RECORD
+from recipes.runs.processes import ROOT
 from recipes.runs.signals import leave_at_once_when_preempted
 from recipes.trials.ladder import LEAST_RUNGS, measure, run_all
 from recipes.trials.ladder_page import PAGE, PICTURE, RESULTS, format_results, write_results

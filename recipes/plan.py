@@ -22,7 +22,7 @@ from pathlib import Path
 from data_prep.common.errors import BadInput, run
 from data_prep.common.manifest import MANIFEST
 from recipes.config.loading import load_config
-from recipes.planning.hardware import GPUS, add_stack
+from recipes.planning.gpus import GPUS, add_stack
 from recipes.planning.run_plan import RANKS_PER_NODE, check_shards, make_plan
 
 

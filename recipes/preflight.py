@@ -18,7 +18,7 @@ from typing import Any
 from data_prep.common.errors import BadInput, run
 from recipes.config.command_line import parse_run
 from recipes.config.loading import load_config
-from recipes.planning.hardware import GPUS, add_stack, find_gpu
+from recipes.planning.gpus import GPUS, add_stack, find_gpu
 from recipes.runs.signals import leave_with_the_launcher
 from recipes.trials.checks import run_checks
 from recipes.trials.fake_world import fake_world

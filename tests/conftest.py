@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from data_prep import corpus
-from data_prep.files import store
+from data_prep.files import object_store
 from data_prep.files.inputs import Input, Stream
 from data_prep.filtering.build import build_corpus
 from data_prep.sharding.build import build_shards
@@ -283,7 +283,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, store: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.store = store
+        self.store = object_store
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.rules: list[list[Any]] = []
         self.held = threading.Event()  # a request hangs
@@ -371,7 +371,7 @@ def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
     }.items():  # fmt: skip
         monkeypatch.setenv(name, value)
     for name, value in {"CONNECT_TIMEOUT_S": start_s() / 2, "READ_TIMEOUT_S": start_s() / 2, "ATTEMPTS": 2}.items():
-        monkeypatch.setattr(store, name, value)
+        monkeypatch.setattr(object_store, name, value)
     yield server
     server.well_again()
     server.shutdown()

@@ -32,11 +32,12 @@ from composer.utils import dist
 from callbacks import checkpoint_writer
 from callbacks.checkpoint_writer import CheckpointWriter
 from data_prep.common.errors import run
-from data_prep.files import store
+from data_prep.files import object_store
 from patience import start_s
 from recipes import train
-from recipes.dataloading.shard_reader import TokenShard
-from recipes.distributed import parallel, ranks, rendezvous
+from recipes.dataloading.mds_reader import TokenShard
+from recipes.distributed import fsdp as parallel
+from recipes.distributed import rank_zero, rendezvous
 from recipes.runs import folder as run_folder
 from recipes.training import trainer
 
@@ -60,9 +61,9 @@ class Fault(Callback):
     def __init__(self, what: str, rank: int, batch: int) -> None:
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
         if what in ("impatient", "patient"):
-            ranks.POLL_S = 0.2
-            store.READ_TIMEOUT_S = start_s() / 2 if what == "impatient" else FOR_EVER_S
-            store.ATTEMPTS = 2
+            rank_zero.POLL_S = 0.2
+            object_store.READ_TIMEOUT_S = start_s() / 2 if what == "impatient" else FOR_EVER_S
+            object_store.ATTEMPTS = 2
         if what == "save-SIGTERM":
             original = CheckpointWriter.save
 

@@ -15,8 +15,8 @@ from pathlib import Path
 
 NAME = "TEST_START_S"  # hands the measurement to workers of pytest and to what tests start; set by hand, it is believed
 OF_A_RUN = (  # what it imports
-    "recipes.training.trainer", "recipes.checkpointing.resume", "recipes.distributed.parallel",
-    "recipes.finetuning.finetuned",
+    "recipes.training.trainer", "recipes.checkpointing.resume", "recipes.distributed.fsdp",
+    "recipes.finetuning.heads",
 )  # fmt: skip
 COLD_S = 8.0  # a start that takes longer may have compiled Python, or read a cold disk
 FASTEST_S = 2.0  # as if a machine were no faster than that: a start is not all that a test waits for

@@ -28,7 +28,7 @@ import zstandard
 
 from data_prep import acquire
 from data_prep.common.errors import run
-from data_prep.fetching import listed_files, pmc_bucket, web
+from data_prep.fetching import downloads, listed_files, pmc_bucket
 from data_prep.fetching.pile import PILE
 from data_prep.filtering import corpus_format
 from data_prep.filtering.build import build_corpus
@@ -177,7 +177,7 @@ class Site:
 @pytest.fixture
 def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(web, "WAIT_S", 0.001)
+    monkeypatch.setattr(downloads, "WAIT_S", 0.001)
     monkeypatch.setattr(listed_files, "BASELINE_RECORDS", RECORDS)
     site = Site()
     yield site
@@ -371,7 +371,7 @@ def test_a_part_that_is_complete_is_not_fetched_again(pubmed: Site, tmp_path: Pa
 
 def test_a_server_that_hangs(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
     timeout_s = start_s() / 20
-    monkeypatch.setattr(web, "READ_TIMEOUT_S", timeout_s)
+    monkeypatch.setattr(downloads, "READ_TIMEOUT_S", timeout_s)
     pubmed.hang_s = 5 * timeout_s
     pubmed.fail(PATH, "hang")
     assert acquire_medline(pubmed, tmp_path / "passing") == 0
@@ -382,9 +382,9 @@ def test_a_server_that_hangs(pubmed: Site, tmp_path: Path, capsys: Any, monkeypa
 def test_a_connection_that_breaks_often_brings_the_file_all_the_same(
     pubmed: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(web, "PROGRESS_BYTES", 50)
-    breaks = web.ATTEMPTS + 2
-    assert len(pubmed.files[PATH]) >> web.ATTEMPTS - 2 > 50  # each brings half of what is left
+    monkeypatch.setattr(downloads, "PROGRESS_BYTES", 50)
+    breaks = downloads.ATTEMPTS + 2
+    assert len(pubmed.files[PATH]) >> downloads.ATTEMPTS - 2 > 50  # each brings half of what is left
     pubmed.fail(PATH, *["short"] * breaks)
     assert acquire_medline(pubmed, tmp_path) == 0
     assert_as_published(pubmed, tmp_path)
@@ -429,10 +429,10 @@ def test_what_does_not_pass_is_named(
 def test_attempts_are_bounded(pubmed: Site, tmp_path: Path):
     pubmed.fail(PATH, "503", for_ever=True)
     acquire_medline(pubmed, tmp_path / "files")
-    assert pubmed.asked().count(PATH) == web.ATTEMPTS
+    assert pubmed.asked().count(PATH) == downloads.ATTEMPTS
     pubmed.fail(PATH, HTML, for_ever=True)
     acquire_medline(pubmed, tmp_path / "files")
-    assert pubmed.asked().count(PATH) == web.DOWNLOADS
+    assert pubmed.asked().count(PATH) == downloads.DOWNLOADS
     pubmed.fail(PATH, "404", for_ever=True)
     acquire_medline(pubmed, tmp_path / "files")
     assert pubmed.asked().count(PATH) == 1
@@ -600,7 +600,7 @@ def test_the_disk_becomes_full(pubmed: Site, tmp_path: Path, capsys: Any, monkey
 
 
 def test_two_commands_in_one_folder(pubmed: Site, tmp_path: Path, capsys: Any):
-    from data_prep.fetching.acquired import state
+    from data_prep.fetching.database import state
 
     with state(tmp_path / "files"):
         assert acquire_medline(pubmed, tmp_path / "files") == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common.errors import BadInput
-from recipes.checkpointing import checkpoints
+from recipes.checkpointing import checkpoint
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def folder(tmp_path: Path) -> Path:
         partial.mkdir()
         for name in (".metadata", "__0_0.distcp", "__1_0.distcp"):
             (partial / name).write_bytes(f"{name} of {batch}".encode() * 100)
-        checkpoints.publish(
+        checkpoint.publish(
             partial,
             tmp_path / f"ep0-ba{batch}",
             {"batch": batch, "epoch": 0, "sample_in_epoch": batch * 8},
@@ -29,9 +29,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_newest_is_the_one_of_the_latest_batch(folder: Path) -> None:
-    assert [path.name for path in checkpoints.complete_checkpoints(folder)] == ["ep0-ba10", "ep0-ba20", "ep0-ba100"]
-    assert checkpoints.newest_intact(folder) == (folder / "ep0-ba100", [])
-    assert checkpoints.newest_intact(folder / "nothing") == (None, [])
+    assert [path.name for path in checkpoint.complete_checkpoints(folder)] == ["ep0-ba10", "ep0-ba20", "ep0-ba100"]
+    assert checkpoint.newest_intact(folder) == (folder / "ep0-ba100", [])
+    assert checkpoint.newest_intact(folder / "nothing") == (None, [])
 
 
 @pytest.mark.parametrize("name", [".metadata", "__0_0.distcp", "__1_0.distcp", "manifest.json"])
@@ -44,7 +44,7 @@ def test_a_damaged_one_is_named_left_and_passed_over(folder: Path, name: str, da
     else:
         at = data.index(b"17") if name == "manifest.json" else 50
         path.write_bytes(data[: len(data) // 2] if damage == "truncated" else data[:at] + b"3" + data[at + 1 :])
-    newest, faults = checkpoints.newest_intact(folder)
+    newest, faults = checkpoint.newest_intact(folder)
     assert newest == folder / "ep0-ba20"
     if (damage, name) == ("missing", "manifest.json"):
         assert faults == []  # it never got one: a save that was killed
@@ -55,14 +55,14 @@ def test_a_damaged_one_is_named_left_and_passed_over(folder: Path, name: str, da
 
 def test_a_save_that_was_killed_does_not_count(folder: Path) -> None:
     shutil.copytree(folder / "ep0-ba100", folder / "ep0-ba200.partial")
-    assert checkpoints.newest_intact(folder)[0] == folder / "ep0-ba100"
+    assert checkpoint.newest_intact(folder)[0] == folder / "ep0-ba100"
 
 
 def test_no_intact_checkpoint_is_not_no_checkpoint(folder: Path) -> None:
     for batch in (10, 20, 100):
         (folder / f"ep0-ba{batch}/.metadata").write_bytes(b"")
     with pytest.raises(BadInput, match=r"(?s)no checkpoint in .* is intact:.*ep0-ba100.*ep0-ba20.*ep0-ba10/"):
-        checkpoints.newest_intact(folder)
+        checkpoint.newest_intact(folder)
 
 
 def test_publishing_again_replaces_it(folder: Path) -> None:
@@ -70,8 +70,8 @@ def test_publishing_again_replaces_it(folder: Path) -> None:
     partial = folder / "ep0-ba100.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(b"new")
-    checkpoints.publish(partial, folder / "ep0-ba100", {"batch": 100}, {})
-    assert checkpoints.fault(folder / "ep0-ba100") is None
+    checkpoint.publish(partial, folder / "ep0-ba100", {"batch": 100}, {})
+    assert checkpoint.fault(folder / "ep0-ba100") is None
     assert sorted(path.name for path in (folder / "ep0-ba100").iterdir()) == ["manifest.json", "rank0.pt"]
 
 
@@ -80,20 +80,20 @@ def test_each_rank_hashes_what_it_wrote(tmp_path: Path) -> None:
     partial.mkdir()
     for name in ("__0_0.distcp", "__1_0.distcp", "__1_1.distcp", "__10_0.distcp", ".metadata"):
         (partial / name).write_bytes(name.encode() * 9)
-    hashed = checkpoints.own_outputs(partial, 1)
+    hashed = checkpoint.own_outputs(partial, 1)
     assert set(hashed) == {"__1_0.distcp", "__1_1.distcp"}
-    checkpoints.publish(partial, out, {"batch": 100}, {}, hashed | checkpoints.own_outputs(partial, 10))
-    assert checkpoints.fault(out) is None
+    checkpoint.publish(partial, out, {"batch": 100}, {}, hashed | checkpoint.own_outputs(partial, 10))
+    assert checkpoint.fault(out) is None
     (out / "__1_0.distcp").write_bytes(b"__1_0.distcq" * 9)
-    assert "altered" in (checkpoints.fault(out) or "")
+    assert "altered" in (checkpoint.fault(out) or "")
 
 
 def test_a_part_of_another_size_than_its_rank_saw_is_refused(tmp_path: Path) -> None:
     partial = tmp_path / "partial"
     partial.mkdir()
     (partial / "__1_0.distcp").write_bytes(b"whole")
-    hashed = checkpoints.own_outputs(partial, 1)
+    hashed = checkpoint.own_outputs(partial, 1)
     (partial / "__1_0.distcp").write_bytes(b"cut")
     with pytest.raises(OSError, match=r"has 3 bytes, who wrote it saw 5"):
-        checkpoints.publish(partial, tmp_path / "ep0-ba1", {"batch": 1}, {}, hashed)
+        checkpoint.publish(partial, tmp_path / "ep0-ba1", {"batch": 1}, {}, hashed)
     assert not (tmp_path / "ep0-ba1").exists()

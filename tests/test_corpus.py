@@ -23,7 +23,7 @@ from data_prep.common.files import JsonDict
 from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.filtering import corpus_format, near_duplicates, overlap, spool
+from data_prep.filtering import corpus_format, decontamination, near_duplicates, spool
 from data_prep.filtering.build import BAD, build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.running.workers import Workers
@@ -230,17 +230,17 @@ def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pyte
     whole = spool.same_text(text)
     assert whole != spool.same_text(text.replace("five", "fiv e"))
     for size in range(1, 30):
-        monkeypatch.setattr(overlap, "PIECE", size)
+        monkeypatch.setattr(decontamination, "PIECE", size)
         assert spool.same_text(text) == spool.same_text(alike) == whole
     monkeypatch.undo()
     draw = random.Random(2)
     words = [f"wörd{n}" for n in range(400)]
     texts = [" \n".join(draw.choices(words, k=count)) + "  " * 40 for count in (0, 1, 4, 5, 6, 12, 13, 14, 300)]
-    grams = overlap.Grams([*texts[-2:], " ".join(words[:20])])
+    grams = decontamination.Grams([*texts[-2:], " ".join(words[:20])])
     found = [(near_duplicates.signature(text), grams.within(text)) for text in texts]
     assert [len(numbers) for _, numbers in found][-2:] == [2, 288]
     for size in (1, 7, 50):
-        monkeypatch.setattr(overlap, "PIECE", size)
+        monkeypatch.setattr(decontamination, "PIECE", size)
         assert [(near_duplicates.signature(text), grams.within(text)) for text in texts] == found
 
 

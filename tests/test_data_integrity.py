@@ -36,7 +36,7 @@ from data_prep.sources.document import Document
 from patience import patience_s
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
-from recipes.dataloading import shard_reader
+from recipes.dataloading import mds_reader
 from recipes.dataloading.loader import ShortEpoch, TokenLoader, build_dataloader
 from recipes.dataloading.shared_memory import registering
 from recipes.dataloading.token_dataset import TokenShards
@@ -57,7 +57,7 @@ def a_hang_fails(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     def hangs(*_: object) -> None:
         raise TimeoutError(f"still running after {patience_s():.0f} s")
 
-    monkeypatch.setattr(shard_reader, "RETRY_WAIT_S", 0.01)
+    monkeypatch.setattr(mds_reader, "RETRY_WAIT_S", 0.01)
     if request.node.get_closest_marker("chaos") is None:
         signal.signal(signal.SIGALRM, hangs)
         signal.setitimer(signal.ITIMER_REAL, patience_s())
@@ -198,7 +198,7 @@ class TestOneRank:
         remote, cache = shutil.copytree(good[compression], tmp_path / "remote"), tmp_path / "cache"
         damaged = remote / "train" / f"shard.00001.mds{'.zstd' if compression == 'zstd' else ''}"
         damage(damaged)
-        shard_reader.fetch_manifest(cache, str(remote))
+        mds_reader.fetch_manifest(cache, str(remote))
         with pytest.raises(BadInput, match=r"\(attempt 3\)") as error:
             epoch(configure(f"data.shards={cache}", f"data.remote={remote}", f"data.num_workers={workers}"))
         assert str(damaged) in str(error.value)
@@ -218,7 +218,7 @@ def test_a_cold_cache_is_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Every file comes damaged the first time, or not at all."""
-    download, seen = shard_reader.CloudDownloader.direct_download, set()
+    download, seen = mds_reader.CloudDownloader.direct_download, set()
 
     def bad_line(url: str, local: str, timeout: float) -> None:
         if url in seen:
@@ -229,9 +229,9 @@ def test_a_cold_cache_is_filled(
         download(url, local, timeout)
         flip(Path(local))
 
-    monkeypatch.setattr(shard_reader.CloudDownloader, "direct_download", bad_line)
+    monkeypatch.setattr(mds_reader.CloudDownloader, "direct_download", bad_line)
     cache = tmp_path / "cache"
-    shard_reader.fetch_manifest(cache, str(good[compression]))
+    mds_reader.fetch_manifest(cache, str(good[compression]))
     cfg = configure(f"data.shards={cache}", f"data.remote={good[compression]}", f"data.num_workers={workers}")
     assert epoch(cfg) == right
     assert {path.name for path in cache.rglob("*") if path.is_file()} == {
@@ -252,7 +252,7 @@ def test_an_object_store_fills_a_cold_cache(
         if path.is_file():
             s3.upload_file(str(path), bucket, f"some/where/{path.relative_to(good['zstd']).as_posix()}")
     remote = f"s3://{bucket}/some/where"
-    shard_reader.fetch_manifest(cache, remote)
+    mds_reader.fetch_manifest(cache, remote)
     cfg = configure(f"data.shards={cache}", f"data.remote={remote}", f"data.num_workers={workers}")
     assert epoch(cfg) == right
     lost, local = "train/shard.00001.mds", cache / "train/shard.00001.mds"
@@ -331,12 +331,12 @@ def test_manifest_and_index(
     flip(folder / name)
     with pytest.raises(BadInput, match=name):
         epoch(configure(f"data.shards={folder}"))
-    shard_reader.fetch_manifest(folder, str(good["none"]))
+    mds_reader.fetch_manifest(folder, str(good["none"]))
     assert epoch(configure(f"data.shards={folder}", f"data.remote={good['none']}")) == right
     assert (folder / name).read_bytes() == (good["none"] / name).read_bytes()
     flip(folder / MANIFEST)
     with pytest.raises(BadInput, match=r"nowhere/manifest\.json \(attempt 3\)"):
-        shard_reader.fetch_manifest(folder, "nowhere")
+        mds_reader.fetch_manifest(folder, "nowhere")
     outcome(f"{name} altered", "exit code 2, named; with a remote fetched again", "nothing")
 
 
@@ -413,7 +413,7 @@ def test_no_number_of_ranks_makes_an_epoch_shorter_or_longer(
 
 
 def test_shards_travel_to_a_spawned_worker(good: dict[str, Path]) -> None:
-    (shard, *_) = shard_reader.open_shards(read_shards_info(good["zstd"]), "train", str(good["zstd"]))
+    (shard, *_) = mds_reader.open_shards(read_shards_info(good["zstd"]), "train", str(good["zstd"]))
     again = pickle.loads(pickle.dumps(shard))
     assert (again[0]["tokens"] == shard[0]["tokens"]).all()
 

@@ -22,24 +22,24 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
 from data_prep.filtering.corpus_format import read_documents
-from data_prep.filtering.overlap import GRAM_WORDS
+from data_prep.filtering.decontamination import GRAM_WORDS
 from data_prep.sources.document import Document
 from data_prep.tasks.registry import load
-from data_prep.tasks.tags import SCHEMES, count
 from data_prep.tasks.task_set import Question, TaskSet
+from data_prep.tasks.token_classification import SCHEMES, count
 from patience import patience_s
 from recipes import evaluate, export
-from recipes.evaluation import likelihood, text_perplexity
+from recipes.evaluation import log_likelihood, perplexity
 from recipes.evaluation.answers import check_answerable
 from recipes.evaluation.build import OFFLINE
-from recipes.evaluation.harness import count_cut, score_choices
-from recipes.evaluation.leaks import find_leaks
-from recipes.evaluation.likelihood import Window, document_windows, log_probs
+from recipes.evaluation.contamination import find_leaks
+from recipes.evaluation.lm_eval_harness import count_cut, score_choices
+from recipes.evaluation.log_likelihood import Window, document_windows, log_probs
 from recipes.evaluation.prompts import Prompt, make_prompts, write_harness_task
-from recipes.finetuning import finetuned
-from recipes.finetuning.examples import Encoder, add_tokens, collate
-from recipes.finetuning.finetuned import FineTuned, TaskHead
-from recipes.modeling.pretrained import load_pretrained
+from recipes.finetuning import heads
+from recipes.finetuning.encoding import Encoder, add_tokens, collate
+from recipes.finetuning.heads import FineTuned, TaskHead
+from recipes.modeling.model_folder import load_pretrained
 from recipes.scoring.bootstrap import bootstrap, measures, over_seeds
 
 ROOT = Path(__file__).parents[1]
@@ -107,7 +107,7 @@ def test_the_head_in_parts_is_the_head(make_model: MakeModel, monkeypatch: pytes
     model, _ = load_pretrained(make_model(False))
     window = [Window(tuple(range(60)), tuple(range(1, 61)))]
     whole = log_probs(model, window, 1)
-    monkeypatch.setattr(likelihood, "HEAD_ROWS", 7)
+    monkeypatch.setattr(log_likelihood, "HEAD_ROWS", 7)
     assert log_probs(model, window, 1) == pytest.approx(whole, rel=1e-6)
 
 
@@ -219,7 +219,7 @@ def test_perplexity_by_hand(
     folder = make_model(True)
     corpus = make_corpus(tmp_path / "corpus", tiny_documents, 0.1)
     model, tokenizer = load_pretrained(folder)
-    found = text_perplexity.perplexity(model, tokenizer, corpus, 6, 4)["all"]["all"]
+    found = perplexity.perplexity(model, tokenizer, corpus, 6, 4)["all"]["all"]
     nats, tokens, size_bytes, left_over = 0.0, 0, 0, []
     for line in itertools.islice(read_documents(corpus, "val"), 6):
         ids = [599, *tokenizer(line.text)["input_ids"]]
@@ -233,7 +233,7 @@ def test_perplexity_by_hand(
     assert found["nats"] == pytest.approx(nats, rel=1e-4)
     assert found["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size_bytes, rel=1e-4)
     assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
-    groups = text_perplexity.perplexity(model, tokenizer, corpus, 20, 4)
+    groups = perplexity.perplexity(model, tokenizer, corpus, 20, 4)
     assert groups["source"].keys() <= {"PubMed Abstracts", "PubMed Central"} and groups["year"].keys() == {"2021"}
     for kind in ("source", "year"):
         assert sum(g["bytes"] for g in groups[kind].values()) == groups["all"]["all"]["bytes"]
@@ -410,9 +410,9 @@ def tuned_folder(make_model: MakeModel, task: str, kind: str, labels: tuple[str,
     base = folder.parent
     model, tokenizer = load_pretrained(base)
     add_tokens(tokenizer, kind)
-    finetuned.resize(model, len(tokenizer))
+    heads.resize(model, len(tokenizer))
     torch.manual_seed(2)
-    finetuned.save(FineTuned(model, TaskHead(task, kind, labels, 64)), tokenizer, folder)
+    heads.save(FineTuned(model, TaskHead(task, kind, labels, 64)), tokenizer, folder)
     return folder
 
 
@@ -431,7 +431,7 @@ def test_a_head_answers_another_set_of_its_kind(make_model: MakeModel, data: Pat
     assert found["all"]["acc"]["n"] == 40 and found["college_biology"]["acc"]["n"] == 20
     assert results["model"] == "medmcqa-1" and results["inputs"]["head"]["task"] == "medmcqa"
     assert "| mmlu: anatomy | medmcqa-1 | fine-tuned on medmcqa |" in (out / "table.md").read_text()
-    trained, tokenizer = finetuned.load(model)
+    trained, tokenizer = heads.load(model)
     asked = load("mmlu", data).questions("test")
     encoder = Encoder(tokenizer, "choice", 64)
     for line, question in zip((out / "mmlu-head.jsonl").read_text().splitlines(), asked, strict=True):

@@ -19,12 +19,12 @@ from transformers.utils.hub import convert_file_size_to_int
 
 from data_prep.common.errors import BadInput
 from recipes import export, generate, report
-from recipes.checkpointing import checkpoints
+from recipes.checkpointing import checkpoint as checkpoints
 from recipes.checkpointing.safe_loading import load_model_weights, refuse_unsafe
 from recipes.config.loading import load_config
-from recipes.generation import continuation
+from recipes.generation import sampling
 from recipes.generation.samples import generate as continue_prompt
-from recipes.modeling import pretrained
+from recipes.modeling import model_folder
 from recipes.runs.names import CONFIG, RECORD
 from recipes.runs.reading import SAMPLES
 from recipes.runs.report_page import REPORT
@@ -132,21 +132,21 @@ def test_a_folder_in_parts_is_read_whole(exported: Path, tmp_path: Path) -> None
     shutil.copytree(exported, parts, ignore=shutil.ignore_patterns("model.safetensors", "manifest.json"))
     model = GPT2LMHeadModel.from_pretrained(exported)
     model.save_pretrained(parts, max_shard_size="200KB")
-    index, first, *others = pretrained.weight_files(parts)
+    index, first, *others = model_folder.weight_files(parts)
     assert index.name == "model.safetensors.index.json" and others
-    loaded, _ = pretrained.load_pretrained(parts)
+    loaded, _ = model_folder.load_pretrained(parts)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in model.state_dict().items())
     export.export(parts, tmp_path / "again")
     weights = load_file(exported / "model.safetensors")
     again = load_file(tmp_path / "again/model.safetensors")
     assert weights.keys() == again.keys() and all(torch.equal(weights[name], again[name]) for name in weights)
-    before = pretrained.folder_sha256(parts)
+    before = model_folder.folder_sha256(parts)
     changed = {name: value + 1 for name, value in load_file(others[-1]).items()}
     save_file(changed, others[-1], {"format": "pt"})
-    assert pretrained.folder_sha256(parts) != before
+    assert model_folder.folder_sha256(parts) != before
     first.unlink()
     with pytest.raises(BadInput, match=f"lacks {first.name}, which model.safetensors.index.json names"):
-        pretrained.check_folder(parts)
+        model_folder.check_folder(parts)
 
 
 def test_exporting_again_does_no_work(exported: Path, finished_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -289,7 +289,7 @@ def test_generate_talks_and_says_what_for(exported: Path, tmp_path: Path, capsys
 
 
 def test_generate_stops_at_end_of_text(exported: Path) -> None:
-    model, tokenizer = continuation.load_model(exported, "cpu")
+    model, tokenizer = sampling.load_model(exported, "cpu")
     with torch.no_grad():
         model.transformer.ln_f.weight.zero_()
         model.transformer.ln_f.bias.copy_(model.transformer.wte.weight[tokenizer.eos_token_id] * 100)
@@ -299,7 +299,7 @@ def test_generate_stops_at_end_of_text(exported: Path) -> None:
 
 
 def test_greedy_text_is_the_same_with_and_without_cache(exported: Path) -> None:
-    model, tokenizer = continuation.load_model(exported, "cpu")
+    model, tokenizer = sampling.load_model(exported, "cpu")
     inputs = tokenizer("Cytgenase", return_tensors="pt")
     runs = [model.generate(**inputs, do_sample=False, max_new_tokens=20, use_cache=cache) for cache in (True, False)]
     assert torch.equal(*runs)

@@ -20,12 +20,12 @@ from data_prep.common.errors import BadInput
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Pair, Question, Sentence
 from recipes import evaluate
-from recipes.checkpointing import checkpoints
+from recipes.checkpointing import checkpoint
 from recipes.config.loading import load_finetune_config, to_yaml
 from recipes.config.schema import FinetuneConfig, ModelConfig
-from recipes.finetuning import finetuned, release, training
-from recipes.finetuning.examples import NO_TAG, Encoder, add_tokens, collate
-from recipes.finetuning.finetuned import FineTuned, TaskHead
+from recipes.finetuning import heads, release, training
+from recipes.finetuning.encoding import NO_TAG, Encoder, add_tokens, collate
+from recipes.finetuning.heads import FineTuned, TaskHead
 from recipes.finetuning.planning import make_finetune_plan, splits
 from recipes.finetuning.release import export
 from recipes.finetuning.scoring import predict, score
@@ -145,7 +145,7 @@ def scores_of(folder: Path) -> dict[str, Any]:
 
 def train_accuracy(cfg: FinetuneConfig) -> float:
     """Of the exported model, on what it was trained on."""
-    model, tokenizer = finetuned.load(Path(cfg.run_dir) / "model")
+    model, tokenizer = heads.load(Path(cfg.run_dir) / "model")
     examples = splits(load(cfg.task, Path(cfg.data)))["train"]
     found = measures(predict(model, tokenizer, examples, cfg))
     values, weights = found[{"pairs": "rouge1", "tags": "f1"}.get(model.task_head.kind, "acc")]
@@ -294,7 +294,7 @@ def test_a_resumed_run_is_the_run(
     assert training.finetune(configure(yaml, *settings))
     run = tmp_path / "run"
     for batch in (8, 10):
-        checkpoints.remove(next((run / "checkpoints").glob(f"ep*-ba{batch}")))
+        checkpoint.remove(next((run / "checkpoints").glob(f"ep*-ba{batch}")))
     record = json.loads((run / "run.json").read_text())
     (run / "run.json").write_text(json.dumps({**record, "finished": False}))
     assert training.finetune(configure(yaml, *settings))
@@ -339,11 +339,11 @@ def test_nothing_of_the_training_is_left_when_it_is_scored(
 
         return act
 
-    build_model, load_folder = release.build_model, finetuned.load
+    build_model, load_folder = release.build_model, heads.load
     monkeypatch.setattr(trainer, "Trainer", Trainer)
     for module in (training, release):
         monkeypatch.setattr(module, "build_model", build)
-    monkeypatch.setattr(finetuned, "load", load_tuned)
+    monkeypatch.setattr(heads, "load", load_tuned)
     monkeypatch.setattr(training, "export", first_look("export", export))
     monkeypatch.setattr(training, "score", first_look("score", score))
     training.finetune(configure("medmcqa", "max_duration=2ep", f"lora={lora}"))
@@ -492,7 +492,7 @@ def small(base: Path, kind: str, n_entries: int) -> FineTuned:
     torch.manual_seed(1)
     model = GPT2LMHeadModel.from_pretrained(base, attn_implementation="sdpa")
     model.config.pad_token_id = None
-    finetuned.resize(model, n_entries)
+    heads.resize(model, n_entries)
     return FineTuned(model, TaskHead("toy", kind, {"verdict": LABELS, "tags": TAGS}.get(kind, ()), 64)).eval()
 
 

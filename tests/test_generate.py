@@ -23,9 +23,9 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 from data_prep.common.errors import BadInput
 from patience import patience_s
 from recipes import generate
-from recipes.finetuning.examples import START, add_tokens
+from recipes.finetuning.encoding import START, add_tokens
 from recipes.generation import samples
-from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page

@@ -16,10 +16,10 @@ from torch.profiler import profile
 from data_prep.common.errors import BadInput
 from recipes.config.loading import load_config
 from recipes.config.schema import KernelsConfig, ModelConfig, TrainConfig
-from recipes.modeling.head import NO_TARGET, mean_loss, token_losses
-from recipes.modeling.kernels import attention_backend, compile_blocks
-from recipes.modeling.model import BioMedLM, checkpoint_activations
-from recipes.modeling.optimizer import DecoupledAdamW
+from recipes.modeling.decoupled_adamw import DecoupledAdamW
+from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
+from recipes.modeling.loss import NO_TARGET, mean_loss, token_losses
+from recipes.modeling.speedups import attention_backend, compile_blocks
 from recipes.runs.reading import TRAIN_LOSS, read_run
 from recipes.training import pretraining
 

@@ -18,8 +18,8 @@ from data_prep.common.errors import BadInput, run
 from recipes import ladder
 from recipes.config.loading import load_config
 from recipes.ladder import FLAGSHIP
-from recipes.planning import scaling
-from recipes.runs import launch
+from recipes.planning import scaling_law
+from recipes.runs import processes
 from recipes.training import pretraining
 from recipes.trials import rungs as reading_of_rungs
 from recipes.trials.ladder import LEVEL, Point, answer, cannot_tell, fit_laws
@@ -52,7 +52,9 @@ def test_intervals_hold_what_they_promise(rungs: int, floor: float, given: float
     inside, exponents = np.zeros(len(at)), []
     for _ in range(250):
         points = COMPUTE[:rungs]
-        fit = scaling.fit(list(points), list(law(points, floor, exponent) + noise * draw.standard_normal(rungs)), given)
+        fit = scaling_law.fit(
+            list(points), list(law(points, floor, exponent) + noise * draw.standard_normal(rungs)), given
+        )
         exponents.append(fit.exponent)
         for number, compute in enumerate(at):
             ends = fit.interval(compute, LEVEL)
@@ -64,7 +66,7 @@ def test_intervals_hold_what_they_promise(rungs: int, floor: float, given: float
 
 
 def test_without_noise_the_law_comes_back_to_the_digit() -> None:
-    fit = scaling.fit(list(COMPUTE), list(law(COMPUTE, 1.7, 0.15)))
+    fit = scaling_law.fit(list(COMPUTE), list(law(COMPUTE, 1.7, 0.15)))
     assert (fit.floor, fit.exponent) == (pytest.approx(1.7, abs=1e-4), pytest.approx(0.15, abs=1e-5))
     assert fit.predict(COMPUTE[0]) - fit.floor == pytest.approx(2.0, abs=1e-3)
     low, high = fit.interval(FLAGSHIP_COMPUTE, LEVEL) or (0, 0)
@@ -74,7 +76,7 @@ def test_without_noise_the_law_comes_back_to_the_digit() -> None:
 @pytest.mark.parametrize("given", [None, 0.0])
 def test_the_interval_widens_with_distance(given: float | None) -> None:
     noise = np.array([0.01, -0.01, 0.004, 0.01, -0.008])
-    fit = scaling.fit(list(COMPUTE), list(law(COMPUTE, 1.7 if given is None else 0, 0.1) + noise), given)
+    fit = scaling_law.fit(list(COMPUTE), list(law(COMPUTE, 1.7 if given is None else 0, 0.1) + noise), given)
     widths = []
     for compute in 10.0 ** np.arange(21, 30):
         low, high = fit.interval(compute, LEVEL) or (0, 0)
@@ -85,11 +87,11 @@ def test_the_interval_widens_with_distance(given: float | None) -> None:
 
 
 def test_no_floor_below_zero_and_no_loss_that_rises() -> None:
-    bends_down = scaling.fit([1, 10, 100, 1000], [5.0, 4.9, 4.6, 3.8])
+    bends_down = scaling_law.fit([1, 10, 100, 1000], [5.0, 4.9, 4.6, 3.8])
     assert bends_down.floor == 0
     low, _ = bends_down.interval(1e30, LEVEL) or (-1, 0)
     assert low >= 0
-    rises = scaling.fit([1, 10, 100, 1000], [3.0, 3.1, 3.2, 3.3])
+    rises = scaling_law.fit([1, 10, 100, 1000], [3.0, 3.1, 3.2, 3.3])
     assert rises.predict(1e9) == pytest.approx(3.15, abs=0.01)
 
 
@@ -257,7 +259,7 @@ def finished_ladder(
         (folder / f"{name}.yaml").write_text(json.dumps(content))
     command = [*(str(folder / f"{name}.yaml") for name in "cab"), "seed=17", "--out", str(folder / "out")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "start", InProcess)
+        patch.setattr(processes, "start", InProcess)
         ladder.command_line([*command, "--predict", str(folder / "c.yaml")])
     return folder, command, ""
 
@@ -271,7 +273,7 @@ def made(finished_ladder: tuple[Path, list[str], str], tmp_path: Path, monkeypat
     for yaml in copy.glob("*.yaml"):
         yaml.write_text(yaml.read_text().replace(str(folder), str(copy)))
     InProcess.started.clear()
-    monkeypatch.setattr(launch, "start", InProcess)
+    monkeypatch.setattr(processes, "start", InProcess)
     return copy, [part.replace(str(folder), str(copy)) for part in command]
 
 
@@ -332,13 +334,13 @@ def test_a_rung_that_fails_ends_it_with_its_code_and_name(
     for name in "bc":
         shutil.rmtree(folder / name)
     (folder / "out/ladder.json").unlink()
-    monkeypatch.setattr(launch, "start", Failing)
+    monkeypatch.setattr(processes, "start", Failing)
     with pytest.raises(SystemExit) as stopped:
         ladder.command_line(command)
     assert stopped.value.code == 3 and InProcess.started == ["b"], "no rung after it is started"
     assert "[1/2] b failed with exit code 3: error: NaN in 3 batches in a row" in capsys.readouterr().out
     assert not (folder / "out/ladder.json").exists()
-    monkeypatch.setattr(launch, "start", InProcess)
+    monkeypatch.setattr(processes, "start", InProcess)
     ladder.command_line(command)
     assert InProcess.started == ["b", "b", "c"], "the same command goes on"
 

@@ -11,7 +11,7 @@ import pytest
 from data_prep.common.errors import BadInput
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
-from recipes.dataloading import ledger
+from recipes.dataloading import skipped_data
 from recipes.dataloading.loader import build_dataloader
 
 ROOT = Path(__file__).parents[1]
@@ -22,25 +22,25 @@ def test_positions_are_those_of_counting() -> None:
     draw = random.Random(17)
     for _ in range(300):
         windows = [(draw.randint(0, 1), first, first + draw.randint(0, 9)) for first in draw.choices(range(40), k=4)]
-        merged = ledger.merge(windows)
+        merged = skipped_data.merge(windows)
         for epoch in (0, 1):
             out = {at for e, first, end in windows if e == epoch for at in range(first, end)}
-            assert [at for at in range(60) if ledger.is_skipped(merged, epoch, at)] == sorted(out)
+            assert [at for at in range(60) if skipped_data.is_skipped(merged, epoch, at)] == sorted(out)
             kept = [at for at in range(200) if at not in out]
-            assert [ledger.position(merged, epoch, trained) for trained in range(60)] == kept[:60]
+            assert [skipped_data.position(merged, epoch, trained) for trained in range(60)] == kept[:60]
 
 
 def test_entries_come_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
-    assert ledger.read(tmp_path) == []
+    assert skipped_data.read(tmp_path) == []
     for number in (1, 2):
-        ledger.append(tmp_path, {"from_batch": number, "windows": [(0, 8, 16 * number)]}, [3, 4], ["pmid:1"])
-    entries = ledger.read(tmp_path)
+        skipped_data.append(tmp_path, {"from_batch": number, "windows": [(0, 8, 16 * number)]}, [3, 4], ["pmid:1"])
+    entries = skipped_data.read(tmp_path)
     assert [entry["windows"] for entry in entries] == [[(0, 8, 16)], [(0, 8, 32)]]
     assert [entry["details"] for entry in entries] == ["skipped-1.jsonl.zst", "skipped-2.jsonl.zst"]
-    path = tmp_path / ledger.LEDGER
+    path = tmp_path / skipped_data.LEDGER
     path.write_text(path.read_text()[:-20])
     with pytest.raises(BadInput, match=r"skipped\.jsonl, line 2: not an entry"):
-        ledger.read(tmp_path)
+        skipped_data.read(tmp_path)
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from composer.utils import dist, get_device
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 
 from recipes.config.loading import load_config
-from recipes.modeling import optimizer as module
-from recipes.modeling.optimizer import DecoupledAdamW
+from recipes.modeling import decoupled_adamw as module
+from recipes.modeling.decoupled_adamw import DecoupledAdamW
 
 FLAGSHIP = Path(__file__).parents[1] / "yamls/biomedlm-2.7b.yaml"
 

@@ -17,9 +17,9 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import read_manifest
 from data_prep.files import inputs
-from data_prep.filtering import corpus_format, overlap
+from data_prep.filtering import corpus_format, decontamination
 from data_prep.filtering.build import CARD
-from data_prep.filtering.overlap import Grams, load
+from data_prep.filtering.decontamination import Grams, load
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 
 MakeCorpus = Callable[..., Path]
@@ -85,7 +85,7 @@ def test_evaluation_files_of_every_kind(tmp_path: Path):
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    grams = load(tuple(inputs.find([str(tmp_path)], overlap.SUFFIXES)))
+    grams = load(tuple(inputs.find([str(tmp_path)], decontamination.SUFFIXES)))
     assert all(grams.within(long.format(n)) for n in range(1, 10)) and not grams.within(long.format(10))
     assert len(grams) == 9
     for name, content, message in [
@@ -94,7 +94,7 @@ def test_evaluation_files_of_every_kind(tmp_path: Path):
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=message) as error:
-            load(tuple(inputs.find([str(tmp_path / name)], overlap.SUFFIXES)))
+            load(tuple(inputs.find([str(tmp_path / name)], decontamination.SUFFIXES)))
         assert name in str(error.value)
 
 

@@ -25,7 +25,7 @@ from recipes.modeling.size import checkpoint_bytes, parameter_count
 from recipes.plan import command_line
 from recipes.planning import estimate_text
 from recipes.planning.cluster_estimate import Forecast, make_forecast, needed_bytes
-from recipes.planning.hardware import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
+from recipes.planning.gpus import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
 from recipes.planning.memory import Layout, block_activation_bytes, peak, step_memory
 from recipes.planning.network import node_sends_bytes
 from recipes.planning.run_plan import Plan, make_plan
@@ -222,7 +222,7 @@ def kept_bytes(cfg: TrainConfig, batch: int, low: bool, layout: Layout) -> int:
     """Bytes of the storages that autograd keeps in one forward pass, parameters and buffers left out."""
     import torch
 
-    from recipes.modeling.model import BioMedLM, checkpoint_activations
+    from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
 
     net = BioMedLM(cfg.model, 0, cfg.kernels, layout.checkpointing_blocks).train()
     if layout.checkpointing:
@@ -300,7 +300,7 @@ from pathlib import Path
 import torch
 from recipes.config.loading import load_config
 from recipes.config.schema import KernelsConfig, ModelConfig
-from recipes.modeling.model import BioMedLM
+from recipes.modeling.gpt2 import BioMedLM
 from recipes.training import trainer
 from recipes.training.pretraining import train
 

@@ -20,7 +20,7 @@ from data_prep.common.errors import BadInput
 from recipes import preflight
 from recipes.config.loading import load_config, to_yaml
 from recipes.config.schema import TrainConfig
-from recipes.training import device, pretraining
+from recipes.training import device_check, pretraining
 from recipes.trials import checks
 from recipes.trials.checks import judge_clocks, run_checks
 from recipes.trials.rehearsal import Rehearsal
@@ -241,7 +241,7 @@ def test_no_gpu_is_refused_where_one_was_meant(
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.cuda, "init", init)
-    monkeypatch.setattr(device, "DRIVER", tmp_path / "version")
+    monkeypatch.setattr(device_check, "DRIVER", tmp_path / "version")
     if driver:
         line = f"NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  {driver}  Release Build  (root@host)\n"
         (tmp_path / "version").write_text(f"{line}GCC version:  gcc version 122.3.0 (Ubuntu)\n")
@@ -249,10 +249,10 @@ def test_no_gpu_is_refused_where_one_was_meant(
     if visible is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
     if not refused:
-        assert re.search(says, device.check_device(asked, precision))
+        assert re.search(says, device_check.check_device(asked, precision))
         return
     with pytest.raises(BadInput, match=says) as stopped:
-        device.check_device(asked, precision)
+        device_check.check_device(asked, precision)
     assert "device=cpu" in str(stopped.value) and "Please" not in str(stopped.value)
     if torch.version.cuda == "12.6":
         assert "torch 2.7.0+cu126 needs an NVIDIA driver of 525.60.13 or newer, and a GPU that" in str(stopped.value)

@@ -31,9 +31,9 @@ from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.exit_codes import BAD_INPUT, PREEMPTED, UNAVAILABLE
 from data_prep.common.files import read_json, write_json
 from data_prep.common.manifest import MANIFEST, seal
-from data_prep.files import store
+from data_prep.files import object_store
 from patience import patience_s
-from recipes.checkpointing import checkpoints
+from recipes.checkpointing import checkpoint
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.resume import find_start
 from recipes.config.loading import load_config
@@ -72,7 +72,7 @@ def make_checkpoint(folder: Path, name: str, seed: int = 17) -> Path:
     (partial / "rank0.pt").write_bytes(f"weights of {name}".encode() * 1000)
     (partial / "more.pt").write_bytes(f"moments of {name}".encode() * 100)
     out = partial.with_suffix("")
-    checkpoints.publish(partial, out, {"batch": checkpoints.checkpoint_batch(name)}, {**IDENTITY, "seed": seed})
+    checkpoint.publish(partial, out, {"batch": checkpoint.checkpoint_batch(name)}, {**IDENTITY, "seed": seed})
     return out
 
 
@@ -81,7 +81,7 @@ def make_run(folder: Path, *names: str) -> Path:
     for name in names:
         make_checkpoint(folder, name)
     write_json(folder / "run.json", {"identity": IDENTITY, "starts": [], "finished": False})
-    batches = range(1, checkpoints.checkpoint_batch(names[-1]) + 2)
+    batches = range(1, checkpoint.checkpoint_batch(names[-1]) + 2)
     (folder / "metrics.jsonl").write_text("".join(f'{{"batch": {batch}}}\n' for batch in batches))
     return folder
 
@@ -91,7 +91,7 @@ def run(far: RemoteRun, tmp_path: Path) -> Path:
     """A run that has three checkpoints, all on the remote, and whose own folder is lost."""
     folder = make_run(tmp_path / "first", "ep0-ba8", "ep0-ba16", "ep0-ba24")
     far.upload_run_files(folder)
-    for path in checkpoints.complete_checkpoints(folder / "checkpoints"):
+    for path in checkpoint.complete_checkpoints(folder / "checkpoints"):
         far.upload(path)
     return folder.rename(tmp_path / "lost")
 
@@ -172,7 +172,7 @@ def test_403_is_not_no_checkpoint(
         start(new, far)
     assert "s3:ListBucket" in str(caught.value) and "credentials from env" in str(caught.value)
     assert SECRET not in str(caught.value)
-    assert not checkpoints.complete_checkpoints(new / "checkpoints")
+    assert not checkpoint.complete_checkpoints(new / "checkpoints")
     outcome(f"remote: 403 to {method} {path}", "access denied, exit code 2, the permissions it takes", "nothing")
 
 
@@ -203,7 +203,7 @@ def test_a_store_that_does_not_answer_is_named_with_the_seconds(
     with pytest.raises(Unavailable, match=r"(?s)did not answer within .*nothing was started") as unavailable:
         start(new, far)
     said = re.search(rf"{proxy.url} did not answer within (\d+) s ", str(unavailable.value))
-    assert said and round(store.READ_TIMEOUT_S * store.ATTEMPTS) <= int(said[1]) <= patience_s()
+    assert said and round(object_store.READ_TIMEOUT_S * object_store.ATTEMPTS) <= int(said[1]) <= patience_s()
     outcome(f"remote: no answer to GET {path}", "exit code 69, the endpoint and the seconds", "nothing")
 
 
@@ -372,7 +372,7 @@ def test_the_remote_keeps_what_the_folder_keeps(make_writer: Callable[..., Check
     for batch in (8, 16, 24):
         save(writer, batch)
     writer.wait_for_upload()
-    here = [path.name for path in checkpoints.complete_checkpoints(writer.folder)]
+    here = [path.name for path in checkpoint.complete_checkpoints(writer.folder)]
     assert names_at(far) == dict.fromkeys(here, True) == {"ep0-ba16": True, "ep0-ba24": True}
 
 
@@ -397,7 +397,7 @@ def test_old_ones_go_only_when_the_new_one_has_arrived(
 def test_a_checkpoint_is_not_removed_while_it_is_uploaded(
     make_writer: Callable[..., CheckpointWriter], far: RemoteRun, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "READ_TIMEOUT_S", patience_s())
+    monkeypatch.setattr(object_store, "READ_TIMEOUT_S", patience_s())
     writer = make_writer(far, keep=1)
     proxy.break_it("hang", "PUT", "ba8/rank0.pt", times=1)
     save(writer, 8)
@@ -500,11 +500,11 @@ def test_the_store_gets_checksums(run: Path, far: RemoteRun, monkeypatch: pytest
 def test_large_files_travel_in_parts(
     run: Path, new: Path, far: RemoteRun, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store, "PART_BYTES", 5 << 20)
+    monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)
     partial = run / "checkpoints/ep0-ba32.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(os.urandom(12 << 20))
-    checkpoints.publish(partial, run / "checkpoints/ep0-ba32", {"batch": 32}, IDENTITY)
+    checkpoint.publish(partial, run / "checkpoints/ep0-ba32", {"batch": 32}, IDENTITY)
     proxy.break_it("503", "PUT", "partNumber=2", times=1)
     far.upload(run / "checkpoints/ep0-ba32")
     assert sum("partNumber" in request for request in proxy.requests) == 4

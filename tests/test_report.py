@@ -17,7 +17,7 @@ import pytest
 from data_prep.common.errors import BadInput
 from patience import patience_s
 from recipes import report
-from recipes.dataloading import ledger
+from recipes.dataloading import skipped_data
 from recipes.runs import report_page
 from recipes.runs.plots import POINTS, plots
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, LR, SPEED, TRAIN_LOSS, read_run
@@ -126,7 +126,7 @@ def full_run(make_run: MakeRun, name: str, loss: float, config: str) -> Path:
     lines += [at(30, **evaluation), at(60, **evaluation)]
     folder = make_run(name, lines, config)
     entry = {"from_batch": 38, "to_batch": 30, "losses": [9.0], "limit": 8.0, "windows": [[0, 240, 304]]}
-    ledger.append(folder, entry, [1], ["pmid:1"])
+    skipped_data.append(folder, entry, [1], ["pmid:1"])
     texts = [
         {"batch": batch, "tokens": 1, "prompt": "Thrombin", "text": f" is <b>text</b> {batch} " + "x" * 200}
         for batch in (30, 60)

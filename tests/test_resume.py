@@ -27,8 +27,8 @@ from data_prep.sharding.shard_format import read_documents
 from data_prep.sources.document import ABSTRACTS, Document
 from data_prep.tokenizing.training import build_tokenizer
 from patience import patience_s, start_s
-from recipes.checkpointing.checkpoints import complete_checkpoints
-from recipes.dataloading import ledger
+from recipes.checkpointing.checkpoint import complete_checkpoints
+from recipes.dataloading import skipped_data
 from recipes.runs.reading import TRAIN_LOSS, read_run
 
 ROOT = Path(__file__).parents[1]
@@ -402,7 +402,7 @@ def test_a_loss_spike_is_rewound_and_its_data_left_out(
     assert [found[batch] for batch in range(25, 55)] == [expected[batch] for batch in range(31, 61)]
     assert metric(tmp_path / "spike", TRAIN_LOSS)[60] < 5.5
 
-    (entry,) = ledger.read(tmp_path / "spike")
+    (entry,) = skipped_data.read(tmp_path / "spike")
     assert entry["windows"] == [(0, 24 * 8, 30 * 8)] and entry["samples"] == 48 and entry["to_batch"] == 24
     details = [record for _, record in json_lines.read(tmp_path / "spike" / entry["details"])]
     samples = [record["sample"] for record in details if "sample" in record]

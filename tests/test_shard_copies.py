@@ -21,7 +21,7 @@ from botocore.config import Config
 from data_prep import shards, verify
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.manifest import MANIFEST, seal
-from data_prep.files import store
+from data_prep.files import object_store
 from data_prep.sharding import verification
 from data_prep.sharding.build import build_shards
 from data_prep.sharding.repair import repair
@@ -77,10 +77,10 @@ def test_what_arrives_altered_is_uploaded_again(
     written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
 ):
     """moto does not compare checksums, as not every store does: what is read back shows it."""
-    real = store.Store.put_files
+    real = object_store.Store.put_files
     damaged: list[str] = []
 
-    def put_files(self: store.Store, files: dict[str, Path]) -> None:
+    def put_files(self: object_store.Store, files: dict[str, Path]) -> None:
         real(self, files)
         name = "train/index.json"
         if name in files and len(damaged) < 2:
@@ -88,7 +88,7 @@ def test_what_arrives_altered_is_uploaded_again(
             self.put(name, bytes([data[0] ^ 1]) + data[1:])
             damaged.append(name)
 
-    monkeypatch.setattr(store.Store, "put_files", put_files)
+    monkeypatch.setattr(object_store.Store, "put_files", put_files)
     upload(written, far)
     assert len(damaged) == 2 and objects(proxy, far) == folder_bytes(written)
     damaged[:] = []

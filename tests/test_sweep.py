@@ -25,7 +25,7 @@ from patience import OF_A_RUN, patience_s
 from recipes import finetune, sweep
 from recipes.evaluation.over_seeds import evaluate_runs
 from recipes.finetuning import sweep as grid
-from recipes.runs import launch
+from recipes.runs import processes
 from recipes.runs.signals import PREEMPTION_SIGNALS
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ class Forked:
 def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Forked]]:
     handlers = {number: signal.getsignal(number) for number in PREEMPTION_SIGNALS}
     Forked.started.clear()
-    monkeypatch.setattr(launch, "start", Forked)
+    monkeypatch.setattr(processes, "start", Forked)
     yield Forked
     for number, handler in handlers.items():
         signal.signal(number, handler)

@@ -15,8 +15,8 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 from data_prep.tasks.description import describe, repeated_texts
 from data_prep.tasks.registry import load
-from data_prep.tasks.tags import labels
 from data_prep.tasks.task_set import Question, Sentence, TaskSet, split_by_hash
+from data_prep.tasks.token_classification import labels
 
 Json = dict[str, Any]
 
@@ -261,7 +261,7 @@ def test_labels_do_not_hang_on_the_order_of_the_file(read: Callable[[str], TaskS
 def test_forms_of_tagged_words(
     name: str, text: str, words: tuple[str, ...], tags: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_prep.tasks.tags.LEAKED_SHARE", 1.0)
+    monkeypatch.setattr("data_prep.tasks.token_classification.LEAKED_SHARE", 1.0)
     (tmp_path / "own").mkdir()
     for split in ("train", "test"):
         (tmp_path / "own" / name.replace("train", split)).write_bytes(text.encode())

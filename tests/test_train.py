@@ -21,7 +21,7 @@ from data_prep.common.errors import BadInput
 from data_prep.sharding.build import build_shards
 from patience import patience_s
 from recipes import export
-from recipes.checkpointing import checkpoints
+from recipes.checkpointing import checkpoint as checkpoints
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
 from recipes.dataloading.loader import build_dataloader
@@ -304,9 +304,9 @@ def test_another_tokenizer_is_refused(overrides: Overrides, tiny_tokenizer: Path
 
 
 def test_no_run_starts_with_stock_attention(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
-    from callbacks.parity_gate import ParityError
+    from callbacks.attention_parity import ParityError
 
-    monkeypatch.setattr("recipes.modeling.model.use_scaled_attention", lambda model: model)
+    monkeypatch.setattr("recipes.modeling.gpt2.use_scaled_attention", lambda model: model)
     with pytest.raises(ParityError, match="does not compute this model"):
         pretraining.train(configure(overrides()))
 

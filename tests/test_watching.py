@@ -111,7 +111,7 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
 
 
 def test_texts_do_not_touch_the_losses(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
-    for name, more in (("with", ()), ("without", ("callbacks.texts=null", "callbacks.norm_monitor=null"))):
+    for name, more in (("with", ()), ("without", ("callbacks.generate_samples=null", "callbacks.norm_monitor=null"))):
         pretraining.train(configure(tiny_shards, tiny_tokenizer, tmp_path / name, *more))
     curves = [read_run(tmp_path / name).series for name in ("with", "without")]
     for metric in (TRAIN_LOSS, EVAL_LOSS):
@@ -226,8 +226,8 @@ def test_wandb_online_needs_a_key_before_anything_starts(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callbacks.texts.prompts=[]", r"callbacks\.texts\.prompts"),
-        ("callbacks.texts.max_new_tokens=0", "it must be above 0"),
+        ("callbacks.generate_samples.prompts=[]", r"callbacks\.texts\.prompts"),
+        ("callbacks.generate_samples.max_new_tokens=0", "it must be above 0"),
         ("callbacks.norm_monitor.interval=0ba", "it must be at least 1"),
         ("price_per_gpu_hour=-1", "it cannot be negative"),
     ],
@@ -238,19 +238,20 @@ def test_bad_settings_are_refused(override: str, message: str):
 
 
 def test_tokenizer_of_texts_ends_where_the_model_ends(tiny_tokenizer: Path):
-    from callbacks.texts import Texts
+    from callbacks.generate_samples import GenerateSamples
 
-    texts = Texts(Path("unused"), tiny_tokenizer, ["batoma"], 8, 64, 17)
+    texts = GenerateSamples(Path("unused"), tiny_tokenizer, ["batoma"], 8, 64, 17)
     end = tokenizer_format.load_tokenizer(tiny_tokenizer).token_to_id("<|endoftext|>")
     prompt, more = texts.ids[0], texts.tokenizer.encode(" cytgen").ids
     assert texts._text([*prompt, *more, end, *more], len(prompt)) == " cytgen"
-    assert Texts(Path("unused"), tiny_tokenizer, ["batoma " * 100], 8, 64, 17).steps == 1
+    assert GenerateSamples(Path("unused"), tiny_tokenizer, ["batoma " * 100], 8, 64, 17).steps == 1
 
 
 def test_loader_processes_fork_after_texts_without_a_warning(tiny_tokenizer: Path):
     code = (
-        "import os, pathlib; from callbacks import Texts\n"
-        f"Texts(pathlib.Path('unused'), pathlib.Path({str(tiny_tokenizer)!r}), ['one', 'two words'], 8, 64, 17)\n"
+        "import os, pathlib; from callbacks.generate_samples import GenerateSamples\n"
+        f"tokenizer = pathlib.Path({str(tiny_tokenizer)!r})\n"
+        "GenerateSamples(pathlib.Path('unused'), tokenizer, ['one', 'two words'], 8, 64, 17)\n"
         "if not os.fork(): os._exit(0)\n"
         "os.wait(); print('forked')"
     )

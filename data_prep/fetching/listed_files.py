@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import give_name, sha256_file, write_text
-from data_prep.fetching.acquired import stamp, state, write_listing
-from data_prep.fetching.web import Web, Wrong, discard, shown, until_right
+from data_prep.fetching.database import stamp, state, write_listing
+from data_prep.fetching.downloads import Web, Wrong, discard, shown, until_right
 from data_prep.files.inputs import Input, Tick
 
 MD5 = re.compile(rb"\b[0-9a-f]{32}\b")

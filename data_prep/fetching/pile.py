@@ -10,8 +10,8 @@ from urllib.parse import quote
 import orjson
 
 from data_prep.common.errors import BadInput
+from data_prep.fetching.downloads import Web, shown
 from data_prep.fetching.listed_files import Wanted, as_input
-from data_prep.fetching.web import Web, shown
 from data_prep.files import inputs, json_lines
 from data_prep.sources.pile import LINES
 

@@ -44,8 +44,8 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import JsonDict, give_name, sha256_file
-from data_prep.fetching.acquired import stamp, state, write_listing
-from data_prep.fetching.web import Answer, Missing, Web, Wrong, shown, until_right
+from data_prep.fetching.database import stamp, state, write_listing
+from data_prep.fetching.downloads import Answer, Missing, Web, Wrong, shown, until_right
 from data_prep.sources.pmc import in_tier
 
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"

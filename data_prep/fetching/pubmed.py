@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
+from data_prep.fetching.downloads import Web, shown
 from data_prep.fetching.listed_files import Wanted, as_input, number_of
-from data_prep.fetching.web import Web, shown
 from data_prep.files import inputs
 from data_prep.sources.medline import citations
 

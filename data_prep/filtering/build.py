@@ -34,7 +34,8 @@ from data_prep.common.files import JsonDict, canonical_json, link, write_text
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
-from data_prep.filtering import overlap, spool
+from data_prep.filtering import decontamination as overlap
+from data_prep.filtering import spool
 from data_prep.filtering.card import corpus_card, step_of
 from data_prep.filtering.corpus_format import FORMAT, PART, SPLITS, STAGE
 from data_prep.filtering.parts import Tally, read_tallies, write_parts

@@ -10,7 +10,7 @@ import hashlib
 
 import numpy as np
 
-from data_prep.filtering.overlap import words_in_pieces
+from data_prep.filtering.decontamination import words_in_pieces
 
 RUN_WORDS = 5
 BANDS, ROWS = 16, 8

@@ -28,7 +28,7 @@ from data_prep.common.files import JsonDict, canonical_json, read_json, write_js
 from data_prep.common.manifest import library_versions
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
-from data_prep.filtering import near_duplicates, overlap
+from data_prep.filtering import decontamination, near_duplicates
 from data_prep.running.progress import Done, Progress
 from data_prep.running.workers import Task, Tick, Workers, written_aside
 from data_prep.sources.document import Bad, Document, Dropped, Entry, Source
@@ -86,7 +86,7 @@ def place_of(document_id: str) -> bytes:
 def same_text(text: str) -> str:
     """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
     digest, between = hashlib.blake2b(digest_size=16), b""
-    for piece in overlap.pieces(text):
+    for piece in decontamination.pieces(text):
         if piece.isascii():  # the same, in a fifth of the time
             data = piece.encode().translate(ASCII_FOLD)
             words = b" ".join(data.split()) if b"  " in data else data.strip()
@@ -238,7 +238,7 @@ class _Frames:
             "date": entry.date,
             "split": file.split or split_of(entry.id, rules.val_fraction),
             "signature": near_duplicates.signature(entry.text).hex() if rules.signatures else None,
-            "grams": overlap.load(rules.evaluation).within(entry.text) if rules.evaluation else [],
+            "grams": decontamination.load(rules.evaluation).within(entry.text) if rules.evaluation else [],
         }
 
     def flush(self) -> None:

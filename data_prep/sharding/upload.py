@@ -7,7 +7,7 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.manifest import MANIFEST, read_manifest
-from data_prep.files.store import THREADS, Store
+from data_prep.files.object_store import THREADS, Store
 from data_prep.running.progress import Progress
 from data_prep.sharding.shard_format import STAGE
 

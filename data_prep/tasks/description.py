@@ -10,7 +10,7 @@ from data_prep.tasks.task_set import Question, Sentence, TaskSet
 
 def describe(task: TaskSet) -> str:
     """Counts, balance of labels or entities, texts that occur twice, and hashes, as lines to print."""
-    from data_prep.tasks import tags
+    from data_prep.tasks import token_classification
 
     lines = [f"{task.name}: {', '.join(f'{split} {len(examples):,}' for split, examples in task.splits.items())}"]
     for split, examples in task.splits.items():
@@ -19,7 +19,7 @@ def describe(task: TaskSet) -> str:
             shares = ", ".join(f"{label} {share:.1%}" for label, share in label_balance(task, questions).items())
             lines.append(f"  {split}: {shares}")
         if sentences := [example for example in examples if isinstance(example, Sentence)]:
-            words, counts = sum(len(sentence.words) for sentence in sentences), tags.balance(sentences)
+            words, counts = sum(len(sentence.words) for sentence in sentences), token_classification.balance(sentences)
             shares = ", ".join(f"{kind} {n:,} ({n / counts.total():.1%})" for kind, n in sorted(counts.items()))
             lines.append(f"  {split}: {words:,} words, {counts.total():,} entities: {shares}")
     if twice := repeated_texts(task):

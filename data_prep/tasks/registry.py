@@ -29,15 +29,15 @@ def load(name: str, data: Path) -> TaskSet:
     Raises:
         BadInput: the folder or a file is missing, or a record of it cannot be used.
     """
-    from data_prep.tasks import choices, pairs, verdicts
+    from data_prep.tasks import classification, multiple_choice, seq2seq
 
     readers: dict[str, Callable[[Path], TaskSet]] = {
-        "medqa": choices.medqa,
-        "medmcqa": choices.medmcqa,
-        "mmlu": choices.mmlu,
-        "pubmedqa": verdicts.pubmedqa,
-        "bioasq": verdicts.bioasq,
-        "meqsum": pairs.meqsum,
+        "medqa": multiple_choice.medqa,
+        "medmcqa": multiple_choice.medmcqa,
+        "mmlu": multiple_choice.mmlu,
+        "pubmedqa": classification.pubmedqa,
+        "bioasq": classification.bioasq,
+        "meqsum": seq2seq.meqsum,
     }
     folder = data / name
     if not folder.is_dir():
@@ -49,12 +49,12 @@ def load(name: str, data: Path) -> TaskSet:
 
 def _own(folder: Path) -> TaskSet:
     """A set of no name known here: pairs, or tagged words."""
-    from data_prep.tasks import pairs, tags
+    from data_prep.tasks import seq2seq, token_classification
 
-    pair_file, tagged_file = the_file(folder, "test.jsonl", optional=True), tags.find(folder, "test")
+    pair_file, tagged_file = the_file(folder, "test.jsonl", optional=True), token_classification.find(folder, "test")
     if pair_file and tagged_file:
         raise BadInput(f"{folder} holds both {pair_file.name} and {tagged_file.name}; keep one")
-    return pairs.jsonl(folder) if pair_file else tags.conll(folder)
+    return seq2seq.jsonl(folder) if pair_file else token_classification.conll(folder)
 
 
 def _check(task: TaskSet) -> None:

@@ -18,9 +18,9 @@ from tqdm import tqdm
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, write_json
 from data_prep.common.manifest import MANIFEST, read_manifest, seal
-from data_prep.files.store import Missing, Store
-from recipes.checkpointing.checkpoints import CHECKPOINT_NAME, file_faults
-from recipes.dataloading.ledger import DETAILS, LEDGER
+from data_prep.files.object_store import Missing, Store
+from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, file_faults
+from recipes.dataloading.skipped_data import DETAILS, LEDGER
 from recipes.runs.names import CHECKPOINTS, CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 
 DOWNLOADS = 3  # of a file that does not arrive as it was written

@@ -13,12 +13,12 @@ from composer.utils import dist
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import read_manifest
-from recipes.checkpointing.checkpoints import MONOLITH, checkpoint_batch, is_sharded, newest_intact
+from recipes.checkpointing.checkpoint import MONOLITH, checkpoint_batch, is_sharded, newest_intact
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import entries, write_sharded
 from recipes.config.schema import RunConfig, batches_of
-from recipes.dataloading import ledger
-from recipes.distributed.ranks import on_rank_zero
+from recipes.dataloading import skipped_data
+from recipes.distributed.rank_zero import on_rank_zero
 from recipes.runs.fingerprint import refuse_difference
 from recipes.runs.folder import reached_batch
 from recipes.runs.names import CHECKPOINTS, METRICS, RECORD
@@ -37,7 +37,7 @@ class Start:
 
     load_path: str | None
     sharded: bool
-    skipped: list[ledger.Window] = field(default_factory=list)
+    skipped: list[skipped_data.Window] = field(default_factory=list)
     copy: Path | None = None
 
     def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
@@ -86,8 +86,8 @@ def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun
 
     def find() -> Start:
         start = _find(folder, cfg, wanted, remote)
-        windows = [window for entry in ledger.read(folder) for window in entry["windows"]]  # restored by now
-        return replace(start, skipped=ledger.merge(windows))
+        windows = [window for entry in skipped_data.read(folder) for window in entry["windows"]]  # restored by now
+        return replace(start, skipped=skipped_data.merge(windows))
 
     return on_rank_zero(find)
 
@@ -153,7 +153,7 @@ def _refuse_lost_checkpoints(folder: Path, interval_batches: int) -> None:
 
     Unless a loss spike sent the run back to its beginning.
     """
-    rewound = any(entry["to_batch"] == 0 for entry in ledger.read(folder))
+    rewound = any(entry["to_batch"] == 0 for entry in skipped_data.read(folder))
     if (reached := reached_batch(folder)) > interval_batches and not rewound:
         raise BadInput(
             f"{folder / METRICS} says that the run got to batch {reached}, and of its checkpoints none is left. "

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from data_prep.common.errors import BadInput
-from recipes.checkpointing.checkpoints import METADATA, MONOLITH, is_sharded
+from recipes.checkpointing.checkpoint import METADATA, MONOLITH, is_sharded
 
 # What honest checkpoints hold beside tensors: clocks, NumPy random state, the torch version.
 _ALLOWED_GLOBALS = frozenset(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.errors import BadInput
 from data_prep.common.manifest import manifest_sha256
-from recipes.checkpointing.checkpoints import fault, newest_intact
+from recipes.checkpointing.checkpoint import fault, newest_intact
 from recipes.config.loading import load_recorded_config
-from recipes.modeling.pretrained import open_gpt2, weights_sha256
+from recipes.modeling.model_folder import open_gpt2, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     from transformers.modeling_utils import no_init_weights
 
     from recipes.checkpointing.safe_loading import load_model_weights
-    from recipes.modeling.model import gpt2_config
+    from recipes.modeling.gpt2 import gpt2_config
 
     if source.run is None:
         return open_gpt2(source.weights, "eager", "float32")

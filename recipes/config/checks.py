@@ -124,7 +124,7 @@ def check_finetuning(cfg: FinetuneConfig, name: str) -> None:
     require(writing.temperature >= 0, "generation.temperature", writing.temperature, "it cannot be negative")
     require(0 < writing.top_p <= 1, "generation.top_p", writing.top_p, "it lies in (0, 1]")
     require(cfg.max_duration.strip()[-2:] != "ok", "max_duration", cfg.max_duration, "it is in ep or ba here")
-    for key in ("spike_guard", "data_monitor", "texts"):
+    for key in ("spike_guard", "data_monitor", "generate_samples"):
         require(getattr(cfg.callbacks, key) is None, f"callbacks.{key}", "…", "it belongs to pre-training; say null")
 
 
@@ -182,16 +182,17 @@ def check_values(cfg: RunConfig, name: str) -> None:
     require(replicas > 0, "fsdp.data_parallel_replicate_degree", replicas, "it must be above 0")
     keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
     require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
-    price, texts = cfg.price_per_gpu_hour, cfg.callbacks.texts
+    price, texts = cfg.price_per_gpu_hour, cfg.callbacks.generate_samples
     require(price is None or price >= 0, "price_per_gpu_hour", price, "it cannot be negative; null for none")
     if texts is not None:
         require(
             bool(texts.prompts) and all(prompt.strip() for prompt in texts.prompts),
-            "callbacks.texts.prompts",
+            "callbacks.generate_samples.prompts",
             texts.prompts,
-            "each is a text to continue; null in the place of callbacks.texts for none",
+            "each is a text to continue; null in the place of callbacks.generate_samples for none",
         )
-        require(texts.max_new_tokens > 0, "callbacks.texts.max_new_tokens", texts.max_new_tokens, "it must be above 0")
+        key, value = "callbacks.generate_samples.max_new_tokens", texts.max_new_tokens
+        require(value > 0, key, value, "it must be above 0")
     stall_s = cfg.stall_timeout_s
     require(stall_s is None or stall_s > 0, "stall_timeout_s", stall_s, "it must be above 0, or null for none")
     for key, value in (

@@ -171,8 +171,8 @@ class DataMonitorConfig:
 
 
 @dataclass
-class TextsConfig:
-    """callbacks.Texts: texts that the model writes from these prompts after each evaluation."""
+class GenerateSamplesConfig:
+    """callbacks.GenerateSamples: texts that the model writes from these prompts after each evaluation."""
 
     prompts: list[str] = field(default_factory=list)
     max_new_tokens: int = 48
@@ -186,8 +186,8 @@ class ConsoleConfig:
 
 
 @dataclass
-class NumberGuardConfig:
-    """callbacks.NumberGuard: batches with NaN or Inf are skipped; so many in a row end the run."""
+class NanGuardConfig:
+    """callbacks.NanGuard: batches with NaN or Inf are skipped; so many in a row end the run."""
 
     max_in_a_row: int = 3
 
@@ -213,9 +213,9 @@ class CallbacksConfig:
     runtime_estimator: RuntimeEstimatorConfig | None = None
     norm_monitor: NormMonitorConfig | None = None
     data_monitor: DataMonitorConfig | None = None
-    texts: TextsConfig | None = None
+    generate_samples: GenerateSamplesConfig | None = None
     console: ConsoleConfig | None = None
-    number_guard: NumberGuardConfig | None = None
+    nan_guard: NanGuardConfig | None = None
     spike_guard: SpikeGuardConfig | None = None
 
 
@@ -328,7 +328,7 @@ class FinetuneConfig(RunConfig):
     """Everything that decides a fine-tuning run."""
 
     preset: str = "one-gpu-80gb"  # a file of yamls/finetune/presets: what fits where
-    task: str = MISSING  # a set that data_prep.tasks.load knows, or the folder of one
+    task: str = MISSING  # a set that data_prep/tasks/registry.py knows, or the folder of one
     model: str = MISSING  # exported folder, original-style BioMedLM folder, run folder or checkpoint
     data: str = "data/tasks"  # holds a folder a task
     seq_len: int = 512  # tokens an example is cut to

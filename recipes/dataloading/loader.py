@@ -19,7 +19,7 @@ from streaming import StreamingDataLoader
 from data_prep.common.errors import BadInput
 from data_prep.sharding.shard_format import read_shards_info
 from recipes.config.schema import TrainConfig
-from recipes.dataloading import ledger
+from recipes.dataloading import skipped_data
 from recipes.dataloading.shared_memory import registering
 from recipes.dataloading.token_dataset import Sample, TokenShards, TokenStream
 from recipes.modeling.token_loss import TokenSources
@@ -76,7 +76,7 @@ class TokenLoader(StreamingDataLoader):
                     return
                 here = position + delivered * self._world_size
                 delivered += len(batch["input_ids"])
-                if not ledger.is_skipped(self._dataset.skipped, epoch, here):
+                if not skipped_data.is_skipped(self._dataset.skipped, epoch, here):
                     yield batch
             if delivered < planned:
                 split = self._dataset.streams[0].local
@@ -117,7 +117,7 @@ def build_dataloader(
     cfg: TrainConfig,
     split: str,
     world_size: int,
-    skipped: Sequence[ledger.Window] = (),
+    skipped: Sequence[skipped_data.Window] = (),
     sources: TokenSources | None = None,
 ) -> DataSpec:
     """The loader of one split for this rank.

@@ -16,8 +16,8 @@ from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
 from data_prep.sharding.shard_format import ShardsInfo
-from recipes.dataloading import ledger
-from recipes.dataloading.shard_reader import TokenShard, open_shards
+from recipes.dataloading import skipped_data
+from recipes.dataloading.mds_reader import TokenShard, open_shards
 
 SHARDS_AHEAD = 4  # of a worker: found good, or fetched, before their first sample is due
 Sample = dict[str, Any]
@@ -53,7 +53,7 @@ class TokenShards(StreamingDataset):
         skipped: positions of epochs that are left out, as `ledger.merge` returns them.
     """
 
-    skipped: Sequence[ledger.Window] = ()
+    skipped: Sequence[skipped_data.Window] = ()
     _resumed: tuple[int, int] = (-1, 0)  # epoch, position in it
 
     def get_item(self, sample_id: int, retry: int = 7) -> Sample:
@@ -93,7 +93,7 @@ class TokenShards(StreamingDataset):
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Go on where a checkpoint was saved. It counts the samples that were trained on, and not those left out."""
-        self._resumed = obj["epoch"], ledger.position(self.skipped, obj["epoch"], obj["sample_in_epoch"])
+        self._resumed = obj["epoch"], skipped_data.position(self.skipped, obj["epoch"], obj["sample_in_epoch"])
         self.shuffle_seed, self.num_canonical_nodes = obj["shuffle_seed"], obj["num_canonical_nodes"]  # as workers do
         super().load_state_dict({**obj, "sample_in_epoch": self._resumed[1]})
 

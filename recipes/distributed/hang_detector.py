@@ -86,7 +86,7 @@ def stop() -> None:
 
 @contextmanager
 def watching_the_start(folder: Path, stall_timeout_s: float | None, connect_timeout_s: float) -> Iterator[None]:
-    """Watch from here to the first batch, from which on callbacks.StallWatch does; whoever waits for rank 0 is alive.
+    """Watch from here to the first batch, from which on callbacks.HangDetector does; whoever waits for rank 0 is alive.
 
     Args:
         folder: the run folder.

@@ -12,12 +12,12 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file
 from data_prep.tasks.task_set import Sentence, TaskSet
 from recipes.evaluation.prompts import FORMS, make_prompts, write_harness_task
-from recipes.modeling.pretrained import HEAD
+from recipes.modeling.model_folder import HEAD
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-    from recipes.finetuning.finetuned import FineTuned
+    from recipes.finetuning.heads import FineTuned
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def answer_by_head(
         BadInput: a question cannot be cut to fit.
     """
     from recipes.config.schema import FinetuneConfig
-    from recipes.finetuning.examples import Encoder
+    from recipes.finetuning.encoding import Encoder
     from recipes.finetuning.scoring import predict
 
     head, cfg = model.task_head, FinetuneConfig(device_eval_batch_size=arguments.batch_size)
@@ -100,7 +100,7 @@ def ask(
     Raises:
         BadInput: there is too little to make shots of, or an option is longer than the model's context.
     """
-    from recipes.evaluation.harness import count_cut, score_choices
+    from recipes.evaluation.lm_eval_harness import count_cut, score_choices
 
     for task in tasks:
         for form in FORMS[task.kind]:

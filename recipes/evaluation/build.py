@@ -12,15 +12,15 @@ from pathlib import Path
 
 from data_prep.common.files import JsonDict, write_json, write_text
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish
-from data_prep.filtering.overlap import GRAM_WORDS
+from data_prep.filtering.decontamination import GRAM_WORDS
 from data_prep.tasks.description import label_balance
 from data_prep.tasks.task_set import TaskSet
 from recipes.evaluation.answers import answer_by_head, ask, head_sha256
-from recipes.evaluation.leaks import Leaks, find_leaks
+from recipes.evaluation.contamination import Leaks, find_leaks
+from recipes.evaluation.perplexity import perplexity
 from recipes.evaluation.prompts import FORMS, HARNESS, make_prompts
-from recipes.evaluation.text_perplexity import perplexity
 from recipes.finetuning.names import MODEL
-from recipes.modeling.pretrained import folder_sha256, load_pretrained
+from recipes.modeling.model_folder import folder_sha256, load_pretrained
 from recipes.runs.environment import environment
 from recipes.scoring.bootstrap import Score, bootstrap, measures
 from recipes.scoring.results_table import Row, percent, published_rows, to_html, to_markdown
@@ -146,9 +146,9 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
             model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
             answers = ask(arguments, tasks, model, tokenizer, partial / HARNESS)
         else:
-            from recipes.finetuning import finetuned
+            from recipes.finetuning import heads
 
-            tuned, tokenizer = finetuned.load(arguments.model, device)
+            tuned, tokenizer = heads.load(arguments.model, device)
             model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
         for name, form, answered in answers:
             result = results[name]

@@ -10,7 +10,7 @@ from data_prep.tasks.task_set import Examples
 from recipes.checkpointing.trained_model import Source
 
 if TYPE_CHECKING:
-    from recipes.finetuning.examples import Encoded, Encoder
+    from recipes.finetuning.encoding import Encoded, Encoder
 
 
 def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
@@ -43,7 +43,7 @@ def build_task_dataloader(
     from torch.utils.data import DataLoader, DistributedSampler
 
     from recipes.dataloading.loader import split_batch
-    from recipes.finetuning.examples import Examples, collate
+    from recipes.finetuning.encoding import Examples, collate
 
     data, train = Examples(encoded), seed is not None
     sampler: DistributedSampler[Any] = DistributedSampler(
@@ -62,7 +62,7 @@ def load_tokenizer(source: Source, kind: str) -> Any:
     """The base model's tokenizer with the tokens of a kind of task."""
     from transformers import AutoTokenizer
 
-    from recipes.finetuning.examples import add_tokens
+    from recipes.finetuning.encoding import add_tokens
 
     tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=True)
     add_tokens(tokenizer, kind)

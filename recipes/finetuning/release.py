@@ -15,8 +15,8 @@ from recipes.runs.names import CHECKPOINTS
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-    from recipes.finetuning.examples import Encoder
-    from recipes.finetuning.finetuned import FineTuned, TaskHead
+    from recipes.finetuning.encoding import Encoder
+    from recipes.finetuning.heads import FineTuned, TaskHead
 
 # Largest |difference| of scores as a share of the largest |score|: rounding in fp32 of a folded and merged model.
 TOLERANCE = 1e-4
@@ -31,7 +31,7 @@ def build_model(cfg: FinetuneConfig, source: Source, head: TaskHead, n_entries: 
     import torch
 
     from recipes.checkpointing.trained_model import load_trained
-    from recipes.finetuning.finetuned import FineTuned, add_lora, resize
+    from recipes.finetuning.heads import FineTuned, add_lora, resize
 
     torch.manual_seed(cfg.seed)
     model: GPT2LMHeadModel = load_trained(source)
@@ -51,10 +51,10 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     """
     import torch
 
-    from recipes.checkpointing.checkpoints import newest_intact
+    from recipes.checkpointing.checkpoint import newest_intact
     from recipes.checkpointing.safe_loading import load_model_weights
-    from recipes.finetuning import finetuned
-    from recipes.finetuning.examples import collate
+    from recipes.finetuning import heads
+    from recipes.finetuning.encoding import collate
     from recipes.modeling.release import fold_layer_scaling
 
     folder = Path(cfg.run_dir)
@@ -80,9 +80,9 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     trained.model.config.pad_token_id = encoder.pad_id
     partial_folder = folder / f"{MODEL}.partial"
     shutil.rmtree(partial_folder, ignore_errors=True)
-    finetuned.save(trained, encoder.tokenizer, partial_folder)
+    heads.save(trained, encoder.tokenizer, partial_folder)
     del trained, lora  # which refers to it: never two models in memory
-    loaded, _ = finetuned.load(partial_folder)
+    loaded, _ = heads.load(partial_folder)
     share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
     if not share <= TOLERANCE:
         raise RuntimeError(f"the exported model does not compute the trained one: its answers differ by {share:.1e}")

@@ -16,8 +16,8 @@ from recipes.scoring.bootstrap import bootstrap, measures
 from recipes.scoring.results_table import percent
 
 if TYPE_CHECKING:
-    from recipes.finetuning.examples import Encoder
-    from recipes.finetuning.finetuned import FineTuned
+    from recipes.finetuning.encoding import Encoder
+    from recipes.finetuning.heads import FineTuned
 
 
 def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict:
@@ -27,11 +27,11 @@ def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict
     """
     import torch
 
-    from recipes.finetuning import finetuned
+    from recipes.finetuning import heads
 
     folder = Path(cfg.run_dir)
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
-    model, tokenizer = finetuned.load(folder / MODEL, device)
+    model, tokenizer = heads.load(folder / MODEL, device)
     scores: JsonDict = {} if "dev" in splits else read_json(folder / SCORES)["scores"]
     for split in splits:
         records = predict(model, tokenizer, parts[split], cfg)
@@ -55,7 +55,7 @@ def predict(model: FineTuned, tokenizer: Any, examples: Examples, cfg: FinetuneC
     import torch
     from tqdm import tqdm
 
-    from recipes.finetuning.examples import Encoder, collate
+    from recipes.finetuning.encoding import Encoder, collate
 
     head = model.task_head
     encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)

@@ -28,8 +28,8 @@ from recipes.finetuning.names import SCORES
 from recipes.finetuning.planning import FinetunePlan, architecture, finetuning_fingerprint, make_finetune_plan, splits
 from recipes.modeling.size import flops_per_token
 from recipes.runs.fingerprint import check_fingerprint
-from recipes.runs.launch import command_of, execute, last_line, run_here
 from recipes.runs.names import RECORD
+from recipes.runs.processes import command_of, execute, last_line, run_here
 
 RUNS, LOGS, TEST = "runs", "logs", "test"
 METRIC = {"choice": "acc", "verdict": "acc", "pairs": "rougeL", "tags": "f1"}  # what is best of each kind of task

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.files import JsonDict, read_json
 from data_prep.common.world import world
-from data_prep.tasks import tags
+from data_prep.tasks import token_classification
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Splits, TaskSet
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from composer.core import DataSpec
 
     from recipes.checkpointing.remote import RemoteRun
-    from recipes.finetuning.examples import Encoder
-    from recipes.finetuning.finetuned import TaskHead
+    from recipes.finetuning.encoding import Encoder
+    from recipes.finetuning.heads import TaskHead
 
 
 def finetune(cfg: FinetuneConfig) -> bool:
@@ -76,7 +76,7 @@ def labels_of(task: TaskSet) -> tuple[str, ...]:
     """What the rows of the head stand for: the verdicts, or the tags that train makes possible; empty otherwise."""
     if task.kind == "verdict":
         return task.questions("train")[0].options
-    return tags.labels(task.sentences("train")) if task.kind == "tags" else ()
+    return token_classification.labels(task.sentences("train")) if task.kind == "tags" else ()
 
 
 def fit(
@@ -84,9 +84,9 @@ def fit(
 ) -> None:
     """Train; export; score dev and test. Each of the three has memory to itself."""
     from recipes.checkpointing.remote import RemoteRun
-    from recipes.distributed.ranks import on_rank_zero
-    from recipes.finetuning.examples import Encoder
-    from recipes.finetuning.finetuned import TaskHead
+    from recipes.distributed.rank_zero import on_rank_zero
+    from recipes.finetuning.encoding import Encoder
+    from recipes.finetuning.heads import TaskHead
     from recipes.training.trainer import give_memory_back
 
     tokenizer = load_tokenizer(source, task.kind)
@@ -113,9 +113,9 @@ def train(
     from composer.utils import get_device
 
     from recipes.checkpointing.resume import find_start
-    from recipes.distributed.parallel import parallelism_config
-    from recipes.distributed.ranks import on_rank_zero
-    from recipes.modeling.model import is_block
+    from recipes.distributed.fsdp import parallelism_config
+    from recipes.distributed.rank_zero import on_rank_zero
+    from recipes.modeling.gpt2 import is_block
     from recipes.training.trainer import run_trainer
 
     folder, tokenizer = Path(cfg.run_dir), encoder.tokenizer

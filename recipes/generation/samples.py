@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.common.files import JsonDict, read_json, write_json
 from data_prep.common.manifest import MANIFEST, manifest_sha256
-from recipes.generation.continuation import NOTICE, Continuation, load_model, printable
+from recipes.generation.sampling import NOTICE, Continuation, load_model, printable
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from data_prep.common.errors import BadInput
 from data_prep.sharding.shard_format import token_dtype
 from recipes.config.schema import TrainConfig
-from recipes.planning.hardware import LOCK, Gpu, find_gpu, utilisations
+from recipes.planning.gpus import LOCK, Gpu, find_gpu, utilisations
 from recipes.planning.memory import Layout, Memory, reserve_bytes, step_memory, with_reserve
 from recipes.planning.network import link_sends_bytes, node_sends_bytes
 from recipes.planning.run_plan import Plan

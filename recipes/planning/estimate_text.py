@@ -10,7 +10,7 @@ from typing import Any
 from data_prep.common.errors import BadInput
 from recipes.config.schema import TrainConfig
 from recipes.planning.cluster_estimate import LAUNCHER_GRACE_S, Forecast, largest_divisor, make_forecast, needed_bytes
-from recipes.planning.hardware import GPUS, LOCK, STACKS, dotted, gpus_of
+from recipes.planning.gpus import GPUS, LOCK, STACKS, dotted, gpus_of
 from recipes.planning.memory import DRIVER_BYTES, peak
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, make_plan

@@ -67,7 +67,7 @@ def check_seen_by_all(folder: Path) -> None:
     """
     from composer.utils import dist
 
-    from recipes.distributed.ranks import on_rank_zero
+    from recipes.distributed.rank_zero import on_rank_zero
 
     record_sha256 = on_rank_zero(lambda: _record_sha256(folder))
     seen = dist.all_gather_object(_comes_to_see(folder, record_sha256))

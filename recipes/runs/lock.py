@@ -56,7 +56,7 @@ def held_by_rank_zero(folder: Path) -> Iterator[None]:
     Raises:
         BadInput: as `hold`, on all ranks.
     """
-    from recipes.distributed.ranks import on_rank_zero
+    from recipes.distributed.rank_zero import on_rank_zero
 
     with ExitStack() as stack:
         on_rank_zero(lambda: stack.enter_context(hold(folder)))

@@ -14,7 +14,7 @@ from yaml import safe_load
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
-from recipes.dataloading import ledger
+from recipes.dataloading import skipped_data
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 
@@ -34,7 +34,7 @@ class RunData:
         places: batch -> its tokens, and its hours of training, the time between two starts left out.
         starts: batches after which a process began.
         rewinds: (batch of a loss spike, batch that the run went back to).
-        skipped: batches that number_guard left out.
+        skipped: batches that nan_guard left out.
     """
 
     folder: Path
@@ -128,8 +128,8 @@ def read_run(folder: Path) -> RunData:
     by_prompt: dict[str, dict[int, JsonDict]] = {}
     for text in read_lines(texts):
         by_prompt.setdefault(text["prompt"], {})[text["batch"]] = text
-    rewinds = [(entry["from_batch"], entry["to_batch"]) for entry in ledger.read(folder)]
-    inputs = [record, folder / CONFIG, metrics, texts, folder / ledger.LEDGER, samples, scorecard]
+    rewinds = [(entry["from_batch"], entry["to_batch"]) for entry in skipped_data.read(folder)]
+    inputs = [record, folder / CONFIG, metrics, texts, folder / skipped_data.LEDGER, samples, scorecard]
     content = b"".join(path.read_bytes() for path in inputs if path.is_file())
     return RunData(
         folder=folder,

@@ -34,7 +34,7 @@ def train(cfg: TrainConfig) -> Trainer | None:
     """
     check_account(cfg)
     if cfg.data.remote:
-        from recipes.dataloading.shard_reader import fetch_manifest  # imports the clients of object stores, and torch
+        from recipes.dataloading.mds_reader import fetch_manifest  # imports the clients of object stores, and torch
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
@@ -87,10 +87,10 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     from recipes.checkpointing.remote import RemoteRun
     from recipes.checkpointing.resume import find_start
     from recipes.dataloading.loader import build_dataloader
-    from recipes.distributed.parallel import parallelism_config
-    from recipes.distributed.ranks import on_rank_zero
-    from recipes.modeling.kernels import attention_backend, compile_blocks
-    from recipes.modeling.model import BioMedLM, checkpoint_activations
+    from recipes.distributed.fsdp import parallelism_config
+    from recipes.distributed.rank_zero import on_rank_zero
+    from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
+    from recipes.modeling.speedups import attention_backend, compile_blocks
     from recipes.modeling.token_loss import read_token_sources
     from recipes.training.schedules import SCHEDULES
     from recipes.training.trainer import run_trainer

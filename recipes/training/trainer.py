@@ -29,14 +29,14 @@ from recipes.checkpointing.resume import Start
 from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import RunConfig, batches_of
 from recipes.dataloading.loader import stop_workers
-from recipes.distributed.cpu import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
+from recipes.distributed.cpu_patches import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.distributed.rendezvous import data_must_pass, meet, peers_may_be_lost
-from recipes.modeling.optimizer import DecoupledAdamW
+from recipes.modeling.decoupled_adamw import DecoupledAdamW
 from recipes.modeling.token_loss import TokenSources
 from recipes.runs.environment import software
 from recipes.runs.names import CHECKPOINTS
 from recipes.runs.signals import leave_at_once_when_preempted
-from recipes.training.device import check_device
+from recipes.training.device_check import check_device
 from recipes.training.loggers import build_loggers
 
 

@@ -20,7 +20,7 @@ from recipes.config.checks import check_account
 from recipes.config.schema import TrainConfig
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.planning.cluster_estimate import needed_bytes
-from recipes.planning.hardware import CUDA_NAMES, GPUS, dotted
+from recipes.planning.gpus import CUDA_NAMES, GPUS, dotted
 from recipes.planning.memory import Layout, peak, step_memory
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, check_shards, make_plan
@@ -91,7 +91,7 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
     def data() -> str:
         nonlocal shards, plan
         if cfg.data.remote:
-            from recipes.dataloading.shard_reader import fetch_manifest
+            from recipes.dataloading.mds_reader import fetch_manifest
 
             fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
         shards = check_shards(cfg)
@@ -134,7 +134,7 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
     assert shards
     if world().local_rank:
         return ""
-    from recipes.dataloading.shard_reader import open_shards
+    from recipes.dataloading.mds_reader import open_shards
 
     if verify_all and not cfg.data.remote:
         verification.verify(shards.folder)
@@ -153,7 +153,7 @@ def _ranks(cfg: TrainConfig) -> str:
     import torch
     import torch.version
 
-    from recipes.training.device import loaded_driver
+    from recipes.training.device_check import loaded_driver
 
     gpu = torch.cuda.is_available() and cfg.device != "cpu"
     device = torch.cuda.current_device() if gpu else None
@@ -300,7 +300,7 @@ def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
         )
     told = f"writable, {gigabytes(free)} free, {plan.checkpoints} checkpoints take {gigabytes(wanted)}"
     if cfg.save_remote and rank == 0:
-        from data_prep.files.store import Store
+        from data_prep.files.object_store import Store
 
         store = Store(f"{cfg.save_remote.rstrip('/')}/{cfg.run_name}", "save_remote")
         store.check_writable()
@@ -312,7 +312,7 @@ def _rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) 
     """A few batches of the real run, a checkpoint, and the last batch once more from it."""
     import torch
 
-    from recipes.distributed.ranks import on_rank_zero
+    from recipes.distributed.rank_zero import on_rank_zero
     from recipes.training.trainer import give_memory_back
     from recipes.trials.rehearsal import Rehearsal
 
@@ -348,7 +348,7 @@ def _rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) 
 
 def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:
     """The run, but for a few batches in a folder of its own, and without what tells others of it."""
-    callbacks = replace(cfg.callbacks, texts=None, console=None, spike_guard=None, runtime_estimator=None)
+    callbacks = replace(cfg.callbacks, generate_samples=None, console=None, spike_guard=None, runtime_estimator=None)
     return replace(
         cfg,
         run_dir=str(folder),
@@ -369,7 +369,7 @@ def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:
 
 def _forget_the_end(folder: Path) -> None:
     """As a crash after the checkpoint would leave the folder."""
-    from recipes.checkpointing.checkpoints import complete_checkpoints, remove, saved_at
+    from recipes.checkpointing.checkpoint import complete_checkpoints, remove, saved_at
 
     for checkpoint in complete_checkpoints(folder / CHECKPOINTS):
         if saved_at(checkpoint)["batch"] > SAVED_AT:

@@ -8,7 +8,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.manifest import MANIFEST
 from recipes.config.schema import TrainConfig
 from recipes.planning.cluster_estimate import needed_bytes
-from recipes.planning.hardware import LOCK, find_gpu
+from recipes.planning.gpus import LOCK, find_gpu
 from recipes.planning.memory import Layout, peak, step_memory
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import check_shards, make_plan

@@ -11,9 +11,9 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from recipes.planning import scaling
-from recipes.runs.launch import last_line, run_here
+from recipes.planning import scaling_law
 from recipes.runs.names import METRICS
+from recipes.runs.processes import last_line, run_here
 from recipes.runs.reading import EVAL_LOSS, read_run
 from recipes.trials.rungs import MAX_PASSES, Rung
 
@@ -110,7 +110,7 @@ def run_all(rungs: Sequence[Rung], out: Path) -> None:
         )
 
 
-def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling.Fit]:
+def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling_law.Fit]:
     """The laws that are compared, by name; the first is the one that is drawn.
 
     With as many points as parameters a law goes through all of them, and nothing tells how noisy they are: then the
@@ -118,12 +118,12 @@ def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling.
     """
     used = [point for point in points if point.used]
     compute, loss = [point.compute for point in used], [point.loss for point in used]
-    free, pure = scaling.fit(compute, loss), scaling.fit(compute, loss, 0.0)
+    free, pure = scaling_law.fit(compute, loss), scaling_law.fit(compute, loss, 0.0)
     laws = {"E fitted": free, "E = 0": pure} if free.dof > 0 else {"E = 0": pure, "E fitted": free}
-    return laws if floor is None else {f"E = {floor:g}, given": scaling.fit(compute, loss, floor), **laws}
+    return laws if floor is None else {f"E = {floor:g}, given": scaling_law.fit(compute, loss, floor), **laws}
 
 
-def answer(laws: dict[str, scaling.Fit], compute: float) -> tuple[float, float, float]:
+def answer(laws: dict[str, scaling_law.Fit], compute: float) -> tuple[float, float, float]:
     """The first law's loss at so many FLOPs, and from where to where it may lie; nats a token.
 
     If the points determine E exactly, whatever their noise, it may be anything from 0 to the smallest loss: the range
@@ -137,7 +137,7 @@ def answer(laws: dict[str, scaling.Fit], compute: float) -> tuple[float, float, 
     return loss, low, high
 
 
-def predict(target: Rung, laws: dict[str, scaling.Fit], points: Sequence[Point]) -> JsonDict:
+def predict(target: Rung, laws: dict[str, scaling_law.Fit], points: Sequence[Point]) -> JsonDict:
     """What the laws say of a planned run, and what it measured if it is finished."""
     bits = points[0].bits_per_byte / points[0].loss
     loss, low, high = answer(laws, target.compute)
@@ -162,7 +162,7 @@ def predict(target: Rung, laws: dict[str, scaling.Fit], points: Sequence[Point])
 
 
 def cannot_tell(
-    rungs: Sequence[Rung], points: Sequence[Point], laws: dict[str, scaling.Fit], targets: Sequence[Rung]
+    rungs: Sequence[Rung], points: Sequence[Point], laws: dict[str, scaling_law.Fit], targets: Sequence[Rung]
 ) -> list[str]:
     """In words, what the fit assumes and what it cannot tell."""
     used = [point for point in points if point.used]
@@ -180,7 +180,7 @@ def cannot_tell(
             f"{len(used)} rungs leave {free.dof} degree{'s' * (free.dof != 1)} of freedom: the intervals rest on that "
             "little knowledge of the noise."
         )
-    if free.reducible == 0 or pure.reducible == 0 or free.exponent <= scaling.LEAST_EXPONENT * 1.01:
+    if free.reducible == 0 or pure.reducible == 0 or free.exponent <= scaling_law.LEAST_EXPONENT * 1.01:
         notes.append("The loss hardly falls with compute over these rungs: no law of it can be told.")
     most = max(point.compute for point in used)
     span = most / min(point.compute for point in used)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from data_prep.common.files import JsonDict, write_json, write_text
-from recipes.planning import scaling
+from recipes.planning import scaling_law
 from recipes.runs.plots import svg
 from recipes.trials.ladder import LEVEL, Point, answer, cannot_tell, fit_laws, measure, predict
 from recipes.trials.rungs import Rung
@@ -19,7 +19,7 @@ RESULTS, PAGE, PICTURE = "ladder.json", "ladder.html", "ladder.png"
 TEMPLATE = Path(__file__).with_name("ladder.html.jinja")
 
 
-def draw(points: Sequence[Point], laws: dict[str, scaling.Fit], predictions: Sequence[JsonDict]) -> Any:
+def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions: Sequence[JsonDict]) -> Any:
     """Points, law with band, other laws dashed, predictions with error bars; both axes logarithmic."""
     import matplotlib
 

@@ -21,8 +21,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from data_prep.common.errors import BadInput
 from recipes.config.schema import TrainConfig
-from recipes.distributed.parallel import parallelism_config
-from recipes.modeling.model import BioMedLM
+from recipes.distributed.fsdp import parallelism_config
+from recipes.modeling.gpt2 import BioMedLM
 from recipes.planning.plan_text import gigabytes
 
 SAME_LOSS = 1e-3  # share by which the loss may differ where a GPU's kernels do not repeat themselves

@@ -15,12 +15,12 @@ from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
 from recipes.planning.cluster_estimate import make_forecast, needed_bytes
 from recipes.planning.estimate_text import refusal
-from recipes.planning.hardware import CUDA_NAMES, LOCK
+from recipes.planning.gpus import CUDA_NAMES, LOCK
 from recipes.planning.memory import Layout, peak, step_memory
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, check_shards, make_plan
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
-from recipes.runs.launch import command_of
+from recipes.runs.processes import command_of
 
 # Up to four passes, repeated tokens are worth nearly as much as new ones; beyond, ever less (arXiv 2305.16264).
 MAX_PASSES = 4.0

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from recipes.config.schema import KernelsConfig, ModelConfig
-from recipes.modeling.kernels import BACKENDS, attention_backend
-from recipes.modeling.model import BioMedLM
+from recipes.modeling.gpt2 import BioMedLM
+from recipes.modeling.speedups import BACKENDS, attention_backend
 
 LAYERS, HEADS, WIDTH, TOKENS = 4, 2, 256, 64
 

@@ -34,11 +34,11 @@ from transformers import GPT2LMHeadModel
 
 from recipes.config.loading import load_config, load_finetune_config
 from recipes.config.schema import LoraConfig, RunConfig, TrainConfig
-from recipes.distributed.parallel import parallelism_config
-from recipes.finetuning.finetuned import FineTuned, TaskHead, add_lora
-from recipes.modeling.kernels import attention_backend, compile_blocks
-from recipes.modeling.model import BioMedLM, checkpoint_activations, gpt2_config, is_block
-from recipes.modeling.optimizer import DecoupledAdamW
+from recipes.distributed.fsdp import parallelism_config
+from recipes.finetuning.heads import FineTuned, TaskHead, add_lora
+from recipes.modeling.decoupled_adamw import DecoupledAdamW
+from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations, gpt2_config, is_block
+from recipes.modeling.speedups import attention_backend, compile_blocks
 from recipes.planning.memory import Layout, Memory, finetuning_moments, reserved_bytes, step_memory, with_reserve
 from recipes.planning.run_plan import make_plan
 from recipes.training.trainer import give_memory_back

@@ -15,7 +15,7 @@ import torch
 import torch.version
 
 from recipes.config.loading import load_config, to_yaml
-from recipes.planning.hardware import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
+from recipes.planning.gpus import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
 
 ROOT = Path(__file__).parents[2]
 # Imports torch once; each case is a fork of its own, as the no-op CUDA and torch look at a device once a process.
@@ -24,7 +24,7 @@ import json, os, sys, warnings
 warnings.simplefilter("error")  # torch's own would be a second, longer message
 import torch
 from data_prep.common.errors import run
-from recipes.training.device import check_device
+from recipes.training.device_check import check_device
 
 def ask(device, precision):
     print(check_device(device, precision))

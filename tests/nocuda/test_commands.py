@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_prep.common.exit_codes import PREEMPTED
-from recipes.checkpointing.checkpoints import complete_checkpoints
+from recipes.checkpointing.checkpoint import complete_checkpoints
 
 WAITS_OF_A_BATCH = 10  # of which Composer's Trainer and SpeedMonitor have eight
 OUR_WAITS = ("rank_sums.py", "preemption.py")
@@ -31,8 +31,8 @@ def settings(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Setting
             f"run_dir={tmp_path / name}", "data.seq_len=64", "data.num_workers=1", "model.vocab_size=600",
             "model.n_positions=64", "model.n_embd=256", "model.n_head=2", "model.n_layer=3", "max_duration=6ba",
             "global_train_batch_size=8", "device_train_microbatch_size=2", "scheduler.t_warmup=2ba",
-            "eval_interval=4ba", "save_interval=4ba", "callbacks.texts.prompts=[ba]",
-            "callbacks.texts.max_new_tokens=4", "loggers.wandb=null", *more,
+            "eval_interval=4ba", "save_interval=4ba", "callbacks.generate_samples.prompts=[ba]",
+            "callbacks.generate_samples.max_new_tokens=4", "loggers.wandb=null", *more,
         ]  # fmt: skip
 
     return make

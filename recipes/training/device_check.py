@@ -16,7 +16,7 @@ import torch.version
 
 from data_prep.common.errors import BadInput
 from data_prep.common.world import world
-from recipes.planning.hardware import can_run, code_of, dotted, oldest_driver, stacks_for
+from recipes.planning.gpus import can_run, code_of, dotted, oldest_driver, stacks_for
 
 DRIVER = Path("/proc/driver/nvidia/version")  # of the kernel module, seen in a container that was given no GPU, too
 

@@ -23,12 +23,12 @@ from transformers import GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import write_json
-from data_prep.tasks.tags import count, scheme_of
+from data_prep.tasks.token_classification import count, scheme_of
 from recipes.config.schema import LoraConfig
-from recipes.finetuning.examples import NO_TAG, Batch
+from recipes.finetuning.encoding import NO_TAG, Batch
 from recipes.modeling.attention import use_scaled_attention
-from recipes.modeling.model import is_block
-from recipes.modeling.pretrained import HEAD, TASK, load_pretrained, read_task, save_pretrained
+from recipes.modeling.gpt2 import is_block
+from recipes.modeling.model_folder import HEAD, TASK, load_pretrained, read_task, save_pretrained
 
 if TYPE_CHECKING:
     from peft import LoraModel

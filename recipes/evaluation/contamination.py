@@ -21,7 +21,7 @@ from tqdm import tqdm
 from data_prep.common.manifest import read_manifest
 from data_prep.files import json_lines
 from data_prep.filtering.corpus_format import STAGE
-from data_prep.filtering.overlap import GRAM_WORDS, words_of
+from data_prep.filtering.decontamination import GRAM_WORDS, words_of
 from data_prep.running.workers import follow_parent
 from data_prep.tasks.task_set import Pair, Question, Sentence
 

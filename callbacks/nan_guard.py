@@ -19,7 +19,7 @@ class BadNumbers(SystemExit):
         super().__init__(BAD_NUMBERS)
 
 
-class NumberGuard(Callback):
+class NanGuard(Callback):
     """Skips the optimizer step, on every rank, of a batch whose loss or gradient is NaN or Inf on any rank.
 
     Gradients are dropped, so weights and Adam's moments stay as they were; the schedule goes on. The samples of each

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from recipes.modeling.pretrained import move, open_gpt2, open_tokenizer, read_model_config, read_task
+from recipes.modeling.model_folder import move, open_gpt2, open_tokenizer, read_model_config, read_task
 
 NOTICE = (
     "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
@@ -96,7 +96,7 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
     if task:
         from tokenizers.processors import TemplateProcessing
 
-        from recipes.finetuning.examples import START
+        from recipes.finetuning.encoding import START
 
         start = (START, tokenizer.convert_tokens_to_ids(START))
         template: Any = TemplateProcessing

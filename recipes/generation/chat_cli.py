@@ -8,7 +8,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from recipes.generation.continuation import NOTICE, SETTINGS, Continuation, printable
+from recipes.generation.sampling import NOTICE, SETTINGS, Continuation, printable
 
 COMMANDS = {
     "/again": "the last prompt with the next seed",

@@ -17,7 +17,7 @@ class ParityError(RuntimeError):
     """The model's logits are not those of transformers' eager attention."""
 
 
-class ParityGate(Callback):
+class AttentionParity(Callback):
     """Compares the model that is about to train with HF eager attention, on its device and in its precision.
 
     Attributes:

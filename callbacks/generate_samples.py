@@ -15,7 +15,7 @@ from composer.utils import dist
 TEMPERATURE = 0.8
 
 
-class Texts(Callback):
+class GenerateSamples(Callback):
     """Appends texts to a file after each evaluation, one JSON line a prompt: batch, tokens, prompt, text.
 
     The tokens are drawn on rank 0, from the same seed each time and without the generators that the run draws its

@@ -26,7 +26,7 @@ def perplexity(
         For `all`, each `source` and each `year`: documents, tokens, bytes, nats, perplexity, bits_per_byte with its
         bootstrap interval over documents.
     """
-    from recipes.evaluation.likelihood import document_windows, log_probs
+    from recipes.evaluation.log_likelihood import document_windows, log_probs
 
     documents = list(itertools.islice(corpus_format.read_documents(corpus_folder, "val"), n_documents))
     windows, owners = [], []

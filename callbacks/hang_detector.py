@@ -9,7 +9,7 @@ from composer import Callback, Event, Logger, State
 from recipes.distributed import hang_detector
 
 
-class StallWatch(Callback):
+class HangDetector(Callback):
     """Ends the process when nothing has happened for too long, with the stacks of all its threads.
 
     Each rank watches itself. A loader that delivers nothing, or one rank that hangs and the others that wait for it,

@@ -22,9 +22,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Block
 from data_prep.common.errors import BadInput
 from recipes.config.schema import KernelsConfig, ModelConfig
 from recipes.modeling.attention import use_scaled_attention
-from recipes.modeling.head import NO_TARGET, mean_loss, token_losses
-from recipes.modeling.kernels import fuse_gelu
+from recipes.modeling.loss import NO_TARGET, mean_loss, token_losses
 from recipes.modeling.size import flops_per_token
+from recipes.modeling.speedups import fuse_gelu
 from recipes.modeling.token_loss import TokenLoss, metric_name
 
 Batch = dict[str, torch.Tensor]

@@ -14,7 +14,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from recipes.generation.continuation import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 
 THIS_MACHINE = ("127.0.0.1", "localhost")
 # The notice stays in sight wherever one scrolls, on a phone too; messages of Gradio come in at the top.
