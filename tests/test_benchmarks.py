@@ -19,6 +19,7 @@ from data_prep.filtering import corpus_format
 from data_prep.sources import medline, sample
 from data_prep.sources.document import Document
 from data_prep.tokenizing import tokenizer_format
+from project import ROOT
 
 PUBMED = """<PubmedArticleSet><PubmedArticle><MedlineCitation><PMID>7</PMID><Article><Journal><JournalIssue><PubDate>
 <Year>2020</Year></PubDate></JournalIssue></Journal><ArticleTitle>One <b>bold <i>deep</i></b> title.</ArticleTitle>
@@ -167,7 +168,6 @@ def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], t
     assert not (tmp_path / "flat").exists()
 
 
-ROOT = Path(__file__).parents[1]
 ROW = r"^\| ([a-zA-Z :,]+) \| (\d \| [\d.]+ \| [\d.]+) \| [\d.]+ \| [\d.]+ \("  # name, ranks, GB, seconds
 
 

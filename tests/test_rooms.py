@@ -6,7 +6,8 @@ import ast
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+from project import ROOT
+
 ROWS = """
 data_prep/common
 data_prep/files data_prep/running

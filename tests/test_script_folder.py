@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from project import ROOT
+
 COMMANDS = sorted(
     path.relative_to(ROOT).as_posix()
     for folder in ("data_prep", "recipes")

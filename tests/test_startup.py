@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from project import ROOT
+
 COMMANDS = sorted(
     str(path.relative_to(ROOT))
     for folder in ("recipes", "data_prep")

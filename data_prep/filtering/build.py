@@ -34,8 +34,7 @@ from data_prep.common.files import JsonDict, canonical_json, link, write_text
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
-from data_prep.filtering import decontamination as overlap
-from data_prep.filtering import spool
+from data_prep.filtering import decontamination, spool
 from data_prep.filtering.card import corpus_card, step_of
 from data_prep.filtering.corpus_format import FORMAT, PART, SPLITS, STAGE
 from data_prep.filtering.parts import Tally, read_tallies, write_parts
@@ -68,7 +67,7 @@ def build_corpus(
         on_error: `stop` at the first record that cannot be read, or `skip` it: it is counted in the manifest and
             listed in `bad_records.jsonl.zst`.
         exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
-        decontaminate: files of evaluation texts, as `overlap.load` takes them; documents that overlap are left out.
+        decontaminate: files of evaluation texts, as `decontamination.load` takes them; documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
         near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
         workers: where the tasks run.
@@ -84,7 +83,7 @@ def build_corpus(
     if near_duplicates is not None and not 0 < near_duplicates <= 1:
         raise BadInput(f"--near-duplicates {near_duplicates} is not above 0 and at most 1")
     pmid_files = inputs.find(exclude_pmids, ("",)) if exclude_pmids else []
-    evaluation = inputs.find(decontaminate, overlap.SUFFIXES) if decontaminate else []
+    evaluation = inputs.find(decontaminate, decontamination.SUFFIXES) if decontaminate else []
     asides = {"exclude_pmids": pmid_files, "decontaminate": evaluation}
     files = {name: source.find(patterns) for name, (source, patterns) in sources.items()}
     arguments: JsonDict = {
@@ -110,7 +109,7 @@ def build_corpus(
         val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation), near_duplicates is not None
     )
     pmids = list(_pmids(pmid_files))
-    overlap.load(rules.evaluation)
+    decontamination.load(rules.evaluation)
     batches = [b for name, (source, _) in sources.items() for b in spool.batches(name, source, files[name], rules)]
     try:
         return _build(batches, rules, pmids, asides, out, request, workers)
@@ -149,9 +148,9 @@ def _build(
             selection.drop_near_duplicates(threshold)
         decontamination: JsonDict = {}
         if rules.evaluation:
-            grams = overlap.load(rules.evaluation)
+            grams = decontamination.load(rules.evaluation)
             decontamination = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
-            decontamination["common_grams"] = selection.drop_overlaps(overlap.COMMON_DOCUMENTS)
+            decontamination["common_grams"] = selection.drop_overlaps(decontamination.COMMON_DOCUMENTS)
         _check_splits(selection.documents(), batches, rules)
         # What stays depends on all of these, so the parts of another build are not this one's.
         decides = {"arguments": request["arguments"], "batches": [batch.key for batch in batches], "pmids": pmids}

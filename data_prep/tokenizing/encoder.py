@@ -22,7 +22,7 @@ from data_prep.tokenizing import tokenizer_format
 
 ENCODERS = ("gigatoken", "tokenizers")
 # Letters of Unicode 17, and some others near them: gigatoken 0.10.0 knows them, tokenizers 0.21.4 does not, so an
-# apostrophe after them belongs to another word. tests/test_encoder.py looks at every character.
+# apostrophe after them belongs to another word. tests/data_prep/tokenizing/test_encoder.py looks at every character.
 NEW_LETTERS = re.compile(
     "[\u088f\u0c5c\u0cdc\ua7ce-\ua7f1\U00010940-\U00018df2\U0001e6c0-\U0001e6ff\U0002b73a-\U00033479]"
 )

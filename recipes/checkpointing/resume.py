@@ -31,7 +31,7 @@ class Start:
     Attributes:
         load_path: what Trainer loads; None for a run that begins.
         sharded: whether the run is to be sharded by FSDP, and its checkpoints with it.
-        skipped: positions of the training data that the run leaves out, as `ledger.merge` returns them.
+        skipped: positions of the training data that the run leaves out, as `skipped_data.merge` returns them.
         copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
     """
 

@@ -130,7 +130,7 @@ def build_dataloader(
         cfg: the configuration.
         split: `train` or `val`.
         world_size: ranks.
-        skipped: positions that the run leaves out, as `ledger.merge` returns them.
+        skipped: positions that the run leaves out, as `skipped_data.merge` returns them.
         sources: of the split's tokens; batches then have their `sources`.
 
     Raises:

@@ -50,7 +50,7 @@ class TokenShards(StreamingDataset):
     files that are always there and take three quarters of the time of a sample.
 
     Attributes:
-        skipped: positions of epochs that are left out, as `ledger.merge` returns them.
+        skipped: positions of epochs that are left out, as `skipped_data.merge` returns them.
     """
 
     skipped: Sequence[skipped_data.Window] = ()

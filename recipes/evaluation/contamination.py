@@ -2,7 +2,7 @@
 
 A question leaks by PMID if a training document is an abstract that it was made of, and by words if its context or
 question shares a run of 13 words with a training document (the length that GPT-3 used, arXiv 2005.14165, appendix C).
-Words are those of decontamination (data_prep/overlap.py), so that both see the same runs. PMC articles are known by
+Words are those of data_prep/filtering/decontamination.py, so that both see the same runs. PMC articles are known by
 their PMC id alone, so theirs count by words only.
 """
 

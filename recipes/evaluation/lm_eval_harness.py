@@ -1,8 +1,7 @@
-"""Few-shot and cloze scores, computed by lm-eval-harness from the task files of recipes/prompts.py and the model as
-recipes/pretrained.py loads it: BioMedLM as it was published has its attention scaled by layer, which the harness' own
-loading would lose.
+"""Few-shot and cloze scores, computed by lm-eval-harness from the task files that `prompts` writes.
 
-To be imported only where such scores are asked for: it brings `datasets`, `accelerate` and `evaluate` into the process.
+The model is the one that recipes/modeling/model_folder.py loads: BioMedLM as it was published has its attention scaled
+by layer, which the harness' own loading would lose.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ class DecoupledAdamW(optim.DecoupledAdamW):
     reads the step number off the device, a wait for the GPU, and starts nine operations, each of which goes through
     Python where tensors are sharded (DTensor). Here the same operations in the same order are started for a bucket of
     parameters at once, on what this rank holds of them: no element of a step depends on another.
-    `tests/test_optimizer.py` compares bits, docs/performance.md has the times.
+    `tests/recipes/modeling/test_decoupled_adamw.py` compares bits, docs/performance.md has the times.
 
     The step numbers lie on the CPU, as those of torch's own AdamW do, so that no step waits for the device to read
     them; what a checkpoint brings from a device is moved.

@@ -1,5 +1,6 @@
-"""Faster ways to compute the same model. recipes/head.py has the loss; the gate of recipes/attention.py compares what
-trains with transformers' own attention, whatever is chosen here.
+"""Faster ways to compute the same model; `loss` has those of the loss.
+
+The gate of recipes/modeling/attention.py compares what trains with transformers' own attention, whatever is chosen here.
 """
 
 from __future__ import annotations

@@ -112,7 +112,7 @@ def refusal(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
     return (
         f"{cfg.run_name} takes {gigabytes(cast.needed_bytes)} a GPU ({layout.strategy}, microbatch {microbatch}), "
         f"{gigabytes(over)} more than the {gigabytes(gpu_bytes)} of {cast.gpu}; it fits with "
-        + ("; or ".join(ways) or "no GPU of recipes/hardware.py: the model is too large for this layout")
+        + ("; or ".join(ways) or "no GPU of recipes/planning/gpus.py: the model is too large for this layout")
     )
 
 
@@ -211,8 +211,8 @@ def _time(cast: Forecast) -> str:
         ]
     if not cast.speeds:
         lines.append(
-            f"  no run of this size on {cast.gpu} is published in recipes/hardware.py, and none was made here: give "
-            f"--mfu. At all of its peak it would take {cast.full_speed_days:.3g} days"
+            f"  recipes/planning/gpus.py knows no published run of this size on {cast.gpu}, and none was made here: "
+            f"give --mfu. At all of its peak it would take {cast.full_speed_days:.3g} days"
         )
     elif len(cast.speeds) > 1:
         lines.append(

@@ -153,7 +153,7 @@ def find_gpu(name: str, stack: str | None = LOCK) -> Gpu:
     if name.lower() not in GPUS:
         near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BadInput(f"--gpu {name} is not known; {hint}known here: {', '.join(GPUS)} (recipes/hardware.py)")
+        raise BadInput(f"--gpu {name} is not known; {hint}known here: {', '.join(GPUS)} (recipes/planning/gpus.py)")
     gpu = GPUS[name.lower()]
     if stack and name.lower() not in (runs := gpus_of(stack)):
         others = [

@@ -1,9 +1,9 @@
 """What a run takes of a rank's memory, by part. Pure arithmetic, no torch.
 
-The terms are read off the operations of this model as it runs here: transformers' GPT-2, the loss of recipes/model.py,
-FSDP2 through Composer. `tests/test_plan.py` holds them against what autograd saves and against the peak of real runs on
-a CPU, `tests/nocuda/test_memory.py` against the peaks of torch's caching allocator on a CUDA whose kernels do nothing.
-On a GPU none was measured.
+The terms are read off the operations of this model as it runs here: transformers' GPT-2, recipes/modeling/loss.py,
+FSDP2 through Composer. tests/recipes/planning/test_plan.py holds them against what autograd saves and against the peak
+of real runs on a CPU, tests/nocuda/test_memory.py against the peaks of torch's caching allocator on a CUDA whose
+kernels do nothing. On a GPU none was measured.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from recipes.modeling.size import OPTIMIZER_BUCKET_BYTES, block_parameters, lora
 
 FP32_BYTES, BF16_BYTES = 4, 2
 # Of a logit, the whole loss holds in its forward pass a copy in fp32 and the log-probability; in its backward pass the
-# latter, its gradient and the logit's, all in fp32. A chunk of recipes/head.py holds a copy in fp32 and the
+# latter, its gradient and the logit's, all in fp32. A chunk of recipes/modeling/loss.py holds a copy in fp32 and the
 # probability, which becomes the gradient.
 LOSS_BYTES_PER_LOGIT, LOSS_BACKWARD_BYTES_PER_LOGIT, CHUNK_BYTES_PER_LOGIT = 8, 12, 8
 # Of a score, which attention without a fused kernel holds one of for each head and pair of tokens, in fp32 on a GPU:

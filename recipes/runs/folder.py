@@ -4,8 +4,8 @@ config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
 metrics.jsonl   every metric of every batch
 uncommitted-*.diff  what the code differed in from its commit, if it did, by the hash that run.json gives
-texts.jsonl     what the model wrote after each evaluation (callbacks/texts.py)
-skipped.jsonl   what was left out after loss spikes, if anything was (recipes/ledger.py)
+texts.jsonl     what the model wrote after each evaluation (callbacks/generate_samples.py)
+skipped.jsonl   what was left out after loss spikes, if anything was (recipes/dataloading/skipped_data.py)
 tokenizer/      the tokenizer of its shards
 checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and some files a rank
 .lock           held by the process that runs it

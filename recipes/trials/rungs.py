@@ -113,7 +113,7 @@ class Machine:
 
     gpus: int
     gpu_bytes: int
-    name: str | None  # in recipes/hardware.py
+    name: str | None  # in recipes/planning/gpus.py
 
 
 def read_rung(yaml: Path, overrides: Sequence[str] = ()) -> Rung:
@@ -185,7 +185,7 @@ def why_not(rung: Rung, machine: Machine, planned_for: str | None, stack: str = 
     Args:
         rung: the rung.
         machine: that it would run on.
-        planned_for: a GPU of recipes/hardware.py to plan for, as many as the rung asks for; None: `machine` counts.
+        planned_for: name of a GPU to plan for, as many as the rung asks for; None: `machine` counts.
         stack: software that is to run on `planned_for`.
 
     Raises:
@@ -247,7 +247,7 @@ def format_ladder(
     Args:
         rungs: all of them.
         reasons: those that are left out: name -> reason.
-        gpu: in recipes/hardware.py, that hours and cost are of; None: they are not known.
+        gpu: in recipes/planning/gpus.py, that hours and cost are of; None: they are not known.
         mfu: as for `make_forecast`.
         stack: as for `make_forecast`.
     """

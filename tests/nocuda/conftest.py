@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from patience import patience_s
-
-ROOT = Path(__file__).parents[2]
+from project import ROOT
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from project import ROOT
+
 HEAD_DIM, LAYERS, DROPOUT = 128, 4, 0.1  # of attention_arguments.py, ModelConfig's default
 KERNELS = {
     "sdpa None": "_scaled_dot_product_flash_attention",

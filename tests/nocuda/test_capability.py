@@ -14,10 +14,10 @@ import pytest
 import torch
 import torch.version
 
+from project import ROOT
 from recipes.config.loading import load_config, to_yaml
 from recipes.planning.gpus import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
 
-ROOT = Path(__file__).parents[2]
 # Imports torch once; each case is a fork of its own, as the no-op CUDA and torch look at a device once a process.
 ASK = """
 import json, os, sys, warnings

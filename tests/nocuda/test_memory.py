@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from project import ROOT
+
 TENSORS = 0.05  # of the allocator's peak, that the plan may be off by
 # Of what is reserved, that the plan may be above: most where memory is recomputed, and in a model of few layers.
 RESERVED = 0.25
@@ -75,8 +76,8 @@ def test_a_step_takes_what_is_planned(nocuda_env: dict[str, str], arguments: tup
 FIT = """
 import json, sys, torch
 from composer import Trainer
-from recipes import finetune
-from recipes.config import load_finetune_config
+from recipes.config.loading import load_finetune_config
+from recipes.finetuning import training
 
 def export(*arguments):
     print("LEFT", json.dumps([torch.cuda.max_memory_allocated(), torch.cuda.memory_allocated()]), flush=True)
@@ -84,8 +85,8 @@ def export(*arguments):
 def nothing(*arguments, **given): pass
 
 Trainer._run_evaluators = nothing  # its end is a number that no kernel has counted
-finetune.export, finetune.score, finetune.run_folder.finish_run = export, nothing, nothing
-finetune.main(load_finetune_config("yamls/finetune/medmcqa.yaml", sys.argv[1:]))
+training.export, training.score, training.finish_run = export, nothing, nothing
+training.finetune(load_finetune_config("yamls/finetune/medmcqa.yaml", sys.argv[1:]))
 """
 
 

@@ -1,0 +1,224 @@
+"""Tasks on processes and on a real Ray cluster: same results, and every way to fail named."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from data_prep.common.errors import BadInput
+from data_prep.filtering import spool
+from data_prep.filtering.build import build_corpus
+from data_prep.running import progress, workers
+from data_prep.running.progress import Progress
+from data_prep.running.workers import Task, Workers, written_aside
+from data_prep.sharding.build import build_shards
+from data_prep.sources.text import Text
+from patience import patience_s
+from project import ROOT
+
+FolderBytes = Callable[[Path], dict[str, bytes]]
+
+
+SQUARES = """
+from data_prep.common.errors import BadInput
+from data_prep.running.workers import written_aside
+
+
+def write_square(folder, number, tick):
+    if number == 13:
+        raise BadInput("13 is not liked")
+    with written_aside(folder / f"{number}.txt") as path:
+        path.write_text(str(number**2))
+    tick(bytes=number, documents=1)
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def write_square(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
+    """A task in a module that other processes find; tests are in none."""
+    folder = tmp_path_factory.mktemp("modules")
+    (folder / "square_tasks.py").write_text(SQUARES)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(folder)
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), str(folder)]))
+        yield importlib.import_module("square_tasks").write_square
+
+
+def squares(folder: Path, numbers: range) -> list[Task]:
+    return [Task(str(number), (folder, number)) for number in numbers]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tasks_in_processes(tmp_path: Path, processes: int, write_square: Callable[..., None]):
+    with Progress("square", sum(range(12))) as seen:
+        Workers(processes).run(write_square, squares(tmp_path, range(12)), tmp_path, seen)
+        Workers(processes).run(write_square, squares(tmp_path, range(3)), tmp_path, seen)
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {f"{n}.txt": str(n * n) for n in range(12)}
+    assert seen.done == (sum(range(12)) + 3, 15, 0)
+    with pytest.raises(BadInput, match="13 is not liked"), Progress("square", 1) as seen:
+        Workers(processes).run(write_square, squares(tmp_path, range(10, 20)), tmp_path, seen)
+
+
+def test_bad_switches():
+    with pytest.raises(BadInput, match="--workers 0 is not at least 1"):
+        Workers(0)
+    with pytest.raises(BadInput, match="--cluster slurm is not one of local, ray"):
+        Workers(1, "slurm")
+
+
+def test_files_written_aside_are_whole_or_not_there(tmp_path: Path):
+    with pytest.raises(KeyboardInterrupt), written_aside(tmp_path / "a") as path:
+        path.write_text("half")
+        raise KeyboardInterrupt
+    assert not list(tmp_path.iterdir())
+    with written_aside(tmp_path / "a") as one, written_aside(tmp_path / "b") as other:
+        assert one != other
+        one.write_text("1")
+        other.write_text("2")
+        assert not (tmp_path / "a").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+
+
+class Clock:
+    """Time in `progress`, which passes in `pass_s` alone; its thread looks at each second of it."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now_s, self.ended = 1000.0, False
+        self.turn, self.looked = threading.Semaphore(0), threading.Semaphore(0)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.now_s))
+        monkeypatch.setattr(progress, "threading", SimpleNamespace(Thread=threading.Thread, Event=lambda: self))
+
+    def pass_s(self, seconds: int) -> None:
+        for _ in range(seconds):
+            assert self.looked.acquire(timeout=patience_s(1))
+            self.now_s += progress.REFRESH_S
+            self.turn.release()
+        assert self.looked.acquire(timeout=patience_s(1))
+        self.looked.release()
+
+    def wait(self, refresh_s: float) -> bool:
+        """In the place of the event that ends the thread."""
+        self.looked.release()
+        self.turn.acquire()
+        return self.ended
+
+    def set(self) -> None:
+        self.ended = True
+        self.turn.release()
+
+
+def test_a_stall_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    clock = Clock(monkeypatch)
+    with Progress("encode", 10**9) as seen, seen.under_way("train-00017"):
+        seen.tick(bytes=2 * 10**8, documents=3, tokens=4 * 10**7)
+        clock.pass_s(150)
+        line = seen.line()
+    said = capfd.readouterr().err.splitlines()
+    assert [text for text in said if "nothing has moved" in text] == [
+        f"encode: nothing has moved for {seconds} s; under way: train-00017" for seconds in (61, 122)
+    ], "not at each look"
+    assert line.startswith("encode: 0.20 of 1.00 GB (20 %)") and "Mtok/s" in line and line.endswith(" left")
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]):
+    clock = Clock(monkeypatch)
+    with Progress("pack", 100) as seen:
+        for _ in range(20):
+            seen.tick(bytes=5)
+            clock.pass_s(10)
+    assert capfd.readouterr().err.count("pack: ") == 3, "in 200 seconds"
+
+
+@pytest.fixture(scope="module")
+def cluster(write_square: object) -> Iterator[Any]:
+    """A real Ray cluster of two nodes of one core on this machine, whose second node a test may kill."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+        from ray.cluster_utils import Cluster
+
+        made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        patch.setenv("RAY_ADDRESS", str(made.address))
+        yield made
+        made.shutdown()
+
+
+def test_shards_on_ray_survive_the_loss_of_a_node(
+    cluster: Any, tmp_path: Path, tiny_documents: list, make_corpus: Any, tiny_tokenizer: Path,
+    folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,
+):  # fmt: skip
+    """Two nodes, one of them killed midway: the bytes are those of one process on one machine."""
+    monkeypatch.setattr(spool, "buckets_for", lambda _: 40)
+    parts = make_corpus(tmp_path / "corpus", tiny_documents)
+    second = cluster.add_node(num_cpus=1)
+    killed = threading.Event()
+    out = tmp_path / "shards"
+
+    def kill_midway() -> None:
+        while len(list((tmp_path / "shards.work").glob("*/train-*.json"))) < 15:
+            time.sleep(0.01)
+        cluster.remove_node(second, allow_graceful=False)
+        killed.set()
+
+    killer = threading.Thread(target=kill_midway)
+    killer.start()
+    build_shards(parts, tiny_tokenizer, out, seq_len=64, size_limit_mb=1, workers=Workers(1, "ray"))
+    killer.join()
+    assert killed.is_set()
+    build_shards(parts, tiny_tokenizer, tmp_path / "straight", seq_len=64, size_limit_mb=1)
+    assert folder_bytes(out) == folder_bytes(tmp_path / "straight")
+
+
+def test_a_corpus_on_ray_is_the_same(cluster: Any, tmp_path: Path, folder_bytes: FolderBytes, monkeypatch: Any):
+    monkeypatch.setattr(spool, "BATCH_BYTES", 1)
+    (tmp_path / "in").mkdir()
+    for n in range(6):
+        (tmp_path / f"in/{n}.jsonl").write_text("".join(f'{{"text": "text {n} {i}"}}\n' for i in range(40)))
+    source = {"text": (Text(), [str(tmp_path / "in")])}
+    build_corpus(source, tmp_path / "far", 0.2, workers=Workers(1, "ray"))
+    build_corpus(source, tmp_path / "near", 0.2)
+    assert folder_bytes(tmp_path / "far") == folder_bytes(tmp_path / "near")
+
+
+def test_what_a_task_on_ray_says_arrives(cluster: Any, tmp_path: Path, write_square: Callable[..., None]):
+    with Progress("square", 10) as seen:
+        Workers(1, "ray").run(write_square, squares(tmp_path, range(5)), tmp_path, seen)
+        assert seen.done == (10, 5, 0)
+        with pytest.raises(BadInput) as error:
+            Workers(1, "ray").run(write_square, squares(tmp_path, range(13, 14)), tmp_path, seen)
+    assert str(error.value) == "13 is not liked"
+
+
+def test_a_node_with_other_files_or_libraries_is_refused(
+    cluster: Any, tmp_path: Path, write_square: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    """As real tasks: what they find is not what this process wrote, or has."""
+
+    def refused(match: str) -> None:
+        with Progress("square", 10) as seen, pytest.raises(BadInput, match=match):
+            Workers(1, "ray").run(write_square, squares(tmp_path, range(3)), tmp_path, seen)
+        assert not list(tmp_path.glob("*.txt"))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(workers, "write_text", lambda *_: None)  # another disk: the mark is not there
+        refused(r"node .* does not see .*\.cluster; put the folders where all nodes of a cluster see them")
+    with monkeypatch.context() as patch:
+        real = workers.library_versions
+        patch.setattr(workers, "library_versions", lambda *names: {**real(*names), "gigatoken": "0.0.1"})
+        refused(r"node .* has other libraries: gigatoken: '0\.0\.1' -> ")
+
+
+def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_square: Callable[..., None]):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(
+        BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\); begin one with `ray start --h"
+    ):
+        Workers(1, "ray").run(write_square, squares(tmp_path, range(1)), tmp_path, Progress("x", 1))

@@ -1,0 +1,374 @@
+"""Text as it is written: in pieces, in a terminal, in a pipe and on a page."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pexpect
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from data_prep.common.errors import BadInput
+from patience import patience_s
+from project import ROOT
+from recipes import generate
+from recipes.finetuning.encoding import START, add_tokens
+from recipes.generation import samples
+from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+GREEDY: dict[str, Any] = {s.name: s.default for s in SETTINGS} | {"temperature": 0, "max_new_tokens": 12}
+LONG = {**GREEDY, "max_new_tokens": 1000}
+READY = "\x1b[?2004h"  # the prompt tells the terminal to mark what is pasted
+# Says on stderr whom Python asks for an address or a connection beyond this machine, then generates.
+WATCHED = """
+import sys
+def watch(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        host = arguments[0] if event == "socket.getaddrinfo" else arguments[1]
+        host = host[0] if isinstance(host, tuple) else host
+        if host not in ("127.0.0.1", "::1", "localhost", None):
+            print("OUTSIDE", event, host, file=sys.stderr, flush=True)
+sys.addaudithook(watch)
+from data_prep.common.errors import run
+from recipes import generate
+run(generate.main)
+"""
+
+
+def make_model(tokenizer: Any, folder: Path) -> Path:
+    torch.manual_seed(0)
+    eos = tokenizer.eos_token_id
+    config = GPT2Config(
+        vocab_size=len(tokenizer), n_positions=1024, n_embd=32, n_layer=6, n_head=2, initializer_range=0.3,
+        bos_token_id=eos, eos_token_id=eos,
+    )  # fmt: skip
+    model = GPT2LMHeadModel(config)
+    with torch.no_grad():
+        model.transformer.wte.weight[eos] = 0  # greedy text goes on to the end of the context
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(AutoTokenizer.from_pretrained(tiny_tokenizer), tmp_path_factory.mktemp("generate") / "model")
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> tuple[Any, Any]:
+    return load_model(folder, "cpu")
+
+
+def command(*arguments: object) -> list[str]:
+    return ["-c", WATCHED, *map(str, arguments), "--device", "cpu"]
+
+
+def greedy(folder: Path, *more: str) -> list[str]:
+    return command("--model", folder, "--temperature", 0, "--max-new-tokens", 12, *more)
+
+
+def written_threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name.startswith("continuation")]
+
+
+def test_pieces_are_the_whole_text(loaded: tuple[Any, Any]) -> None:
+    model, tokenizer = loaded
+    inputs = tokenizer("Cytase is", return_tensors="pt")
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=200, pad_token_id=0)[
+        0, inputs["input_ids"].shape[1] :
+    ]
+    continuation = Continuation(model, tokenizer, "Cytase is", {**GREEDY, "max_new_tokens": 200})
+    pieces = list(continuation)
+    assert len(pieces) > 10 and all(pieces)
+    assert "".join(pieces) == tokenizer.decode(ids, skip_special_tokens=True)
+    assert continuation.tokens == 200 and not continuation.stopped
+
+
+def test_a_seed_draws_one_text(loaded: tuple[Any, Any]) -> None:
+    draw = {**GREEDY, "temperature": 1.0}
+    texts = [samples.generate(*loaded, "Cytase", {**draw, "seed": seed})["text"] for seed in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_leaving_ends_the_writing(loaded: tuple[Any, Any]) -> None:
+    counts = []
+    for leaves in (True, False):
+        calls: list[None] = []
+        hook = loaded[0].register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        for _ in Continuation(*loaded, "Cytase", LONG):
+            if leaves:
+                break
+        hook.remove()
+        counts.append(len(calls))
+        assert not written_threads()
+    assert 0 < counts[0] < counts[1] / 3
+
+
+def test_a_failure_of_the_model_is_not_a_silence(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: Any, **more: Any) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(loaded[0], "generate", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        list(Continuation(*loaded, "Cytase", GREEDY))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "says"),
+    [("top_p", "2", r"top-p 2\.0 is out of range \(0\.01 to 1\)"), ("seed", "1.5", "not a whole number"),
+     ("temperature", "nan", "out of range"), ("temperature", "hot", "'hot' is not a number"), ("top_k", None, "not a")],
+)  # fmt: skip
+def test_bad_settings_are_refused(name: str, value: object, says: str) -> None:
+    (setting,) = (s for s in SETTINGS if s.name == name)
+    with pytest.raises(BadInput, match=says):
+        setting.read(value)
+
+
+def test_text_cannot_command_the_terminal() -> None:
+    assert printable("5\u2009µg\n\t\x1b[2Jé\x9b") == "5\u2009µg\n\t�[2Jé�"
+
+
+def test_a_model_of_pairs_writes_the_target(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    add_tokens(tokenizer, "pairs")
+    folder = make_model(tokenizer, tmp_path / "model")
+    (folder / "task.json").write_text(json.dumps({"task": "meqsum", "kind": "pairs", "labels": [], "seq_len": 60}))
+    model, tokenizer = load_model(folder, "cpu")
+    sample = samples.generate(model, tokenizer, "Cytase is", LONG)
+    read = [*AutoTokenizer.from_pretrained(folder)("Cytase is")["input_ids"], tokenizer.convert_tokens_to_ids(START)]
+    ids = model.generate(torch.tensor([read]), do_sample=False, max_new_tokens=60 - len(read))[0, len(read) :]
+    assert sample["text"] == tokenizer.decode(ids, skip_special_tokens=True) and sample["tokens"] == 60 - len(read)
+    with pytest.raises(BadInput, match="context holds 60"):
+        samples.generate(model, tokenizer, "batoma " * 60, GREEDY)
+    (folder / "task.json").write_text(json.dumps({"task": "medqa", "kind": "choice", "labels": [], "seq_len": 60}))
+    with pytest.raises(BadInput, match=r"medqa \(choice\).*no text.*evaluate\.py"):
+        load_model(folder, "cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [(["--interactive", "--out", "x.json"], "--out"), (["--model", "b"], "given 2 times"),
+     (["--interactive", "--seed", "-1"], "--seed -1 is out of range")],
+)  # fmt: skip
+def test_what_does_not_go_together_is_refused(arguments: list[str], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        generate.main(["--model", "a", *arguments])
+
+
+def test_without_gradio_the_page_says_how_to_get_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(BadInput, match=r"the page needs gradio: .*pip install -e '\.\[web\]'"):
+        generate.main(["--model", str(folder), "--web"])
+
+
+def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> None:
+    lines = "Cytase is\n/temperature hot\n/again\n\n/nothing\n/top-k 7\nbatoma  β\n"
+    run = subprocess.run(
+        [sys.executable, *greedy(folder, "--interactive")],
+        cwd=ROOT, input=lines, capture_output=True, text=True, timeout=patience_s(),
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+    texts = {
+        prompt: printable(samples.generate(*loaded, prompt, GREEDY)["text"]) for prompt in ("Cytase is", "batoma  β")
+    }
+    first, second = (f"[{prompt}]{text} …\n\n" for prompt, text in texts.items())
+    assert run.stdout == f"{first}{first}top-k is 7\n{second}"
+    errors = [line for line in run.stderr.splitlines() if line.startswith("error")]
+    assert errors == [
+        "error: temperature 'hot' is not a number",
+        "error: /nothing is not a command; /help lists them",
+    ]
+    assert NOTICE in run.stderr and "OUTSIDE" not in run.stderr
+
+
+def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None:
+    def text_of(prompt: str) -> str:
+        return printable(samples.generate(*loaded, prompt, GREEDY)["text"]).replace("\n", "\r\n") + " …\r\n"
+
+    terminal = pexpect.spawn(
+        sys.executable, greedy(folder, "--interactive"), cwd=str(ROOT), encoding="utf-8", timeout=patience_s(),
+        dimensions=(50, 200), env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+    )  # fmt: skip
+    seen = terminal.logfile_read = io.StringIO()
+    terminal.expect_exact(NOTICE)
+    terminal.expect_exact("/help lists the commands")
+    terminal.expect_exact(READY)
+    terminal.send("Cytase is\r")
+    terminal.expect_exact(text_of("Cytase is"))
+
+    terminal.send("\x1b[200~Cytase is\nbatoma\x1b[201~\r")  # a paste, as terminals mark it
+    terminal.expect_exact(text_of("Cytase is\nbatoma"))
+
+    terminal.send("/top-p 2\r")
+    terminal.expect_exact("error: top-p 2.0 is out of range (0.01 to 1)")
+    terminal.send("/max-new-tokens 1000\r")
+    terminal.expect_exact("max-new-tokens is 1000")
+    terminal.send("\x1b[A" * 3 + "\r")  # three lines back in the history: the paste
+    terminal.expect_exact(printable(next(iter(Continuation(*loaded, "Cytase is\nbatoma", LONG)))).strip())
+    terminal.sendintr()
+    terminal.expect_exact("[stopped]")
+    assert len(terminal.before or "") < 2000, "of some 6000 characters"
+
+    terminal.expect_exact(READY)
+    terminal.send("away with this")
+    terminal.sendintr()
+    terminal.send("/max-new-tokens 12\r")
+    terminal.expect_exact("max-new-tokens is 12")
+    terminal.send("batoma\r")
+    terminal.expect_exact(text_of("batoma"))
+    terminal.expect_exact(READY)
+    terminal.sendeof()
+    assert terminal.read() is not None and terminal.wait() == 0
+    assert not any(word in seen.getvalue() for word in ("Traceback", "OUTSIDE"))
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
+    """Address and process of the page of two models, in an environment of proxies; it must ask no other machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("page") / "log"
+    other = folder.with_name("other")
+    if not other.exists():
+        other.symlink_to(folder)
+    proxy = "http://127.0.0.9:9"  # an address that counts as OUTSIDE
+    proxies = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), proxy)
+    with log.open("w") as out:
+        server = subprocess.Popen(
+            [sys.executable, *greedy(folder, "--model", str(other), "--web", "--port", str(port))],
+            cwd=ROOT, stdout=out, stderr=subprocess.STDOUT, env={**os.environ, **proxies},
+        )  # fmt: skip
+    try:
+        until = time.monotonic() + patience_s()
+        while "Ctrl-C ends it" not in log.read_text():
+            assert server.poll() is None and time.monotonic() < until, log.read_text()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", server.pid
+        server.send_signal(signal.SIGINT)
+        assert server.wait(patience_s()) == 0, log.read_text()
+        assert "OUTSIDE" not in log.read_text() and "Traceback" not in log.read_text() and NOTICE in log.read_text()
+    finally:
+        server.kill()
+        server.wait()
+
+
+@pytest.fixture(scope="module")
+def address(server: tuple[str, int]) -> str:
+    return server[0]
+
+
+def processor_time_s(pid: int) -> float:
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def until_it_rests(pid: int) -> float:
+    """The processor time of a process at the end of half a second in which it has done next to nothing."""
+    deadline_s, before_s = time.monotonic() + patience_s(), 0.0
+    while (now_s := processor_time_s(pid)) - before_s > 0.1:
+        assert time.monotonic() < deadline_s
+        before_s = now_s
+        time.sleep(0.5)
+    return now_s
+
+
+Visit = Callable[[str, int], "Page"]
+
+
+def text_on(page: Page, ending: str = NOTICE) -> str:
+    """The text when it has come to its end."""
+    page.wait_for_function("end => document.querySelector('#text textarea').value.endsWith(end)", arg=ending)
+    return page.input_value("#text textarea")
+
+
+def press(page: Page, name: str) -> None:
+    page.get_by_role("button", name=name, exact=True).click()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_writes_and_says_what_for(address: str, loaded: tuple[Any, Any], visit: Visit, width: int) -> None:
+    page = visit(address, width)
+    press(page, PROMPTS[1])
+    page.wait_for_function("prompt => document.querySelector('#prompt textarea').value === prompt", arg=PROMPTS[1])
+    page.fill("#prompt textarea", "Cytase is\nbatoma")
+    press(page, "Write")
+    expected = printable(samples.generate(*loaded, "Cytase is\nbatoma", GREEDY)["text"])
+    assert text_on(page, f"…\n\n[{NOTICE}]") == f"Cytase is\nbatoma{expected} …\n\n[{NOTICE}]"
+    page.locator("#settings button").first.click()
+    for place in ("0", "document.documentElement.scrollHeight"):
+        page.evaluate(f"window.scrollTo(0, {place})")
+        notice = page.get_by_role("note")
+        box = notice.bounding_box()
+        assert notice.inner_text() == NOTICE and box is not None
+        assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] >= 0 and box["y"] + box["height"] <= 844
+        middle = [box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]
+        assert page.evaluate("([x, y]) => document.elementFromPoint(x, y).closest('#notice') !== null", middle)
+    page.get_by_label("seed").scroll_into_view_if_needed()
+    seed = page.get_by_label("seed").bounding_box()
+    assert seed is not None and box is not None and seed["y"] + seed["height"] <= box["y"], "the notice hides nothing"
+
+
+def test_what_is_copied_carries_the_notice(address: str, visit: Visit) -> None:
+    page = visit(address, 1280)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.fill("#prompt textarea", "Cytase")
+    press(page, "Write")
+    text = text_on(page, f"…\n\n[{NOTICE}]")
+    page.locator("#text button").first.click()
+    assert page.evaluate("navigator.clipboard.readText()") == text
+
+
+def test_the_page_stops_goes_on_and_refuses(server: tuple[str, int], folder: Path, visit: Visit) -> None:
+    address, pid = server
+    page = visit(address, 1280)
+    page.get_by_label("Model").click()
+    page.get_by_role("option", name=str(folder.with_name("other"))).click()
+    page.locator("#settings button").first.click()
+    page.get_by_label("max-new-tokens").fill("1000")
+    page.fill("#prompt textarea", "Cytase")
+    press(page, "Write")
+    page.wait_for_function("document.querySelector('#text textarea').value.length > 150")
+    assert page.input_value("#text textarea").endswith(f"\n\n[{NOTICE}]"), "while it is written, too"
+    before_s = processor_time_s(pid)
+    press(page, "Stop")
+    stopped_s = until_it_rests(pid) - before_s
+    page.get_by_label("max-new-tokens").fill("3")
+    press(page, "Another")
+    short = text_on(page, f" …\n\n[{NOTICE}]")
+    assert len(short) < 150 + len(NOTICE) and page.get_by_label("seed").input_value() == "18"
+    page.fill("#prompt textarea", "")
+    press(page, "Write")
+    page.get_by_text("the prompt is empty").wait_for()
+    page.fill("#prompt textarea", "batoma " * 1000)
+    press(page, "Write")
+    page.get_by_text("the model's context holds 1024").wait_for()
+    page.get_by_label("max-new-tokens").fill("1000")
+    page.fill("#prompt textarea", "Cytase")
+    before_s = processor_time_s(pid)
+    press(page, "Write")
+    page.wait_for_function("document.querySelector('#text textarea').value.length > 3000")
+    assert stopped_s < (until_it_rests(pid) - before_s) / 2, "once stopped, the model rests, too"
+
+
+def test_a_port_that_is_taken_is_refused() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(BadInput, match=f"--port {port} cannot be listened on"):
+            generate.main(["--model", "anything", "--web", "--port", str(port)])
