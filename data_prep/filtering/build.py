@@ -67,7 +67,7 @@ def build_corpus(
         on_error: `stop` at the first record that cannot be read, or `skip` it: it is counted in the manifest and
             listed in `bad_records.jsonl.zst`.
         exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
-        decontaminate: files of evaluation texts, as `decontamination.load` takes them; documents that overlap are left out.
+        decontaminate: files of evaluation texts (`decontamination.load`); documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
         near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
         workers: where the tasks run.
@@ -146,11 +146,11 @@ def _build(
         selection.drop_same_texts()
         if (threshold := request["arguments"]["near_duplicates"]) is not None:
             selection.drop_near_duplicates(threshold)
-        decontamination: JsonDict = {}
+        overlap: JsonDict = {}
         if rules.evaluation:
             grams = decontamination.load(rules.evaluation)
-            decontamination = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
-            decontamination["common_grams"] = selection.drop_overlaps(decontamination.COMMON_DOCUMENTS)
+            overlap = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
+            overlap["common_grams"] = selection.drop_overlaps(decontamination.COMMON_DOCUMENTS)
         _check_splits(selection.documents(), batches, rules)
         # What stays depends on all of these, so the parts of another build are not this one's.
         decides = {"arguments": request["arguments"], "batches": [batch.key for batch in batches], "pmids": pmids}
@@ -185,7 +185,7 @@ def _build(
         (partial / BAD).unlink()
     request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
     sample = _val_text(partial)
-    results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": decontamination}
+    results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": overlap}
     own_splits = any(file.split for batch in batches for file in batch.files)
     write_text(partial / CARD, corpus_card({**request, **results, "own_splits": own_splits}))
     for name, counts in results["counts"].items():

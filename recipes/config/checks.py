@@ -5,214 +5,221 @@ from __future__ import annotations
 import netrc
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from data_prep.common.errors import BadInput
 from recipes.config.schema import (
     SCHEDULES,
+    CallbacksConfig,
     Duration,
     FinetuneConfig,
+    ModelConfig,
     RunConfig,
     SchedulerConfig,
     TrainConfig,
     batches_of,
 )
 
-Require = Callable[[bool, str, object, str], None]
 
+class _Rules:
+    """Refuses the first value that breaks a rule, with the file, the key and the rule.
 
-def _refuser(name: str) -> Require:
-    """`require(good, key, value, rule)`, which refuses what is not good."""
+    Args:
+        name: of the configuration, for the message.
+    """
 
-    def require(good: bool, key: str, value: object, rule: str) -> None:
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def require(self, good: bool, key: str, value: object, rule: str) -> None:
+        """Refuse a value that is not good."""
         if not good:
-            raise BadInput(f"{name}: {key} = {value!r}, but {rule}")
+            raise BadInput(f"{self.name}: {key} = {value!r}, but {rule}")
 
-    return require
+    def above_0(self, values: Mapping[str, float | None], null: str = "") -> None:
+        """Numbers that must be above 0, or null where the schema allows it: `null` says what that means."""
+        for key, value in values.items():
+            self.require(
+                value is None or value > 0, key, value, "it must be above 0" + f", or null {null}" * bool(null)
+            )
+
+    def one_of(self, key: str, value: object, choices: Iterable[object]) -> None:
+        """A value out of a few."""
+        known = tuple(choices)
+        self.require(value in known, key, value, f"it must be one of {', '.join(map(str, known))}")
+
+    def share(self, key: str, value: float, what: str) -> None:
+        """A number in [0, 1)."""
+        self.require(0 <= value < 1, key, value, what)
+
+    def interval(self, key: str, value: str, least: int = 1) -> None:
+        """A span in batches; the length of the run may be in tokens or epochs."""
+        duration = Duration.parse(value, f"{self.name}: {key}")
+        self.require(duration.value >= least, key, value, f"it must be at least {least}")
+        self.require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
 
 
 def check_pretraining(cfg: TrainConfig, name: str) -> None:
     """Refuse what has the right type and cannot work, of what pre-training alone has."""
-    require = _refuser(name)
-    model, data = cfg.model, cfg.data
-    for key, value in {
-        "model.vocab_size": model.vocab_size,
-        "model.n_positions": model.n_positions,
-        "model.n_embd": model.n_embd,
-        "model.n_layer": model.n_layer,
-        "model.n_head": model.n_head,
-        "data.seq_len": data.seq_len,
-        "data.num_canonical_nodes": data.num_canonical_nodes,
-        "data.prefetch_factor": data.prefetch_factor,
-    }.items():
-        require(value > 0, key, value, "it must be above 0")
-    require(
-        model.n_embd % model.n_head == 0, "model.n_embd", model.n_embd, f"it must divide by n_head = {model.n_head}"
+    rules = _Rules(name)
+    _check_model(rules, cfg.model)
+    rules.above_0(
+        {
+            "data.seq_len": cfg.data.seq_len,
+            "data.num_canonical_nodes": cfg.data.num_canonical_nodes,
+            "data.prefetch_factor": cfg.data.prefetch_factor,
+        }
     )
-    require(
-        data.seq_len <= model.n_positions,
-        "data.seq_len",
-        data.seq_len,
-        f"the model has n_positions = {model.n_positions}",
-    )
-    require(data.num_workers >= 0, "data.num_workers", data.num_workers, "it cannot be negative")
-    for key, p in (("attn", model.attn_pdrop), ("resid", model.resid_pdrop), ("embd", model.embd_pdrop)):
-        require(0 <= p < 1, f"model.{key}_pdrop", p, "a dropout lies in [0, 1)")
-    for key, value, choices in (
-        ("model.attn_implementation", model.attn_implementation, ("sdpa", "flash_attention_2")),
-        ("model.activation_function", model.activation_function, ("gelu_new",)),
-    ):
-        require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
-    kernels = cfg.kernels
-    backend, chunk = kernels.sdpa_backend, kernels.loss_chunk_tokens
+    most, workers = cfg.model.n_positions, cfg.data.num_workers
+    rules.require(cfg.data.seq_len <= most, "data.seq_len", cfg.data.seq_len, f"the model has n_positions = {most}")
+    rules.require(workers >= 0, "data.num_workers", workers, "it cannot be negative")
+    _check_kernels(rules, cfg)
+    _check_schedule(rules, cfg.scheduler)
+
+
+def _check_model(rules: _Rules, model: ModelConfig) -> None:
+    sizes = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+    rules.above_0({f"model.{size}": getattr(model, size) for size in sizes})
+    whole = model.n_embd % model.n_head == 0
+    rules.require(whole, "model.n_embd", model.n_embd, f"it must divide by n_head = {model.n_head}")
+    for key in ("attn_pdrop", "resid_pdrop", "embd_pdrop"):
+        rules.share(f"model.{key}", getattr(model, key), "a dropout lies in [0, 1)")
+    rules.one_of("model.attn_implementation", model.attn_implementation, ("sdpa", "flash_attention_2"))
+    rules.one_of("model.activation_function", model.activation_function, ("gelu_new",))
+
+
+def _check_kernels(rules: _Rules, cfg: TrainConfig) -> None:
+    backend, chunk = cfg.kernels.sdpa_backend, cfg.kernels.loss_chunk_tokens
+    blocks, attention = cfg.activation_checkpointing_blocks, cfg.model.attn_implementation
+    rules.above_0({"kernels.loss_chunk_tokens": chunk, "activation_checkpointing_blocks": blocks}, "for all")
     known = ("flash", "cudnn", "efficient", "math")
-    require(
-        backend in (None, *known), "kernels.sdpa_backend", backend, f"it must be one of {', '.join(known)}, or null"
-    )
-    require(
-        backend is None or model.attn_implementation == "sdpa", "kernels.sdpa_backend", backend,
-        f"model.attn_implementation = {model.attn_implementation} has no such choice; say null",
-    )  # fmt: skip
-    require(chunk is None or chunk > 0, "kernels.loss_chunk_tokens", chunk, "it must be above 0, or null for all")
-    blocks = cfg.activation_checkpointing_blocks
-    require(
-        blocks is None or blocks > 0, "activation_checkpointing_blocks", blocks, "it must be above 0, or null for all"
-    )
-    require(
-        blocks is None or cfg.activation_checkpointing, "activation_checkpointing_blocks", blocks,
-        "activation_checkpointing = false, so no block recomputes",
-    )  # fmt: skip
-    _check_schedule(require, cfg.scheduler)
-    _check_interval(require, name, "scheduler.t_warmup", cfg.scheduler.t_warmup, least=0)
+    choice = f"it must be one of {', '.join(known)}, or null"
+    rules.require(backend in (None, *known), "kernels.sdpa_backend", backend, choice)
+    no_choice = f"model.attn_implementation = {attention} has no such choice; say null"
+    rules.require(backend is None or attention == "sdpa", "kernels.sdpa_backend", backend, no_choice)
+    nothing = "activation_checkpointing = false, so no block recomputes"
+    acts = blocks is None or cfg.activation_checkpointing
+    rules.require(acts, "activation_checkpointing_blocks", blocks, nothing)
 
 
-def _check_schedule(require: Require, schedule: SchedulerConfig) -> None:
+def _check_schedule(rules: _Rules, schedule: SchedulerConfig) -> None:
     name, end, share = schedule.name, schedule.alpha_f, schedule.decay_share
-    require(name in SCHEDULES, "scheduler.name", name, f"it must be one of {', '.join(SCHEDULES)}")
-    require(0 <= end <= 1, "scheduler.alpha_f", end, "it is a share of lr")
-    require(
-        name != "constant" or end == 1, "scheduler.alpha_f", end,
-        "scheduler.name = constant ends at its peak: say scheduler.alpha_f=1",
-    )  # fmt: skip
+    rules.one_of("scheduler.name", name, SCHEDULES)
+    rules.require(0 <= end <= 1, "scheduler.alpha_f", end, "it is a share of lr")
+    flat = "scheduler.name = constant ends at its peak: say scheduler.alpha_f=1"
+    rules.require(name != "constant" or end == 1, "scheduler.alpha_f", end, flat)
     if name == "warmup_stable_decay":
-        require(
-            share is not None and 0 < share < 1, "scheduler.decay_share", share,
-            "it is the share of the run that falls, such as 0.1",
-        )  # fmt: skip
+        falls = share is not None and 0 < share < 1
+        rules.require(falls, "scheduler.decay_share", share, "it is the share of the run that falls, such as 0.1")
     else:
-        require(share is None, "scheduler.decay_share", share, f"scheduler.name = {name} has no such part; say null")
+        none = f"scheduler.name = {name} has no such part; say null"
+        rules.require(share is None, "scheduler.decay_share", share, none)
+    rules.interval("scheduler.t_warmup", schedule.t_warmup, least=0)
 
 
 def check_finetuning(cfg: FinetuneConfig, name: str) -> None:
     """Refuse what has the right type and cannot work, of what fine-tuning alone has."""
-    require = _refuser(name)
-    writing = cfg.generation
-    positive: dict[str, float] = {
-        "seq_len": cfg.seq_len,
-        "generation.num_beams": writing.num_beams,
-        "generation.max_new_tokens": writing.max_new_tokens,
-        "gpu_memory_gb": cfg.gpu_memory_gb or 1,
-    }
+    rules, writing = _Rules(name), cfg.generation
+    rules.above_0(
+        {
+            "seq_len": cfg.seq_len,
+            "generation.num_beams": writing.num_beams,
+            "generation.max_new_tokens": writing.max_new_tokens,
+            "gpu_memory_gb": cfg.gpu_memory_gb,
+        }
+    )
     if cfg.lora:
-        positive |= {"lora.r": cfg.lora.r, "lora.lora_alpha": cfg.lora.lora_alpha}
-        require(0 <= cfg.lora.lora_dropout < 1, "lora.lora_dropout", cfg.lora.lora_dropout, "it lies in [0, 1)")
-    for key, value in positive.items():
-        require(value > 0, key, value, "it must be above 0")
-    require(0 <= cfg.warmup_share < 1, "warmup_share", cfg.warmup_share, "it is a share of the run, in [0, 1)")
-    require(writing.temperature >= 0, "generation.temperature", writing.temperature, "it cannot be negative")
-    require(0 < writing.top_p <= 1, "generation.top_p", writing.top_p, "it lies in (0, 1]")
-    require(cfg.max_duration.strip()[-2:] != "ok", "max_duration", cfg.max_duration, "it is in ep or ba here")
+        rules.above_0({"lora.r": cfg.lora.r, "lora.lora_alpha": cfg.lora.lora_alpha})
+        rules.share("lora.lora_dropout", cfg.lora.lora_dropout, "it lies in [0, 1)")
+    rules.share("warmup_share", cfg.warmup_share, "it is a share of the run, in [0, 1)")
+    rules.require(writing.temperature >= 0, "generation.temperature", writing.temperature, "it cannot be negative")
+    rules.require(0 < writing.top_p <= 1, "generation.top_p", writing.top_p, "it lies in (0, 1]")
+    rules.require(cfg.max_duration.strip()[-2:] != "ok", "max_duration", cfg.max_duration, "it is in ep or ba here")
     for key in ("spike_guard", "data_monitor", "generate_samples"):
-        require(getattr(cfg.callbacks, key) is None, f"callbacks.{key}", "…", "it belongs to pre-training; say null")
-
-
-def _check_interval(require: Require, name: str, key: str, value: str, least: int) -> None:
-    duration = Duration.parse(value, f"{name}: {key}")
-    require(duration.value >= least, key, value, f"it must be at least {least}")
-    require(key == "max_duration" or duration.unit == "ba", key, value, "it must be in batches, such as 100ba")
+        absent = getattr(cfg.callbacks, key) is None
+        rules.require(absent, f"callbacks.{key}", "…", "it belongs to pre-training; say null")
 
 
 def check_values(cfg: RunConfig, name: str) -> None:
     """Refuse what has the right type and cannot work, of what every run has."""
-    require, optimizer = _refuser(name), cfg.optimizer
-    positive = {
-        "global_train_batch_size": cfg.global_train_batch_size,
-        "device_train_microbatch_size": cfg.device_train_microbatch_size,
-        "device_eval_batch_size": cfg.device_eval_batch_size,
-        "world_size": cfg.world_size,
-        "connect_timeout_s": cfg.connect_timeout_s,
-        "dist_timeout_s": cfg.dist_timeout_s,
-        "optimizer.lr": optimizer.lr,
-        "optimizer.eps": optimizer.eps,
-    }
-    if (spike := cfg.callbacks.spike_guard) is not None:
-        positive |= {f"callbacks.spike_guard.{name}": value for name, value in vars(spike).items()}
-    for key, value in positive.items():
-        require(value > 0, key, value, "it must be above 0")
-    require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")
-    for key, value, choices in (
-        ("precision", cfg.precision, ("fp32", "amp_bf16")),
-        ("device", cfg.device, (None, "cpu", "gpu")),
-        ("on_save_error", cfg.on_save_error, ("stop", "continue")),
-        ("fsdp.mixed_precision", cfg.fsdp.mixed_precision if cfg.fsdp else "DEFAULT", ("DEFAULT", "PURE", "FULL")),
-        ("fsdp.version", cfg.fsdp.version if cfg.fsdp else 2, (1, 2)),
-        ("loggers.wandb.mode", cfg.loggers.wandb.mode if cfg.loggers.wandb else "offline", ("offline", "online")),
-    ):
-        require(value in choices, key, value, f"it must be one of {', '.join(map(str, choices))}")
-    require(
-        not (cfg.device == "cpu" and cfg.precision != "fp32"),
-        "precision",
-        cfg.precision,
-        "Composer trains a CPU in fp32",
+    rules = _Rules(name)
+    rules.require(bool(cfg.run_name.strip()), "run_name", cfg.run_name, "a run needs a name")
+    rules.above_0(
+        {
+            "global_train_batch_size": cfg.global_train_batch_size,
+            "device_train_microbatch_size": cfg.device_train_microbatch_size,
+            "device_eval_batch_size": cfg.device_eval_batch_size,
+            "world_size": cfg.world_size,
+            "connect_timeout_s": cfg.connect_timeout_s,
+            "dist_timeout_s": cfg.dist_timeout_s,
+        }
     )
-    require(len(optimizer.betas) == 2 and all(0 <= b < 1 for b in optimizer.betas), "optimizer.betas", optimizer.betas,
-            "it must be two numbers in [0, 1)")  # fmt: skip
-    require(optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative")
-    clip = cfg.gradient_clipping_norm
-    require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
-    require(
-        cfg.save_remote is None or bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", cfg.save_remote)),
-        "save_remote",
-        cfg.save_remote,
-        "it must be of the form s3://bucket/prefix, or null for none",
+    rules.above_0({"stall_timeout_s": cfg.stall_timeout_s}, "for none")
+    price = cfg.price_per_gpu_hour
+    rules.require(price is None or price >= 0, "price_per_gpu_hour", price, "it cannot be negative; null for none")
+    rules.interval("max_duration", cfg.max_duration)
+    rules.interval("eval_interval", cfg.eval_interval)
+    _check_computation(rules, cfg)
+    _check_optimizer(rules, cfg)
+    _check_saving(rules, cfg)
+    _check_callbacks(rules, cfg.callbacks)
+    if cfg.loggers.wandb:
+        rules.one_of("loggers.wandb.mode", cfg.loggers.wandb.mode, ("offline", "online"))
+
+
+def _check_computation(rules: _Rules, cfg: RunConfig) -> None:
+    rules.one_of("precision", cfg.precision, ("fp32", "amp_bf16"))
+    rules.one_of("device", cfg.device, (None, "cpu", "gpu"))
+    on_cpu = cfg.device == "cpu" and cfg.precision != "fp32"
+    rules.require(not on_cpu, "precision", cfg.precision, "Composer trains a CPU in fp32")
+    if cfg.fsdp:
+        rules.one_of("fsdp.mixed_precision", cfg.fsdp.mixed_precision, ("DEFAULT", "PURE", "FULL"))
+        rules.one_of("fsdp.version", cfg.fsdp.version, (1, 2))
+        rules.above_0({"fsdp.data_parallel_replicate_degree": cfg.fsdp.data_parallel_replicate_degree})
+
+
+def _check_optimizer(rules: _Rules, cfg: RunConfig) -> None:
+    optimizer = cfg.optimizer
+    betas, decay = optimizer.betas, optimizer.weight_decay
+    rules.above_0({"optimizer.lr": optimizer.lr, "optimizer.eps": optimizer.eps})
+    rules.above_0({"gradient_clipping_norm": cfg.gradient_clipping_norm}, "for none")
+    good = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
+    rules.require(good, "optimizer.betas", betas, "it must be two numbers in [0, 1)")
+    rules.require(
+        optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative"
     )
-    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
-    require(replicas > 0, "fsdp.data_parallel_replicate_degree", replicas, "it must be above 0")
-    keep, permanent = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval
-    require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
-    price, texts = cfg.price_per_gpu_hour, cfg.callbacks.generate_samples
-    require(price is None or price >= 0, "price_per_gpu_hour", price, "it cannot be negative; null for none")
-    if texts is not None:
-        require(
-            bool(texts.prompts) and all(prompt.strip() for prompt in texts.prompts),
-            "callbacks.generate_samples.prompts",
-            texts.prompts,
-            "each is a text to continue; null in the place of callbacks.generate_samples for none",
-        )
-        key, value = "callbacks.generate_samples.max_new_tokens", texts.max_new_tokens
-        require(value > 0, key, value, "it must be above 0")
-    stall_s = cfg.stall_timeout_s
-    require(stall_s is None or stall_s > 0, "stall_timeout_s", stall_s, "it must be above 0, or null for none")
-    for key, value in (
-        ("max_duration", cfg.max_duration),
-        ("save_permanent_interval", permanent or cfg.save_interval),
-        ("eval_interval", cfg.eval_interval),
-        ("save_interval", cfg.save_interval),
-        *(
-            (f"callbacks.{key}.interval", callback.interval)
-            for key in ("console", "norm_monitor", "data_monitor")
-            if (callback := getattr(cfg.callbacks, key)) is not None
-        ),
-    ):
-        _check_interval(require, name, key, value, least=1)
-    require(
-        permanent is None or batches_of(permanent) % batches_of(cfg.save_interval) == 0,
-        "save_permanent_interval",
-        permanent,
-        f"it must be a multiple of save_interval = {cfg.save_interval}",
-    )
+    rules.require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
+
+
+def _check_saving(rules: _Rules, cfg: RunConfig) -> None:
+    rules.one_of("on_save_error", cfg.on_save_error, ("stop", "continue"))
+    rules.interval("save_interval", cfg.save_interval)
+    keep, permanent, remote = cfg.save_num_checkpoints_to_keep, cfg.save_permanent_interval, cfg.save_remote
+    rules.require(keep == -1 or keep > 0, "save_num_checkpoints_to_keep", keep, "it must be above 0, or -1 for all")
+    if permanent is not None:
+        rules.interval("save_permanent_interval", permanent)
+        whole = batches_of(permanent) % batches_of(cfg.save_interval) == 0
+        multiple = f"it must be a multiple of save_interval = {cfg.save_interval}"
+        rules.require(whole, "save_permanent_interval", permanent, multiple)
+    if remote is not None:
+        good = bool(re.fullmatch(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?", remote))
+        rules.require(good, "save_remote", remote, "it must be of the form s3://bucket/prefix, or null for none")
+
+
+def _check_callbacks(rules: _Rules, callbacks: CallbacksConfig) -> None:
+    for key in ("console", "norm_monitor", "data_monitor"):
+        if (values := getattr(callbacks, key)) is not None:
+            rules.interval(f"callbacks.{key}.interval", values.interval)
+    if (spike := callbacks.spike_guard) is not None:
+        rules.above_0({f"callbacks.spike_guard.{key}": value for key, value in vars(spike).items()})
+    if (samples := callbacks.generate_samples) is not None:
+        key, prompts = "callbacks.generate_samples", samples.prompts
+        texts = bool(prompts) and all(prompt.strip() for prompt in prompts)
+        none = f"each is a text to continue; null in the place of {key} for none"
+        rules.require(texts, f"{key}.prompts", prompts, none)
+        rules.above_0({f"{key}.max_new_tokens": samples.max_new_tokens})
 
 
 def check_account(cfg: RunConfig) -> None:

@@ -30,12 +30,10 @@ from recipes.finetuning.planning import (
 from recipes.finetuning.release import build_model, export
 from recipes.finetuning.scoring import score
 from recipes.runs.fingerprint import check_fingerprint
-from recipes.runs.folder import check_seen_by_all, finish_run, open_run
+from recipes.runs.folder import finish_run
 from recipes.runs.lock import held_by_rank_zero
 
 if TYPE_CHECKING:
-    from composer.core import DataSpec
-
     from recipes.checkpointing.remote import RemoteRun
     from recipes.finetuning.encoding import Encoder
     from recipes.finetuning.heads import TaskHead
@@ -110,42 +108,31 @@ def train(
     Nothing is returned, so that model, gradients, moments and Trainer are gone with this call's variables.
     """
     from composer.optim import LinearWithWarmupScheduler
-    from composer.utils import get_device
 
-    from recipes.checkpointing.resume import find_start
-    from recipes.distributed.fsdp import parallelism_config
-    from recipes.distributed.rank_zero import on_rank_zero
     from recipes.modeling.gpt2 import is_block
-    from recipes.training.trainer import run_trainer
+    from recipes.training.opening import open_training
+    from recipes.training.trainer import TrainingParts, run_trainer
 
-    folder, tokenizer = Path(cfg.run_dir), encoder.tokenizer
+    tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
-    start = find_start(folder, cfg, wanted, remote)
     facts = {"plan": asdict(plan), "data": {split: len(examples) for split, examples in parts.items()}}
-    on_rank_zero(lambda: open_run(folder, cfg, wanted, facts, tokenizer.save_pretrained, plan.world_size))
-    check_seen_by_all(folder)
-    fsdp = None
-    if cfg.fsdp and start.sharded:
-        fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
+    opened = open_training(cfg, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
     model, _ = build_model(cfg, source, head, len(tokenizer))
-    if cfg.activation_checkpointing and not fsdp:
+    if cfg.activation_checkpointing and not opened.fsdp:
         from composer.distributed.activation_checkpointing import apply_ac
 
         apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
     loader = partial(build_task_dataloader, pad_id=encoder.pad_id, world_size=plan.world_size)
-    train_data: DataSpec = loader(
-        encoded["train"], batch_size=cfg.global_train_batch_size // plan.world_size, seed=cfg.seed
-    )
+    device_batch_size = cfg.global_train_batch_size // plan.world_size
     run_trainer(
         cfg,
-        model,
-        LinearWithWarmupScheduler(t_warmup=f"{cfg.warmup_share}dur"),
-        train_dataloader=train_data,
-        eval_dataloader=loader(encoded["dev"], batch_size=cfg.device_eval_batch_size, seed=None),
-        batches=plan.batches,
-        device_train_microbatch_size=plan.device_train_microbatch_size,
-        identity=wanted,
-        start=start,
-        fsdp=fsdp,
-        remote=remote,
+        opened,
+        TrainingParts(
+            model=model,
+            scheduler=LinearWithWarmupScheduler(t_warmup=f"{cfg.warmup_share}dur"),
+            train_dataloader=loader(encoded["train"], batch_size=device_batch_size, seed=cfg.seed),
+            eval_dataloader=loader(encoded["dev"], batch_size=cfg.device_eval_batch_size, seed=None),
+            batches=plan.batches,
+            device_train_microbatch_size=plan.device_train_microbatch_size,
+        ),
     )

@@ -6,9 +6,8 @@ from recipes.config.schema import LoraConfig, ModelConfig
 
 # A checkpoint holds fp32 weights and Adam's two fp32 moments.
 CHECKPOINT_BYTES_PER_PARAMETER = 12
-OPTIMIZER_BUCKET_BYTES = (
-    2**28
-)  # of parameters that recipes/modeling/decoupled_adamw.py steps at once, with one temporary each
+# Of parameters that the optimizer steps at once, with one temporary each.
+OPTIMIZER_BUCKET_BYTES = 2**28
 
 
 def block_parameters(model: ModelConfig) -> int:

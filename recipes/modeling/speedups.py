@@ -1,6 +1,6 @@
 """Faster ways to compute the same model; `loss` has those of the loss.
 
-The gate of recipes/modeling/attention.py compares what trains with transformers' own attention, whatever is chosen here.
+The gate of recipes/modeling/attention.py compares what trains with transformers' own attention, whatever is chosen.
 """
 
 from __future__ import annotations

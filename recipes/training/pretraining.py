@@ -16,13 +16,17 @@ from recipes.distributed.hang_detector import watching_the_start
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import RANKS_PER_NODE, Plan, check_shards, make_plan
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
-from recipes.runs.folder import check_seen_by_all, check_space, finish_run, open_run, pretraining_facts
+from recipes.runs.folder import check_space, finish_run, pretraining_facts
 from recipes.runs.lock import held_by_rank_zero
 from recipes.runs.names import COMPILED
 from recipes.runs.signals import leave_at_once_when_preempted
 
 if TYPE_CHECKING:
     from composer import Callback, Trainer
+
+    from recipes.modeling.gpt2 import BioMedLM
+    from recipes.modeling.token_loss import TokenSources
+    from recipes.training.opening import OpenedRun
 
 
 def train(cfg: TrainConfig) -> Trainer | None:
@@ -78,70 +82,67 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
         watching: callbacks beside those that the configuration asks for.
 
     Returns:
-        None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
+        None if the loss spiked and the run is to be started again: its list of skipped data says what to leave out.
     """
     # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
-    import torch
-    from composer.utils import dist, get_device
-
     from recipes.checkpointing.remote import RemoteRun
-    from recipes.checkpointing.resume import find_start
     from recipes.dataloading.loader import build_dataloader
-    from recipes.distributed.fsdp import parallelism_config
     from recipes.distributed.rank_zero import on_rank_zero
-    from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
-    from recipes.modeling.speedups import attention_backend, compile_blocks
+    from recipes.modeling.speedups import attention_backend
     from recipes.modeling.token_loss import read_token_sources
+    from recipes.training.opening import open_training
     from recipes.training.schedules import SCHEDULES
-    from recipes.training.trainer import run_trainer
+    from recipes.training.trainer import TrainingParts, run_trainer
 
-    folder = Path(cfg.run_dir)
-    identity = pretraining_fingerprint(cfg, plan, shards)
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
-    start = find_start(folder, cfg, identity, remote)
+    fingerprint, facts = pretraining_fingerprint(cfg, plan, shards), pretraining_facts(plan, shards)
     tokenizer = partial(shutil.copytree, cfg.data.tokenizer)
-    facts = pretraining_facts(plan, shards)
-    on_rank_zero(lambda: open_run(folder, cfg, identity, facts, tokenizer, plan.world_size))
-    check_seen_by_all(folder)
-
-    # Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
-    # build the model without memory.
-    fsdp = None
-    if cfg.fsdp and start.sharded:
-        fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
+    opened = open_training(cfg, fingerprint, facts, tokenizer, plan.world_size, remote)
     sources = read_token_sources(shards.folder / "val", shards.seq_len)
+    model = build_model(cfg, shards, sources, opened)
+    parts = TrainingParts(
+        model=model,
+        scheduler=SCHEDULES[cfg.scheduler.name](cfg.scheduler),
+        train_dataloader=build_dataloader(cfg, "train", plan.world_size, opened.start.skipped),
+        eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
+        batches=plan.batches,
+        device_train_microbatch_size=plan.device_train_microbatch_size,
+        shards=shards,
+        sources=sources,
+        watching=watching,
+    )
+    with attention_backend(cfg.kernels):
+        trainer = run_trainer(cfg, opened, parts)
+    if trainer:
+        on_rank_zero(lambda: finish_run(Path(cfg.run_dir), remote.put if remote else None))
+    return trainer
+
+
+def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | None, opened: OpenedRun) -> BioMedLM:
+    """The model as it is trained: weights drawn, blocks compiled or recomputed.
+
+    Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
+    build the model without memory.
+    """
+    import torch
+    from composer.utils import dist
+
+    from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
+    from recipes.modeling.speedups import compile_blocks
+
     torch.manual_seed(cfg.seed)
-    with torch.device("meta" if fsdp and dist.get_global_rank() != 0 else "cpu"):
+    with torch.device("meta" if opened.fsdp and dist.get_global_rank() != 0 else "cpu"):
         model = BioMedLM(
             cfg.model,
             shards.eos_token_id,
             cfg.kernels,
             cfg.activation_checkpointing_blocks,
-            draw_weights=start.load_path is None,
+            draw_weights=opened.start.load_path is None,
             eval_samples=shards.counts["val"].samples,
             eval_sources=sources.names if sources else (),
         )
     if cfg.kernels.compile:
-        compile_blocks(model.model, folder / COMPILED)
-    if cfg.activation_checkpointing and not fsdp:
+        compile_blocks(model.model, Path(cfg.run_dir) / COMPILED)
+    if cfg.activation_checkpointing and not opened.fsdp:
         checkpoint_activations(model)
-    with attention_backend(cfg.kernels):
-        trainer = run_trainer(
-            cfg,
-            model,
-            SCHEDULES[cfg.scheduler.name](cfg.scheduler),
-            train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
-            eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
-            batches=plan.batches,
-            device_train_microbatch_size=plan.device_train_microbatch_size,
-            identity=identity,
-            start=start,
-            fsdp=fsdp,
-            remote=remote,
-            shards=shards,
-            sources=sources,
-            watching=watching,
-        )
-    if trainer:
-        on_rank_zero(lambda: finish_run(folder, remote.put if remote else None))
-    return trainer
+    return model

@@ -7,7 +7,7 @@ import gc
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -16,16 +16,13 @@ from composer.algorithms import GradientClipping
 from composer.core import DataSpec
 from composer.models import ComposerModel
 from composer.optim import ComposerScheduler
-from composer.utils import ParallelismConfig, dist, get_device
+from composer.utils import dist, get_device
 from torch.distributed.checkpoint import state_dict
 
 from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.registry import RunContext, build_callbacks
 from callbacks.spike_guard import Rewind
-from data_prep.common.files import JsonDict
 from data_prep.sharding.shard_format import ShardsInfo
-from recipes.checkpointing.remote import RemoteRun
-from recipes.checkpointing.resume import Start
 from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import RunConfig, batches_of
 from recipes.dataloading.loader import stop_workers
@@ -38,6 +35,7 @@ from recipes.runs.names import CHECKPOINTS
 from recipes.runs.signals import leave_at_once_when_preempted
 from recipes.training.device_check import check_device
 from recipes.training.loggers import build_loggers
+from recipes.training.opening import OpenedRun
 
 
 def connect(cfg: RunConfig) -> None:
@@ -68,109 +66,117 @@ def connect(cfg: RunConfig) -> None:
             repair_hybrid_sharding()
 
 
-def run_trainer(
-    cfg: RunConfig,
-    model: ComposerModel,
-    scheduler: ComposerScheduler,
-    *,
-    train_dataloader: DataSpec,
-    eval_dataloader: DataSpec,
-    batches: int,
-    device_train_microbatch_size: int,
-    identity: JsonDict,
-    start: Start,
-    fsdp: ParallelismConfig | None,
-    remote: RemoteRun | None,
-    shards: ShardsInfo | None = None,
-    sources: TokenSources | None = None,
-    watching: Sequence[Callback] = (),
-) -> Trainer | None:
-    """Assemble the Trainer and run it to its end.
+@dataclass(frozen=True)
+class TrainingParts:
+    """What each kind of run makes in its own way, and the Trainer is assembled of.
 
-    Args:
-        cfg: the configuration.
-        model: what is trained: its parameters that want a gradient.
-        scheduler: of the learning rate.
+    Attributes:
+        model: its parameters that want a gradient are trained.
+        scheduler: learning-rate scheduler.
         train_dataloader: batches of this rank.
         eval_dataloader: what is evaluated at `cfg.eval_interval`.
         batches: length of the run.
         device_train_microbatch_size: sequences that a rank computes at once.
-        identity: what the run is made of; written into each checkpoint.
-        start: where it starts; closed here.
-        fsdp: how the model is sharded; None: not at all.
-        remote: where the run folder is copied to.
-        shards: the token shards that it trains on; None: it trains on a task.
-        sources: of the tokens of their validation split, if there are several.
+        shards: token shards that are trained on; None: it is a task.
+        sources: sources of the tokens of the validation split, if there are several.
         watching: callbacks beside those that the configuration asks for.
+    """
+
+    model: ComposerModel
+    scheduler: ComposerScheduler
+    train_dataloader: DataSpec
+    eval_dataloader: DataSpec
+    batches: int
+    device_train_microbatch_size: int
+    shards: ShardsInfo | None = None
+    sources: TokenSources | None = None
+    watching: Sequence[Callback] = ()
+
+
+def run_trainer(cfg: RunConfig, opened: OpenedRun, parts: TrainingParts) -> Trainer | None:
+    """Assemble the Trainer and run it to its end.
 
     Returns:
-        None if the loss spiked and the run is to be started again: its ledger now says what to leave out.
+        None if the loss spiked and the run is to be started again: its list of skipped data says what to leave out.
     """
     guard_composer_loading()
     if get_device(cfg.device).name == "gpu":
         # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
         warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
-    folder = Path(cfg.run_dir)
-    optimizer = DecoupledAdamW(
-        [parameter for parameter in model.parameters() if parameter.requires_grad],
-        lr=cfg.optimizer.lr,
-        betas=(cfg.optimizer.betas[0], cfg.optimizer.betas[1]),
-        eps=cfg.optimizer.eps,
-        weight_decay=cfg.optimizer.weight_decay,
-    )
-    clip = cfg.gradient_clipping_norm
-    writer = CheckpointWriter(
-        folder=folder / CHECKPOINTS,
-        interval_batches=batches_of(cfg.save_interval),
-        keep=cfg.save_num_checkpoints_to_keep,
-        permanent_interval_batches=batches_of(permanent) if (permanent := cfg.save_permanent_interval) else None,
-        batches=batches,
-        identity=identity,
-        stop_on_error=cfg.on_save_error == "stop",
-        remote=remote,
-    )
-    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and fsdp else None
-    run = RunContext(writer, replicas, shards, sources)
-    trainer = Trainer(
-        model=model,
-        optimizers=optimizer,
-        schedulers=scheduler,
-        step_schedulers_every_batch=True,
-        algorithms=[GradientClipping("norm", clip)] if clip else None,
-        train_dataloader=train_dataloader,
-        eval_dataloader=eval_dataloader,
-        eval_interval=cfg.eval_interval,
-        eval_subset_num_batches=cfg.eval_subset_num_batches,
-        max_duration=f"{batches}ba",
-        device_train_microbatch_size=device_train_microbatch_size,
-        precision=cfg.precision,
-        device=cfg.device,
-        parallelism_config=fsdp,
-        seed=cfg.seed,
-        dist_timeout=cfg.dist_timeout_s,
-        callbacks=[*watching, *build_callbacks(cfg, run)],
-        loggers=build_loggers(cfg, batches),
-        progress_bar=cfg.progress_bar and sys.stderr.isatty(),
-        run_name=cfg.run_name,
-        load_path=start.load_path,
-        load_ignore_keys=start.ignore_absent_callbacks,
-    )
+    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and opened.fsdp else None
+    run = RunContext(build_writer(cfg, opened, parts.batches), replicas, parts.shards, parts.sources)
+    trainer = build_trainer(cfg, opened, parts, [*parts.watching, *build_callbacks(cfg, run)])
     run.rng.rng = trainer._rng_state
     trainer._rng_state = None
-    start.close()
+    opened.start.close()
     try:
-        if trainer.state.timestamp.batch < batches:  # not if it was stopped between its last save and its end
+        if trainer.state.timestamp.batch < parts.batches:  # not if it was stopped between its last save and its end
             with peers_may_be_lost():
                 trainer.fit()
     except Rewind:
         close(trainer)
         return None
     finally:
-        for loader in (train_dataloader, eval_dataloader):
+        for loader in (parts.train_dataloader, parts.eval_dataloader):
             stop_workers(loader.dataloader)
     close(trainer)
-    writer.finish()
+    run.writer.finish()
     return trainer
+
+
+def build_optimizer(cfg: RunConfig, model: ComposerModel) -> DecoupledAdamW:
+    """The optimizer of the parameters that want a gradient."""
+    return DecoupledAdamW(
+        [parameter for parameter in model.parameters() if parameter.requires_grad],
+        lr=cfg.optimizer.lr,
+        betas=(cfg.optimizer.betas[0], cfg.optimizer.betas[1]),
+        eps=cfg.optimizer.eps,
+        weight_decay=cfg.optimizer.weight_decay,
+    )
+
+
+def build_writer(cfg: RunConfig, opened: OpenedRun, batches: int) -> CheckpointWriter:
+    """The writer of the checkpoints of a run of so many batches."""
+    permanent = cfg.save_permanent_interval
+    return CheckpointWriter(
+        folder=Path(cfg.run_dir) / CHECKPOINTS,
+        interval_batches=batches_of(cfg.save_interval),
+        keep=cfg.save_num_checkpoints_to_keep,
+        permanent_interval_batches=batches_of(permanent) if permanent else None,
+        batches=batches,
+        identity=opened.fingerprint,
+        stop_on_error=cfg.on_save_error == "stop",
+        remote=opened.remote,
+    )
+
+
+def build_trainer(cfg: RunConfig, opened: OpenedRun, parts: TrainingParts, callbacks: list[Callback]) -> Trainer:
+    """Composer's Trainer; it loads the checkpoint that the run starts from."""
+    clip = cfg.gradient_clipping_norm
+    return Trainer(
+        model=parts.model,
+        optimizers=build_optimizer(cfg, parts.model),
+        schedulers=parts.scheduler,
+        step_schedulers_every_batch=True,
+        algorithms=[GradientClipping("norm", clip)] if clip else None,
+        train_dataloader=parts.train_dataloader,
+        eval_dataloader=parts.eval_dataloader,
+        eval_interval=cfg.eval_interval,
+        eval_subset_num_batches=cfg.eval_subset_num_batches,
+        max_duration=f"{parts.batches}ba",
+        device_train_microbatch_size=parts.device_train_microbatch_size,
+        precision=cfg.precision,
+        device=cfg.device,
+        parallelism_config=opened.fsdp,
+        seed=cfg.seed,
+        dist_timeout=cfg.dist_timeout_s,
+        callbacks=callbacks,
+        loggers=build_loggers(cfg, parts.batches),
+        progress_bar=cfg.progress_bar and sys.stderr.isatty(),
+        run_name=cfg.run_name,
+        load_path=opened.start.load_path,
+        load_ignore_keys=opened.start.ignore_absent_callbacks,
+    )
 
 
 def close(trainer: Trainer) -> None:
