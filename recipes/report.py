@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import BadInput, run
+from recipes.runs.figures import save
 from recipes.runs.plots import AXES, plots
 from recipes.runs.reading import read_run, summary
 from recipes.runs.report_page import REPORT, watch, write_report
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         figures = plots(runs, arguments.x, *window)
         if "Loss" not in figures:
             raise BadInput(f"{folders[0]} has logged no loss yet")
-        figures["Loss"].savefig(arguments.plot, dpi=160)
+        save(figures["Loss"], arguments.plot, dpi=160)
         print(arguments.plot)
     elif arguments.watch:
         try:

@@ -137,20 +137,7 @@ def _build(
     spool.read_all(batches, rules, work, workers)
     with Selection(work) as selection:
         selection.load(batches, work)
-        selection.drop_superseded()
-        bad = selection.drop_repeated_ids(rules.skip)
-        selection.drop_pmids(pmids)
-        selection.drop_abstracts_of_articles()
-        if recent_after := request["arguments"]["recent_after"]:
-            selection.part_recent(recent_after)
-        selection.drop_same_texts()
-        if (threshold := request["arguments"]["near_duplicates"]) is not None:
-            selection.drop_near_duplicates(threshold)
-        overlap: JsonDict = {}
-        if rules.evaluation:
-            grams = decontamination.load(rules.evaluation)
-            overlap = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
-            overlap["common_grams"] = selection.drop_overlaps(decontamination.COMMON_DOCUMENTS)
+        bad, overlap = _choose(selection, rules, request["arguments"], pmids)
         _check_splits(selection.documents(), batches, rules)
         # What stays depends on all of these, so the parts of another build are not this one's.
         decides = {"arguments": request["arguments"], "batches": [batch.key for batch in batches], "pmids": pmids}
@@ -162,27 +149,14 @@ def _build(
     partial, tallies = begin(out), read_tallies(parts)
     for path in sorted(parts.glob(f"*{PART}")):
         link(path, partial / path.name)
-    entries = 0
-    hashes: dict[str, list[tuple[Input, str]]] = {}
-    with json_lines.Writer(partial / INPUTS) as listing, json_lines.Writer(partial / BAD) as bad_listing:
-        for batch in batches:
-            summary = spool.summary(batch, work)
-            for file, read in zip(batch.files, summary["files"], strict=True):
-                hashes.setdefault(batch.source_name, []).append((file, read["sha256"]))
-                entries += read["entries"]
-                listing.write({"source": batch.source_name, "bytes": file.bytes, **read})
-            dropped.update(summary["dropped"])
-            bad += summary["bad"]
-        for name, members in asides.items():
-            if members:
-                hashes[name] = list(inputs.sha256_of(members, out.with_name(f"{out.name}.inputs.jsonl.zst")))
-        for record in bad:
-            bad_listing.write(record)
+    known = out.with_name(f"{out.name}.inputs.jsonl.zst")
+    hashes, entries = _list_inputs(batches, work, partial, dropped, bad)
+    for name, members in asides.items():
+        if members:
+            hashes[name] = list(inputs.sha256_of(members, known))
     if bad:
         dropped["bad records"] = len(bad)
         print(f"{len(bad):,} records could not be read and were left out; {out / BAD} lists them")
-    else:
-        (partial / BAD).unlink()
     request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
     sample = _val_text(partial)
     results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": overlap}
@@ -191,11 +165,60 @@ def _build(
     for name, counts in results["counts"].items():
         print(f"{name:6} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
     manifest = publish(partial, out, request, results)
-    inputs.remember(
-        out.with_name(f"{out.name}.inputs.jsonl.zst"), [pair for pairs in hashes.values() for pair in pairs]
-    )
+    inputs.remember(known, [pair for pairs in hashes.values() for pair in pairs])
     shutil.rmtree(work)
     return manifest
+
+
+def _choose(
+    selection: Selection, rules: Rules, arguments: JsonDict, pmids: Sequence[int]
+) -> tuple[list[JsonDict], JsonDict]:
+    """Take out, step by step, what does not stay; the records that are bad, and what the manifest says of overlap."""
+    selection.drop_superseded()
+    bad = selection.drop_repeated_ids(rules.skip)
+    selection.drop_pmids(pmids)
+    selection.drop_abstracts_of_articles()
+    if recent_after := arguments["recent_after"]:
+        selection.part_recent(recent_after)
+    selection.drop_same_texts()
+    if (threshold := arguments["near_duplicates"]) is not None:
+        selection.drop_near_duplicates(threshold)
+    if not rules.evaluation:
+        return bad, {}
+    grams = decontamination.load(rules.evaluation)
+    overlap: JsonDict = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
+    overlap["common_grams"] = selection.drop_overlaps(decontamination.COMMON_DOCUMENTS)
+    return bad, overlap
+
+
+def _list_inputs(
+    batches: Sequence[Batch], work: Path, partial: Path, dropped: Counter[str], bad: list[JsonDict]
+) -> tuple[dict[str, list[tuple[Input, str]]], int]:
+    """Write the lists of inputs and of bad records; each source's inputs with their hashes, and all entries.
+
+    Args:
+        batches: of inputs that were read.
+        work: where the spool lies.
+        partial: the corpus folder in the making.
+        dropped: gets what was dropped while reading.
+        bad: gets the records that were bad while reading.
+    """
+    entries = 0
+    hashes: dict[str, list[tuple[Input, str]]] = {}
+    with json_lines.Writer(partial / INPUTS) as listing:
+        for batch in batches:
+            summary = spool.summary(batch, work)
+            for file, read in zip(batch.files, summary["files"], strict=True):
+                hashes.setdefault(batch.source_name, []).append((file, read["sha256"]))
+                entries += read["entries"]
+                listing.write({"source": batch.source_name, "bytes": file.bytes, **read})
+            dropped.update(summary["dropped"])
+            bad += summary["bad"]
+    if bad:
+        with json_lines.Writer(partial / BAD) as bad_listing:
+            for record in bad:
+                bad_listing.write(record)
+    return hashes, entries
 
 
 def _check_splits(documents: Mapping[str, int], batches: Sequence[Batch], rules: Rules) -> None:

@@ -14,6 +14,8 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -64,12 +66,7 @@ def build_shards(
         BadInput: an unfinished or altered input folder, a bad argument, a split too small for one sample, an encoder
             that differs from the tokenizer, or no room on the disk.
     """
-    if seq_len < 2:
-        raise BadInput(f"--seq-len {seq_len}: a sample needs at least 2 tokens, to predict one from the other")
-    if not 1 <= size_limit_mb < 4096:
-        raise BadInput(f"--size-limit-mb {size_limit_mb} is not between 1 and 4095, which an MDS shard can address")
-    if encoder_name not in ENCODERS:
-        raise BadInput(f"--encoder {encoder_name} is not one of {', '.join(ENCODERS)}")
+    _check_arguments(seq_len, size_limit_mb, encoder_name)
     corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus")
     vocabulary = read_manifest(tokenizer_folder, tokenizer_format.STAGE, "make tokenizer")["tokenizer"]
     request: JsonDict = {
@@ -101,7 +98,7 @@ def build_shards(
         end_of_text=(vocabulary["eos_token_id"],) if eos_between_documents else (),
         encoder=encoder_name,
     )
-    try:
+    with _named_disk_errors(out):
         job.work.mkdir(parents=True, exist_ok=True)
         parts = encode_parts(job, corpus_manifest, workers)
         counts = {split: count_samples(split, list(parts[split].values()), seq_len) for split in SPLITS}
@@ -109,29 +106,49 @@ def build_shards(
         partial = begin(out)
         for split in SPLITS:
             assemble(job, partial / split, list(parts[split]))
+    for split, c in counts.items():
+        print(f"{split:5} {c.documents:>11,} documents {c.tokens:>15,} tokens {c.samples:>11,} samples of {seq_len}")
+    results = {"tokenizer": vocabulary, **_results(job, corpus_manifest, parts, counts), "versions": versions}
+    manifest = publish(partial, out, request, results)
+    shutil.rmtree(work)
+    return manifest
+
+
+def _check_arguments(seq_len: int, size_limit_mb: int, encoder_name: str) -> None:
+    if seq_len < 2:
+        raise BadInput(f"--seq-len {seq_len}: a sample needs at least 2 tokens, to predict one from the other")
+    if not 1 <= size_limit_mb < 4096:
+        raise BadInput(f"--size-limit-mb {size_limit_mb} is not between 1 and 4095, which an MDS shard can address")
+    if encoder_name not in ENCODERS:
+        raise BadInput(f"--encoder {encoder_name} is not one of {', '.join(ENCODERS)}")
+
+
+@contextmanager
+def _named_disk_errors(out: Path) -> Iterator[None]:
+    """A full or closed disk is the user's to mend: it is told with the way out."""
+    try:
+        yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise BadInput(f"no room left for {out}; make some and type the same command, it goes on") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise BadInput(f"cannot write {error.filename}: {error.strerror}") from None
         raise
-    for split, c in counts.items():
-        print(f"{split:5} {c.documents:>11,} documents {c.tokens:>15,} tokens {c.samples:>11,} samples of {seq_len}")
-    results: JsonDict = {
-        "tokenizer": vocabulary,
+
+
+def _results(
+    job: Job, corpus_manifest: JsonDict, parts: dict[str, dict[str, Done]], counts: dict[str, SplitCounts]
+) -> JsonDict:
+    """The manifest's own part: what was counted, the corpus' facts, and the losses of models without context."""
+    histograms = [_histogram(job, parts[split], counts[split]) for split in SPLITS]
+    return {
         "corpus": {key: corpus_manifest[key] for key in ("counts", "dates", "dropped", "licenses")},
         "counts": {split: asdict(c) for split, c in counts.items()},
         "baselines": {
-            "unigram_nats_per_token": _unigram_nats_per_token(
-                *(_histogram(job, parts[split], counts[split]) for split in SPLITS)
-            ),
+            "unigram_nats_per_token": _unigram_nats_per_token(*histograms),
             "xz9_bits_per_byte": corpus_manifest["baselines"]["xz9_bits_per_byte"],
         },
-        "versions": versions,
     }
-    manifest = publish(partial, out, request, results)
-    shutil.rmtree(work)
-    return manifest
 
 
 def _histogram(job: Job, parts: dict[str, Done], counts: SplitCounts) -> np.ndarray:

@@ -40,10 +40,9 @@ class _Rules:
 
     def above_0(self, values: Mapping[str, float | None], null: str = "") -> None:
         """Numbers that must be above 0, or null where the schema allows it: `null` says what that means."""
+        rule = "it must be above 0" + (f", or null {null}" if null else "")
         for key, value in values.items():
-            self.require(
-                value is None or value > 0, key, value, "it must be above 0" + f", or null {null}" * bool(null)
-            )
+            self.require(value is None or value > 0, key, value, rule)
 
     def one_of(self, key: str, value: object, choices: Iterable[object]) -> None:
         """A value out of a few."""
@@ -187,10 +186,7 @@ def _check_optimizer(rules: _Rules, cfg: RunConfig) -> None:
     rules.above_0({"gradient_clipping_norm": cfg.gradient_clipping_norm}, "for none")
     good = len(betas) == 2 and all(0 <= beta < 1 for beta in betas)
     rules.require(good, "optimizer.betas", betas, "it must be two numbers in [0, 1)")
-    rules.require(
-        optimizer.weight_decay >= 0, "optimizer.weight_decay", optimizer.weight_decay, "it cannot be negative"
-    )
-    rules.require(clip is None or clip > 0, "gradient_clipping_norm", clip, "it must be above 0, or null for none")
+    rules.require(decay >= 0, "optimizer.weight_decay", decay, "it cannot be negative")
 
 
 def _check_saving(rules: _Rules, cfg: RunConfig) -> None:

@@ -15,7 +15,7 @@ from data_prep.common.manifest import begin, finished, library_versions, manifes
 from data_prep.filtering.decontamination import GRAM_WORDS
 from data_prep.tasks.description import label_balance
 from data_prep.tasks.task_set import TaskSet
-from recipes.evaluation.answers import answer_by_head, ask, head_sha256
+from recipes.evaluation.answers import Form, answer_by_head, ask, head_sha256
 from recipes.evaluation.contamination import Leaks, find_leaks
 from recipes.evaluation.perplexity import perplexity
 from recipes.evaluation.prompts import FORMS, HARNESS, make_prompts
@@ -130,18 +130,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     partial = begin(arguments.out)
     try:
-        results: JsonDict = {
-            task.name: {
-                "split": task.scored,
-                "counts": {split: len(examples) for split, examples in task.splits.items()},
-                "balance": label_balance(task, task.questions(task.scored)[: arguments.limit]),
-                "leaks": leak_report(task, leaks) if leaks else None,
-                "forms": {},
-                "how": {},
-                "cut": {},
-            }
-            for task in tasks
-        }
+        results: JsonDict = {task.name: _nothing_yet(task, leaks, arguments.limit) for task in tasks}
         if head is None:
             model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
             answers = ask(arguments, tasks, model, tokenizer, partial / HARNESS)
@@ -151,14 +140,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
             tuned, tokenizer = heads.load(arguments.model, device)
             model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
         for name, form, answered in answers:
-            result = results[name]
-            result["forms"][form] = summarise(answered.records, result["leaks"]["ids"] if leaks else None)
-            result["how"][form], result["cut"][form] = answered.how, answered.cut
-            if answered.cut:
-                n = len(answered.records)
-                print(f"{name}, {form}: {answered.cut:,} of {n:,} did not fit the model and were cut", flush=True)
-            lines = "".join(json.dumps(record) + "\n" for record in answered.records)
-            write_text(partial / f"{name}-{form}.jsonl", lines)
+            _record(results[name], name, form, answered, partial)
         text = None
         if arguments.corpus and arguments.text_documents:
             text = perplexity(model, tokenizer, arguments.corpus, arguments.text_documents, arguments.batch_size)
@@ -176,3 +158,27 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
         shutil.rmtree(partial, ignore_errors=True)
         raise
     return manifest
+
+
+def _nothing_yet(task: TaskSet, leaks: Leaks | None, limit: int | None) -> JsonDict:
+    """What is known of a set before it is answered."""
+    return {
+        "split": task.scored,
+        "counts": {split: len(examples) for split, examples in task.splits.items()},
+        "balance": label_balance(task, task.questions(task.scored)[:limit]),
+        "leaks": leak_report(task, leaks) if leaks else None,
+        "forms": {},
+        "how": {},
+        "cut": {},
+    }
+
+
+def _record(result: JsonDict, name: str, form: str, answered: Form, folder: Path) -> None:
+    """Add the answers to the questions of a set, asked in one way, and write them down one by one."""
+    result["forms"][form] = summarise(answered.records, result["leaks"]["ids"] if result["leaks"] else None)
+    result["how"][form], result["cut"][form] = answered.how, answered.cut
+    if answered.cut:
+        n = len(answered.records)
+        print(f"{name}, {form}: {answered.cut:,} of {n:,} did not fit the model and were cut", flush=True)
+    lines = "".join(json.dumps(record) + "\n" for record in answered.records)
+    write_text(folder / f"{name}-{form}.jsonl", lines)

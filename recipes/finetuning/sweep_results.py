@@ -8,6 +8,7 @@ from statistics import fmean, stdev
 
 from data_prep.common.files import JsonDict
 from recipes.finetuning.sweep import Job, Sweep, dev_score
+from recipes.runs.figures import new_figure, save
 
 
 def choose(sweep: Sweep, failed: Sequence[Job]) -> JsonDict:
@@ -43,13 +44,8 @@ def choose(sweep: Sweep, failed: Sequence[Job]) -> JsonDict:
 
 def draw(results: JsonDict, path: Path) -> None:
     """Dev score by configuration: a point a seed, a line at their mean, the best on top."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
     ranked = results["configurations"]
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.3 * len(ranked)), layout="constrained")
+    figure, axes = new_figure(8, 1.2 + 0.3 * len(ranked))
     for row, one in enumerate(ranked):
         color = "#c0392b" if row == 0 else "#2c3e50"
         axes.plot([100 * dev for dev in one["dev"]], [row] * len(one["dev"]), "o", color=color, alpha=0.5, markersize=5)
@@ -57,11 +53,7 @@ def draw(results: JsonDict, path: Path) -> None:
     axes.set_yticks(range(len(ranked)), [one["configuration"] for one in ranked], fontsize=8)
     axes.set_ylim(len(ranked) - 0.5, -0.5)
     axes.set_xlabel(f"{results['metric']} on dev, %: each seed, and their mean")
-    axes.grid(axis="x", alpha=0.3)
-    partial_path = path.with_suffix(f".partial{path.suffix}")
-    figure.savefig(partial_path, dpi=150)
-    plt.close(figure)
-    partial_path.replace(path)
+    save(figure, path)
 
 
 def to_markdown(results: JsonDict, test: str) -> str:

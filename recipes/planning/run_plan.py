@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,23 +105,20 @@ def replicas_of(cfg: TrainConfig) -> int:
     return cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
 
 
-def make_plan(
-    cfg: TrainConfig, world_size: int, shards: ShardsInfo | None, ranks_per_node: int = RANKS_PER_NODE
-) -> Plan:
-    """Work out the plan.
+def split_batch(cfg: TrainConfig, world_size: int, ranks_per_node: int, counts: Sequence[int]) -> tuple[int, int]:
+    """Sequences of a global batch that a rank gets, and that it computes at once.
 
     Args:
         cfg: the configuration.
         world_size: ranks.
-        shards: the shards that the run reads, None if they are not built yet.
-        ranks_per_node: ranks that a node holds when there are several nodes.
+        ranks_per_node: ranks that a node holds.
+        counts: as `rank_counts` says, for the message.
 
     Raises:
-        BadInput: the batch does not divide over the ranks and microbatches, FSDP's replicas do not divide the ranks,
-            the sample order cannot be kept on so many nodes, or the data does not fill one batch.
+        BadInput: the batch does not divide so, FSDP's replicas do not divide the ranks, or the sample order cannot be
+            kept on so many nodes.
     """
     batch, microbatch = cfg.global_train_batch_size, cfg.device_train_microbatch_size
-    counts = rank_counts(cfg, ranks_per_node)
     near = min(counts, key=lambda n: (abs(n - world_size), n), default=None)
     way_out = f"the nearest number of ranks that fits is {near}" if near else "no number of ranks fits"
     if batch % world_size:
@@ -144,16 +142,17 @@ def make_plan(
             f"by device_train_microbatch_size = {microbatch}; use one of "
             f"{', '.join(str(n) for n in range(1, device_batch + 1) if device_batch % n == 0)}"
         )
-    tokens_per_batch = batch * cfg.data.seq_len
-    batches_per_epoch = train_tokens = None
-    if shards:
-        train = shards.counts["train"]
-        train_tokens, batches_per_epoch = train.tokens, train.samples // batch
-        if not batches_per_epoch:
-            raise BadInput(
-                f"{shards.folder} holds {train.samples} training samples, fewer than one batch of {batch}; "
-                f"build shards from more text, or lower global_train_batch_size"
-            )
+    return device_batch, microbatch
+
+
+def count_batches(cfg: TrainConfig, batches_per_epoch: int | None) -> int:
+    """Batches of the whole run.
+
+    Raises:
+        BadInput: epochs are asked for and the data is not there, the run is shorter than a batch, or the warm-up is not
+            shorter than what comes before the fall of the learning rate.
+    """
+    tokens_per_batch = cfg.global_train_batch_size * cfg.data.seq_len
     duration = Duration.parse(cfg.max_duration, "max_duration")
     if duration.unit == "ep":
         if not batches_per_epoch:
@@ -171,14 +170,44 @@ def make_plan(
     flat = batches * (1 - (cfg.scheduler.decay_share or 0.0))
     if warmup > flat:
         raise BadInput(f"scheduler.t_warmup = {warmup}ba reaches into the fall, which begins after {flat:.0f} batches")
-    parameters = parameter_count(cfg.model)
+    return batches
+
+
+def make_plan(
+    cfg: TrainConfig, world_size: int, shards: ShardsInfo | None, ranks_per_node: int = RANKS_PER_NODE
+) -> Plan:
+    """Work out the plan.
+
+    Args:
+        cfg: the configuration.
+        world_size: ranks.
+        shards: the shards that the run reads, None if they are not built yet.
+        ranks_per_node: ranks that a node holds when there are several nodes.
+
+    Raises:
+        BadInput: the batch does not divide over the ranks and microbatches, FSDP's replicas do not divide the ranks,
+            the sample order cannot be kept on so many nodes, or the data does not fill one batch.
+    """
+    counts = rank_counts(cfg, ranks_per_node)
+    device_batch, microbatch = split_batch(cfg, world_size, ranks_per_node, counts)
+    batch = cfg.global_train_batch_size
+    batches_per_epoch = train_tokens = None
+    if shards:
+        train = shards.counts["train"]
+        train_tokens, batches_per_epoch = train.tokens, train.samples // batch
+        if not batches_per_epoch:
+            raise BadInput(
+                f"{shards.folder} holds {train.samples} training samples, fewer than one batch of {batch}; "
+                f"build shards from more text, or lower global_train_batch_size"
+            )
+    batches = count_batches(cfg, batches_per_epoch)
     checkpoints = math.ceil(batches / batches_of(cfg.save_interval))
     if cfg.save_num_checkpoints_to_keep > 0:
         permanent = cfg.save_permanent_interval
         n_permanent = batches // batches_of(permanent) if permanent else 0
         checkpoints = min(checkpoints, cfg.save_num_checkpoints_to_keep + n_permanent)
     return Plan(
-        parameters=parameters,
+        parameters=parameter_count(cfg.model),
         flops_per_token=flops_per_token(cfg.model, cfg.data.seq_len),
         world_size=world_size,
         ranks_per_node=ranks_per_node,
@@ -186,9 +215,9 @@ def make_plan(
         device_batch_size=device_batch,
         device_train_microbatch_size=microbatch,
         grad_accumulation=device_batch // microbatch,
-        tokens_per_batch=tokens_per_batch,
+        tokens_per_batch=batch * cfg.data.seq_len,
         batches=batches,
-        warmup_batches=warmup,
+        warmup_batches=batches_of(cfg.scheduler.t_warmup),
         train_tokens=train_tokens,
         batches_per_epoch=batches_per_epoch,
         checkpoint_bytes=checkpoint_bytes(cfg.model, sharded=bool(cfg.fsdp) and world_size > 1),

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from recipes.runs.figures import new_figure
 from recipes.runs.reading import EVAL, EVAL_BITS, EVAL_LOSS, LR, SPEED, TRAIN_LOSS, RunData
 
 PANELS = (  # title, metric, unit
@@ -34,83 +34,92 @@ def plots(runs: Sequence[RunData], axis: str = "batch", first: int = 0, last: in
         first: the first batch to show.
         last: the last one; None: to the end.
     """
-    import matplotlib
+    panels = _Panels(runs, axis, first, last)
+    panels.losses()
+    panels.scores_on_dev()
+    for title, metric, unit in PANELS:
+        ax = panels.panel(title, unit, [(metric, "", {"lw": 1.3})])
+        if ax and panels.whole:
+            ax.set_ylim(bottom=0)
+    for figure in panels.figures.values():
+        _add_legend(figure)
+    return panels.figures
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
 
-    figures: dict[str, Any] = {}
+class _Panels:
+    """Draws panels of the same runs on the same axis, one a title."""
 
-    def place(data: RunData, batch: int) -> float:
+    def __init__(self, runs: Sequence[RunData], axis: str, first: int, last: int | None) -> None:
+        self.runs, self.axis, self.first, self.last = runs, axis, first, last
+        self.whole = not (first or last)
+        self.figures: dict[str, Any] = {}
+
+    def place(self, data: RunData, batch: int) -> float:
+        """Where a batch stands on the axis."""
         tokens, hours = data.places.get(batch, (0, 0.0))
-        return {"batch": batch, "tokens": tokens, "hours": hours}[axis]
+        return {"batch": batch, "tokens": tokens, "hours": hours}[self.axis]
 
-    def panel(title: str, unit: str, curves: Sequence[tuple[str, str, dict[str, Any]]]) -> Any:
-        """Of each run the metrics that it has: (metric, what the legend calls it, style)."""
-        shown = [(n, data) for n, data in enumerate(runs) if any(data.series.get(metric) for metric, *_ in curves)]
+    def panel(self, title: str, unit: str, curves: Sequence[tuple[str, str, dict[str, Any]]]) -> Any:
+        """Of each run the metrics that it has: (metric, what the legend calls it, style). None if no run has any."""
+        shown = [(n, data) for n, data in enumerate(self.runs) if any(data.series.get(metric) for metric, *_ in curves)]
         if not shown:
             return None
-        figure, ax = plt.subplots(figsize=(7.2, 3.6), layout="constrained")
-        ax.set(xlabel=AXES[axis], ylabel=unit, title=title)
-        ax.grid(alpha=0.25)
-        ax.spines[["top", "right"]].set_visible(False)
+        first, last = self.first, self.last
+        self.figures[title], ax = new_figure()
+        ax.set(xlabel=AXES[self.axis], ylabel=unit, title=title)
         for n, data in shown:
             for metric, label, style in curves:
                 points = [p for p in data.series.get(metric, ()) if first <= p[0] <= (last or p[0])]
-                name = ", ".join(filter(None, (data.name if len(runs) > 1 else "", label)))
-                xs, ys = [place(data, batch) for batch, _ in points], [value for _, value in points]
+                name = ", ".join(filter(None, (data.name if len(self.runs) > 1 else "", label)))
+                xs, ys = [self.place(data, batch) for batch, _ in points], [value for _, value in points]
                 _curve(ax, xs, ys, {"color": COLORS[n % len(COLORS)], "label": name, **style})
-            _marks(
-                ax,
-                data,
-                lambda batch, data=data: place(data, batch),
-                first,
-                last,
-                legend=title == "Loss" and n == shown[0][0],
-            )
-        figures[title] = figure
+            in_legend = title == "Loss" and n == shown[0][0]
+            _marks(ax, data, lambda batch, data=data: self.place(data, batch), first, last, in_legend)
         return ax
 
-    faint = {"alpha": 0.45, "lw": 0.9}
-    ax = panel("Loss", "nats per token", [
-        (TRAIN_LOSS, "training, each batch", faint),
-        (EVAL_LOSS, "validation", {"marker": "o", "ms": 4, "lw": 1.6}),
-    ])  # fmt: skip
-    alike = {str(data.record["data"].get("baselines")) for data in runs}
-    baselines = runs[0].record["data"].get("baselines") if len(alike) == 1 else None
-    if ax and baselines and not (first or last):
+    def losses(self) -> None:
+        """Losses and bits per byte, beside what models without context reach on the same text."""
+        faint, dots = {"alpha": 0.45, "lw": 0.9}, {"marker": "o", "ms": 4, "lw": 1.6}
+        curves = [(TRAIN_LOSS, "training, each batch", faint), (EVAL_LOSS, "validation", dots)]
+        loss = self.panel("Loss", "nats per token", curves)
+        sources = sorted({name for data in self.runs for name in data.series if name.startswith(f"{EVAL_BITS}/")})
+        styles = ({"ls": style} for style in ("--", "-.", ":", (0, (1, 4))))
+        by_source = [
+            (name, name.removeprefix(f"{EVAL_BITS}/"), style) for name, style in zip(sources, styles, strict=False)
+        ]
+        all_of_it = (EVAL_BITS, "all" if by_source else "model", dots)
+        bits = self.panel("Bits per byte of validation text", "bits per byte", [all_of_it, *by_source])
+        alike = {str(data.record["data"].get("baselines")) for data in self.runs}
+        baselines = self.runs[0].record["data"].get("baselines") if len(alike) == 1 else None
+        if not baselines:
+            return
         unigram = baselines["unigram_nats_per_token"]
-        ax.axhline(unigram, color="0.45", ls="--", lw=1, label="unigram baseline")
-    sources = sorted({name for data in runs for name in data.series if name.startswith(f"{EVAL_BITS}/")})
-    styles = ({"ls": style} for style in ("--", "-.", ":", (0, (1, 4))))
-    by_source = [
-        (name, name.removeprefix(f"{EVAL_BITS}/"), style) for name, style in zip(sources, styles, strict=False)
-    ]
-    whole = (EVAL_BITS, "all" if by_source else "model", {"marker": "o", "ms": 4, "lw": 1.6})
-    ax = panel("Bits per byte of validation text", "bits per byte", [whole, *by_source])
-    if ax and baselines:
-        unigram = baselines["unigram_nats_per_token"] / math.log(2) / runs[0].val_bytes_per_token
-        ax.axhline(unigram, color="0.45", ls="--", lw=1, label="unigram")
-        ax.axhline(baselines["xz9_bits_per_byte"], color="0.45", ls="-.", lw=1, label="xz -9")
-    if not any(data.pretraining for data in runs):
-        names = sorted({name for data in runs for name in data.series if name.startswith(EVAL)})
-        for name in names:
-            panel(f"{name.removeprefix(EVAL)} on dev", "", [(name, "", {"marker": "o", "ms": 4, "lw": 1.6})])
-    for title, metric, unit in PANELS:
-        ax = panel(title, unit, [(metric, "", {"lw": 1.3})])
-        if ax and not (first or last):
-            ax.set_ylim(bottom=0)
-    for figure in figures.values():
-        ax = figure.axes[0]
-        labels = ax.get_legend_handles_labels()[1]
-        longest = max(map(len, labels), default=0)
-        if len(labels) > 5 or longest > 40:
-            columns = 1 if longest > 40 else 2
-            figure.set_figheight(3.6 + 0.2 * -(-len(labels) // columns))
-            figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
-        elif labels:
-            ax.legend(frameon=False, fontsize=9)
-    return figures
+        if loss and self.whole:
+            loss.axhline(unigram, color="0.45", ls="--", lw=1, label="unigram baseline")
+        if bits:
+            in_bits = unigram / math.log(2) / self.runs[0].val_bytes_per_token
+            bits.axhline(in_bits, color="0.45", ls="--", lw=1, label="unigram")
+            bits.axhline(baselines["xz9_bits_per_byte"], color="0.45", ls="-.", lw=1, label="xz -9")
+
+    def scores_on_dev(self) -> None:
+        """What fine-tuning is evaluated by."""
+        if any(data.pretraining for data in self.runs):
+            return
+        for name in sorted({name for data in self.runs for name in data.series if name.startswith(EVAL)}):
+            self.panel(f"{name.removeprefix(EVAL)} on dev", "", [(name, "", {"marker": "o", "ms": 4, "lw": 1.6})])
+
+
+def _add_legend(figure: Any) -> None:
+    """In the axes if it is short, else below them."""
+    ax = figure.axes[0]
+    labels = ax.get_legend_handles_labels()[1]
+    longest = max(map(len, labels), default=0)
+    if len(labels) > 5 or longest > 40:
+        columns = 1 if longest > 40 else 2
+        figure.set_figheight(3.6 + 0.2 * -(-len(labels) // columns))
+        figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
+    elif labels:
+        ax.legend(frameon=False, fontsize=9)
 
 
 def _curve(ax: Any, xs: list[float], ys: list[float], style: dict[str, Any]) -> None:
@@ -141,16 +150,3 @@ def _marks(ax: Any, data: RunData, place: Any, first: int, last: int | None, leg
     if skipped := [place(batch) for batch in data.skipped if seen(batch)]:
         where = {"transform": ax.get_xaxis_transform(), "marker": "x", "color": "#c0392b", "s": 18, "clip_on": False}
         ax.scatter(skipped, [0.0] * len(skipped), label="NaN or Inf, left out" if legend else None, **where)
-
-
-def svg(figure: Any) -> str:
-    """A figure as inline SVG, the same bytes for the same figure."""
-    import matplotlib
-    from matplotlib import pyplot as plt
-
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "report"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    text = buffer.getvalue()
-    return text[text.index("<svg") :]

@@ -9,12 +9,16 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from data_prep.common.files import write_text
-from recipes.runs.plots import POINTS, plots, svg
+from recipes.runs.figures import svg
+from recipes.runs.plots import POINTS, plots
 from recipes.runs.reading import RunData, differences, read_run, summary
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MADE_BY = (TEMPLATE, *(Path(__file__).with_name(f"{name}.py") for name in ("plots", "reading", "report_page")))
+MADE_BY = (
+    TEMPLATE,
+    *(Path(__file__).with_name(f"{name}.py") for name in ("figures", "plots", "reading", "report_page")),
+)
 WATCH_S = 10.0
 
 

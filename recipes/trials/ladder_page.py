@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.common.files import JsonDict, write_json, write_text
 from recipes.planning import scaling_law
-from recipes.runs.plots import svg
+from recipes.runs.figures import new_figure, save, svg
 from recipes.trials.ladder import LEVEL, Point, answer, cannot_tell, fit_laws, measure, predict
 from recipes.trials.rungs import Rung
 
@@ -21,13 +21,9 @@ TEMPLATE = Path(__file__).with_name("ladder.html.jinja")
 
 def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions: Sequence[JsonDict]) -> Any:
     """Points, law with band, other laws dashed, predictions with error bars; both axes logarithmic."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-    figure, axes = plt.subplots(figsize=(7.2, 4.4), layout="constrained")
+    figure, axes = new_figure(height=4.4)
     ends = [point.compute for point in points] + [one["compute"] for one in predictions]
     line = np.geomspace(min(ends) / 2, max(ends) * 2, 100)
     band = np.array([answer(laws, compute)[1:] for compute in line])
@@ -56,8 +52,6 @@ def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=8)
     return figure
 
@@ -88,9 +82,7 @@ def write_results(
         "cannot_tell": cannot_tell(rungs, points, laws, targets),
     }
     figure = draw(points, laws, predictions)
-    partial = out / f"partial-{PICTURE}"
-    figure.savefig(partial, dpi=110)
-    partial.replace(out / PICTURE)
+    save(figure, out / PICTURE, dpi=110)
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
