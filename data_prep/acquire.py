@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from datetime import date
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.fetching import pmc_bucket
 from data_prep.fetching.downloads import Web
@@ -30,10 +31,7 @@ from data_prep.sources.pmc import TIERS
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Fetch text from where it is published, check it, and keep it as the corpus stage reads it.",
-        epilog="Killed or out of reach? The same command goes on. Then: make shards SOURCE=medline INPUT=OUT",
-    )
+    parser = new_parser(__doc__)
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--out", type=Path, required=True, help="the folder to fetch into")
     common.add_argument("--dry-run", action="store_true", help="print files and bytes; fetch and write nothing")

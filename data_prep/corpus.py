@@ -1,4 +1,8 @@
-"""Corpus: documents from sources, split into train and val, as one folder."""
+"""Read documents from sources, split them into train and val, and write them as a corpus.
+
+example: python data_prep/corpus.py --source sample --out data/sample/corpus
+or:      python data_prep/corpus.py --source pile --input 'pile/*.jsonl.zst' --out data/pile/corpus
+"""
 
 from __future__ import annotations
 
@@ -10,12 +14,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.filtering.build import build_corpus
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sources.document import Source
-from data_prep.sources.pmc import TIERS
 from data_prep.sources.registry import SOURCES
 
 
@@ -44,11 +48,7 @@ class _AddSource(argparse.Action):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Read documents from sources, split them into train and val, and write them as a corpus.",
-        epilog="example: python data_prep/corpus.py --source sample --out data/sample/corpus; "
-        "or --source pile --input 'pile/*.jsonl.zst' --out data/pile/corpus",
-    )
+    parser = new_parser(__doc__)
     parser.set_defaults(sources={})
     names = ", ".join(SOURCES)
     add = parser.add_argument
@@ -64,23 +64,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     add(
         "--near-duplicates", type=float, metavar="SHARE", help="keep one of texts this much alike, as 0.8 (default off)"
     )
-    medline = parser.add_argument_group("switches of --source medline")
-    medline.add_argument("--section-labels", action=_AddSource, nargs=0, help="keep labels, as in `METHODS: We …`")
-    medline.add_argument(
-        "--languages", action=_AddSource, help="keep articles in these alone, as eng,fre (default all)"
-    )
-    pmc = parser.add_argument_group("switches of --source pmc")
-    tiers = ", ".join(TIERS)
-    pmc.add_argument("--licenses", action=_AddSource, help=f"of articles by their licences keep: {tiers} (default all)")
-    text = parser.add_argument_group("switches of --source text")
-    for key in ("text", "id", "date", "license", "pmid"):
-        text.add_argument(f"--{key}-key", action=_AddSource, help=f"key or column (default {key})")
-    text.add_argument("--set-name", action=_AddSource, help="what the documents' source is called (default text)")
+    for name, source in SOURCES.items():
+        switches = [one for one in fields(source) if "help" in one.metadata]
+        group = parser.add_argument_group(f"switches of --source {name}") if switches else None
+        for one in switches:
+            assert group
+            without_value = {"nargs": 0} if one.default is False else {}
+            flag = f"--{one.name.replace('_', '-')}"
+            group.add_argument(flag, action=_AddSource, help=one.metadata["help"], **without_value)
     args = parser.parse_args(argv)
     sources: dict[str, tuple[Source, Sequence[str]]] = {}
     for name, switches in args.sources.items():
         patterns = switches.pop("input")
-        if not patterns and name != "sample":
+        if not patterns and SOURCES[name].needs_input:
             raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
         sources[name] = (SOURCES[name](**switches), patterns)
     build_corpus(

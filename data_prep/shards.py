@@ -1,13 +1,17 @@
-"""Shards: a corpus encoded and packed into token shards that a run streams."""
+"""Encode a corpus and pack it into token shards that a run streams.
+
+example: python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer \\
+    --out data/sample/shards
+"""
 
 from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import run
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sharding.build import COMPRESSION, build_shards
@@ -17,11 +21,7 @@ from data_prep.tokenizing.encoder import ENCODERS
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Encode a corpus and pack it into token shards that a run streams.",
-        epilog="example: python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer "
-        "--out data/sample/shards",
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder")
     parser.add_argument("--out", type=Path, required=True, help="the shards folder to make")

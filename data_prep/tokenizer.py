@@ -1,13 +1,17 @@
-"""Tokenizer: a byte-level BPE trained on a corpus, and its scorecard."""
+"""Train a byte-level BPE tokenizer on a corpus, and score it on val.
+
+It is trained on the abstracts of the corpus' train split, or on all of it where there are none.
+example: python data_prep/tokenizer.py --corpus data/sample/corpus --out data/sample/tokenizer
+"""
 
 from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import run
 from data_prep.tokenizing.tokenizer_format import END_OF_TEXT
 from data_prep.tokenizing.training import VOCAB_SIZE, build_tokenizer
@@ -15,11 +19,7 @@ from data_prep.tokenizing.training import VOCAB_SIZE, build_tokenizer
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Train a byte-level BPE tokenizer on the abstracts of a corpus' train split, or on all of it where "
-        "there are none, and score it on val.",
-        epilog="example: python data_prep/tokenizer.py --corpus data/sample/corpus --out data/sample/tokenizer",
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
     parser.add_argument("--out", type=Path, required=True, help="the tokenizer folder to make")
     parser.add_argument(

@@ -1,13 +1,17 @@
-"""Verify: token shards rehashed, decoded, recounted, and compared with their manifest."""
+"""Rehash, decode and recount token shards, and compare them with their manifest.
+
+example: python data_prep/verify.py --shards data/sample/shards
+or:      python data_prep/verify.py --shards data/sample/shards --repair --remote s3://bucket/shards
+"""
 
 from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.sharding.repair import repair
 from data_prep.sharding.verification import verify
@@ -15,11 +19,7 @@ from data_prep.sharding.verification import verify
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description="Rehash, decode and recount token shards, and compare them with their manifest.",
-        epilog="example: python data_prep/verify.py --shards data/sample/shards; "
-        "or with --repair --remote s3://bucket/shards",
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--shards", type=Path, required=True, help="a shards folder")
     parser.add_argument("--repair", action="store_true", help="first fetch again what is missing or altered")
     parser.add_argument("--remote", metavar="URL", help="where --repair fetches from: a folder, s3://, hf://, https://")

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
@@ -32,11 +32,7 @@ from recipes.modeling.model_folder import check_folder, read_task
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--model", type=Path, help="folder that recipes/export.py wrote, or one like BioMedLM's")
     parser.add_argument("--tasks", default="", help="such as medqa,pubmedqa,mmlu")
     parser.add_argument("--data", type=Path, default=Path("data/tasks"), help="holds a folder a task")

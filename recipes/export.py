@@ -13,12 +13,12 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import begin, finished, library_versions, publish
@@ -85,11 +85,7 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and export."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint, or GPT-2 model folder")
     parser.add_argument("--out", type=Path, required=True, help="the Hugging Face folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder, if it is not beside the weights")

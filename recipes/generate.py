@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from recipes.generation.samples import sample
@@ -26,11 +26,7 @@ from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, load_model
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line; generate and print, talk, or serve the page."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2] + f"\n{NOTICE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(f"{__doc__}\n{NOTICE}")
     parser.add_argument(
         "--model", type=Path, action="append", required=True,
         help="folder of recipes/export.py or recipes/finetune.py; the page takes several",

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from recipes.planning.gpus import add_stack, find_gpu
 from recipes.planning.run_plan import check_shards
@@ -47,10 +47,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     Raises:
         BadInput: fewer than three rungs can be used.
     """
-    what, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("given", nargs="+", metavar="YAML|key=value", help="rungs, and changes to all of them")
     parser.add_argument(
         "--predict", action="append", type=Path, metavar="YAML", help=f"default {FLAGSHIP.name}; repeat"

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.manifest import MANIFEST
 from recipes.config.loading import load_config
@@ -34,10 +34,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     """
     from recipes.planning import cluster_estimate, estimate_text  # which builds on this module
 
-    what, _, examples = (__doc__ or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("yaml", help="configuration, such as yamls/biomedlm-2.7b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as max_duration=50e9tok")
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from recipes.runs.figures import save
 from recipes.runs.plots import AXES, plots
@@ -26,11 +26,7 @@ from recipes.runs.run_log import LOG, append_log
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, write the page, print the table."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or "").splitlines()[0],
-        epilog=(__doc__ or "").partition("\n\n")[2],
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="run folder, such as runs/smoke")
     parser.add_argument("--out", type=Path, help="the page (default: report.html in the folder of the only run)")
     parser.add_argument("--x", choices=AXES, default="batch", help="what curves are drawn against (default batch)")

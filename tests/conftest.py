@@ -121,6 +121,7 @@ def tiny_source(documents: list[Document]) -> Source:
     @dataclass(frozen=True)
     class TinySource:
         newest_wins: ClassVar[bool] = False
+        needs_input: ClassVar[bool] = False
 
         def find(self, patterns: Sequence[str]) -> list[Input]:
             return [Input("tiny", os.devnull, 1, "")]

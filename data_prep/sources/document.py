@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
 from data_prep.files.inputs import Input, Stream
 
@@ -55,8 +55,21 @@ class Bad:
 Entry = Document | Dropped | Bad
 
 
+def switch(default: Any, help_text: str) -> Any:
+    """A field of a source that is a switch of the command: `--section-labels` for `section_labels`.
+
+    Args:
+        default: False makes a switch without a value.
+        help_text: for `--help`.
+    """
+    return field(default=default, metadata={"help": help_text})
+
+
 class Source(Protocol):
     """What a class of this package offers to the corpus stage; it is a frozen dataclass, its fields are switches."""
+
+    needs_input: ClassVar[bool]
+    """Whether files must be given; if not, it brings its own."""
 
     newest_wins: ClassVar[bool]
     """A later entry of an id replaces the earlier ones; if not, an id with two texts is an error."""

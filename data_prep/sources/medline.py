@@ -20,7 +20,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 from data_prep.common.errors import BadInput
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date
+from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date, switch
 
 ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"
 # Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of
@@ -52,8 +52,9 @@ class Medline:
         languages: keep articles in one of these alone, as `eng,fre`; PubMed's codes, of three letters.
     """
 
-    section_labels: bool = False
-    languages: str | None = None
+    section_labels: bool = switch(False, "keep labels, as in `METHODS: We …`")
+    languages: str | None = switch(None, "keep articles in these alone, as eng,fre (default all)")
+    needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
 
     def find(self, patterns: Sequence[str]) -> list[Input]:

@@ -34,6 +34,7 @@ class Pile:
     """Files of the Pile."""
 
     newest_wins: ClassVar[bool] = False
+    needs_input: ClassVar[bool] = True
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files, with their splits where val or test is among them."""

@@ -27,7 +27,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date
+from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date, switch
 
 # fmt: off
 # Elements that start a line. All others are part of the line around them, so an unknown one loses no text.
@@ -91,7 +91,8 @@ class Pmc:
         licenses: a key of `TIERS`: `commercial` use allowed; `noncommercial` beside them; `all`, also the unknown.
     """
 
-    licenses: str = "all"
+    licenses: str = switch("all", f"of articles by their licences keep: {', '.join(TIERS)} (default all)")
+    needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

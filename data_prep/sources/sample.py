@@ -26,6 +26,7 @@ class Sample:
     """The abstracts that hold after the update, and the articles."""
 
     newest_wins: ClassVar[bool] = True
+    needs_input: ClassVar[bool] = False
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The package's files; no input can be given."""

@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 from data_prep.common.errors import BadInput
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import Bad, Document, Dropped, Entry
+from data_prep.sources.document import Bad, Document, Dropped, Entry, switch
 
 if TYPE_CHECKING:
     from pyarrow import RecordBatch
@@ -39,12 +39,13 @@ class Text:
         set_name: what documents' `source` says.
     """
 
-    text_key: str = "text"
-    id_key: str = "id"
-    date_key: str = "date"
-    license_key: str = "license"
-    pmid_key: str = "pmid"
-    set_name: str = "text"
+    text_key: str = switch("text", "key or column (default text)")
+    id_key: str = switch("id", "key or column (default id)")
+    date_key: str = switch("date", "key or column (default date)")
+    license_key: str = switch("license", "key or column (default license)")
+    pmid_key: str = switch("pmid", "key or column (default pmid)")
+    set_name: str = switch("text", "what the documents' source is called (default text)")
+    needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = False
 
     def find(self, patterns: Sequence[str]) -> list[Input]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 
+from data_prep.common.command_line import new_parser
+
 
 def parse_run(
     doc: str | None,
@@ -22,10 +24,7 @@ def parse_run(
         argv: the arguments; None: the process' own.
         add: adds arguments to the parser.
     """
-    what, _, examples = (doc or "").partition("\n\n")
-    parser = argparse.ArgumentParser(
-        description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = new_parser(doc)
     parser.add_argument("yaml", help=f"configuration, such as {yaml}")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help=f"changes to it, such as {override}")
     parser.add_argument("--dry-run", action="store_true", help="print the configuration and the plan, and stop")
