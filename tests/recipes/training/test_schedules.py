@@ -1,0 +1,87 @@
+"""Learning-rate schedules: each name in the schema is computed, acts, and is told apart by plan and fingerprint."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from composer import Time, Timestamp
+
+from data_prep.common.errors import BadInput
+from project import ROOT
+from recipes.config import schema
+from recipes.config.loading import load_config
+from recipes.planning.plan_text import format_plan
+from recipes.planning.run_plan import make_plan
+from recipes.runs.fingerprint import pretraining_fingerprint
+from recipes.training.schedules import SCHEDULES
+
+YAML = ROOT / "yamls/smoke-cpu.yaml"
+BATCHES, WARMUP = 100, 10
+CHANGES = {
+    "cosine": ["scheduler.alpha_f=0.1"],
+    "linear": ["scheduler.name=linear", "scheduler.alpha_f=0.1"],
+    "constant": ["scheduler.name=constant", "scheduler.alpha_f=1"],
+    "warmup_stable_decay": [
+        "scheduler.name=warmup_stable_decay", "scheduler.alpha_f=0.1", "scheduler.decay_share=0.2",
+    ],
+}  # fmt: skip
+# Of the peak, `share` of the way from the warm-up's end to the run's.
+BY_HAND = {
+    "cosine": lambda share: 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2,
+    "linear": lambda share: 1 - 0.9 * share,
+    "constant": lambda share: 1.0,
+    "warmup_stable_decay": lambda share: 0.1 + 0.9 * min(1.0, (100 - (10 + 90 * share)) / 20),
+}
+
+
+def test_every_schedule_of_the_schema_is_computed() -> None:
+    assert SCHEDULES.keys() == schema.SCHEDULES.keys() == CHANGES.keys() == BY_HAND.keys()
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_schedule_is_what_it_is_called(name: str) -> None:
+    cfg = load_config(YAML, [*CHANGES[name], f"max_duration={BATCHES}ba", f"scheduler.t_warmup={WARMUP}ba"])
+    scheduler = SCHEDULES[name](cfg.scheduler)
+    for batch in range(BATCHES + 1):
+        at: Any = SimpleNamespace(
+            max_duration=Time.from_timestring(f"{BATCHES}ba"), timestamp=Timestamp(batch=batch), dataloader_len=None
+        )
+        expected = batch / WARMUP if batch < WARMUP else BY_HAND[name]((batch - WARMUP) / (BATCHES - WARMUP))
+        assert scheduler(at) == pytest.approx(expected), batch
+
+
+def test_plan_and_fingerprint_tell_schedules_apart() -> None:
+    told, fingerprints = set(), []
+    for changes in CHANGES.values():
+        cfg = load_config(YAML, [*changes, f"max_duration={BATCHES}ba"])
+        plan = make_plan(cfg, 1, None)
+        (line,) = (text for text in format_plan(plan, cfg).splitlines() if "learning rate" in text)
+        told.add(line)
+        fingerprints.append(pretraining_fingerprint(cfg, plan, None)["schedule"])
+    assert len(told) == len(CHANGES) and "constant, in the last 0.2 of the run linear to 0.00015" in " ".join(told)
+    assert all(one not in fingerprints[:n] for n, one in enumerate(fingerprints))
+    assert fingerprints[0].keys() == {"batches", "t_warmup", "alpha_f"}, "as in records of before there was a choice"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["scheduler.name=cosin"], "one of cosine, linear, constant, warmup_stable_decay"),
+        (["scheduler.name=constant"], r"alpha_f = 0\.1, but .*say scheduler\.alpha_f=1"),
+        (["scheduler.decay_share=0.1"], "cosine has no such part; say null"),
+        (["scheduler.name=warmup_stable_decay"], "decay_share = None, but it is the share of the run"),
+        (["scheduler.name=warmup_stable_decay", "scheduler.decay_share=1"], "such as 0.1"),
+    ],
+)
+def test_a_setting_that_would_not_act_is_refused(changes: list[str], says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        load_config(YAML, changes)
+
+
+def test_a_warm_up_does_not_reach_into_the_fall() -> None:
+    changes = [*CHANGES["warmup_stable_decay"], "scheduler.decay_share=0.95", "max_duration=100ba"]
+    with pytest.raises(BadInput, match="reaches into the fall, which begins after 5 batches"):
+        make_plan(load_config(YAML, [*changes, "scheduler.t_warmup=10ba"]), 1, None)
