@@ -185,6 +185,7 @@ def tiny(shards: Path, tokenizer: Path) -> list[str]:
     ]  # fmt: skip
 
 
+@pytest.mark.chaos
 def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
     """Losses of the fast path are the faithful ones; a run that fails is a row, not the end."""
     table = printed(
@@ -198,6 +199,7 @@ def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Pa
     assert "faithful" in (tmp_path / "losses.svg").read_text()
 
 
+@pytest.mark.chaos
 def test_loading_is_measured_on_made_shards():
     said = printed("loading.py", "--made-shards", "3", "--limit", "64", "--repeats", "1", "--workers", "0", "1")
     rates = re.findall(r"^\| (ours, verified|StreamingDataset) \| (raw|zstd) \| ([01]) \| ([\d,]+) \|", said, re.M)
@@ -208,7 +210,8 @@ def test_loading_is_measured_on_made_shards():
     assert "np.memmap" in said and "of 3 shards, ours" in said and "half-way" in said
 
 
-@pytest.mark.parametrize(("ranks", "parts"), [(1, "one file"), pytest.param(2, "2 parts", marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize(("ranks", "parts"), [(1, "one file"), (2, "2 parts")])
 def test_saving_is_measured_beside_the_disk(
     tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path, ranks: int, parts: str
 ):

@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,13 +31,16 @@ def ask(device, precision):
     if device != "cpu":
         print(json.dumps(torch.cuda.get_arch_list()), torch.cuda.memory_allocated())
 
-for number, (found, device, precision) in enumerate(json.loads(sys.argv[2])):
-    if os.fork() == 0:
-        os.environ.update(found)
-        for stream, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT), stream)
-        run(lambda: ask(device, precision))
-    print(os.waitstatus_to_exitcode(os.wait()[1]))
+for cases in sys.stdin:
+    codes = []
+    for number, (found, device, precision) in enumerate(json.loads(cases)):
+        if os.fork() == 0:
+            os.environ.update(found)
+            for stream, name in ((1, "out"), (2, "err")):
+                os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
+            run(lambda: ask(device, precision))
+        codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
+    print(json.dumps(codes), flush=True)
 """
 Case = tuple[dict[str, str], str | None, str]
 
@@ -52,18 +55,21 @@ class Answer:
 Ask = Callable[[list[Case]], list[Answer]]
 
 
-@pytest.fixture
-def ask(nocuda_env: dict[str, str], tmp_path: Path) -> Ask:
+@pytest.fixture(scope="module")
+def ask(nocuda_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
     """`ask([(what is there, device, precision), …])`: what `check_device` prints, and the exit code of a command."""
+    folder = tmp_path_factory.mktemp("ask")
+    command = [sys.executable, "-c", ASK, str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, env=nocuda_env, stdin=-1, stdout=-1, text=True) as asked:
 
-    def answers(cases: list[Case]) -> list[Answer]:
-        done = child(nocuda_env, "-c", ASK, str(tmp_path), json.dumps(cases))
-        codes = done.stdout.split()
-        assert done.returncode == 0 and len(codes) == len(cases), done.stderr
-        read = [[(tmp_path / f"{n}.{name}").read_text() for name in ("out", "err")] for n in range(len(cases))]
-        return [Answer(int(code), out, err) for code, (out, err) in zip(codes, read, strict=True)]
+        def answers(cases: list[Case]) -> list[Answer]:
+            assert asked.stdin and asked.stdout
+            print(json.dumps(cases), file=asked.stdin, flush=True)
+            codes = json.loads(asked.stdout.readline())
+            read = [[(folder / f"{n}.{name}").read_text() for name in ("out", "err")] for n in range(len(cases))]
+            return [Answer(int(code), out, err) for code, (out, err) in zip(codes, read, strict=True)]
 
-    return answers
+        yield answers
 
 
 def child(env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:
@@ -139,7 +145,12 @@ def test_each_rank_has_a_gpu(ask: Ask) -> None:
             {"NOCUDA_CC": "100", "NOCUDA_NAME": "NVIDIA B200"},
             r"^error: NVIDIA B200 has compute capability 10\.0, ",
         ),
-        ("preflight", {"NOCUDA_DRIVER": "11080"}, r"^error: precision = 'amp_bf16', but no GPU was .*version 11080\)"),
+        pytest.param(
+            "preflight",
+            {"NOCUDA_DRIVER": "11080"},
+            r"^error: precision = 'amp_bf16', but no GPU was .*version 11080\)",
+            marks=pytest.mark.nocuda,
+        ),
     ],
 )
 def test_a_start_ends_before_the_ranks_meet(

@@ -267,8 +267,9 @@ def test_a_worker_that_is_killed_ends_the_build_with_the_way_out(
     killer = "import os, signal\n" + KILLED.replace(
         'if __name__ == "__main__":',
         'if __name__ != "__main__":\n'
-        "    real = shards.corpus.read_part\n"
-        "    shards.corpus.read_part = lambda path, sha: (\n"
+        "    from data_prep.filtering import corpus_format\n"
+        "    real = corpus_format.read_part\n"
+        "    corpus_format.read_part = lambda path, sha: (\n"
         "        os.kill(os.getpid(), signal.SIGKILL) if '00009' in path.name else real(path, sha))\n"
         'if __name__ == "__main__":',
     )

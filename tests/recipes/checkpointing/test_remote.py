@@ -195,7 +195,7 @@ def test_503_is_waited_out_or_said(outcome: Outcome, run: Path, new: Path, far: 
     outcome("remote: 503, for ever and once a request", "exit code 69: could not look; once: waited out", "nothing")
 
 
-@pytest.mark.parametrize("path", ["list-type", "ba24/rank0.pt"])
+@pytest.mark.parametrize("path", ["list-type", pytest.param("ba24/rank0.pt", marks=pytest.mark.chaos)])
 def test_a_store_that_does_not_answer_is_named_with_the_seconds(
     outcome: Outcome, run: Path, new: Path, far: RemoteRun, proxy: Proxy, path: str
 ) -> None:
@@ -581,6 +581,7 @@ def test_a_new_machine_goes_on_bit_for_bit(
     outcome("remote: preempted, then the run folder is lost", "the uninterrupted run, bit for bit", "nothing")
 
 
+@pytest.mark.chaos
 def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     outcome: Outcome, command: Callable[..., list[str]], bucket: str, proxy: Proxy, tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def count_lines(folder: Path) -> int:
     return path.read_bytes().count(b"\n") if path.is_file() else 0
 
 
+@pytest.mark.chaos
 def test_killed_three_times_it_is_the_same_run(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -265,6 +266,7 @@ def await_lines(process: subprocess.Popen[Any], folder: Path, lines: int) -> Non
         time.sleep(0.01)
 
 
+@pytest.mark.chaos
 def test_ranks_do_not_outlive_their_launcher(
     outcome: Outcome, whole_on_two: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -290,6 +292,7 @@ def test_ranks_do_not_outlive_their_launcher(
     )
 
 
+@pytest.mark.chaos
 def test_a_signal_to_all_processes_at_once(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -367,6 +370,7 @@ def test_no_checkpoint_lacks_a_part(outcome: Outcome, run: Run, tmp_path: Path) 
     outcome("rank 1's part of a checkpoint is lost", "not published, exit code 1", "batches since the last checkpoint")
 
 
+@pytest.mark.chaos
 def test_a_nan_on_one_rank_skips_the_step_on_all(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("nan", *NO_DROPOUT, ranks=2, faults=["nan:1:7"])
     assert "batch 7 has NaN or Inf and was skipped; training samples [" in done.stdout
@@ -444,7 +448,8 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, t
     outcome("full disk while saving", "goes on or stops, as configured", "the checkpoints that did not fit")
 
 
-@pytest.mark.parametrize("fault", ["hang", pytest.param("no-data", marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("fault", ["hang", "no-data"])
 def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path, fault: str) -> None:
     """Rank 1 hangs, or its loader delivers nothing; rank 0 waits for it."""
     stall = f"stall_timeout_s={3 * start_s()}"
@@ -500,6 +505,7 @@ def test_two_ranks_one_rank_two_ranks(outcome: Outcome, run: Run, tmp_path: Path
     outcome("2 -> 1 -> 2 ranks", "the same samples a batch, losses within 1e-4", recomputed(moved))
 
 
+@pytest.mark.chaos
 def test_callbacks_may_come_and_go(run: Run, tmp_path: Path) -> None:
     """A sharded checkpoint holds what each callback saved, and torch refuses to load what it does not hold."""
     more = "callbacks.runtime_estimator=null", "callbacks.spike_guard=null"

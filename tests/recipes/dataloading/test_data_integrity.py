@@ -489,6 +489,7 @@ def losses(folder: Path) -> list[float]:
     return [value for _, value in read_run(folder).series[TRAIN_LOSS]]
 
 
+@pytest.mark.chaos
 def test_all_ranks_end_on_a_damaged_shard(
     outcome: Outcome, good: dict[str, Path], tmp_path: Path, launch: Launch
 ) -> None:

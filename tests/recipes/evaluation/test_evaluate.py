@@ -333,7 +333,7 @@ def test_the_command_line(
         evaluate.main([*command, "--shots", "1"])
 
 
-@pytest.mark.parametrize("form", ["letter", "option"])
+@pytest.mark.parametrize("form", ["letter", pytest.param("option", marks=pytest.mark.chaos)])
 def test_scores_are_those_of_the_harness_command_line(
     form: str, make_model: MakeModel, data: Path, tmp_path: Path
 ) -> None:

@@ -240,6 +240,7 @@ def is_running(pid: int) -> bool:
     return status.is_file() and "State:\tZ" not in status.read_text()
 
 
+@pytest.mark.chaos
 def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     """SIGKILL while its second run trains: the run ends with it, and goes on from its checkpoint with it."""
     given = arguments({"max_duration": ["20ba", "400ba"]})
@@ -282,6 +283,7 @@ print("reports home:", usage_lib.usage_stats_enabled(), "on Ray:", on_ray)
 """
 
 
+@pytest.mark.chaos
 def test_runs_on_ray(arguments: Arguments, tmp_path: Path) -> None:
     """A Ray of this machine, its workers, real processes of the runs."""
     given = arguments({"max_duration": ["20ba", "40ba"]})

@@ -229,6 +229,7 @@ def test_compiled_blocks_have_the_same_gradients(
     assert (fast - slow).abs().max() < 2e-5
 
 
+@pytest.mark.chaos
 @compiles
 def test_compiled_blocks_train_the_same(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     """Through the Trainer with evaluation; checkpoints are those of any run.

@@ -329,6 +329,7 @@ print("peaks", json.dumps([*peaks, *(measured(lambda: step(*loss)) for loss in l
 """
 
 
+@pytest.mark.chaos
 @pytest.mark.skipif(sys.platform != "linux", reason="run on Linux: it reads /proc")
 def test_peak_memory_of_real_runs(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     """Resident memory above the imported stack, at its peak, through the Trainer: within 10 % of the plan."""

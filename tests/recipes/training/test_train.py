@@ -258,6 +258,7 @@ def shards_info(overrides: Overrides) -> Any:
     return check_shards(configure(overrides()))
 
 
+@pytest.mark.chaos
 def test_runs_that_start_together_do_not_collide(overrides: Overrides) -> None:
     """Without the lock a third of these ends with FileExistsError."""
     code = (
