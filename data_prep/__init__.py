@@ -1,1 +1,1 @@
-"""Biomedical text in, verified token shards out: sources -> corpus -> tokenizer -> shards."""
+"""Text to token shards: acquire.py, corpus.py, tokenizer.py, shards.py, verify.py."""

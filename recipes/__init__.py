@@ -1,1 +1,1 @@
-"""What one runs: train, export, generate, report; each recipe reads top to bottom."""
+"""What one runs: train, plan, preflight, ladder, finetune, sweep, export, evaluate, generate, report."""

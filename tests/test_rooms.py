@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -64,3 +65,17 @@ def test_imports_run_one_way() -> None:
                 wrong.append(f"{module} imports {other}")
     assert not wrong, "\n".join(sorted(wrong))
     list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+
+
+def test_a_room_is_said_in_one_line_here_and_in_the_readme() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    for room in ROW:
+        (purpose,) = ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")).body
+        assert isinstance(purpose, ast.Expr) and isinstance(purpose.value, ast.Constant), room
+        assert f"{room:<22}{purpose.value.value}" in readme, room
+
+
+def test_no_file_has_the_name_of_a_package_that_the_stack_may_import() -> None:
+    taken = {*sys.stdlib_module_names, "accelerate", "composer", "datasets", "kernels", "streaming", "tokenizers"}
+    names = {part for module in FILES for part in module.split("/")}
+    assert not taken & names

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Where text comes from: PubMed, PMC, the Pile, a sample, files of one's own."""

@@ -1,1 +1,1 @@
-"""TODO"""
+"""Question sets, source -> target sets and tagged sentences, as their projects publish them."""
