@@ -22,7 +22,6 @@ class Gpu:
     capability: tuple[int, int]  # CUDA's compute capability: developer.nvidia.com/cuda-gpus
     bf16_flops: float  # a second, dense, with fp32 accumulation
     memory_gb: float  # 1e9 bytes, as on the datasheet; CUDA finds up to 6 % more (A100-40GB: 42.4e9 bytes)
-    memory_gb_s: float
     gpu_link_gb_s: float  # to the other GPUs of its node, both directions together: NVLink, else PCIe
     node_network_gbit_s: float | None  # of a usual node of eight, one direction; None: there is no usual one
     tdp_w: float
@@ -31,27 +30,21 @@ class Gpu:
 
 GPUS = {
     # 1600 Gbit/s: DGX A100's eight ConnectX-6 of 200; also the cluster of llm-foundry's tables.
-    "a100-40gb": Gpu((8, 0), 312e12, 40, 1555, 600, 1600, 400, "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet"),
-    "a100-80gb": Gpu((8, 0), 312e12, 80, 2039, 600, 1600, 400, "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet"),
+    "a100-40gb": Gpu((8, 0), 312e12, 40, 600, 1600, 400, "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet"),
+    "a100-80gb": Gpu((8, 0), 312e12, 80, 600, 1600, 400, "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet"),
     # 1,979 TFLOP/s with sparsity; DGX H100 and H200: eight ConnectX-7 of 400 Gbit/s.
-    "h100": Gpu((9, 0), 989.5e12, 80, 3350, 900, 3200, 700, "NVIDIA H100 datasheet (SXM5); DGX H100 datasheet"),
+    "h100": Gpu((9, 0), 989.5e12, 80, 900, 3200, 700, "NVIDIA H100 datasheet (SXM5); DGX H100 datasheet"),
     # PCIe 5, as its NVLink bridge joins two cards only.
-    "h100-pcie": Gpu(
-        (9, 0), 756.5e12, 80, 2000, 128, None, 350, "NVIDIA H100 datasheet (PCIe; 1,513 TFLOP/s with sparsity)"
-    ),
-    "h200": Gpu((9, 0), 989.5e12, 141, 4800, 900, 3200, 700, "NVIDIA H200 datasheet (SXM5); DGX H200 datasheet"),
-    # DGX B200: 1,440 GB and 64 TB/s in eight GPUs, 4.5 PFLOP/s with sparsity at 1,000 W each; eight of 400 Gbit/s.
-    "b200": Gpu((10, 0), 2250e12, 180, 8000, 1800, 3200, 1000, "NVIDIA HGX B200 and DGX B200 datasheets"),
-    "l40s": Gpu((8, 9), 362.05e12, 48, 864, 64, None, 350, "NVIDIA L40S datasheet (733 TFLOP/s with sparsity; PCIe 4)"),
-    "a10": Gpu((8, 6), 125e12, 24, 600, 64, None, 150, "NVIDIA A10 datasheet (250 TFLOP/s with sparsity; PCIe 4)"),
+    "h100-pcie": Gpu((9, 0), 756.5e12, 80, 128, None, 350, "NVIDIA H100 datasheet (PCIe; 1,513 TFLOP/s with sparsity)"),
+    "h200": Gpu((9, 0), 989.5e12, 141, 900, 3200, 700, "NVIDIA H200 datasheet (SXM5); DGX H200 datasheet"),
+    # DGX B200: 1,440 GB in eight GPUs, 4.5 PFLOP/s with sparsity at 1,000 W each; eight of 400 Gbit/s.
+    "b200": Gpu((10, 0), 2250e12, 180, 1800, 3200, 1000, "NVIDIA HGX B200 and DGX B200 datasheets"),
+    "l40s": Gpu((8, 9), 362.05e12, 48, 64, None, 350, "NVIDIA L40S datasheet (733 TFLOP/s with sparsity; PCIe 4)"),
+    "a10": Gpu((8, 6), 125e12, 24, 64, None, 150, "NVIDIA A10 datasheet (250 TFLOP/s with sparsity; PCIe 4)"),
     # GeForce: half the tensor throughput with fp32 accumulation, which training needs. 512 tensor cores x 64 fused
     # multiply-adds x 2 x 2.52 GHz = 165.2e12, and 328 x 64 x 2 x 1.695 GHz = 71.2e12.
-    "rtx-4090": Gpu(
-        (8, 9), 165.2e12, 24, 1008, 64, None, 450, "NVIDIA Ada GPU Architecture whitepaper, appendix A (PCIe 4)"
-    ),
-    "rtx-3090": Gpu(
-        (8, 6), 71e12, 24, 936, 64, None, 350, "NVIDIA Ampere GA102 whitepaper, appendix A (PCIe 4; no bridge)"
-    ),
+    "rtx-4090": Gpu((8, 9), 165.2e12, 24, 64, None, 450, "NVIDIA Ada GPU Architecture whitepaper, appendix A (PCIe 4)"),
+    "rtx-3090": Gpu((8, 6), 71e12, 24, 64, None, 350, "NVIDIA Ampere GA102 whitepaper, appendix A (PCIe 4; no bridge)"),
 }
 # What CUDA calls them. Names are compared whole: an A10G or a laptop's 4090 is another chip under nearly the same name.
 CUDA_NAMES = {

@@ -308,132 +308,167 @@ def training_moments(
         device: `gpu` or `cpu`.
         lora: the changes that are trained in the place of all weights; None: all weights are.
     """
-    w, n_embd, n_layer, vocab_size = compute_bytes(precision), model.n_embd, model.n_layer, model.vocab_size
-    root, block, recomputed = root_parameters(model), block_parameters(model), layout.recomputed(n_layer)
-    parameters = root + n_layer * block
-    trained = lora_parameters(model, lora) if lora else parameters
-    held = -(-(parameters + (trained if lora else 0)) // layout.shards)
-    share = -(-trained // layout.shards)
-    buckets = FP32_BYTES * trained if layout.shards == 1 < layout.ranks else 0
-    all_gradients = FP32_BYTES * share + buckets
+    step = _Step(model, precision, layout, seq_len, tokens, eval_tokens, predicts, kernels, accumulates, device, lora)
+    borders = sorted({step.n_layer - 1, step.n_layer - 2, step.recomputed - 1, step.recomputed - 2, 0}, reverse=True)
+    return [*step.forward(), *(step.backward(i) for i in borders if i >= 0), *step.after_backward()]
 
-    each, reduced = layout.parameter_bytes(precision), layout.reduce_bytes(precision)
-    sharded, stays = layout.shards > 1, not layout.reshard_after_forward
-    residual = each if w == BF16_BYTES else FP32_BYTES  # the embeddings' type is that of the stream that they begin
-    work = block_bytes(model, seq_len, precision, residual, device, kernels, lora)
-    block_copy = w * block if w == BF16_BYTES and each == FP32_BYTES else 0
-    head_copy = w * vocab_size * n_embd if block_copy and predicts else 0
-    again_last = recomputed == n_layer
-    kept_copies = (n_layer - recomputed) * block_copy + head_copy
-    copies = kept_copies + again_last * block_copy if lora else n_layer * block_copy + head_copy
 
-    mask = tokens * ((1 if device == "gpu" else FP32_BYTES) * n_embd if model.embd_pdrop else 0)
-    ends = tokens * (FP32_BYTES * n_embd + w * n_embd + 16)  # the last LayerNorm, the head's input
-    # At its border a block's input is all that is kept of it where it is recomputed: the residual stream.
-    border, whole = tokens * residual * n_embd, tokens * work.kept
+class _Step:
+    """The quantities that the moments of a step have in common; the arguments are those of `training_moments`."""
 
-    def kept(blocks: int) -> int:
-        """Of the first so many blocks, which are recomputed before the others are."""
-        return min(blocks, recomputed) * border + max(blocks - recomputed, 0) * whole
+    def __init__(
+        self, model: ModelConfig, precision: str, layout: Layout, seq_len: int, tokens: int, eval_tokens: int,
+        predicts: bool, kernels: KernelsConfig, accumulates: bool, device: str, lora: LoraConfig | None,
+    ) -> None:  # fmt: skip
+        self.layout, self.tokens, self.eval_tokens, self.lora = layout, tokens, eval_tokens, lora
+        self.predicts, self.accumulates = predicts, accumulates
+        self.n_embd, self.n_layer, self.vocab_size = model.n_embd, model.n_layer, model.vocab_size
+        self.root, self.block = root_parameters(model), block_parameters(model)
+        self.recomputed = layout.recomputed(model.n_layer)
+        parameters = self.root + self.n_layer * self.block
+        trained = lora_parameters(model, lora) if lora else parameters
+        held = -(-(parameters + (trained if lora else 0)) // layout.shards)
+        self.share = -(-trained // layout.shards)
+        self.buckets = FP32_BYTES * trained if layout.shards == 1 < layout.ranks else 0
+        self.all_gradients = FP32_BYTES * self.share + self.buckets
+        self.at_rest = Memory("", FP32_BYTES * held, 2 * FP32_BYTES * self.share, self.all_gradients)
 
-    forward_loss = backward_loss = eval_loss = 0
-    if predicts and (chunk := kernels.loss_chunk_tokens):
-        logits = vocab_size * w * tokens  # which become their gradient
-        forward_loss = logits + vocab_size * CHUNK_BYTES_PER_LOGIT * min(chunk, tokens)
-        backward_loss = logits + tokens * n_embd * (2 * FP32_BYTES + w)  # gradient of the head's input, and that scaled
-        eval_loss = LOSS_BYTES_PER_LOGIT * vocab_size * min(chunk, eval_tokens)
-    elif predicts:
-        forward_loss = LOSS_BYTES_PER_LOGIT * vocab_size * tokens
-        backward_loss = LOSS_BACKWARD_BYTES_PER_LOGIT * vocab_size * tokens
-        eval_loss = LOSS_BYTES_PER_LOGIT * vocab_size * eval_tokens
-    embedding_gradient = each * root if sharded and predicts and not lora else 0
+        w = compute_bytes(precision)
+        self.each, self.reduced = layout.parameter_bytes(precision), layout.reduce_bytes(precision)
+        self.sharded, self.stays = layout.shards > 1, not layout.reshard_after_forward
+        # The embeddings' type is that of the stream that they begin.
+        residual = self.each if w == BF16_BYTES else FP32_BYTES
+        self.work = block_bytes(model, seq_len, precision, residual, device, kernels, lora)
+        self._set_copies(w)
+        self.mask = tokens * ((1 if device == "gpu" else FP32_BYTES) * self.n_embd if model.embd_pdrop else 0)
+        self.ends = tokens * (FP32_BYTES * self.n_embd + w * self.n_embd + 16)  # the last LayerNorm, the head's input
+        # At its border a block's input is all that is kept of it where it is recomputed: the residual stream.
+        self.border, self.whole = tokens * residual * self.n_embd, tokens * self.work.kept
+        self._set_losses(w, kernels.loss_chunk_tokens)
+        self.embedding_gradient = self.each * self.root if self.sharded and predicts and not lora else 0
 
-    at_rest = Memory("", FP32_BYTES * held, 2 * FP32_BYTES * share, all_gradients)
-    in_step = replace(at_rest, gradients=all_gradients if accumulates else buckets)
-    all_kept = {"activations": mask + ends + kept(n_layer)}
-    moments = [
-        replace(
-            in_step,
-            moment="logits and loss",
-            gathered=each * (root + (n_layer + 1 if stays else 1) * block) if sharded else 0,
-            copies=copies,
-            loss=forward_loss,
-            **all_kept,
-        ),
-        replace(
-            in_step,
-            moment="backward of the loss",
-            gathered=each * (root + (n_layer if stays else 1) * block) + embedding_gradient if sharded else 0,
-            copies=kept_copies,
-            loss=backward_loss,
-            **all_kept,
-        ),
-        # A block that autograd keeps nothing of still computes it all.
-        replace(
-            in_step,
-            moment="forward of the last block",
-            gathered=each * (root + (n_layer + 1 if stays else 2) * block) if sharded else 0,
-            copies=copies,
-            activations=mask + kept(n_layer),
-            block=tokens * work.forward if again_last else 0,
-            cut=tokens * work.widest if again_last else 0,
-        ),
-    ]
-    for i in sorted({n_layer - 1, n_layer - 2, recomputed - 1, recomputed - 2, 0}, reverse=True):
-        if i < 0:
-            continue
-        again, done = i < recomputed, n_layer - 1 - i
-        # As in the forward pass; but the blocks after it are done, and the next is on its way if it is not there.
-        there = i + 1 if stays else min(i + 1, 2)
-        gathered = 0
-        if sharded:
-            gathered = each * (root + there * block) + embedding_gradient + (0 if lora or not done else reduced * block)
-        name = {n_layer - 1: "the last block", 0: "the first block"}.get(i, f"block {i + 1}")
-        reached = (
-            all_gradients
-            if lora
-            else FP32_BYTES * -(-(root * (predicts and not sharded) + done * block) // layout.shards)
-        )
-        reached = min(all_gradients, reached + buckets)
-        # The gradient of c_proj, the first of the block's four.
-        weights = 0 if lora else (each if sharded else FP32_BYTES) * block // 3
-        moments.append(
+    def _set_copies(self, w: int) -> None:
+        """What autocast copies of weights in fp32, to w bytes."""
+        self.block_copy = w * self.block if w == BF16_BYTES and self.each == FP32_BYTES else 0
+        head_copy = w * self.vocab_size * self.n_embd if self.block_copy and self.predicts else 0
+        self.again_last = self.recomputed == self.n_layer
+        self.kept_copies = (self.n_layer - self.recomputed) * self.block_copy + head_copy
+        self.copies = self.n_layer * self.block_copy + head_copy
+        if self.lora:
+            self.copies = self.kept_copies + self.again_last * self.block_copy
+
+    def _set_losses(self, w: int, chunk: int | None) -> None:
+        """What logits of w bytes and their loss take, whole or in chunks of so many tokens."""
+        self.forward_loss = self.backward_loss = self.eval_loss = 0
+        if self.predicts and chunk:
+            logits = self.vocab_size * w * self.tokens  # which become their gradient
+            self.forward_loss = logits + self.vocab_size * CHUNK_BYTES_PER_LOGIT * min(chunk, self.tokens)
+            # Gradient of the head's input, and that scaled.
+            self.backward_loss = logits + self.tokens * self.n_embd * (2 * FP32_BYTES + w)
+            self.eval_loss = LOSS_BYTES_PER_LOGIT * self.vocab_size * min(chunk, self.eval_tokens)
+        elif self.predicts:
+            self.forward_loss = LOSS_BYTES_PER_LOGIT * self.vocab_size * self.tokens
+            self.backward_loss = LOSS_BACKWARD_BYTES_PER_LOGIT * self.vocab_size * self.tokens
+            self.eval_loss = LOSS_BYTES_PER_LOGIT * self.vocab_size * self.eval_tokens
+
+    def gathered(self, blocks: int) -> int:
+        """Of what is sharded: parameters outside the blocks and so many blocks."""
+        return self.each * (self.root + blocks * self.block) if self.sharded else 0
+
+    def kept(self, blocks: int) -> int:
+        """Activations of the first so many blocks, which are recomputed before the others are."""
+        return min(blocks, self.recomputed) * self.border + max(blocks - self.recomputed, 0) * self.whole
+
+    def forward(self) -> list[Memory]:
+        """Around the loss, when all activations are kept."""
+        n_layer, stays = self.n_layer, self.stays
+        in_step = replace(self.at_rest, gradients=self.all_gradients if self.accumulates else self.buckets)
+        all_kept = {"activations": self.mask + self.ends + self.kept(n_layer)}
+        return [
             replace(
-                at_rest,
-                moment=f"backward of {name}",
-                gradients=all_gradients if accumulates else reached,
-                gathered=gathered,
-                copies=(max(i + 1 - recomputed, 0) + again) * block_copy,
-                activations=mask + kept(i + 1),
-                block=weights + tokens * (work.recomputed if again else work.backward),
-                cut=tokens * work.widest if again else 0,
-            )
+                in_step,
+                moment="logits and loss",
+                gathered=self.gathered(n_layer + 1 if stays else 1),
+                copies=self.copies,
+                loss=self.forward_loss,
+                **all_kept,
+            ),
+            replace(
+                in_step,
+                moment="backward of the loss",
+                gathered=self.gathered(n_layer if stays else 1) + self.embedding_gradient,
+                copies=self.kept_copies,
+                loss=self.backward_loss,
+                **all_kept,
+            ),
+            # A block that autograd keeps nothing of still computes it all.
+            replace(
+                in_step,
+                moment="forward of the last block",
+                gathered=self.gathered(n_layer + 1 if stays else 2),
+                copies=self.copies,
+                activations=self.mask + self.kept(n_layer),
+                block=self.tokens * self.work.forward if self.again_last else 0,
+                cut=self.tokens * self.work.widest if self.again_last else 0,
+            ),
+        ]
+
+    def backward(self, i: int) -> Memory:
+        """The backward pass of block i, from 0."""
+        again, done = i < self.recomputed, self.n_layer - 1 - i
+        # As in the forward pass; but the blocks after it are done, and the next is on its way if it is not there.
+        gathered = self.gathered(i + 1 if self.stays else min(i + 1, 2))
+        if self.sharded:
+            gathered += self.embedding_gradient + (0 if self.lora or not done else self.reduced * self.block)
+        name = {self.n_layer - 1: "the last block", 0: "the first block"}.get(i, f"block {i + 1}")
+        of_blocks = self.root * (self.predicts and not self.sharded) + done * self.block
+        reached = self.all_gradients if self.lora else FP32_BYTES * -(-of_blocks // self.layout.shards)
+        reached = min(self.all_gradients, reached + self.buckets)
+        # The gradient of c_proj, the first of the block's four.
+        weights = 0 if self.lora else (self.each if self.sharded else FP32_BYTES) * self.block // 3
+        return replace(
+            self.at_rest,
+            moment=f"backward of {name}",
+            gradients=self.all_gradients if self.accumulates else reached,
+            gathered=gathered,
+            copies=(max(i + 1 - self.recomputed, 0) + again) * self.block_copy,
+            activations=self.mask + self.kept(i + 1),
+            block=weights + self.tokens * (self.work.recomputed if again else self.work.backward),
+            cut=self.tokens * self.work.widest if again else 0,
         )
-    # The embedding's own gradient, then that with the head's as it is reduced.
-    of_root = each * root + max((1 + predicts) * each, reduced) * root if sharded else FP32_BYTES * vocab_size * n_embd
-    largest = n_embd * (lora.r if lora else max(vocab_size, 4 * n_embd))
-    at_loss = eval_loss > eval_tokens * work.forward
-    blocks_there = n_layer + 1 if stays else 1 if at_loss else 2
-    part = "evaluated" if eval_tokens > tokens else "loss" if at_loss else "block"
-    evaluation: dict[str, int] = {part: max(eval_loss, eval_tokens * work.forward)}
-    return [
-        *moments,
-        replace(at_rest, moment="gradient of the embedding", gathered=0 if lora else of_root, activations=mask),
+
+    def after_backward(self) -> list[Memory]:
+        """The embedding's gradient, the optimizer's step, an evaluation."""
+        each, root, vocab_size, n_embd = self.each, self.root, self.vocab_size, self.n_embd
+        # The embedding's own gradient, then that with the head's as it is reduced.
+        of_root = FP32_BYTES * vocab_size * n_embd
+        if self.sharded:
+            of_root = each * root + max((1 + self.predicts) * each, self.reduced) * root
+        largest = n_embd * (self.lora.r if self.lora else max(vocab_size, 4 * n_embd))
+        at_loss = self.eval_loss > self.eval_tokens * self.work.forward
+        blocks_there = self.n_layer + 1 if self.stays else 1 if at_loss else 2
+        part = "evaluated" if self.eval_tokens > self.tokens else "loss" if at_loss else "block"
+        evaluation: dict[str, int] = {part: max(self.eval_loss, self.eval_tokens * self.work.forward)}
         # One temporary for each parameter of a bucket, which holds one at least; the largest is wte.
-        replace(
-            at_rest,
-            moment="optimizer step",
-            temporaries=max(min(OPTIMIZER_BUCKET_BYTES, FP32_BYTES * share), FP32_BYTES * largest // layout.shards),
-        ),
-        replace(
-            at_rest,
-            moment="evaluation",
-            gathered=each * (root + blocks_there * block) if sharded else 0,
-            copies=block_copy if lora else copies,
-            cut=0 if at_loss else eval_tokens * work.widest,
-            **evaluation,
-        ),
-    ]
+        bucket = min(OPTIMIZER_BUCKET_BYTES, FP32_BYTES * self.share)
+        temporaries = max(bucket, FP32_BYTES * largest // self.layout.shards)
+        return [
+            replace(
+                self.at_rest,
+                moment="gradient of the embedding",
+                gathered=0 if self.lora else of_root,
+                activations=self.mask,
+            ),
+            replace(self.at_rest, moment="optimizer step", temporaries=temporaries),
+            replace(
+                self.at_rest,
+                moment="evaluation",
+                gathered=self.gathered(blocks_there),
+                copies=self.block_copy if self.lora else self.copies,
+                cut=0 if at_loss else self.eval_tokens * self.work.widest,
+                **evaluation,
+            ),
+        ]
 
 
 def finetuning_moments(

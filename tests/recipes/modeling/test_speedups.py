@@ -62,9 +62,9 @@ def test_a_loss_in_chunks_is_the_whole_one(chunk_tokens: int) -> None:
 
 
 def test_a_loss_in_chunks_rounds_no_worse_under_autocast() -> None:
-    exact = loss_and_gradients(None, 1)
+    exact = loss_and_gradients(None)
     with torch.autocast("cpu", torch.bfloat16):
-        whole, chunked = loss_and_gradients(None, 1), loss_and_gradients(40, 128)
+        whole, chunked = loss_and_gradients(None), loss_and_gradients(40)
     assert [tensor.dtype for tensor in chunked] == [torch.float32] * 3, "as what they belong to"
     assert 1e-4 < difference(chunked, exact) < 1.2 * difference(whole, exact) < 0.02
 
@@ -73,7 +73,7 @@ def test_losses_of_tokens_are_the_same_in_chunks() -> None:
     hidden, weight, targets = head_case()
     losses = token_losses(hidden, weight, targets, 40)
     assert torch.allclose(losses, token_losses(hidden, weight, targets, None), rtol=1e-6)
-    assert losses[::10].count_nonzero() == 0 and losses.sum() / 135 == pytest.approx(loss_and_gradients(7, 1)[0].item())
+    assert losses[::10].count_nonzero() == 0 and losses.sum() / 135 == pytest.approx(loss_and_gradients(7)[0].item())
 
 
 def build(kernels: KernelsConfig, model: ModelConfig = MODEL) -> BioMedLM:
