@@ -42,7 +42,7 @@ from data_prep.common.errors import BadInput, run
 from data_prep.common.manifest import read_manifest
 from data_prep.files import inputs
 from data_prep.filtering import corpus_format
-from data_prep.sharding.build import COMPRESSION
+from data_prep.sharding.build_shards import COMPRESSION
 from data_prep.sharding.shard_format import SPLITS, STAGE
 from data_prep.sources import pmc, sample
 from data_prep.sources.document import Document, Dropped, Entry, fold

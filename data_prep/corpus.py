@@ -17,7 +17,7 @@ from typing import Any
 from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
-from data_prep.filtering.build import build_corpus
+from data_prep.filtering.build_corpus import build_corpus
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sources.document import Source
 from data_prep.sources.registry import SOURCES
@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         group = parser.add_argument_group(f"switches of --source {name}") if switches else None
         for one in switches:
             assert group
-            without_value = {"nargs": 0} if one.default is False else {}
+            without_value: dict[str, Any] = {"nargs": 0} if one.default is False else {}
             flag = f"--{one.name.replace('_', '-')}"
             group.add_argument(flag, action=_AddSource, help=one.metadata["help"], **without_value)
     args = parser.parse_args(argv)

@@ -14,7 +14,7 @@ from pathlib import Path
 from data_prep.common.command_line import new_parser
 from data_prep.common.errors import run
 from data_prep.running.workers import Workers, add_workers
-from data_prep.sharding.build import COMPRESSION, build_shards
+from data_prep.sharding.build_shards import COMPRESSION, build_shards
 from data_prep.sharding.upload import upload
 from data_prep.tokenizing.encoder import ENCODERS
 

@@ -25,7 +25,7 @@ from data_prep.common.errors import BadInput, run
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
 from recipes.evaluation.answers import check_answerable
-from recipes.evaluation.build import DTYPES, evaluate
+from recipes.evaluation.evaluate_model import DTYPES, evaluate
 from recipes.evaluation.over_seeds import evaluate_runs
 from recipes.modeling.model_folder import check_folder, read_task
 

@@ -29,7 +29,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     leave_at_once_when_preempted()
     leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
-    if not arguments.dry_run:
+    if not arguments.dry_run:  # what watches the run meanwhile: callbacks/registry.py
         train(cfg)
         return
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None

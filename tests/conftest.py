@@ -24,8 +24,8 @@ import pytest
 from data_prep import corpus
 from data_prep.files import object_store
 from data_prep.files.inputs import Input, Stream
-from data_prep.filtering.build import build_corpus
-from data_prep.sharding.build import build_shards
+from data_prep.filtering.build_corpus import build_corpus
+from data_prep.sharding.build_shards import build_shards
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document, Entry, Source
 from data_prep.tokenizing.training import build_tokenizer
 from patience import patience_s, start_s
@@ -284,7 +284,7 @@ class Proxy(ThreadingHTTPServer):
 
     def __init__(self, store: str) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.store = object_store
+        self.store = store
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.rules: list[list[Any]] = []
         self.held = threading.Event()  # a request hangs

@@ -36,5 +36,5 @@ def world() -> World:
         rank=number("RANK", 0),
         local_size=number("LOCAL_WORLD_SIZE", 1),
         local_rank=number("LOCAL_RANK", 0),
-        launched="LOCAL_RANK" in os.environ,
+        launched="WORLD_SIZE" in os.environ,
     )

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from data_prep.tasks import reading
+from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Question, TaskSet, file_hashes, split_by_hash, the_file
 
 PUBMEDQA_LABELS = ("yes", "no", "maybe")
@@ -31,8 +31,8 @@ def pubmedqa(folder: Path) -> TaskSet:
     if fold is None:
         raise BadInput(f"{folder} holds no folder pqal_fold0; PubMedQA's `python split_dataset.py pqal` makes it")
     paths = {"train": fold / "train_set.json", "dev": fold / "dev_set.json"}
-    records, truth = reading.json_object(all_path), reading.json_object(test_path)
-    ids = {split: list(reading.json_object(path)) for split, path in paths.items()}
+    records, truth = strict_reading.json_object(all_path), strict_reading.json_object(test_path)
+    ids = {split: list(strict_reading.json_object(path)) for split, path in paths.items()}
     for split, path in paths.items():
         if leaked := sorted(truth.keys() & set(ids[split])):
             raise BadInput(
@@ -64,13 +64,13 @@ def _need(folder: Path, name: str) -> Path:
 
 
 def _abstract_question(record: JsonDict, id_: str, where: str) -> Question:
-    label = reading.field(record, "final_decision", where)
+    label = strict_reading.field(record, "final_decision", where)
     if label not in PUBMEDQA_LABELS:
         raise BadInput(f"{where}: final_decision is {label!r}, not one of {', '.join(PUBMEDQA_LABELS)}")
-    context = " ".join(reading.field(record, "CONTEXTS", where, list))
+    context = " ".join(strict_reading.field(record, "CONTEXTS", where, list))
     if not context.strip():
         raise BadInput(f"{where}: CONTEXTS is empty")
-    question = reading.field(record, "QUESTION", where)
+    question = strict_reading.field(record, "QUESTION", where)
     return Question(id_, question, PUBMEDQA_LABELS, PUBMEDQA_LABELS.index(label), where, context, pmids=(id_,))
 
 
@@ -102,11 +102,13 @@ def bioasq(folder: Path) -> TaskSet:
 
 def _yes_no(path: Path) -> list[Question]:
     questions = []
-    for number, record in enumerate(reading.field(reading.json_object(path), "questions", str(path), list), start=1):
+    for number, record in enumerate(
+        strict_reading.field(strict_reading.json_object(path), "questions", str(path), list), start=1
+    ):
         where = f"{path}, question {number}"
         if not isinstance(record, dict):
             raise BadInput(f"{where}: not a JSON object")
-        if reading.field(record, "type", where) != "yesno":
+        if strict_reading.field(record, "type", where) != "yesno":
             continue
         answer: Any = record.get("exact_answer")
         answer = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
@@ -114,12 +116,12 @@ def _yes_no(path: Path) -> list[Question]:
         if label not in BIOASQ_LABELS:
             raise BadInput(f"{where}: exact_answer is {record.get('exact_answer')!r}, not yes or no")
         snippets = record.get("snippets") or []
-        context = " ".join(reading.field(snippet, "text", where) for snippet in snippets)
+        context = " ".join(strict_reading.field(snippet, "text", where) for snippet in snippets)
         if not context.strip():
             raise BadInput(f"{where}: it has no snippets to answer from")
         sources = [*record.get("documents", []), *(snippet.get("document", "") for snippet in snippets)]
         pmids = {first or second for source in sources for first, second in PMID.findall(source)}
-        id_, body = reading.field(record, "id", where), reading.field(record, "body", where)
+        id_, body = strict_reading.field(record, "id", where), strict_reading.field(record, "body", where)
         order = BIOASQ_LABELS.index(label)
         questions.append(Question(id_, body, BIOASQ_LABELS, order, where, context, pmids=tuple(sorted(pmids))))
     return questions

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from data_prep.tasks import reading
+from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Question, TaskSet, file_hashes, the_file
 
 SPLITS = ("train", "dev", "test")
@@ -57,7 +57,7 @@ def _json_lines(
     questions = {
         split: [
             parse(record, where, f"{split}-{number:05}")
-            for number, (where, record) in enumerate(reading.json_lines(path))
+            for number, (where, record) in enumerate(strict_reading.json_lines(path))
         ]
         for split, path in paths.items()
     }
@@ -66,34 +66,36 @@ def _json_lines(
 
 def _phrases(record: JsonDict, where: str, id_: str) -> Question:
     """jind11/MedQA, questions/US/4_options: `options` {A: …}, `answer_idx` a letter."""
-    options = reading.field(record, "options", where, dict)
+    options = strict_reading.field(record, "options", where, dict)
     letters = sorted(options)
     if letters != list("ABCDE"[: len(letters)]):
         raise BadInput(f"{where}: the options are {', '.join(map(str, letters))}, not A, B, C, D")
-    right = reading.field(record, "answer_idx", where)
+    right = strict_reading.field(record, "answer_idx", where)
     if right not in options:
         raise BadInput(f"{where}: answer_idx is {right!r}, the options are {', '.join(letters)}")
     if "answer" in record and record["answer"] != options[right]:
         raise BadInput(f"{where}: answer is {record['answer']!r}, option {right} is {options[right]!r}")
     texts = tuple(str(options[letter]) for letter in letters)
-    return Question(id_, reading.field(record, "question", where), texts, letters.index(right), where)
+    return Question(id_, strict_reading.field(record, "question", where), texts, letters.index(right), where)
 
 
 def _sent_endings(record: JsonDict, where: str, id_: str) -> Question:
     """stanford-crfm/BioMedLM, finetune/mc: `sent1`, `sent2`, `ending0` …, `label` from 0."""
-    question = " ".join(filter(None, (reading.field(record, "sent1", where), record.get("sent2"))))
+    question = " ".join(filter(None, (strict_reading.field(record, "sent1", where), record.get("sent2"))))
     names = [f"ending{n}" for n in range(sum(name.startswith("ending") for name in record))]
-    options = tuple(reading.field(record, name, where) for name in names)
-    return Question(str(record.get("id", id_)), question, options, reading.field(record, "label", where, int), where)
+    options = tuple(strict_reading.field(record, name, where) for name in names)
+    return Question(
+        str(record.get("id", id_)), question, options, strict_reading.field(record, "label", where, int), where
+    )
 
 
 def _cop(record: JsonDict, where: str, id_: str) -> Question:
     """medmcqa/medmcqa: `opa` … `opd`, `cop` from 1."""
-    options = tuple(reading.field(record, name, where) for name in ("opa", "opb", "opc", "opd"))
-    right = reading.field(record, "cop", where, int)
+    options = tuple(strict_reading.field(record, name, where) for name in ("opa", "opb", "opc", "opd"))
+    right = strict_reading.field(record, "cop", where, int)
     if not 1 <= right <= 4:
         raise BadInput(f"{where}: cop is {right}, not 1 to 4; copies that count from 0 must be made to count from 1")
-    question = reading.field(record, "question", where)
+    question = strict_reading.field(record, "question", where)
     return Question(str(record.get("id", id_)), question, options, right - 1, where)
 
 
@@ -118,7 +120,7 @@ def mmlu(folder: Path) -> TaskSet:
 
 def _subject(path: Path, subject: str, split: str) -> list[Question]:
     questions = []
-    rows = csv.reader(io.StringIO(reading.text(path), newline=""), strict=True)
+    rows = csv.reader(io.StringIO(strict_reading.text(path), newline=""), strict=True)
     try:
         for number, row in enumerate(rows):
             where = f"{path}, line {rows.line_num}"

@@ -9,7 +9,7 @@
     mmlu        SUBJECT_{dev,val,test}.csv without header, six medical subjects             dev val test
     meqsum      meqsum.jsonl, or the project's .xlsx (abachaa/MeQSum)                       train dev test, ours
     other       {train,dev,test}.jsonl of lines `source`, `target`; or words and their
-                tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob} (tags.py)          train dev test
+                tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob} (any)              train dev test
 
 Every fault names the file and the line or record.
 """
@@ -20,7 +20,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
+from data_prep.tasks import classification, multiple_choice, seq2seq, token_classification
 from data_prep.tasks.task_set import Pair, Question, TaskSet, the_file
+
+# A set by its name -> who reads its folder.
+READERS: dict[str, Callable[[Path], TaskSet]] = {
+    "medqa": multiple_choice.medqa,
+    "medmcqa": multiple_choice.medmcqa,
+    "mmlu": multiple_choice.mmlu,
+    "pubmedqa": classification.pubmedqa,
+    "bioasq": classification.bioasq,
+    "meqsum": seq2seq.meqsum,
+}
 
 
 def load(name: str, data: Path) -> TaskSet:
@@ -29,28 +40,16 @@ def load(name: str, data: Path) -> TaskSet:
     Raises:
         BadInput: the folder or a file is missing, or a record of it cannot be used.
     """
-    from data_prep.tasks import classification, multiple_choice, seq2seq
-
-    readers: dict[str, Callable[[Path], TaskSet]] = {
-        "medqa": multiple_choice.medqa,
-        "medmcqa": multiple_choice.medmcqa,
-        "mmlu": multiple_choice.mmlu,
-        "pubmedqa": classification.pubmedqa,
-        "bioasq": classification.bioasq,
-        "meqsum": seq2seq.meqsum,
-    }
     folder = data / name
     if not folder.is_dir():
         raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/registry.py)")
-    task = readers.get(name, _own)(folder)
+    task = READERS.get(name, _own)(folder)
     _check(task)
     return task
 
 
 def _own(folder: Path) -> TaskSet:
     """A set of no name known here: pairs, or tagged words."""
-    from data_prep.tasks import seq2seq, token_classification
-
     pair_file, tagged_file = the_file(folder, "test.jsonl", optional=True), token_classification.find(folder, "test")
     if pair_file and tagged_file:
         raise BadInput(f"{folder} holds both {pair_file.name} and {tagged_file.name}; keep one")

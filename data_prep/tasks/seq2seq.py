@@ -8,7 +8,7 @@ from zipfile import BadZipFile
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from data_prep.tasks import reading
+from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Pair, TaskSet, file_hashes, split_by_hash, the_file
 
 SPLITS = ("train", "dev", "test")
@@ -26,10 +26,10 @@ def meqsum(folder: Path) -> TaskSet:
     path = the_file(folder, "meqsum.jsonl", optional=True) or the_file(folder, "*.xlsx", optional=True)
     if path is None:
         raise BadInput(f"{folder} holds neither meqsum.jsonl nor the project's .xlsx")
-    records = reading.json_lines(path) if path.suffix == ".jsonl" else _rows(path)
+    records = strict_reading.json_lines(path) if path.suffix == ".jsonl" else _rows(path)
     splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for where, record in records:
-        id_, source, target = (reading.field(record, name, where) for name in ("file", "chq", "summary"))
+        id_, source, target = (strict_reading.field(record, name, where) for name in ("file", "chq", "summary"))
         splits[split_by_hash(id_, MEQSUM_SHARES)].append(Pair(id_, source, target, where))
     note = "80 / 10 / 10 by a hash of the id: the project publishes no split, so compare with published ROUGE with care"
     return TaskSet("meqsum", "pairs", splits, file_hashes(folder, [path]), note=note)
@@ -62,11 +62,11 @@ def jsonl(folder: Path) -> TaskSet:
         split: [
             Pair(
                 str(record.get("id", f"{split}-{number:05}")),
-                reading.field(record, "source", where),
-                reading.field(record, "target", where),
+                strict_reading.field(record, "source", where),
+                strict_reading.field(record, "target", where),
                 where,
             )
-            for number, (where, record) in enumerate(reading.json_lines(path))
+            for number, (where, record) in enumerate(strict_reading.json_lines(path))
         ]
         for split, path in paths.items()
     }

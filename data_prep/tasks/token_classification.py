@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.tasks import reading
+from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Sentence, TaskSet, file_hashes
 
 NAMES = {"train": ("train",), "dev": ("dev", "devel", "valid"), "test": ("test",)}
@@ -90,7 +90,7 @@ def _sentences(path: Path, split: str) -> list[Sentence]:
     Raises:
         BadInput: a line has not the columns of the first; a word or tag is missing; there is none.
     """
-    lines = [line.rstrip(" \t\r") for line in reading.text(path).split("\n")]
+    lines = [line.rstrip(" \t\r") for line in strict_reading.text(path).split("\n")]
     first = next((line for line in lines if line.strip() and not line.startswith(("#", DOCUMENT))), "")
     tabs = "\t" in first
     n_columns = len(_columns(first, tabs))

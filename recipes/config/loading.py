@@ -1,4 +1,7 @@
-"""From YAML files and `key=value` overrides to a checked configuration, and back to YAML."""
+"""From YAML files and `key=value` overrides to a checked configuration, and back to YAML.
+
+A misspelt key or a wrong type at any depth is refused with the file and the key, before torch is imported.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""The whole configuration of a run, as dataclasses, and how it is read.
+"""The whole configuration of a run, as dataclasses.
 
-`base:` + the YAML + `key=value` overrides are merged into the schema below; a misspelt key or a wrong type at any
-depth is refused with the file and the key, before torch is imported. Names are GPT2Config's inside `model`, and
+`loading` merges `base:`, the YAML and `key=value` overrides into them. Names are GPT2Config's inside `model`, and
 Composer's elsewhere.
 """
 

@@ -12,7 +12,7 @@ import numpy as np
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file, write_json, write_text
 from data_prep.common.manifest import begin, difference, finished, library_versions, publish
-from recipes.evaluation.build import FORMAT, STAGE
+from recipes.evaluation.evaluate_model import FORMAT, STAGE
 from recipes.finetuning.names import PREDICTIONS, SCORES
 from recipes.runs.environment import environment
 from recipes.runs.names import RECORD

@@ -109,16 +109,18 @@ def train(
     """
     from composer.optim import LinearWithWarmupScheduler
 
+    from recipes.checkpointing.resume import find_start
     from recipes.modeling.gpt2 import is_block
-    from recipes.training.opening import open_training
+    from recipes.training.prepared_run import prepare_run
     from recipes.training.trainer import TrainingParts, run_trainer
 
     tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
     facts = {"plan": asdict(plan), "data": {split: len(examples) for split, examples in parts.items()}}
-    opened = open_training(cfg, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
+    start = find_start(Path(cfg.run_dir), cfg, wanted, remote)
+    prepared = prepare_run(cfg, start, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
     model, _ = build_model(cfg, source, head, len(tokenizer))
-    if cfg.activation_checkpointing and not opened.fsdp:
+    if cfg.activation_checkpointing and not prepared.fsdp:
         from composer.distributed.activation_checkpointing import apply_ac
 
         apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
@@ -126,7 +128,7 @@ def train(
     device_batch_size = cfg.global_train_batch_size // plan.world_size
     run_trainer(
         cfg,
-        opened,
+        prepared,
         TrainingParts(
             model=model,
             scheduler=LinearWithWarmupScheduler(t_warmup=f"{cfg.warmup_share}dur"),

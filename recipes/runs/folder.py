@@ -1,4 +1,4 @@
-"""The folder of a run, and what must be the same for a run to go on in it.
+"""The folder of a run: opened, looked at from all ranks, finished.
 
 config.yaml     the resolved configuration
 run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran

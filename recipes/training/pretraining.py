@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from recipes.modeling.gpt2 import BioMedLM
     from recipes.modeling.token_loss import TokenSources
-    from recipes.training.opening import OpenedRun
+    from recipes.training.prepared_run import PreparedRun
 
 
 def train(cfg: TrainConfig) -> Trainer | None:
@@ -86,24 +86,26 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     """
     # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
     from recipes.checkpointing.remote import RemoteRun
+    from recipes.checkpointing.resume import find_start
     from recipes.dataloading.loader import build_dataloader
     from recipes.distributed.rank_zero import on_rank_zero
     from recipes.modeling.speedups import attention_backend
     from recipes.modeling.token_loss import read_token_sources
-    from recipes.training.opening import open_training
+    from recipes.training.prepared_run import prepare_run
     from recipes.training.schedules import SCHEDULES
     from recipes.training.trainer import TrainingParts, run_trainer
 
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
     fingerprint, facts = pretraining_fingerprint(cfg, plan, shards), pretraining_facts(plan, shards)
     tokenizer = partial(shutil.copytree, cfg.data.tokenizer)
-    opened = open_training(cfg, fingerprint, facts, tokenizer, plan.world_size, remote)
+    start = find_start(Path(cfg.run_dir), cfg, fingerprint, remote)
+    prepared = prepare_run(cfg, start, fingerprint, facts, tokenizer, plan.world_size, remote)
     sources = read_token_sources(shards.folder / "val", shards.seq_len)
-    model = build_model(cfg, shards, sources, opened)
+    model = build_model(cfg, shards, sources, prepared)
     parts = TrainingParts(
         model=model,
         scheduler=SCHEDULES[cfg.scheduler.name](cfg.scheduler),
-        train_dataloader=build_dataloader(cfg, "train", plan.world_size, opened.start.skipped),
+        train_dataloader=build_dataloader(cfg, "train", plan.world_size, start.skipped),
         eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
         batches=plan.batches,
         device_train_microbatch_size=plan.device_train_microbatch_size,
@@ -112,13 +114,13 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
         watching=watching,
     )
     with attention_backend(cfg.kernels):
-        trainer = run_trainer(cfg, opened, parts)
+        trainer = run_trainer(cfg, prepared, parts)
     if trainer:
         on_rank_zero(lambda: finish_run(Path(cfg.run_dir), remote.put if remote else None))
     return trainer
 
 
-def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | None, opened: OpenedRun) -> BioMedLM:
+def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | None, prepared: PreparedRun) -> BioMedLM:
     """The model as it is trained: weights drawn, blocks compiled or recomputed.
 
     Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
@@ -131,18 +133,18 @@ def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | No
     from recipes.modeling.speedups import compile_blocks
 
     torch.manual_seed(cfg.seed)
-    with torch.device("meta" if opened.fsdp and dist.get_global_rank() != 0 else "cpu"):
+    with torch.device("meta" if prepared.fsdp and dist.get_global_rank() != 0 else "cpu"):
         model = BioMedLM(
             cfg.model,
             shards.eos_token_id,
             cfg.kernels,
             cfg.activation_checkpointing_blocks,
-            draw_weights=opened.start.load_path is None,
+            draw_weights=prepared.start.load_path is None,
             eval_samples=shards.counts["val"].samples,
             eval_sources=sources.names if sources else (),
         )
     if cfg.kernels.compile:
         compile_blocks(model.model, Path(cfg.run_dir) / COMPILED)
-    if cfg.activation_checkpointing and not opened.fsdp:
+    if cfg.activation_checkpointing and not prepared.fsdp:
         checkpoint_activations(model)
     return model

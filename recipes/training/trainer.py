@@ -35,7 +35,7 @@ from recipes.runs.names import CHECKPOINTS
 from recipes.runs.signals import leave_at_once_when_preempted
 from recipes.training.device_check import check_device
 from recipes.training.loggers import build_loggers
-from recipes.training.opening import OpenedRun
+from recipes.training.prepared_run import PreparedRun
 
 
 def connect(cfg: RunConfig) -> None:
@@ -93,7 +93,7 @@ class TrainingParts:
     watching: Sequence[Callback] = ()
 
 
-def run_trainer(cfg: RunConfig, opened: OpenedRun, parts: TrainingParts) -> Trainer | None:
+def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> Trainer | None:
     """Assemble the Trainer and run it to its end.
 
     Returns:
@@ -103,12 +103,12 @@ def run_trainer(cfg: RunConfig, opened: OpenedRun, parts: TrainingParts) -> Trai
     if get_device(cfg.device).name == "gpu":
         # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
         warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
-    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and opened.fsdp else None
-    run = RunContext(build_writer(cfg, opened, parts.batches), replicas, parts.shards, parts.sources)
-    trainer = build_trainer(cfg, opened, parts, [*parts.watching, *build_callbacks(cfg, run)])
+    replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and prepared.fsdp else None
+    run = RunContext(build_writer(cfg, prepared, parts.batches), replicas, parts.shards, parts.sources)
+    trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)])
     run.rng.rng = trainer._rng_state
     trainer._rng_state = None
-    opened.start.close()
+    prepared.start.close()
     try:
         if trainer.state.timestamp.batch < parts.batches:  # not if it was stopped between its last save and its end
             with peers_may_be_lost():
@@ -135,7 +135,7 @@ def build_optimizer(cfg: RunConfig, model: ComposerModel) -> DecoupledAdamW:
     )
 
 
-def build_writer(cfg: RunConfig, opened: OpenedRun, batches: int) -> CheckpointWriter:
+def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int) -> CheckpointWriter:
     """The writer of the checkpoints of a run of so many batches."""
     permanent = cfg.save_permanent_interval
     return CheckpointWriter(
@@ -144,13 +144,13 @@ def build_writer(cfg: RunConfig, opened: OpenedRun, batches: int) -> CheckpointW
         keep=cfg.save_num_checkpoints_to_keep,
         permanent_interval_batches=batches_of(permanent) if permanent else None,
         batches=batches,
-        identity=opened.fingerprint,
+        identity=prepared.fingerprint,
         stop_on_error=cfg.on_save_error == "stop",
-        remote=opened.remote,
+        remote=prepared.remote,
     )
 
 
-def build_trainer(cfg: RunConfig, opened: OpenedRun, parts: TrainingParts, callbacks: list[Callback]) -> Trainer:
+def build_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, callbacks: list[Callback]) -> Trainer:
     """Composer's Trainer; it loads the checkpoint that the run starts from."""
     clip = cfg.gradient_clipping_norm
     return Trainer(
@@ -167,15 +167,15 @@ def build_trainer(cfg: RunConfig, opened: OpenedRun, parts: TrainingParts, callb
         device_train_microbatch_size=parts.device_train_microbatch_size,
         precision=cfg.precision,
         device=cfg.device,
-        parallelism_config=opened.fsdp,
+        parallelism_config=prepared.fsdp,
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
         callbacks=callbacks,
         loggers=build_loggers(cfg, parts.batches),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
-        load_path=opened.start.load_path,
-        load_ignore_keys=opened.start.ignore_absent_callbacks,
+        load_path=prepared.start.load_path,
+        load_ignore_keys=prepared.start.ignore_absent_callbacks,
     )
 
 

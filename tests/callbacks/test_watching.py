@@ -225,7 +225,7 @@ def test_wandb_online_needs_a_key_before_anything_starts(
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("callbacks.generate_samples.prompts=[]", r"callbacks\.texts\.prompts"),
+        ("callbacks.generate_samples.prompts=[]", r"callbacks\.generate_samples\.prompts"),
         ("callbacks.generate_samples.max_new_tokens=0", "it must be above 0"),
         ("callbacks.norm_monitor.interval=0ba", "it must be at least 1"),
         ("price_per_gpu_hour=-1", "it cannot be negative"),

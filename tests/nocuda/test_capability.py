@@ -137,6 +137,7 @@ def test_each_rank_has_a_gpu(ask: Ask) -> None:
     assert none.code == 0 and "No CUDA GPUs are available), so this run trains on the CPU" in none.out
 
 
+@pytest.mark.nocuda
 @pytest.mark.parametrize(
     ("recipe", "found", "says"),
     [
@@ -145,12 +146,7 @@ def test_each_rank_has_a_gpu(ask: Ask) -> None:
             {"NOCUDA_CC": "100", "NOCUDA_NAME": "NVIDIA B200"},
             r"^error: NVIDIA B200 has compute capability 10\.0, ",
         ),
-        pytest.param(
-            "preflight",
-            {"NOCUDA_DRIVER": "11080"},
-            r"^error: precision = 'amp_bf16', but no GPU was .*version 11080\)",
-            marks=pytest.mark.nocuda,
-        ),
+        ("preflight", {"NOCUDA_DRIVER": "11080"}, r"^error: precision = 'amp_bf16', but no GPU was .*version 11080\)"),
     ],
 )
 def test_a_start_ends_before_the_ranks_meet(

@@ -90,6 +90,7 @@ training.finetune(load_finetune_config("yamls/finetune/medmcqa.yaml", sys.argv[1
 """
 
 
+@pytest.mark.nocuda
 def test_training_leaves_no_memory_behind(nocuda_env: dict[str, str], tiny_tokenizer: Path, tmp_path: Path) -> None:
     """Of a run of recipes/finetune.py through the Trainer, before its model is exported and scored."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel

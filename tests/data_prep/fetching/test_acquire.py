@@ -31,7 +31,7 @@ from data_prep.common.errors import run
 from data_prep.fetching import downloads, listed_files, pmc_bucket
 from data_prep.fetching.pile import PILE
 from data_prep.filtering import corpus_format
-from data_prep.filtering.build import build_corpus
+from data_prep.filtering.build_corpus import build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile

@@ -24,7 +24,7 @@ from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
 from data_prep.filtering import corpus_format, decontamination, near_duplicates, spool
-from data_prep.filtering.build import BAD, build_corpus
+from data_prep.filtering.build_corpus import BAD, build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.running.workers import Workers
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document, Entry
@@ -364,12 +364,13 @@ def test_changed_inputs_are_another_corpus(tmp_path: Path, monkeypatch: pytest.M
 KILLED = """
 import sys
 from pathlib import Path
-from data_prep.filtering import build, parts, spool
+from data_prep.filtering import build_corpus, parts, spool
 from data_prep.running.workers import Workers
 from data_prep.sources.text import Text
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
-    build.build_corpus({"text": (Text(), [sys.argv[2]])}, Path(sys.argv[3]), 0.2, workers=Workers(int(sys.argv[1])))
+    source = {"text": (Text(), [sys.argv[2]])}
+    build_corpus.build_corpus(source, Path(sys.argv[3]), 0.2, workers=Workers(int(sys.argv[1])))
 """
 
 
@@ -382,11 +383,11 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(
     monkeypatch.setattr(spool, "BATCH_BYTES", 1)
     stop = {
         "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
-        "load": "build.Selection.drop_same_texts = kill",
+        "load": "build_corpus.Selection.drop_same_texts = kill",
         "write": "parts.Tally.add = lambda *a, real=parts.Tally.add: real(*a) if a[0].documents < 9 else kill()",
-        "publish": "build.publish = kill",
+        "publish": "build_corpus.publish = kill",
     }[moment]
-    killer = "import os, signal\nfrom data_prep.filtering import build, parts, spool\n"
+    killer = "import os, signal\nfrom data_prep.filtering import build_corpus, parts, spool\n"
     killer += f"kill = lambda *_: os.kill(os.getpid(), signal.SIGKILL)\n{stop}\n"
     root = Path(corpus.__file__).parents[1]
     arguments = ["1", str(tmp_path / "in"), str(tmp_path / "corpus")]
@@ -473,9 +474,9 @@ BIG = """
 import re, resource, sys
 from pathlib import Path
 from data_prep.common.errors import BadInput
-from data_prep.filtering.build import build_corpus
+from data_prep.filtering.build_corpus import build_corpus
 from data_prep.running.workers import Workers
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from data_prep.sources.text import Text
 if __name__ == "__main__":
     base, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])

@@ -18,7 +18,7 @@ from data_prep.common.files import JsonDict
 from data_prep.common.manifest import read_manifest
 from data_prep.files import inputs
 from data_prep.filtering import corpus_format, decontamination
-from data_prep.filtering.build import CARD
+from data_prep.filtering.build_corpus import CARD
 from data_prep.filtering.decontamination import Grams, load
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 

@@ -15,11 +15,11 @@ import pytest
 
 from data_prep.common.errors import BadInput
 from data_prep.filtering import spool
-from data_prep.filtering.build import build_corpus
+from data_prep.filtering.build_corpus import build_corpus
 from data_prep.running import progress, workers
 from data_prep.running.progress import Progress
 from data_prep.running.workers import Task, Workers, written_aside
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from data_prep.sources.text import Text
 from patience import patience_s
 from project import ROOT

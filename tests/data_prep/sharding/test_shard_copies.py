@@ -23,7 +23,7 @@ from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.manifest import MANIFEST, seal
 from data_prep.files import object_store
 from data_prep.sharding import verification
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from data_prep.sharding.repair import repair
 from data_prep.sharding.upload import upload
 from patience import patience_s

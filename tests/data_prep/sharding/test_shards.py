@@ -23,7 +23,7 @@ from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files import json_lines
 from data_prep.filtering import corpus_format, spool
 from data_prep.running.workers import Workers
-from data_prep.sharding import build as shard_building
+from data_prep.sharding import build_shards as shard_building
 from data_prep.sharding import encoding, packing, verification
 from data_prep.sharding.shard_format import (
     COLUMN,
@@ -239,7 +239,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from data_prep.running.workers import Workers
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 if __name__ == "__main__":
     parts, tokens, out = map(Path, sys.argv[1:4])
     build_shards(parts, tokens, out, seq_len=64, workers=Workers(2))

@@ -22,7 +22,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 from data_prep.common.errors import BadInput
 from data_prep.files.inputs import reading
 from data_prep.filtering import corpus_format, spool
-from data_prep.filtering.build import build_corpus
+from data_prep.filtering.build_corpus import build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources import medline, pmc, sample
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold, iso_date

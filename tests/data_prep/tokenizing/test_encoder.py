@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from data_prep.common.errors import BadInput
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from data_prep.tokenizing import encoder
 from data_prep.tokenizing.encoder import Encoder, pieces
 

@@ -22,7 +22,7 @@ import warm
 from callbacks.checkpoint_writer import FILES_PER_RANK
 from data_prep.common.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
 from data_prep.files import json_lines
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from data_prep.sharding.shard_format import read_documents
 from data_prep.sources.document import ABSTRACTS, Document
 from data_prep.tokenizing.training import build_tokenizer
@@ -207,6 +207,7 @@ def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(
     outcome("SIGTERM to rank 1 of 2", "saved, exit code 75, the same run", recomputed(tmp_path / "left"))
 
 
+@pytest.mark.chaos
 def test_signals_in_evaluation_saving_and_start_up(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -225,6 +226,7 @@ def test_signals_in_evaluation_saving_and_start_up(
     )
 
 
+@pytest.mark.chaos
 def test_a_damaged_checkpoint_is_passed_over(outcome: Outcome, whole: Path, run: Run, tmp_path: Path) -> None:
     run("left", *DROPOUT, faults=["SIGTERM:0:20"], code=PREEMPTED)
     newest = tmp_path / "left/checkpoints/ep0-ba20/rank0.pt"
@@ -332,6 +334,7 @@ def alive(pid: str) -> bool:
         return False
 
 
+@pytest.mark.chaos
 def test_one_process_a_run_folder(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
@@ -363,6 +366,7 @@ def test_a_rank_on_another_disk_ends_the_run_before_it_begins(outcome: Outcome, 
     outcome("a run folder that rank 1 does not share", "refused with code 2", "nothing")
 
 
+@pytest.mark.chaos
 def test_no_checkpoint_lacks_a_part(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("run", "on_save_error=stop", ranks=2, faults=["lose-part:1:16"], code=1)
     assert "ep0-ba16 was not written (BadInput: __1_0.distcp is not there in full" in done.stderr
@@ -390,7 +394,8 @@ def test_three_bad_batches_in_a_row_end_the_run(outcome: Outcome, run: Run, tmp_
 SPIKES = [f"callbacks.spike_guard.{key}" for key in ("window_batches=10", "patience_batches=3", "min_rise=0.5")]
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("ranks", [1, 2])
 def test_a_loss_spike_is_rewound_and_its_data_left_out(
     outcome: Outcome, run: Run, tmp_path: Path, tiny_shards: Path, ranks: int
 ) -> None:
@@ -428,6 +433,7 @@ def test_a_loss_spike_is_rewound_and_its_data_left_out(
     outcome(f"3 batches of a loss spike, {ranks} ranks", "rewound, its data left out and listed", "6 batches of data")
 
 
+@pytest.mark.chaos
 def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     """A spike before the first checkpoint goes back to the beginning; the one after max_rewinds ends the run."""
     more = [*SPIKES, "save_interval=40ba", "callbacks.spike_guard.max_rewinds=1"]
@@ -437,6 +443,7 @@ def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: 
     outcome("a second loss spike, one rewind allowed", "exit code 3", "nothing that was saved")
 
 
+@pytest.mark.chaos
 def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("goes-on", "on_save_error=continue", "max_duration=30ba", faults=["small-disk:0:10"], code=1)
     assert done.stdout.count("was not written") == 2 and "the run goes on" in done.stdout

@@ -30,7 +30,7 @@ from streaming.base.partition import get_partitions
 from data_prep.common.errors import BadInput
 from data_prep.common.files import read_json, write_json
 from data_prep.common.manifest import MANIFEST, seal
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from data_prep.sharding.shard_format import read_shards_info
 from data_prep.sources.document import Document
 from patience import patience_s

@@ -32,8 +32,8 @@ from project import ROOT
 from recipes import evaluate, export
 from recipes.evaluation import log_likelihood, perplexity
 from recipes.evaluation.answers import check_answerable
-from recipes.evaluation.build import OFFLINE
 from recipes.evaluation.contamination import find_leaks
+from recipes.evaluation.evaluate_model import OFFLINE
 from recipes.evaluation.lm_eval_harness import count_cut, score_choices
 from recipes.evaluation.log_likelihood import Window, document_windows, log_probs
 from recipes.evaluation.prompts import Prompt, make_prompts, write_harness_task
@@ -333,7 +333,8 @@ def test_the_command_line(
         evaluate.main([*command, "--shots", "1"])
 
 
-@pytest.mark.parametrize("form", ["letter", pytest.param("option", marks=pytest.mark.chaos)])
+@pytest.mark.chaos
+@pytest.mark.parametrize("form", ["letter", "option"])
 def test_scores_are_those_of_the_harness_command_line(
     form: str, make_model: MakeModel, data: Path, tmp_path: Path
 ) -> None:

@@ -175,6 +175,7 @@ def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: 
     assert not torch.equal(model.transformer.wte.weight[:600], before), "all weights are trained"
 
 
+@pytest.mark.chaos
 def test_shuffled_labels_give_chance(configure: Configure, tmp_path: Path) -> None:
     write_choice(tmp_path / "data", 100, shuffled=True)
     cfg = configure("medmcqa", "max_duration=20ep")
@@ -182,6 +183,7 @@ def test_shuffled_labels_give_chance(configure: Configure, tmp_path: Path) -> No
     assert 0.1 < scores_of(tmp_path / "run")["test"]["acc"]["value"] < 0.42, "a quarter, within three deviations"
 
 
+@pytest.mark.chaos
 def test_shuffled_tags_give_chance(configure: Configure, tmp_path: Path) -> None:
     write_tags(tmp_path / "data", 100, shuffled=True)
     training.finetune(configure("ner", "task=toy", "max_duration=30ep"))

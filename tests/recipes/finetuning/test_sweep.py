@@ -182,6 +182,7 @@ def spoil(command: list[str], number: int) -> tuple[str, Path]:
     return job.name, job.folder / "checkpoints"
 
 
+@pytest.mark.chaos
 def test_a_failed_run_is_named_and_the_others_go_on(
     forked: type[Forked], arguments: Arguments, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -203,6 +204,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     assert f"Left out, since they failed: {name}." in (tmp_path / "sweep/table.md").read_text()
 
 
+@pytest.mark.chaos
 def test_what_failed_is_tried_again(forked: type[Forked], arguments: Arguments, tmp_path: Path) -> None:
     command = arguments({"max_duration": ["1ep", "2ep"]})
     _, bad = spoil(command, 1)
@@ -309,6 +311,7 @@ def test_no_ray_at_the_address(arguments: Arguments, monkeypatch: pytest.MonkeyP
     assert done.returncode == 2 and "error: no Ray cluster at 127.0.0.1:1" in done.stderr, done.stderr
 
 
+@pytest.mark.chaos
 def test_preemption_goes_on_to_the_run(forked: type[Forked], arguments: Arguments, tmp_path: Path) -> None:
     given = arguments({"max_duration": ["4000ba"]}, "save_interval=1000ba")
     (job,) = grid.load_sweep(Path(given[0]), given[1:]).jobs

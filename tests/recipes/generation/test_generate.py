@@ -203,7 +203,7 @@ def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None
 
     terminal = pexpect.spawn(
         sys.executable, greedy(folder, "--interactive"), cwd=str(ROOT), encoding="utf-8", timeout=patience_s(),
-        dimensions=(50, 200), env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
+        use_poll=True, dimensions=(50, 200), env={**os.environ, "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
     )  # fmt: skip
     seen = terminal.logfile_read = io.StringIO()
     terminal.expect_exact(NOTICE)

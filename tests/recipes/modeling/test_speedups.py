@@ -157,6 +157,7 @@ def curve(model: BioMedLM, steps: int = 200) -> list[float]:
     return losses
 
 
+@pytest.mark.chaos
 def test_200_steps_learn_the_same() -> None:
     """All of it together; and a model that differs a little, the GELU of another formula, is seen."""
     plain, fast, other = build(KernelsConfig()), build(ALL), build(ALL)

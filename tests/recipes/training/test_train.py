@@ -18,7 +18,7 @@ from torch.distributed.checkpoint import CheckpointException, save
 
 import warm
 from data_prep.common.errors import BadInput
-from data_prep.sharding.build import build_shards
+from data_prep.sharding.build_shards import build_shards
 from patience import patience_s
 from project import ROOT
 from recipes import export

@@ -1,4 +1,4 @@
-"""A run opened: where it starts, its folder written for all ranks to see, and how its model is sharded."""
+"""A run prepared: its folder written for all ranks to see, and how its model is sharded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from composer.utils import ParallelismConfig, get_device
 
 from data_prep.common.files import JsonDict
 from recipes.checkpointing.remote import RemoteRun
-from recipes.checkpointing.resume import Start, find_start
+from recipes.checkpointing.resume import Start
 from recipes.config.schema import RunConfig
 from recipes.distributed.fsdp import parallelism_config
 from recipes.distributed.rank_zero import on_rank_zero
@@ -18,7 +18,7 @@ from recipes.runs.folder import check_seen_by_all, open_run
 
 
 @dataclass(frozen=True)
-class OpenedRun:
+class PreparedRun:
     """A run that is about to train.
 
     Attributes:
@@ -34,18 +34,20 @@ class OpenedRun:
     fsdp: ParallelismConfig | None
 
 
-def open_training(
+def prepare_run(
     cfg: RunConfig,
+    start: Start,
     fingerprint: JsonDict,
     facts: JsonDict,
     write_tokenizer: Callable[[Path], object],
     world_size: int,
     remote: RemoteRun | None,
-) -> OpenedRun:
-    """Find the start of a run and write its folder. All ranks must call it.
+) -> PreparedRun:
+    """Write the folder of a run. All ranks must call it.
 
     Args:
         cfg: the configuration.
+        start: where the run starts.
         fingerprint: what the run is made of.
         facts: what its record says beside that.
         write_tokenizer: makes the tokenizer's folder, which does not exist yet.
@@ -53,13 +55,12 @@ def open_training(
         remote: where the run folder is copied to.
 
     Raises:
-        BadInput: the folder or its remote holds another run, or some rank does not see the folder.
+        BadInput: some rank does not see the folder.
     """
     folder = Path(cfg.run_dir)
-    start = find_start(folder, cfg, fingerprint, remote)
     on_rank_zero(lambda: open_run(folder, cfg, fingerprint, facts, write_tokenizer, world_size))
     check_seen_by_all(folder)
     fsdp = None
     if cfg.fsdp and start.sharded:
         fsdp = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, get_device(cfg.device).name)
-    return OpenedRun(fingerprint, remote, start, fsdp)
+    return PreparedRun(fingerprint, remote, start, fsdp)
