@@ -25,9 +25,10 @@ from recipes.config.schema import DataConfig, KernelsConfig, ModelConfig, TrainC
 from recipes.modeling.size import checkpoint_bytes, parameter_count
 from recipes.plan import command_line
 from recipes.planning import estimate_text
+from recipes.planning.block_memory import block_activation_bytes
 from recipes.planning.cluster_estimate import Forecast, make_forecast, needed_bytes
 from recipes.planning.gpus import GPUS, LOCK, PUBLISHED, STACKS, can_run, find_gpu, gpus_of
-from recipes.planning.memory import Layout, block_activation_bytes, peak, step_memory
+from recipes.planning.memory import Layout, peak, step_memory
 from recipes.planning.network import node_sends_bytes
 from recipes.planning.run_plan import Plan, make_plan
 
