@@ -115,7 +115,7 @@ CALLBACKS = (
     Entry(RankSums, None, "each batch", (), lambda _, cfg, run: run.sums),
     Entry(
         LanguageMetrics, None, "each batch, each evaluation",
-        ("loss/train/perplexity", "loss/train/bits_per_byte", "metrics/eval/Perplexity", "metrics/eval/BitsPerByte"),
+        ("loss/train/perplexity", "loss/train/bits_per_byte", "metrics/eval/Perplexity", "metrics/eval/BitsPerByte*"),
         _language_metrics,
     ),
     Entry(

@@ -6,6 +6,7 @@ import json
 import math
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 import warm
 from callbacks import cost_monitor
 from callbacks.cost_monitor import CostMonitor
-from callbacks.registry import peak_flops
+from callbacks.registry import CALLBACKS, peak_flops
 from data_prep.common.errors import BadInput
 from data_prep.files import json_lines
 from data_prep.sharding.shard_format import DOCUMENTS, read_documents, read_shards_info
@@ -30,7 +31,7 @@ from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
 from recipes.dataloading.loader import build_dataloader
 from recipes.modeling.token_loss import TokenLoss, read_token_sources
-from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, TRAIN_LOSS, read_run
+from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, NOT_METRICS, TRAIN_LOSS, read_run
 from recipes.training import pretraining
 from recipes.training.metrics_file import MetricsFile
 
@@ -107,6 +108,11 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
     assert last["cost/total"] == pytest.approx(3 * last["cost/gpu_hours"])
     assert "throughput/device/mfu" not in last, "no MFU on unknown hardware"
     assert list((tmp_path / "run/tensorboard").rglob("events.out.tfevents.*"))
+    patterns = [pattern for entry in CALLBACKS for pattern in entry.logs]
+    of_nobody = {name for name in last.keys() - NOT_METRICS if not any(fnmatch(name, each) for each in patterns)}
+    assert {name for name in of_nobody if not name.startswith((TRAIN_LOSS, EVAL_LOSS, "trainer/"))} == set(), (
+        "not in the table"
+    )
 
 
 def test_texts_do_not_touch_the_losses(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
