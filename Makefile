@@ -75,8 +75,8 @@ bench: .venv/installed ## tables of what everything takes here, quick forms; doc
 	$(BIN)/python benchmarks/data_prep.py --rounds 1 --repeat 1
 
 # Without it (no npm registry, another processor) the tests of pages are skipped, and say so; in CI they fail.
-.venv/chromium: .venv/installed tests/browser.py
-	-$(BIN)/python tests/browser.py $@
+.venv/chromium: .venv/installed tests/helpers/browser.py
+	-$(BIN)/python tests/helpers/browser.py $@
 
 test: .venv/installed .venv/chromium ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal

@@ -28,7 +28,7 @@ def nocuda_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": str(library),
         "TRITON_LIBCUDA_PATH": str(library.parent),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests/helpers'}",
         "OMP_NUM_THREADS": "1",
     }
 

@@ -48,7 +48,7 @@ def batches_of(folder: Path) -> list[int]:
 
 
 def preempted(name: str, settings: list[str], batch: int, ranks: int = 1) -> Command:
-    argv = ["tests/inject.py", f"SIGTERM:0:{batch}", "--", *settings]
+    argv = ["tests/helpers/inject.py", f"SIGTERM:0:{batch}", "--", *settings]
     return {"name": name, "argv": argv, "ranks": ranks, "code": PREEMPTED}
 
 
@@ -157,7 +157,7 @@ def test_every_sharding_and_switch(run_all: Run, settings: Settings, tmp_path: P
     }
     fsdp1 = settings("fsdp1", "fsdp.version=1")
     killed = settings("killed", "save_interval=2ba")
-    kill = ["tests/inject.py", "kill-all:0:4", "--", *killed]
+    kill = ["tests/helpers/inject.py", "kill-all:0:4", "--", *killed]
     commands = [recipe(name, "train", *settings(name, *short, *more), ranks=2) for name, more in changes.items()]
     commands += [
         preempted("fsdp1-left", fsdp1, 5, ranks=2),

@@ -48,7 +48,7 @@ def make_command(tiny_shards: Path, tiny_tokenizer: Path) -> Callable[..., list[
         launcher = [sys.executable]
         if ranks > 1:
             launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)]
-        script = ["tests/inject.py", *faults, "--"] if faults else ["recipes/train.py"]
+        script = ["tests/helpers/inject.py", *faults, "--"] if faults else ["recipes/train.py"]
         return [
             *launcher, *script, "yamls/smoke-cpu.yaml",
             f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={folder}",

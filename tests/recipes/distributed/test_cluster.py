@@ -118,7 +118,7 @@ def test_ranks_that_are_unlike_or_deaf_do_not_begin(
     outcome: Outcome, settings: list[str], tmp_path: Path, fault: str, message: str
 ) -> None:
     soon_s = 5 * start_s() if fault == "no-data-path" else patience_s(3)  # the former has to wait so long
-    command = [COMPOSER, "-n", "2", "tests/inject.py", f"{fault}:1:0", "--", *settings]
+    command = [COMPOSER, "-n", "2", "tests/helpers/inject.py", f"{fault}:1:0", "--", *settings]
     done = run_to_end([*command, f"run_dir={tmp_path / 'run'}", f"connect_timeout_s={soon_s}"], code=2)
     said = done.stdout + done.stderr  # the launcher prints what ranks other than 0 said to stdout
     assert message.format(host=socket.gethostname()) in said and "Traceback" not in said, said

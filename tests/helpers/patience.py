@@ -36,7 +36,7 @@ def start_s() -> float:
 def measured_s() -> float:
     begin_s = time.monotonic()
     command = [sys.executable, "-c", f"import {', '.join(OF_A_RUN)}"]
-    subprocess.run(command, cwd=Path(__file__).parents[1], check=True, capture_output=True)
+    subprocess.run(command, cwd=Path(__file__).parents[2], check=True, capture_output=True)
     return time.monotonic() - begin_s
 
 
