@@ -532,7 +532,8 @@ def command(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Callable
             launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)]
         return [
             *launcher, "tests/helpers/inject.py", "impatient:0:0", *faults, "--",
-            "yamls/smoke-cpu.yaml", "run_name=mine", f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={tmp_path / name}",
+            "yamls/smoke-cpu.yaml", "run_name=mine", f"data.shards={tiny_shards}",
+            f"data.tokenizer={tiny_tokenizer}", f"run_dir={tmp_path / name}",
             "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=64",
             "model.n_layer=3", "model.attn_pdrop=0.1", "model.resid_pdrop=0.1", "model.embd_pdrop=0.1",
             "max_duration=40ba", "global_train_batch_size=8", "device_train_microbatch_size=4", "optimizer.lr=3e-3",
