@@ -3,9 +3,9 @@
     python data_prep/acquire.py medline --out data/medline/files
     make shards SOURCE=medline INPUT=data/medline/files
 
-It and data_prep/fetching/ are the only code that reaches the network without having been given a URL, and they do so
-when they are called. A file is written aside (`.part`), gone on with after a kill, and gets its name when it is what
-its source says: length, hash, packed to its end, XML or JSON of the right kind, as many records as its neighbours.
+No other command reaches the network without having been given a URL. A file is written aside (`.part`), gone on with
+after a kill, and gets its name when it is what its source says: length, hash, packed to its end, XML or JSON of the
+right kind, as many records as its neighbours.
 `acquired.sqlite` beside the files says what was fetched from where, `acquired.csv` says it to people. Called again, a
 source is listed, and what is new or was revised there is fetched.
 """

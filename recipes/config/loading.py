@@ -57,10 +57,7 @@ def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
     Raises:
         BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible.
     """
-    cfg = _merge(TrainConfig, _layers(Path(yaml), overrides), str(yaml))
-    check_values(cfg, str(yaml))
-    check_pretraining(cfg, str(yaml))
-    return cfg
+    return _pretraining(_layers(Path(yaml), overrides), str(yaml))
 
 
 def load_recorded_config(path: Path) -> TrainConfig:
@@ -71,9 +68,13 @@ def load_recorded_config(path: Path) -> TrainConfig:
     """
     layer = read_yaml(path)
     translate_old_keys(str(path), layer)
-    cfg = _merge(TrainConfig, [(str(path), layer)], str(path))
-    check_values(cfg, str(path))
-    check_pretraining(cfg, str(path))
+    return _pretraining([(str(path), layer)], str(path))
+
+
+def _pretraining(layers: Sequence[tuple[str, DictConfig]], name: str) -> TrainConfig:
+    cfg = _merge(TrainConfig, layers, name)
+    check_values(cfg, name)
+    check_pretraining(cfg, name)
     return cfg
 
 
