@@ -223,3 +223,15 @@ def test_what_cannot_be_reported_is_refused(make_run: MakeRun, tmp_path: Path):
     assert "Accuracy on dev" in page and "2 of them trained" in page
     report.main([str(one)])
     assert "Nothing was logged yet" in (one / "report.html").read_text()
+
+
+def test_a_corpus_without_dates_that_left_nothing_out_says_so(make_run: MakeRun):
+    """Plain text has no dates: no sentence of the page may end in a hole or name a `None`."""
+    folder = make_run("plain", [start(0), *losses(1, 3)])
+    record = json.loads((folder / "run.json").read_text())
+    record["data"]["corpus"] |= {"dates": {"first": None, "last": None}, "dropped": {}, "licenses": {}}
+    (folder / "run.json").write_text(json.dumps(record))
+    report.main([str(folder)])
+    page = (folder / "report.html").read_text()
+    assert "<p>Undated. Left out: nothing. Licences: unknown.</p>" in " ".join(page.split())
+    assert "Dated None" not in page
