@@ -24,6 +24,7 @@ from recipes.distributed.rank_zero import on_rank_zero
 TRAIN_LOSS = "loss/train/total"
 # Of a normal distribution, the standard deviation is this many median absolute deviations.
 SIGMAS_A_DEVIATION = 1.4826
+MORE_REWINDS = "a higher callbacks.spike_guard.max_rewinds allows more"
 
 
 class Rewind(Exception):
@@ -86,6 +87,12 @@ class SpikeGuard(Callback):
         self._losses.extend(state["losses"])
         self._spiking = list(state["spiking"])
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """Say so if the next spike ends the run: rewinds are counted over all starts of a run."""
+        rewinds = len(skipped_data.read(self.folder))
+        if rewinds >= self.max_rewinds and dist.get_global_rank() == 0:
+            print(f"warning: this run was rewound {rewinds} times; the next spike ends it; {MORE_REWINDS}", flush=True)
+
     def _limit(self) -> float:
         """The loss above which a batch spikes."""
         if len(self._losses) < (self._losses.maxlen or 0):
@@ -125,7 +132,11 @@ class SpikeGuard(Callback):
         spike = f"loss spike: {spike}, above {self._limit():.3g}"
         entries = skipped_data.read(self.folder)
         if len(entries) >= self.max_rewinds:
-            print(f"error: {spike}, after {len(entries)} rewinds; see docs/operations.md, exit code 3", flush=True)
+            print(
+                f"error: {spike}, after {len(entries)} rewinds. The same command resumes from the newest checkpoint, "
+                f"and the next spike ends it again; {MORE_REWINDS}, or see docs/operations.md, exit code 3",
+                flush=True,
+            )
             return False
         loader = cast(DataLoader[Any], state.train_dataloader)
         data = cast(TokenShards, loader.dataset)

@@ -28,13 +28,13 @@ from recipes.config.command_line import parse_run
 from recipes.config.loading import load_finetune_config, to_yaml
 from recipes.finetuning.planning import architecture, format_finetune_plan, make_finetune_plan, splits
 from recipes.finetuning.training import finetune
-from recipes.runs.signals import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launcher
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and fine-tune, or print what would be done."""
     arguments = parse_run(__doc__, "yamls/finetune/pubmedqa.yaml", "model=biomedlm", argv)
-    leave_at_once_when_preempted()
+    leave_at_once_when_told()
     leave_with_the_launcher()
     cfg = load_finetune_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:

@@ -23,7 +23,7 @@ from recipes.planning.run_plan import check_shards
 from recipes.runs.lock import hold
 from recipes.runs.names import RECORD
 from recipes.runs.processes import ROOT
-from recipes.runs.signals import leave_at_once_when_preempted
+from recipes.runs.signals import leave_at_once_when_told
 from recipes.trials.ladder import LEAST_RUNGS, measure, run_all
 from recipes.trials.ladder_page import PAGE, PICTURE, RESULTS, format_results, write_results
 from recipes.trials.rungs import (
@@ -71,7 +71,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
             f"{len(yamls)} rungs are too few: a law of two parameters and its error take {LEAST_RUNGS}, such as "
             "yamls/ladder/*.yaml"
         )
-    leave_at_once_when_preempted()
+    leave_at_once_when_told()
     rungs = load_rungs(yamls, overrides)
     targets = [read_rung(path) for path in arguments.predict or [FLAGSHIP]]
     planned_for = arguments.gpu if arguments.dry_run else None

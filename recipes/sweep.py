@@ -33,7 +33,7 @@ from recipes.finetuning.sweep_results import choose, draw, to_markdown
 from recipes.runs.environment import environment
 from recipes.runs.lock import hold
 from recipes.runs.names import RECORD
-from recipes.runs.signals import leave_at_once_when_preempted
+from recipes.runs.signals import leave_at_once_when_told
 
 RESULTS, TABLE, PICTURE = "results.json", "table.md", "dev.png"
 
@@ -100,7 +100,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         parser.add_argument("--without-failed", action="store_true", help="if runs fail, choose among the others")
 
     arguments = parse_run(__doc__, "yamls/finetune/pubmedqa-sweep.yaml", "model=biomedlm", argv, add)
-    leave_at_once_when_preempted()
+    leave_at_once_when_told()
     sweep = load_sweep(Path(arguments.yaml), arguments.overrides)
     print(format_sweep(sweep), flush=True)
     if arguments.dry_run:

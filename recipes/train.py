@@ -19,14 +19,14 @@ from recipes.config.command_line import parse_run
 from recipes.config.loading import load_config, to_yaml
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import check_shards, make_plan
-from recipes.runs.signals import leave_at_once_when_preempted, leave_with_the_launcher
+from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launcher
 from recipes.training.pretraining import train
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and train, or print what would be done."""
     arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "optimizer.lr=2e-4", argv)
-    leave_at_once_when_preempted()
+    leave_at_once_when_told()
     leave_with_the_launcher()
     cfg = load_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:  # what watches the run meanwhile: callbacks/registry.py

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from data_prep.common.exit_codes import BAD_INPUT, UNAVAILABLE
+from data_prep.common.exit_codes import BAD_INPUT, INTERRUPTED, UNAVAILABLE
 from data_prep.common.world import world
 
 
@@ -40,12 +40,22 @@ def run(main: Callable[[], object]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(128 + signal.SIGPIPE) from None
     except KeyboardInterrupt:
-        print("\ninterrupted: type the same command to go on", file=sys.stderr)
-        raise SystemExit(128 + signal.SIGINT) from None
+        say_interrupted()
+        raise SystemExit(INTERRUPTED) from None
+    except SystemExit as leaving:
+        if type(leaving) is SystemExit and leaving.code == INTERRUPTED:  # what Composer, once imported, makes of Ctrl-C
+            say_interrupted()
+        raise
     except Exception:  # a traceback and code 1; a rank that is signalled while it leaves ends with another
         _let_rank_zero_go_first()
         raise
     raise SystemExit(0)
+
+
+def say_interrupted() -> None:
+    """The last line after Ctrl-C, of rank 0 alone."""
+    if world().rank == 0:
+        print("\ninterrupted: type the same command to go on", file=sys.stderr, flush=True)
 
 
 def _let_rank_zero_go_first() -> None:

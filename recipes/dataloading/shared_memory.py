@@ -8,13 +8,15 @@ import random
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import cast
 
 import streaming.base.shared.prefix as shared_names
 from composer.utils import dist
 from streaming.base.shared import SharedMemory
+
+from data_prep.common.errors import BadInput
 
 MACHINE_MEMORY = Path("/dev/shm")  # where there is none, the folder for temporary files
 
@@ -45,12 +47,13 @@ def registering() -> Iterator[None]:
 
 
 def _claim_machine() -> int | None:
-    """A descriptor of the lock of this machine's shared memory, held by its first rank; None: another run's."""
+    """A descriptor of the lock of this machine's shared memory, held by its first rank; None: another run's.
+
+    Raises:
+        BadInput: the lock is a file that another user does not let this one read.
+    """
     path = (MACHINE_MEMORY if MACHINE_MEMORY.is_dir() else Path(tempfile.gettempdir())) / "token-shards.lock"
-    try:
-        lock = os.open(path, os.O_RDONLY)  # with O_CREAT the kernel refuses the file of another user here
-    except FileNotFoundError:
-        lock = os.open(path, os.O_RDONLY | os.O_CREAT, 0o644)
+    lock = _open_for_all_users(path)
     try:
         if dist.get_local_rank() == 0:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -58,6 +61,24 @@ def _claim_machine() -> int | None:
         os.close(lock)
         return None
     return lock
+
+
+def _open_for_all_users(path: Path) -> int:
+    """Open a file that any user of this machine may have made, and all may read, whatever the maker's umask."""
+    if not path.exists():
+        made, aside = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
+        os.fchmod(made, 0o644)
+        os.close(made)
+        with suppress(FileExistsError):
+            os.link(aside, path)  # it has its name once all may read it
+        Path(aside).unlink()
+    try:
+        return os.open(path, os.O_RDONLY)  # with O_CREAT the kernel refuses the file of another user here
+    except PermissionError:
+        raise BadInput(
+            f"{path}, by which the runs of this machine take turns, belongs to another user (id {path.stat().st_uid}), "
+            "who alone may read it; have it removed, or its mode changed to 644"
+        ) from None
 
 
 def _let_go_when_looked_at(name: str, create: bool, size: int = 0) -> SharedMemory:

@@ -11,8 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from data_prep.common.exit_codes import PREEMPTED
-from recipes.runs.signals import PREEMPTION_SIGNALS, follow, leave_at_once_when_preempted
+from recipes.runs.signals import STOP_SIGNALS, Stopped, answer_stop_signals, follow, leave_at_once_when_told
 
 ROOT = Path(__file__).parents[2]
 
@@ -59,28 +58,27 @@ def execute(command: Sequence[str], log: Path, folder: Path) -> int:
 
 
 def run_here(commands: Iterable[tuple[Run, list[str], Path]]) -> Iterator[tuple[Run, int]]:
-    """One after another; each with its exit code as it ends. A preemption signal goes on to the run, which saves.
+    """One after another; each with its exit code as it ends. A stop signal is passed on to the run, which saves.
 
     Args:
         commands: each run, what is to be typed for it, and its log.
 
     Raises:
-        SystemExit: preempted.
+        Stopped: told to stop, with the code of that signal.
     """
-    preempted = False
+    told: list[int] = []
     for run, command, log in commands:
         child = start(command, log, Path.cwd())
 
         def forward(number: int, _: Any, child: subprocess.Popen[bytes] = child) -> None:
-            nonlocal preempted
-            preempted = True
-            child.send_signal(number)
+            told.append(STOP_SIGNALS[signal.Signals(number)])
+            # A terminal sends Ctrl-C to both: passed on as such, it would be the second, which leaves without saving.
+            child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
-        for number in PREEMPTION_SIGNALS:
-            signal.signal(number, forward)
+        answer_stop_signals(forward)
         code = child.wait()
-        leave_at_once_when_preempted()  # until there is a run again that has something to save
-        if preempted or code == PREEMPTED:
-            print(f"preempted in {run.name}: type the same command to go on", flush=True)
-            raise SystemExit(PREEMPTED)
+        leave_at_once_when_told()  # until there is a run again that has something to save
+        if told or code in STOP_SIGNALS.values():
+            print(f"stopped in {run.name}: type the same command to go on", flush=True)
+            raise Stopped(told[0] if told else code)
         yield run, code

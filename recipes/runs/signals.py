@@ -1,4 +1,4 @@
-"""How a process answers the signals of a scheduler, and that it ends with its parent."""
+"""How a process answers the signals of a scheduler and Ctrl-C, and that it ends with its parent."""
 
 from __future__ import annotations
 
@@ -6,24 +6,48 @@ import ctypes
 import os
 import signal
 import sys
+from collections.abc import Callable
 from multiprocessing import resource_tracker
+from types import FrameType
 
-from data_prep.common.exit_codes import PREEMPTED
+from data_prep.common.errors import say_interrupted
+from data_prep.common.exit_codes import INTERRUPTED, PREEMPTED
 from data_prep.common.world import world
 
-PREEMPTION_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+# A shell that starts a command in the background of a script has it ignore Ctrl-C, which is meant for the foreground.
+_IN_BACKGROUND = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+STOP_SIGNALS = {signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED}  # -> exit code once everything is saved
+if not _IN_BACKGROUND:
+    STOP_SIGNALS[signal.SIGINT] = INTERRUPTED
 
 
-def leave_at_once_when_preempted() -> None:
-    """Until there is something to save, answer a preemption signal with PREEMPTED.
+class Stopped(SystemExit):
+    """Raised once everything is saved, and the user told; ends the process with the code of the stop signal."""
+
+
+def leave_at_once_when_told() -> None:
+    """Until there is something to save, answer a stop signal with its exit code.
 
     To be called again after `import composer`, which installs a handler of its own. Python's resource tracker starts
     here, so that it ignores USR1, which Slurm sends to all processes of a step: dead, it leaves shared memory behind.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     resource_tracker.ensure_running()
-    for number in PREEMPTION_SIGNALS:
-        signal.signal(number, lambda *_: os._exit(PREEMPTED))
+    answer_stop_signals(_leave_at_once)
+
+
+def answer_stop_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    """Have all stop signals answered by that handler; Ctrl-C, in the background, is ignored."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, handler)
+    if _IN_BACKGROUND:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _leave_at_once(number: int, _: FrameType | None) -> None:
+    if number == signal.SIGINT:
+        say_interrupted()
+    os._exit(STOP_SIGNALS[signal.Signals(number)])
 
 
 def leave_with_the_launcher() -> None:

@@ -19,7 +19,7 @@ from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
 from recipes.runs.folder import check_space, finish_run, pretraining_facts
 from recipes.runs.lock import held_by_rank_zero
 from recipes.runs.names import COMPILED
-from recipes.runs.signals import leave_at_once_when_preempted
+from recipes.runs.signals import leave_at_once_when_told
 
 if TYPE_CHECKING:
     from composer import Callback, Trainer
@@ -62,7 +62,7 @@ def train(cfg: TrainConfig) -> Trainer | None:
             if trainer:
                 return trainer
             # The loss spiked: again, from before it, around its data.
-            leave_at_once_when_preempted()  # nothing is to be saved before the next fit
+            leave_at_once_when_told()  # nothing is to be saved before the next fit
             give_memory_back()  # the model's and its optimizer's; the loaders' workers end
 
 

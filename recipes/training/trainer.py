@@ -32,7 +32,7 @@ from recipes.modeling.decoupled_adamw import DecoupledAdamW
 from recipes.modeling.token_loss import TokenSources
 from recipes.runs.environment import software
 from recipes.runs.names import CHECKPOINTS
-from recipes.runs.signals import leave_at_once_when_preempted
+from recipes.runs.signals import leave_at_once_when_told
 from recipes.training.device_check import check_device
 from recipes.training.loggers import build_loggers
 from recipes.training.prepared_run import PreparedRun
@@ -45,7 +45,7 @@ def connect(cfg: RunConfig) -> None:
         BadInput: no GPU where one was asked for, or one that torch cannot run; ranks that do not come, cannot be
             reached, or are unlike.
     """
-    leave_at_once_when_preempted()  # Composer has installed a handler of its own
+    leave_at_once_when_told()  # Composer has installed a handler of its own
     found = check_device(cfg.device, cfg.precision)
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:

@@ -20,7 +20,8 @@ import torch
 
 import warm
 from callbacks.checkpoint_writer import FILES_PER_RANK
-from data_prep.common.exit_codes import BAD_NUMBERS, PREEMPTED, STALLED
+from callbacks.preemption import SAME_INTERRUPT_S
+from data_prep.common.exit_codes import BAD_NUMBERS, INTERRUPTED, PREEMPTED, STALLED
 from data_prep.files import json_lines
 from data_prep.sharding.build_shards import build_shards
 from data_prep.sharding.shard_format import read_documents
@@ -224,6 +225,67 @@ def test_signals_in_evaluation_saving_and_start_up(
     outcome(
         "signals in training, evaluation, saving, start-up", "exit code 75, the same run", recomputed(tmp_path / "left")
     )
+
+
+def in_the_foreground() -> None:
+    """In a new process: Ctrl-C counts, which a shell has its background jobs ignore."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def await_output(file: Path, text: str, process: subprocess.Popen[Any]) -> None:
+    deadline_s = time.monotonic() + patience_s()
+    while text not in file.read_text():
+        assert process.poll() is None and time.monotonic() < deadline_s, file.read_text()
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.chaos)])
+def test_ctrl_c_saves_and_says_what_to_type(
+    outcome: Outcome, run: Run, command: Callable[..., list[str]], tmp_path: Path, ranks: int
+) -> None:
+    """As a terminal sends it: to launcher, ranks and workers at once; Composer's launcher then sends SIGTERM, too."""
+    log = tmp_path / "log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command("left", "data.num_workers=1", ranks=ranks), cwd=ROOT, stdout=file, stderr=file,
+            start_new_session=True, preexec_fn=in_the_foreground,
+        )  # fmt: skip
+    await_lines(process, tmp_path / "left", 5)
+    os.killpg(process.pid, signal.SIGINT)
+    assert process.wait(patience_s()) == INTERRUPTED
+    said = log.read_text()
+    batch = int(complete_checkpoints(tmp_path / "left/checkpoints")[-1].name.split("ba")[-1])
+    assert f"interrupted after batch {batch}: saved, exit code 130; the same command goes on from here" in said
+    assert "Ctrl-C again leaves at once" in said
+    if ranks == 1:  # of two, Composer's launcher prints where it stood itself
+        assert "Traceback" not in said, said
+    run("left", "data.num_workers=1", ranks=ranks)
+    assert read_run(tmp_path / "left").starts == [0, batch]
+    outcome(f"Ctrl-C, {ranks} ranks", "saved, exit code 130", recomputed(tmp_path / "left"))
+
+
+@pytest.mark.chaos
+def test_ctrl_c_before_there_is_anything_to_save_and_twice(command: Callable[..., list[str]], tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    for moment in ("start", "save"):
+        with log.open("w") as file:
+            slow = ["hang:0:3"] if moment == "save" else None
+            process = subprocess.Popen(
+                command("left", faults=slow), cwd=ROOT, stdout=file, stderr=file, preexec_fn=in_the_foreground
+            )
+        if moment == "start":
+            await_handler(process, signal.SIGUSR1)
+            process.send_signal(signal.SIGINT)
+            expected = "interrupted: type the same command to go on"
+        else:
+            await_lines(process, tmp_path / "left", 2)
+            process.send_signal(signal.SIGINT)
+            await_output(log, expected := "Ctrl-C again leaves at once", process)
+            time.sleep(SAME_INTERRUPT_S)
+            process.send_signal(signal.SIGINT)
+        assert process.wait(patience_s()) == INTERRUPTED
+        assert expected in log.read_text() and "Traceback" not in log.read_text(), log.read_text()
+        assert not complete_checkpoints(tmp_path / "left/checkpoints")
 
 
 @pytest.mark.chaos
@@ -439,6 +501,7 @@ def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: 
     more = [*SPIKES, "save_interval=40ba", "callbacks.spike_guard.max_rewinds=1"]
     done = run("spikes", *more, faults=["noise:0:20", "noise:0:44"], code=BAD_NUMBERS)
     assert "back to batch 0" in done.stdout and "after 1 rewinds" in done.stdout
+    assert "warning: this run was rewound 1 times; the next spike ends it" in done.stdout.split("back to batch 0")[1]
     assert read_run(tmp_path / "spikes").starts == [0, 0]
     outcome("a second loss spike, one rewind allowed", "exit code 3", "nothing that was saved")
 

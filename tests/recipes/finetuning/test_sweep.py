@@ -27,7 +27,7 @@ from recipes import finetune, sweep
 from recipes.evaluation.over_seeds import evaluate_runs
 from recipes.finetuning import sweep as grid
 from recipes.runs import processes
-from recipes.runs.signals import PREEMPTION_SIGNALS
+from recipes.runs.signals import STOP_SIGNALS
 
 WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
 GRID = {"optimizer.lr": [1e-6, 3e-3], "seed": [1, 2]}
@@ -116,7 +116,7 @@ class Forked:
 
 @pytest.fixture
 def forked(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Forked]]:
-    handlers = {number: signal.getsignal(number) for number in PREEMPTION_SIGNALS}
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     Forked.started.clear()
     monkeypatch.setattr(processes, "start", Forked)
     yield Forked
