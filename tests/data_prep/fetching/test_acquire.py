@@ -28,7 +28,7 @@ import zstandard
 
 from data_prep import acquire
 from data_prep.common.errors import run
-from data_prep.fetching import downloads, listed_files, pmc_bucket
+from data_prep.fetching import downloads, listed_files, pmc_bucket, pmc_packs
 from data_prep.fetching.pile import PILE
 from data_prep.filtering import corpus_format
 from data_prep.filtering.build_corpus import build_corpus
@@ -927,7 +927,7 @@ def corpus_of(out: Path, to: Path, licenses: str = "all") -> tuple[dict[str, str
 def test_pmc_is_fetched_once_and_read_by_the_corpus_stage(
     articles: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pmc_bucket, "PACK_BYTES", 1500)  # some articles a pack
+    monkeypatch.setattr(pmc_packs, "PACK_BYTES", 1500)  # some articles a pack
     out = tmp_path / "files"
     assert acquire_pmc(articles, out) == 0
     said = capsys.readouterr().out
@@ -1165,7 +1165,7 @@ def test_pmc_inventories_that_are_none(articles: Site, s3: Any, tmp_path: Path, 
 
 
 def test_pmc_packs_that_are_lost_or_altered(articles: Site, tmp_path: Path, capsys: Any, monkeypatch: Any):
-    monkeypatch.setattr(pmc_bucket, "PACK_BYTES", 1)  # an article a pack
+    monkeypatch.setattr(pmc_packs, "PACK_BYTES", 1)  # an article a pack
     out = tmp_path / "files"
     assert acquire_pmc(articles, out, "--workers", 1) == 0
     packs = sorted(out.glob("pmc-*.tar.zst"))
@@ -1193,7 +1193,7 @@ def test_pmc_killed_before_a_pack_has_its_name(articles: Site, tmp_path: Path, m
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(pmc_bucket, *(("sha256_file", kill) if moment == "written" else ("give_name", kill)))
+        patch.setattr(pmc_packs, *(("sha256_file", kill) if moment == "written" else ("give_name", kill)))
         with pytest.raises(Killed):
             acquire.main(["pmc", "--url", f"{articles.url}/{BUCKET}", "--out", str(out)])
     assert not list(out.glob("*.tar.zst")) and list(out.glob("*.part"))

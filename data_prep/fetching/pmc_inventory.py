@@ -1,0 +1,121 @@
+"""The inventory of PMC's bucket: which articles there are, and in which version.
+
+An S3 inventory of `metadata/` is made once a day, `inventory-reports/pmc-oa-opendata/metadata/2026-01-18T01-00Z/
+manifest.json`, which names gzipped CSV files of bucket, key, time of change and ETag; a change of any of an article's
+files changes its metadata's ETag. There are about 8 million versions.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import hashlib
+import io
+import re
+import sqlite3
+import tempfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+import orjson
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
+from tqdm import tqdm
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
+from data_prep.fetching.downloads import Missing, Web, Wrong, shown, until_right
+
+INVENTORIES = "inventory-reports/pmc-oa-opendata/metadata/"
+INVENTORY = re.compile(rf"{INVENTORIES}\d{{4}}-\d\d-\d\dT\d\d-\d\dZ/")
+COLUMNS = ("Key", "LastModifiedDate", "ETag")
+KEY = re.compile(r"metadata/PMC(\d+)\.(\d+)\.json")
+
+
+def load_inventory(web: Web, url: str, database: sqlite3.Connection) -> None:
+    """Bring the table `listed` to the newest inventory, if it is another one."""
+    key, manifest = _newest_inventory(web, url)
+    if database.execute("SELECT key FROM inventory").fetchall() == [(key,)]:
+        return
+    name = shown(f"{url}/{key}")
+    try:
+        columns = [column.strip() for column in manifest["fileSchema"].split(",")]
+        files = [(file["key"], int(file["size"]), str(file["MD5checksum"])) for file in manifest["files"]]
+        places = [columns.index(column) for column in COLUMNS]
+        if manifest["fileFormat"] != "CSV":
+            raise ValueError
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise BadInput(f"{name} does not describe CSV files with the columns {', '.join(COLUMNS)}") from None
+    (before,) = database.execute("SELECT COUNT(*) FROM listed").fetchone()
+    with tempfile.TemporaryDirectory() as folder, database:  # all of it, or the inventory that was there
+        database.execute("DELETE FROM listed")
+        with tqdm(
+            desc="inventory", total=sum(size for _, size, _ in files), unit="B", unit_scale=True, disable=None
+        ) as bar:
+            for file_key, _, md5 in files:
+                file_url, part = f"{url}/{quote(file_key)}", Path(folder) / "inventory.csv.gz"
+
+                def attempt(file_url: str = file_url, md5: str = md5, part: Path = part) -> None:
+                    web.download(file_url, part, bar.update)
+                    if (seen := _md5_of(part)) != md5:
+                        bar.update(-part.stat().st_size)
+                        part.unlink()
+                        raise Wrong(f"its MD5 is {seen}, {name} says {md5}")
+
+                until_right(file_url, attempt)
+                try:
+                    with gzip.open(part, "rt", encoding="utf-8", newline="") as lines:
+                        database.executemany(
+                            "INSERT INTO listed VALUES (?, ?, ?, ?) ON CONFLICT (pmcid) DO UPDATE SET "
+                            "version = excluded.version, etag = excluded.etag, modified = excluded.modified "
+                            "WHERE excluded.version > listed.version",
+                            _versions(lines, places),
+                        )
+                except (OSError, EOFError, zlib.error, csv.Error, IndexError, UnicodeDecodeError) as error:
+                    raise BadInput(f"{shown(file_url)} is not a gzipped CSV file ({error})") from None
+                part.unlink()
+        (now,) = database.execute("SELECT COUNT(*) FROM listed").fetchone()
+        if now == 0 or now < before / 2:
+            raise BadInput(f"{name} lists {now:,} articles, the inventory before it {before:,}; try again tomorrow")
+        database.execute("DELETE FROM inventory")
+        database.execute("INSERT INTO inventory VALUES (?)", (key,))
+    print(f"{now:,} articles in the inventory of {key.split('/')[-2]}")
+
+
+def _versions(lines: io.TextIOBase, places: list[int]) -> Iterator[tuple[int, int, str, str]]:
+    for row in csv.reader(lines):
+        key, modified, etag = (row[place] for place in places)
+        if found := KEY.fullmatch(unquote(key)):
+            yield int(found[1]), int(found[2]), etag.strip('"'), modified
+
+
+def _newest_inventory(web: Web, url: str) -> tuple[str, JsonDict]:
+    """The key and the content of the newest manifest; a folder that has none yet is being written."""
+    address = f"{url}/?list-type=2&delimiter=%2F&prefix={quote(INVENTORIES, safe='')}"
+    body = web.get(address).body
+    try:
+        root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
+        prefixes = [element.text or "" for element in root.iterfind(".//{*}CommonPrefixes/{*}Prefix")]
+    except etree.XMLSyntaxError:
+        prefixes = []
+    for prefix in sorted(filter(INVENTORY.fullmatch, prefixes), reverse=True):
+        try:
+            answer = web.get(f"{url}/{prefix}manifest.json")
+        except Missing:
+            continue
+        try:
+            return f"{prefix}manifest.json", orjson.loads(answer.body)
+        except orjson.JSONDecodeError:
+            raise BadInput(
+                f"{shown(url)}/{prefix}manifest.json is not JSON; it begins with {answer.body[:60]!r}"
+            ) from None
+    raise BadInput(f"{shown(url)} lists no inventory below {INVENTORIES}; it begins with {body[:60]!r}")
+
+
+def _md5_of(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
