@@ -7,7 +7,6 @@ mends it, unreleased); `refuse_unsafe` is called before each, through the hook t
 from __future__ import annotations
 
 import ctypes
-import io
 import mmap
 import os
 import pickle
@@ -19,39 +18,14 @@ from typing import Any
 
 import torch
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+from torch.distributed.checkpoint.planner import LoadPlan, LoadPlanner
 from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from data_prep.common.errors import BadInput
 from recipes.checkpointing.checkpoint import METADATA, MONOLITH, is_sharded
-
-# What honest checkpoints hold beside tensors: clocks, NumPy random state, the torch version.
-_ALLOWED_GLOBALS = frozenset(
-    {
-        "datetime.timedelta",
-        "datetime.datetime",
-        "numpy.ndarray",
-        "numpy.dtype",
-        "numpy.core.multiarray._reconstruct",
-        "numpy._core.multiarray._reconstruct",
-        "torch.torch_version.TorchVersion",
-        "collections.OrderedDict",
-    }
-)
-# The index of a sharded checkpoint is made of these classes (torch.distributed.checkpoint.metadata).
-_METADATA_MODULES = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-_METADATA_GLOBALS = frozenset(
-    {
-        "collections.OrderedDict",
-        "torch.Size",
-        "torch.serialization._get_layout",
-        "torch._utils._rebuild_tensor_v2",
-        "pathlib.PosixPath",
-        "pathlib._local.PosixPath",
-        "torch.distributed.checkpoint.stateful.Stateful",
-    }
-)
+from recipes.checkpointing.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
 
 
 def guard_composer_loading() -> None:
@@ -70,44 +44,27 @@ def refuse_unsafe(path: Path | str, specs: list[tuple[int, int]] | None = None) 
         BadInput: it names any other class or function, or cannot be read.
     """
     path = Path(path)
-    try:
-        if path.name == METADATA:
-            _read_index(path)
-        elif specs is not None:
-            with path.open("rb") as file:
-                for offset, length in specs:
-                    file.seek(offset)
-                    _refuse_globals(path, io.BytesIO(file.read(length)))
-        else:
-            _refuse_globals(path, path)
-    except BadInput:
-        raise
-    except Exception as error:
-        raise BadInput(f"{path} is not a readable checkpoint ({type(error).__name__}: {error})") from None
+    if path.name == METADATA:
+        _read_index(path)
+        return True
+    with _faults_of(path), path.open("rb") as file:
+        for part in [Part(file, *spec) for spec in specs] if specs is not None else [file]:
+            check_archive(part)
     return True
 
 
-def _refuse_globals(path: Path, source: Any) -> None:
-    unsafe = set(torch.serialization.get_unsafe_globals_in_checkpoint(source)) - _ALLOWED_GLOBALS
-    if unsafe:
-        raise BadInput(f"{path} would run code when it is loaded: it names {', '.join(sorted(unsafe))}; do not use it")
-
-
-class _MetadataUnpickler(pickle.Unpickler):
-    """Reads the index of a sharded checkpoint, and only classes that such an index is made of."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        torch_dtype = module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        if module in _METADATA_MODULES or torch_dtype or f"{module}.{name}" in _METADATA_GLOBALS:
-            return super().find_class(module, name)
-        raise BadInput(f"a checkpoint's {METADATA} would run code when it is loaded: it names {module}.{name}")
+@contextmanager
+def _faults_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{path} {error}") from None
+    except Exception as error:  # whatever readers of damaged bytes raise
+        raise BadInput(f"{path} is not a readable checkpoint ({type(error).__name__}: {error})") from None
 
 
 class _GuardedReader(FileSystemReader):
-    """Reads a sharded checkpoint's index through the guarded unpickler, and lets nothing but tensors be read by it.
-
-    An entry that the index declares as bytes would be unpickled when it is read; tensors are read with weights_only.
-    """
+    """Reads a sharded checkpoint's tensors, and nothing else: what the index calls bytes would be unpickled."""
 
     def read_metadata(self) -> Any:
         index = _read_index(Path(self.path) / METADATA)
@@ -116,10 +73,35 @@ class _GuardedReader(FileSystemReader):
         }
         return index
 
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Any:
+        """Check each part before it is read."""
+        parts: dict[str, list[tuple[int, int]]] = {}
+        for item in plan.items:
+            place = self.storage_data[item.storage_index]
+            parts.setdefault(place.relative_path, []).append((place.offset, place.length))
+        for name, specs in parts.items():
+            refuse_unsafe(Path(self.path) / name, specs)
+        return super().read_data(plan, planner)
 
-def _read_index(path: Path) -> Any:
-    with path.open("rb") as file:
-        return _MetadataUnpickler(file).load()
+
+def _read_index(path: Path) -> Metadata:
+    """The index of a sharded checkpoint.
+
+    Raises:
+        BadInput: it is damaged, or names what no index does, or a file elsewhere.
+    """
+    with _faults_of(path):
+        data = path.read_bytes()
+        follow_pickle(data, IN_INDEX)
+        index = pickle.loads(data)
+        if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
+            raise ValueError("it holds no index")
+        for place in index.storage_data.values():
+            if Path(place.relative_path).name != place.relative_path:
+                raise BadInput(f"names a file that is not beside it: {place.relative_path!r}")
+            if getattr(place, "transform_descriptors", None):
+                raise BadInput(f"names a file that is packed: {place.relative_path!r}")
+    return index
 
 
 def entries(checkpoint: Path) -> set[str]:
@@ -154,7 +136,7 @@ def check_parts(checkpoint: Path) -> None:
     if not is_sharded(checkpoint):
         return
     ends_bytes: dict[str, int] = {}
-    for entry in _read_index(checkpoint / METADATA).storage_data.values():
+    for entry in (_read_index(checkpoint / METADATA).storage_data or {}).values():
         ends_bytes[entry.relative_path] = max(ends_bytes.get(entry.relative_path, 0), entry.offset + entry.length)
     for name, end_bytes in sorted(ends_bytes.items()):
         path = checkpoint / name

@@ -1,24 +1,19 @@
 """Read token shards that are, byte for byte, what was written, or say which file is not.
 
 StreamingDataset trusts a file because it is there, and what its download threads raise ends an epoch early or never. It
-keeps the order of samples and the resumption here; files are this module's. Each link vouches for the next: the
-manifest's seal for the manifest, its sha256 for a split's index, the index' xxh64 for a shard, and one hash a sample,
-taken from a shard found good, for every sample that is read from it later.
+keeps the order of samples and the resumption here, and opens no file. Each link vouches for the next: the manifest's
+seal for the manifest, its sha256 for a split's index, the index' xxh64 for a shard, and one hash a sample, taken from a
+shard found good, for every sample that is read from it later.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-import platform
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,64 +22,16 @@ import numpy as np
 import xxhash
 import zstandard
 from streaming.base.format import Reader
-from streaming.base.storage import CloudDownloader
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import MANIFEST, seal
 from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, token_dtype
+from recipes.dataloading.checked_files import Source, fetches, obtain
 
-ATTEMPTS = 3  # to fetch a file, and to read a sample of a shard that changes while it is read
-RETRY_WAIT_S = 1.0  # before the second attempt to fetch; doubled before each further one
-DOWNLOAD_TIMEOUT_S = 60.0
-
-Check = Callable[[bytes], str]  # what is wrong with a file's content, empty if nothing is
-Source = tuple[str, Callable[[], bytes]]  # its name for messages, and where the content comes from
+READ_ATTEMPTS = 3  # of a sample of a shard that changes while it is read
 
 log = logging.getLogger(__name__)
-
-
-def obtain(path: Path, check: Check, sources: Sequence[Source], way_out: str, wait: bool = True) -> bytes | None:
-    """A file's content if it is good; otherwise the first good one of `sources`, which then replaces the file.
-
-    The file is written aside and renamed, so that nobody reads a part of it. One process of a node makes it, the
-    others wait; nodes that share the folder may make it twice, of the same bytes.
-
-    Args:
-        path: the file, which may be missing.
-        check: what a content must pass.
-        sources: tried in order.
-        way_out: what the user can do, for the message.
-        wait: for another process that makes the file; if not, the result is None.
-
-    Raises:
-        BadInput: the file is bad and so are all sources, or the folder cannot be written.
-    """
-    data, problem = _read(path, check)
-    if not problem:
-        return data
-    with _alone(path, wait) as alone:
-        if not alone:
-            return None
-        data, problem = _read(path, check)
-        if not problem:
-            return data
-        problems = [f"{path}: {problem}"]
-        for name, source in sources:
-            try:
-                data = source()
-                problem = check(data)
-            except Exception as error:  # the clients of object stores raise what they like
-                problem = f"{type(error).__name__}: {error}"
-            if problem:
-                problems.append(f"{name}: {problem}")
-                continue
-            damaged = path.exists()
-            _replace(path, data)
-            if damaged:
-                log.warning("%s; replaced it from %s", problems[0], name)
-            return data
-    raise BadInput("\n  ".join([f"{path} cannot be read as it was written:", *problems]) + f"\n{way_out}")
 
 
 def fetch_manifest(folder: Path, remote: str) -> None:
@@ -103,7 +50,7 @@ def fetch_manifest(folder: Path, remote: str) -> None:
         return "" if good else "is not the manifest of token shards, or was altered after it was written"
 
     path = folder / MANIFEST
-    obtain(path, check, _fetches(remote, MANIFEST, path), f"data.remote = {remote} must hold finished token shards")
+    obtain(path, check, fetches(remote, MANIFEST, path), f"data.remote = {remote} must hold finished token shards")
 
 
 def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenShard]:
@@ -125,7 +72,7 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenS
         found = hashlib.sha256(data).hexdigest()
         return "" if found == expected else f"sha256 is {found}, the manifest says {expected}"
 
-    data = obtain(info.folder / name, check, _fetches(remote, name, info.folder / name), _way_out(info.folder, remote))
+    data = obtain(info.folder / name, check, fetches(remote, name, info.folder / name), _way_out(info.folder, remote))
     assert data is not None  # it was waited for
     entries = json.loads(data)["shards"]
     encoding = mds_encoding(info.vocab_size, info.seq_len)
@@ -162,10 +109,10 @@ class TokenShard(Reader):
         if packed:
             path = self._path.with_name(packed["basename"])
             origins: list[Source] = [(str(path), path.read_bytes)]
-            origins += _fetches(remote, f"{split}/{packed['basename']}", path)
+            origins += fetches(remote, f"{split}/{packed['basename']}", path)
             self._sources = [(name, partial(_unpack, packed, raw["bytes"], origin)) for name, origin in origins]
         else:
-            self._sources = _fetches(remote, f"{split}/{raw['basename']}", self._path)
+            self._sources = fetches(remote, f"{split}/{raw['basename']}", self._path)
         self._first_byte = 0
         self._digests: np.ndarray | None = None  # (samples,) uint64, once the shard was found good
         self._failure: BadInput | None = None
@@ -217,7 +164,7 @@ class TokenShard(Reader):
         Raises:
             BadInput: as `prepare`, or the file keeps changing.
         """
-        for _ in range(ATTEMPTS):
+        for _ in range(READ_ATTEMPTS):
             if self._digests is None:
                 self.prepare()
             assert self._digests is not None
@@ -279,74 +226,3 @@ def _unpack(expected: JsonDict, unpacked_bytes: int, origin: Callable[[], bytes]
     if problem := _differs(expected, data):
         raise ValueError(problem)
     return zstandard.ZstdDecompressor().decompress(data, max_output_size=unpacked_bytes)
-
-
-def _read(path: Path, check: Check) -> tuple[bytes, str]:
-    """A file's content and what is wrong with it."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        return b"", error.strerror or str(error)
-    return data, check(data)
-
-
-def _aside(path: Path) -> Path:
-    """Where a node writes a file before it is whole. What a killed process leaves there, the next one overwrites."""
-    return path.with_name(f".{path.name}.{platform.node()}")
-
-
-def _replace(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _aside(path).write_bytes(data)
-        _aside(path).replace(path)
-    except OSError as error:
-        _aside(path).unlink(missing_ok=True)
-        raise BadInput(f"cannot write {path}: {error.strerror}") from None
-
-
-def _fetches(remote: str | None, name: str, path: Path) -> list[Source]:
-    """The attempts to fetch the file `name` of `remote`; none without a remote."""
-    if remote is None:
-        return []
-    url = f"{remote.rstrip('/')}/{name}"
-    return [(f"{url} (attempt {n + 1})", partial(_fetch, url, _aside(path), n)) for n in range(ATTEMPTS)]
-
-
-def _fetch(url: str, aside: Path, attempt: int) -> bytes:
-    if attempt:
-        time.sleep(RETRY_WAIT_S * 2 ** (attempt - 1))
-    try:
-        aside.unlink(missing_ok=True)  # streaming takes a file that is there for the one to be fetched
-        CloudDownloader.direct_download(url, str(aside), DOWNLOAD_TIMEOUT_S)
-        return aside.read_bytes()
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-@contextmanager
-def _alone(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the only lock of this node on the making of a file; False if another holds it and `wait` is not set.
-
-    The lock is a file of the node's own, because not every shared file system has locks. It dies with its holder.
-    """
-    name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
-    lock = Path(tempfile.gettempdir()) / f"token-shard-{os.getuid()}-{name}.lock"
-    while True:
-        file = os.open(lock, os.O_CREAT | os.O_RDWR, 0o600)
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            if lock.exists() and os.path.samestat(os.fstat(file), lock.stat()):
-                break
-        except BlockingIOError:
-            os.close(file)
-            yield False
-            return
-        except FileNotFoundError:
-            pass
-        os.close(file)  # its holder removed it meanwhile, so it locks nothing
-    try:
-        yield True
-    finally:
-        lock.unlink(missing_ok=True)
-        os.close(file)

@@ -20,7 +20,7 @@ def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None, stack: str = 
     Raises:
         BadInput: the run cannot be split so, does not fit `gpu`, `stack` has no code for it, or the plan is wrong.
     """
-    from recipes.trials.rehearsal import rank_bytes
+    from recipes.trials.sharded_size import rank_bytes
 
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     plan = make_plan(cfg, world_size, shards)

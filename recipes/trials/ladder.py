@@ -182,35 +182,8 @@ def cannot_tell(
         )
     if free.reducible == 0 or pure.reducible == 0 or free.exponent <= scaling_law.LEAST_EXPONENT * 1.01:
         notes.append("The loss hardly falls with compute over these rungs: no law of it can be told.")
-    most = max(point.compute for point in used)
-    span = most / min(point.compute for point in used)
     for target in targets:
-        if (beyond := target.compute / most) > 1:
-            notes.append(
-                f"{target.name} is {beyond:,.3g} times the compute of the largest rung, and the rungs span a factor of "
-                f"{span:,.3g}. The interval is right only if one law holds that far, and nothing here can show that."
-            )
-        ratio = target.tokens_per_parameter
-        near = [rung.tokens_per_parameter for rung in rungs if rung.name in {point.name for point in used}]
-        if max(*near, ratio) / min(*near, ratio) > SAME_RATIO:
-            notes.append(
-                f"{target.name} is trained on {ratio:.3g} tokens a parameter, the rungs on {min(near):.3g} to "
-                f"{max(near):.3g}: a law of compute alone holds along one ratio, and this one is of another run of "
-                f"{target.name}'s compute."
-            )
-        text, seq_len = next((rung.text_sha256 for rung in rungs if rung.text_sha256), None), rungs[0].cfg.data.seq_len
-        if target.text_sha256 != text or target.cfg.data.seq_len != seq_len:
-            differs = target.text_sha256 is not None or target.cfg.data.seq_len != seq_len
-            notes.append(
-                f"{target.name} is predicted on the rungs' validation text, with their tokenizer and context of "
-                f"{seq_len} tokens; that its own are the same {'is not so' if differs else 'could not be checked'}."
-            )
-        if target.passes is None or target.repeats:
-            passes = "an unknown number of passes" if target.passes is None else f"{target.passes:.1f} passes"
-            notes.append(
-                f"{target.name} makes {passes} over its data. Beyond {MAX_PASSES:g}, repeated tokens are worth less "
-                "(arXiv 2305.16264), and the law, of rungs with fewer, is then too hopeful."
-            )
+        notes += _cannot_tell_of(target, rungs, used)
     if repeated := [point.name for point in used if point.passes and point.passes > MAX_PASSES]:
         notes.append(f"Fitted to rungs of more than {MAX_PASSES:g} passes, too: {', '.join(repeated)}.")
     notes += [
@@ -221,4 +194,37 @@ def cannot_tell(
         f"All rungs are measured on the same {used[0].val_tokens:,} validation tokens: what is peculiar to these "
         "shifts all points together, and no interval here holds it.",
     ]
+    return notes
+
+
+def _cannot_tell_of(target: Rung, rungs: Sequence[Rung], used: Sequence[Point]) -> list[str]:
+    notes = []
+    most = max(point.compute for point in used)
+    span = most / min(point.compute for point in used)
+    if (beyond := target.compute / most) > 1:
+        notes.append(
+            f"{target.name} is {beyond:,.3g} times the compute of the largest rung, and the rungs span a factor of "
+            f"{span:,.3g}. The interval is right only if one law holds that far, and nothing here can show that."
+        )
+    ratio = target.tokens_per_parameter
+    near = [rung.tokens_per_parameter for rung in rungs if rung.name in {point.name for point in used}]
+    if max(*near, ratio) / min(*near, ratio) > SAME_RATIO:
+        notes.append(
+            f"{target.name} is trained on {ratio:.3g} tokens a parameter, the rungs on {min(near):.3g} to "
+            f"{max(near):.3g}: a law of compute alone holds along one ratio, and this one is of another run of "
+            f"{target.name}'s compute."
+        )
+    text, seq_len = next((rung.text_sha256 for rung in rungs if rung.text_sha256), None), rungs[0].cfg.data.seq_len
+    if target.text_sha256 != text or target.cfg.data.seq_len != seq_len:
+        differs = target.text_sha256 is not None or target.cfg.data.seq_len != seq_len
+        notes.append(
+            f"{target.name} is predicted on the rungs' validation text, with their tokenizer and context of "
+            f"{seq_len} tokens; that its own are the same {'is not so' if differs else 'could not be checked'}."
+        )
+    if target.passes is None or target.repeats:
+        passes = "an unknown number of passes" if target.passes is None else f"{target.passes:.1f} passes"
+        notes.append(
+            f"{target.name} makes {passes} over its data. Beyond {MAX_PASSES:g}, repeated tokens are worth less "
+            "(arXiv 2305.16264), and the law, of rungs with fewer, is then too hopeful."
+        )
     return notes

@@ -1,30 +1,39 @@
-"""What a rehearsal sees of a run: how long a step takes, its memory, and whether a checkpoint gives everything back."""
+"""A rehearsal of a run: how long a step takes, its memory, and whether a checkpoint gives everything back."""
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import sys
 import time
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as distributed
 import xxhash
 from composer import Callback, Logger, State
-from composer.core import Precision
-from composer.distributed.fsdp2 import prepare_fully_shard
-from composer.distributed.fsdp2_utils import generate_composer_model_policy
-from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import read_json, write_json
+from data_prep.sharding.shard_format import ShardsInfo
+from recipes.checkpointing.checkpoint import complete_checkpoints, remove, saved_at
 from recipes.config.schema import TrainConfig
-from recipes.distributed.fsdp import parallelism_config
-from recipes.modeling.gpt2 import BioMedLM
+from recipes.distributed.rank_zero import on_rank_zero
+from recipes.planning.gpus import CUDA_NAMES, GPUS
 from recipes.planning.plan_text import gigabytes
+from recipes.planning.run_plan import Plan, make_plan
+from recipes.runs.names import CHECKPOINTS, RECORD
+from recipes.training.pretraining import fit
+from recipes.training.trainer import give_memory_back
+from recipes.trials.check_runner import Checks, gathered
+from recipes.trials.memory_check import planned_bytes
 
+BATCHES, SAVED_AT = 3, 2  # the first is slow, the last is run once more, resumed from before it
+MEMORY_TOLERANCE = 0.10  # of measured against planned memory
+STRAGGLER = 1.15  # a rank whose steps take so much longer than the median's is named
 SAME_LOSS = 1e-3  # share by which the loss may differ where a GPU's kernels do not repeat themselves
 
 
@@ -122,28 +131,78 @@ def hashes(state: State) -> dict[str, str]:
     return found
 
 
-def rank_bytes(cfg: TrainConfig, rank: int, world_size: int) -> int:
-    """Bytes of the fp32 parameters of one rank, sharded as Composer does, without the other ranks and without memory.
-
-    Raises:
-        BadInput: FSDP1, which cannot be built so.
-    """
-    with torch.device("meta"):
-        model = BioMedLM(cfg.model, eos_token_id=cfg.model.vocab_size - 1, draw_weights=False)
-    if cfg.fsdp is None or world_size == 1:
-        return sum(parameter.numel() * 4 for parameter in model.parameters())
-    if cfg.fsdp.version != 2:
-        raise BadInput("fsdp.version = 1 cannot be built without its ranks; give fsdp.version=2")
-    distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
+def rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) -> None:
+    """A few batches of the real run, a checkpoint, and the last batch once more from it."""
+    folder = Path(f"{cfg.run_dir}.preflight")
+    tried = rehearsal_config(cfg, folder)
+    short = make_plan(tried, plan.world_size, shards, plan.ranks_per_node)
+    first, second = Rehearsal(SAVED_AT), Rehearsal(SAVED_AT)
     try:
-        replicas = cfg.fsdp.data_parallel_replicate_degree
-        fsdp2 = parallelism_config(cfg.fsdp, activation_checkpointing=False, device="cpu").fsdp2
-        assert fsdp2
-        shape = (replicas, world_size // replicas) if replicas > 1 else (world_size,)
-        names = ("replicate", "shard") if replicas > 1 else ("shard",)
-        fsdp2.device_mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
-        prepare_fully_shard(model, fsdp2, Precision.FP32, generate_composer_model_policy(model))
-        parts: list[Any] = list(model.parameters())
-        return sum(part.to_local().numel() * 4 for part in parts)
+        on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+        on_rank_zero(lambda: folder.mkdir(parents=True))
+
+        def steps() -> str:
+            try:
+                fit(tried, short, shards, [first])
+            except torch.OutOfMemoryError as error:
+                raise BadInput(f"{str(error).splitlines()[0]}; make plan GPU=… says what would fit") from None
+            give_memory_back()
+            return _speed(plan, first)
+
+        if not checks.run("step", steps):
+            return
+        checks.run("peak memory", lambda: first.told_memory(planned_bytes(cfg, plan), MEMORY_TOLERANCE))
+
+        def again() -> str:
+            on_rank_zero(lambda: _forget_the_end(folder))
+            fit(tried, short, shards, [second])
+            return first.told_resumption(second)
+
+        checks.run("resume", again)
     finally:
-        distributed.destroy_process_group()
+        on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+
+
+def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:
+    """The run, but for a few batches in a folder of its own, and without what tells others of it."""
+    callbacks = replace(cfg.callbacks, generate_samples=None, console=None, spike_guard=None, runtime_estimator=None)
+    return replace(
+        cfg,
+        run_dir=str(folder),
+        max_duration=f"{BATCHES}ba",
+        scheduler=replace(cfg.scheduler, t_warmup="1ba"),
+        eval_interval=f"{BATCHES}ba",
+        eval_subset_num_batches=1,
+        save_interval="1ba",
+        save_num_checkpoints_to_keep=-1,
+        save_permanent_interval=None,
+        save_remote=None,
+        on_save_error="stop",
+        progress_bar=False,
+        callbacks=callbacks,
+        loggers=replace(cfg.loggers, wandb=None, tensorboard=None),
+    )
+
+
+def _forget_the_end(folder: Path) -> None:
+    """As a crash after the checkpoint would leave the folder."""
+    for checkpoint in complete_checkpoints(folder / CHECKPOINTS):
+        if saved_at(checkpoint)["batch"] > SAVED_AT:
+            remove(checkpoint)
+    record = read_json(folder / RECORD)
+    write_json(folder / RECORD, {**record, "finished": False})
+
+
+def _speed(plan: Plan, rehearsal: Rehearsal) -> str:
+    """Step time of all ranks, and of the slowest."""
+    steps_s = gathered(rehearsal.step_s)
+    median_s = statistics.median(steps_s)
+    tokens_per_s = plan.tokens_per_batch / max(steps_s)
+    told = f"{max(steps_s):.3f} s a batch, {tokens_per_s:,.0f} tokens/s, {plan.tokens / tokens_per_s / 86400:.3g} days"
+    if torch.cuda.is_available() and (known := CUDA_NAMES.get(torch.cuda.get_device_name())):
+        peak_flops = GPUS[known].bf16_flops * plan.world_size
+        told += f", MFU {tokens_per_s * plan.flops_per_token / peak_flops:.1%} of {known}'s bf16 peak"
+    slow = [rank for rank, s in enumerate(steps_s) if s > STRAGGLER * median_s]
+    if slow:
+        told += f"; slower than the others: ranks {slow} ({max(steps_s) / median_s:.2f} of the median)"
+    return told

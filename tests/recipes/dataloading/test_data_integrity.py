@@ -37,7 +37,7 @@ from patience import patience_s
 from project import ROOT
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
-from recipes.dataloading import mds_reader
+from recipes.dataloading import checked_files, mds_reader
 from recipes.dataloading.loader import ShortEpoch, TokenLoader, build_dataloader
 from recipes.dataloading.shared_memory import registering
 from recipes.dataloading.token_dataset import TokenShards
@@ -57,7 +57,7 @@ def a_hang_fails(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
     def hangs(*_: object) -> None:
         raise TimeoutError(f"still running after {patience_s():.0f} s")
 
-    monkeypatch.setattr(mds_reader, "RETRY_WAIT_S", 0.01)
+    monkeypatch.setattr(checked_files, "RETRY_WAIT_S", 0.01)
     if request.node.get_closest_marker("chaos") is None:
         signal.signal(signal.SIGALRM, hangs)
         signal.setitimer(signal.ITIMER_REAL, patience_s())
@@ -218,7 +218,7 @@ def test_a_cold_cache_is_filled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     """Every file comes damaged the first time, or not at all."""
-    download, seen = mds_reader.CloudDownloader.direct_download, set()
+    download, seen = checked_files.CloudDownloader.direct_download, set()
 
     def bad_line(url: str, local: str, timeout: float) -> None:
         if url in seen:
@@ -229,7 +229,7 @@ def test_a_cold_cache_is_filled(
         download(url, local, timeout)
         flip(Path(local))
 
-    monkeypatch.setattr(mds_reader.CloudDownloader, "direct_download", bad_line)
+    monkeypatch.setattr(checked_files.CloudDownloader, "direct_download", bad_line)
     cache = tmp_path / "cache"
     mds_reader.fetch_manifest(cache, str(good[compression]))
     cfg = configure(f"data.shards={cache}", f"data.remote={good[compression]}", f"data.num_workers={workers}")

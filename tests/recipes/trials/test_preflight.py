@@ -22,8 +22,9 @@ from recipes import preflight
 from recipes.config.loading import load_config, to_yaml
 from recipes.config.schema import TrainConfig
 from recipes.training import device_check, pretraining
-from recipes.trials import checks
-from recipes.trials.checks import judge_clocks, run_checks
+from recipes.trials import checks, memory_check, rehearsal
+from recipes.trials.checks import run_checks
+from recipes.trials.machine_checks import judge_clocks
 from recipes.trials.rehearsal import Rehearsal
 
 FLAGSHIP = ROOT / "yamls/biomedlm-2.7b.yaml"
@@ -132,8 +133,8 @@ def test_what_would_stop_it_is_named(
     elif fault == "another run":
         pretraining.train(configure("seed=3"))
     elif fault == "little memory":
-        monkeypatch.setattr(checks, "_available_bytes", lambda: 1000)
-    monkeypatch.setattr(checks, "_rehearse", lambda *_: None)
+        monkeypatch.setattr(memory_check, "_available_bytes", lambda: 1000)
+    monkeypatch.setattr(rehearsal, "rehearse", lambda *_: None)
     with pytest.raises(BadInput, match=f"the run cannot start as it is: .*{check}"):
         run_checks(configure(*more), verify_all=False)
     printed = capsys.readouterr().out
@@ -272,7 +273,8 @@ def test_the_flagship_on_128_ranks_that_are_not_there():
 
 def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Path):
     code = (
-        "import sys; from recipes.config.loading import load_config; from recipes.trials.rehearsal import rank_bytes\n"
+        "import sys; from recipes.config.loading import load_config\n"
+        "from recipes.trials.sharded_size import rank_bytes\n"
         "cfg = load_config(sys.argv[1]); whole = rank_bytes(cfg, 0, 1)\n"
         "assert sum(rank_bytes(cfg, rank, 3) for rank in range(3)) == whole\n"
         "cfg.fsdp.data_parallel_replicate_degree = 2\n"

@@ -1,0 +1,290 @@
+"""Follows a pickle to its end without making, importing or calling anything that it names.
+
+`torch.load` of a whole checkpoint runs what its pickle names. With `weights_only=True` it runs little, but believes
+what the pickle says of sizes: before torch 2.10 it reads beyond a record that is too short, and other memory of the
+process becomes weights (CVE-2026-24747). A list of the names in a pickle is not enough either: a name can be put
+together while it is read. So the pickle is read here first, by Python's own unpickler, in which every name stands for
+nothing, and which leaves out the instructions that no honest checkpoint needs.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import IO, Any, ClassVar, cast
+
+import torch
+
+from data_prep.common.errors import BadInput
+
+ExactName = tuple[str, str]  # module and name, neither of them looked up
+END_OF_ARCHIVE = b"PK\x05\x06"  # and 18 bytes; a comment could follow them, and hide another such end
+END_BYTES = 22
+
+
+class _Made:
+    """What a name that is called gives: nothing, but it can be given state and be a key."""
+
+    def __new__(cls, *_: object) -> _Made:
+        return super().__new__(cls)
+
+
+class _MadeDict(dict[Any, Any]):
+    """An OrderedDict: what torch calls a state dict has an attribute `_metadata`."""
+
+
+class _StorageType:
+    """`torch.FloatStorage` and its like: the size of an element."""
+
+    def __init__(self, item_bytes: int) -> None:
+        self.item_bytes = item_bytes
+
+
+class _Storage:
+    def __init__(self, kind: _StorageType, elements: int) -> None:
+        self.kind, self.elements = kind, elements
+
+
+class _Tensor(_Made):
+    """A tensor that lies within its storage."""
+
+    def __new__(cls, storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> _Tensor:
+        if not isinstance(storage, _Storage) or not _is_count(offset):
+            raise pickle.UnpicklingError("a tensor without a storage")
+        if not (_are_counts(size) and _are_counts(stride) and len(size) == len(stride)):
+            raise pickle.UnpicklingError("a tensor without a shape")
+        used = 0 if 0 in size else 1 + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if offset + used > storage.elements:
+            raise pickle.UnpicklingError(f"a tensor of {offset + used} elements in a storage of {storage.elements}")
+        made = super().__new__(cls)
+        assert isinstance(made, _Tensor)
+        return made
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _are_counts(values: Any) -> bool:
+    return type(values) is tuple and all(map(_is_count, values))
+
+
+_STORAGES = {
+    ("torch", f"{name}Storage"): _StorageType(item_bytes)
+    for name, item_bytes in {
+        "Double": 8, "Float": 4, "Half": 2, "BFloat16": 2, "Long": 8, "Int": 4, "Short": 2, "Char": 1, "Byte": 1,
+        "Bool": 1,
+    }.items()
+}  # fmt: skip
+# What honest checkpoints hold beside tensors: clocks, NumPy's random state, the torch version.
+_IN_ARCHIVES: Mapping[ExactName, Any] = {
+    **_STORAGES,
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch.torch_version", "TorchVersion"): _Made,
+    ("collections", "OrderedDict"): _MadeDict,
+    ("datetime", "timedelta"): _Made,
+    ("datetime", "datetime"): _Made,
+    ("numpy", "ndarray"): _Made,
+    ("numpy", "dtype"): _Made,
+    ("numpy._core.multiarray", "_reconstruct"): _Made,
+    ("numpy.core.multiarray", "_reconstruct"): _Made,  # NumPy 1
+    ("_codecs", "encode"): _Made,  # bytes, in the old protocol that torch writes
+}
+# What the index of a sharded checkpoint is made of.
+IN_INDEX: Mapping[ExactName, Any] = dict.fromkeys(
+    [
+        ("torch.distributed.checkpoint.metadata", "Metadata"),
+        ("torch.distributed.checkpoint.metadata", "MetadataIndex"),
+        ("torch.distributed.checkpoint.metadata", "StorageMeta"),
+        ("torch.distributed.checkpoint.metadata", "TensorStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "BytesStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "ChunkStorageMetadata"),
+        ("torch.distributed.checkpoint.metadata", "TensorProperties"),
+        ("torch.distributed.checkpoint.metadata", "_MEM_FORMAT_ENCODING"),
+        ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+        ("torch.serialization", "_get_layout"),
+        ("torch", "Size"),
+        *(("torch", str(value).removeprefix("torch.")) for value in vars(torch).values() if type(value) is torch.dtype),
+        ("pathlib", "PosixPath"),
+        ("pathlib._local", "PosixPath"),  # Python 3.13
+    ],
+    _Made,
+)
+
+
+_InPython: Any = getattr(pickle, "_Unpickler")  # noqa: B009 (which a type checker does not know)
+
+
+class _Follower(_InPython):
+    """Python's unpickler with a table for `import`, and without the instructions that have no use here."""
+
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_InPython.dispatch)
+
+    def __init__(self, data: bytes, allowed: Mapping[ExactName, Any], record_bytes: Mapping[str, int]) -> None:
+        super().__init__(io.BytesIO(data))
+        self._allowed, self._record_bytes = allowed, record_bytes
+        self._storages: dict[str, tuple[Any, ...]] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        found = self._allowed.get((module, name))
+        if found is None:
+            raise BadInput(f"would run code when it is loaded: it names {module}.{name}; do not use it")
+        return found
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        """A storage: `("storage", type, key, device, elements)`, and a record of just so many bytes."""
+        if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
+            raise pickle.UnpicklingError("refers to something that is no storage")
+        _, kind, key, _, elements = pid
+        if not isinstance(kind, _StorageType) or type(key) is not str or not _is_count(elements):
+            raise pickle.UnpicklingError("describes a storage wrongly")
+        if self._storages.setdefault(key, pid) != pid:
+            raise pickle.UnpicklingError(f"describes storage {key!r} in two ways")
+        found = self._record_bytes.get(f"data/{key}")
+        if found != elements * kind.item_bytes:
+            raise pickle.UnpicklingError(
+                f"claims {elements * kind.item_bytes} bytes of storage {key!r}, which has {found}"
+            )
+        return _Storage(kind, elements)
+
+    def _load_build(self) -> None:
+        self.stack.pop()
+        if not isinstance(self.stack[-1], (_Made, _MadeDict)):
+            raise pickle.UnpicklingError("gives state to what has none")
+
+    def _load_reduce(self) -> None:
+        arguments = self.stack.pop()
+        function = self.stack[-1]
+        if (
+            not (isinstance(function, type) and issubclass(function, (_Made, _MadeDict)))
+            or type(arguments) is not tuple
+        ):
+            raise pickle.UnpicklingError("calls what is no function")
+        self.stack[-1] = function(*arguments)
+
+    def _refuse(self) -> None:
+        raise pickle.UnpicklingError("has an instruction that no checkpoint needs")
+
+    dispatch[pickle.BUILD[0]] = _load_build
+    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _load_reduce
+    for _code in (
+        pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.PERSID,
+        pickle.NEXT_BUFFER, pickle.READONLY_BUFFER, pickle.BYTEARRAY8,
+    ):  # fmt: skip
+        dispatch[_code[0]] = _refuse
+
+
+def _only_into(kind: type, code: bytes, last: int) -> None:
+    """Have an instruction that fills a container refuse any other object; `last`: where it lies on the stack."""
+    original = _Follower.dispatch[code[0]]
+
+    def fill(self: Any) -> None:
+        stack = self.metastack[-1] if last == 0 else self.stack[:last]
+        if not stack or not isinstance(stack[-1], kind):
+            raise pickle.UnpicklingError(f"fills what is no {kind.__name__}")
+        original(self)
+
+    _Follower.dispatch[code[0]] = fill
+
+
+_only_into(list, pickle.APPEND, -1)
+_only_into(list, pickle.APPENDS, 0)
+_only_into(dict, pickle.SETITEM, -2)
+_only_into(dict, pickle.SETITEMS, 0)
+_only_into(set, pickle.ADDITEMS, 0)
+
+
+def follow_pickle(data: bytes, allowed: Mapping[ExactName, Any], record_bytes: Mapping[str, int] | None = None) -> None:
+    """Follow a pickle to its end.
+
+    Args:
+        data: the pickle.
+        allowed: what it may name.
+        record_bytes: the sizes of an archive's records, by name.
+
+    Raises:
+        BadInput: it names anything else.
+        Exception: it is damaged, or claims what is not there.
+    """
+    _Follower(data, allowed, record_bytes or {}).load()
+
+
+class Part(io.RawIOBase):
+    """A part of a file as a file: `.distcp` files hold one of `torch.save` after another.
+
+    Args:
+        file: the whole; closed by whoever opened it.
+        begin: the part's first byte.
+        length: its bytes.
+
+    Raises:
+        ValueError: the file does not have them.
+    """
+
+    def __init__(self, file: IO[bytes], begin: int, length: int) -> None:
+        super().__init__()
+        if not (_is_count(begin) and _is_count(length) and begin + length <= file.seek(0, io.SEEK_END)):
+            raise ValueError(f"has no {length} bytes from byte {begin} on")
+        self._file, self._begin, self._length, self._at = file, begin, length, 0
+
+    def readable(self) -> bool:
+        """It is."""
+        return True
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Go to a place in the part."""
+        self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence] + offset
+        if self._at < 0:
+            raise ValueError("a place before the beginning")
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill a buffer from here, and no further than the part's end."""
+        wanted = max(0, min(len(buffer), self._length - self._at))
+        self._file.seek(self._begin + self._at)
+        data = self._file.read(wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+
+def check_archive(file: IO[bytes] | Part) -> None:
+    """Check, executing nothing, that a file of `torch.save` holds tensors within their records, and little else.
+
+    Args:
+        file: the whole file, or one of those that lie in a `.distcp` file.
+
+    Raises:
+        BadInput: it names what no honest checkpoint does.
+        Exception: it is damaged, or claims what is not there.
+    """
+    file.seek(0)
+    reader: Any = torch._C.PyTorchFileReader(cast(Any, file))  # whose answers torch.load goes by
+    names = reader.get_all_records()
+    if "constants.pkl" in names:
+        raise BadInput("would run code when it is loaded: it is a TorchScript program; do not use it")
+    follow_pickle(reader.get_record("data.pkl"), _IN_ARCHIVES, _record_bytes(file, reader, names))
+
+
+def _record_bytes(file: IO[bytes] | Part, reader: Any, names: list[str]) -> dict[str, int]:
+    """The size of each record, in which the archive's end, its directory and torch's reader must agree."""
+    total_bytes = file.seek(0, io.SEEK_END)
+    file.seek(max(0, total_bytes - END_BYTES))
+    if not file.read(4) == END_OF_ARCHIVE:
+        raise ValueError("something follows the end of the archive")
+    sizes: dict[str, int] = {}
+    for entry in zipfile.ZipFile(cast(IO[bytes], file)).infolist():
+        name = entry.filename.partition("/")[2]
+        end = reader.get_record_offset(name) + entry.file_size
+        if entry.compress_type != zipfile.ZIP_STORED or entry.compress_size != entry.file_size or end > total_bytes:
+            raise ValueError(f"record {name!r} does not lie in the file as it was written")
+        sizes[name] = entry.file_size
+    if sorted(sizes) != sorted(names):
+        raise ValueError("the archive has records of one name")
+    return sizes

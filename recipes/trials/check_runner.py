@@ -1,0 +1,52 @@
+"""Runs checks on all ranks, and says of each how it ended."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.world import world
+
+
+class Checks:
+    """Runs checks on all ranks, prints a line for each on rank 0, and counts those that failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[str] = []
+        self.rank = world().rank
+
+    def run(self, name: str, check: Callable[[], str]) -> bool:
+        """Run one check; all ranks must call it. A check says what it found, or raises what is wrong.
+
+        Returns:
+            Whether it passed on all ranks.
+        """
+        start_s = time.monotonic()
+        try:
+            found, problem = check(), ""
+        except (BadInput, Unavailable) as error:
+            found, problem = "", str(error)
+        problems = {text: rank for rank, text in reversed(list(enumerate(gathered(problem)))) if text}
+        if self.rank == 0:
+            took = f"({time.monotonic() - start_s:.1f} s)"
+            print(f"{name:<14} {'FAILED' if problems else 'ok'}{'' if problems else f'  {found}'} {took}", flush=True)
+            for text, rank in problems.items():
+                print("\n".join(f"  rank {rank}: {line}" for line in text.splitlines()), flush=True)
+        if problems:
+            self.failed.append(name)
+        return not problems
+
+
+def gathered(value: Any) -> list[Any]:
+    """Every rank's value; this one's alone before the ranks have met."""
+    if world().size == 1:
+        return [value]
+    import torch.distributed
+
+    if not torch.distributed.is_initialized():
+        return [value]
+    from composer.utils import dist
+
+    return dist.all_gather_object(value)
