@@ -34,7 +34,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         main()
     except (BadInput, Unavailable) as error:
         _let_rank_zero_go_first()
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(BAD_INPUT if isinstance(error, BadInput) else UNAVAILABLE) from None
     except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -50,6 +50,13 @@ def run(main: Callable[[], object]) -> NoReturn:
         _let_rank_zero_go_first()
         raise
     raise SystemExit(0)
+
+
+def escaped(text: str) -> str:
+    """The text with what would move a terminal's cursor or colour it written out; line ends stay."""
+    return "".join(
+        character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
+    )
 
 
 def say_interrupted() -> None:

@@ -27,6 +27,7 @@ from data_prep.common.files import (
     sha256_file,
     write_json,
 )
+from data_prep.common.names import plain_path
 
 MANIFEST = "manifest.json"
 
@@ -61,7 +62,29 @@ def read_manifest(folder: Path, stage: str, made_by: str) -> JsonDict:
         raise BadInput(f"{folder} holds the output of stage {found!r}, not {stage!r}; make one with `{made_by}`")
     if "seal" in manifest and manifest["seal"] != seal(manifest):
         raise BadInput(f"{folder / MANIFEST} was altered after it was written; make the folder again with `{made_by}`")
+    outputs_of(manifest, str(folder / MANIFEST))
     return manifest
+
+
+def outputs_of(manifest: JsonDict, where: str) -> dict[str, JsonDict]:
+    """The files that a manifest lists, each inside its folder, with `bytes` and `sha256`.
+
+    Args:
+        manifest: as it was read.
+        where: what it was read from, for the message.
+
+    Raises:
+        BadInput: it lists something else.
+    """
+    outputs = manifest.get("outputs")
+    if not isinstance(outputs, dict):
+        raise BadInput(f"{where} lists no files; it was altered after it was written")
+    for name, output in outputs.items():
+        plain_path(name, where)
+        good = isinstance(output, dict) and type(output.get("bytes")) is int and isinstance(output.get("sha256"), str)
+        if not good or output["bytes"] < 0:
+            raise BadInput(f"{where} does not give size and hash of {name}; it was altered after it was written")
+    return outputs
 
 
 def manifest_sha256(folder: Path) -> str:

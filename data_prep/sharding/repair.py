@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import read_json, sha256_file
-from data_prep.common.manifest import MANIFEST, seal
+from data_prep.common.files import sha256_file
+from data_prep.common.manifest import MANIFEST, outputs_of, seal
 from data_prep.files import inputs
 from data_prep.running.progress import Progress
 from data_prep.running.workers import written_aside
-from data_prep.sharding.shard_format import SPLITS, STAGE
+from data_prep.sharding.shard_format import SPLITS, STAGE, read_index
 from data_prep.sharding.verification import check_manifest
 
 ATTEMPTS = 3  # to fetch a file
@@ -38,8 +38,9 @@ def repair(folder: Path, remote: str) -> int:
     try:
         manifest = json.loads(theirs)
         good = manifest["stage"] == STAGE and manifest["seal"] == seal(manifest)
+        outputs = outputs_of(manifest, f"{remote}/{MANIFEST}") if good else {}
     except (ValueError, KeyError, TypeError):
-        manifest, good = {}, False
+        outputs, good = {}, False
     if not good:
         raise BadInput(f"{remote}/{MANIFEST} is not the manifest of token shards, or was altered after it was written")
     path, replaced = folder / MANIFEST, 0
@@ -53,12 +54,9 @@ def repair(folder: Path, remote: str) -> int:
         replaced = 1
     if path.read_bytes() != theirs:
         raise BadInput(f"{remote} is a copy of other shards than {folder}: their manifests differ")
-    outputs = manifest["outputs"]
     with Progress("repair", sum(output["bytes"] for output in outputs.values())) as progress:
         for name, expected in outputs.items():
             path = folder / name
-            if not path.resolve().is_relative_to(folder.resolve()):
-                raise BadInput(f"{remote}/{MANIFEST} names a file outside its folder: {name}")
             with progress.under_way(name):
                 if not _is_good(path, expected):
                     _fetch(f"{remote}/{name}", path, expected)
@@ -66,7 +64,7 @@ def repair(folder: Path, remote: str) -> int:
                     replaced += 1
             progress.tick(bytes=expected["bytes"])
     for split in SPLITS:
-        for shard in read_json(folder / split / "index.json")["shards"]:
+        for shard in read_index(folder / split):
             unpacked, expected = folder / split / shard["raw_data"]["basename"], shard["raw_data"]
             good = {"bytes": expected["bytes"], "sha256": expected["hashes"]["sha256"]}
             if shard["zip_data"] and unpacked.exists() and not _is_good(unpacked, good):

@@ -29,8 +29,9 @@ import numpy as np
 import xxhash
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict
+from data_prep.common.files import JsonDict, read_json
 from data_prep.common.manifest import manifest_sha256, read_manifest
+from data_prep.common.names import plain_name
 from data_prep.files import json_lines
 
 STAGE = "shards"
@@ -146,6 +147,31 @@ def read_shards_info(folder: Path) -> ShardsInfo:
         baselines=manifest["baselines"],
         manifest=manifest,
     )
+
+
+def read_index(folder: Path, data: bytes | None = None) -> list[JsonDict]:
+    """The entries of the shards of a split's `index.json`.
+
+    Args:
+        folder: of the split.
+        data: the file's content, where it was read already.
+
+    Raises:
+        BadInput: it is missing or no such index, or names a file outside the folder.
+    """
+    path = folder / "index.json"
+    try:
+        entries = (read_json(path) if data is None else json.loads(data))["shards"]
+        for entry in entries:
+            for part in filter(None, (entry["raw_data"], entry["zip_data"])):
+                plain_name(part["basename"], str(path))
+                if type(part["bytes"]) is not int or not isinstance(part["hashes"], dict):
+                    raise ValueError(f"of {part['basename']} it gives no size and hashes")
+            if type(entry["samples"]) is not int or not isinstance(entry["column_names"], list):
+                raise ValueError("it gives no samples and columns")
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{path} does not describe shards ({type(error).__name__}: {error})") from None
+    return entries
 
 
 def read_documents(folder: Path) -> Iterator[tuple[int, JsonDict]]:

@@ -29,6 +29,7 @@ from data_prep.sharding.shard_format import (
     ShardsInfo,
     SplitCounts,
     mds_encoding,
+    read_index,
     read_shards_info,
     token_dtype,
 )
@@ -75,7 +76,7 @@ def _check_files(info: ShardsInfo) -> None:
     unpacked = {
         f"{split}/{shard['raw_data']['basename']}"
         for split in SPLITS
-        for shard in read_json(info.folder / split / "index.json")["shards"]
+        for shard in read_index(info.folder / split)
         if shard["zip_data"]
     }
     if foreign := sorted(here - outputs.keys() - unpacked - {MANIFEST}):
@@ -118,7 +119,7 @@ def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarra
     """Each shard's file and its tokens, (samples, seq_len), after its hashes in the index were checked."""
     folder = info.folder / split
     encoding = mds_encoding(info.vocab_size, info.seq_len)
-    for shard in tqdm(read_json(folder / "index.json")["shards"], desc=f"decode {split}", unit=" shards", disable=None):
+    for shard in tqdm(read_index(folder), desc=f"decode {split}", unit=" shards", disable=None):
         raw = folder / shard["raw_data"]["basename"]
         if (shard["column_names"], shard["column_encodings"]) != ([COLUMN], [encoding]):
             raise BadInput(f"{raw} has columns {shard['column_names']} of {shard['column_encodings']}, not {encoding}")

@@ -17,7 +17,7 @@ from typing import IO, Any, ClassVar, cast
 
 import torch
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, escaped
 
 ExactName = tuple[str, str]  # module and name, neither of them looked up
 END_OF_ARCHIVE = b"PK\x05\x06"  # and 18 bytes; a comment could follow them, and hide another such end
@@ -130,7 +130,9 @@ class _Follower(_InPython):
     def find_class(self, module: str, name: str) -> Any:
         found = self._allowed.get((module, name))
         if found is None:
-            raise BadInput(f"would run code when it is loaded: it names {module}.{name}; do not use it")
+            raise BadInput(
+                f"it would run code when it is loaded: it names {escaped(f'{module}.{name}')}; do not use it"
+            )
         return found
 
     def persistent_load(self, pid: Any) -> _Storage:
@@ -268,7 +270,7 @@ def check_archive(file: IO[bytes] | Part) -> None:
     reader: Any = torch._C.PyTorchFileReader(cast(Any, file))  # whose answers torch.load goes by
     names = reader.get_all_records()
     if "constants.pkl" in names:
-        raise BadInput("would run code when it is loaded: it is a TorchScript program; do not use it")
+        raise BadInput("it would run code when it is loaded: it is a TorchScript program; do not use it")
     follow_pickle(reader.get_record("data.pkl"), _IN_ARCHIVES, _record_bytes(file, reader, names))
 
 

@@ -17,7 +17,8 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, write_json
-from data_prep.common.manifest import MANIFEST, read_manifest, seal
+from data_prep.common.manifest import MANIFEST, outputs_of, read_manifest, seal
+from data_prep.common.names import plain_name
 from data_prep.files.object_store import Missing, Store
 from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, file_faults
 from recipes.dataloading.skipped_data import DETAILS, LEDGER
@@ -84,6 +85,7 @@ class RemoteRun(Store):
         """
         names = [name for name in contents if fnmatch(name, DETAILS)]
         for name in [*names, *(name for name in RUN_FILES if name in contents)]:
+            plain_name(name, self.url)
             data = self.get(name)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -144,10 +146,11 @@ class RemoteRun(Store):
             return f"{url}/{MANIFEST} was altered after it was written"
         write_json(aside / MANIFEST, manifest)
         accept(url, manifest["identity"])
-        outputs = manifest["outputs"]
+        try:
+            outputs = outputs_of(manifest, f"{url}/{MANIFEST}")
+        except BadInput as error:
+            return str(error)
         for file, expected in outputs.items():
-            if Path(file).name != file:
-                return f"{url}/{MANIFEST} names a file outside its folder: {file}"
             if (size := contents.get(f"{name}/{file}")) != expected["bytes"]:
                 what = "is missing" if size is None else f"has {size:,} bytes, {expected['bytes']:,} were written"
                 return f"{url}/{file} {what}"

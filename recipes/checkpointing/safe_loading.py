@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.state_dict_loader import load as load_sharded
 from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 
 from data_prep.common.errors import BadInput
+from data_prep.common.names import plain_name
 from recipes.checkpointing.checkpoint import METADATA, MONOLITH, is_sharded
 from recipes.checkpointing.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
 
@@ -58,7 +59,7 @@ def _faults_of(path: Path) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        raise BadInput(f"{path} {error}") from None
+        raise BadInput(f"{path}: {error}") from None
     except Exception as error:  # whatever readers of damaged bytes raise
         raise BadInput(f"{path} is not a readable checkpoint ({type(error).__name__}: {error})") from None
 
@@ -97,10 +98,9 @@ def _read_index(path: Path) -> Metadata:
         if not isinstance(index, Metadata) or not isinstance(index.storage_data, dict):
             raise ValueError("it holds no index")
         for place in index.storage_data.values():
-            if Path(place.relative_path).name != place.relative_path:
-                raise BadInput(f"names a file that is not beside it: {place.relative_path!r}")
+            plain_name(place.relative_path, "the index")
             if getattr(place, "transform_descriptors", None):
-                raise BadInput(f"names a file that is packed: {place.relative_path!r}")
+                raise ValueError(f"{place.relative_path} is packed, which this recipe does not write")
     return index
 
 

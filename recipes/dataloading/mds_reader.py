@@ -26,7 +26,7 @@ from streaming.base.format import Reader
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import MANIFEST, seal
-from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, token_dtype
+from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, read_index, token_dtype
 from recipes.dataloading.checked_files import Source, fetches, obtain
 
 READ_ATTEMPTS = 3  # of a sample of a shard that changes while it is read
@@ -74,7 +74,7 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenS
 
     data = obtain(info.folder / name, check, fetches(remote, name, info.folder / name), _way_out(info.folder, remote))
     assert data is not None  # it was waited for
-    entries = json.loads(data)["shards"]
+    entries = read_index(folder, data)
     encoding = mds_encoding(info.vocab_size, info.seq_len)
     for entry in entries:
         columns = dict(zip(entry.get("column_names", []), entry.get("column_encodings", []), strict=False))
@@ -82,9 +82,6 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenS
             raise BadInput(
                 f"{folder} has columns {columns}; this reader takes {COLUMN!r} of {encoding} and nothing else"
             )
-        for part in (entry["raw_data"], entry["zip_data"]):
-            if part and Path(part["basename"]).name != part["basename"]:
-                raise BadInput(f"{folder / 'index.json'} names a file outside its folder: {part['basename']}")
     if (samples := sum(entry["samples"] for entry in entries)) != info.counts[split].samples:
         raise BadInput(f"{folder} holds {samples} samples, the manifest says {info.counts[split].samples}")
     return [TokenShard(info, split, entry, remote) for entry in entries]
