@@ -5,50 +5,41 @@ A misspelt key or a wrong type at any depth is refused with the file and the key
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import ConfigKeyError, MissingMandatoryValue, OmegaConfBaseException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from data_prep.common.errors import BadInput
-from recipes.config.checks import check_finetuning, check_pretraining, check_values
+from data_prep.common.limits import PATH
+from recipes.config.checks import check_every_run, check_finetuning, check_pretraining
 from recipes.config.old_keys import refuse_old_keys, translate_old_keys
 from recipes.config.schema import FinetuneConfig, RunConfig, TrainConfig
+from recipes.config.values import check_section, nested, parse_override, parse_yaml, read_section
 
 PRESETS = Path(__file__).parents[2] / "yamls/finetune/presets"
 Config = TypeVar("Config", bound=RunConfig)
+Layer = tuple[str, dict[str, Any]]  # the name of a file or override, for messages, and what it holds
 
 
-def read_yaml(path: Path) -> DictConfig:
-    """Read one file, without its base.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read one file, without its base: all values as text.
 
     Raises:
         BadInput: it is missing, not YAML, or no mapping.
     """
     try:
-        loaded = OmegaConf.load(path)
+        loaded = parse_yaml(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; the ready-made configurations are yamls/*.yaml") from None
-    except (YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise BadInput(f"{path} is not valid YAML: {error}") from None
-    if not isinstance(loaded, DictConfig):
+    if not isinstance(loaded, dict):
         raise BadInput(f"{path} must hold `key: value` pairs at its top level")
     return loaded
-
-
-def _explain(error: OmegaConfBaseException) -> str:
-    """One line for an OmegaConf error: the full key, what is wrong with it, and the nearest key that exists."""
-    key = error.full_key or str(error.key)
-    if isinstance(error, ConfigKeyError) and error.object_type is not None:
-        known = list(getattr(error.object_type, "__dataclass_fields__", {}))
-        near = difflib.get_close_matches(str(key).rsplit(".", 1)[-1], known, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(known) or 'nothing'}"
-        return f"unknown key {key!r}; {hint}"
-    return f"{key!r}: {(error.msg or str(error)).splitlines()[0]}"
 
 
 def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -71,9 +62,9 @@ def load_recorded_config(path: Path) -> TrainConfig:
     return _pretraining([(str(path), layer)], str(path))
 
 
-def _pretraining(layers: Sequence[tuple[str, DictConfig]], name: str) -> TrainConfig:
+def _pretraining(layers: Sequence[Layer], name: str) -> TrainConfig:
     cfg = _merge(TrainConfig, layers, name)
-    check_values(cfg, name)
+    check_every_run(cfg, name)
     check_pretraining(cfg, name)
     return cfg
 
@@ -86,18 +77,18 @@ def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> Fin
     """
     layers = _layers(Path(yaml), overrides)
     preset = next((layer["preset"] for _, layer in reversed(layers) if "preset" in layer), FinetuneConfig.preset)
-    path = PRESETS / f"{preset}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in PRESETS.glob("*.yaml")))
-        raise BadInput(f"preset = {preset!r} is not one of {known}")
+    known = {file.stem: file for file in sorted(PRESETS.glob("*.yaml"))}
+    if preset not in known:
+        raise BadInput(f"preset = {preset!r} is not one of {', '.join(known)}")
+    path = known[preset]
     layers.insert(len(layers) - len(overrides), (str(path), read_yaml(path)))
     cfg = _merge(FinetuneConfig, layers, str(yaml))
-    check_values(cfg, str(yaml))
+    check_every_run(cfg, str(yaml))
     check_finetuning(cfg, str(yaml))
     return cfg
 
 
-def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]]:
+def _layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
     """What a configuration is merged of, each with its name: its base and the base's own, itself, the overrides.
 
     Raises:
@@ -107,8 +98,10 @@ def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]
     if "grid" in layers[0][1]:
         raise BadInput(f"{path} holds a grid of runs: python recipes/sweep.py {path} … runs them")
     read = [path.resolve()]
-    while base := layers[0][1].pop("base", None):
-        base_path = Path(layers[0][0]).parent / str(base)
+    while (base := layers[0][1].pop("base", None)) is not None:
+        if not isinstance(base, str) or not PATH.admits(base):
+            raise PATH.refuse(f"{layers[0][0]}: base", base)
+        base_path = Path(layers[0][0]).parent / base
         if base_path.resolve() in read:
             raise BadInput(f"{layers[0][0]}: base = {base} leads back to a file that builds on it")
         read.append(base_path.resolve())
@@ -116,28 +109,41 @@ def _layers(path: Path, overrides: Sequence[str]) -> list[tuple[str, DictConfig]
     for override in overrides:
         if "=" not in override or override.startswith("-"):
             raise BadInput(f"override {override!r} is not of the form key=value, such as optimizer.lr=2e-4")
+        key, _, text = override.partition("=")
         try:
-            layers.append((f"override {override!r}", OmegaConf.from_dotlist([override])))
-        except (YAMLError, OmegaConfBaseException) as error:
+            layers.append((f"override {override!r}", nested(key.strip(), parse_override(text))))
+        except YAMLError as error:
             raise BadInput(f"override {override!r}: {error}") from None
     for name, layer in layers:
         refuse_old_keys(name, layer)
     return layers
 
 
-def _merge(schema: type[Config], layers: Sequence[tuple[str, DictConfig]], name: str) -> Config:
+def _merge(schema: type[Config], layers: Sequence[Layer], name: str) -> Config:
     merged: Any = OmegaConf.structured(schema)
     for layer_name, layer in layers:
         try:
-            merged = OmegaConf.merge(merged, layer)
+            merged = OmegaConf.merge(merged, read_section(layer, schema))
+        except BadInput as error:
+            raise BadInput(f"{layer_name}: {error}") from None
         except OmegaConfBaseException as error:
             raise BadInput(f"{layer_name}: {_explain(error)}") from None
     try:
         if missing := sorted(OmegaConf.missing_keys(merged)):
-            raise BadInput(f"{name} leaves out: {', '.join(missing)}")
-        return cast(Config, OmegaConf.to_object(merged))
-    except (MissingMandatoryValue, OmegaConfBaseException) as error:
+            raise BadInput(f"it leaves out: {', '.join(missing)}")
+        cfg = cast(Config, OmegaConf.to_object(merged))
+        check_section(cfg)
+    except BadInput as error:
+        raise BadInput(f"{name}: {error}") from None
+    except OmegaConfBaseException as error:
         raise BadInput(f"{name}: {_explain(error)}") from None
+    return cfg
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    """One line for what OmegaConf alone sees, such as an interpolation that leads nowhere."""
+    key = error.full_key or error.key
+    return f"{f'{str(key)!r}: ' if key is not None else ''}{(error.msg or str(error)).splitlines()[0]}"
 
 
 def to_yaml(cfg: RunConfig) -> str:

@@ -7,17 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from omegaconf import DictConfig
-
 from data_prep.common.errors import BadInput
 
 # Old key -> new key.
 RENAMED = {"callbacks.number_guard": "callbacks.nan_guard", "callbacks.texts": "callbacks.generate_samples"}
-# Key that is gone -> the value that had no effect.
-GONE: dict[str, Any] = {"kernels.vocab_multiple": 1}
+# Key that is gone -> the value that had no effect, as config.yaml has it.
+GONE = {"kernels.vocab_multiple": "1"}
 
 
-def refuse_old_keys(name: str, layer: DictConfig) -> None:
+def refuse_old_keys(name: str, layer: dict[str, Any]) -> None:
     """Refuse a user's YAML or override that has an old key.
 
     Args:
@@ -33,7 +31,7 @@ def refuse_old_keys(name: str, layer: DictConfig) -> None:
             raise BadInput(f"{name}: {old!r} {now}")
 
 
-def translate_old_keys(name: str, layer: DictConfig) -> None:
+def translate_old_keys(name: str, layer: dict[str, Any]) -> None:
     """Give the keys of a run folder's config.yaml their names of today, in place.
 
     Args:
@@ -53,10 +51,10 @@ def translate_old_keys(name: str, layer: DictConfig) -> None:
             raise BadInput(f"{name}: {old} = {value}: no such setting any more; use the commit that run.json names")
 
 
-def _holder(layer: DictConfig, key: str) -> DictConfig | None:
+def _holder(layer: dict[str, Any], key: str) -> dict[str, Any] | None:
     """The mapping in which a key stands, None if it does not."""
     holder: Any = layer
     *sections, last = key.split(".")
     for section in sections:
-        holder = holder.get(section) if isinstance(holder, DictConfig) else None
-    return holder if isinstance(holder, DictConfig) and last in holder else None
+        holder = holder.get(section) if isinstance(holder, dict) else None
+    return holder if isinstance(holder, dict) and last in holder else None

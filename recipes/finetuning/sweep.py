@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
 from data_prep.common.manifest import difference
@@ -24,6 +22,7 @@ from data_prep.tasks.registry import load
 from recipes.checkpointing.trained_model import Source, find_source
 from recipes.config.loading import load_finetune_config, read_yaml
 from recipes.config.schema import FinetuneConfig
+from recipes.config.values import read_value, write_override
 from recipes.finetuning.names import SCORES
 from recipes.finetuning.planning import FinetunePlan, architecture, finetuning_fingerprint, make_finetune_plan, splits
 from recipes.modeling.size import flops_per_token
@@ -137,7 +136,7 @@ def read_grid(path: Path) -> tuple[Path, dict[str, list[Any]]]:
     Raises:
         BadInput: the file cannot be read, or holds something else.
     """
-    content: Any = OmegaConf.to_container(read_yaml(path))
+    content = read_yaml(path)
     if unknown := sorted(map(str, content.keys() - {"base", "grid"})):
         raise BadInput(
             f"{path}: unknown key {unknown[0]!r}; a sweep holds `base` and `grid`, and what is the same in all runs "
@@ -148,15 +147,20 @@ def read_grid(path: Path) -> tuple[Path, dict[str, list[Any]]]:
     grid = content.get("grid")
     if not isinstance(grid, dict) or not grid:
         raise BadInput(f"{path}: `grid` must hold keys with lists of values, such as optimizer.lr: [2e-6, 5e-6]")
+    typed = {}
     for key, values in grid.items():
         where = f"{path}: grid: {key}"
         if not isinstance(values, list):
-            raise BadInput(f"{where} = {values!r} is not a list of values; a key below another is written a.b: [1, 2]")
+            raise BadInput(f"{where} = {values} is not a list of values; a key below another is written a.b: [1, 2]")
         if not values:
             raise BadInput(f"{where} is an empty list: nothing would be run")
         if key in NOT_IN_GRID:
             raise BadInput(f"{where} cannot differ between the runs of a sweep")
-    return path.parent / content["base"], {str(key): values for key, values in grid.items()}
+        try:
+            typed[str(key)] = [read_value(str(key), value, FinetuneConfig) for value in values]
+        except BadInput as error:
+            raise BadInput(f"{path}: grid: {error}") from None
+    return path.parent / content["base"], typed
 
 
 def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
@@ -173,13 +177,13 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
         raise BadInput(f"{twice[0]} stands in the grid of {path} and behind it; leave one out")
 
     def configure(values: JsonDict, *place: str) -> tuple[FinetuneConfig, tuple[str, ...]]:
-        changes = (*overrides, *(f"{key}={json.dumps(value)}" for key, value in values.items()), *place)
+        changes = (*overrides, *(write_override(key, value) for key, value in values.items()), *place)
         try:
             return load_finetune_config(base, changes), changes
         except BadInput as error:
             raise BadInput(f"{path}: {error}") from None
 
-    common, _ = configure({}, *(f"run_name={path.stem}" for _ in range("run_name" not in given)))
+    common, _ = configure({}, *(write_override("run_name", path.stem) for _ in range("run_name" not in given)))
     task = load(common.task, Path(common.data))
     n_train = len(splits(task)["train"])
     sources: dict[str, Source] = {}
@@ -188,7 +192,9 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
         values = dict(zip(grid, chosen, strict=True))
         name = "_".join(_file_name(f"{key.rsplit('.')[-1]}-{_text(value)}") for key, value in values.items())
         folder = Path(common.run_dir) / RUNS / name
-        cfg, changes = configure(values, f"run_name={common.run_name}-{name}", f"run_dir={folder}")
+        cfg, changes = configure(
+            values, write_override("run_name", f"{common.run_name}-{name}"), write_override("run_dir", str(folder))
+        )
         if cfg.model not in sources:
             sources[cfg.model] = find_source(Path(cfg.model), None)
         model = architecture(sources[cfg.model])

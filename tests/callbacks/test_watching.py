@@ -232,9 +232,9 @@ def test_wandb_online_needs_a_key_before_anything_starts(
     ("override", "message"),
     [
         ("callbacks.generate_samples.prompts=[]", r"callbacks\.generate_samples\.prompts"),
-        ("callbacks.generate_samples.max_new_tokens=0", "it must be above 0"),
-        ("callbacks.norm_monitor.interval=0ba", "it must be at least 1"),
-        ("price_per_gpu_hour=-1", "it cannot be negative"),
+        ("callbacks.generate_samples.max_new_tokens=0", "a whole number from 1 to 100,000"),
+        ("callbacks.norm_monitor.interval=0ba", "a duration from 1ba"),
+        ("price_per_gpu_hour=-1", "at least 0"),
     ],
 )
 def test_bad_settings_are_refused(override: str, message: str):

@@ -681,8 +681,8 @@ def test_there_are_six_yamls() -> None:
         (["presett=cpu"], "unknown key 'presett'; did you mean 'preset'"),
         (["preset=tpu"], "preset = 'tpu' is not one of cpu, full, one-gpu-24gb, one-gpu-80gb"),
         (["lora.rank=4"], "unknown key 'lora.rank'"),
-        (["warmup_share=1.5"], "warmup_share = 1.5, but it is a share"),
-        (["max_duration=1e6tok"], "it is in ep or ba here"),
+        (["warmup_share=1.5"], "warmup_share = 1.5, but it must be a number at least 0 and below 1"),
+        (["max_duration=1e6tok"], "a duration from 1ba to 1e9ba or from 1ep"),
         (["generation.top_p=0"], "generation.top_p = 0"),
     ],
 )

@@ -348,18 +348,15 @@ def test_one_run_of_the_grid_alone(
 @pytest.mark.parametrize(
     ("grid", "says"),
     [
-        (
-            {"optimizer.lrr": [1e-6]},
-            r"toy-sweep.yaml: override 'optimizer.lrr=1e-06': unknown key 'optimizer.lrr'; did",
-        ),
+        ({"optimizer.lrr": [1e-6]}, r"toy-sweep.yaml: grid: unknown key 'optimizer.lrr'; did"),
         ({"optimizer.lr": []}, "grid: optimizer.lr is an empty list"),
         ({"optimizer.lr": 1e-6}, "grid: optimizer.lr = 1e-06 is not a list"),
         ({"optimizer": {"lr": [1e-6]}}, r"is not a list of values; a key below another is written a.b"),
-        ({"optimizer.lr": ["fast"]}, "'optimizer.lr'"),
+        ({"optimizer.lr": ["fast"]}, "optimizer.lr = 'fast', but it must be a number above 0"),
         ({"optimizer.lr": [1e-6, 0.000001]}, "two runs of the grid are the same"),
         ({"seed": [1, 2, 1]}, "two runs of the grid are the same"),
         ({"progress_bar": [True, False]}, "two runs of the grid are the same"),
-        ({"optimizer.lr": [-1.0]}, "optimizer.lr = -1.0, but it must be above 0"),
+        ({"optimizer.lr": [-1.0]}, "optimizer.lr = -1.0, but it must be a number above 0"),
         ({"global_train_batch_size": [16, 1000]}, "fewer than one batch of 1000"),
         ({"task": ["medqa"]}, "task cannot differ between the runs"),
         ({"seq_len": [32, 64]}, "seq_len stands in the grid of .* and behind it"),

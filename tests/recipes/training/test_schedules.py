@@ -72,8 +72,8 @@ def test_plan_and_fingerprint_tell_schedules_apart() -> None:
         (["scheduler.name=cosin"], "one of cosine, linear, constant, warmup_stable_decay"),
         (["scheduler.name=constant"], r"alpha_f = 0\.1, but .*say scheduler\.alpha_f=1"),
         (["scheduler.decay_share=0.1"], "cosine has no such part; say null"),
-        (["scheduler.name=warmup_stable_decay"], "decay_share = None, but it is the share of the run"),
-        (["scheduler.name=warmup_stable_decay", "scheduler.decay_share=1"], "such as 0.1"),
+        (["scheduler.name=warmup_stable_decay"], "decay_share = null, but it is the share of the run"),
+        (["scheduler.name=warmup_stable_decay", "scheduler.decay_share=1"], "above 0 and below 1"),
     ],
 )
 def test_a_setting_that_would_not_act_is_refused(changes: list[str], says: str) -> None:

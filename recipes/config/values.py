@@ -1,0 +1,201 @@
+"""From what was typed to values of the schema's types, each of them one that the schema allows.
+
+A YAML file or an override is text up to here: YAML's own guesses, by which `2026_11_27` is a number, `1:30` is 90 and
+`yes` is true, are made of nothing. Only `null` is what YAML takes it for.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from functools import cache
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from data_prep.common.errors import BadInput
+from data_prep.common.limits import OneOf, Rule
+
+SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+NULL = ("null", "~", "")
+_MEANT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Reads each scalar as the text that was typed."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [resolver for resolver in resolvers if resolver[0] in _MEANT]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises ConstructorError on a key that comes twice, of which YAML would take the last."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if twice := next((key for key in keys if keys.count(key) > 1), None):
+            raise yaml.constructor.ConstructorError(problem=f"duplicate key {twice}", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str) -> Any:
+    """Mappings, lists, texts and None.
+
+    Raises:
+        YAMLError: it is not YAML, or a key comes twice.
+    """
+    return yaml.load(text, _TextLoader)
+
+
+def parse_override(text: str) -> Any:
+    """The value of `key=value`: a list, a mapping or a quoted text as in YAML, None, or the very text.
+
+    Raises:
+        YAMLError: it begins as one of the first and is none.
+    """
+    text = text.strip()
+    return parse_yaml(text) if text[:1] in ("[", "{", '"', "'") or text.lower() in NULL else text
+
+
+def write_override(key: str, value: Any) -> str:
+    """`key=value`, which `parse_override` reads back."""
+    plain = isinstance(value, str) and value[:1] not in ("[", "{", '"', "'") and value.strip() == value
+    return f"{key}={value if plain and value.lower() not in NULL else json.dumps(value)}"
+
+
+class Hint:
+    """What the schema says of a key.
+
+    Attributes:
+        type: of its value.
+        rule: what that may be; None of a section and a switch.
+        nullable: whether it may be null.
+    """
+
+    def __init__(self, annotation: Any) -> None:
+        self.nullable = get_origin(annotation) in (Union, types.UnionType)
+        if self.nullable:
+            (annotation,) = (part for part in get_args(annotation) if part is not type(None))
+        self.rule: Rule | None = None
+        if get_origin(annotation) is Annotated:
+            annotation, self.rule = get_args(annotation)
+        self.type: Any = annotation
+
+    @property
+    def items(self) -> Hint | None:
+        """What the schema says of each value of a list; None: it is no list."""
+        return Hint(get_args(self.type)[0]) if get_origin(self.type) is list else None
+
+    def refuse(self, key: str, value: object) -> BadInput:
+        """The error of a value that is not allowed."""
+        rule = self.rule or OneOf(("true", "false"))
+        error = str(rule.refuse(key, value))
+        return BadInput(error + (", or null" if self.nullable else ""))
+
+
+@cache
+def hints_of(section: type) -> dict[str, Hint]:
+    """Key -> what the schema says of it."""
+    found = get_type_hints(section, include_extras=True)
+    return {one.name: Hint(found[one.name]) for one in fields(section)}
+
+
+def read_section(given: Any, section: type, prefix: str = "") -> dict[str, Any]:
+    """A section of a YAML file or override, its texts turned into the types of the schema.
+
+    Args:
+        given: of `parse_yaml`.
+        section: the dataclass.
+        prefix: of its keys, such as `model.`.
+
+    Raises:
+        BadInput: it is no section; a key is unknown; a value has another type, or is not allowed.
+    """
+    hints = hints_of(section)
+    if not isinstance(given, Mapping):
+        keys = ", ".join(f"{prefix}{key}" for key in hints) or "no keys; write {}"
+        raise BadInput(f"{prefix[:-1]} = {'null' if given is None else repr(given)}, but it is a section: {keys}")
+    values = {}
+    for name, value in given.items():
+        if name not in hints:
+            near = difflib.get_close_matches(str(name), hints, n=1, cutoff=0.5)
+            known = f"did you mean {near[0]!r}?" if near else f"known here: {', '.join(hints) or 'nothing'}"
+            raise BadInput(f"unknown key '{prefix}{name}'; {known}")
+        values[name] = _read(value, hints[name], f"{prefix}{name}")
+    return values
+
+
+def _read(value: Any, hint: Hint, key: str) -> Any:
+    if isinstance(value, str) and "${" in value:
+        return value  # of another key: OmegaConf's to resolve, `check_section`'s to look at
+    if value == "???":  # which OmegaConf would pass over
+        raise hint.refuse(key, value)
+    if value is None and hint.nullable:
+        return None
+    if isinstance(hint.type, type) and is_dataclass(hint.type):
+        return read_section(value, hint.type, f"{key}.")
+    if hint.items:
+        if not isinstance(value, list):
+            raise BadInput(f"{hint.refuse(key, value)}: write {key}=[…, …]")
+        read = [_read(one, hint.items, f"{key}[{n}]") for n, one in enumerate(value)]
+    elif not isinstance(value, str):
+        raise hint.refuse(key, value)
+    elif hint.rule is None:
+        read = SWITCH.get(value.lower())
+        if read is None:
+            raise hint.refuse(key, value)
+        return read
+    else:
+        try:
+            read = hint.rule.read(value)
+        except ValueError:
+            raise hint.refuse(key, value) from None
+    _check(read, hint, key)
+    return read
+
+
+def _check(value: Any, hint: Hint, key: str) -> None:
+    if hint.rule is not None and value is not None and not _open(value) and not hint.rule.admits(value):
+        raise hint.refuse(key, value)
+
+
+def _open(value: Any) -> bool:
+    """Whether a list holds what another key says, so that it cannot be looked at yet."""
+    return isinstance(value, list) and any(isinstance(one, str) and "${" in one for one in value)
+
+
+def nested(key: str, value: Any) -> dict[str, Any]:
+    """The value of `a.b` as the mapping that a YAML would hold."""
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    return value
+
+
+def read_value(key: str, value: Any, schema: type) -> Any:
+    """The value of a key `a.b`, of `parse_yaml`, in the type of the schema.
+
+    Raises:
+        BadInput: as `read_section`.
+    """
+    found: Any = read_section(nested(key, value), schema)
+    for name in key.split("."):
+        found = found[name]
+    return found
+
+
+def check_section(section: Any, prefix: str = "") -> None:
+    """Refuse a value of a configuration that the schema does not allow: a default, or what another key gave.
+
+    Raises:
+        BadInput: there is one.
+    """
+    for name, hint in hints_of(type(section)).items():
+        value, key = getattr(section, name), f"{prefix}{name}"
+        if is_dataclass(value):
+            check_section(value, f"{key}.")
+        elif value is not None:
+            _check(value, hint, key)
+            for n, one in enumerate(value if hint.items else ()):
+                _check(one, hint.items or hint, f"{key}[{n}]")
