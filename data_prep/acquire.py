@@ -14,13 +14,12 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
-import argparse
+import re
 from collections.abc import Sequence
-from datetime import date
-from pathlib import Path
 
-from data_prep.common.command_line import new_parser
-from data_prep.common.errors import BadInput, run
+from data_prep.common.command_line import Allowed, Parser, folder_to_make, new_parser
+from data_prep.common.errors import run
+from data_prep.common.limits import DAY, Text, Whole
 from data_prep.fetching import pmc_bucket
 from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import fetch
@@ -28,32 +27,39 @@ from data_prep.fetching.pile import PILE, PILE_URL, count_lines, pile
 from data_prep.fetching.pubmed import PUBMED_SETS, PUBMED_URL, check_year, count_citations, holes, medline
 from data_prep.sources.pmc import TIERS
 
+DOWNLOADS = Whole(1, 1000)  # at a time
+YEAR = Text(re.compile("(20)?[0-9]{2}").fullmatch, "a year, as 26 or 2026")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = new_parser(__doc__)
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument("--out", type=Path, required=True, help="the folder to fetch into")
+    common = Parser(add_help=False)
+    common.add_argument("--out", type=folder_to_make, required=True, help="the folder to fetch into")
     common.add_argument("--dry-run", action="store_true", help="print files and bytes; fetch and write nothing")
-    common.add_argument("--limit", type=int, metavar="N", help="only the first N files, or articles, to try it out")
+    common.add_argument(
+        "--limit", type=Allowed(Whole(1, 10**9)), metavar="N", help="only the first N files, or articles, to try it out"
+    )
     commands = parser.add_subparsers(dest="source", metavar="medline|pmc|pile", required=True)
 
     add = commands.add_parser(
         "medline", parents=[common], help="PubMed's citation files", description="PubMed's baseline and update files."
     ).add_argument
-    add("--year", type=int, help="of the baseline, as 26 (default: the newest)")
+    add("--year", type=Allowed(YEAR), help="of the baseline, as 26 (default: the newest)")
     add("--baseline", dest="sets", action="append_const", const="baseline", help="the yearly baseline alone")
     add("--updates", dest="sets", action="append_const", const="updatefiles", help="the daily updates alone")
     add("--accept", nargs="+", default=(), metavar="NAME", help="go on whatever the records of these files, or without")
-    add("--workers", type=int, default=4, help="files fetched at a time (default 4)")
+    add("--workers", type=Allowed(DOWNLOADS), default=4, help="files fetched at a time (default 4)")
     add("--url", default=PUBMED_URL, help=f"where baseline/ and updatefiles/ are (default {PUBMED_URL})")
 
     add = commands.add_parser(
         "pmc", parents=[common], help="PMC's articles", description="PMC's articles, from its public bucket."
     ).add_argument
     add("--licenses", choices=tuple(TIERS), default="all", help="fetch articles of these licences (default all)")
-    add("--since", type=_day, metavar="YYYY-MM-DD", help="only what was added or changed there from this day on")
-    add("--workers", type=int, default=32, help="articles fetched at a time (default 32)")
+    add(
+        "--since", type=Allowed(DAY), metavar="YYYY-MM-DD", help="only what was added or changed there from this day on"
+    )
+    add("--workers", type=Allowed(DOWNLOADS), default=32, help="articles fetched at a time (default 32)")
     add("--url", default=pmc_bucket.URL, help=f"the bucket (default {pmc_bucket.URL})")
 
     add = commands.add_parser(
@@ -62,17 +68,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--files", nargs="+", default=(), metavar="NAME", help="these alone, as 00 01 val test (default all)")
     add("--repository", default=PILE, help=f"the dataset (default {PILE})")
     add("--revision", default="main", help="a branch or commit of it (default main)")
-    add("--workers", type=int, default=4, help="files fetched at a time (default 4)")
+    add("--workers", type=Allowed(DOWNLOADS), default=4, help="files fetched at a time (default 4)")
     add("--url", default=PILE_URL, help=f"the site (default {PILE_URL})")
 
     args = parser.parse_args(argv)
-    for name in ("limit", "workers"):
-        if (value := getattr(args, name)) is not None and value < 1:
-            raise BadInput(f"--{name} {value} is not at least 1")
     web, url = Web(), args.url.rstrip("/")
     common_arguments = {"workers": args.workers, "limit": args.limit, "dry_run": args.dry_run}
     if args.source == "medline":
-        year = None if args.year is None else args.year % 100
+        year = None if args.year is None else int(args.year[-2:])
         listed = medline(web, url, year, tuple(s for s in PUBMED_SETS if s in (args.sets or PUBMED_SETS)))
         check_year(args.out, listed)
         faults = holes(listed, args.accept)
@@ -84,13 +87,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         fetch(web, listed, args.out, count_lines, **common_arguments)
     if not args.dry_run:
         print(f"next: make shards SOURCE={args.source} INPUT={args.out}")
-
-
-def _day(text: str) -> str:
-    try:
-        return date.fromisoformat(text).isoformat()
-    except ValueError:
-        raise BadInput(f"--since {text} is not a day such as 2026-01-31") from None
 
 
 if __name__ == "__main__":

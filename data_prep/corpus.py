@@ -11,13 +11,13 @@ import data_prep.common.script_folder  # noqa: F401
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
-from pathlib import Path
 from typing import Any
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
-from data_prep.filtering.build_corpus import build_corpus
+from data_prep.common.limits import DAY
+from data_prep.filtering.build_corpus import NEAR_DUPLICATES, VAL_FRACTION, build_corpus
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sources.document import Source
 from data_prep.sources.registry import SOURCES
@@ -54,24 +54,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--source", action=_AddSource, required=True, help=f"where the text comes from: {names}; may come again")
     add("--input", action=_AddSource, nargs="+", help="its files, folders, globs or URLs (s3://, hf://)")
-    add("--out", type=Path, required=True, help="the corpus folder to make")
-    add("--val-fraction", type=float, default=0.01, help="share of documents in val (default 0.01)")
+    add("--out", type=folder_to_make, required=True, help="the corpus folder to make")
+    add("--val-fraction", type=Allowed(VAL_FRACTION), default=0.01, help="share of documents in val (default 0.01)")
     add("--on-error", choices=("stop", "skip"), default="stop", help="at a record that cannot be read (default stop)")
     add_workers(parser)
     add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
     add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
-    add("--recent-after", metavar="YYYY-MM-DD", help="put what is dated after this day into a split `recent`")
     add(
-        "--near-duplicates", type=float, metavar="SHARE", help="keep one of texts this much alike, as 0.8 (default off)"
+        "--recent-after",
+        type=Allowed(DAY),
+        metavar="YYYY-MM-DD",
+        help="put what is dated after this day into a split `recent`",
+    )
+    add(
+        "--near-duplicates",
+        type=Allowed(NEAR_DUPLICATES),
+        metavar="SHARE",
+        help="keep one of texts this much alike, as 0.8 (default off)",
     )
     for name, source in SOURCES.items():
         switches = [one for one in fields(source) if "help" in one.metadata]
         group = parser.add_argument_group(f"switches of --source {name}") if switches else None
         for one in switches:
             assert group
-            without_value: dict[str, Any] = {"nargs": 0} if one.default is False else {}
+            kind: dict[str, Any] = {"nargs": 0} if one.default is False else {"type": one.metadata["type"]}
             flag = f"--{one.name.replace('_', '-')}"
-            group.add_argument(flag, action=_AddSource, help=one.metadata["help"], **without_value)
+            group.add_argument(flag, action=_AddSource, help=one.metadata["help"], **kind)
     args = parser.parse_args(argv)
     sources: dict[str, tuple[Source, Sequence[str]]] = {}
     for name, switches in args.sources.items():

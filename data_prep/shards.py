@@ -11,10 +11,11 @@ import data_prep.common.script_folder  # noqa: F401
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
+from data_prep.common.limits import BUCKET, SEQ_LEN
 from data_prep.running.workers import Workers, add_workers
-from data_prep.sharding.build_shards import COMPRESSION, build_shards
+from data_prep.sharding.build_shards import COMPRESSION, SIZE_LIMIT_MB, build_shards
 from data_prep.sharding.upload import upload
 from data_prep.tokenizing.encoder import ENCODERS
 
@@ -24,16 +25,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder")
-    parser.add_argument("--out", type=Path, required=True, help="the shards folder to make")
-    parser.add_argument("--seq-len", type=int, default=1024, help="tokens a sample (default 1024)")
+    parser.add_argument("--out", type=folder_to_make, required=True, help="the shards folder to make")
+    parser.add_argument("--seq-len", type=Allowed(SEQ_LEN), default=1024, help="tokens a sample (default 1024)")
     parser.add_argument("--no-eos", action="store_true", help="no end-of-text between documents, as in 2022")
     parser.add_argument("--compression", choices=sorted(COMPRESSION), default="zstd", help="of shards (default zstd)")
-    parser.add_argument("--size-limit-mb", type=int, default=64, help="MiB a shard, before compression (default 64)")
+    parser.add_argument(
+        "--size-limit-mb", type=Allowed(SIZE_LIMIT_MB), default=64, help="MiB a shard, before compression (default 64)"
+    )
     parser.add_argument(
         "--encoder", choices=ENCODERS, default=ENCODERS[0], help=f"same ids, other speeds (default {ENCODERS[0]})"
     )
     add_workers(parser)
-    parser.add_argument("--remote", metavar="s3://…", help="then copy the folder there, and read the copy back")
+    parser.add_argument(
+        "--remote", type=Allowed(BUCKET), metavar="s3://…", help="then copy the folder there, and read the copy back"
+    )
     args = parser.parse_args(argv)
     build_shards(
         args.corpus,

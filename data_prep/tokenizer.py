@@ -11,19 +11,22 @@ import data_prep.common.script_folder  # noqa: F401
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
 from data_prep.tokenizing.tokenizer_format import END_OF_TEXT
-from data_prep.tokenizing.training import VOCAB_SIZE, build_tokenizer
+from data_prep.tokenizing.training import VOCAB_SIZE, VOCAB_SIZES, build_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
-    parser.add_argument("--out", type=Path, required=True, help="the tokenizer folder to make")
+    parser.add_argument("--out", type=folder_to_make, required=True, help="the tokenizer folder to make")
     parser.add_argument(
-        "--vocab-size", type=int, default=VOCAB_SIZE, help=f"entries with {END_OF_TEXT} (default {VOCAB_SIZE})"
+        "--vocab-size",
+        type=Allowed(VOCAB_SIZES),
+        default=VOCAB_SIZE,
+        help=f"entries with {END_OF_TEXT} (default {VOCAB_SIZE})",
     )
     parser.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt, to compare with")
     args = parser.parse_args(argv)

@@ -20,8 +20,9 @@ import data_prep.common.script_folder  # noqa: F401
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, folder_to_make, names, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.limits import Whole
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
 from recipes.evaluation.answers import check_answerable
@@ -34,21 +35,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, evaluate, print the table."""
     parser = new_parser(__doc__)
     parser.add_argument("--model", type=Path, help="folder that recipes/export.py wrote, or one like BioMedLM's")
-    parser.add_argument("--tasks", default="", help="such as medqa,pubmedqa,mmlu")
+    parser.add_argument("--tasks", type=names, default=(), help="such as medqa,pubmedqa,mmlu")
     parser.add_argument("--data", type=Path, default=Path("data/tasks"), help="holds a folder a task")
     parser.add_argument("--runs", type=Path, nargs="+", help="run folders of one fine-tuning with several seeds")
-    parser.add_argument("--out", type=Path, help="the folder to make")
+    parser.add_argument("--out", type=folder_to_make, help="the folder to make")
     parser.add_argument("--check", action="store_true", help="read the sets, print what they hold, and stop")
-    parser.add_argument("--shots", type=int, default=0, help="answered questions before each (default: 0)")
-    parser.add_argument("--limit", type=int, help="score the first so many questions of each set alone, for a trial")
+    parser.add_argument(
+        "--shots", type=Allowed(Whole(0, 1000)), default=0, help="answered questions before each (default: 0)"
+    )
+    parser.add_argument(
+        "--limit",
+        type=Allowed(Whole(1, 10**9)),
+        help="score the first so many questions of each set alone, for a trial",
+    )
     parser.add_argument("--corpus", type=Path, help="training corpus: report what it leaks")
     parser.add_argument(
         "--text-documents",
-        type=int,
+        type=Allowed(Whole(0, 10**9)),
         default=0,
         help="documents of the corpus' val to compute perplexity of (default: 0)",
     )
-    parser.add_argument("--batch-size", type=int, default=8, help="sequences at a time (default: 8)")
+    parser.add_argument(
+        "--batch-size", type=Allowed(Whole(1, 2**16)), default=8, help="sequences at a time (default: 8)"
+    )
     parser.add_argument(
         "--dtype",
         choices=DTYPES,
@@ -57,10 +66,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     arguments = parser.parse_args(argv)
-    for name, least in (("shots", 0), ("batch_size", 1), ("limit", 1), ("text_documents", 0)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise BadInput(f"--{name.replace('_', '-')} {value} is below {least}")
     if arguments.text_documents and not arguments.corpus:
         raise BadInput("--text-documents needs --corpus, of whose val split they are")
     if arguments.runs:
@@ -78,14 +83,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     if head and arguments.dtype != "float32":
         raise BadInput("--dtype: the head of a fine-tuned model is computed in float32")
     tasks = []
-    for name in dict.fromkeys(filter(None, arguments.tasks.split(","))):
+    for name in arguments.tasks:
         task = load(name, arguments.data)
         print(describe(task), flush=True)
         if not arguments.check:
             check_answerable(task, head, arguments.model)
         tasks.append(task)
     if not tasks:
-        raise BadInput("--tasks is empty")
+        raise BadInput("--tasks is missing: such as medqa,pubmedqa,mmlu")
     if arguments.check:
         return
     if not arguments.out:

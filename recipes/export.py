@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import begin, finished, library_versions, publish
@@ -87,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and export."""
     parser = new_parser(__doc__)
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint, or GPT-2 model folder")
-    parser.add_argument("--out", type=Path, required=True, help="the Hugging Face folder to write")
+    parser.add_argument("--out", type=folder_to_make, required=True, help="the Hugging Face folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder, if it is not beside the weights")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the saved weights (default: float32)")
     arguments: Any = parser.parse_args(argv)

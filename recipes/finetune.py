@@ -2,15 +2,15 @@
 
 composer recipes/finetune.py yamls/finetune/pubmedqa.yaml model=biomedlm data=data/tasks       # one GPU of 80 GB
 python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=one-gpu-24gb        # LoRA
-python recipes/finetune.py yamls/finetune/pubmedqa.yaml model=runs/smoke preset=cpu seed=2 run_name=pubmedqa-2
+python recipes/finetune.py yamls/finetune/pubmedqa.yaml model=runs/smoke preset=cpu seq_len=256 seed=2
 python recipes/finetune.py yamls/finetune/ner.yaml task=NCBI-disease model=biomedlm preset=one-gpu-24gb
 python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=full --dry-run      # print the plan, stop
 
-`model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. Typing the
-same command again goes on where the run stopped. Afterwards the run folder holds `model/`, a prediction for every
-question, pair or sentence of dev and test, and scores.json; several seeds are put together by
-`python recipes/evaluate.py --runs …`. With `score_test=false` test is left alone until the same command is typed
-without it.
+`model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. It must be
+able to read `seq_len` tokens: 512 unless it is given, and the model of `make smoke` reads 256. Typing the same command
+again goes on where the run stopped. Afterwards the run folder holds `model/`, a prediction for every question, pair or
+sentence of dev and test, and scores.json; several seeds are put together by `python recipes/evaluate.py --runs …`. With
+`score_test=false` test is left alone until the same command is typed without it.
 """
 
 from __future__ import annotations

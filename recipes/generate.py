@@ -17,9 +17,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
+from data_prep.common.limits import Whole
 from recipes.generation.samples import sample
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, load_model
 
@@ -39,18 +40,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     way.add_argument("--web", action="store_true", help="serve a page (needs the extra `web`)")
     for setting in SETTINGS:
         parser.add_argument(
-            f"--{setting.words}", type=type(setting.default), default=setting.default,
+            f"--{setting.words}", type=Allowed(setting.rule), default=setting.default,
             help=f"{setting.help} (default: {setting.default})",
         )  # fmt: skip
     parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
-    parser.add_argument("--out", type=Path, help="also write the samples there as JSON; done once for a model")
+    parser.add_argument(
+        "--out", type=FileToWrite((".json",)), help="also write the samples there as JSON; done once for a model"
+    )
     parser.add_argument("--host", default="127.0.0.1", help="of the page: the address that is listened on")
-    parser.add_argument("--port", type=int, default=7860, help="of the page (default: 7860)")
+    parser.add_argument("--port", type=Allowed(Whole(1, 65535)), default=7860, help="of the page (default: 7860)")
     arguments = parser.parse_args(argv)
-    try:
-        settings: JsonDict = {setting.name: setting.read(getattr(arguments, setting.name)) for setting in SETTINGS}
-    except BadInput as error:
-        raise BadInput(f"--{error}") from None
+    settings: JsonDict = {setting.name: getattr(arguments, setting.name) for setting in SETTINGS}
     folders: list[Path] = arguments.model
     if arguments.out and (arguments.interactive or arguments.web):
         raise BadInput("--out keeps what is written to --prompt; it does not go with --interactive or --web")

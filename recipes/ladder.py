@@ -16,8 +16,10 @@ import data_prep.common.script_folder  # noqa: F401
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.limits import Real
+from recipes.config.schema import MFU
 from recipes.planning.gpus import add_stack, find_gpu
 from recipes.planning.run_plan import check_shards
 from recipes.runs.lock import hold
@@ -52,16 +54,18 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--predict", action="append", type=Path, metavar="YAML", help=f"default {FLAGSHIP.name}; repeat"
     )
-    parser.add_argument("--floor", type=float, metavar="NATS", help="E, if it is known: the loss that no model beats")
+    parser.add_argument(
+        "--floor", type=Allowed(Real(0, 100)), metavar="NATS", help="E, if it is known: the loss that no model beats"
+    )
     parser.add_argument("--with-repeated", action="store_true", help=f"rungs of more than {MAX_PASSES:g} passes, too")
     parser.add_argument("--gpu", metavar="NAME", help="hours and cost on it; with --dry-run, what fits it")
     add_stack(parser)
-    parser.add_argument("--mfu", type=float, metavar="SHARE", help="as a run reached it, such as 0.4; else published")
-    parser.add_argument("--out", type=Path, default=Path("runs/ladder"), metavar="DIR", help="default %(default)s")
+    parser.add_argument(
+        "--mfu", type=Allowed(MFU), metavar="SHARE", help="as a run reached it, such as 0.4; else published"
+    )
+    parser.add_argument("--out", type=folder_to_make, default="runs/ladder", metavar="DIR", help="default %(default)s")
     parser.add_argument("--dry-run", action="store_true", help="print the rungs and what they cost, and stop")
     arguments = parser.parse_intermixed_args(argv)
-    if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
-        raise BadInput(f"--mfu {arguments.mfu:g} does not lie between 0 and 1")
     if arguments.gpu:
         find_gpu(arguments.gpu, arguments.stack)
     yamls = [Path(text) for text in arguments.given if text.endswith((".yaml", ".yml"))]
@@ -88,7 +92,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
             + "\n  ".join(f"{name}: {reason}" for name, reason in reasons.items())
         )
     if floor_too_high(arguments.floor, used):
-        raise BadInput(f"--floor {arguments.floor:g} is not between 0 and the losses of the rungs")
+        raise BadInput(f"--floor {arguments.floor:g} is not below the losses of the rungs")
     for rung in used:
         if rung.shards is None and not rung.finished:
             check_shards(rung.cfg)  # says what is missing
@@ -103,10 +107,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
 
 
 def floor_too_high(floor: float | None, rungs: Sequence[Rung]) -> bool:
-    """Whether a given E is no loss, or above that of a rung that is finished."""
-    return floor is not None and (
-        floor < 0 or any(measure(rung, True).loss <= floor for rung in rungs if rung.finished)
-    )
+    """Whether a given E is above the loss of a rung that is finished."""
+    return floor is not None and any(measure(rung, True).loss <= floor for rung in rungs if rung.finished)
 
 
 if __name__ == "__main__":

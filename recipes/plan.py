@@ -18,10 +18,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.limits import Real, Whole
 from data_prep.common.manifest import MANIFEST
 from recipes.config.loading import load_config
+from recipes.config.schema import MFU, PRICE, WORLD_SIZE
 from recipes.planning.gpus import GPUS, add_stack
 from recipes.planning.run_plan import RANKS_PER_NODE, check_shards, make_plan
 
@@ -39,20 +41,27 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as max_duration=50e9tok")
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")
     add_stack(parser)
-    parser.add_argument("--gpus", type=int, metavar="N", help="how many; the YAML's world_size if not given")
-    parser.add_argument("--gpus-per-node", type=int, default=RANKS_PER_NODE, metavar="N", help="default %(default)s")
-    parser.add_argument("--mfu", type=float, metavar="SHARE", help="as a run reached it, such as 0.231; else published")
-    parser.add_argument("--price", type=float, metavar="MONEY", help="of a GPU-hour, in any currency")
-    parser.add_argument("--network", type=float, metavar="GBIT", help="Gbit/s that a node sends; else a usual node's")
+    parser.add_argument(
+        "--gpus", type=Allowed(WORLD_SIZE), metavar="N", help="how many; the YAML's world_size if not given"
+    )
+    parser.add_argument(
+        "--gpus-per-node", type=Allowed(Whole(1, 1000)), default=RANKS_PER_NODE, metavar="N", help="default %(default)s"
+    )
+    parser.add_argument(
+        "--mfu", type=Allowed(MFU), metavar="SHARE", help="as a run reached it, such as 0.231; else published"
+    )
+    parser.add_argument("--price", type=Allowed(PRICE), metavar="MONEY", help="of a GPU-hour, in any currency")
+    parser.add_argument(
+        "--network",
+        type=Allowed(Real(0, 10**6, above=True)),
+        metavar="GBIT",
+        help="Gbit/s that a node sends; else a usual node's",
+    )
     parser.add_argument("--json", action="store_true", help="the same as JSON")
-    parser.add_argument("--scaling", type=int, nargs="+", metavar="N", help="a table of so many GPUs, in Markdown")
+    parser.add_argument(
+        "--scaling", type=Allowed(WORLD_SIZE), nargs="+", metavar="N", help="a table of so many GPUs, in Markdown"
+    )
     given = parser.parse_intermixed_args(argv)
-    for name, least, most in (("gpus", 1, 10**6), ("gpus_per_node", 1, 10**3), ("mfu", 1e-6, 1), ("price", 0, 10**6)):
-        value = getattr(given, name)
-        if value is not None and not least <= value <= most:
-            raise BadInput(f"--{name.replace('_', '-')} {value:g} does not lie between {least:g} and {most:g}")
-    if given.network is not None and not given.network > 0:
-        raise BadInput(f"--network {given.network:g} must be above 0")
     cfg = load_config(given.yaml, given.overrides)
     if given.scaling:
         if given.json or given.gpus or given.price is not None:

@@ -15,9 +15,11 @@ import data_prep.common.script_folder  # noqa: F401
 from collections.abc import Sequence
 from typing import Any
 
-from data_prep.common.errors import BadInput, run
+from data_prep.common.command_line import Allowed
+from data_prep.common.errors import run
 from recipes.config.command_line import parse_run
 from recipes.config.loading import load_config
+from recipes.config.schema import WORLD_SIZE
 from recipes.planning.gpus import GPUS, add_stack, find_gpu
 from recipes.runs.signals import leave_with_the_launcher
 from recipes.trials.checks import run_checks
@@ -29,7 +31,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
 
     def add(parser: Any) -> None:
         parser.add_argument("--verify-all", action="store_true", help="read and hash every shard, not a few")
-        parser.add_argument("--fake-world", type=int, metavar="N", help="build the parts of N ranks here; runs nothing")
+        parser.add_argument(
+            "--fake-world", type=Allowed(WORLD_SIZE), metavar="N", help="build the parts of N ranks here; runs nothing"
+        )
         parser.add_argument("--gpu", metavar="NAME", help=f"with --fake-world: must fit; one of {', '.join(GPUS)}")
         add_stack(parser)
 
@@ -38,8 +42,6 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     if arguments.gpu:
         find_gpu(arguments.gpu, arguments.stack)
     if arguments.fake_world is not None:
-        if arguments.fake_world < 1:
-            raise BadInput(f"--fake-world {arguments.fake_world} is not at least 1")
         fake_world(cfg, arguments.fake_world, arguments.gpu, arguments.stack)
         return
     leave_with_the_launcher()

@@ -15,29 +15,37 @@ import data_prep.common.script_folder  # noqa: F401
 from collections.abc import Sequence
 from pathlib import Path
 
-from data_prep.common.command_line import new_parser
+from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.limits import Whole
 from recipes.runs.figures import save
 from recipes.runs.plots import AXES, plots
 from recipes.runs.reading import read_run, summary
 from recipes.runs.report_page import REPORT, watch, write_report
 from recipes.runs.run_log import LOG, append_log
 
+BATCH = Whole(0, 10**9)
+PICTURES = (".png", ".svg", ".pdf")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the command line, write the page, print the table."""
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="run folder, such as runs/smoke")
-    parser.add_argument("--out", type=Path, help="the page (default: report.html in the folder of the only run)")
+    parser.add_argument(
+        "--out", type=FileToWrite((".html",)), help="the page (default: report.html in the folder of the only run)"
+    )
     parser.add_argument("--x", choices=AXES, default="batch", help="what curves are drawn against (default batch)")
-    parser.add_argument("--from-batch", type=int, default=0, help="the first batch to draw")
-    parser.add_argument("--to-batch", type=int, help="the last batch to draw")
+    parser.add_argument("--from-batch", type=Allowed(BATCH), default=0, help="the first batch to draw")
+    parser.add_argument("--to-batch", type=Allowed(BATCH), help="the last batch to draw")
     parser.add_argument("--watch", action="store_true", help="write the page again while the runs go on")
     parser.add_argument("--log", action="store_true", help=f"append an entry to {LOG.parent.name}/{LOG.name}, no page")
-    parser.add_argument("--plot", type=Path, help="write the loss curve there (png, svg or pdf) and no page")
+    parser.add_argument("--plot", type=FileToWrite(PICTURES), help="write the loss curve there and no page")
     arguments = parser.parse_args(argv)
     folders: list[Path] = arguments.run
     window = (arguments.from_batch, arguments.to_batch)
+    if window[1] is not None and window[1] < window[0]:
+        raise BadInput(f"--to-batch {window[1]} comes before --from-batch {window[0]}")
     part = window != (0, None)
     if (len(folders) > 1 or part) and not arguments.out and not (arguments.log or arguments.plot):
         raise BadInput("several runs, or a part of one, need --out PAGE.html; report.html in its folder is a run's own")

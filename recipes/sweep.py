@@ -23,8 +23,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict, read_json, write_json, write_text
+from data_prep.common.limits import Whole
 from data_prep.common.manifest import difference
 from recipes.config.command_line import parse_run
 from recipes.evaluation.over_seeds import evaluate_runs
@@ -96,7 +98,12 @@ def command_line(argv: Sequence[str] | None = None) -> None:
 
     def add(parser: argparse.ArgumentParser) -> None:
         parser.add_argument("--cluster", choices=("ray",), help="run as Ray tasks, on RAY_ADDRESS or this machine")
-        parser.add_argument("--only", type=int, metavar="N", help="do run N of the grid alone, from 0; choose nothing")
+        parser.add_argument(
+            "--only",
+            type=Allowed(Whole(0, 10**6)),
+            metavar="N",
+            help="do run N of the grid alone, from 0; choose nothing",
+        )
         parser.add_argument("--without-failed", action="store_true", help="if runs fail, choose among the others")
 
     arguments = parse_run(__doc__, "yamls/finetune/pubmedqa-sweep.yaml", "model=biomedlm", argv, add)

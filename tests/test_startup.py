@@ -7,14 +7,8 @@ import sys
 
 import pytest
 
-from project import ROOT
+from project import COMMANDS, ROOT
 
-COMMANDS = sorted(
-    str(path.relative_to(ROOT))
-    for folder in ("recipes", "data_prep")
-    for path in (ROOT / folder).rglob("*.py")
-    if 'if __name__ == "__main__"' in path.read_text(encoding="utf-8")
-)
 # Seconds each: torch alone takes three.
 HEAVY = ["composer", "datasets", "lm_eval", "matplotlib", "ray", "streaming", "torch", "transformers"]
 SPY = """

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import date
 from typing import Any
 
 from data_prep.common.errors import BadInput
@@ -152,3 +153,15 @@ FILE_NAME = Text(
 PATH = Text(lambda text: text.strip() and text.isprintable(), "a path: printable, not empty")
 LINE = Text(lambda text: text.strip() and text.isprintable(), "one line of printable text, not empty")
 PROSE = Text(lambda text: text.strip() and "\0" not in text, "a text, not empty")
+
+
+def _is_day(text: str) -> bool:
+    try:
+        return len(text) == 10 and bool(date.fromisoformat(text))
+    except ValueError:
+        return False
+
+
+DAY = Text(_is_day, "a day such as 2026-01-31")
+BUCKET = Text(re.compile(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?").fullmatch, "of the form s3://bucket/prefix")
+SEQ_LEN = Whole(2, 2**20)  # tokens of a sample; the second is predicted from the first

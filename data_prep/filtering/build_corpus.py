@@ -24,13 +24,13 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from datetime import date
 from pathlib import Path
 
 from tqdm import tqdm
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, link, write_text
+from data_prep.common.limits import DAY, Real
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
@@ -44,6 +44,8 @@ from data_prep.running.workers import HERE, Workers
 from data_prep.sources.document import Source
 
 XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
+VAL_FRACTION = Real(0, 1, above=True, below=True)
+NEAR_DUPLICATES = Real(0, 1, above=True)
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 
 
@@ -76,12 +78,11 @@ def build_corpus(
         BadInput: bad fraction, missing or broken input, an id with two texts, a split without documents, no room on
             the disk.
     """
-    if not 0 < val_fraction < 1:
-        raise BadInput(f"--val-fraction {val_fraction} is not between 0 and 1")
-    if recent_after is not None and not _is_day(recent_after):
-        raise BadInput(f"--recent-after {recent_after} is not a day such as 2024-12-31")
-    if near_duplicates is not None and not 0 < near_duplicates <= 1:
-        raise BadInput(f"--near-duplicates {near_duplicates} is not above 0 and at most 1")
+    VAL_FRACTION.check("--val-fraction", val_fraction)
+    if recent_after is not None:
+        DAY.check("--recent-after", recent_after)
+    if near_duplicates is not None:
+        NEAR_DUPLICATES.check("--near-duplicates", near_duplicates)
     pmid_files = inputs.find(exclude_pmids, ("",)) if exclude_pmids else []
     evaluation = inputs.find(decontaminate, decontamination.SUFFIXES) if decontaminate else []
     asides = {"exclude_pmids": pmid_files, "decontaminate": evaluation}
@@ -275,13 +276,6 @@ def _pmids(files: Sequence[Input]) -> Iterator[int]:
                     yield int(found.group(1))
                 elif line.strip() and number > 1:
                     raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
-
-
-def _is_day(text: str) -> bool:
-    try:
-        return len(text) == 10 and bool(date.fromisoformat(text))
-    except ValueError:
-        return False
 
 
 def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:

@@ -26,11 +26,14 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput
 from data_prep.common.files import give_name, write_text
+from data_prep.common.limits import Whole
 from data_prep.common.manifest import difference, library_versions
 from data_prep.running.progress import Done, Progress
 
+PROCESSES = Whole(1, 10_000)
 CLUSTERS = ("local", "ray")
 LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
 MARK = ".cluster"  # a file of the folder that tasks write to, by which a node shows that it sees the same one
@@ -67,8 +70,7 @@ class Workers:
     cluster: str = "local"
 
     def __post_init__(self) -> None:
-        if self.processes < 1:
-            raise BadInput(f"--workers {self.processes} is not at least 1")
+        PROCESSES.check("--workers", self.processes)
         if self.cluster not in CLUSTERS:
             raise BadInput(f"--cluster {self.cluster} is not one of {', '.join(CLUSTERS)}")
 
@@ -104,7 +106,9 @@ HERE = Workers()  # one process, this one
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
     """The switches of a command whose tasks are run by `Workers`."""
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: all cores)")
+    parser.add_argument(
+        "--workers", type=Allowed(PROCESSES), default=os.cpu_count() or 1, help="processes (default: all cores)"
+    )
     parser.add_argument(
         "--cluster",
         choices=CLUSTERS,

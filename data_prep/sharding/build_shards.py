@@ -24,6 +24,7 @@ import zstandard
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, sha256_file
+from data_prep.common.limits import SEQ_LEN, Whole
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish, read_manifest
 from data_prep.filtering import corpus_format
 from data_prep.running.progress import Done
@@ -34,6 +35,7 @@ from data_prep.sharding.shard_format import FORMAT, SPLITS, STAGE, SplitCounts
 from data_prep.tokenizing import tokenizer_format
 from data_prep.tokenizing.encoder import ENCODERS
 
+SIZE_LIMIT_MB = Whole(1, 4095)  # what an MDS shard can address
 COMPRESSION = {"zstd": "zstd:3", "none": None}  # 1.4 bytes of a token's 2; level 9 makes 1.25, in a third of all time
 LIBRARIES = ("gigatoken", "numpy", "tokenizers", "zstandard")  # that decide the bytes here
 
@@ -115,10 +117,8 @@ def build_shards(
 
 
 def _check_arguments(seq_len: int, size_limit_mb: int, encoder_name: str) -> None:
-    if seq_len < 2:
-        raise BadInput(f"--seq-len {seq_len}: a sample needs at least 2 tokens, to predict one from the other")
-    if not 1 <= size_limit_mb < 4096:
-        raise BadInput(f"--size-limit-mb {size_limit_mb} is not between 1 and 4095, which an MDS shard can address")
+    SEQ_LEN.check("--seq-len", seq_len)
+    SIZE_LIMIT_MB.check("--size-limit-mb", size_limit_mb)
     if encoder_name not in ENCODERS:
         raise BadInput(f"--encoder {encoder_name} is not one of {', '.join(ENCODERS)}")
 

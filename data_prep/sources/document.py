@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
+from data_prep.common.command_line import Allowed
+from data_prep.common.limits import LINE
 from data_prep.files.inputs import Input, Stream
 
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
@@ -55,14 +57,18 @@ class Bad:
 Entry = Document | Dropped | Bad
 
 
-def switch(default: Any, help_text: str) -> Any:
+ONE_LINE = Allowed(LINE)
+
+
+def switch(default: Any, help_text: str, kind: Callable[[str], Any] = ONE_LINE) -> Any:
     """A field of a source that is a switch of the command: `--section-labels` for `section_labels`.
 
     Args:
         default: False makes a switch without a value.
         help_text: for `--help`.
+        kind: type of the option.
     """
-    return field(default=default, metadata={"help": help_text})
+    return field(default=default, metadata={"help": help_text, "type": kind})
 
 
 class Source(Protocol):

@@ -17,7 +17,9 @@ from typing import ClassVar
 from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.command_line import Allowed, names
 from data_prep.common.errors import BadInput
+from data_prep.common.limits import Text
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
 from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date, switch
@@ -41,6 +43,14 @@ RETRACTED = etree.XPath(
 )
 
 
+CODE = Text(re.compile("[a-z]{3}").fullmatch, "PubMed's code of a language, three small letters, such as eng")
+
+
+def language_codes(text: str) -> str:
+    """The type of `--languages`."""
+    return ",".join(map(Allowed(CODE), names(text)))
+
+
 @dataclass(frozen=True)
 class Medline:
     """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones, a deletion among them.
@@ -53,7 +63,7 @@ class Medline:
     """
 
     section_labels: bool = switch(False, "keep labels, as in `METHODS: We …`")
-    languages: str | None = switch(None, "keep articles in these alone, as eng,fre (default all)")
+    languages: str | None = switch(None, "keep articles in these alone, as eng,fre (default all)", language_codes)
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
 

@@ -23,8 +23,10 @@ from typing import IO, ClassVar
 import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.limits import OneOf
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
 from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date, switch
@@ -83,6 +85,9 @@ BUCKET = re.compile(r"(.*?)([^/]+)/\2\.xml")
 METADATA = re.compile(r"(^|/)metadata/[^/]+\.json$")
 
 
+TIER = OneOf(tuple(TIERS))
+
+
 @dataclass(frozen=True)
 class Pmc:
     """Articles.
@@ -91,13 +96,14 @@ class Pmc:
         licenses: a key of `TIERS`: `commercial` use allowed; `noncommercial` beside them; `all`, also the unknown.
     """
 
-    licenses: str = switch("all", f"of articles by their licences keep: {', '.join(TIERS)} (default all)")
+    licenses: str = switch(
+        "all", f"of articles by their licences keep: {', '.join(TIERS)} (default all)", Allowed(TIER)
+    )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.licenses not in TIERS:
-            raise BadInput(f"--licenses {self.licenses} is not one of {', '.join(TIERS)}")
+        TIER.check("--licenses", self.licenses)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files, by name."""

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file, write_json, write_text
+from data_prep.common.limits import Whole
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish, read_manifest
 from data_prep.filtering import corpus_format
 from data_prep.sources.document import ABSTRACTS
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 28_896
 MODEL_MAX_LENGTH_TOKENS = 1024  # what BioMedLM's n_positions admits; only a warning of transformers hangs on it
 ALPHABET = 256  # the bytes, which are tokens of every byte-level vocabulary
+VOCAB_SIZES = Whole(ALPHABET + 2, 2**24)  # the bytes, a merge and end-of-text at the least
 MIN_FREQUENCY = 2
 
 
@@ -47,8 +49,7 @@ def build_tokenizer(corpus_folder: Path, out: Path, vocab_size: int = VOCAB_SIZE
     Raises:
         BadInput: no finished corpus, abstracts in train and none in val, or too few for so large a vocabulary.
     """
-    if vocab_size <= ALPHABET + 1:
-        raise BadInput(f"--vocab-size {vocab_size} is too small: {ALPHABET} bytes and {END_OF_TEXT} leave no merge")
+    VOCAB_SIZES.check("--vocab-size", vocab_size)
     counts = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus")["counts"]
     source = ABSTRACTS if ABSTRACTS in counts["train"]["sources"] else None
     if source and source not in counts["val"]["sources"]:

@@ -6,14 +6,26 @@ Composer's elsewhere. What hangs on several keys at once is in `checks`.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from omegaconf import MISSING
 
 from data_prep.common.errors import BadInput
-from data_prep.common.limits import FILE_NAME, LINE, PATH, PROSE, OneOf, Real, Rule, Text, Whole, read_number
+from data_prep.common.limits import (
+    BUCKET,
+    FILE_NAME,
+    LINE,
+    PATH,
+    PROSE,
+    SEQ_LEN,
+    OneOf,
+    Real,
+    Rule,
+    Text,
+    Whole,
+    read_number,
+)
 
 
 @dataclass(frozen=True)
@@ -100,7 +112,7 @@ SCHEDULES = {
 # Upper ends are far beyond what anyone trains: they refuse a slip of the keyboard before it overflows or hangs.
 Count = Annotated[int, Whole(1, 10**6)]
 Sequences = Annotated[int, Whole(1, 2**20)]  # of a batch
-Positions = Annotated[int, Whole(2, 2**20)]  # tokens; the second is predicted from the first
+Positions = Annotated[int, SEQ_LEN]
 Share = Annotated[float, Real(0, 1, below=True)]
 Above0 = Annotated[float, Real(0, 1, above=True)]
 Epsilon = Annotated[float, Real(1e-20, 1)]  # less is 0 in fp32
@@ -115,8 +127,8 @@ WORLD_SIZE = Whole(1, 10**6)
 NEW_TOKENS = Whole(1, 100_000)
 TEMPERATURE = Real(0.01, 10, also=0)  # logits are divided by it; 0: the likeliest token
 PRICE = Real(0, 10**6)
+MFU = Real(1e-6, 1)
 TAG = Text(lambda text: 0 < len(text.strip()) <= 64 and text.isprintable(), "a text of 1 to 64 characters")  # W&B's
-BUCKET = Text(re.compile(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?").fullmatch, "of the form s3://bucket/prefix")
 
 
 @dataclass

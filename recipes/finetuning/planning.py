@@ -84,7 +84,10 @@ def make_finetune_plan(
         raise BadInput(f"{task.name} has {n_train} training examples, fewer than one batch of {batch}")
     duration = Duration.parse(cfg.max_duration, "max_duration")
     if cfg.seq_len > model.n_positions:
-        raise BadInput(f"seq_len = {cfg.seq_len}, but the model reads at most {model.n_positions} tokens")
+        raise BadInput(
+            f"seq_len = {cfg.seq_len}, but the model reads at most {model.n_positions} tokens: say "
+            f"seq_len={model.n_positions} or less"
+        )
     parameters = parameter_count(model)
     trained = lora_parameters(model, cfg.lora) if cfg.lora else parameters
     layout = Layout.of(cfg, world_size)

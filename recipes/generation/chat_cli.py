@@ -96,7 +96,7 @@ def obey(command: str, value: str, settings: JsonDict) -> None:
     """
     by_command = {f"/{setting.words}": setting for setting in SETTINGS}
     if command == "/help":
-        rows = [(f"{name} N", f"{s.help} ({s.low} to {s.high})") for name, s in by_command.items()]
+        rows = [(f"{name} N", f"{s.help} ({s.rule})") for name, s in by_command.items()]
         width = max(len(name) for name, _ in rows)
         print("\n".join(f"  {name:<{width}}  {what}" for name, what in (*rows, *COMMANDS.items())), end="\n\n")
         print(NOTICE, end="\n\n", flush=True)

@@ -112,7 +112,8 @@ def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
             numbers = [
                 gr.Number(
-                    settings[s.name], label=s.words, info=s.help, minimum=s.low, maximum=s.high,
+                    settings[s.name], label=s.words, info=s.help, maximum=s.rule.high,
+                    minimum=s.rule.low if s.rule.also is None else min(s.rule.low, s.rule.also),
                     precision=0 if isinstance(s.default, int) else None,
                 )
                 for s in SETTINGS

@@ -14,6 +14,8 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.limits import Real, Whole
+from recipes.config.schema import NEW_TOKENS, TEMPERATURE
 from recipes.modeling.model_folder import move, open_gpt2, open_tokenizer, read_model_config, read_task
 
 NOTICE = (
@@ -25,19 +27,16 @@ PROMPTS = (
     "The patient was treated with",
     "In this study, we investigated the role of thrombin in",
 )
-# Below this, the likeliest token is all that is ever drawn, and logits that are divided by it could overflow.
-GREEDY_TEMPERATURE = 1e-6
 CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that decides what is written; whole if its default is whole."""
+    """A number that decides what is written."""
 
     name: str
     default: float
-    low: float
-    high: float
+    rule: Whole | Real
     help: str
 
     @property
@@ -49,25 +48,23 @@ class Setting:
         """The value as a number, from text or from a number.
 
         Raises:
-            BadInput: it is not a number, not a whole one where it must be, or out of range.
+            BadInput: it is not a number, or not one that the rule allows.
         """
-        kind: Any = type(self.default)
         try:
-            number: float = kind(value)
-        except (TypeError, ValueError, OverflowError):
-            raise BadInput(f"{self.words} {value!r} is not a {'whole ' if kind is int else ''}number") from None
-        if not self.low <= number <= self.high:
-            raise BadInput(f"{self.words} {number} is out of range ({self.low} to {self.high})")
+            number = self.rule.read(str(value))
+        except ValueError:
+            raise self.rule.refuse(self.words, value) from None
+        self.rule.check(self.words, number)
         return number
 
 
 SETTINGS = (
-    Setting("max_new_tokens", 100, 1, 100_000, "tokens to write at most"),
-    Setting("temperature", 0.8, 0, 10, "0 takes the likeliest token"),
-    Setting("top_p", 0.95, 0.01, 1, "share of the probability to draw from"),
-    Setting("top_k", 50, 0, 100_000, "likeliest tokens to draw from; 0: all"),
-    Setting("repetition_penalty", 1.0, 0.1, 10, "above 1 repeats less"),
-    Setting("seed", 17, 0, 2**32 - 1, "the same seed draws the same text"),
+    Setting("max_new_tokens", 100, NEW_TOKENS, "tokens to write at most"),
+    Setting("temperature", 0.8, TEMPERATURE, "0 takes the likeliest token"),
+    Setting("top_p", 0.95, Real(0.01, 1), "share of the probability to draw from"),
+    Setting("top_k", 50, Whole(0, 100_000), "likeliest tokens to draw from; 0: all"),
+    Setting("repetition_penalty", 1.0, Real(0.1, 10), "above 1 repeats less"),
+    Setting("seed", 17, Whole(0, 2**32 - 1), "the same seed draws the same text"),
 )
 
 
@@ -161,7 +158,7 @@ class Continuation:
 
         torch.manual_seed(self._settings["seed"])
         sampling: JsonDict = {"do_sample": False}
-        if self._settings["temperature"] > GREEDY_TEMPERATURE:
+        if self._settings["temperature"] > 0:
             sampling = {"do_sample": True, **{name: self._settings[name] for name in ("temperature", "top_p", "top_k")}}
         eos = self._tokenizer.eos_token_id
         ids = self._model.generate(

@@ -441,7 +441,7 @@ def test_near_duplicates_are_kept_once_and_rather_in_val(
     shuffled = make_corpus(tmp_path / "shuffled", documents[::-1], 0.3, near_duplicates=0.8)
     assert folder_bytes(folder) == folder_bytes(shuffled)
     assert read_manifest(make_corpus(tmp_path / "off", documents, 0.3), "corpus", "")["dropped"] == {}
-    with pytest.raises(BadInput, match=r"--near-duplicates 1\.5 is not above 0 and at most 1"):
+    with pytest.raises(BadInput, match=r"--near-duplicates = 1\.5, but it must be a number above 0 and at most 1"):
         make_corpus(tmp_path / "wrong", documents, near_duplicates=1.5)
 
 

@@ -167,7 +167,7 @@ def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documen
     assert manifest["dropped"] == {"before or after --recent-after": 1, "same text": 1}
     assert "2021" not in left and "copy" not in left and {"2021-06", "None"} <= left
     for wrong in ("2021", "2021-13-01", "20210630"):
-        with pytest.raises(BadInput, match=f"--recent-after {wrong} is not a day"):
+        with pytest.raises(BadInput, match=f"--recent-after = '{wrong}', but it must be a day"):
             make_corpus(tmp_path / "other", tiny_documents, recent_after=wrong)
 
 

@@ -68,7 +68,7 @@ def test_tasks_in_processes(tmp_path: Path, processes: int, write_square: Callab
 
 
 def test_bad_switches():
-    with pytest.raises(BadInput, match="--workers 0 is not at least 1"):
+    with pytest.raises(BadInput, match="--workers = 0, but it must be a whole number from 1"):
         Workers(0)
     with pytest.raises(BadInput, match="--cluster slurm is not one of local, ray"):
         Workers(1, "slurm")

@@ -161,7 +161,7 @@ def test_second_call_does_nothing(tiny_corpus: Path, tiny_tokenizer: Path, capsy
 def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Document], make_corpus: MakeCorpus):
     with pytest.raises(BadInput, match=r"vocabulary of [\d,]+ entries, not 28,896; use a larger corpus or"):
         build_tokenizer(tiny_corpus, tmp_path / "tokenizer")
-    with pytest.raises(BadInput, match="--vocab-size 257 is too small"):
+    with pytest.raises(BadInput, match="--vocab-size = 257, but it must be a whole number from 258"):
         build_tokenizer(tiny_corpus, tmp_path / "tokenizer", 257)
     with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
         build_tokenizer(tmp_path / "none", tmp_path / "tokenizer")

@@ -311,7 +311,7 @@ def test_generate_refuses_what_it_would_compute_wrongly(original_style: Path, ex
         generate.main(["--model", "nowhere"])
     with pytest.raises(BadInput, match="context holds 64"):
         generate.main(["--model", str(exported), "--prompt", "batoma " * 100])
-    with pytest.raises(BadInput, match=r"--top-p 2\.0 is out of range"):
+    with pytest.raises(BadInput, match=r"--top-p: '2' must be a number at least 0\.01"):
         generate.main(["--model", str(exported), "--top-p", "2"])
 
 

@@ -525,11 +525,13 @@ def test_seeds_of_a_ratio() -> None:
     ("arguments", "says"),
     [
         (["--tasks", "medqa"], "medqa does not exist"),
-        (["--tasks", ","], "--tasks is empty"),
+        (["--tasks", ","], "--tasks: '' must be the name of one folder"),
+        (["--tasks", "../medqa"], "--tasks: '../medqa' must be the name of one folder"),
+        (["--check"], "--tasks is missing"),
         (["--tasks", "medmcqa"], "--out is missing"),
         (["--tasks", "medmcqa", "--out", "o"], "--model is missing"),
         (["--tasks", "medmcqa", "--out", "o", "--model", "nowhere"], "not a Hugging Face folder"),
-        (["--tasks", "medmcqa", "--shots", "-1"], "--shots -1 is below 0"),
+        (["--tasks", "medmcqa", "--shots", "-1"], "--shots: '-1' must be a whole number from 0"),
         (["--tasks", "medmcqa", "--text-documents", "5"], "needs --corpus"),
     ],
 )

@@ -131,8 +131,10 @@ def test_a_failure_of_the_model_is_not_a_silence(loaded: tuple[Any, Any], monkey
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("top_p", "2", r"top-p 2\.0 is out of range \(0\.01 to 1\)"), ("seed", "1.5", "not a whole number"),
-     ("temperature", "nan", "out of range"), ("temperature", "hot", "'hot' is not a number"), ("top_k", None, "not a")],
+    [("top_p", "2", r"top-p = 2\.0, but it must be a number at least 0\.01 and at most 1"),
+     ("seed", "1.5", "'1.5', but it must be a whole number"), ("temperature", "nan", "at most 10, or 0"),
+     ("temperature", "hot", "'hot', but it must be a number"), ("temperature", 1e-9, "at least 0.01"),
+     ("top_k", None, "a whole number")],
 )  # fmt: skip
 def test_bad_settings_are_refused(name: str, value: object, says: str) -> None:
     (setting,) = (s for s in SETTINGS if s.name == name)
@@ -164,7 +166,7 @@ def test_a_model_of_pairs_writes_the_target(tiny_tokenizer: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [(["--interactive", "--out", "x.json"], "--out"), (["--model", "b"], "given 2 times"),
-     (["--interactive", "--seed", "-1"], "--seed -1 is out of range")],
+     (["--interactive", "--seed", "-1"], "--seed: '-1' must be a whole number")],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(arguments: list[str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
@@ -191,7 +193,7 @@ def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> N
     assert run.stdout == f"{first}{first}top-k is 7\n{second}"
     errors = [line for line in run.stderr.splitlines() if line.startswith("error")]
     assert errors == [
-        "error: temperature 'hot' is not a number",
+        "error: temperature = 'hot', but it must be a number at least 0.01 and at most 10, or 0",
         "error: /nothing is not a command; /help lists them",
     ]
     assert NOTICE in run.stderr and "OUTSIDE" not in run.stderr
@@ -216,7 +218,7 @@ def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None
     terminal.expect_exact(text_of("Cytase is\nbatoma"))
 
     terminal.send("/top-p 2\r")
-    terminal.expect_exact("error: top-p 2.0 is out of range (0.01 to 1)")
+    terminal.expect_exact("error: top-p = 2.0, but it must be a number at least 0.01 and at most 1")
     terminal.send("/max-new-tokens 1000\r")
     terminal.expect_exact("max-new-tokens is 1000")
     terminal.send("\x1b[A" * 3 + "\r")  # three lines back in the history: the paste

@@ -288,7 +288,7 @@ def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Pa
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--fake-world", "0"], "--fake-world 0 is not at least 1"),
+        (["--fake-world", "0"], "--fake-world: '0' must be a whole number from 1"),
         (["--fake-world", "100"], "does not divide over 100 ranks"),
         (["--fake-world", "8", "--gpu", "h900"], "--gpu h900 is not known; did you mean h"),
         (["--fake-world", "8", "--gpu", "b200"], "--gpu b200 has compute capability 10.0, .*nothing runs on it"),

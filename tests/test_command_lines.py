@@ -1,0 +1,218 @@
+"""All options of all commands refuse what makes no sense before any work; the examples of all `--help` are accepted."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import random
+import shlex
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_prep.common.command_line import Allowed, FileToWrite, Parser, folder_to_make, names
+from data_prep.common.errors import BadInput
+from data_prep.common.limits import OneOf, Real, Text, Whole
+from data_prep.sources.medline import language_codes
+from project import COMMANDS, ROOT
+from recipes.config.loading import load_config, load_finetune_config
+from recipes.finetuning.sweep import read_grid
+
+# What is read: whoever reads it says what is wrong with it. What is written has a type of its own.
+READ = {"model", "data", "runs", "run", "corpus", "tokenizer", "gpt2", "shards", "checkpoint", "predict"}
+READ |= {"input", "decontaminate", "exclude_pmids"}
+# Texts that are looked up where they are used, at once, or that are free.
+TEXTS = {"yaml", "overrides", "given", "source", "gpu", "device", "host", "prompt", "accept", "files"}
+TEXTS |= {"url", "repository", "revision", "remote"}
+
+
+def main_of(command: str) -> Callable[[list[str]], object]:
+    module = importlib.import_module(command.removesuffix(".py").replace("/", "."))
+    return getattr(module, "main", None) or module.command_line
+
+
+class Parsed(Exception):
+    """The parser that a command has made, or what it has read of a command line."""
+
+
+@pytest.fixture
+def parser_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Parser]:
+    def made(command: str) -> Parser:
+        def stop(parser: Parser, *_: object, **__: object) -> None:
+            raise Parsed(parser)
+
+        with monkeypatch.context() as patch, pytest.raises(Parsed) as found:
+            patch.setattr(Parser, "parse_known_args", stop)
+            main_of(command)([])
+        return found.value.args[0]
+
+    return made
+
+
+def options(parser: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Each option and argument that takes a value, behind the sub-command that it belongs to."""
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, sub in action.choices.items():
+                yield from options(sub, (*before, name))
+        elif action.nargs != 0:
+            yield before, action
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_has_a_type_that_refuses(command: str, parser_of: Callable[[str], Parser]) -> None:
+    """A new number, list or output without one fails here."""
+    for before, action in options(parser_of(command)):
+        where = f"{command} {' '.join(before)} {action.option_strings or action.dest}"
+        good = isinstance(action.type, (Allowed, FileToWrite)) or action.type in (names, folder_to_make, language_codes)
+        if action.dest in ("out", "plot"):
+            assert isinstance(action.type, FileToWrite) or action.type is folder_to_make, where
+        elif action.type is Path:
+            assert action.dest in READ, f"{where}: if it is written, folder_to_make or FileToWrite; else READ here"
+        elif action.type is None and not action.choices:
+            assert action.dest in READ | TEXTS, f"{where}: what may it be? Allowed(…), or TEXTS here"
+        else:
+            assert good or action.choices, where
+
+
+def beyond(rule: Any, draw: random.Random) -> list[str]:
+    if isinstance(rule, (Whole, Real)):
+        far = [rule.low - draw.randint(2, 10**9), rule.high + draw.randint(2, 10**9), 10**30]
+        ends = [n for n in (rule.low - 1, rule.high + 1) if n != rule.also]
+        ends += [rule.low] * getattr(rule, "above", False) + [rule.high] * getattr(rule, "below", False)
+        return [
+            *map(str, (*far, *ends)),
+            "nan",
+            "inf",
+            "-inf",
+            "",
+            "many",
+            "1_00",
+            "9" * 5000,
+            *(["0.5"] * (type(rule) is Whole)),
+        ]
+    return ["", " ", "x\ty"] if isinstance(rule, Text) else [f"{rule.choices[0]}x"]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_value_that_makes_no_sense_is_refused(command: str, parser_of: Callable[[str], Parser]) -> None:
+    main, draw = main_of(command), random.Random(command)
+    for before, action in options(parser_of(command)):
+        wrong: list[str] = []
+        rule: object = None
+        if isinstance(action.type, Allowed):
+            wrong, rule = beyond(action.type.rule, draw), action.type.rule
+            assert isinstance(rule, (Whole, Real, Text, OneOf))
+        elif action.type in (names, language_codes):
+            wrong, rule = ["", ",", "a,,b", "a,../b", "/a", "a b,.."], "must be"
+        elif action.type is int or action.type is float:
+            pytest.fail(f"{command} {action.dest}: {action.type}")
+        first = [
+            "--source",
+            "medline" if action.dest in ("languages",) else "pmc" if action.dest == "licenses" else "text",
+        ]
+        for text in wrong:
+            given = [*before, *(first if command.endswith("corpus.py") else []), f"{action.option_strings[0]}={text}"]
+            with pytest.raises(BadInput, match=f"argument {action.option_strings[0]}: ") as refused:
+                main(given)
+            assert str(rule) in str(refused.value)
+            assert "--help" in str(refused.value)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_an_output_that_cannot_be_written_is_refused(
+    command: str, parser_of: Callable[[str], Parser], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for before, action in options(parser_of(command)):
+        if action.type is folder_to_make:
+            wrong = {"file": "is a file", "file/x": "Not a directory", "/proc/x": "cannot be written", "": "a path"}
+        elif isinstance(action.type, FileToWrite):
+            ending = action.type.endings[0]
+            (tmp_path / f"folder{ending}").mkdir(exist_ok=True)
+            wrong = {
+                f"folder{ending}": "is a folder", f"missing/x{ending}": "no folder .*mkdir -p", "x.xyz": "must end in",
+                f"file/x{ending}": "Not a directory", f"/proc/x{ending}": "cannot be written", "x": "must end in",
+                f"{'x' * 300}/x{ending}": "too long", "": "a path",
+            }  # fmt: skip
+        else:
+            continue
+        for name, says in wrong.items():
+            flag = action.option_strings[0]
+            with pytest.raises(BadInput, match=rf"(?s)argument .*{flag}: .*{says}"):
+                main_of(command)([*before, f"{flag}={tmp_path / name if name else ''}"])
+    assert (tmp_path / "file").read_text() == "mine" and len(list(tmp_path.rglob("*"))) < 5
+
+
+def test_an_output_is_left_as_it_was(tmp_path: Path) -> None:
+    for name in ("new", "deep/er/new"):
+        assert folder_to_make(str(tmp_path / name)) == tmp_path / name
+    assert FileToWrite((".json",))(str(tmp_path / "x.JSON")) == tmp_path / "x.JSON"
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_list_may_have_blanks() -> None:
+    assert names("a, b ,c,a") == ["a", "b", "c"]
+    assert language_codes(" eng, fre") == "eng,fre"
+
+
+def examples() -> Iterator[tuple[str, list[str]]]:
+    """Each command line of each `--help`: the command and what follows it."""
+    for command in COMMANDS:
+        doc = importlib.import_module(command.removesuffix(".py").replace("/", ".")).__doc__ or ""
+        lines = iter(doc.splitlines())
+        for line in lines:
+            while line.endswith("\\"):
+                line = line[:-1] + next(lines)
+            words = (
+                shlex.split(line, comments=True) if f"python {command}" in line or f"composer {command}" in line else []
+            )
+            if command in words and "…" not in line:
+                yield command, words[words.index(command) + 1 :]
+
+
+EXAMPLES = list(examples())
+
+
+def test_the_examples_are_found() -> None:
+    assert {command for command, _ in EXAMPLES} == set(COMMANDS) and len(EXAMPLES) > 40
+
+
+@pytest.mark.parametrize(("command", "words"), EXAMPLES, ids=lambda one: one if isinstance(one, str) else " ".join(one))
+def test_an_example_of_the_help_is_accepted(
+    command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the parser; and where it runs a configuration, by that."""
+    given = [part for word in words for part in (("*" in word and sorted(map(str, ROOT.glob(word)))) or [word])]
+    (tmp_path / "runs/smoke").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def parse(parser: Parser, *arguments: Any) -> None:
+        parsed, left = argparse.ArgumentParser.parse_known_args(parser, *arguments)
+        assert not left
+        raise Parsed(parsed)
+
+    with monkeypatch.context() as patch, pytest.raises(Parsed) as found:
+        patch.setattr(Parser, "parse_args", parse)
+        patch.setattr(Parser, "parse_intermixed_args", lambda parser, argv: parse_intermixed(parser, argv))
+        main_of(command)(given)
+    parsed = found.value.args[0]
+    yamls = [name for name in (*getattr(parsed, "given", ()), getattr(parsed, "yaml", "")) if name.endswith(".yaml")]
+    overrides = [text for text in (*getattr(parsed, "overrides", ()), *getattr(parsed, "given", ())) if "=" in text]
+    for name in yamls:
+        if command.endswith("sweep.py"):
+            base, _ = read_grid(ROOT / name)
+            load_finetune_config(base, overrides)
+        elif command.endswith("finetune.py"):
+            cfg = load_finetune_config(ROOT / name, overrides)
+            if cfg.model == "runs/smoke":
+                assert cfg.seq_len <= load_config(ROOT / "yamls/smoke-cpu.yaml").model.n_positions
+        else:
+            load_config(ROOT / name, overrides)
+
+
+def parse_intermixed(parser: Parser, argv: list[str]) -> None:
+    raise Parsed(argparse.ArgumentParser.parse_intermixed_args(parser, argv))
