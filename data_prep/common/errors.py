@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from data_prep.common.exit_codes import BAD_INPUT, INTERRUPTED, UNAVAILABLE
+from data_prep.common.exit_codes import BAD_INPUT, BROKEN_PIPE, INTERRUPTED, UNAVAILABLE
 from data_prep.common.world import world
 
 
@@ -38,7 +37,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         raise SystemExit(BAD_INPUT if isinstance(error, BadInput) else UNAVAILABLE) from None
     except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(128 + signal.SIGPIPE) from None
+        raise SystemExit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
         say_interrupted()
         raise SystemExit(INTERRUPTED) from None
