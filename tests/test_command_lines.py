@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import random
 import shlex
@@ -211,7 +212,10 @@ def test_an_example_of_the_help_is_accepted(
             if cfg.model == "runs/smoke":
                 assert cfg.seq_len <= load_config(ROOT / "yamls/smoke-cpu.yaml").model.n_positions
         else:
-            load_config(ROOT / name, overrides)
+            loaded(ROOT / name, tuple(overrides))
+
+
+loaded = functools.cache(load_config)
 
 
 def parse_intermixed(parser: Parser, argv: list[str]) -> None:

@@ -120,15 +120,16 @@ def _layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
 
 
 def _merge(schema: type[Config], layers: Sequence[Layer], name: str) -> Config:
-    merged: Any = OmegaConf.structured(schema)
+    read = []
     for layer_name, layer in layers:
         try:
-            merged = OmegaConf.merge(merged, read_section(layer, schema))
+            read.append(OmegaConf.create(read_section(layer, schema)))
         except BadInput as error:
             raise BadInput(f"{layer_name}: {error}") from None
         except OmegaConfBaseException as error:
             raise BadInput(f"{layer_name}: {_explain(error)}") from None
     try:
+        merged: Any = OmegaConf.merge(OmegaConf.structured(schema), *read)
         if missing := sorted(OmegaConf.missing_keys(merged)):
             raise BadInput(f"it leaves out: {', '.join(missing)}")
         cfg = cast(Config, OmegaConf.to_object(merged))
