@@ -340,8 +340,8 @@ def test_one_run_of_the_grid_alone(
     assert job.values == {"optimizer.lr": 3e-3, "seed": 1}
     assert become == [job.command(ROOT / "yamls/finetune/medmcqa.yaml", score_test=False)]
     assert not forked.started and not (tmp_path / "sweep").exists()
-    for number in ("4", "-1"):
-        with pytest.raises(BadInput, match=f"--only {number}: the grid has 4 runs, 0 to 3"):
+    for number, says in (("4", "--only 4: the grid has 4 runs, 0 to 3"), ("-1", "--only: '-1' must be a whole number")):
+        with pytest.raises(BadInput, match=says):
             sweep.command_line([*given, "--only", number])
 
 
