@@ -84,11 +84,11 @@ class FileToWrite:
     def __call__(self, text: str) -> Path:
         """Raises ArgumentTypeError unless the file can be written."""
         path = Path(Allowed(PATH)(text))
-        if path.suffix.lower() not in self.endings:
-            raise argparse.ArgumentTypeError(f"{path} must end in {' or '.join(self.endings)}")
         try:
             if path.is_dir():
                 raise argparse.ArgumentTypeError(f"{path} is a folder, and a file is to be written there")
+            if path.suffix.lower() not in self.endings:
+                raise argparse.ArgumentTypeError(f"{path} must end in {' or '.join(self.endings)}")
             if not path.parent.exists():
                 raise argparse.ArgumentTypeError(f"{path}: there is no folder {path.parent}; mkdir -p {path.parent}")
         except OSError as error:
