@@ -10,6 +10,7 @@ from datetime import date
 from typing import Any
 
 from data_prep.common.errors import BadInput
+from data_prep.common.names import is_plain
 
 # Digits may be grouped by threes, as 1_000_000; 2026_11_27 is no number, though Python and YAML would read one.
 _NUMBER = re.compile(r"[-+]?([0-9]{1,3}(_[0-9]{3})+|[0-9]+)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
@@ -135,13 +136,7 @@ class Text(Rule):
 
 
 def _names_one_file(text: str) -> bool:
-    return (
-        text not in (".", "..")
-        and text == text.strip()
-        and 0 < len(text.encode("utf-8", "replace")) <= NAME_BYTES
-        and text.isprintable()
-        and not {"/", "\\"} & set(text)
-    )
+    return is_plain(text) and text == text.strip() and len(text.encode()) <= NAME_BYTES
 
 
 NAME_BYTES = 200  # file systems take 255; what is written aside, and logs, add an ending

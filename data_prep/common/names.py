@@ -15,7 +15,7 @@ def plain_name(name: object, where: str) -> str:
     Raises:
         BadInput: it is a path, a folder's own or its parent's name, no text, or cannot be printed.
     """
-    if not _is_plain(name):
+    if not is_plain(name):
         raise _outside(name, where)
     return str(name)
 
@@ -26,12 +26,13 @@ def plain_path(name: object, where: str) -> str:
     Raises:
         BadInput: as `plain_name`, of any of its parts.
     """
-    if not isinstance(name, str) or not all(map(_is_plain, name.split("/"))):
+    if not isinstance(name, str) or not all(map(is_plain, name.split("/"))):
         raise _outside(name, where)
     return name
 
 
-def _is_plain(name: object) -> bool:
+def is_plain(name: object) -> bool:
+    """Whether it can be printed and is the name of one file in a folder, and not of one elsewhere."""
     return isinstance(name, str) and name.isprintable() and not {*name} & {*"/\\"} and name not in ("", ".", "..")
 
 
