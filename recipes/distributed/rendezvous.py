@@ -47,16 +47,8 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank != 0:
         _await_listener(rank, address, port, deadline_s)
+    store = _open_store(rank, address, port, timeout_s, deadline_s)
     try:
-        store = TCPStore(
-            address,
-            port,
-            world_size,
-            rank == 0,
-            timedelta(seconds=timeout_s),
-            wait_for_workers=False,
-            multi_tenant=True,
-        )
         store.set(f"met/{rank}", json.dumps({"host": socket.gethostname(), **facts}))
         if rank == 0:
             verdict = _judge(store, world_size, deadline_s)
@@ -71,12 +63,53 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
             store.add("met/read", 1)
     except DistError as error:
         reason = str(error).splitlines()[0]
-        if rank == 0:
-            raise BadInput(f"rank 0 cannot listen at {address}:{port}, or not reach itself there: {reason}") from None
         raise LostPeers(f"rank {rank}: rank 0 at {address}:{port} was there and is gone ({reason}); {GO_ON}") from None
     if verdict:
         raise BadInput(verdict)
     return store
+
+
+def _open_store(rank: int, address: str, port: int, timeout_s: float, deadline_s: float) -> TCPStore:
+    """Rank 0's store, or the way to it. In a thread: torch waits for ever for a service that accepts and is silent.
+
+    Raises:
+        BadInput: rank 0 cannot listen there, or what answers is not rank 0.
+    """
+    outcome: list[TCPStore | Exception] = []
+
+    def open_it() -> None:
+        try:
+            outcome.append(
+                TCPStore(
+                    address,
+                    port,
+                    world().size,
+                    rank == 0,
+                    timedelta(seconds=timeout_s),
+                    wait_for_workers=False,
+                    multi_tenant=True,
+                )
+            )
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=open_it, daemon=True)
+    thread.start()
+    while thread.is_alive() and time.monotonic() < deadline_s:
+        thread.join(0.05)  # not longer: meanwhile no signal is answered
+    found = outcome[0] if outcome else None
+    if isinstance(found, TCPStore):
+        return found
+    reason = str(found).splitlines()[0] if found else "it accepts and is silent"
+    if rank == 0:
+        raise BadInput(
+            f"rank 0 cannot listen at {address}:{port}, or not reach itself there: {reason}. If another service "
+            "listens there, give another MASTER_PORT (--master_port)"
+        )
+    raise BadInput(
+        f"rank {rank} on {socket.gethostname()}: something else than rank 0 listens at {address}:{port} ({reason}), or "
+        "rank 0 has ended meanwhile. Look whether rank 0 has said why; give another MASTER_PORT (--master_port)"
+    )
 
 
 def _await_listener(rank: int, address: str, port: int, deadline_s: float) -> None:

@@ -11,9 +11,11 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,35 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
             monkeypatch.setenv(name, str(value))
         with pytest.raises(BadInput, match=rf"rank 0 cannot listen at 127.0.0.1:{port}, or .*: .*in use"):
             rendezvous.meet({}, timeout_s=patience_s())
+
+
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 400 Bad Request\r\n\r\n", b"\0" * 64])
+def test_something_else_listens_where_rank_0_should(
+    outcome: Outcome, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    """As Ray's client server did: it accepts, and is silent, hangs up, or answers in another language."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        callers: list[socket.socket] = []
+
+        def serve() -> None:
+            with suppress(OSError):  # closed
+                while True:
+                    callers.append(other.accept()[0])
+                    if answer is not None:
+                        callers[-1].sendall(answer)
+                        callers[-1].close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        for name, value in {"RANK": 1, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+            monkeypatch.setenv(name, str(value))
+        begin_s = time.monotonic()
+        with pytest.raises(BadInput, match=f"something else than rank 0 listens at 127.0.0.1:{port}"):
+            rendezvous.meet({}, timeout_s=3)
+        assert time.monotonic() - begin_s < 3 + patience_s(1), "its own three seconds count"
+        for caller in callers:
+            caller.close()
+    outcome("another service at MASTER_PORT", "exit code 2 after connect_timeout_s at the latest", "nothing")
 
 
 @pytest.mark.parametrize(
@@ -457,9 +488,12 @@ def test_slurm_restarts_are_bounded(slurm: Slurm, fake: Callable[[str], Path]) -
     log = (here / f"biomedlm-{job}.log").read_text()
     assert "start 2 of at most 2" in log and log.count("back into the queue") == 1, log
     said = (here / f"logs/biomedlm-{job}-node1.log").read_text().splitlines()
-    port = 10000 + int(job)
-    start = f"composer --nproc 1 --world_size 2 --node_rank 1 --master_addr n0 --master_port {port} recipes/train.py"
-    assert said[0].startswith("node 1 of 2: n1,") and said[1::2] == [f"{start} a.yaml run_name=two words"] * 2
+    assert said[0].startswith("node 1 of 2: n1,")
+    assert said[1::2] == [  # a port that is taken does not stop it for ever
+        f"composer --nproc 1 --world_size 2 --node_rank 1 --master_addr n0 --master_port {port} recipes/train.py "
+        "a.yaml run_name=two words"
+        for port in (20000 + int(job), 24001 + int(job))
+    ]
 
 
 def test_slurm_passes_on_the_code_that_came_first(slurm: Slurm, fake: Callable[[str], Path]) -> None:
