@@ -6,17 +6,20 @@ import json
 import os
 import socket
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+from recipes.generation.web_guard import PageOnly
 
 THIS_MACHINE = ("127.0.0.1", "localhost")
+MAX_WAITING = 32  # requests that wait for the model; further ones are told to come back
 # The notice stays in sight wherever one scrolls, on a phone too; messages of Gradio come in at the top.
 CSS = """
 #notice { position: fixed; bottom: 0; left: 0; right: 0; z-index: 100; margin: 0; padding: .6rem 1rem;
@@ -48,10 +51,13 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
         raise BadInput(f"--host {host} --port {port} cannot be listened on: {error}") from None
     # Gradio reads the first when it is imported, and asks its own server whether it is up, which a proxy cannot know.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    files = tempfile.TemporaryDirectory()  # removed when the process ends, with whatever Gradio has put there
+    os.environ["GRADIO_TEMP_DIR"] = files.name
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), *THIS_MACHINE)))
     try:
         import gradio as gr
+        from starlette.middleware import Middleware
     except ModuleNotFoundError as error:
         raise BadInput(f"the page needs {error.name}: .venv/bin/pip install -e '.[web]'") from None
 
@@ -63,9 +69,10 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
             f"warning: --host {host}: whoever reaches port {port} of this machine can use the page, without a password",
             file=sys.stderr,
         )
-    page.queue().launch(
+    guard = Middleware(cast(Any, PageOnly), hosts=frozenset(THIS_MACHINE) if host in THIS_MACHINE else None)
+    page.queue(max_size=MAX_WAITING).launch(
         server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,
-        footer_links=[], enable_monitoring=False, theme=theme, css=CSS,
+        footer_links=[], enable_monitoring=False, theme=theme, css=CSS, app_kwargs={"middleware": [guard]},
     )  # fmt: skip
     print(f"the page is at http://{host}:{port}; Ctrl-C ends it\nnote: {NOTICE}", flush=True)
     try:

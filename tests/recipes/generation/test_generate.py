@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
+import importlib.util
 import io
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -27,6 +30,7 @@ from recipes import generate
 from recipes.finetuning.encoding import START, add_tokens
 from recipes.generation import samples
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
+from recipes.generation.web_guard import MAX_BODY_BYTES, PATHS
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -367,6 +371,47 @@ def test_the_page_stops_goes_on_and_refuses(server: tuple[str, int], folder: Pat
     press(page, "Write")
     page.wait_for_function("document.querySelector('#text textarea').value.length > 3000")
     assert stopped_s < (until_it_rests(pid) - before_s) / 2, "once stopped, the model rests, too"
+
+
+def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str]]:
+    """A request as any page or program can send it: status and headers."""
+    connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=patience_s())
+    sent = {
+        "Host": address.removeprefix("http://"),
+        **{name.replace("_", "-"): value for name, value in headers.items()},
+    }
+    try:
+        connection.request(method, path, body, sent)
+        answer = connection.getresponse()
+        answer.read()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}
+    finally:
+        connection.close()
+
+
+def test_the_page_is_asked_by_itself_alone(address: str) -> None:
+    """Uploads, files, redirects, other pages, other names of this machine, frames, long requests."""
+    status, headers = ask(address, "GET", "/")
+    assert status == 200 and headers["x-frame-options"] == "DENY"
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    source = Path(str(importlib.util.find_spec("gradio.routes").origin)).read_text()  # pyright: ignore
+    routes = re.findall(r'@(router|app)\.(get|post)\(\s*f?"(/[^"]*)"', source)
+    asked = [(method.upper(), {"router": "/gradio_api", "app": ""}[kind] + path) for kind, method, path in routes]
+    asked += [("GET", "/gradio_api/file=http://example.org"), ("GET", "//example.org/.."), ("PUT", "/"), ("POST", "/")]
+    page_itself = tuple(path for paths in PATHS.values() for path in paths)
+    others = [(method, path) for method, path in asked if path != "/" or method != "GET"]
+    others = [(method, path) for method, path in others if not path.startswith(page_itself)]
+    assert len(others) > 40
+    for method, path in others:
+        plain = re.sub(r"[{}]", "", path)
+        status, headers = ask(address, method, plain, b"x" if method == "POST" else b"")
+        assert status == 404 and "location" not in headers, (method, path, status)
+    join = "/gradio_api/queue/join"
+    assert ask(address, "POST", join, b"{}", Origin="http://example.org")[0] == 403
+    assert ask(address, "POST", join, b"{}", Origin="null")[0] == 403
+    assert ask(address, "GET", "/", Host="rebound.example.org:7860")[0] == 421
+    assert ask(address, "GET", "/", Host=f"localhost:{address.rpartition(':')[2]}")[0] == 200
+    assert ask(address, "POST", join, b"x" * (MAX_BODY_BYTES + 1))[0] == 413
 
 
 def test_a_port_that_is_taken_is_refused() -> None:
