@@ -23,11 +23,12 @@ from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from recipes.checkpointing.trained_model import find_source, load_trained
-from recipes.modeling.model_folder import save_pretrained
+from recipes.modeling.model_folder import EXPORT, save_pretrained
 from recipes.modeling.release import TOLERANCE, compare_with_stock, fold_layer_scaling, logits
+from recipes.modeling.tokenizer_folder import check_entries, open_tokenizer, save_tokenizer, tokenizer_sha256
 from recipes.runs.model_card import write_model_card
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -40,26 +41,26 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
     """
     source = find_source(checkpoint, tokenizer)
     request: JsonDict = {
-        "stage": "export",
+        "stage": EXPORT,
         "format": FORMAT,
         "arguments": {"dtype": dtype},
-        "inputs": {"weights": source.sha256},
+        "inputs": {"weights": source.sha256, "tokenizer": tokenizer_sha256(source.tokenizer)},
     }
     if manifest := finished(out, request):
         print(f"{out} is up to date")
         return manifest
 
     import torch
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import GenerationConfig
 
-    model = load_trained(source)
-    text_tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=True)
+    model, text_tokenizer = load_trained(source), open_tokenizer(source.tokenizer)
+    check_entries(text_tokenizer, model.config.vocab_size, source.tokenizer)
     if len(text_tokenizer) != model.config.vocab_size:
         raise BadInput(
             f"{source.tokenizer} has {len(text_tokenizer)} entries, the model {model.config.vocab_size}; "
             "give the model's own with --tokenizer"
         )
-    eos = text_tokenizer.eos_token_id if text_tokenizer.eos_token_id is not None else model.config.eos_token_id
+    eos = text_tokenizer.eos_token_id
     expected = logits(model)
     fold_layer_scaling(model)
     model.config.use_cache = True
@@ -70,7 +71,7 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
     partial = begin(out)
     try:
         save_pretrained(model.to(getattr(torch, dtype)), partial)
-        text_tokenizer.save_pretrained(partial)
+        save_tokenizer(text_tokenizer, partial, model.config.n_positions)
         del model  # never two models in memory
         # Rounded weights differ by their rounding: 2^-8 and 2^-11 a weight, measured 2e-2 and 3e-3 on logits.
         tolerance = {"float32": TOLERANCE, "bfloat16": 1e-1, "float16": 2e-2}[dtype]

@@ -19,7 +19,7 @@ def main() -> None:
     """Command line: texts, tokenizer, out, tokens a block, processes."""
     texts, tokenizer_folder, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     seq_len, workers = int(sys.argv[4]), int(sys.argv[5])
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
+    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)
 
     def tokenize(batch: dict[str, list[str]]) -> dict[str, list[list[int]]]:
         ended = [text + tokenizer.eos_token for text in batch["text"]]

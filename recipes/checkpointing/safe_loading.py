@@ -6,11 +6,8 @@ mends it, unreleased); `refuse_unsafe` is called before each, through the hook t
 
 from __future__ import annotations
 
-import ctypes
-import mmap
 import os
 import pickle
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +24,9 @@ from data_prep.common.errors import BadInput
 from data_prep.common.names import plain_name
 from recipes.checkpointing.checkpoint import METADATA, MONOLITH, is_sharded
 from recipes.checkpointing.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
+from recipes.modeling.weights import fill
+
+WEIGHT = "state.model."  # what the names of weights begin with in a sharded checkpoint's index
 
 
 def guard_composer_loading() -> None:
@@ -167,30 +167,22 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
     Raises:
         BadInput: the checkpoint is unsafe, unreadable, or of another model.
     """
-    wanted = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
     monolith, sharded = checkpoint / MONOLITH, is_sharded(checkpoint)
     refuse_unsafe(checkpoint / METADATA if sharded else monolith)
     try:
         if sharded:
-            load_sharded({"state": {"model": wanted}}, storage_reader=_GuardedReader(checkpoint), no_dist=True)
-            return
-        with _allowed_globals():
-            state = torch.load(monolith, map_location="cpu", weights_only=True, mmap=True)
-        weights = state["state"]["model"]
+            weights = _filled_from_parts(checkpoint, model, prefix)
+        else:
+            with _allowed_globals():
+                weights = torch.load(monolith, map_location="cpu", weights_only=True, mmap=True)["state"]["model"]
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
-    with torch.no_grad():
-        for name, tensor in wanted.items():
-            found = tuple(weights[name].shape) if name in weights else None
-            if found != tuple(tensor.shape):
-                raise BadInput(f"{checkpoint} is of another model: {name} has shape {found}, not {tuple(tensor.shape)}")
-            tensor.copy_(weights[name])
-            _forget_pages(weights[name])
+    fill(model, weights, not sharded, checkpoint, prefix)
 
 
-def _forget_pages(mapped: torch.Tensor) -> None:
-    """Give a mapped tensor's pages back to the kernel, which leaves them with the process until others want them."""
-    begin = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
-    if size > 0 and sys.platform == "linux":
-        ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(size), mmap.MADV_DONTNEED)
+def _filled_from_parts(checkpoint: Path, model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
+    """A sharded checkpoint read into the model's own memory, and by the names of all weights that it holds."""
+    own = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
+    load_sharded({"state": {"model": own}}, storage_reader=_GuardedReader(checkpoint), no_dist=True)
+    names = {name.removeprefix(WEIGHT) for name in entries(checkpoint) if name.startswith(WEIGHT)}
+    return {name: own.get(name, torch.empty(0)) for name in names}

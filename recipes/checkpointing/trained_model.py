@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.common.errors import BadInput
-from data_prep.common.manifest import manifest_sha256
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import difference, manifest_sha256, read_manifest
 from recipes.checkpointing.checkpoint import fault, newest_intact
 from recipes.config.loading import load_recorded_config
-from recipes.modeling.model_folder import open_gpt2, weights_sha256
+from recipes.modeling.model_config import CONFIG_JSON
+from recipes.modeling.model_folder import new_gpt2, open_gpt2, refuse_adapter
+from recipes.modeling.tokenizer_folder import check_tokenizer
+from recipes.modeling.weights import WEIGHTS, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
 if TYPE_CHECKING:
@@ -33,7 +37,8 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
     Raises:
         BadInput: it is none of these, or lacks a tokenizer.
     """
-    if (path / "config.json").is_file():
+    refuse_adapter(path)
+    if any((path / name).is_file() for name in (CONFIG_JSON, *WEIGHTS)):
         source = Source(path, tokenizer or path, None, weights_sha256(path))
     else:
         if (path / RECORD).is_file():
@@ -49,8 +54,7 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
         if not (folder / RECORD).is_file():
             raise BadInput(f"{checkpoint} does not lie in a run folder (no {folder / RECORD})")
         source = Source(checkpoint, tokenizer or folder / TOKENIZER, folder, manifest_sha256(checkpoint))
-    if not (source.tokenizer / "tokenizer_config.json").is_file() and not (source.tokenizer / "vocab.json").is_file():
-        raise BadInput(f"{source.tokenizer} holds no tokenizer; give one with --tokenizer")
+    check_tokenizer(source.tokenizer)
     return source
 
 
@@ -58,10 +62,10 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     """The trained model in fp32, as transformers' eager path computes it: the reference of the export.
 
     Raises:
-        BadInput: not a GPT-2, or unsafe or unreadable weights.
+        BadInput: not a GPT-2; weights that are unsafe, unreadable or not those of the configuration; a configuration
+            that was altered since.
     """
-    from transformers import GPT2Config, GPT2LMHeadModel
-    from transformers.modeling_utils import no_init_weights
+    from transformers import GPT2Config
 
     from recipes.checkpointing.safe_loading import load_model_weights
     from recipes.modeling.gpt2 import gpt2_config
@@ -69,9 +73,19 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     if source.run is None:
         return open_gpt2(source.weights, "eager", "float32")
     cfg = load_recorded_config(source.run / CONFIG)
+    _refuse_altered_config(source, asdict(cfg.model))
     settings = gpt2_config(cfg.model, eos_token_id=cfg.model.vocab_size - 1).to_dict()
-    with no_init_weights():  # they are read in a moment
-        model = GPT2LMHeadModel._from_config(GPT2Config(**settings), attn_implementation="eager")
-    model.tie_weights()
+    model = new_gpt2(GPT2Config(**settings), "eager")
     load_model_weights(source.weights, model)
     return model.eval()
+
+
+def _refuse_altered_config(source: Source, model: JsonDict) -> None:
+    """Heads, the scale of attention or an activation leave no trace in the shape of a weight."""
+    assert source.run is not None
+    trained = read_manifest(source.weights, "checkpoint", "recipes/train.py")["identity"].get("model", {})
+    if lines := difference(trained, {name: model.get(name) for name in trained}):
+        raise BadInput(
+            f"{source.run / CONFIG} is not what {source.weights.name} was trained with; in the checkpoint -> there:\n  "
+            + "\n  ".join(f"model.{line}" for line in lines)
+        )

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.tasks.task_set import Examples
 from recipes.checkpointing.trained_model import Source
+from recipes.finetuning.planning import architecture
+from recipes.modeling.tokenizer_folder import check_entries, open_tokenizer
 
 if TYPE_CHECKING:
     from recipes.finetuning.encoding import Encoded, Encoder
@@ -59,11 +61,14 @@ def build_task_dataloader(
 
 
 def load_tokenizer(source: Source, kind: str) -> Any:
-    """The base model's tokenizer with the tokens of a kind of task."""
-    from transformers import AutoTokenizer
+    """The base model's tokenizer with the tokens of a kind of task.
 
+    Raises:
+        BadInput: it cannot be loaded, or has entries that the model has not: their rows would be drawn at random.
+    """
     from recipes.finetuning.encoding import add_tokens
 
-    tokenizer = AutoTokenizer.from_pretrained(source.tokenizer, local_files_only=True)
+    tokenizer = open_tokenizer(source.tokenizer)
+    check_entries(tokenizer, architecture(source).vocab_size, source.tokenizer)
     add_tokens(tokenizer, kind)
     return tokenizer

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from composer.models import ComposerModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import nn
 from torchmetrics import MeanMetric, Metric
 from transformers import GPT2LMHeadModel
@@ -29,6 +29,8 @@ from recipes.finetuning.encoding import NO_TAG, Batch
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.gpt2 import is_block
 from recipes.modeling.model_folder import HEAD, TASK, load_pretrained, read_task, save_pretrained
+from recipes.modeling.tokenizer_folder import save_tokenizer
+from recipes.modeling.weights import fill, read_tensors
 
 if TYPE_CHECKING:
     from peft import LoraModel
@@ -212,7 +214,7 @@ def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
         save_pretrained(trained.model, folder)
     finally:
         trained.model.__class__ = GPT2WithHidden
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder, trained.model.config.n_positions)
     if trained.head is not None:
         save_file({"weight": trained.head.weight.detach().contiguous()}, folder / HEAD)
     write_json(folder / TASK, asdict(trained.task_head))
@@ -222,15 +224,16 @@ def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
     """A fine-tuned model, in evaluation mode, and its tokenizer.
 
     Raises:
-        BadInput: the folder does not hold one.
+        BadInput: the folder does not hold one, or its head is damaged or missing.
     """
     if (facts := read_task(folder)) is None:
         raise BadInput(f"{folder} holds no fine-tuned model (no {TASK}); recipes/finetune.py makes one")
     model, tokenizer = load_pretrained(folder, device=device)
     trained = FineTuned(model, TaskHead(**{**facts, "labels": tuple(facts["labels"])}))
+    path = folder / HEAD
+    if path.is_file() != (trained.head is not None):
+        has = "a head" if path.is_file() else f"no {HEAD}"
+        raise BadInput(f"{folder} has {has}, and {TASK} says that it answers {facts['kind']}; copy the whole folder")
     if trained.head is not None:
-        weight = load_file(folder / HEAD)["weight"]
-        if weight.shape != trained.head.weight.shape:
-            raise BadInput(f"{folder / HEAD} has shape {tuple(weight.shape)}, {TASK} says {trained.head.weight.shape}")
-        trained.head.weight = nn.Parameter(weight)
+        fill(trained.head, *read_tensors(path), path)
     return trained.to(device).eval(), tokenizer

@@ -11,7 +11,7 @@ from data_prep.tasks.task_set import Splits, TaskSet, split_by_hash
 from recipes.checkpointing.trained_model import Source
 from recipes.config.loading import load_recorded_config
 from recipes.config.schema import Duration, FinetuneConfig, ModelConfig
-from recipes.modeling.model_folder import read_model_config
+from recipes.modeling.model_config import read_model_config
 from recipes.modeling.size import lora_parameters, parameter_count
 from recipes.planning.memory import Layout, finetuning_moments, peak, with_reserve
 from recipes.runs.names import CONFIG

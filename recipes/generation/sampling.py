@@ -16,7 +16,8 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import Real, Whole
 from recipes.config.schema import NEW_TOKENS, TEMPERATURE
-from recipes.modeling.model_folder import move, open_gpt2, open_tokenizer, read_model_config, read_task
+from recipes.modeling.model_config import read_model_config
+from recipes.modeling.model_folder import move, open_folder, read_task
 
 NOTICE = (
     "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
@@ -89,7 +90,7 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
             f"--model {folder} was fine-tuned on {task['task']} ({task['kind']}): it chooses among answers and writes "
             "no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds together"
         )
-    tokenizer, model = open_tokenizer(folder), open_gpt2(folder, "sdpa", "auto")
+    model, tokenizer = open_folder(folder, "auto")
     if task:
         from tokenizers.processors import TemplateProcessing
 

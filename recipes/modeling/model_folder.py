@@ -1,88 +1,158 @@
-"""A model folder as it is to be computed: ours, or an original BioMedLM with attention scaled by layer."""
+"""A model folder as it is to be computed: ours, or an original BioMedLM with attention scaled by layer.
+
+The one way to open one. Nothing is drawn, guessed or left out: what a folder lacks, has too much of, or has in another
+form than its config.json says ends with the thing's name.
+"""
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, read_json, sha256_file
-from data_prep.common.manifest import MANIFEST, manifest_sha256
+from data_prep.common.files import JsonDict, sha256_file
+from data_prep.common.manifest import MANIFEST, manifest_sha256, seal
+from recipes.modeling.model_config import CONFIG_JSON, is_count, read_json_object, read_model_config
+from recipes.modeling.tokenizer_folder import check_entries, check_tokenizer, open_tokenizer
+from recipes.modeling.weights import (
+    check_sizes,
+    fill,
+    is_weight,
+    read_gpt2_tensors,
+    weight_files,
+    weights_sha256,
+    without_masks,
+)
 
 if TYPE_CHECKING:
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2Config, GPT2LMHeadModel
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 # Beside a fine-tuned model: what it is for, and the weights of its head.
 TASK, HEAD = "task.json", "head.safetensors"
-
-
-def read_model_config(folder: Path) -> JsonDict:
-    """The config.json of a GPT-2 folder.
-
-    Raises:
-        BadInput: there is none, or it is of another kind of model.
-    """
-    if not (folder / "config.json").is_file():
-        raise BadInput(f"{folder} is not a Hugging Face folder (no config.json); recipes/export.py makes one of a run")
-    config: JsonDict = read_json(folder / "config.json")
-    if config.get("model_type") != "gpt2":
-        raise BadInput(f"{folder} is a {config.get('model_type')!r} model; only gpt2 is supported")
-    return config
+KINDS = ("choice", "verdict", "pairs", "tags")
+ADAPTER, CARD = "adapter_config.json", "README.md"
+# The stages whose manifests vouch for a model folder; another program's manifest.json says nothing of it.
+EXPORT, FINETUNE = "export", "finetune"
 
 
 def read_task(folder: Path) -> JsonDict | None:
-    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model."""
-    return read_json(folder / TASK) if (folder / TASK).is_file() else None
+    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model.
+
+    Raises:
+        BadInput: the file is damaged, or is missing and a head lies there.
+    """
+    path = folder / TASK
+    if not path.is_file():
+        if (folder / HEAD).is_file():
+            raise BadInput(f"{folder} lacks {TASK}, which says what its {HEAD} is for; copy the whole folder")
+        return None
+    task = read_json_object(path)
+    labels, kind = task.get("labels"), task.get("kind")
+    sound = {
+        "task": isinstance(task.get("task"), str),
+        "kind": kind in KINDS,
+        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
+        "seq_len": is_count(task.get("seq_len")),
+    }
+    if wrong := [name for name, is_sound in sound.items() if not is_sound]:
+        raise BadInput(f"{path}: {wrong[0]} = {task.get(wrong[0])!r} is not what recipes/finetune.py writes")
+    if task.keys() != sound.keys():
+        raise BadInput(f"{path}: {min(task.keys() - sound.keys())!r} is not what recipes/finetune.py writes")
+    if task["seq_len"] > (n_positions := read_model_config(folder)["n_positions"]):
+        raise BadInput(f"{path}: seq_len = {task['seq_len']}, and the model reads at most {n_positions} tokens")
+    return task
 
 
 def check_folder(folder: Path) -> None:
     """Refuse what is not a GPT-2 folder, before torch is imported.
 
     Raises:
-        BadInput: no config.json, another kind of model, no weights, or no tokenizer.
+        BadInput: no config.json, another kind of model, no weights, an adapter in place of them, or no tokenizer.
     """
+    refuse_adapter(folder)
     read_model_config(folder)
     weight_files(folder)
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
-        raise BadInput(f"{folder} holds no tokenizer (neither tokenizer.json nor vocab.json)")
+    check_tokenizer(folder)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a folder with a LoRA adapter, which transformers would add to the weights, or look for their base model.
+
+    Raises:
+        BadInput: it has one.
+    """
+    if (folder / ADAPTER).is_file():
+        raise BadInput(
+            f"{folder} holds {ADAPTER}: adapters are not read. Merge it into its base model (peft's merge_and_unload) "
+            "and give that folder"
+        )
+
+
+def read_own_manifest(folder: Path) -> JsonDict | None:
+    """The manifest of a folder that recipes/export.py or recipes/finetune.py wrote, None if neither did.
+
+    Raises:
+        BadInput: it was altered.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    manifest = read_json_object(path)
+    if manifest.get("stage") not in (EXPORT, FINETUNE):
+        return None
+    if manifest.get("seal") != seal(manifest):
+        raise BadInput(f"{path} was altered after it was written; write the folder again")
+    return manifest
+
+
+def check_unaltered(folder: Path) -> None:
+    """Compare a folder that we wrote with its manifest, the card left out: what is opened is what was written.
+
+    Raises:
+        BadInput: a file is missing or altered.
+    """
+    manifest = read_own_manifest(folder)
+    for name, expected in (manifest["outputs"] if manifest else {}).items():
+        path = folder / name
+        if name == CARD:
+            continue
+        if not path.is_file():
+            raise BadInput(f"{folder} lacks {name}, which its {MANIFEST} names; copy the whole folder")
+        if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
+            raise BadInput(
+                f"{path} is not what was written there, by {folder / MANIFEST}; write the folder again, or remove "
+                f"{MANIFEST} if the change is meant"
+            )
 
 
 def folder_sha256(folder: Path) -> str:
-    """One hash for a model: of its manifest if recipes/export.py wrote it, of its weights otherwise."""
-    if (folder / MANIFEST).is_file():
-        return manifest_sha256(folder)
-    return weights_sha256(folder)
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The file that holds a model's weights; or, where it was saved in parts, their index and all of them.
-
-    Raises:
-        BadInput: there is neither, or a part is missing.
-    """
-    for name in WEIGHTS:
-        if (folder / name).is_file():
-            return [folder / name]
-        index = folder / f"{name}.index.json"
-        if index.is_file():
-            parts = [folder / part for part in sorted(set(read_json(index)["weight_map"].values()))]
-            if missing := [part.name for part in parts if not part.is_file()]:
-                raise BadInput(f"{folder} lacks {', '.join(missing)}, which {index.name} names; copy the whole folder")
-            return [index, *parts]
-    raise BadInput(f"{folder} holds neither {' nor '.join(WEIGHTS)}, nor the index of their parts")
-
-
-def weights_sha256(folder: Path) -> str:
-    """Hash of the one file of weights, or of the hashes of index and parts."""
-    hashes = [sha256_file(path) for path in weight_files(folder)]
-    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
+    """One hash for a model: of its manifest if we wrote it, of its weights otherwise."""
+    return manifest_sha256(folder) if read_own_manifest(folder) else weights_sha256(folder)
 
 
 def save_pretrained(model: GPT2LMHeadModel, folder: Path) -> None:
     """Save a model as one file: transformers would cut the 2.7B, which is above its 5 GB even in bf16."""
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="40GB")
+
+
+def new_gpt2(config: GPT2Config, attention: str, dtype: Any = None) -> GPT2LMHeadModel:
+    """A model whose weights are whatever the memory holds: `fill` puts them in.
+
+    Args:
+        config: the architecture.
+        attention: transformers' name of the implementation.
+        dtype: torch's; None: fp32.
+    """
+    import torch
+    from transformers import GPT2LMHeadModel
+    from transformers.modeling_utils import no_init_weights
+
+    with no_init_weights():
+        model: Any = GPT2LMHeadModel._from_config(
+            config, attn_implementation=attention, torch_dtype=dtype or torch.float32
+        )
+    model.tie_weights()
+    return model
 
 
 def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
@@ -94,33 +164,49 @@ def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
         dtype: torch's name; `auto`: that of the weights.
 
     Raises:
-        BadInput: the folder holds no GPT-2, or cannot be loaded.
+        BadInput: the folder holds no GPT-2, is damaged, or its weights are not those of its config.json.
     """
-    read_model_config(folder)
+    check_folder(folder)
+    check_unaltered(folder)
+    settings = read_model_config(folder)
     import torch
-    from transformers import GPT2LMHeadModel
+    from transformers import GPT2Config
 
-    torch_dtype = dtype if dtype == "auto" else getattr(torch, dtype)
+    tensors, mapped = read_gpt2_tensors(folder)
+    tensors = without_masks(tensors, settings["n_layer"])
+    check_sizes(settings, tensors, folder)
+    embedding = tensors["transformer.wte.weight"]
+    of_weights = embedding.dtype if is_weight(embedding) else torch.float32  # `fill` refuses what is none
     try:
-        return GPT2LMHeadModel.from_pretrained(
-            folder, attn_implementation=attention, torch_dtype=torch_dtype, local_files_only=True
-        ).eval()
-    except (OSError, RuntimeError, ValueError) as error:
-        raise BadInput(f"{folder} cannot be loaded: {error}") from None
+        model = new_gpt2(
+            GPT2Config.from_dict(settings), attention, of_weights if dtype == "auto" else getattr(torch, dtype)
+        )
+    except Exception as error:  # a value of a kind that transformers does not look for before it uses it
+        what = f"{type(error).__name__}: {str(error)[:300]}"
+        raise BadInput(f"{folder / CONFIG_JSON}: no model can be made of it ({what})") from None
+    fill(model, tensors, mapped, folder)
+    return model.eval()
 
 
-def open_tokenizer(folder: Path) -> Any:
-    """The tokenizer of a folder.
+def open_as_stock(folder: Path, attention: str) -> GPT2LMHeadModel:
+    """The model of a folder as others open it, by transformers alone, in fp32: what an export is compared with."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(
+        folder, attn_implementation=attention, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
+    ).eval()
+
+
+def open_folder(folder: Path, dtype: str) -> tuple[GPT2LMHeadModel, Any]:
+    """The model of a folder, under sdpa and in evaluation mode, and its tokenizer.
 
     Raises:
-        BadInput: it cannot be loaded.
+        BadInput: as `open_gpt2`; or the tokenizer is damaged or has entries that the model has not.
     """
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder}: its tokenizer cannot be loaded: {error}") from None
+    tokenizer, model = open_tokenizer(folder), open_gpt2(folder, "sdpa", dtype)
+    check_entries(tokenizer, model.config.vocab_size, folder)
+    return model, tokenizer
 
 
 def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -> GPT2LMHeadModel:
@@ -157,13 +243,7 @@ def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -
     check_folder(folder)
     from recipes.modeling.attention import attention_parity, use_scaled_attention
 
-    tokenizer = open_tokenizer(folder)
-    model = open_gpt2(folder, "sdpa", "float32")
-    if len(tokenizer) > model.config.vocab_size:
-        raise BadInput(
-            f"{folder}: its tokenizer has {len(tokenizer)} entries, its model {model.config.vocab_size}; "
-            "one of the two is of another model"
-        )
+    model, tokenizer = open_folder(folder, "float32")
     # transformers looks for this id in every batch without a mask, to warn; ours are padded on the right, which causal
     # attention never looks at.
     model.config.pad_token_id = None

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from recipes.modeling.model_folder import open_as_stock
+
 if TYPE_CHECKING:
     import torch
     from transformers import GPT2LMHeadModel
@@ -56,14 +58,9 @@ def compare_with_stock(folder: Path, expected: torch.Tensor, tolerance: float) -
     Raises:
         RuntimeError: the folder does not compute the trained model.
     """
-    import torch
-    from transformers import AutoModelForCausalLM
-
     differences: dict[str, float] = {}
     for implementation in ("eager", "sdpa"):
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, attn_implementation=implementation, torch_dtype=torch.float32, local_files_only=True
-        ).eval()
+        model = open_as_stock(folder, implementation)
         share = ((logits(model) - expected).abs().max() / expected.abs().max()).item()
         del model  # before the next one is loaded
         differences[implementation] = share

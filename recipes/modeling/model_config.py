@@ -1,0 +1,67 @@
+"""The config.json of a GPT-2 folder, checked before anything is built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, read_json
+
+CONFIG_JSON = "config.json"
+SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
+# What is read as true or false: the text "false" would be taken for true.
+SWITCHES = (
+    "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "reorder_and_upcast_attn", "tie_word_embeddings",
+    "add_cross_attention", "use_cache",
+)  # fmt: skip
+# What transformers would add to or change in a model as it loads it.
+NOT_READ = ("quantization_config", "auto_map")
+
+
+def read_json_object(path: Path) -> JsonDict:
+    """A JSON file that holds an object.
+
+    Raises:
+        BadInput: it is missing, unreadable, not JSON, or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise BadInput(f"{path} must hold a JSON object, and holds a {type(value).__name__}")
+    return value
+
+
+def read_model_config(folder: Path) -> JsonDict:
+    """The config.json of a GPT-2 folder.
+
+    Raises:
+        BadInput: there is none, it is of another kind of model, or a value in it is impossible.
+    """
+    path = folder / CONFIG_JSON
+    if not path.is_file():
+        raise BadInput(
+            f"{folder} is not a Hugging Face folder (no {CONFIG_JSON}); recipes/export.py makes one of a run"
+        )
+    config = read_json_object(path)
+    if config.get("model_type") != "gpt2":
+        raise BadInput(f"{path}: it is a {config.get('model_type')!r} model; only gpt2 is supported")
+    for name in SIZES:
+        if not is_count(config.get(name)):
+            raise BadInput(f"{path}: {name} = {config.get(name)!r}, which must be a whole number of at least 1")
+    if config["n_embd"] % config["n_head"]:
+        raise BadInput(f"{path}: n_embd = {config['n_embd']} does not divide into n_head = {config['n_head']} heads")
+    if config.get("n_inner") is not None and not is_count(config["n_inner"]):
+        raise BadInput(f"{path}: n_inner = {config['n_inner']!r}, which must be null or a whole number of at least 1")
+    for name in SWITCHES:
+        if not isinstance(config.get(name, False), bool):
+            raise BadInput(f"{path}: {name} = {config[name]!r}, which must be true or false")
+    epsilon = config.get("layer_norm_epsilon", 1e-5)
+    if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
+        raise BadInput(f"{path}: layer_norm_epsilon = {epsilon!r}, which must be a number between 0 and 1")
+    if found := [name for name in NOT_READ if config.get(name) is not None]:
+        raise BadInput(f"{path} asks for {found[0]}, which this recipe does not read; only a plain GPT-2 is supported")
+    return config
+
+
+def is_count(value: object) -> bool:
+    """Whether a value is a whole number of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1

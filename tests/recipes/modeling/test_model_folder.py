@@ -1,0 +1,421 @@
+"""A folder that is damaged, or put together of two, is refused by the name of what is wrong, or computes the same."""
+
+from __future__ import annotations
+
+import ast
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.distributed.checkpoint import save
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from data_prep.common.errors import BadInput
+from project import ROOT
+from recipes import export, generate
+from recipes.checkpointing.checkpoint import MONOLITH
+from recipes.checkpointing.safe_loading import load_model_weights
+from recipes.checkpointing.trained_model import find_source, load_trained
+from recipes.finetuning import heads
+from recipes.finetuning.encoding import add_tokens
+from recipes.finetuning.heads import FineTuned, TaskHead
+from recipes.modeling.model_folder import load_pretrained, read_task
+from recipes.modeling.release import logits
+
+SETTINGS: dict[str, Any] = {
+    "vocab_size": 600, "n_positions": 16, "n_embd": 8, "n_layer": 2, "n_head": 2, "initializer_range": 0.3,
+    "bos_token_id": 599, "eos_token_id": 599,
+}  # fmt: skip
+FILE, BIN = "model.safetensors", "pytorch_model.bin"
+Change = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def honest(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As stock transformers writes a GPT-2."""
+    folder = tmp_path_factory.mktemp("folder") / "honest"
+    torch.manual_seed(0)
+    GPT2LMHeadModel(GPT2Config(**SETTINGS)).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_tokenizer).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def exported(honest: Path) -> Path:
+    export.main(["--checkpoint", str(honest), "--out", str(honest.with_name("exported"))])
+    return honest.with_name("exported")
+
+
+@pytest.fixture(scope="module")
+def tuned(honest: Path) -> Path:
+    folder, tokenizer = honest.with_name("tuned"), AutoTokenizer.from_pretrained(honest)
+    add_tokens(tokenizer, "verdict")
+    model = GPT2LMHeadModel.from_pretrained(honest)
+    heads.resize(model, len(tokenizer))
+    heads.save(FineTuned(model, TaskHead("pubmedqa", "verdict", ("yes", "no"), 16)), tokenizer, folder)
+    return folder
+
+
+def opened(folder: Path) -> torch.Tensor:
+    """What the model computes of a text."""
+    model, tokenizer = load_pretrained(folder)
+    with torch.no_grad():
+        found = model(input_ids=tokenizer("Cytase is 5", return_tensors="pt")["input_ids"]).logits
+    assert found.isfinite().all()
+    return torch.cat([found.flatten(), logits(model).flatten()])
+
+
+def scores(folder: Path) -> torch.Tensor:
+    model, _ = heads.load(folder)
+    batch = {"input_ids": torch.arange(5).view(1, 1, 5), "lengths": torch.tensor([[5]])}
+    with torch.no_grad():
+        return model.scores(batch)
+
+
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], object], file: str = FILE) -> Change:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / file)
+        change(tensors)
+        save_file({name: value.contiguous() for name, value in tensors.items()}, folder / file, {"format": "pt"})
+
+    return apply
+
+
+def with_json(file: str, key: str, *value: Any) -> Change:
+    """Set a key, or without a value remove it."""
+
+    def apply(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        content.pop(key)
+        (folder / file).write_text(json.dumps({**content, **dict.fromkeys([key] * len(value), *value)}))
+
+    return apply
+
+
+def overwrite(file: str, change: Callable[[bytes], bytes]) -> Change:
+    return lambda folder: (folder / file).write_bytes(change((folder / file).read_bytes()))
+
+
+def damages_of_tensors(file: Path) -> Iterator[tuple[str, Change, str]]:
+    for name, value in load_file(file).items():
+        for number in ("nan", "-inf"):
+            put = with_tensors(lambda t, n=name, x=float(number): t[n].view(-1)[-1:].fill_(x), file.name)
+            yield f"{name} {number}", put, name
+        changes: dict[str, Callable[[Any, Any, Any], Any]] = {
+            "missing": lambda t, n, v: t.pop(n),
+            "longer": lambda t, n, v: t.update({n: torch.cat([v, v[:1]])}),
+            "turned": lambda t, n, v: t.update({n: v[None]}),
+            "int64": lambda t, n, v: t.update({n: v.to(torch.int64)}),
+            "float8": lambda t, n, v: t.update({n: v.to(torch.float8_e4m3fn)}),
+            "renamed": lambda t, n, v: t.update({f"{n}_": t.pop(n)}),
+        }
+        for what, change in changes.items():
+            yield f"{name} {what}", with_tensors(lambda t, c=change, n=name, v=value: c(t, n, v), file.name), name
+
+
+def damages_of_bytes(file: Path) -> Iterator[tuple[str, Change, str]]:
+    size = file.stat().st_size
+    for length in sorted({0, 1, 9, size // 2, size - 1}):
+        yield f"{file.name} cut to {length}", overwrite(file.name, lambda b, n=length: b[:n]), file.name
+    yield f"{file.name} of noise", overwrite(file.name, lambda b: bytes(range(256)) * 9), file.name
+    for text in (b"null", b"[]", b"7", b'"text"', b"{}"):
+        yield f"{file.name} = {text.decode()}", overwrite(file.name, lambda b, t=text: t), file.name
+    yield f"{file.name} removed", lambda folder: (folder / file.name).unlink(), ""
+
+
+def damages(folder: Path) -> Iterator[tuple[str, Change, str]]:
+    """What, how, and what the message must name."""
+    yield from damages_of_tensors(folder / FILE)
+    for name in ("extra.weight", "transformer.h.2.ln_1.weight", "transformer.h.0.attn.c_attn.lora_A.weight"):
+        yield f"{name} added", with_tensors(lambda t, n=name: t.update({n: torch.ones(2)})), ""
+    unlike = with_tensors(lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"] + 1}))
+    yield "another head beside a tied one", unlike, "lm_head.weight"
+    for name in json.loads((folder / "config.json").read_text()):
+        for value in ((), (None,), ("no such value",), (-1,), ([1],), (10**9,)):
+            yield f"config.json {name} {value}", with_json("config.json", name, *value), ""
+    for name, value in (("n_layer", 1), ("n_layer", 3), ("n_positions", 8), ("n_embd", 4), ("vocab_size", 599)):
+        yield f"{name} = {value}", with_json("config.json", name, value), name
+    yield "n_head = 3", with_json("config.json", "n_head", 3), "n_head"
+    yield "an adapter", lambda at: (at / "adapter_config.json").write_text("{}"), "adapter_config.json"
+    for file in sorted(folder.iterdir()):
+        for what, change, names in damages_of_bytes(file):
+            yield what, change, names if file.name != "merges.txt" else ""
+    for what, change, _ in damages_of_bytes(folder / "merges.txt"):
+        yield f"{what}, alone", lambda at, c=change: ((at / "tokenizer.json").unlink(), c(at)), "merges.txt"
+
+
+def test_a_damaged_folder_is_refused_by_name_or_computes_the_same(honest: Path, tmp_path: Path) -> None:
+    expected, refused, same = opened(honest), 0, []
+    for what, change, names in damages(honest):
+        folder = tmp_path / "m"
+        shutil.copytree(honest, folder)
+        change(folder)
+        try:
+            found = opened(folder)
+        except BadInput as error:
+            refused += 1
+            assert names in str(error), f"{what}: {error}"
+        else:
+            assert torch.equal(found, expected), f"{what}: loaded, and computes another model"
+            same.append(what)
+        shutil.rmtree(folder)
+    assert refused > 300
+    # No damage of a weight may be among them.
+    assert not [what for what in same if what.startswith(("transformer.", "model.safetensors", "another"))], same
+
+
+def test_a_folder_that_we_wrote_is_opened_as_it_was_written(exported: Path, tmp_path: Path) -> None:
+    """Its manifest has the hash of each file: a head's count or a weight that another value took tells itself so."""
+    expected = opened(exported)
+    changes: list[tuple[str, Change]] = [
+        ("config.json", with_json("config.json", "n_head", 4)),
+        ("config.json", with_json("config.json", "activation_function", "relu")),
+        (FILE, with_tensors(lambda t: t["transformer.ln_f.bias"].add_(1e-3))),
+    ]
+    files = [path.name for path in exported.iterdir() if path.name not in ("README.md", "manifest.json")]
+    assert {"config.json", FILE, "vocab.json", "merges.txt", "tokenizer.json"} <= {*files}
+    for name in files:
+        changes.append((name, lambda folder, n=name: (folder / n).unlink()))
+        changes.append((name, overwrite(name, lambda b: b + b" ")))
+    for name, change in changes:
+        shutil.copytree(exported, tmp_path / "m")
+        change(tmp_path / "m")
+        with pytest.raises(BadInput, match=name):
+            opened(tmp_path / "m")
+        shutil.rmtree(tmp_path / "m")
+    for name in ("README.md", "manifest.json"):
+        shutil.copytree(exported, tmp_path / "m")
+        (tmp_path / "m" / name).unlink()
+        assert torch.equal(opened(tmp_path / "m"), expected)
+        shutil.rmtree(tmp_path / "m")
+    shutil.copytree(exported, tmp_path / "m")
+    with_json("manifest.json", "outputs", {})(tmp_path / "m")
+    with pytest.raises(BadInput, match=r"manifest\.json was altered"):
+        opened(tmp_path / "m")
+
+
+def old_masks(tensors: dict[str, torch.Tensor]) -> None:
+    """What transformers saved with a GPT-2 up to 4.26."""
+    for layer in range(2):
+        tensors[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()
+        tensors[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
+
+
+def bare(tensors: dict[str, torch.Tensor]) -> None:
+    """GPT2Model's own names, as openai-community/gpt2 has them."""
+    old_masks(tensors)
+    for name in list(tensors):
+        tensors[name.removeprefix("transformer.")] = tensors.pop(name)
+
+
+def to_bin(legacy: bool = False, remove: bool = True) -> Change:
+    def apply(folder: Path) -> None:
+        tensors = load_file(folder / FILE)
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"]  # one storage, as torch saves tied weights
+        torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=not legacy)
+        if remove:
+            (folder / FILE).unlink()
+
+    return apply
+
+
+def in_parts(safe: bool) -> Change:
+    def apply(folder: Path) -> None:
+        model = GPT2LMHeadModel.from_pretrained(folder)
+        (folder / FILE).unlink()
+        model.save_pretrained(folder, max_shard_size="5KB", safe_serialization=safe)
+
+    return apply
+
+
+def untied(folder: Path) -> None:
+    with_tensors(lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()}))(folder)
+    with_json("config.json", "model_type", "gpt2")(folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": False}))
+
+
+HONEST: dict[str, Change] = {
+    "names of GPT2Model": with_tensors(bare),
+    "causal masks": with_tensors(old_masks),
+    "tied head": with_tensors(lambda t: t.update({"lm_head.weight": t["transformer.wte.weight"].clone()})),
+    "untied head": untied,
+    "fp64": with_tensors(lambda t: t.update({n: v.double() for n, v in t.items()})),
+    "bin": to_bin(),
+    "bin of torch 1.5": to_bin(legacy=True),
+    "both": to_bin(remove=False),
+    "parts": in_parts(True),
+    "parts of bin": in_parts(False),
+    "no tokenizer.json": lambda folder: (folder / "tokenizer.json").unlink(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HONEST)
+def test_honest_folders_load(name: str, honest: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(honest, tmp_path / "m")
+    HONEST[name](folder)
+    assert torch.equal(opened(folder), opened(honest))
+    export.export(folder, tmp_path / "again")
+    assert torch.equal(opened(tmp_path / "again"), opened(honest))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_of_half_width_are_read_as_they_are(dtype: torch.dtype, honest: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(honest, tmp_path / "m")
+    with_tensors(lambda t: t.update({n: v.to(dtype) for n, v in t.items()}))(folder)
+    stock = GPT2LMHeadModel.from_pretrained(folder, torch_dtype=torch.float32).eval()
+    assert torch.equal(logits(stock).flatten(), opened(folder)[-logits(stock).numel() :])
+
+
+@pytest.mark.parametrize("name", [f"{FILE}.index.json", f"{BIN}.index.json"])
+def test_parts_that_their_index_does_not_describe_are_refused(name: str, honest: Path, tmp_path: Path) -> None:
+    whole = shutil.copytree(honest, tmp_path / "whole")
+    in_parts(name.startswith(FILE))(whole)
+    places = json.loads((whole / name).read_text())["weight_map"]
+    tensor, part = next(iter(places.items()))
+    other = next(file for file in places.values() if file != part)
+
+    def places_are(**changes: Any) -> Change:
+        return with_json(name, "weight_map", {**places, **{k.replace("__", "."): v for k, v in changes.items()}})
+
+    wrong = {key.replace(".", "__"): other for key in [tensor]}
+    cases: list[tuple[Change, str]] = [
+        (lambda folder: (folder / part).unlink(), part),
+        (places_are(**wrong), tensor),
+        (places_are(made__up=part), "made.up"),
+        (with_json(name, "weight_map", {k: v for k, v in places.items() if k != tensor}), tensor),
+        (places_are(**{tensor.replace(".", "__"): f"../{part}"}), "no file name"),
+        (places_are(**{tensor.replace(".", "__"): 7}), "no file name"),
+        (with_json(name, "weight_map", []), "weight_map"),
+        (with_json(name, "weight_map"), "weight_map"),
+        (overwrite(name, lambda b: b[:-9]), name),
+        (overwrite(name, lambda b: b"[]"), name),
+        (overwrite(part, lambda b: b[:-9]), part),
+    ]
+    for change, names in cases:
+        folder = shutil.copytree(whole, tmp_path / "m")
+        change(folder)
+        with pytest.raises(BadInput, match=names.replace(".", r"\.")):
+            opened(folder)
+        shutil.rmtree(folder)
+
+
+def test_a_bin_that_would_run_code_or_holds_something_else_is_refused(honest: Path, tmp_path: Path) -> None:
+    for content in ({"wte": Path}, [torch.ones(2)], {"state_dict": {"wte.weight": torch.ones(2)}}, torch.ones(2)):
+        folder = shutil.copytree(honest, tmp_path / "m")
+        (folder / FILE).unlink()
+        torch.save(content, folder / BIN)
+        with pytest.raises(BadInput, match=r"pytorch_model\.bin"):
+            opened(folder)
+        shutil.rmtree(folder)
+
+
+def test_a_tokenizer_of_another_model_is_refused(honest: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(honest, tmp_path / "m")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["quite-new"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(BadInput, match="up to id 600 \\('quite-new'\\), its model 600"):
+        opened(folder)
+    with pytest.raises(BadInput, match="quite-new"):
+        generate.main(["--model", str(folder), "--prompt", "x"])
+
+
+def test_a_damaged_fine_tuned_folder_is_refused_by_name_or_answers_the_same(tuned: Path, tmp_path: Path) -> None:
+    expected = scores(tuned)
+    cases = [*damages_of_tensors(tuned / "head.safetensors")]
+    for name in ("head.safetensors", "task.json"):
+        cases += [(what, change, names or name) for what, change, names in damages_of_bytes(tuned / name)]
+    for name in ("task", "kind", "labels", "seq_len"):
+        for value in ((), (None,), (7.5,), ("x",), ([],), ([1, 2],), (["yes"],), (17,), (-1,)):
+            if (name, value) not in (("task", ("x",)), ("seq_len", (7,))):
+                cases.append((f"{name} {value}", with_json("task.json", name, *value), ""))
+    cases.append(("more", overwrite("task.json", lambda b: b.replace(b"{", b'{"more": 1,', 1)), "more"))
+    cases.append(("pairs", with_json("task.json", "kind", "pairs"), "head"))
+    for what, change, names in cases:
+        folder = shutil.copytree(tuned, tmp_path / "m")
+        change(folder)
+        try:
+            found = scores(folder)
+        except BadInput as error:
+            assert names in str(error), f"{what}: {error}"
+        else:
+            assert torch.equal(found, expected), f"{what}: loaded, and answers otherwise"
+        shutil.rmtree(folder)
+    folder = shutil.copytree(tuned, tmp_path / "m")
+    (folder / "task.json").unlink()
+    with pytest.raises(BadInput, match=r"lacks task\.json"):
+        generate.main(["--model", str(folder), "--prompt", "x"])
+    assert read_task(tuned)
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_a_checkpoint_of_other_weights_is_refused(sharded: bool, honest: Path, tmp_path: Path) -> None:
+    model = GPT2LMHeadModel(GPT2Config(**SETTINGS))
+    whole = {
+        f"model.{name}": value.clone() for name, value in GPT2LMHeadModel.from_pretrained(honest).state_dict().items()
+    }
+    name = "model.transformer.h.1.mlp.c_fc.bias"
+    changes: dict[str, dict[str, torch.Tensor]] = {
+        "": whole,
+        name: {key: value for key, value in whole.items() if key != name},
+        "model.transformer.h.2.ln_1.weight": {**whole, "model.transformer.h.2.ln_1.weight": torch.ones(8)},
+        f"{name} holds NaN or Inf": {**whole, name: torch.full((32,), torch.inf)},
+        "transformer.h.1.mlp.c_fc.bias|[Ss]ize": {**whole, name: torch.zeros(31)},
+    }
+    for number, (names, weights) in enumerate(changes.items()):
+        folder = tmp_path / str(number)
+        if sharded:
+            save({"state": {"model": weights}}, checkpoint_id=str(folder), no_dist=True)
+        else:
+            folder.mkdir()
+            torch.save({"state": {"model": weights}}, folder / MONOLITH)
+        if names:
+            with pytest.raises(BadInput, match=names):
+                load_model_weights(folder, model)
+        else:
+            load_model_weights(folder, model)
+            assert all(torch.equal(value, whole[f"model.{key}"]) for key, value in model.state_dict().items())
+
+
+def test_every_command_refuses_a_folder_that_lacks_a_tensor(honest: Path, tuned: Path, tmp_path: Path) -> None:
+    """transformers would draw it at random, another one each time."""
+    name = "transformer.h.1.ln_2.weight"
+    folder, answers = shutil.copytree(honest, tmp_path / "m"), shutil.copytree(tuned, tmp_path / "tuned")
+    for place in (folder, answers):
+        with_tensors(lambda t: t.pop(name))(place)
+    ways: dict[str, Callable[[], object]] = {
+        "export": lambda: export.main(["--checkpoint", str(folder), "--out", str(tmp_path / "out")]),
+        "generate": lambda: generate.main(["--model", str(folder), "--prompt", "x"]),
+        "evaluate": lambda: load_pretrained(folder),
+        "evaluate a head": lambda: heads.load(answers),
+        "finetune": lambda: load_trained(find_source(folder, None)),
+    }
+    for way in ways.values():
+        with pytest.raises(BadInput, match=f"lacks {name}"):
+            way()
+    assert not (tmp_path / "out").exists()
+
+
+def test_there_is_one_way_to_open_a_folder() -> None:
+    """transformers' own would fill holes at random, ask the hub, and run code that lies in a folder."""
+    found = {}
+    for folder in ("callbacks", "data_prep", "recipes", "benchmarks"):
+        for path in (ROOT / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                function = getattr(node, "func", None)
+                if isinstance(function, ast.Attribute) and function.attr == "from_pretrained":
+                    given = {word.arg: ast.unparse(word.value) for word in getattr(node, "keywords", ())}
+                    found[f"{path.relative_to(ROOT)}: {ast.unparse(function)}"] = given
+    assert set(found) == {
+        "recipes/modeling/model_folder.py: AutoModelForCausalLM.from_pretrained",  # what an export is compared with
+        "recipes/modeling/tokenizer_folder.py: AutoTokenizer.from_pretrained",
+        "benchmarks/peers/with_datasets.py: AutoTokenizer.from_pretrained",  # another project's way, in its environment
+    }
+    for where, given in found.items():
+        assert (given["local_files_only"], given["trust_remote_code"]) == ("True", "False"), where
