@@ -22,10 +22,11 @@ from data_prep.common.command_line import folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import begin, finished, library_versions, publish
-from recipes.checkpointing.trained_model import find_source, load_trained
+from recipes.checkpointing.checkpoint import saved_at
+from recipes.checkpointing.trained_model import find_source, load_tokenizer, load_trained
 from recipes.modeling.model_folder import EXPORT, save_pretrained
-from recipes.modeling.release import TOLERANCE, compare_with_stock, fold_layer_scaling, logits
-from recipes.modeling.tokenizer_folder import check_entries, open_tokenizer, save_tokenizer, tokenizer_sha256
+from recipes.modeling.release import TOLERANCE, compare_with_stock, fold_layer_scaling, logits, make_ready
+from recipes.modeling.tokenizer_folder import save_tokenizer, tokenizer_sha256
 from recipes.runs.model_card import write_model_card
 
 FORMAT = 2
@@ -51,32 +52,31 @@ def export(checkpoint: Path, out: Path, tokenizer: Path | None = None, dtype: st
         return manifest
 
     import torch
-    from transformers import GenerationConfig
 
-    model, text_tokenizer = load_trained(source), open_tokenizer(source.tokenizer)
-    check_entries(text_tokenizer, model.config.vocab_size, source.tokenizer)
+    model, text_tokenizer = load_trained(source), load_tokenizer(source)
     if len(text_tokenizer) != model.config.vocab_size:
         raise BadInput(
             f"{source.tokenizer} has {len(text_tokenizer)} entries, the model {model.config.vocab_size}; "
             "give the model's own with --tokenizer"
         )
-    eos = text_tokenizer.eos_token_id
     expected = logits(model)
     fold_layer_scaling(model)
-    model.config.use_cache = True
-    model.config.bos_token_id = model.config.eos_token_id = model.config.pad_token_id = eos
-    model.generation_config = GenerationConfig(bos_token_id=eos, eos_token_id=eos, pad_token_id=eos)
+    make_ready(model, text_tokenizer.eos_token_id, text_tokenizer.eos_token_id)
     model.config.torch_dtype = getattr(torch, dtype)
-    n_parameters = model.num_parameters()
+    facts: JsonDict = {
+        "dtype": dtype, "n_parameters": model.num_parameters(), "n_positions": model.config.n_positions,
+        "tied": model.config.tie_word_embeddings,
+    }  # fmt: skip
     partial = begin(out)
     try:
         save_pretrained(model.to(getattr(torch, dtype)), partial)
-        save_tokenizer(text_tokenizer, partial, model.config.n_positions)
+        save_tokenizer(text_tokenizer, partial, facts["n_positions"])
         del model  # never two models in memory
         # Rounded weights differ by their rounding: 2^-8 and 2^-11 a weight, measured 2e-2 and 3e-3 on logits.
         tolerance = {"float32": TOLERANCE, "bfloat16": 1e-1, "float16": 2e-2}[dtype]
         differences = compare_with_stock(partial, expected, tolerance)
-        write_model_card(partial, source.weights, source.run, differences, dtype, n_parameters)
+        batch = saved_at(source.weights)["batch"] if source.run else 0
+        write_model_card(partial, source.weights, source.run, batch, differences, facts)
         results = {"logit_difference": differences, "versions": library_versions("torch", "transformers")}
         return publish(partial, out, request, results)
     except BaseException:

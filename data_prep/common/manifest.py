@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from stat import S_IMODE
 from typing import Any
 
 from data_prep.common.errors import BadInput
@@ -143,7 +144,7 @@ def begin(out: Path) -> Path:
 def publish(
     partial: Path, out: Path, request: JsonDict, results: JsonDict, hashed: Mapping[str, JsonDict] | None = None
 ) -> JsonDict:
-    """Hash all files of `partial`, write its manifest, flush, and rename it to `out`.
+    """Hash all files of `partial`, write its manifest, give all the umask's mode, flush, and rename it to `out`.
 
     Args:
         partial: the folder that `begin` gave.
@@ -163,11 +164,15 @@ def publish(
         outputs[name] = hashed.get(name) or file_output(path)
         if (size := path.stat().st_size) != outputs[name]["bytes"]:
             raise OSError(f"{path} has {size:,} bytes, who wrote it saw {outputs[name]['bytes']:,}")
-    for path in files:
-        flush(path)
     manifest = {**request, **results, "outputs": outputs}
     manifest["seal"] = seal(manifest)
     write_json(partial / MANIFEST, manifest)
+    # The umask's, as the manifest has just got it: safetensors and tempfile write for the owner alone.
+    mode = S_IMODE((partial / MANIFEST).stat().st_mode)
+    for path in files:
+        if S_IMODE(path.stat().st_mode) != mode:
+            path.chmod(mode)
+        flush(path)
     if out.is_dir():
         out.rmdir()
     give_name(partial, out)

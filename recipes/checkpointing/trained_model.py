@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict
+from data_prep.common.files import JsonDict, sha256_file
 from data_prep.common.manifest import difference, manifest_sha256, read_manifest
 from recipes.checkpointing.checkpoint import fault, newest_intact
 from recipes.config.loading import load_recorded_config
-from recipes.modeling.model_config import CONFIG_JSON
+from recipes.modeling.model_config import CONFIG_JSON, read_model_config
 from recipes.modeling.model_folder import new_gpt2, open_gpt2, refuse_adapter
-from recipes.modeling.tokenizer_folder import check_tokenizer
+from recipes.modeling.tokenizer_folder import TOKENIZER_JSON, check_entries, check_tokenizer, open_tokenizer
 from recipes.modeling.weights import WEIGHTS, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
@@ -80,10 +80,40 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
     return model.eval()
 
 
+def load_tokenizer(source: Source) -> Any:
+    """The tokenizer that the model was trained with.
+
+    Raises:
+        BadInput: it cannot be loaded; it is another than the run's shards were made with; it has entries that the model
+            has not.
+    """
+    if source.run is None:
+        vocab_size = int(read_model_config(source.weights)["vocab_size"])
+    else:
+        vocab_size = load_recorded_config(source.run / CONFIG).model.vocab_size
+        _refuse_other_tokenizer(source)
+    tokenizer = open_tokenizer(source.tokenizer)
+    check_entries(tokenizer, vocab_size, source.tokenizer)
+    return tokenizer
+
+
+def _refuse_other_tokenizer(source: Source) -> None:
+    path, trained = source.tokenizer / TOKENIZER_JSON, _identity(source).get("tokenizer_sha256")
+    if trained and (not path.is_file() or sha256_file(path) != trained):
+        raise BadInput(
+            f"{path} is not the tokenizer that {source.weights.name} was trained with, whose sha256 is {trained[:12]}; "
+            f"{source.run} has kept it in {TOKENIZER}/"
+        )
+
+
+def _identity(source: Source) -> JsonDict:
+    return read_manifest(source.weights, "checkpoint", "recipes/train.py")["identity"]
+
+
 def _refuse_altered_config(source: Source, model: JsonDict) -> None:
     """Heads, the scale of attention or an activation leave no trace in the shape of a weight."""
     assert source.run is not None
-    trained = read_manifest(source.weights, "checkpoint", "recipes/train.py")["identity"].get("model", {})
+    trained = _identity(source).get("model", {})
     if lines := difference(trained, {name: model.get(name) for name in trained}):
         raise BadInput(
             f"{source.run / CONFIG} is not what {source.weights.name} was trained with; in the checkpoint -> there:\n  "

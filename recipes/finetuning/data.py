@@ -7,9 +7,8 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from data_prep.tasks.task_set import Examples
+from recipes.checkpointing import trained_model
 from recipes.checkpointing.trained_model import Source
-from recipes.finetuning.planning import architecture
-from recipes.modeling.tokenizer_folder import check_entries, open_tokenizer
 
 if TYPE_CHECKING:
     from recipes.finetuning.encoding import Encoded, Encoder
@@ -68,7 +67,6 @@ def load_tokenizer(source: Source, kind: str) -> Any:
     """
     from recipes.finetuning.encoding import add_tokens
 
-    tokenizer = open_tokenizer(source.tokenizer)
-    check_entries(tokenizer, architecture(source).vocab_size, source.tokenizer)
+    tokenizer = trained_model.load_tokenizer(source)
     add_tokens(tokenizer, kind)
     return tokenizer

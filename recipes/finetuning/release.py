@@ -6,10 +6,14 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from data_prep.common.files import JsonDict
+from data_prep.common.manifest import begin, library_versions, manifest_sha256, publish
 from data_prep.tasks.task_set import Splits
 from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig
+from recipes.finetuning.model_card import write_model_card
 from recipes.finetuning.names import MODEL
+from recipes.modeling.model_folder import FINETUNE
 from recipes.runs.names import CHECKPOINTS
 
 if TYPE_CHECKING:
@@ -18,6 +22,7 @@ if TYPE_CHECKING:
     from recipes.finetuning.encoding import Encoder
     from recipes.finetuning.heads import FineTuned, TaskHead
 
+FORMAT = 1
 # Largest |difference| of scores as a share of the largest |score|: rounding in fp32 of a folded and merged model.
 TOLERANCE = 1e-4
 
@@ -51,11 +56,11 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     """
     import torch
 
-    from recipes.checkpointing.checkpoint import newest_intact
+    from recipes.checkpointing.checkpoint import newest_intact, saved_at
     from recipes.checkpointing.safe_loading import load_model_weights
     from recipes.finetuning import heads
     from recipes.finetuning.encoding import collate
-    from recipes.modeling.release import fold_layer_scaling
+    from recipes.modeling.release import fold_layer_scaling, make_ready
 
     folder = Path(cfg.run_dir)
     checkpoint, _ = newest_intact(folder / CHECKPOINTS)
@@ -74,17 +79,24 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     if lora is not None:
         lora.merge_and_unload()
     fold_layer_scaling(trained.model)
-    eos = encoder.tokenizer.eos_token_id
-    trained.model.config.use_cache = True
-    trained.model.config.bos_token_id = trained.model.config.eos_token_id = eos
-    trained.model.config.pad_token_id = encoder.pad_id
-    partial_folder = folder / f"{MODEL}.partial"
-    shutil.rmtree(partial_folder, ignore_errors=True)
+    make_ready(trained.model, encoder.tokenizer.eos_token_id, encoder.pad_id)
+    facts: JsonDict = {
+        "dtype": "float32", "n_parameters": trained.model.num_parameters(),
+        "n_positions": trained.model.config.n_positions,
+    }  # fmt: skip
+    partial_folder = begin(folder / MODEL)
     heads.save(trained, encoder.tokenizer, partial_folder)
     del trained, lora  # which refers to it: never two models in memory
     loaded, _ = heads.load(partial_folder)
     share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
     if not share <= TOLERANCE:
         raise RuntimeError(f"the exported model does not compute the trained one: its answers differ by {share:.1e}")
+    facts |= {"difference": share, "batch": saved_at(checkpoint)["batch"]}
+    write_model_card(partial_folder, cfg, source, head, parts, facts)
+    request: JsonDict = {
+        "stage": FINETUNE, "format": FORMAT, "arguments": {"task": head.task, "kind": head.kind},
+        "inputs": {"model": source.sha256, "checkpoint": manifest_sha256(checkpoint)},
+    }  # fmt: skip
+    results = {"difference": share, "versions": library_versions("torch", "transformers")}
     shutil.rmtree(folder / MODEL, ignore_errors=True)
-    partial_folder.rename(folder / MODEL)
+    publish(partial_folder, folder / MODEL, request, results)

@@ -25,7 +25,7 @@ from recipes.modeling.weights import (
 )
 
 if TYPE_CHECKING:
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GPT2LMHeadModel, PretrainedConfig
 
 # Beside a fine-tuned model: what it is for, and the weights of its head.
 TASK, HEAD = "task.json", "head.safetensors"
@@ -135,7 +135,7 @@ def save_pretrained(model: GPT2LMHeadModel, folder: Path) -> None:
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="40GB")
 
 
-def new_gpt2(config: GPT2Config, attention: str, dtype: Any = None) -> GPT2LMHeadModel:
+def new_gpt2(config: PretrainedConfig, attention: str, dtype: Any = None) -> GPT2LMHeadModel:
     """A model whose weights are whatever the memory holds: `fill` puts them in.
 
     Args:

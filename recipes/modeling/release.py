@@ -32,6 +32,17 @@ def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
     model.config.scale_attn_by_inverse_layer_idx = False
 
 
+def make_ready(model: GPT2LMHeadModel, eos_token_id: int, pad_token_id: int) -> None:
+    """Set what `generate` reads: the cache is on, and a text begins, ends and is padded with the tokenizer's tokens."""
+    from transformers import GenerationConfig
+
+    ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
+    model.config.use_cache = True
+    for name, value in ids.items():
+        setattr(model.config, name, value)
+    model.generation_config = GenerationConfig(**ids)
+
+
 def logits(model: GPT2LMHeadModel) -> torch.Tensor:
     """fp32 logits of the gate's fixed tokens, shape (2, T, vocab_size), and of the same tokens with right padding."""
     import torch

@@ -17,10 +17,10 @@ def read_lines(path: Path, skip_damaged: bool = False) -> Iterator[JsonDict]:
 
     Args:
         path: the file.
-        skip_damaged: leave out every line that is not JSON.
+        skip_damaged: leave out every line that is not a JSON object.
 
     Raises:
-        BadInput: a line before the last is not JSON.
+        BadInput: a line before the last is not a JSON object.
     """
     if not path.is_file():
         return
@@ -28,9 +28,13 @@ def read_lines(path: Path, skip_damaged: bool = False) -> Iterator[JsonDict]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if damaged and not skip_damaged:
-                raise BadInput(f"{path}, line {damaged} is not JSON")
+                raise BadInput(f"{path}, line {damaged} is not JSON of the form {{key: value}}")
             try:
                 # orjson knows no NaN, which a broken batch's loss is.
-                yield json.loads(line) if b"NaN" in line or b"Infinity" in line else orjson.loads(line)
+                value = json.loads(line) if b"NaN" in line or b"Infinity" in line else orjson.loads(line)
             except ValueError:
+                value = None
+            if isinstance(value, dict):
+                yield value
+            else:
                 damaged = number

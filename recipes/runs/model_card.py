@@ -1,51 +1,127 @@
-"""The model card of an exported model: what its run was, intended use and limits, licence."""
+"""The model card of an exported model: what its run was, how it is loaded, intended use and limits, licence."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from data_prep.common.files import JsonDict, read_json
+from yaml import YAMLError, safe_load
+
+from data_prep.common.files import JsonDict, read_json, write_text
+from data_prep.sources.document import ABSTRACTS, ARTICLES
 from recipes.config.loading import load_recorded_config
-from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD
-from recipes.runs.reading import EVAL_BITS
+from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, read_metrics
 
-CARD = Path(__file__).with_name("model_card.md.jinja")
+CARD = "README.md"
+TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
+LICENSE = "bigscience-bloom-rail-1.0"  # of weights that this recipe trains, as of BioMedLM
+PROMPT_TOKENS = 50  # what the card's example writes at most, its prompt counted
 
 
 def write_model_card(
-    folder: Path, weights: Path, run: Path | None, differences: dict[str, float], dtype: str, n_parameters: int
+    folder: Path,
+    weights: Path,
+    run: Path | None,
+    batch: int,
+    differences: Mapping[str, float],
+    facts: Mapping[str, Any],
 ) -> None:
-    """README.md of the model: the run's facts, intended use and limits, licence.
+    """README.md of the model: the run's facts, loading, intended use and limits, licence.
 
     Args:
         folder: the exported model's.
         weights: the checkpoint or model folder that was exported.
         run: the run folder of the checkpoint; None for a model folder.
+        batch: of the checkpoint; 0 for a model folder.
         differences: attention backend -> largest difference of logits, as a share of the largest.
-        dtype: of the exported weights.
-        n_parameters: of the model.
+        facts: of the model: `dtype`, `n_parameters`, `n_positions`, `tied` (embedding and head are one weight).
     """
+    told: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
+    if run:
+        record = read_json(run / RECORD)
+        corpus = record["data"]["corpus"]
+        told = {
+            "run": record,
+            "cfg": load_recorded_config(run / CONFIG),
+            "license": LICENSE,
+            "about_pubmed": bool({ABSTRACTS, ARTICLES} & text_of(corpus)["sources"].keys()),
+            "corpus": text_of(corpus),
+            "seen": seen(record["plan"], batch),
+            "evaluation": evaluation(run / METRICS, batch, (EVAL_LOSS, EVAL_BITS)),
+            "commits": commits(record),
+        }
+    length = min(PROMPT_TOKENS, facts["n_positions"])
+    card = render(TEMPLATE, checkpoint=weights.name, differences=differences, max_length=length, **facts, **told)
+    write_text(folder / CARD, card)
+
+
+def render(template: Path, **fields: Any) -> str:
+    """A card of its template; a field that is not given is an error."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    facts: JsonDict = {"run": None}
-    if run:
-        facts = {
-            "run": read_json(run / RECORD),
-            "cfg": load_recorded_config(run / CONFIG),
-            "evaluation": last_evaluation(run / METRICS),
-        }
-    environment = Environment(loader=FileSystemLoader(CARD.parent), undefined=StrictUndefined, trim_blocks=True)
-    card = environment.get_template(CARD.name).render(
-        checkpoint=weights.name, differences=differences, dtype=dtype, n_parameters=n_parameters, **facts
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, TEMPLATE.parent]),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    return environment.get_template(template.name).render(fields)
 
 
-def last_evaluation(metrics: Path) -> JsonDict | None:
-    """The line of the last evaluation in a metrics.jsonl, None if there was none."""
-    found = None
-    for line in read_lines(metrics):
-        if EVAL_BITS in line:
-            found = line
-    return found
+def stated_license(folder: Path) -> str | None:
+    """The licence that a model folder's own card states, None if it states none."""
+    card = folder / CARD
+    _, _, rest = (card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "").partition("---\n")
+    try:
+        head = safe_load(rest.partition("\n---")[0])
+    except YAMLError:
+        return None
+    found = head.get("license") if isinstance(head, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def text_of(corpus: JsonDict) -> JsonDict:
+    """The corpus in all of its splits, as its licences and dates are counted.
+
+    Returns:
+        `splits`, `documents`, `sources` (name -> documents), `licenses`, `dates`.
+    """
+    sources: dict[str, int] = {}
+    for counts in corpus["counts"].values():
+        for name, of in counts["sources"].items():
+            sources[name] = sources.get(name, 0) + of["documents"]
+    documents = sum(counts["documents"] for counts in corpus["counts"].values())
+    return {
+        "splits": list(corpus["counts"]), "documents": documents, "sources": sources,
+        "licenses": corpus["licenses"], "dates": corpus["dates"],
+    }  # fmt: skip
+
+
+def seen(plan: JsonDict, batch: int) -> JsonDict:
+    """What a checkpoint of a pre-training run has been trained on: `batch`, `tokens`, `passes` over the split."""
+    tokens = batch * plan["tokens_per_batch"]
+    return {"batch": batch, "tokens": tokens, "passes": tokens / plan["train_tokens"]}
+
+
+def evaluation(metrics: Path, batch: int, names: tuple[str, ...]) -> dict[str, float] | None:
+    """What a run logged at the batch of a checkpoint, None if it was not evaluated there.
+
+    Args:
+        metrics: the run's metrics.jsonl.
+        batch: the checkpoint's.
+        names: metrics that must all be there.
+    """
+    log = read_metrics(metrics).metrics
+    found = {name: log[name][batch] for name in names if batch in log.get(name, {})}
+    return found if found.keys() == set(names) else None
+
+
+def commits(record: JsonDict) -> list[str]:
+    """The commits that a run was trained by, one after another, each named once."""
+    told = [
+        f"{start['commit'] or 'unknown'}{', with uncommitted changes' if start['uncommitted'] else ''}"
+        for start in record["starts"]
+    ]
+    return list(dict.fromkeys(told))

@@ -86,8 +86,12 @@ class RunData:
 
 
 @dataclass
-class _Log:
-    """What metrics.jsonl says, read line by line."""
+class MetricsLog:
+    """What metrics.jsonl says of the batches that led to where the run is, read line by line; fields as `RunData`'s.
+
+    Attributes:
+        metrics: metric -> batch -> value.
+    """
 
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
     places: dict[int, tuple[int, float]] = field(default_factory=dict)
@@ -96,6 +100,7 @@ class _Log:
     _time_s: float | None = None
 
     def add(self, line: JsonDict) -> None:
+        """The next line; one that says that a process began takes back what was logged of later batches."""
         batch = line["batch"]
         if line.get("event") == "start":
             self.starts.append(batch)
@@ -112,6 +117,21 @@ class _Log:
                 self.metrics.setdefault(name, {})[batch] = value
 
 
+def read_metrics(path: Path) -> MetricsLog:
+    """Read a metrics.jsonl, which may not be there yet.
+
+    Raises:
+        BadInput: a line is none that a run writes.
+    """
+    log = MetricsLog()
+    for number, line in enumerate(read_lines(path), 1):
+        try:
+            log.add(line)
+        except (KeyError, TypeError):
+            raise BadInput(f"{path}, line {number} is none that a run writes: no batch, tokens or time_s") from None
+    return log
+
+
 def read_run(folder: Path) -> RunData:
     """Read a run folder.
 
@@ -122,9 +142,7 @@ def read_run(folder: Path) -> RunData:
         raise BadInput(f"{folder} holds no run ({RECORD} is missing)")
     record, metrics, texts = (folder / name for name in (RECORD, METRICS, TEXTS))
     samples, scorecard = folder / SAMPLES, folder / TOKENIZER / "scorecard.json"
-    log = _Log()
-    for line in read_lines(metrics):
-        log.add(line)
+    log = read_metrics(metrics)
     by_prompt: dict[str, dict[int, JsonDict]] = {}
     for text in read_lines(texts):
         by_prompt.setdefault(text["prompt"], {})[text["batch"]] = text
