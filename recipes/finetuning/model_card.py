@@ -9,7 +9,7 @@ from data_prep.common.files import JsonDict, read_json, write_text
 from data_prep.tasks.task_set import Splits
 from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig
-from recipes.runs.model_card import CARD, LICENSE, PROMPT_TOKENS, commits, render, stated_license
+from recipes.runs.model_card import CARD, LICENSE, PROMPT_TOKENS, commits, is_about_pubmed, render, stated_license
 from recipes.runs.names import METRICS, RECORD
 from recipes.runs.reading import EVAL, read_metrics
 
@@ -56,7 +56,7 @@ def write_model_card(
         base=f"{source.run.name}, checkpoint {source.weights.name}" if source.run else source.weights.absolute().name,
         base_sha256=source.sha256,
         license=LICENSE if source.run else stated_license(source.weights),
-        about_pubmed=False,  # what is known of its text is on the base model's card
+        about_pubmed=bool(source.run) and is_about_pubmed(read_json(source.run / RECORD)),
         pipeline_tag=pipeline_tag,
         answers=answers,
         examples={split: len(part) for split, part in parts.items()},

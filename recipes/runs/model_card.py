@@ -41,13 +41,12 @@ def write_model_card(
     told: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
     if run:
         record = read_json(run / RECORD)
-        corpus = record["data"]["corpus"]
         told = {
             "run": record,
             "cfg": load_recorded_config(run / CONFIG),
             "license": LICENSE,
-            "about_pubmed": bool({ABSTRACTS, ARTICLES} & text_of(corpus)["sources"].keys()),
-            "corpus": text_of(corpus),
+            "about_pubmed": is_about_pubmed(record),
+            "corpus": text_of(record["data"]["corpus"]),
             "seen": seen(record["plan"], batch),
             "evaluation": evaluation(run / METRICS, batch, (EVAL_LOSS, EVAL_BITS)),
             "commits": commits(record),
@@ -97,6 +96,11 @@ def text_of(corpus: JsonDict) -> JsonDict:
         "splits": list(corpus["counts"]), "documents": documents, "sources": sources,
         "licenses": corpus["licenses"], "dates": corpus["dates"],
     }  # fmt: skip
+
+
+def is_about_pubmed(record: JsonDict) -> bool:
+    """Whether a pre-training run, by its record, read abstracts or articles of PubMed."""
+    return bool({ABSTRACTS, ARTICLES} & text_of(record["data"]["corpus"])["sources"].keys())
 
 
 def seen(plan: JsonDict, batch: int) -> JsonDict:

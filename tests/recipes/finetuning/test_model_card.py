@@ -1,0 +1,143 @@
+"""The card of a fine-tuned model: what it prints as code is what the model answers."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+from data_prep.tasks.task_set import Pair, Question, Sentence
+from recipes.checkpointing.trained_model import Source
+from recipes.config.schema import FinetuneConfig, LoraConfig, OptimizerConfig
+from recipes.finetuning import heads
+from recipes.finetuning.encoding import Encoder, add_tokens
+from recipes.finetuning.heads import FineTuned, TaskHead
+from recipes.finetuning.model_card import TEMPLATE, write_model_card
+from recipes.finetuning.scoring import predict
+from recipes.modeling.release import make_ready
+from template_fields import template_fields
+
+# What the card asks the model, as an example of each kind of task.
+ASKED: dict[str, Any] = {
+    "choice": Question("1", "Which of these thins the blood?", ("Aspirin", "Insulin"), 0, ""),
+    "verdict": Question("1", "Does it help?", ("yes", "no", "maybe"), 0, "", context="Aspirin was given to 9 of 18."),
+    "pairs": Pair("1", "Aspirin", "x", ""),
+    "tags": Sentence("1", ("Aspirin", "inhibits", "COX-1"), ("O", "O", "O"), "file 1"),
+}
+LABELS = {"verdict": ("yes", "no", "maybe"), "tags": ("O", "B-Drug")}
+START = {"commit": "0123abc", "uncommitted": []}
+RECORD = {"plan": {"batches": 20, "batches_per_epoch": 4}, "starts": [START]}
+FACTS = {"dtype": "float32", "n_parameters": 11_904, "n_positions": 64, "batch": 8, "difference": 1e-7}
+LINE = {"batch": 8, "tokens": 8, "time_s": 8, "metrics/eval/Accuracy": 0.75}
+
+
+def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
+    """The card of a model of the kind; changes are of what `write_model_card` is given, or reads in the run folder."""
+    run = folder.parent / "run"
+    run.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
+    (run / "run.json").write_text(json.dumps({**RECORD, **changes.pop("record", {})}))
+    (run / "metrics.jsonl").write_text(json.dumps(changes.pop("line", LINE)))
+    source = Source(folder.parent / "base", folder, None, changes.pop("sha256", "abc123"))
+    source = changes.pop("source", source)
+    if (sources := changes.pop("base_sources", None)) is not None:  # the base model is a run's
+        corpus = {"counts": {"train": {"documents": 1, "sources": sources}}, "licenses": {}, "dates": {}}
+        (folder.parent / "run.json").write_text(json.dumps({"data": {"corpus": corpus}}))
+        source = Source(folder.parent / "checkpoints/ep0-ba1", folder, folder.parent, "")
+    settings = {"task": "mine", "run_name": "mine-1", "run_dir": str(run), **changes.pop("cfg", {})}
+    head = TaskHead(
+        **{"task": "mine", "kind": kind, "labels": LABELS.get(kind, ()), "seq_len": 60, **changes.pop("head", {})}
+    )
+    parts = {split: [None] * n for split, n in changes.pop("parts", {"train": 5, "dev": 2}).items()}
+    write_model_card(folder, FinetuneConfig(**settings), source, head, parts, {**FACTS, **changes})  # pyright: ignore[reportArgumentType]
+    return (folder / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
+    kind: str, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With stock transformers, as printed: the same answer as by the recipe's own code."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    add_tokens(tokenizer, kind)
+    torch.manual_seed(1)
+    n = len(tokenizer)
+    config = GPT2Config(vocab_size=n, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
+    model = FineTuned(GPT2LMHeadModel(config), TaskHead("mine", kind, LABELS.get(kind, ()), 60))
+    make_ready(model.model, tokenizer.eos_token_id, tokenizer.pad_token_id)
+    folder = tmp_path / "model"
+    heads.save(model, tokenizer, folder)
+    (snippet,) = re.findall(r"```python\n(.*?)```", written(folder, kind), re.DOTALL)
+    monkeypatch.chdir(folder)
+    exec(snippet, {})
+    printed = capsys.readouterr().out.strip()
+    tuned, tokenizer = heads.load(folder)
+    example, cfg = ASKED[kind], FinetuneConfig(device_eval_batch_size=4)
+    if kind == "pairs":
+        ids = torch.tensor([Encoder(tokenizer, kind, 60).source(example, 50)])
+        text = tuned.model.generate(ids, attention_mask=torch.ones_like(ids), max_length=50)[0, ids.shape[1] :]
+        assert printed == tokenizer.decode(text, skip_special_tokens=True).strip() != ""
+        return
+    (record,) = predict(tuned, tokenizer, [example], cfg)
+    if kind == "tags":
+        assert printed == str(record["tags"])
+        return
+    assert printed == example.options[record["scores"].index(max(record["scores"]))]
+
+
+# Field -> the change of its cause; what the card then says.
+TRACED: dict[str, tuple[dict[str, Any], str]] = {
+    "about_pubmed": ({"base_sources": {"PubMed Abstracts": {"documents": 1}}}, "PubMed is a trademark of the NLM"),
+    "answers": ({"kind": "tags"}, "it tags the words"),
+    "base": ({"source": Source(Path("other"), Path(), None, "")}, "| other, sha256"),
+    "base_sha256": ({"sha256": "def456"}, "sha256 def456"),
+    "batch": ({"batch": 7}, "| seen | 7 of 20"),
+    "cfg.global_train_batch_size": ({"cfg": {"global_train_batch_size": 77}}, "batches of 77 examples"),
+    "cfg.lora.r": ({"cfg": {"lora": LoraConfig(r=5)}}, "LoRA of rank 5"),
+    "cfg.optimizer.betas": ({"cfg": {"optimizer": OptimizerConfig(lr=1, betas=[0.5, 0.6])}}, "betas [0.5, 0.6]"),
+    "cfg.optimizer.eps": ({"cfg": {"optimizer": OptimizerConfig(lr=1, eps=0.125)}}, "eps 0.125"),
+    "cfg.optimizer.lr": ({"cfg": {"optimizer": OptimizerConfig(lr=0.5)}}, "lr 0.5"),
+    "cfg.optimizer.weight_decay": ({"cfg": {"optimizer": OptimizerConfig(lr=1, weight_decay=0.375)}}, "decay 0.375"),
+    "cfg.precision": ({"cfg": {"precision": "amp_fp16"}}, "amp_fp16"),
+    "cfg.run_name": ({"cfg": {"run_name": "mine-2"}}, "# mine-2"),
+    "cfg.seed": ({"cfg": {"seed": 99}}, "| seed | 99 |"),
+    "cfg.warmup_share": ({"cfg": {"warmup_share": 0.25}}, "warm-up 0.25"),
+    "commits": ({"record": {"starts": [START, {"commit": None, "uncommitted": ["x"]}]}},
+                "0123abc; then unknown, with uncommitted changes"),
+    "difference": ({"difference": 2e-7}, "of the largest: 2.0e-07"),
+    "dtype": ({"dtype": "bfloat16"}, "in bfloat16"),
+    "examples.*": ({"parts": {"train": 6}}, "6 in train"),
+    "examples.key": ({"parts": {"test": 5}}, "5 in test"),
+    "head.kind": ({"kind": "pairs"}, "of kind pairs"),
+    "head.labels": ({"head": {"labels": ("a", "b")}}, "labels a, b"),
+    "head.seq_len": ({"head": {"seq_len": 59}}, "59 tokens in training"),
+    "head.task": ({"head": {"task": "other"}}, "fine-tuned on other"),
+    "license": ({"base_sources": {}}, "license: bigscience-bloom-rail-1.0"),
+    "max_length": ({"kind": "pairs", "head": {"seq_len": 40}}, "max_length=40"),
+    "n_parameters": ({"n_parameters": 12_345}, "12,345 parameters"),
+    "n_positions": ({"n_positions": 128}, "128 are what the model reads"),
+    "on_dev.*": ({"line": {**LINE, "metrics/eval/Accuracy": 0.5}}, "Accuracy 0.5000, at batch 8"),
+    "on_dev.key": ({"line": {**LINE, "metrics/eval/F1": 0.5}}, "F1 0.5000"),
+    "pipeline_tag": ({"kind": "choice"}, "pipeline_tag: question-answering"),
+    "plan.batches": ({"record": {"plan": {"batches": 21, "batches_per_epoch": 4}}}, "of 21 batches"),
+    "plan.batches_per_epoch": ({"record": {"plan": {"batches": 20, "batches_per_epoch": 3}}}, "3 a pass"),
+}  # fmt: skip
+
+
+def test_every_field_of_the_card_is_traced() -> None:
+    assert template_fields(TEMPLATE) == TRACED.keys()
+
+
+@pytest.mark.parametrize("field", TRACED)
+def test_the_card_follows(field: str, tmp_path: Path) -> None:
+    changes, says = TRACED[field]
+    assert says not in written(tmp_path / "m") and says in written(tmp_path / "m", **changes)
+
+
+def test_the_loss_of_another_batch_is_not_on_the_card(tmp_path: Path) -> None:
+    assert "on dev" not in written(tmp_path / "m", line={**LINE, "batch": 7})
