@@ -14,7 +14,7 @@ from recipes.config.loading import load_recorded_config
 from recipes.modeling.model_config import CONFIG_JSON, read_model_config
 from recipes.modeling.model_folder import new_gpt2, open_gpt2, refuse_adapter
 from recipes.modeling.tokenizer_folder import TOKENIZER_JSON, check_entries, check_tokenizer, open_tokenizer
-from recipes.modeling.weights import WEIGHTS, weights_sha256
+from recipes.modeling.weights import WEIGHTS, weight_files, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
 if TYPE_CHECKING:
@@ -39,6 +39,8 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
     """
     refuse_adapter(path)
     if any((path / name).is_file() for name in (CONFIG_JSON, *WEIGHTS)):
+        weight_files(path)
+        read_model_config(path)
         source = Source(path, tokenizer or path, None, weights_sha256(path))
     else:
         if (path / RECORD).is_file():

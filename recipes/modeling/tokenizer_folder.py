@@ -81,8 +81,8 @@ def check_entries(tokenizer: Any, vocab_size: int, folder: Path) -> None:
     entry, largest = max(tokenizer.get_vocab().items(), key=lambda pair: pair[1])
     if largest >= vocab_size:
         raise BadInput(
-            f"{folder}: its tokenizer has {len(tokenizer)} entries, up to id {largest} ({entry!r}), its model "
-            f"{vocab_size}; one of the two is of another model"
+            f"{folder}: its tokenizer has {len(tokenizer)} entries, its model {vocab_size}, and {entry!r} is id "
+            f"{largest}; one of the two is of another model"
         )
 
 

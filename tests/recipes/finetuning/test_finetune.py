@@ -174,6 +174,20 @@ def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: 
     before = GPT2LMHeadModel.from_pretrained(base).transformer.wte.weight
     assert not torch.equal(model.transformer.wte.weight[:600], before), "all weights are trained"
 
+    # and a release: with a card, for every reader, and sealed
+    files = {path.name: path for path in (tmp_path / "run/model").iterdir()}
+    assert {"README.md", "manifest.json", "vocab.json", "merges.txt", "head.safetensors"} <= files.keys()
+    assert len({path.stat().st_mode for path in files.values()}) == 1, "the umask's mode"
+    dev = max((line for line in map(json.loads, (tmp_path / "run/metrics.jsonl").open())), key=lambda n: n["batch"])
+    card = files["README.md"].read_text()
+    assert f"| seen | {dev['batch']:,} of {dev['batch']:,} batches" in card
+    assert "| on dev | Accuracy " in card and "| base model | model, sha256 " in card
+    inputs = tokenizer("gen " * 500, truncation=True, return_tensors="pt")
+    assert inputs["input_ids"].shape[1] == 64 and model(**inputs).logits.isfinite().all()
+    files["head.safetensors"].write_bytes(files["head.safetensors"].read_bytes()[:-4] + b"\0\0\0\0")
+    with pytest.raises(BadInput, match=r"head\.safetensors is not what was written there"):
+        heads.load(tmp_path / "run/model")
+
 
 @pytest.mark.chaos
 def test_shuffled_labels_give_chance(configure: Configure, tmp_path: Path) -> None:
