@@ -74,7 +74,8 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     heads.save(model, tokenizer, folder)
     (snippet,) = re.findall(r"```python\n(.*?)```", written(folder, kind), re.DOTALL)
     monkeypatch.chdir(folder)
-    exec(snippet, {})
+    ran: dict[str, Any] = {}
+    exec(snippet, ran)
     printed = capsys.readouterr().out.strip()
     tuned, tokenizer = heads.load(folder)
     example, cfg = ASKED[kind], FinetuneConfig(device_eval_batch_size=4)
@@ -87,6 +88,7 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     if kind == "tags":
         assert printed == str(record["tags"])
         return
+    assert list(map(float, ran["scores"])) == pytest.approx(record["scores"], rel=1e-4)
     assert printed == example.options[record["scores"].index(max(record["scores"]))]
 
 
