@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.state_dict_saver import save as save_sharded
 from data_prep.common.errors import BadInput
 from data_prep.common.names import plain_name
 from recipes.checkpointing.checkpoint import METADATA, MONOLITH, is_sharded
-from recipes.checkpointing.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
-from recipes.modeling.weights import fill
+from recipes.modeling.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
+from recipes.modeling.weights import fill, named_tensors
 
 WEIGHT = "state.model."  # what the names of weights begin with in a sharded checkpoint's index
 
@@ -177,7 +177,7 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
                 weights = torch.load(monolith, map_location="cpu", weights_only=True, mmap=True)["state"]["model"]
     except (Exception, CheckpointException) as error:  # the latter is no Exception
         raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
-    fill(model, weights, not sharded, checkpoint, prefix)
+    fill(model, named_tensors(weights, checkpoint), not sharded, checkpoint, prefix)
 
 
 def _filled_from_parts(checkpoint: Path, model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:

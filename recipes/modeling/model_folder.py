@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file
-from data_prep.common.manifest import MANIFEST, manifest_sha256, seal
+from data_prep.common.manifest import MANIFEST, manifest_sha256, outputs_of, seal
 from recipes.modeling.model_config import CONFIG_JSON, is_count, read_json_object, read_model_config
 from recipes.modeling.tokenizer_folder import check_entries, check_tokenizer, open_tokenizer
 from recipes.modeling.weights import (
@@ -112,7 +112,7 @@ def check_unaltered(folder: Path) -> None:
         BadInput: a file is missing or altered.
     """
     manifest = read_own_manifest(folder)
-    for name, expected in (manifest["outputs"] if manifest else {}).items():
+    for name, expected in (outputs_of(manifest, str(folder / MANIFEST)) if manifest else {}).items():
         path = folder / name
         if name == CARD:
             continue

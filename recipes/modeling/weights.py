@@ -16,8 +16,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.common.errors import BadInput
+from data_prep.common.errors import BadInput, escaped
 from data_prep.common.files import JsonDict, sha256_file
+from data_prep.common.names import plain_name
 from recipes.modeling.model_config import read_json_object
 
 if TYPE_CHECKING:
@@ -56,8 +57,7 @@ def _weight_map(index: Path) -> dict[str, str]:
     if not isinstance(found, dict) or not found:
         raise BadInput(f"{index} has no weight_map; copy the whole folder again")
     for name, part in found.items():
-        if not isinstance(part, str) or Path(part).name != part:
-            raise BadInput(f"{index} says that {name} lies in {part!r}, which is no file name")
+        plain_name(part, f"{index}: {escaped(name)}")
     return found
 
 
@@ -76,17 +76,35 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
     import torch
     from safetensors import safe_open
 
+    from recipes.modeling.pickle_check import check_archive
+
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
                 return {name: file.get_tensor(name) for name in file.keys()}, True  # noqa: SIM118 (no mapping)
         mapped = zipfile.is_zipfile(path)  # torch before 1.6 wrote no zip file
+        if mapped:
+            with path.open("rb") as file:
+                check_archive(file)
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
     except Exception as error:  # each library raises its own, and what a damaged pickle names
         raise BadInput(f"{path} cannot be read as weights ({type(error).__name__}: {str(error)[:300]})") from None
+    return named_tensors(found, path), mapped
+
+
+def named_tensors(found: object, where: Path) -> dict[str, Tensor]:
+    """What was read, if it is tensors by name.
+
+    Raises:
+        BadInput: it is something else.
+    """
+    import torch
+
     if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise BadInput(f"{path} holds something else than named tensors")
-    return {str(name): value for name, value in found.items()}, mapped
+        raise BadInput(f"{where} holds something else than named tensors")
+    return {str(name): value for name, value in found.items()}
 
 
 def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:

@@ -26,9 +26,9 @@ from torch.distributed.checkpoint import save
 from torch.torch_version import TorchVersion
 
 from data_prep.common.errors import BadInput
-from recipes.checkpointing import pickle_check
-from recipes.checkpointing.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
 from recipes.checkpointing.safe_loading import load_model_weights, refuse_unsafe
+from recipes.modeling import pickle_check
+from recipes.modeling.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
 
 TABLES = [pickle_check._IN_ARCHIVES, IN_INDEX]
 named: list[tuple[str, str]] = []  # what any unpickler has looked up, as Python itself reports it
