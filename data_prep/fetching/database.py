@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep.common.errors import BadInput
 
 STATE, LISTING = "acquired.sqlite", "acquired.csv"
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell that begins so for (OWASP, CSV injection)
 
 
 @contextmanager
@@ -41,12 +42,21 @@ def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
                 database.execute("BEGIN EXCLUSIVE")
                 database.commit()
                 yield database
-    except sqlite3.Error as error:
+    except sqlite3.DatabaseError as error:
         if "locked" in str(error):
             raise BadInput(f"another command is fetching into {folder}; wait for it, or give another --out") from None
         if "full" in str(error):
             raise _full(folder) from None
-        raise BadInput(f"{folder / STATE}: {error}; removed, what lies beside it is checked anew") from None
+        if isinstance(error, sqlite3.OperationalError):
+            raise BadInput(
+                f"{folder / STATE}: {error}; see that it can be read and written, and type the same command"
+            ) from None
+        if type(error) is not sqlite3.DatabaseError:  # a statement of ours is wrong, and the file is not
+            raise
+        raise BadInput(
+            f"{folder / STATE}: {error}. It knows what was fetched, so keep it: put a copy of it in its place, "
+            f"or try `sqlite3 {STATE} .recover`. Without it all files are fetched again, into another --out"
+        ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise _full(folder) from None
@@ -64,8 +74,13 @@ def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> Non
         found = database.execute(query)
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(column[0] for column in found.description)
-        writer.writerows(found)
+        writer.writerows(map(_as_text, row) for row in found)
     aside.replace(folder / LISTING)
+
+
+def _as_text(cell: object) -> object:
+    """A cell that a spreadsheet shows and does not compute: names, licences and hashes come from elsewhere."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
 
 
 def stamp(path: Path) -> str | None:

@@ -43,7 +43,7 @@ from data_prep.fetching.pmc_packs import (
     forget_lost_packs,
     md5_hex,
 )
-from data_prep.sources.pmc import in_tier
+from data_prep.sources.pmc import in_tier, license_and_retraction
 
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"
 MD5 = re.compile(r"[0-9a-f]{32}")
@@ -204,8 +204,11 @@ def _judged(described: Answer, version: Version, tier: str) -> tuple[str, str | 
         metadata = None
     if not isinstance(metadata, dict) or metadata.get("pmcid") != f"PMC{version.pmcid}":
         raise Wrong(f"metadata/{version.name}.json are not this article's metadata, but {described.body[:60]!r}")
-    license: str | None = metadata.get("license_code")
-    if metadata.get("is_retracted"):
+    try:
+        license, is_retracted = license_and_retraction(metadata, f"metadata/{version.name}.json")
+    except BadInput as error:
+        raise Wrong(str(error)) from None
+    if is_retracted:
         return RETRACTED, license, _md5_in(metadata)
     return FETCHED if in_tier(license, tier) else OTHER_LICENCE, license, _md5_in(metadata)
 

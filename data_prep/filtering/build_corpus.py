@@ -2,7 +2,7 @@
 
 Both the split and the order of a document follow from hashes of its id. So the corpus does not depend on the order of
 its input, all sources are mixed, and every part of it is a random sample. Part `train-00000.jsonl.zst` and its like
-hold one record a line: id, text, source, license, date.
+hold one record a line: id, text, source, license, date, and a PubMed number that the id does not say.
 
 Three passes, none of which holds the corpus in memory: `spool` reads the inputs into buckets on disk, `selection` says
 which entries stay, and here each bucket is sorted and written, as the part of its number. The spool lies in `NAME.work`
@@ -32,6 +32,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, link, write_text
 from data_prep.common.limits import DAY, Real
 from data_prep.common.manifest import begin, finished, library_versions, publish
+from data_prep.common.pmid import DIGITS
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
 from data_prep.filtering import decontamination, spool
@@ -46,6 +47,9 @@ from data_prep.sources.document import Source
 XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
 VAL_FRACTION = Real(0, 1, above=True, below=True)
 NEAR_DUPLICATES = Real(0, 1, above=True)
+# A line of --exclude-pmids: the number stands alone or before another column; `10.1038/x` begins with none.
+PMID_LINE = re.compile(rf'\s*"?(?:pmid:\s*)?({DIGITS.pattern})"?(?:[\s,;]|$)'.encode(), re.IGNORECASE)
+HEADING = re.compile(rb'\s*["#]?\s*[A-Za-z_][\w ]*(?:["\s,;]|$)')
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 
 
@@ -268,14 +272,25 @@ def _results(tallies: Mapping[str, Tally], dropped: Mapping[str, int], val_text:
 
 
 def _pmids(files: Sequence[Input]) -> Iterator[int]:
-    """The numbers that lines begin with; a first line without one is a heading."""
+    """The numbers that lines begin with, as `17` or `pmid:17`; a first line that begins with a word is a heading.
+
+    Raises:
+        BadInput: a line begins with something else, or a file has no number.
+    """
     for file in files:
+        count = 0
         with inputs.reading(file) as stream:
             for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
-                if found := re.match(rb"\s*(\d+)\b", line):
-                    yield int(found.group(1))
-                elif line.strip() and number > 1:
+                line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
+                if b"\r" in line:
+                    raise BadInput(f"{file.url}, line {number}: its lines end in CR alone; end them in LF")
+                if found := PMID_LINE.match(line):
+                    count += 1
+                    yield int(found[1])
+                elif line.strip() and (number > 1 or not HEADING.match(line)):
                     raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
+        if not count:
+            raise BadInput(f"{file.url}: holds no PubMed number; a line begins with one, as 12345678 or pmid:12345678")
 
 
 def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:

@@ -6,15 +6,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from data_prep.common.manifest import read_manifest
+from data_prep.common.pmid import pmid_of_id
 from data_prep.files import json_lines
 from data_prep.sources.document import Document
 
 STAGE = "corpus"
 FORMAT = 3
 SPLITS = ("train", "val")
-RECORD = ("id", "text", "source", "license", "date")
+RECORD = ("id", "text", "source", "license", "date")  # and `pmid` after them, where the id is not `pmid:N` itself
 PART = ".jsonl.zst"  # one zstd frame each: many readers stop at the first one's end without a word
+
+
+def record_of(document: Document) -> JsonDict:
+    """A document as the corpus keeps it."""
+    record = {name: getattr(document, name) for name in RECORD}
+    return record if document.pmid == pmid_of_id(document.id) else {**record, "pmid": document.pmid}
 
 
 def read_documents(folder: Path, split: str) -> Iterator[Document]:
@@ -40,6 +48,6 @@ def read_part(path: Path, sha256: str) -> Iterator[Document]:
         BadInput: it is missing, cut off, damaged or altered, or a line is not a document.
     """
     for number, record in json_lines.read(path, sha256):
-        if record.keys() != set(RECORD):
+        if record.keys() - {"pmid"} != set(RECORD):
             raise BadInput(f"{path}, line {number}: not a document, it has the keys {list(record)}")
         yield Document(**record)

@@ -53,19 +53,16 @@ class Grams:
         self._table = np.zeros(1 << TABLE_BITS, bool)  # of the hashes of all grams' first words
         for text in texts:
             words = words_of(text)
+            grams = grams_of(words)
             self.texts += 1
-            if len(words) < SHORTEST_WORDS:
-                self.too_short += 1
-                continue
-            size = min(len(words), GRAM_WORDS)
-            starts = len(words) - size + 1
-            self._sizes.add(size)
-            for word in words:
+            self.too_short += not grams
+            if grams:
+                self._sizes.add(min(len(words), GRAM_WORDS))
+            for word in words if grams else ():
                 self._words.setdefault(word, _hash(word))
-            self._table[self._places(words)[:starts]] = True
-            for start in range(starts):
-                gram = b" ".join(words[start : start + size])
-                self._numbers.setdefault(gram, _hash(gram) >> 1)
+            self._table[self._places(words)[: len(grams)]] = True
+            for gram in grams:
+                self._numbers.setdefault(gram, number_of(gram))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -96,6 +93,19 @@ def words_of(text: str) -> list[bytes]:
     if not text.isascii():
         text = OTHER_SIGNS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return text.encode().translate(LETTERS).split()
+
+
+def grams_of(words: Sequence[bytes]) -> list[bytes]:
+    """The grams of an evaluation text's words, in their order; none of fewer than `SHORTEST_WORDS`."""
+    if len(words) < SHORTEST_WORDS:
+        return []
+    size = min(len(words), GRAM_WORDS)
+    return [b" ".join(words[start : start + size]) for start in range(len(words) - size + 1)]
+
+
+def number_of(gram: bytes) -> int:
+    """The number, of 63 bits, that a gram is known by."""
+    return _hash(gram) >> 1
 
 
 def pieces(text: str) -> Iterator[str]:

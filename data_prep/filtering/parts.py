@@ -9,7 +9,7 @@ from pathlib import Path
 from data_prep.common.files import read_json, write_json
 from data_prep.files import json_lines
 from data_prep.filtering import spool
-from data_prep.filtering.corpus_format import PART, RECORD
+from data_prep.filtering.corpus_format import PART, record_of
 from data_prep.filtering.selection import Selection
 from data_prep.filtering.spool import Batch, place_of
 from data_prep.running.progress import Progress
@@ -84,7 +84,7 @@ def write_bucket(
             for _, own, document in found:
                 if own == split:
                     tally.add(document, len(document.text.encode()))
-                    writer.write({name: getattr(document, name) for name in RECORD})
+                    writer.write(record_of(document))
     write_json(out / f"bucket-{bucket:05}.json", {split: asdict(tally) for split, tally in tallies.items()})
     tick(bytes=sum(size for *_, places in members for _, size in places), documents=len(found))
 

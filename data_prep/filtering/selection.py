@@ -180,19 +180,26 @@ class Selection:
     def drop_overlaps(self, common: int) -> int:
         """Documents that hold a gram of an evaluation text which at most `common` documents hold.
 
+        Repeated, as a phrase may no longer be common among what is left: then the corpus holds a gram in more than
+        `common` documents or in none, which is what the leak report looks for.
+
         Returns:
             How many grams are in more documents.
         """
-        self._db.execute(
-            "CREATE TABLE common AS SELECT gram FROM grams JOIN entries USING (number) WHERE reason IS NULL "
-            "GROUP BY gram HAVING COUNT(*) > ?",
-            (common,),
-        )
-        self._drop(
-            "overlap with evaluation texts",
-            "SELECT number FROM entries WHERE reason IS NULL AND number IN "
-            "(SELECT number FROM grams WHERE gram NOT IN (SELECT gram FROM common))",
-        )
+        self._db.execute("CREATE TEMP TABLE common (gram INTEGER PRIMARY KEY)")
+        dropped = 1
+        while dropped:
+            self._db.execute("DELETE FROM common")
+            self._db.execute(
+                "INSERT INTO common SELECT gram FROM grams JOIN entries USING (number) WHERE reason IS NULL "
+                "GROUP BY gram HAVING COUNT(*) > ?",
+                (common,),
+            )
+            dropped = self._drop(
+                "overlap with evaluation texts",
+                "SELECT number FROM entries WHERE reason IS NULL AND number IN "
+                "(SELECT number FROM grams WHERE gram NOT IN (SELECT gram FROM common))",
+            )
         return self._db.execute("SELECT COUNT(*) FROM common").fetchone()[0]
 
     def without(self, column: str) -> int:
@@ -246,5 +253,6 @@ class Selection:
         sizes = dict(self._db.execute("SELECT bucket, SUM(bytes) FROM frames GROUP BY bucket"))
         return sum(sizes.values()), Done(sum(sizes.get(bucket, 0) for bucket in done))
 
-    def _drop(self, reason: str, numbers: str, values: Iterable[object] = ()) -> None:
-        self._db.execute(f"UPDATE entries SET reason = ? WHERE number IN ({numbers})", (reason, *values))
+    def _drop(self, reason: str, numbers: str, values: Iterable[object] = ()) -> int:
+        done = self._db.execute(f"UPDATE entries SET reason = ? WHERE number IN ({numbers})", (reason, *values))
+        return done.rowcount

@@ -40,6 +40,7 @@ MAX_BUCKETS = 4096
 BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
 # Small letters for capitals, and a space for all that str.split takes for white space.
 ASCII_FOLD = bytes(ord(" ") if chr(n).isspace() else ord(chr(n).lower()) if n < 128 else n for n in range(256))
+READING = 2  # counted up where entries are read otherwise than before, so that no spool of then is gone on with
 FAST = 1  # zstd level of files that live as long as a build
 
 
@@ -278,6 +279,7 @@ def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _File
 
 def _batch(source_name: str, source: Source, files: Sequence[Input], rules: Rules) -> Batch:
     what: Any = {
+        "reading": READING,
         "source": [source_name, asdict(source)],  # pyright: ignore[reportArgumentType] (all of them are dataclasses)
         "files": [asdict(file) for file in files],
         "rules": asdict(rules),

@@ -8,12 +8,12 @@ from typing import Any, ClassVar, Protocol
 
 from data_prep.common.command_line import Allowed
 from data_prep.common.limits import LINE
+from data_prep.common.pmid import pmid_of_id
 from data_prep.files.inputs import Input, Stream
 
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
 ABSTRACTS = "PubMed Abstracts"
 ARTICLES = "PubMed Central"
-MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +25,8 @@ class Document:
         text: normalised text, never empty.
         source: `ABSTRACTS`, `ARTICLES`, or another set's name.
         license: an SPDX-like code such as `CC BY`, None where unknown.
-        date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09`; None where unknown.
-        pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. It is not written into
-            the corpus.
+        date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09` (`dates`); None where unknown.
+        pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. An id `pmid:…` says it.
     """
 
     id: str
@@ -36,6 +35,11 @@ class Document:
     license: str | None
     date: str | None
     pmid: int | None = None
+
+    def __post_init__(self) -> None:
+        """Take the PubMed number from the id that names one."""
+        if self.pmid is None:
+            object.__setattr__(self, "pmid", pmid_of_id(self.id))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,17 +104,3 @@ class Source(Protocol):
 def fold(text: str) -> str:
     """All white space, Unicode's too, to single spaces, none at the ends."""
     return " ".join(text.split())
-
-
-def iso_date(year: str | None, month: str | None, day: str | None) -> str | None:
-    """An ISO 8601 date as exact as its parts allow; `month` is a number or an English name, a season counts as none."""
-    if not year or not (year := year.strip()).isdecimal() or len(year) != 4:
-        return None
-    month = (month or "").strip().lower()
-    number = MONTHS.index(month[:3]) + 1 if month[:3] in MONTHS else int(month) if month.isdecimal() else 0
-    if not 1 <= number <= 12:
-        return year
-    day = (day or "").strip()
-    if not day.isdecimal() or not 1 <= int(day) <= 31:
-        return f"{year}-{number:02}"
-    return f"{year}-{number:02}-{int(day):02}"

@@ -20,9 +20,11 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 from data_prep.common.command_line import Allowed, names
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import Text
+from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, iso_date, switch
+from data_prep.sources.dates import iso_date
+from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, switch
 
 ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"
 # Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of
@@ -85,10 +87,10 @@ class Medline:
                 yield from map(_deletion, element.iter("PMID"))
 
     def _entry(self, article: etree._Element) -> Entry:
-        pmid = PMID(article).strip()
-        if not pmid.isdecimal():
-            return Bad(f"line {article.sourceline}", f"a citation with the PMID {pmid!r}")
-        id = f"pmid:{int(pmid)}"
+        said = PMID(article).strip()
+        if (pmid := parse_pmid(said)) is None:
+            return Bad(f"line {article.sourceline}", f"a citation with the PMID {said!r}")
+        id = f"pmid:{pmid}"
         if RETRACTED(article):
             return Dropped("retracted", id)
         if self.languages is not None and not set(self.languages.split(",")) & set(LANGUAGES(article)):
@@ -99,7 +101,7 @@ class Medline:
         title = " ".join(map(_text, TITLE(article)))
         text = f"{title}\n{abstract}" if title else abstract
         date = _date({part.tag: part.text or "" for part in DATE_PARTS(article)})
-        return Document(id, text, ABSTRACTS, None, date, int(pmid))
+        return Document(id, text, ABSTRACTS, None, date, pmid)
 
     def _section(self, element: etree._Element) -> str:
         text, label = _text(element), fold(element.get("Label") or "")
@@ -185,10 +187,10 @@ def _without(block: bytes, start: bytes, end: bytes) -> bytes:
 
 
 def _deletion(pmid: etree._Element) -> Entry:
-    number = (pmid.text or "").strip()
-    if not number.isdecimal():
-        return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {number!r}")
-    return Dropped("deletions", f"pmid:{int(number)}")
+    said = (pmid.text or "").strip()
+    if (number := parse_pmid(said)) is None:
+        return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {said!r}")
+    return Dropped("deletions", f"pmid:{number}")
 
 
 def _check_md5(file: Input) -> None:
@@ -212,5 +214,5 @@ def _date(parts: Mapping[str, str]) -> str | None:
     """`Year`, `Month`, `Day`; or the first year of a `MedlineDate` such as `1979 Nov-1980 May`."""
     if year := parts.get("Year"):
         return iso_date(year, parts.get("Month"), parts.get("Day"))
-    found = re.search(r"\d{4}", parts.get("MedlineDate", ""))
-    return found.group() if found else None
+    found = re.search("[0-9]{4}", parts.get("MedlineDate", ""))
+    return iso_date(found.group(), None, None) if found else None

@@ -27,9 +27,11 @@ from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import OneOf
+from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, iso_date, switch
+from data_prep.sources.dates import iso_date
+from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, switch
 
 # fmt: off
 # Elements that start a line. All others are part of the line around them, so an unknown one loses no text.
@@ -220,7 +222,7 @@ def read_article(stream: Stream | IO[bytes], name: str, metadata: JsonDict | Non
         metadata: `license_code` and `is_retracted` go before what the XML says.
 
     Raises:
-        BadInput: it is not XML, not a JATS article, or has no PMC id.
+        BadInput: it is not XML, not a JATS article, or has no PMC id; or as `license_and_retraction`.
     """
     metadata = metadata or {}
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
@@ -231,20 +233,37 @@ def read_article(stream: Stream | IO[bytes], name: str, metadata: JsonDict | Non
     meta = article.find("front/article-meta")
     if article.tag != "article" or meta is None:
         raise BadInput(f"{name} has the root element <{article.tag}>, not a JATS <article> with <article-meta>")
-    found = re.fullmatch(r"(?:PMC)?(\d+)", _id(meta, "pmc", "pmcid"))
+    found = re.fullmatch("(?:PMC)?([0-9]+)", _id(meta, "pmc", "pmcid"))
     if found is None:
         raise BadInput(f"{name} has no <article-id> with a PMC number")
-    pmcid, pmid = f"pmcid:PMC{found.group(1)}", _id(meta, "pmid")
-    if metadata.get("is_retracted") or any(
+    pmcid, pmid = f"pmcid:PMC{found.group(1)}", parse_pmid(_id(meta, "pmid"))
+    license, is_retracted = license_and_retraction(metadata, name)
+    if is_retracted or any(
         related.get("related-article-type") == "retraction-forward" for related in meta.iterfind("related-article")
     ):
         return Dropped("retracted", pmcid)
     lines = [line for part in PARTS for element in article.iterfind(part) for line in _lines(element)]
     if not lines:
         return Dropped("without text", pmcid)
-    number = int(pmid) if pmid.isdecimal() else None
-    license = metadata.get("license_code") or _license(meta)
-    return Document(pmcid, "\n\n".join(lines), ARTICLES, license, _date(meta), number)
+    return Document(pmcid, "\n\n".join(lines), ARTICLES, license or _license(meta), _date(meta), pmid)
+
+
+def license_and_retraction(metadata: JsonDict, name: str) -> tuple[str | None, bool]:
+    """What an article's metadata in the bucket say: `license_code`, and `is_retracted`; None, False where they do not.
+
+    Args:
+        metadata: of the article.
+        name: what messages call it.
+
+    Raises:
+        BadInput: `license_code` is no text, or `is_retracted` is neither true nor false.
+    """
+    license, is_retracted = metadata.get("license_code"), metadata.get("is_retracted")
+    if license is not None and not isinstance(license, str):
+        raise BadInput(f"{name}: its metadata have the license_code {license!r}, not a text")
+    if is_retracted is not None and not isinstance(is_retracted, bool):
+        raise BadInput(f"{name}: its metadata have is_retracted {is_retracted!r}, not true or false")
+    return license, bool(is_retracted)
 
 
 def _id(meta: etree._Element, *kinds: str) -> str:

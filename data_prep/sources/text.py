@@ -1,19 +1,21 @@
 """Text of one's own: JSON lines, Parquet, or plain text, one file of which is one document.
 
 JSON lines and Parquet hold one document a line or row: its text, and where there are such keys its id, date, licence
-and PubMed number. A document without an id is called by its file and line, `notes/a.jsonl:17`.
+and PubMed number. A document without an id is called by its file and line, `notes/a.jsonl:17`. An id `pmid:17`, as
+PubMed's documents have in a corpus, says a PubMed number; an id that is a bare number says none.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from data_prep.common.errors import BadInput
+from data_prep.common.pmid import parse_pmid, pmid_of_id
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
+from data_prep.sources.dates import parse_date
 from data_prep.sources.document import Bad, Document, Dropped, Entry, switch
 
 if TYPE_CHECKING:
@@ -22,7 +24,6 @@ if TYPE_CHECKING:
 LINES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz")
 PLAIN = (".txt", ".txt.zst", ".txt.gz", ".txt.xz")
 PARQUET = (".parquet",)
-ISO_DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 ROWS = 256  # of a Parquet file at a time
 
 
@@ -90,21 +91,21 @@ class Text:
             return Bad(place, f"the key {self.text_key!r} {_is(text)}, not a text; --text-key names another")
         if not (text := tidy(text)):
             return Dropped("without text")
-        own_id, date = _value(record, self.id_key), _value(record, self.date_key)
-        license, pmid = _value(record, self.license_key), _value(record, self.pmid_key)
+        own_id, license = _value(record, self.id_key), _value(record, self.license_key)
+        own_date, own_pmid = _value(record, self.date_key), _value(record, self.pmid_key)
         if isinstance(own_id, bool) or not isinstance(own_id, (str, int, type(None))) or own_id == "":
             return Bad(place, f"the key {self.id_key!r} {_is(own_id)}, not a text or a number; --id-key names another")
-        if date is not None:
-            found = ISO_DATE.match(str(date))
-            if found is None:
-                return Bad(place, f"the key {self.date_key!r} {_is(date)}, not a date such as 2021-03-09")
-            date = found.group()
+        date = None if own_date is None else parse_date(str(own_date))
+        if date is None and own_date is not None:
+            return Bad(place, f"the key {self.date_key!r} {_is(own_date)}, not a date such as 2021-03-09")
         if not isinstance(license, (str, type(None))):
             return Bad(place, f"the key {self.license_key!r} {_is(license)}, not a text")
-        if pmid is not None and not str(pmid).isdecimal():
-            return Bad(place, f"the key {self.pmid_key!r} {_is(pmid)}, not a PubMed number")
-        number = None if pmid is None else int(str(pmid))
-        return Document(fallback_id if own_id is None else str(own_id), text, self.set_name, license, date, number)
+        id, pmid = fallback_id if own_id is None else str(own_id), parse_pmid(own_pmid)
+        if pmid is None and own_pmid is not None:
+            return Bad(place, f"the key {self.pmid_key!r} {_is(own_pmid)}, not a PubMed number")
+        if pmid is not None and pmid_of_id(id) not in (None, pmid):
+            return Bad(place, f"its id is {id}, and the key {self.pmid_key!r} {_is(own_pmid)}")
+        return Document(id, text, self.set_name, license, date, pmid)
 
 
 def tidy(text: str) -> str:

@@ -8,13 +8,14 @@ from typing import Any, cast
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.pmid import DIGITS
 from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Question, TaskSet, file_hashes, split_by_hash, the_file
 
 PUBMEDQA_LABELS = ("yes", "no", "maybe")
 BIOASQ_LABELS = ("yes", "no")
 BIOASQ_DEV_SHARE = 0.1
-PMID = re.compile(r"pubmed/(\d+)|pubmed\.ncbi\.nlm\.nih\.gov/(\d+)")
+PMID = re.compile(rf"(?:pubmed|pubmed\.ncbi\.nlm\.nih\.gov)/({DIGITS.pattern})(?![0-9])")
 
 
 def pubmedqa(folder: Path) -> TaskSet:
@@ -120,7 +121,7 @@ def _yes_no(path: Path) -> list[Question]:
         if not context.strip():
             raise BadInput(f"{where}: it has no snippets to answer from")
         sources = [*record.get("documents", []), *(snippet.get("document", "") for snippet in snippets)]
-        pmids = {first or second for source in sources for first, second in PMID.findall(source)}
+        pmids = {pmid for source in sources for pmid in PMID.findall(source)}
         id_, body = strict_reading.field(record, "id", where), strict_reading.field(record, "body", where)
         order = BIOASQ_LABELS.index(label)
         questions.append(Question(id_, body, BIOASQ_LABELS, order, where, context, pmids=tuple(sorted(pmids))))

@@ -23,7 +23,7 @@ class Question:
         where: file and line, for messages.
         context: text to answer from; empty where there is none.
         subject: the part of the set that is scored by itself, such as an MMLU subject; empty where there is none.
-        pmids: the PubMed abstracts that the question or its context was made of.
+        pmids: the PubMed abstracts that the question or its context was made of, by number.
     """
 
     id: str

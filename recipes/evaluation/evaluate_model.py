@@ -77,16 +77,24 @@ def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[
 
 
 def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
-    """Counts for one task; ids of what leaked, so that another run can leave it out."""
-    names = {f"{task.name}/{example.id}" for example in task.splits[task.scored]}
-    ids = sorted(name.partition("/")[2] for name in leaks.any & names)
+    """Counts for one task; ids of what leaked, so that another run can leave it out; what leaked of each, and where."""
+    ids = {f"{task.name}/{example.id}": example.id for example in task.splits[task.scored]}
+    found = [
+        {"id": ids[name], **leak}
+        for name in sorted(leaks.any & ids.keys())
+        for leak in (leaks.pmids.get(name), leaks.words.get(name))
+        if leak
+    ]
     return {
-        "questions": len(names),
-        "by_pmid": len(leaks.by_pmid & names),
-        f"by_{GRAM_WORDS}_words": len(leaks.by_words & names),
-        "too_short_for_words": len(leaks.too_short & names),
+        "questions": len(ids),
+        "by_pmid": len(leaks.by_pmid & ids.keys()),
+        f"by_{GRAM_WORDS}_words": len(leaks.by_words & ids.keys()),
+        "without_pmid": len(leaks.without_pmid & ids.keys()),
+        "too_short_for_words": len(leaks.too_short & ids.keys()),
+        "common_runs": leaks.common_runs,
         "documents_searched": leaks.documents,
-        "ids": ids,
+        "ids": sorted(ids[name] for name in leaks.any & ids.keys()),
+        "found": found,
     }
 
 

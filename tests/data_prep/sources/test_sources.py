@@ -25,7 +25,8 @@ from data_prep.filtering import corpus_format, spool
 from data_prep.filtering.build_corpus import build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources import medline, pmc, sample
-from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold, iso_date
+from data_prep.sources.dates import iso_date
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import TIERS, Pmc
