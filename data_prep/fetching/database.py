@@ -55,7 +55,7 @@ def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
             raise
         raise BadInput(
             f"{folder / STATE}: {error}. It knows what was fetched, so keep it: put a copy of it in its place, "
-            f"or try `sqlite3 {STATE} .recover`. Without it all files are fetched again, into another --out"
+            f"or try `sqlite3 {STATE} .recover`. Moved away, what lies beside it is checked or fetched anew"
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -80,7 +80,10 @@ def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> Non
 
 def _as_text(cell: object) -> object:
     """A cell that a spreadsheet shows and does not compute: names, licences and hashes come from elsewhere."""
-    return f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell
+    if not isinstance(cell, str):
+        return cell
+    shown = cell.replace("\r", " ")  # which csv would not quote
+    return f"'{shown}" if cell.startswith(FORMULA) else shown
 
 
 def stamp(path: Path) -> str | None:

@@ -1050,6 +1050,8 @@ def test_pmc_what_passes_is_tried_again(articles: Site, tmp_path: Path, path: st
         (XML, "little", 2, "the MD5 of PMC3.1.xml is"),
         (METADATA, HTML, 2, "metadata/PMC3.1.json are not this article's metadata, but b'<!DOCTYPE"),
         (METADATA, b'{"pmcid": "PMC4"}', 2, "are not this article's metadata"),
+        (METADATA, b'{"pmcid": "PMC3", "license_code": ["CC BY"]}', 2, "the license_code ['CC BY'], not a text"),
+        (METADATA, b'{"pmcid": "PMC3", "is_retracted": "no"}', 2, "is_retracted 'no', not true or false"),
     ],
 )
 def test_pmc_what_does_not_pass_is_named(

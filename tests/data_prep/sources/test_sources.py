@@ -25,7 +25,7 @@ from data_prep.filtering import corpus_format, spool
 from data_prep.filtering.build_corpus import build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources import medline, pmc, sample
-from data_prep.sources.dates import iso_date
+from data_prep.sources.dates import iso_date, parse_date
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
@@ -105,7 +105,46 @@ def test_dates(tmp_path: Path, parts: str, expected: str | None):
 def test_impossible_date_parts_are_left_out():
     assert iso_date("2021", "13", "1") == "2021"
     assert iso_date("2021", "2", "32") == "2021-02"
+    assert iso_date("2021", "2", "30") == "2021-02"
     assert iso_date("21", "2", "3") is None
+    assert iso_date("٢٠٢١", "2", "3") is iso_date("0000", "2", "3") is None
+    assert iso_date("2021", "٢", "3") == "2021" and iso_date("2021", "2", "٣") == "2021-02"
+
+
+NO_DATES = ("9999-99-99", "2021-13", "2021-00", "2021-02-29", "2021-02-1", "20210309", "٢٠٢١-٠٣-٠٩", "0000",
+            "2021-3-9", "2021-W01-1", "2021-060", "2021x", "-2021", "2021-", "2021-03-", "2021-03-09x", "", "May", "True")  # fmt: skip
+
+
+@pytest.mark.parametrize("said", NO_DATES)
+def test_a_date_is_of_the_calendar_in_every_source_and_filter(tmp_path: Path, said: str):
+    """Else it would sort after, or before, every day that --recent-after may name."""
+    assert parse_date(said) is None
+    (tmp_path / "a.jsonl").write_bytes(json_bytes({"text": "x", "date": said}))
+    (bad,) = entries(Text(), tmp_path / "a.jsonl")
+    assert isinstance(bad, Bad) and f"'date' is '{said}', not a date such as" in bad.problem
+    parts = dict(zip(("Year", "Month", "Day"), said.split("-"), strict=False))
+    xml = "".join(f"<{name}>{part}</{name}>" for name, part in parts.items())
+    (tmp_path / "a.nxml").write_bytes(article("<p>x</p>", f'<pub-date pub-type="epub">{xml.lower()}</pub-date>'))
+    medline_date = f"<MedlineDate>{said}</MedlineDate>"
+    for found in (
+        only(pubmed_file(tmp_path / "a.xml.gz", citation(7, date=xml))).date,
+        only(pubmed_file(tmp_path / "b.xml.gz", citation(7, date=medline_date))).date,
+        only_article(tmp_path / "a.nxml").date,
+    ):
+        assert found is None or found == parse_date(found), found
+    with pytest.raises(BadInput, match=r"--recent-after .* is not a day"):
+        build_corpus({"text": (Text(), [str(tmp_path / "a.jsonl")])}, tmp_path / "corpus", recent_after=said)
+
+
+def test_dates_that_are_some():
+    for said, expected in {
+        "2021": "2021", "2021-03": "2021-03", "2024-02-29": "2024-02-29", "2021-03-09T10:00:00Z": "2021-03-09",
+        "2021-03-09 10:00:00+01:00": "2021-03-09",
+    }.items():  # fmt: skip
+        assert parse_date(said) == expected
+    days = [datetime.date(1, 1, 1) + datetime.timedelta(n) for n in range(0, 3_650_000, 997)]
+    texts = [parse_date(str(day)) or "" for day in days]
+    assert texts == sorted(texts) == [day.isoformat() for day in days]
 
 
 def test_updates_apply_in_order(tmp_path: Path):
@@ -451,6 +490,21 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
     bad, other = entries(Pmc(), tmp_path / "in.tar")
     assert isinstance(bad, Bad) and "its metadata are not JSON" in bad.problem
     assert isinstance(other, Document) and other.license == "CC BY 4.0"  # its own: the metadata are another's
+
+
+@pytest.mark.parametrize("value", ["no", "false", "yes", 0, 1, [], {}])
+def test_metadata_of_another_type_drop_and_license_nothing(tmp_path: Path, value: Any):
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "PMC1.1").mkdir()
+    (tmp_path / "PMC1.1/PMC1.1.xml").write_bytes(numbered(1))
+    for key, says in (("is_retracted", "not true or false"), ("license_code", "not a text")):
+        if key == "license_code" and isinstance(value, str):
+            continue
+        (tmp_path / "metadata/PMC1.1.json").write_bytes(orjson.dumps({key: value}))
+        with pytest.raises(BadInput, match=rf"PMC1\.1\.xml: its metadata have .*{key}.*{says}"):
+            entries(Pmc(), tmp_path / "PMC1.1")
+    (tmp_path / "metadata/PMC1.1.json").write_bytes(orjson.dumps({"is_retracted": None, "license_code": None}))
+    assert isinstance(entries(Pmc(), tmp_path / "PMC1.1")[0], Document)
 
 
 def test_articles_in_an_object_store(s3: Any):

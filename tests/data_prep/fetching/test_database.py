@@ -1,0 +1,41 @@
+"""What is known of fetched files: kept when the database is in trouble, and shown to people as text."""
+
+from __future__ import annotations
+
+import csv
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from data_prep.common.errors import BadInput
+from data_prep.fetching.database import LISTING, STATE, state, write_listing
+
+
+def test_no_advice_loses_what_is_known(tmp_path: Path) -> None:
+    (tmp_path / STATE).write_bytes(b"not a database, " * 500)
+    said = r"acquired\.sqlite: file is not a database. .* so keep it: put a copy of it in"
+    with pytest.raises(BadInput, match=said), state(tmp_path):
+        pass
+    (tmp_path / STATE).unlink()
+    said = r"acquired\.sqlite: no such table: x; see that it can be read and written"
+    with pytest.raises(BadInput, match=said), state(tmp_path) as database:
+        database.execute("SELECT * FROM x")
+    with pytest.raises(sqlite3.Error), state(tmp_path) as database:  # a fault of ours is no fault of the file
+        database.execute("SELECT ?", ({"a": 1},))
+
+
+@pytest.mark.parametrize("cell", ["=HYPERLINK(1)", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_no_cell_is_a_formula(cell: str, tmp_path: Path) -> None:
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.execute("CREATE TABLE t (license, bytes INTEGER)")
+        database.executemany("INSERT INTO t VALUES (?, ?)", [(cell, -5), ("CC BY-NC", 7), (None, None)])
+        write_listing(database, tmp_path, "SELECT * FROM t")
+    with (tmp_path / LISTING).open(newline="") as file:
+        assert list(csv.reader(file)) == [
+            ["license", "bytes"],
+            ["'" + cell.replace("\r", " "), "-5"],
+            ["CC BY-NC", "7"],
+            ["", ""],
+        ]
