@@ -55,6 +55,7 @@ def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDi
     folder, path = sweep.folder, sweep.folder / RESULTS
     if (folder / RECORD).exists():
         raise BadInput(f"{folder} is the folder of a run; give this sweep another run_name=…")
+    facts = environment(1)  # before the runs
     with hold(folder):
         results = read_json(path) if path.is_file() else None
         if results is not None and (lines := difference(results["identity"], sweep.identity)):
@@ -88,7 +89,7 @@ def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDi
             draw(results, folder / PICTURE)
             test_table = (folder / TEST / "table.md").read_text(encoding="utf-8")
             write_text(folder / TABLE, to_markdown(results, test_table))
-            results["environment"] = environment(1)
+            results["environment"] = facts
             write_json(path, results)
         return results
 

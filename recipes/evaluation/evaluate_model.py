@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -128,6 +127,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
         for task in tasks:
             make_prompts(task, FORMS[task.kind][0], arguments.shots, arguments.limit)
     os.environ |= OFFLINE
+    facts = environment(1)
 
     import torch
 
@@ -136,36 +136,31 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
         wanted = {f"{task.name}/{e.id}": e for task in tasks for e in task.splits[task.scored]}
         leaks = find_leaks(wanted, arguments.corpus)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    partial = begin(arguments.out)
-    try:
-        results: JsonDict = {task.name: _nothing_yet(task, leaks, arguments.limit) for task in tasks}
-        if head is None:
-            model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
-            answers = ask(arguments, tasks, model, tokenizer, partial / HARNESS)
-        else:
-            from recipes.finetuning import heads
+    partial = begin(arguments.out)  # stays as far as it came, if this ends early
+    results: JsonDict = {task.name: _nothing_yet(task, leaks, arguments.limit) for task in tasks}
+    if head is None:
+        model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
+        answers = ask(arguments, tasks, model, tokenizer, partial / HARNESS)
+    else:
+        from recipes.finetuning import heads
 
-            tuned, tokenizer = heads.load(arguments.model, device)
-            model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
-        for name, form, answered in answers:
-            _record(results[name], name, form, answered, partial)
-        text = None
-        if arguments.corpus and arguments.text_documents:
-            text = perplexity(model, tokenizer, arguments.corpus, arguments.text_documents, arguments.batch_size)
-        name = model_name(arguments.model)
-        rows = table(name, tasks, results)
-        write_text(partial / "table.md", to_markdown(rows))
-        write_text(partial / "table.html", to_html(rows, f"Scores of {name}"))
-        write_json(
-            partial / "results.json",
-            {**request, "model": name, "tasks": results, "text": text, "environment": environment(1)},
-        )
-        versions = library_versions("torch", "transformers", "lm-eval")
-        manifest = publish(partial, arguments.out, request, {"versions": versions})
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    return manifest
+        tuned, tokenizer = heads.load(arguments.model, device)
+        model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
+    for name, form, answered in answers:
+        _record(results[name], name, form, answered, partial)
+    text = None
+    if arguments.corpus and arguments.text_documents:
+        text = perplexity(model, tokenizer, arguments.corpus, arguments.text_documents, arguments.batch_size)
+    name = model_name(arguments.model)
+    rows = table(name, tasks, results)
+    write_text(partial / "table.md", to_markdown(rows))
+    write_text(partial / "table.html", to_html(rows, f"Scores of {name}"))
+    write_json(
+        partial / "results.json",
+        {**request, "model": name, "tasks": results, "text": text, "environment": facts},
+    )
+    versions = library_versions("torch", "transformers", "lm-eval")
+    return publish(partial, arguments.out, request, {"versions": versions})
 
 
 def _nothing_yet(task: TaskSet, leaks: Leaks | None, limit: int | None) -> JsonDict:

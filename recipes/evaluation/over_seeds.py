@@ -63,6 +63,7 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
     if manifest := finished(out, request):
         print(f"{out} is up to date")
         return manifest
+    facts: JsonDict = {"identity": first, "seeds": seeds, "environment": environment(1)}
     rows, results = [], {}
     measured = [measures([predictions[id_] for id_ in ids]) for _, _, predictions in runs]
     for metric in measured[0]:
@@ -83,6 +84,5 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
     partial = begin(out)
     write_text(partial / "table.md", to_markdown(rows))
     write_text(partial / "table.html", to_html(rows, f"{task}, {len(seeds)} seeds"))
-    facts = {"identity": first, "seeds": seeds, "scores": results, "environment": environment(1)}
-    write_json(partial / "results.json", {**request, **facts})
+    write_json(partial / "results.json", {**request, **facts, "scores": results})
     return publish(partial, out, request, {"versions": library_versions("torch", "transformers")})

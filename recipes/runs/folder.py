@@ -21,13 +21,13 @@ from dataclasses import asdict
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, canonical_json, read_json, write_json, write_text
+from data_prep.common.files import JsonDict, canonical_json, read_json, write_bytes, write_json, write_text
 from data_prep.common.manifest import difference
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.loading import to_yaml
 from recipes.config.schema import RunConfig
 from recipes.planning.run_plan import Plan
-from recipes.runs.environment import environment, git
+from recipes.runs.environment import environment, read_code
 from recipes.runs.fingerprint import check_fingerprint
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TOKENIZER
@@ -113,11 +113,11 @@ def open_run(
         write_tokenizer: makes the tokenizer's folder, which does not exist yet.
         world_size: ranks.
     """
-    allow = cfg.resume.allow
+    allow, code = cfg.resume.allow, read_code()
     record = check_fingerprint(folder, wanted, allow) or {"identity": wanted, "starts": [], "finished": False}
     allowed = difference(record["identity"], wanted)
     record |= {**facts, "identity": wanted}
-    record["starts"].append({**environment(world_size), "allowed_differences": allowed})
+    record["starts"].append({**environment(world_size, code), "allowed_differences": allowed})
     write_json(folder / RECORD, record)  # first: it makes the folder a run's
     if not (folder / TOKENIZER).is_dir():
         partial = folder / f"{TOKENIZER}.partial"
@@ -125,8 +125,8 @@ def open_run(
         write_tokenizer(partial)
         partial.rename(folder / TOKENIZER)
     write_text(folder / CONFIG, to_yaml(cfg))
-    if diff := git("diff", "HEAD"):
-        write_text(folder / f"uncommitted-{record['starts'][-1]['uncommitted_sha256'][:12]}.diff", f"{diff}\n")
+    if code.diff:
+        write_bytes(folder / f"uncommitted-{code.diff_sha256[:12]}.diff", code.diff)
 
 
 def pretraining_facts(plan: Plan, shards: ShardsInfo) -> JsonDict:

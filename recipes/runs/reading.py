@@ -200,7 +200,9 @@ def summary(data: RunData) -> dict[str, str]:
     start = data.record["starts"][-1]
     rows["hardware"] = hardware(start)
     dirty = " with changes of its own" if start["uncommitted"] else ""
-    rows["commit"] = f"{start['commit'][:12]}{dirty}" if start["commit"] else "not from a git repository"
+    rows["commit"] = (
+        f"{start['commit'][:12]}{dirty}" if start["commit"] else start.get("no_commit") or "not from a git repository"
+    )
     return rows
 
 

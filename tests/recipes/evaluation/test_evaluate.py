@@ -333,6 +333,28 @@ def test_the_command_line(
         evaluate.main([*command, "--shots", "1"])
 
 
+def test_what_was_scored_outlives_a_fault_after_it(
+    make_model: MakeModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the environment is asked for before the work."""
+    command = ["--model", str(make_model(False)), "--tasks", "medmcqa", "--data", str(data), "--limit", "3"]
+    command += ["--out", str(tmp_path / "scores")]
+
+    def fail(*arguments: object) -> None:
+        raise OSError("at once")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("recipes.evaluation.evaluate_model.environment", fail)
+        patch.setattr("recipes.evaluation.evaluate_model.load_pretrained", lambda *_: pytest.fail("work has begun"))
+        with pytest.raises(OSError, match="at once"):
+            evaluate.main(command)
+    monkeypatch.setattr("recipes.evaluation.evaluate_model.to_markdown", fail)
+    with pytest.raises(OSError, match="at once"):
+        evaluate.main(command)
+    for form in ("letter", "option"):
+        assert len((tmp_path / f"scores.partial/medmcqa-{form}.jsonl").read_text().splitlines()) == 3
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("form", ["letter", "option"])
 def test_scores_are_those_of_the_harness_command_line(
