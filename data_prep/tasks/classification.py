@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.pmid import DIGITS
 from data_prep.tasks import strict_reading
-from data_prep.tasks.task_set import Question, TaskSet, file_hashes, split_by_hash, the_file
+from data_prep.tasks.task_set import Question, TaskSet, file_hashes, need, split_by_hash, the_file, the_form
 
+SPLITS = ("train", "dev", "test")
+LINES_FORM, LINES = "{train,dev,test}.json", tuple(f"{split}.json" for split in SPLITS)
 PUBMEDQA_LABELS = ("yes", "no", "maybe")
 BIOASQ_LABELS = ("yes", "no")
 BIOASQ_DEV_SHARE = 0.1
@@ -19,6 +21,17 @@ PMID = re.compile(rf"(?:pubmed|pubmed\.ncbi\.nlm\.nih\.gov)/({DIGITS.pattern})(?
 
 
 def pubmedqa(folder: Path) -> TaskSet:
+    """PubMedQA's labelled set: as the project publishes it, or BioMedLM's lines.
+
+    Raises:
+        BadInput: as `load`; and as `_official_pubmedqa`.
+    """
+    if the_form(folder, {"ori_pqal.json": ("ori_pqal.json",), LINES_FORM: LINES}) == LINES_FORM:
+        return _sentence_lines("pubmedqa", folder, PUBMEDQA_LABELS)
+    return _official_pubmedqa(folder)
+
+
+def _official_pubmedqa(folder: Path) -> TaskSet:
     """PubMedQA's labelled set, in its official split: 500 test questions, and 450 / 50 of the others by fold.
 
     `test_ground_truth.json` decides what is test. `pqal_fold0/{train,dev}_set.json` are what the project's
@@ -27,12 +40,14 @@ def pubmedqa(folder: Path) -> TaskSet:
     Raises:
         BadInput: as `load`; and a question of the test set in a fold, one of neither, or two labels for one.
     """
-    all_path, test_path = _need(folder, "ori_pqal.json"), _need(folder, "test_ground_truth.json")
+    all_path, test_path = need(folder, "ori_pqal.json"), need(folder, "test_ground_truth.json")
     fold = next((path for path in sorted(folder.rglob("pqal_fold0")) if path.is_dir()), None)
     if fold is None:
         raise BadInput(f"{folder} holds no folder pqal_fold0; PubMedQA's `python split_dataset.py pqal` makes it")
     paths = {"train": fold / "train_set.json", "dev": fold / "dev_set.json"}
     records, truth = strict_reading.json_object(all_path), strict_reading.json_object(test_path)
+    for id_ in records:
+        strict_reading.field(records, id_, f"{all_path}, record {id_}", dict)
     ids = {split: list(strict_reading.json_object(path)) for split, path in paths.items()}
     for split, path in paths.items():
         if leaked := sorted(truth.keys() & set(ids[split])):
@@ -60,15 +75,11 @@ def pubmedqa(folder: Path) -> TaskSet:
     return TaskSet("pubmedqa", "verdict", splits, files)
 
 
-def _need(folder: Path, name: str) -> Path:
-    return cast(Path, the_file(folder, name))
-
-
 def _abstract_question(record: JsonDict, id_: str, where: str) -> Question:
     label = strict_reading.field(record, "final_decision", where)
     if label not in PUBMEDQA_LABELS:
         raise BadInput(f"{where}: final_decision is {label!r}, not one of {', '.join(PUBMEDQA_LABELS)}")
-    context = " ".join(strict_reading.field(record, "CONTEXTS", where, list))
+    context = " ".join(strict_reading.items(record, "CONTEXTS", where))
     if not context.strip():
         raise BadInput(f"{where}: CONTEXTS is empty")
     question = strict_reading.field(record, "QUESTION", where)
@@ -76,17 +87,19 @@ def _abstract_question(record: JsonDict, id_: str, where: str) -> Question:
 
 
 def bioasq(folder: Path) -> TaskSet:
-    """The yes/no questions of BioASQ task b: a training file, golden test files, and a dev file if there is one.
+    """BioASQ's yes/no questions: files of its task b, or BioMedLM's lines.
 
-    Without a dev file, a tenth of train is dev, chosen by a hash of the question's id.
+    Of task b a training file, golden test files, and a dev file if there is one. Without a dev file, a tenth of train
+    is dev, chosen by a hash of the question's id.
 
     Raises:
         BadInput: as `load`. A later year's training file holds earlier years' test questions: that is refused too.
     """
+    task_b = "*golden*.json, the files of BioASQ's test batches with answers"
+    if the_form(folder, {task_b: ("*golden*.json",), LINES_FORM: LINES[-1:]}) == LINES_FORM:
+        return _sentence_lines("bioasq", folder, BIOASQ_LABELS)
     golden = sorted(folder.rglob("*golden*.json"))
-    if not golden:
-        raise BadInput(f"{folder} holds no *golden*.json, the files of BioASQ's test batches with answers")
-    train, dev = _need(folder, "*train*.json"), the_file(folder, "*dev*.json", optional=True)
+    train, dev = need(folder, "*train*.json"), the_file(folder, "*dev*.json", optional=True)
     splits: dict[str, list[Question]] = {"train": _yes_no(train)}
     note = ""
     if dev:
@@ -103,12 +116,11 @@ def bioasq(folder: Path) -> TaskSet:
 
 def _yes_no(path: Path) -> list[Question]:
     questions = []
-    for number, record in enumerate(
-        strict_reading.field(strict_reading.json_object(path), "questions", str(path), list), start=1
-    ):
+    records = strict_reading.field(strict_reading.json_object(path), "questions", str(path), list)
+    for number, record in enumerate(records, start=1):
         where = f"{path}, question {number}"
         if not isinstance(record, dict):
-            raise BadInput(f"{where}: not a JSON object")
+            raise BadInput(f"{where}: not a JSON object but {repr(record)[:80]}")
         if strict_reading.field(record, "type", where) != "yesno":
             continue
         answer: Any = record.get("exact_answer")
@@ -116,13 +128,39 @@ def _yes_no(path: Path) -> list[Question]:
         label = answer.strip().lower() if isinstance(answer, str) else None
         if label not in BIOASQ_LABELS:
             raise BadInput(f"{where}: exact_answer is {record.get('exact_answer')!r}, not yes or no")
-        snippets = record.get("snippets") or []
+        snippets = strict_reading.items(record, "snippets", where, dict) if "snippets" in record else []
         context = " ".join(strict_reading.field(snippet, "text", where) for snippet in snippets)
         if not context.strip():
             raise BadInput(f"{where}: it has no snippets to answer from")
-        sources = [*record.get("documents", []), *(snippet.get("document", "") for snippet in snippets)]
+        sources = strict_reading.items(record, "documents", where) if "documents" in record else []
+        sources = [*sources, *(strict_reading.field({"document": "", **s}, "document", where) for s in snippets)]
         pmids = {pmid for source in sources for pmid in PMID.findall(source)}
         id_, body = strict_reading.field(record, "id", where), strict_reading.field(record, "body", where)
         order = BIOASQ_LABELS.index(label)
         questions.append(Question(id_, body, BIOASQ_LABELS, order, where, context, pmids=tuple(sorted(pmids))))
     return questions
+
+
+def _sentence_lines(name: str, folder: Path, labels: tuple[str, ...]) -> TaskSet:
+    """stanford-crfm/BioMedLM, finetune/seqcls: lines `sentence1`, the question, `sentence2`, its context, `label`."""
+    paths = {split: path for split in SPLITS if (path := the_file(folder, f"{split}.json", optional=split != "test"))}
+    splits = {
+        split: [
+            _sentence_question(record, where, f"{split}-{number:05}", labels)
+            for number, (where, record) in enumerate(strict_reading.json_lines(path))
+        ]
+        for split, path in paths.items()
+    }
+    return TaskSet(name, "verdict", splits, file_hashes(folder, paths.values()))
+
+
+def _sentence_question(record: JsonDict, where: str, default: str, labels: tuple[str, ...]) -> Question:
+    label = strict_reading.field(record, "label", where)
+    if label not in labels:
+        raise BadInput(f"{where}: label is {label!r}, not one of {', '.join(labels)}")
+    question, context = (strict_reading.field(record, key, where) for key in ("sentence1", "sentence2"))
+    if not context.strip():
+        raise BadInput(f"{where}: sentence2, the context, is empty")
+    id_ = strict_reading.id_of(record, default, where)
+    pmids = (id_,) if labels == PUBMEDQA_LABELS else ()  # of BioASQ it is the question's
+    return Question(id_, question, labels, labels.index(label), where, context, pmids=pmids)

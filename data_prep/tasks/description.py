@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from data_prep.tasks.task_set import Question, Sentence, TaskSet
+from data_prep.tasks.task_set import LETTERS, Question, Sentence, TaskSet
 
 
 def describe(task: TaskSet) -> str:
@@ -32,7 +32,7 @@ def describe(task: TaskSet) -> str:
 
 def label_balance(task: TaskSet, questions: Iterable[Question]) -> dict[str, float]:
     """Share of each right answer: of the option's letter in `choice`, of its text in `verdict`."""
-    counts = Counter("ABCDEFGH"[q.answer] if task.kind == "choice" else q.options[q.answer] for q in questions)
+    counts = Counter(LETTERS[q.answer] if task.kind == "choice" else q.options[q.answer] for q in questions)
     total = sum(counts.values())
     return {label: count / total for label, count in sorted(counts.items())}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.tasks import strict_reading
-from data_prep.tasks.task_set import Question, TaskSet, file_hashes, the_file
+from data_prep.tasks.task_set import Question, TaskSet, file_hashes, the_file, the_form
 
 SPLITS = ("train", "dev", "test")
 # The medical subjects of MMLU, as Med-PaLM (arXiv 2212.13138) chose them; BioMedLM's paper reports four of the six.
@@ -30,7 +30,9 @@ def medqa(folder: Path) -> TaskSet:
     Raises:
         BadInput: as `load`.
     """
-    published = any(folder.rglob("phrases_no_exclude_*.jsonl"))
+    names = [f"{split}.json" for split in SPLITS]
+    forms = {"phrases_no_exclude_*.jsonl": ("phrases_no_exclude_*.jsonl",), "{train,dev,test}.json": names}
+    published = the_form(folder, forms) == "phrases_no_exclude_*.jsonl"
     pattern, parse = ("phrases_no_exclude_{}.jsonl", _phrases) if published else ("{}.json", _sent_endings)
     return _json_lines("medqa", folder, pattern, parse, SPLITS)
 
@@ -75,18 +77,18 @@ def _phrases(record: JsonDict, where: str, id_: str) -> Question:
         raise BadInput(f"{where}: answer_idx is {right!r}, the options are {', '.join(letters)}")
     if "answer" in record and record["answer"] != options[right]:
         raise BadInput(f"{where}: answer is {record['answer']!r}, option {right} is {options[right]!r}")
-    texts = tuple(str(options[letter]) for letter in letters)
+    texts = tuple(strict_reading.field(options, letter, where) for letter in letters)
     return Question(id_, strict_reading.field(record, "question", where), texts, letters.index(right), where)
 
 
 def _sent_endings(record: JsonDict, where: str, id_: str) -> Question:
     """stanford-crfm/BioMedLM, finetune/mc: `sent1`, `sent2`, `ending0` …, `label` from 0."""
-    question = " ".join(filter(None, (strict_reading.field(record, "sent1", where), record.get("sent2"))))
+    second = strict_reading.field(record, "sent2", where) if record.get("sent2") is not None else ""
+    question = " ".join(filter(None, (strict_reading.field(record, "sent1", where), second)))
     names = [f"ending{n}" for n in range(sum(name.startswith("ending") for name in record))]
     options = tuple(strict_reading.field(record, name, where) for name in names)
-    return Question(
-        str(record.get("id", id_)), question, options, strict_reading.field(record, "label", where, int), where
-    )
+    answer = strict_reading.field(record, "label", where, int)
+    return Question(strict_reading.id_of(record, id_, where), question, options, answer, where)
 
 
 def _cop(record: JsonDict, where: str, id_: str) -> Question:
@@ -96,7 +98,7 @@ def _cop(record: JsonDict, where: str, id_: str) -> Question:
     if not 1 <= right <= 4:
         raise BadInput(f"{where}: cop is {right}, not 1 to 4; copies that count from 0 must be made to count from 1")
     question = strict_reading.field(record, "question", where)
-    return Question(str(record.get("id", id_)), question, options, right - 1, where)
+    return Question(strict_reading.id_of(record, id_, where), question, options, right - 1, where)
 
 
 def mmlu(folder: Path) -> TaskSet:

@@ -4,24 +4,28 @@
     medqa       phrases_no_exclude_{train,dev,test}.jsonl; or {train,dev,test}.json of
                 lines `sent1`, `ending0` …, `label` (stanford-crfm/BioMedLM, finetune/mc)   train dev test
     medmcqa     {train,dev}.json, one JSON a line, `cop` from 1 (medmcqa/medmcqa)           train dev
-    pubmedqa    ori_pqal.json, test_ground_truth.json, pqal_fold0/{train,dev}_set.json      train dev test
-    bioasq      *train*.json, [*dev*.json], *golden*.json of BioASQ task b, yes/no only     train dev test
+    pubmedqa    ori_pqal.json, test_ground_truth.json, pqal_fold0/{train,dev}_set.json; or
+                {train,dev,test}.json of lines `sentence1`, `sentence2`, `label`
+                (stanford-crfm/BioMedLM, finetune/seqcls)                                   train dev test
+    bioasq      *train*.json, [*dev*.json], *golden*.json of BioASQ task b, yes/no only;
+                or {train,dev,test}.json of such lines                                      train dev test
     mmlu        SUBJECT_{dev,val,test}.csv without header, six medical subjects             dev val test
     meqsum      meqsum.jsonl, or the project's .xlsx (abachaa/MeQSum)                       train dev test, ours
     other       {train,dev,test}.jsonl of lines `source`, `target`; or words and their
                 tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob} (any)              train dev test
 
-Every fault names the file and the line or record.
+Every fault names the file and the line or record. A folder that holds a set in two forms is refused.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.tasks import classification, multiple_choice, seq2seq, token_classification
-from data_prep.tasks.task_set import Pair, Question, TaskSet, the_file
+from data_prep.tasks.task_set import LETTERS, Pair, Question, TaskSet, the_file
 
 # A set by its name -> who reads its folder.
 READERS: dict[str, Callable[[Path], TaskSet]] = {
@@ -45,15 +49,16 @@ def load(name: str, data: Path) -> TaskSet:
         raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/registry.py)")
     task = READERS.get(name, _own)(folder)
     _check(task)
-    return task
+    return _merge_equal_options(task) if task.kind == "choice" else task
 
 
 def _own(folder: Path) -> TaskSet:
     """A set of no name known here: pairs, or tagged words."""
-    pair_file, tagged_file = the_file(folder, "test.jsonl", optional=True), token_classification.find(folder, "test")
-    if pair_file and tagged_file:
-        raise BadInput(f"{folder} holds both {pair_file.name} and {tagged_file.name}; keep one")
-    return seq2seq.jsonl(folder) if pair_file else token_classification.conll(folder)
+    pairs = [path for split in seq2seq.SPLITS if (path := the_file(folder, f"{split}.jsonl", optional=True))]
+    tagged = [path for split in token_classification.NAMES if (path := token_classification.find(folder, split))]
+    if pairs and tagged:
+        raise BadInput(f"{folder} holds both {pairs[-1].name} and {tagged[-1].name}; keep one")
+    return seq2seq.jsonl(folder) if pairs else token_classification.conll(folder)
 
 
 def _check(task: TaskSet) -> None:
@@ -76,9 +81,32 @@ def _check(task: TaskSet) -> None:
 def _check_question(question: Question, where: str) -> None:
     if not question.question.strip():
         raise BadInput(f"{where}: the question is empty")
-    if len(question.options) < 2:
-        raise BadInput(f"{where}: {len(question.options)} options; a question needs two or more")
+    if not 2 <= len(question.options) <= len(LETTERS):
+        raise BadInput(f"{where}: {len(question.options)} options; a question has 2 to {len(LETTERS)}")
     if blank := [n for n, option in enumerate(question.options, 1) if not option.strip()]:
         raise BadInput(f"{where}: option {blank[0]} is empty")
     if not 0 <= question.answer < len(question.options):
         raise BadInput(f"{where}: the answer is option {question.answer + 1} of {len(question.options)}")
+
+
+def _merge_equal_options(task: TaskSet) -> TaskSet:
+    """Make equal texts one option, right if one of them is: a tie between them would go to the first."""
+    splits = {split: [_merged(question) for question in task.questions(split)] for split in task.splits}
+    merged = {
+        split: sum(old is not new for old, new in zip(task.questions(split), questions, strict=True))
+        for split, questions in splits.items()
+    }
+    if not any(merged.values()):
+        return task
+    counts = ", ".join(f"{n:,} of {split}" for split, n in merged.items() if n)
+    note = f"questions that have an option more than once: {counts}; equal texts are one option"
+    return replace(task, splits=splits, note="; ".join(filter(None, (task.note, note))))
+
+
+def _merged(question: Question) -> Question:
+    texts = [" ".join(option.split()) for option in question.options]
+    kept = [number for number, text in enumerate(texts) if texts.index(text) == number]
+    if len(kept) == len(texts):
+        return question
+    answer = kept.index(texts.index(texts[question.answer]))
+    return replace(question, options=tuple(question.options[number] for number in kept), answer=answer)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from zipfile import BadZipFile
@@ -9,9 +10,11 @@ from zipfile import BadZipFile
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.tasks import strict_reading
-from data_prep.tasks.task_set import Pair, TaskSet, file_hashes, split_by_hash, the_file
+from data_prep.tasks.task_set import Pair, TaskSet, file_hashes, need, split_by_hash, the_file, the_form
 
 SPLITS = ("train", "dev", "test")
+# What openpyxl raises of a file that is no workbook, or a broken one.
+UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError, SyntaxError, EOFError, BadZipFile, zlib.error)
 MEQSUM_SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
@@ -23,9 +26,8 @@ def meqsum(folder: Path) -> TaskSet:
     Raises:
         BadInput: as `load`.
     """
-    path = the_file(folder, "meqsum.jsonl", optional=True) or the_file(folder, "*.xlsx", optional=True)
-    if path is None:
-        raise BadInput(f"{folder} holds neither meqsum.jsonl nor the project's .xlsx")
+    form = the_form(folder, {"meqsum.jsonl": ("meqsum.jsonl",), "the project's .xlsx": ("*.xlsx",)})
+    path = need(folder, "meqsum.jsonl" if form == "meqsum.jsonl" else "*.xlsx")
     records = strict_reading.json_lines(path) if path.suffix == ".jsonl" else _rows(path)
     splits: dict[str, list[Pair]] = {split: [] for split in SPLITS}
     for where, record in records:
@@ -47,7 +49,7 @@ def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
         for number, row in enumerate(rows, start=2):
             if any(cell is not None for cell in row):
                 yield f"{path}, row {number}", dict(zip(names, row, strict=False))
-    except (OSError, KeyError, BadZipFile, InvalidFileException) as error:
+    except (*UNREADABLE, InvalidFileException) as error:
         raise BadInput(f"{path} is not a readable workbook ({error})") from None
 
 
@@ -61,7 +63,7 @@ def jsonl(folder: Path) -> TaskSet:
     splits = {
         split: [
             Pair(
-                str(record.get("id", f"{split}-{number:05}")),
+                strict_reading.id_of(record, f"{split}-{number:05}", where),
                 strict_reading.field(record, "source", where),
                 strict_reading.field(record, "target", where),
                 where,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,22 +11,29 @@ from typing import Any
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 
+KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
+LONE_CR = re.compile(r"\r(?!\n)")
+
 
 def text(path: Path) -> str:
     """The content of a UTF-8 file, a byte order mark removed.
 
     Raises:
-        BadInput: it cannot be read, or has bytes that are not UTF-8.
+        BadInput: it cannot be read, has bytes that are not UTF-8, or lines that end in CR alone.
     """
     try:
         content = path.read_bytes()
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     try:
-        return content.decode("utf-8-sig")
+        decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file") from None
+    if found := LONE_CR.search(decoded):
+        line = decoded.count("\n", 0, found.start()) + 1
+        raise BadInput(f"{path}, line {line}: a CR stands in it without LF; end all lines in LF or CR LF")
+    return decoded
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, JsonDict]]:
@@ -38,10 +46,7 @@ def json_lines(path: Path) -> Iterator[tuple[str, JsonDict]]:
         if not line.strip():
             continue
         where = f"{path}, line {number}"
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{where}: not JSON ({error})") from None
+        record = _parsed(line, where)
         if not isinstance(record, dict):
             raise BadInput(f"{where}: not a JSON object but {line[:40]!r}")
         yield where, record
@@ -53,13 +58,31 @@ def json_object(path: Path) -> JsonDict:
     Raises:
         BadInput: it is not.
     """
-    try:
-        content = json.loads(text(path))
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}, line {error.lineno}: not JSON ({error.msg})") from None
+    content = _parsed(text(path), str(path))
     if not isinstance(content, dict):
         raise BadInput(f"{path}: not a JSON object but a {type(content).__name__}")
     return content
+
+
+def _parsed(content: str, where: str) -> Any:
+    try:
+        value = json.loads(content, object_pairs_hook=_object)
+        if "\\ud" in content.lower():  # half of a pair, which no file can hold
+            json.dumps(value, ensure_ascii=False).encode()
+    except json.JSONDecodeError as error:
+        place = f"{where}, line {error.lineno}" if "\n" in content else where
+        raise BadInput(f"{place}: not JSON ({error.msg}, column {error.colno})") from None
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{where}: not JSON that can be read ({error})") from None
+    return value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> JsonDict:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+    return found
 
 
 def field(record: JsonDict, name: str, where: str, kind: type = str) -> Any:
@@ -70,6 +93,31 @@ def field(record: JsonDict, name: str, where: str, kind: type = str) -> Any:
     """
     value = record.get(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        found = "is missing" if name not in record else f"is {value!r}, not {kind.__name__}"
+        found = "is missing" if name not in record else f"is {repr(value)[:80]}, not {KINDS[kind]}"
         raise BadInput(f"{where}: {name} {found}")
     return value
+
+
+def items(record: JsonDict, name: str, where: str, kind: type = str) -> list[Any]:
+    """A list that is a field of a record, all of one type.
+
+    Raises:
+        BadInput: it is missing, no list, or something in it is of another type than `kind`.
+    """
+    found = field(record, name, where, list)
+    for number, item in enumerate(found, start=1):
+        if not isinstance(item, kind):
+            raise BadInput(f"{where}: {name}, entry {number} is {repr(item)[:80]}, not {KINDS[kind]}")
+    return found
+
+
+def id_of(record: JsonDict, default: str, where: str, name: str = "id") -> str:
+    """The id of a record, a text or a whole number; the default where there is none.
+
+    Raises:
+        BadInput: it is of another type, or empty.
+    """
+    value = record.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":
+        raise BadInput(f"{where}: {name} is {repr(value)[:80]}, not a text or a whole number")
+    return str(value)

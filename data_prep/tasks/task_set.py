@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
+
+LETTERS = "ABCDEFGH"  # of the options of a question
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,37 @@ def the_file(folder: Path, pattern: str, optional: bool = False) -> Path | None:
     if not found and not optional:
         raise BadInput(f"{folder} holds no {pattern}")
     return found[0] if found else None
+
+
+def need(folder: Path, pattern: str) -> Path:
+    """The one file below `folder` whose name matches.
+
+    Raises:
+        BadInput: there is none, or there are several.
+    """
+    found = the_file(folder, pattern)
+    assert found is not None
+    return found
+
+
+def the_form(folder: Path, forms: Mapping[str, Sequence[str]]) -> str:
+    """Which of several forms a set lies in below `folder`: two of them would leave one unread without a word.
+
+    Args:
+        folder: the set's.
+        forms: what a form is called -> patterns of names that only its files have.
+
+    Raises:
+        BadInput: none, or several.
+    """
+    found = {form: next((p for pattern in forms[form] for p in folder.rglob(pattern)), None) for form in forms}
+    there = {form: path for form, path in found.items() if path}
+    if len(there) > 1:
+        names = ", ".join(f"{form} ({path.relative_to(folder)})" for form, path in there.items())
+        raise BadInput(f"{folder} holds the set in {len(there)} forms: {names}; keep one")
+    if not there:
+        raise BadInput(f"{folder} holds no {', and no '.join(forms)}")
+    return next(iter(there))
 
 
 def split_by_hash(id_: str, shares: dict[str, float]) -> str:

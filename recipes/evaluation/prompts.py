@@ -13,10 +13,9 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, write_json
-from data_prep.tasks.task_set import Question, TaskSet
+from data_prep.tasks.task_set import LETTERS, Question, TaskSet
 
 HARNESS = "harness"
-LETTERS = "ABCDEFGH"
 FORMS = {"choice": ("letter", "option"), "verdict": ("option",)}
 
 

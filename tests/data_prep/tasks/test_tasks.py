@@ -95,6 +95,20 @@ def mmlu(folder: Path) -> None:
             csv.writer(file).writerows([["Which, of\nthese?", "a", "b", "c", "d", "C"], ["And now?", *"wxyz", "A"]])
 
 
+def sentence_lines(name: str) -> Callable[[Path], None]:
+    """As BioMedLM's finetune/seqcls writes PubMedQA and BioASQ."""
+
+    def write(folder: Path) -> None:
+        for first, split in ((200, "train"), (300, "dev"), (400, "test")):
+            records = [
+                {"id": str(first + n), "sentence1": f"Does {n} work?", "sentence2": "Aim. Results.", "label": label}
+                for n, label in enumerate(("yes", "no"))
+            ]
+            lines(folder / f"{name}/{split}.json", records)
+
+    return write
+
+
 def meqsum(folder: Path) -> None:
     records = [{"file": f"{n}.txt", "chq": f"Long {n}", "summary": f"Short {n}?"} for n in range(40)]
     lines(folder / "meqsum/meqsum.jsonl", records)
@@ -385,6 +399,173 @@ def test_missing_and_double_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "bioasq").mkdir()
     with pytest.raises(BadInput, match=r"holds no \*golden"):
         load("bioasq", tmp_path)
+
+
+def test_biomedlms_own_lines_of_pubmedqa_and_bioasq(tmp_path: Path) -> None:
+    for name, answers, pmids in (("pubmedqa", ("yes", "no", "maybe"), ("401",)), ("bioasq", ("yes", "no"), ())):
+        sentence_lines(name)(tmp_path)
+        task = load(name, tmp_path)
+        assert {split: len(found) for split, found in task.splits.items()} == {"train": 2, "dev": 2, "test": 2}
+        question = task.questions("test")[1]
+        assert (question.id, question.question, question.context) == ("401", "Does 1 work?", "Aim. Results.")
+        assert (question.options, question.answer, question.pmids) == (answers, 1, pmids)
+    path = tmp_path / "bioasq/dev.json"
+    path.write_text(path.read_text().replace('"no"', '"maybe"'))
+    with pytest.raises(BadInput, match=r"dev\.json, line 2: label is 'maybe', not one of yes, no"):
+        load("bioasq", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(medqa, medqa_endings), (pubmedqa, sentence_lines("pubmedqa")), (bioasq, sentence_lines("bioasq"))],
+)
+def test_a_set_in_two_forms_is_refused(
+    one: Callable[[Path], None], other: Callable[[Path], None], tmp_path: Path
+) -> None:
+    one(tmp_path)
+    other(tmp_path)
+    with pytest.raises(BadInput, match=r"holds the set in 2 forms: .*; keep one"):
+        load(one.__name__, tmp_path)
+    for path in list(tmp_path.rglob("train*")):  # its test alone is enough
+        path.unlink()
+    with pytest.raises(BadInput, match=r"holds the set in 2 forms: .*; keep one"):
+        load(one.__name__, tmp_path)
+
+
+def test_equal_options_are_one_and_counted(tmp_path: Path) -> None:
+    """Else they tie, and the first is taken, be it the right one or not."""
+    medmcqa(tmp_path)
+    path = tmp_path / "medmcqa/dev.json"
+    record = {"question": "Q?", "opa": "a", "opb": "b", "opc": "a ", "opd": "c"}
+    lines(path, [{**record, "id": f"{n}", "cop": cop} for n, cop in enumerate((1, 2, 3, 4))])
+    task = load("medmcqa", tmp_path)
+    assert [(q.options, q.answer) for q in task.questions("dev")] == [(("a", "b", "c"), n) for n in (0, 1, 0, 2)]
+    assert "questions that have an option more than once: 4 of dev; equal texts are one option" in describe(task)
+
+
+OTHER = (None, True, 7, 1.5, [], ["x", None], {}, {"a": None})
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place in a JSON value."""
+    found = [path] if path else []
+    if isinstance(value, (dict, list)):
+        for key in value if isinstance(value, dict) else range(len(value)):
+            found += places(value[key], (*path, key))
+    return found
+
+
+def mutations(value: Any) -> list[tuple[str, Any]]:
+    """A JSON value, each time with one fault: another type, a null, a key missing, a key or an entry too many."""
+    found = []
+    for *path, last in places(value):
+        for new in (*OTHER, "DELETED"):
+            mutant = json.loads(json.dumps(value))
+            parent = mutant
+            for key in path:
+                parent = parent[key]
+            old = parent[last]
+            if type(old) is type(new) and new != "DELETED":
+                continue
+            if new == "DELETED" and (isinstance(parent, list) or last == "D"):
+                continue  # a text of several, or an option of several, less: no reader can know
+            if new == "DELETED":
+                del parent[last]
+            else:
+                parent[last] = new
+            found.append((f"{[*path, last]}: {new!r}", mutant))
+    return found
+
+
+def content(task: TaskSet) -> list[Any]:
+    """What was read, but for ids that a line may lack and for questions that are of another type."""
+    return [
+        (split, e.question, e.options, e.answer, e.context) if isinstance(e, Question) else (split, e.text)
+        for split, examples in task.splits.items()
+        for e in examples
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [*((name, write) for name, write in WRITERS.items() if name not in ("mmlu", "diseases", "mine")),
+     ("mine", pairs), ("medqa", medqa_endings), ("pubmedqa", sentence_lines("pubmedqa")),
+     ("bioasq", sentence_lines("bioasq"))],
+)  # fmt: skip
+def test_every_fault_of_type_is_read_the_same_or_refused_by_file_and_place(
+    name: str, write: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """One fault at a time, in the first record of each file, at every place of its JSON."""
+    write(tmp_path)
+    honest = content(load(name, tmp_path))
+    refused = 0
+    for path in sorted(p for p in (tmp_path / name).rglob("*.json*")):
+        text = path.read_text()
+        is_lines = path.suffix == ".jsonl" or "\n" in text.strip() or not text.startswith(('{"1', '{"q'))
+        first, _, rest = text.partition("\n") if is_lines else (text, "", "")
+        record = json.loads(first)
+        if "questions" in record:  # a file of many: of its first alone
+            tail = record["questions"][1:]
+            mutants = [(what, m | {"questions": [*m["questions"], *tail]}) for what, m in
+                       mutations({**record, "questions": record["questions"][:1]})
+                       if isinstance(m.get("questions"), list) and len(m["questions"]) == 1]  # fmt: skip
+        else:
+            mutants = mutations(record)
+        for what, mutant in mutants:
+            path.write_text(f"{json.dumps(mutant)}\n{rest}" if is_lines else json.dumps(mutant))
+            try:
+                found = content(load(name, tmp_path))
+            except BadInput as error:
+                refused += 1
+                assert path.name in str(error) or name in str(error), (what, error)
+                assert any(word in str(error) for word in ("line ", "record ", "question ", ".json")), (what, error)
+            else:
+                assert found == honest, (path.name, what)
+        path.write_text(text)
+    assert refused > 8
+
+
+@pytest.mark.parametrize(
+    ("name", "file", "old", "new", "says"),
+    [
+        ("bioasq", "training9b.json", '"documents": ["http://www.ncbi.nlm.nih.gov/pubmed/3"]', '"documents": null',
+         "question 4: documents is None, not a list"),
+        ("bioasq", "training9b.json", '"snippets": [{"text": "It is.", "document": "http://www.ncbi.nlm.nih.gov/pubmed/3"}]',
+         '"snippets": ["It is."]', "question 4: snippets, entry 1 is 'It is.', not an object"),
+        ("bioasq", "training9b.json", '"snippets": [{"text": "It is.", "document": "http://www.ncbi.nlm.nih.gov/pubmed/3"}]',
+         '"snippets": "It is."', "question 4: snippets is 'It is.', not a list"),
+        ("pubmedqa", "ori_pqal.json", '"CONTEXTS": ["Aim.", "Results."]', '"CONTEXTS": ["Aim.", 7]',
+         "record 10[0-5]: CONTEXTS, entry 2 is 7, not a text"),
+        ("medmcqa", "dev.json", '"opa": "no"', '"opa": "no", "opa": "yes"', "line 1: .*key 'opa' comes twice"),
+        ("medmcqa", "dev.json", '"no"', '"\\ud800"', "line 1: not JSON that can be read"),
+        ("medmcqa", "dev.json", '"no"', "[" * 100_000, "line 1: not JSON"),
+        ("medmcqa", "dev.json", "}\n", "}\r", "line 1: a CR stands in it without LF"),
+        ("mmlu", "anatomy_test.csv", "\r\n", "\r", "line 2: a CR stands in it without LF"),
+        ("diseases", "train.tsv", "\n", "\r", "line 1: a CR stands in it without LF"),
+        ("mine", "train.jsonl", "}\n", "}\r", "line 1: a CR stands in it without LF"),
+    ],
+)  # fmt: skip
+def test_what_no_reader_takes(name: str, file: str, old: str, new: str, says: str, tmp_path: Path) -> None:
+    WRITERS[name](tmp_path)
+    path = next(tmp_path.rglob(file))
+    text = path.read_bytes().decode()
+    assert old in text
+    path.write_bytes(text.replace(old, new).encode())
+    with pytest.raises(BadInput, match=rf"{file}.*{says}"):
+        load(name, tmp_path)
+
+
+def test_nine_options_are_refused(tmp_path: Path) -> None:
+    medqa_endings(tmp_path)
+    path = tmp_path / "medqa/test.json"
+    record = json.loads(path.read_text())
+    for n, says in ((8, ""), (9, r"test\.json, line 1 \(test-0\): 9 options; a question has 2 to 8")):
+        lines(path, [record | {f"ending{i}": f"option {i}" for i in range(n)} | {"label": n - 1}])
+        if says:
+            with pytest.raises(BadInput, match=says):
+                load("medqa", tmp_path)
+        else:
+            assert "test: H 100.0%" in describe(load("medqa", tmp_path))
 
 
 def test_a_split_that_is_absent_is_named(read: Callable[[str], TaskSet]) -> None:
