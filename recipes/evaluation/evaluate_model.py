@@ -146,6 +146,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
 
         tuned, tokenizer = heads.load(arguments.model, device)
         model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
+    tokenizer.split_special_tokens = True  # what looks like `<|endoftext|>` in a text is text, as in the shards
     for name, form, answered in answers:
         _record(results[name], name, form, answered, partial)
     text = None

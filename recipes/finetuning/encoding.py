@@ -7,6 +7,7 @@
 
 The first three are the formats of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/). Sequences are
 padded on the right with [PAD], an entry of its own: end-of-text has a meaning, and is learned where it is a target.
+Special tokens come from these formats alone: `<|endoftext|>` or `[SEP]` in an example is text, as in the shards.
 
 `tags`: each word is encoded by itself with a space before it, as in running text, so that it is known which tokens are
 its own. Its tag is told at its last token, the first position from which a causal model sees the whole word; of what
@@ -30,6 +31,8 @@ from data_prep.tasks.task_set import Pair, Question, Sentence
 PAD, SEP, START = "[PAD]", "[SEP]", "<|startoftext|>"
 CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"
 ADDED_TOKENS = {"choice": (SEP,), "verdict": (CONTEXT, QUESTION, ANSWER), "pairs": (START,), "tags": ()}
+# How texts are encoded: what looks like a special token in one is text.
+AS_TEXT: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 NO_TAG = -100  # what cross entropy passes over: positions that no tag is told at
 
 Batch = dict[str, torch.Tensor]
@@ -74,6 +77,7 @@ class Encoder:
         self.seq_len = seq_len
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.pad_id = int(tokenizer.pad_token_id)
+        self._added = [int(tokenizer.convert_tokens_to_ids(token)) for token in ADDED_TOKENS[kind]]
 
     def __call__(self, example: Question | Pair | Sentence) -> Encoded:
         """Encode one example.
@@ -88,7 +92,7 @@ class Encoder:
         return self._choice(example) if self.kind == "choice" else self._verdict(example)
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return self.tokenizer(text, **AS_TEXT)["input_ids"]
 
     def _room(self, tokens: int, what: str, where: str) -> int:
         """What is left of the sequence for the rest.
@@ -101,7 +105,7 @@ class Encoder:
         return room
 
     def _choice(self, question: Question) -> Encoded:
-        (sep,) = self._ids(SEP)
+        (sep,) = self._added
         text = self._ids(question.text)
         sequences, truncated = [], False
         for option in question.options:
@@ -112,7 +116,7 @@ class Encoder:
         return Encoded(tuple(sequences), question.answer, truncated)
 
     def _verdict(self, question: Question) -> Encoded:
-        (begin,), (ask,), (answer,) = (self._ids(token) for token in ADDED_TOKENS["verdict"])
+        begin, ask, answer = self._added
         end = [ask, *self._ids(question.question), answer]
         room = self._room(len(end) + 1, "question", question.where)
         context = self._ids(question.context)
@@ -126,7 +130,7 @@ class Encoder:
 
     def _sentence(self, sentence: Sentence) -> Encoded:
         spaced = [f" {word}" for word in sentence.words]
-        words = self.tokenizer(spaced, add_special_tokens=False, verbose=False)["input_ids"]
+        words = self.tokenizer(spaced, **AS_TEXT)["input_ids"]
         for n, ids in enumerate(words):
             if not ids:
                 raise BadInput(f"{sentence.where_of(n)}: the tokenizer makes no token of {sentence.words[n]!r}")
@@ -152,7 +156,7 @@ class Encoder:
 
     def source(self, pair: Pair, room: int) -> tuple[int, ...]:
         """What is read before a target is written; its beginning, if it is too long."""
-        (start,) = self._ids(START)
+        (start,) = self._added
         return (*self._ids(pair.source)[:room], start)
 
 

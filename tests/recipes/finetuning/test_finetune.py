@@ -409,6 +409,32 @@ def test_sequences_are_those_of_the_published_formats(encoders: Callable[..., En
     assert encoder.tokenizer.decode(encoded.sequences[0][encoded.label :]) == "gen<|endoftext|>"
 
 
+SPECIAL = ("<|endoftext|>", "[PAD]", "[SEP]", "<|startoftext|>", "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>")
+
+
+@pytest.mark.parametrize("token", SPECIAL)
+def test_a_special_token_in_a_users_text_is_text(token: str, encoders: Callable[..., Encoder]) -> None:
+    """As in the shards; else a question ends where a user writes of end-of-text, or has a second answer."""
+    text = f"cyt {token} hep"
+    examples: dict[str, Any] = {
+        "choice": Question("1", text, (f"gen{token}", f"{token} lip"), 1, "f, line 1"),
+        "verdict": Question("1", text, ("yes", "no"), 1, "f, line 1", context=f"{token}neu"),
+        "pairs": Pair("1", text, f"{token} gen", "f, line 1"),
+        "tags": Sentence("1", ("cyt", token), ("O", "O"), "f, line 1"),
+    }
+    for kind, example in examples.items():
+        encoder = encoders(kind, 256)
+        special = {encoder.tokenizer.convert_tokens_to_ids(token) for token in encoder.tokenizer.all_special_tokens}
+        plain = encoder(
+            Question("1", "cyt hep", ("gen", "lip"), 1, "f, line 1", context="neu") if isinstance(example, Question)
+            else Pair("1", "cyt hep", "gen", "f, line 1") if kind == "pairs"
+            else Sentence("1", ("cyt", "hep"), ("O", "O"), "f, line 1")
+        )  # fmt: skip
+        for sequence, without in zip(encoder(example).sequences, plain.sequences, strict=True):
+            assert [n for n in sequence if n in special] == [n for n in without if n in special], kind
+            assert token in encoder.tokenizer.decode([n for n in sequence if n not in special]), kind
+
+
 def test_truncation_keeps_what_decides(encoders: Callable[..., Encoder]) -> None:
     long = " ".join(f"{word}{n}" for n, word in enumerate(WORDS * 10))
     question = Question("1", f"{long} end?", ("gen lip", "hep"), 0, "f, line 7", context=f"{long} last.")
