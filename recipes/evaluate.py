@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--limit",
         type=Allowed(Whole(1, 10**9)),
-        help="score the first so many questions of each set alone, for a trial",
+        help="score so many questions of each set alone, chosen by hash, for a trial",
     )
     parser.add_argument("--corpus", type=Path, help="training corpus: report what it leaks")
     parser.add_argument(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
@@ -86,7 +87,8 @@ class Sentence:
         return f"{path} {int(line) + word}"
 
 
-Examples = Sequence[Question] | Sequence[Pair] | Sequence[Sentence]
+E = TypeVar("E", bound="Question | Pair | Sentence")
+Examples = Sequence[Question | Pair | Sentence]
 Splits = dict[str, list[Question]] | dict[str, list[Pair]] | dict[str, list[Sentence]]
 
 
@@ -190,9 +192,26 @@ def the_form(folder: Path, forms: Mapping[str, Sequence[str]]) -> str:
     return next(iter(there))
 
 
+def part_by_hash(examples: Sequence[E], n: int | None) -> list[E]:
+    """The `n` examples whose ids have the smallest hashes, in their order: files are sorted by subject or label.
+
+    Args:
+        examples: of a split.
+        n: how many; None: all.
+    """
+    if n is None or n >= len(examples):
+        return list(examples)
+    chosen = set(sorted((example.id for example in examples), key=_hash)[:n])
+    return [example for example in examples if example.id in chosen]
+
+
+def _hash(id_: str) -> bytes:
+    return hashlib.sha256(id_.encode()).digest()
+
+
 def split_by_hash(id_: str, shares: dict[str, float]) -> str:
     """The split of an id where a set has no official one: from the id alone, so that files' order cannot move it."""
-    place = int.from_bytes(hashlib.sha256(id_.encode()).digest()[:8], "big") / 2**64
+    place = int.from_bytes(_hash(id_)[:8], "big") / 2**64
     for split, share in shares.items():
         place -= share
         if place < 0:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file
-from data_prep.tasks.task_set import Sentence, TaskSet
+from data_prep.tasks.task_set import Sentence, TaskSet, part_by_hash
 from recipes.evaluation.prompts import FORMS, make_prompts, write_harness_task
 from recipes.modeling.model_folder import HEAD
 
@@ -27,7 +27,7 @@ class Form:
     Attributes:
         how: the way, for the table.
         records: one a question, with its metrics as floats.
-        cut: how many did not fit into the model's context and lost their beginning.
+        cut: how many did not fit into the model's context, and lost a part or were read in windows.
     """
 
     how: str
@@ -78,18 +78,15 @@ def answer_by_head(
         BadInput: a question cannot be cut to fit.
     """
     from recipes.config.schema import FinetuneConfig
-    from recipes.finetuning.encoding import Encoder
     from recipes.finetuning.scoring import predict
 
     head, cfg = model.task_head, FinetuneConfig(device_eval_batch_size=arguments.batch_size)
-    encoder = Encoder(tokenizer, head.kind, head.seq_len, head.labels)
     for task in tasks:
-        examples = task.splits[task.scored][: arguments.limit]
-        cut = sum(encoder(example).truncated for example in examples)
+        examples = part_by_hash(task.splits[task.scored], arguments.limit)
         records = predict(model, tokenizer, examples, cfg)
         for record, example in zip(records, examples, strict=True):
             record["subject"] = getattr(example, "subject", "")
-        yield task.name, "head", Form(f"fine-tuned on {head.task}", records, cut)
+        yield task.name, "head", Form(f"fine-tuned on {head.task}", records, sum(record["cut"] for record in records))
 
 
 def ask(

@@ -13,7 +13,7 @@ from data_prep.common.files import JsonDict, write_json, write_text
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish
 from data_prep.filtering.decontamination import GRAM_WORDS
 from data_prep.tasks.description import label_balance
-from data_prep.tasks.task_set import TaskSet
+from data_prep.tasks.task_set import TaskSet, part_by_hash
 from recipes.evaluation.answers import Form, answer_by_head, ask, head_sha256
 from recipes.evaluation.contamination import Leaks, find_leaks
 from recipes.evaluation.perplexity import perplexity
@@ -22,10 +22,10 @@ from recipes.finetuning.names import MODEL
 from recipes.modeling.model_folder import folder_sha256, load_pretrained
 from recipes.runs.environment import environment
 from recipes.scoring.bootstrap import Score, bootstrap, measures
-from recipes.scoring.results_table import Row, percent, published_rows, to_html, to_markdown
+from recipes.scoring.results_table import Row, cut_of, percent, published_rows, to_html, to_markdown
 
 STAGE = "evaluation"
-FORMAT = 2
+FORMAT = 3
 DTYPES = ("float32", "bfloat16")
 # Sets, models and prompts lie on disk; what the libraries below would ask the hub for, they do not.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
@@ -66,13 +66,21 @@ def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[
                     if form == "letter" and metric != "acc":
                         continue  # all letters are of one length
                     label = {"acc": "", "acc_norm": ", by length"}.get(metric, f", {metric}")
-                    rows.append(Row(name, model_name, result["how"][form] + label, percent(Score(**score)), False))
+                    how = ", ".join(filter(None, (result["how"][form] + label, *_facts(result, form, part))))
+                    rows.append(Row(name, model_name, how, percent(Score(**score)), False))
             if part == "all" and result["balance"]:
                 majority = 100 * max(result["balance"].values())
                 rows.append(Row(name, "always the commonest answer", "baseline", f"{majority:.1f}", False))
             if part != "clean":
                 rows += published_rows(task.name, subject)
     return rows
+
+
+def _facts(result: JsonDict, form: str, part: str) -> tuple[str, str]:
+    """What a row says of its questions: that they are a part of the split, and how many of them were cut."""
+    total, n = result["counts"][result["split"]], result["scored"]
+    of_part = "" if n == total else f"a part, {n:,} of {total:,}"
+    return of_part, cut_of(result["cut"][form], n) if part == "all" else ""
 
 
 def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
@@ -169,7 +177,8 @@ def _nothing_yet(task: TaskSet, leaks: Leaks | None, limit: int | None) -> JsonD
     return {
         "split": task.scored,
         "counts": {split: len(examples) for split, examples in task.splits.items()},
-        "balance": label_balance(task, task.questions(task.scored)[:limit]),
+        "scored": len(part_by_hash(task.splits[task.scored], limit)),
+        "balance": label_balance(task, part_by_hash(task.questions(task.scored), limit)),
         "leaks": leak_report(task, leaks) if leaks else None,
         "forms": {},
         "how": {},

@@ -17,7 +17,7 @@ from recipes.finetuning.names import PREDICTIONS, SCORES
 from recipes.runs.environment import environment
 from recipes.runs.names import RECORD
 from recipes.scoring.bootstrap import measures, over_seeds
-from recipes.scoring.results_table import Row, percent, published_rows, to_html, to_markdown
+from recipes.scoring.results_table import Row, cut_of, percent, published_rows, to_html, to_markdown
 
 
 def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDict]]:
@@ -63,7 +63,8 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
     if manifest := finished(out, request):
         print(f"{out} is up to date")
         return manifest
-    facts: JsonDict = {"identity": first, "seeds": seeds, "environment": environment(1)}
+    cut = sum(record.get("cut", False) for record in runs[0][2].values())
+    facts: JsonDict = {"cut": cut, "identity": first, "seeds": seeds, "environment": environment(1)}
     rows, results = [], {}
     measured = [measures([predictions[id_] for id_ in ids]) for _, _, predictions in runs]
     for metric in measured[0]:
@@ -75,7 +76,8 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
             "seeds": dict(zip(map(str, seeds), each.tolist(), strict=True)),
         }
         over = f"mean of {len(seeds)} seeds ± {100 * deviation:.1f}" if len(seeds) > 1 else f"seed {seeds[0]}"
-        rows.append(Row(task, name or folders[0].name, f"fine-tuned, {metric}, {over}", percent(score), False))
+        how = ", ".join(filter(None, ("fine-tuned", metric, over, cut_of(cut, len(ids)))))
+        rows.append(Row(task, name or folders[0].name, how, percent(score), False))
     if "acc" in results:
         answers = [runs[0][2][id_]["answer"] for id_ in ids]
         share = 100 * max(map(answers.count, set(answers))) / len(answers)

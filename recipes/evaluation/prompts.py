@@ -13,7 +13,7 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, write_json
-from data_prep.tasks.task_set import LETTERS, Question, TaskSet
+from data_prep.tasks.task_set import LETTERS, Question, TaskSet, part_by_hash
 
 HARNESS = "harness"
 FORMS = {"choice": ("letter", "option"), "verdict": ("option",)}
@@ -58,14 +58,14 @@ def make_prompts(task: TaskSet, form: str, n_shots: int, limit: int | None) -> l
         task: a set of questions.
         form: `letter` or `option`.
         n_shots: answered questions before each.
-        limit: score the first so many alone; None for all.
+        limit: score so many alone, chosen by a hash of their ids; None for all.
 
     Raises:
         BadInput: there are not enough questions to make the shots of.
     """
     pool = _pool(task) if n_shots else []
     prompts = []
-    for question in task.questions(task.scored)[:limit]:
+    for question in part_by_hash(task.questions(task.scored), limit):
         shots = [shot for shot in pool if shot.subject == question.subject][:n_shots]
         if len(shots) < n_shots:
             raise BadInput(

@@ -21,10 +21,15 @@ def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
         BadInput: an example cannot be cut to fit.
     """
     encoded = [encoder(example) for example in examples]
-    if cut := sum(example.truncated for example in encoded):
-        done = "are read in windows" if encoder.kind == "tags" else "were cut"
-        print(f"{name}: {cut:,} of {len(encoded):,} examples are longer than seq_len and {done}", flush=True)
+    say_cut(name, sum(example.truncated for example in encoded), len(encoded), encoder.kind)
     return encoded
+
+
+def say_cut(name: str, cut: int, n: int, kind: str) -> None:
+    """Print how much of a split was too long, if anything was."""
+    if cut:
+        done = "are read in windows" if kind == "tags" else "were cut"
+        print(f"{name}: {cut:,} of {n:,} examples are longer than seq_len and {done}", flush=True)
 
 
 def build_task_dataloader(

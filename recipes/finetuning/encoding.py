@@ -125,8 +125,8 @@ class Encoder:
     def _pair(self, pair: Pair) -> Encoded:
         target = [*self._ids(pair.target), self.tokenizer.eos_token_id]
         room = self._room(len(target) + 1, "target", pair.where)
-        source = self.source(pair, room)
-        return Encoded(((*source, *target),), len(source), len(self._ids(pair.source)) > room)
+        source, cut = self.source(pair, room)
+        return Encoded(((*source, *target),), len(source), cut)
 
     def _sentence(self, sentence: Sentence) -> Encoded:
         spaced = [f" {word}" for word in sentence.words]
@@ -154,10 +154,11 @@ class Encoder:
             done = end
         return Encoded(tuple(sequences), 0, len(sequences) > 1, tuple(tags))
 
-    def source(self, pair: Pair, room: int) -> tuple[int, ...]:
-        """What is read before a target is written; its beginning, if it is too long."""
+    def source(self, pair: Pair, room: int) -> tuple[tuple[int, ...], bool]:
+        """What is read before a target is written, its beginning if it is too long; and whether it is."""
         (start,) = self._added
-        return (*self._ids(pair.source)[:room], start)
+        ids = self._ids(pair.source)
+        return (*ids[:room], start), len(ids) > room
 
 
 class Examples(Dataset[tuple[int, Encoded]]):

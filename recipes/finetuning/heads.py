@@ -26,6 +26,7 @@ from data_prep.common.files import write_json
 from data_prep.tasks.token_classification import count, scheme_of
 from recipes.config.schema import LoraConfig
 from recipes.finetuning.encoding import NO_TAG, Batch
+from recipes.finetuning.names import LOSS_UNITS
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.gpt2 import is_block
 from recipes.modeling.model_folder import HEAD, TASK, load_pretrained, read_task, save_pretrained
@@ -98,6 +99,7 @@ class FineTuned(ComposerModel):
     Attributes:
         model: the GPT2LMHeadModel, its attention scaled by layer as its configuration says.
         head: `rows` x n_embd; None in `pairs`.
+        loss_unit: of its loss.
     """
 
     def __init__(self, model: GPT2LMHeadModel, task_head: TaskHead) -> None:
@@ -105,6 +107,7 @@ class FineTuned(ComposerModel):
         self.model = use_scaled_attention(model)
         self.model.__class__ = GPT2WithHidden
         self.task_head = task_head
+        self.loss_unit = LOSS_UNITS[task_head.kind]
         self.head: nn.Linear | None = None
         if task_head.kind != "pairs":
             self.head = nn.Linear(model.config.n_embd, task_head.rows, bias=False)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.common.files import JsonDict, read_json, write_json, write_text
 from data_prep.tasks.task_set import Examples, Pair, Question, Sentence, Splits
 from recipes.config.schema import FinetuneConfig
+from recipes.finetuning.data import say_cut
 from recipes.finetuning.names import MODEL, PREDICTIONS, SCORES
 from recipes.scoring.bootstrap import bootstrap, measures
 from recipes.scoring.results_table import percent
@@ -32,15 +33,18 @@ def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict
     folder = Path(cfg.run_dir)
     device = "cuda" if cfg.device != "cpu" and torch.cuda.is_available() else "cpu"
     model, tokenizer = heads.load(folder / MODEL, device)
-    scores: JsonDict = {} if "dev" in splits else read_json(folder / SCORES)["scores"]
+    before: JsonDict = {} if "dev" in splits else read_json(folder / SCORES)
+    scores, cut = before.get("scores", {}), before.get("cut", {})
     for split in splits:
         records = predict(model, tokenizer, parts[split], cfg)
         write_text(folder / PREDICTIONS.format(split), "".join(json.dumps(record) + "\n" for record in records))
+        cut[split] = sum(record["cut"] for record in records)
+        say_cut(split, cut[split], len(records), model.task_head.kind)
         found = {metric: bootstrap(values, weights) for metric, (values, weights) in measures(records).items()}
         scores[split] = {metric: asdict(value) for metric, value in found.items()}
         for metric, value in found.items():
             print(f"{split}: {metric} {percent(value)}", flush=True)
-    write_json(folder / SCORES, {"task": cfg.task, "seed": cfg.seed, "scores": scores})
+    write_json(folder / SCORES, {"task": cfg.task, "seed": cfg.seed, "scores": scores, "cut": cut})
     return scores
 
 
@@ -48,9 +52,9 @@ def predict(model: FineTuned, tokenizer: Any, examples: Examples, cfg: FinetuneC
     """What a fine-tuned model answers to each example.
 
     Returns:
-        For each `id` and, of questions, `answer`, `scores` and `acc`; of pairs `text` and ROUGE-1, -2 and -L (F1); of
-        sentences `words`, `tags` as the model gives them, `right`, and `entities`: of each type how many were found
-        exactly, given, and there.
+        For each `id`, and `cut`, whether it was too long to be read; of questions `answer`, `scores` and `acc`; of
+        pairs `text` and ROUGE-1, -2 and -L (F1); of sentences `words`, `tags` as the model gives them, `right`, and
+        `entities`: of each type how many were found exactly, given, and there.
     """
     import torch
     from tqdm import tqdm
@@ -66,19 +70,21 @@ def predict(model: FineTuned, tokenizer: Any, examples: Examples, cfg: FinetuneC
     bar = tqdm(total=len(examples), desc="predict", unit=" examples", disable=None)
     for begin in range(0, len(examples), cfg.device_eval_batch_size):
         part = examples[begin : begin + cfg.device_eval_batch_size]
-        batch = collate([(n, encoder(example)) for n, example in enumerate(part)], encoder.pad_id)
+        encoded = [encoder(example) for example in part]
+        batch = collate(list(enumerate(encoded)), encoder.pad_id)
         with torch.no_grad():
             found = model.scores({name: values.to(device) for name, values in batch.items()})
-        for example, scores, labels in zip(part, found.cpu(), batch["labels"], strict=True):
+        for example, one, scores, labels in zip(part, encoded, found.cpu(), batch["labels"], strict=True):
+            told: JsonDict = {"id": example.id, "cut": one.truncated}
             if isinstance(example, Sentence):
                 given, right = head.tagged(scores, labels)
-                told = {"words": example.words, "tags": given, "right": right, "entities": head.entities(right, given)}
-                records.append({"id": example.id, **told})
+                told |= {"words": example.words, "tags": given, "right": right}
+                records.append({**told, "entities": head.entities(right, given)})
                 continue
             assert isinstance(example, Question)
             row = scores[: len(example.options)].tolist()
             right = float(row.index(max(row)) == example.answer)
-            records.append({"id": example.id, "answer": example.answer, "scores": row, "acc": right})
+            records.append({**told, "answer": example.answer, "scores": row, "acc": right})
         bar.update(len(part))
     bar.close()
     return records
@@ -102,7 +108,8 @@ def write_targets(model: FineTuned, encoder: Encoder, pairs: Sequence[Pair], cfg
     torch.manual_seed(cfg.seed)
     records = []
     for pair in tqdm(pairs, desc="write", unit=" texts", disable=None):
-        ids = torch.tensor([encoder.source(pair, room)], device=next(model.parameters()).device)
+        source, cut = encoder.source(pair, room)
+        ids = torch.tensor([source], device=next(model.parameters()).device)
         with torch.no_grad():
             generated: Any = model.model.generate(
                 input_ids=ids,
@@ -117,5 +124,6 @@ def write_targets(model: FineTuned, encoder: Encoder, pairs: Sequence[Pair], cfg
         written = generated[0, ids.shape[1] :]
         text = tokenizer.decode(written, skip_special_tokens=True).strip()
         found = {name: value.fmeasure for name, value in rouge.score(pair.target, text).items()}
-        records.append({"id": pair.id, "text": text, "ended": tokenizer.eos_token_id in written.tolist(), **found})
+        ended = tokenizer.eos_token_id in written.tolist()
+        records.append({"id": pair.id, "cut": cut, "text": text, "ended": ended, **found})
     return records

@@ -18,7 +18,7 @@ from recipes.config.checks import check_account
 from recipes.config.schema import FinetuneConfig
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.finetuning.data import build_task_dataloader, encode, load_tokenizer
-from recipes.finetuning.names import SCORES
+from recipes.finetuning.names import LOSS_UNITS, SCORES
 from recipes.finetuning.planning import (
     FinetunePlan,
     architecture,
@@ -116,7 +116,8 @@ def train(
 
     tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
-    facts = {"plan": asdict(plan), "data": {split: len(examples) for split, examples in parts.items()}}
+    counts = {split: len(examples) for split, examples in parts.items()}
+    facts = {"plan": asdict(plan), "data": counts, "loss_unit": LOSS_UNITS[head.kind]}
     start = find_start(Path(cfg.run_dir), cfg, wanted, remote)
     prepared = prepare_run(cfg, start, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
     model, _ = build_model(cfg, source, head, len(tokenizer))

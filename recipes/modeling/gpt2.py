@@ -104,7 +104,10 @@ class BioMedLM(ComposerModel):
 
     Attributes:
         model: the GPT2LMHeadModel, its attention scaled by layer under every implementation.
+        loss_unit: of its loss.
     """
+
+    loss_unit = "nats/token"
 
     def __init__(
         self,

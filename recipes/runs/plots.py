@@ -81,7 +81,7 @@ class _Panels:
         """Losses and bits per byte, beside what models without context reach on the same text."""
         faint, dots = {"alpha": 0.45, "lw": 0.9}, {"marker": "o", "ms": 4, "lw": 1.6}
         curves = [(TRAIN_LOSS, "training, each batch", faint), (EVAL_LOSS, "validation", dots)]
-        loss = self.panel("Loss", "nats per token", curves)
+        loss = self.panel("Loss", ", ".join(dict.fromkeys(data.loss_unit for data in self.runs)), curves)
         sources = sorted({name for data in self.runs for name in data.series if name.startswith(f"{EVAL_BITS}/")})
         styles = ({"ls": style} for style in ("--", "-.", ":", (0, (1, 4))))
         by_source = [

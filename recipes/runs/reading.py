@@ -60,6 +60,11 @@ class RunData:
         """Whether it trained on token shards."""
         return "corpus" in self.record["data"]
 
+    @property
+    def loss_unit(self) -> str:
+        """Of its training loss; runs of tasks did not always say what theirs is a mean over."""
+        return "nats/token" if self.pretraining else self.record.get("loss_unit", "nats")
+
     def last(self, metric: str) -> float | None:
         """The last value of a metric, None if it was never logged."""
         return self.series[metric][-1][1] if self.series.get(metric) else None

@@ -1,7 +1,8 @@
-"""Scores with their uncertainty: bootstrap intervals, and the mean over seeds."""
+"""Scores with their uncertainty: Wilson's interval of proportions, bootstrap intervals, and the mean over seeds."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,23 +12,39 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 100
+Z95 = 1.959964  # of the normal distribution, two-sided 95 %
+BOOTSTRAP, WILSON = "bootstrap", "Wilson"
 
 
 @dataclass(frozen=True)
 class Score:
-    """A mean, and the interval that holds 95 % of its bootstrap replicates.
+    """A mean with its 95 % interval.
 
     Attributes:
         value: the mean.
-        low: 2.5th percentile.
-        high: 97.5th percentile.
+        low: where the interval begins.
+        high: where it ends.
         n: how many values it is the mean of.
+        interval: how it was made, `BOOTSTRAP` or `WILSON`.
     """
 
     value: float
     low: float
     high: float
     n: int
+    interval: str = BOOTSTRAP
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927), which has a width at 0 and at 1, too.
+
+    Args:
+        share: of `n` that are right, 0 to 1.
+        n: how many there are.
+    """
+    center, spread = share + Z95**2 / (2 * n), Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
+    low, high = ((center + side * spread) / (1 + Z95**2 / n) for side in (-1, 1))
+    return (0.0 if share == 0 else low), (1.0 if share == 1 else high)
 
 
 def measures(records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
@@ -66,7 +83,10 @@ def bootstrap(
     weights: Sequence[float] | NDArray[np.float64] | None = None,
     seed: int = 17,
 ) -> Score:
-    """The mean of values, or the ratio Σ values / Σ weights, with its percentile bootstrap interval.
+    """The mean of values, or the ratio Σ values / Σ weights, with its 95 % interval.
+
+    Of a proportion, each value 0 or 1, it is Wilson's; else the percentile bootstrap's. That one has no width where all
+    of its replicates are 0 or all are 1: then it is Wilson's of as many values, the widest that they can have.
 
     Args:
         values: (n,) one a question, sentence or document; or (seeds, n), of which the mean over seeds is scored.
@@ -75,18 +95,22 @@ def bootstrap(
     """
     tops = np.atleast_2d(np.asarray(values, dtype=np.float64))
     bottoms = np.ones_like(tops) if weights is None else np.atleast_2d(np.asarray(weights, dtype=np.float64))
-    n = tops.shape[1]
+    n, value = tops.shape[1], float(ratio(tops, bottoms).mean())
+    if len(tops) == 1 and np.isin(tops, (0, 1)).all() and (bottoms == 1).all():
+        return Score(value, *wilson(value, n), n, WILSON)
     draw = np.random.default_rng(seed)
     means = []
     for _ in range(RESAMPLES // RESAMPLES_AT_ONCE):
         index = draw.integers(n, size=(RESAMPLES_AT_ONCE, n))
         means.append(ratio(tops[:, index], bottoms[:, index]).mean(0))
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
-    return Score(float(ratio(tops, bottoms).mean()), float(low), float(high), n)
+    if low == high and value in (0, 1):
+        return Score(value, *wilson(value, n), n, WILSON)
+    return Score(value, float(low), float(high), n)
 
 
 def over_seeds(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[Score, NDArray[np.float64], float]:
-    """A score over seeds: its mean with the bootstrap interval over questions, each seed's, their standard deviation.
+    """A score over seeds: its mean with the interval over questions, each seed's, their standard deviation.
 
     Args:
         values: (seeds, n) one a seed and question. The interval is of the mean over these seeds, for other questions

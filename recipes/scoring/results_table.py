@@ -54,8 +54,14 @@ class Row:
 
 
 def percent(score: Score) -> str:
-    """`44.0 [39.6, 48.4], n = 500`."""
-    return f"{100 * score.value:.1f} [{100 * score.low:.1f}, {100 * score.high:.1f}], n = {score.n:,}"
+    """`44.0 [39.7, 48.4] Wilson, n = 500`."""
+    ends = f"[{100 * score.low:.1f}, {100 * score.high:.1f}] {score.interval}"
+    return f"{100 * score.value:.1f} {ends}, n = {score.n:,}"
+
+
+def cut_of(cut: int, n: int) -> str:
+    """What a table says of examples that did not fit the model; nothing where all of them did."""
+    return f"{cut:,} of {n:,} cut" if cut else ""
 
 
 def published_rows(task: str, subject: str = "") -> list[Row]:
@@ -70,7 +76,8 @@ def published_rows(task: str, subject: str = "") -> list[Row]:
 HEADER = ("task", "model", "how", "score, % [95 % interval]")
 NOTE = (
     "Rows marked published are from the literature (arXiv 2403.18421 and what it cites), most of fine-tuned models; "
-    "the others were computed here. Intervals: bootstrap over questions or sentences."
+    "the others were computed here. Intervals: Wilson's of proportions, each question right or wrong; bootstrap over "
+    "questions or sentences of what is none. Cut: did not fit the model, and lost a part."
 )
 
 
@@ -79,6 +86,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
     lines = [f"| {' | '.join(HEADER)} |", "|---|---|---|---|"]
     for row in rows:
         cells = (row.task, row.model, row.how, row.score)
+        cells = tuple(cell.replace("|", "\\|") for cell in cells)
         lines.append("| " + " | ".join(f"*{cell}*" if row.published else cell for cell in cells) + " |")
     return "\n".join([*lines, "", NOTE, ""])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, cast
 
 from composer import Logger, State
 from composer.loggers import LoggerDestination
@@ -32,7 +32,12 @@ class Console(LoggerDestination):
         self._tokens = 0
         self._batch_start_s = self._fit_start_s = 0.0
         self._first_batch = 0
+        self._loss_unit = ""
         self._on = dist.get_global_rank() == 0
+
+    def init(self, state: State, logger: Logger) -> None:
+        """Ask the model what its loss is a mean over."""
+        self._loss_unit = cast(str, state.model.loss_unit)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
         """Remember the last value of each metric."""
@@ -61,7 +66,7 @@ class Console(LoggerDestination):
         lr = state.optimizers[0].param_groups[0]["lr"]
         parts = [
             f"batch {batch:>{len(str(self.batches))}}/{self.batches}",
-            f"loss {loss:6.3f} nats/token",
+            f"loss {loss:6.3f} {self._loss_unit}",
             f"lr {lr:.2e}",
             f"{speed:,.0f} tokens/s",
             *(text.format(self._last[name]) for name, text in SHOWN.items() if name in self._last),
@@ -84,7 +89,7 @@ class Console(LoggerDestination):
         loss, perplexity, bits = (float(self._last.get(f"metrics/eval/{name}", float("nan"))) for name in names)
         if self._on:
             print(
-                f"  validation at batch {int(state.timestamp.batch)}: loss {loss:.4f} nats/token, "
+                f"  validation at batch {int(state.timestamp.batch)}: loss {loss:.4f} {self._loss_unit}, "
                 f"perplexity {perplexity:.1f}, {bits:.4f} bits/byte",
                 flush=True,
             )

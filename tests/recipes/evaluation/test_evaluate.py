@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import math
@@ -25,7 +26,7 @@ from data_prep.filtering.corpus_format import read_documents
 from data_prep.filtering.decontamination import GRAM_WORDS
 from data_prep.sources.document import Document
 from data_prep.tasks.registry import load
-from data_prep.tasks.task_set import Question, TaskSet
+from data_prep.tasks.task_set import Question, TaskSet, part_by_hash
 from data_prep.tasks.token_classification import SCHEMES, count
 from patience import patience_s
 from project import ROOT
@@ -42,6 +43,7 @@ from recipes.finetuning.encoding import Encoder, add_tokens, collate
 from recipes.finetuning.heads import FineTuned, TaskHead
 from recipes.modeling.model_folder import load_pretrained
 from recipes.scoring.bootstrap import bootstrap, measures, over_seeds
+from recipes.scoring.results_table import percent
 
 MakeModel = Callable[..., Path]
 
@@ -267,6 +269,43 @@ def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., P
     assert found.too_short == {"pmid", "absent"} and found.documents == len(held)
 
 
+@pytest.mark.parametrize("n", [1, 2, 5, 30, 500])
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_the_interval_of_a_proportion_is_wilsons(n: int, share: float) -> None:
+    """Against scipy's; it has a width wherever it lies, and holds the value."""
+    from scipy.stats import binomtest
+
+    right = round(share * n)
+    score = bootstrap([1.0] * right + [0.0] * (n - right))
+    expected = binomtest(right, n).proportion_ci(0.95, "wilson")
+    assert (score.low, score.high) == pytest.approx((expected.low, expected.high), abs=1e-6)
+    assert score.interval == "Wilson" and score.low < score.high and score.low <= score.value <= score.high
+    assert percent(score).endswith(f" Wilson, n = {n}")
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_what_is_no_proportion_has_a_width_at_0_and_1_too(value: float) -> None:
+    """F1 of entities, several seeds: all right, or all wrong."""
+    for tops, bottoms in (
+        (np.full((1, 6), 2 * value), np.full((1, 6), 2.0)),
+        (np.full((3, 6), value), np.ones((3, 6))),
+    ):
+        score = bootstrap(tops, bottoms)
+        assert score.value == value and score.high - score.low > 0.3 and score.interval == "Wilson" and score.n == 6
+    mixed = bootstrap(np.array([2.0, 0.0, 2.0]), np.array([2.0, 2.0, 2.0]))
+    assert mixed.interval == "bootstrap" and "] bootstrap, n = 3" in percent(mixed)
+
+
+def test_a_part_by_hash_is_no_beginning() -> None:
+    """Files are sorted by subject or label; a part that grows keeps what it had."""
+    asked = [*questions(300, "anatomy"), *questions(300, "virology")]
+    few, more = part_by_hash(asked, 60), part_by_hash(asked, 120)
+    assert [q for q in asked if q in few] == few and set(few) <= set(more) and len(few) == 60
+    assert 18 < sum(q.subject == "anatomy" for q in few) < 42
+    assert part_by_hash(asked[::-1], 60) == few[::-1]
+    assert part_by_hash(asked, None) == part_by_hash(asked, 600) == part_by_hash(asked, 601) == asked
+
+
 def test_bootstrap_interval() -> None:
     values = np.random.default_rng(0).random(1000) < 0.3
     score = bootstrap(values.astype(float))
@@ -323,12 +362,15 @@ def test_the_command_line(
     assert Path(harness["dataset_kwargs"]["data_files"]["test"]).is_file()
     evaluate.main(command)
     assert "up to date" in capsys.readouterr().out
-    # On a trial's few questions the baseline is theirs, as the scores are.
+    # On a trial's few questions, chosen by hash, the baseline is theirs, as the scores are; and the row says so.
     evaluate.main([*command[:6], "--limit", "7", "--out", str(tmp_path / "few")])
-    answers = Counter(question.answer for question in load("medmcqa", data).questions("dev")[:7])
-    assert (
-        f"always the commonest answer | baseline | {100 * max(answers.values()) / 7:.1f} |" in capsys.readouterr().out
-    )
+    asked = load("medmcqa", data).questions("dev")
+    few = sorted(asked, key=lambda question: hashlib.sha256(question.id.encode()).digest())[:7]
+    answers, printed = Counter(question.answer for question in few), capsys.readouterr().out
+    assert f"always the commonest answer | baseline | {100 * max(answers.values()) / 7:.1f} |" in printed
+    lines = (tmp_path / "few/medmcqa-letter.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [q.id for q in asked if q in few]
+    assert "| 0-shot, letter, a part, 7 of 30, " in printed and "Wilson, n = 7 |" in printed
     with pytest.raises(BadInput, match=r"shots: 0 -> 1|no train or dev"):
         evaluate.main([*command, "--shots", "1"])
 

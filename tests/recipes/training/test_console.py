@@ -1,0 +1,30 @@
+"""A loss is printed in the unit of what was computed."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from recipes.finetuning.encoding import ADDED_TOKENS
+from recipes.finetuning.names import LOSS_UNITS
+from recipes.modeling.gpt2 import BioMedLM
+from recipes.training.console import Console
+
+
+@pytest.mark.parametrize("unit", sorted({BioMedLM.loss_unit, *LOSS_UNITS.values()}))
+def test_the_unit_is_the_models(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
+    optimizer, timestamp = SimpleNamespace(param_groups=[{"lr": 1e-3}]), SimpleNamespace(batch=1, token=64)
+    state: Any = SimpleNamespace(model=SimpleNamespace(loss_unit=unit), optimizers=[optimizer], timestamp=timestamp)
+    console, logger = Console(1, 2), cast(Any, None)
+    for event in (console.init, console.fit_start, console.batch_start):
+        event(state, logger)
+    console.log_metrics({"loss/train/total": 1.25})
+    timestamp.batch = 2
+    console.batch_end(state, logger)
+    assert f"loss  1.250 {unit} |" in capsys.readouterr().out
+
+
+def test_every_kind_of_task_has_a_unit() -> None:
+    assert LOSS_UNITS.keys() == ADDED_TOKENS.keys()
