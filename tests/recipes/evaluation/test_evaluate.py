@@ -370,7 +370,7 @@ def test_the_command_line(
     assert f"always the commonest answer | baseline | {100 * max(answers.values()) / 7:.1f} |" in printed
     lines = (tmp_path / "few/medmcqa-letter.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == [q.id for q in asked if q in few]
-    assert "| 0-shot, letter, a part, 7 of 30, " in printed and "Wilson, n = 7 |" in printed
+    assert "| 0-shot, letter, a part, 7 of 30 |" in printed and "Wilson, n = 7 |" in printed
     with pytest.raises(BadInput, match=r"shots: 0 -> 1|no train or dev"):
         evaluate.main([*command, "--shots", "1"])
 
