@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.tasks.task_set import Examples
 from recipes.checkpointing import trained_model
 from recipes.checkpointing.trained_model import Source
+from recipes.finetuning.kinds import KINDS
 
 if TYPE_CHECKING:
     from recipes.finetuning.encoding import Encoded, Encoder
@@ -28,8 +29,7 @@ def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
 def say_cut(name: str, cut: int, n: int, kind: str) -> None:
     """Print how much of a split was too long, if anything was."""
     if cut:
-        done = "are read in windows" if kind == "tags" else "were cut"
-        print(f"{name}: {cut:,} of {n:,} examples are longer than seq_len and {done}", flush=True)
+        print(f"{name}: {cut:,} of {n:,} examples are longer than seq_len and {KINDS[kind].if_too_long}", flush=True)
 
 
 def build_task_dataloader(

@@ -27,10 +27,9 @@ from torch.utils.data import Dataset
 
 from data_prep.common.errors import BadInput
 from data_prep.tasks.task_set import Pair, Question, Sentence
+from recipes.finetuning.kinds import KINDS
 
-PAD, SEP, START = "[PAD]", "[SEP]", "<|startoftext|>"
-CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"
-ADDED_TOKENS = {"choice": (SEP,), "verdict": (CONTEXT, QUESTION, ANSWER), "pairs": (START,), "tags": ()}
+PAD = "[PAD]"
 # How texts are encoded: what looks like a special token in one is text.
 AS_TEXT: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 NO_TAG = -100  # what cross entropy passes over: positions that no tag is told at
@@ -40,7 +39,7 @@ Batch = dict[str, torch.Tensor]
 
 def add_tokens(tokenizer: Any, kind: str) -> None:
     """Add the tokens of a kind of task, and [PAD]; those that are there stay what they are."""
-    tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": list(ADDED_TOKENS[kind])})
+    tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": list(KINDS[kind].added_tokens)})
     tokenizer.padding_side = "right"
 
 
@@ -77,7 +76,7 @@ class Encoder:
         self.seq_len = seq_len
         self.numbers = {label: number for number, label in enumerate(labels)}
         self.pad_id = int(tokenizer.pad_token_id)
-        self._added = [int(tokenizer.convert_tokens_to_ids(token)) for token in ADDED_TOKENS[kind]]
+        self._added = [int(tokenizer.convert_tokens_to_ids(token)) for token in KINDS[kind].added_tokens]
 
     def __call__(self, example: Question | Pair | Sentence) -> Encoded:
         """Encode one example.

@@ -26,7 +26,7 @@ from data_prep.common.files import write_json
 from data_prep.tasks.token_classification import count, scheme_of
 from recipes.config.schema import LoraConfig
 from recipes.finetuning.encoding import NO_TAG, Batch
-from recipes.finetuning.names import LOSS_UNITS
+from recipes.finetuning.kinds import KINDS
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.gpt2 import is_block
 from recipes.modeling.model_folder import HEAD, TASK, load_pretrained, read_task, save_pretrained
@@ -107,7 +107,7 @@ class FineTuned(ComposerModel):
         self.model = use_scaled_attention(model)
         self.model.__class__ = GPT2WithHidden
         self.task_head = task_head
-        self.loss_unit = LOSS_UNITS[task_head.kind]
+        self.loss_unit = KINDS[task_head.kind].loss_unit
         self.head: nn.Linear | None = None
         if task_head.kind != "pairs":
             self.head = nn.Linear(model.config.n_embd, task_head.rows, bias=False)
@@ -171,11 +171,7 @@ class FineTuned(ComposerModel):
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
         """Accuracy, the loss of the targets, or F1 of the entities, on evaluation."""
-        return (
-            {}
-            if is_train
-            else {{"pairs": "TargetLoss", "tags": "F1"}.get(self.task_head.kind, "Accuracy"): MeanMetric()}
-        )
+        return {} if is_train else {KINDS[self.task_head.kind].dev_metric: MeanMetric()}
 
     def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
         """Add a batch."""

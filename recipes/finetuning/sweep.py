@@ -23,6 +23,7 @@ from recipes.checkpointing.trained_model import Source, find_source
 from recipes.config.loading import load_finetune_config, read_yaml
 from recipes.config.schema import FinetuneConfig
 from recipes.config.values import read_value, write_override
+from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import SCORES
 from recipes.finetuning.planning import FinetunePlan, architecture, finetuning_fingerprint, make_finetune_plan, splits
 from recipes.modeling.size import flops_per_token
@@ -31,7 +32,6 @@ from recipes.runs.names import RECORD
 from recipes.runs.processes import command_of, execute, last_line, run_here
 
 RUNS, LOGS, TEST = "runs", "logs", "test"
-METRIC = {"choice": "acc", "verdict": "acc", "pairs": "rougeL", "tags": "f1"}  # what is best of each kind of task
 # What decides which sweep it is, or what the sweep itself sets.
 NOT_IN_GRID = ("task", "data", "run_name", "run_dir", "save_remote", "score_test")
 
@@ -185,7 +185,7 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
 
     common, _ = configure({}, *(write_override("run_name", path.stem) for _ in range("run_name" not in given)))
     task = load(common.task, Path(common.data))
-    n_train = len(splits(task)["train"])
+    n_train, kind = len(splits(task)["train"]), KINDS[task.kind]
     sources: dict[str, Source] = {}
     jobs: dict[str, Job] = {}
     for chosen in itertools.product(*grid.values()):
@@ -205,11 +205,11 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
                 raise BadInput(f"{path}: two runs of the grid are the same: {other.values} and {values}")
         check_fingerprint(folder, identity, cfg.resume.allow)
         examples = plan.batches * cfg.global_train_batch_size
-        tokens = examples * cfg.seq_len * (4 if task.kind == "choice" else 1)
+        tokens = examples * cfg.seq_len * kind.sequences
         flops = tokens * flops_per_token(model, cfg.seq_len)
         jobs[name] = Job(name, values, folder, changes, identity, plan, examples, tokens, flops, cfg.world_size)
     print(describe(task), flush=True)
-    return Sweep(common.run_name, Path(common.run_dir), base, grid, METRIC[task.kind], tuple(jobs.values()))
+    return Sweep(common.run_name, Path(common.run_dir), base, grid, kind.metric, tuple(jobs.values()))
 
 
 def format_sweep(sweep: Sweep) -> str:

@@ -18,7 +18,8 @@ from recipes.config.checks import check_account
 from recipes.config.schema import FinetuneConfig
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.finetuning.data import build_task_dataloader, encode, load_tokenizer
-from recipes.finetuning.names import LOSS_UNITS, SCORES
+from recipes.finetuning.kinds import KINDS
+from recipes.finetuning.names import SCORES
 from recipes.finetuning.planning import (
     FinetunePlan,
     architecture,
@@ -117,7 +118,7 @@ def train(
     tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
     counts = {split: len(examples) for split, examples in parts.items()}
-    facts = {"plan": asdict(plan), "data": counts, "loss_unit": LOSS_UNITS[head.kind]}
+    facts = {"plan": asdict(plan), "data": counts, "loss_unit": KINDS[head.kind].loss_unit}
     start = find_start(Path(cfg.run_dir), cfg, wanted, remote)
     prepared = prepare_run(cfg, start, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
     model, _ = build_model(cfg, source, head, len(tokenizer))

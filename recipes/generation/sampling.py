@@ -94,7 +94,7 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
     if task:
         from tokenizers.processors import TemplateProcessing
 
-        from recipes.finetuning.encoding import START
+        from recipes.finetuning.kinds import START
 
         start = (START, tokenizer.convert_tokens_to_ids(START))
         template: Any = TemplateProcessing

@@ -1,1 +1,1 @@
-"""Scores with bootstrap intervals, and tables beside published numbers."""
+"""Scores with their intervals, and tables beside published numbers."""

@@ -54,7 +54,7 @@ CAUSES: dict[str, list[tuple[Case, str]]] = {
             ({"limit": 9}, "| 0-shot, option, a part, 9 of 20 |")],
     "score": [({"right_norm": 2}, "| 0-shot, option, by length | 10.0 ["),
               ({"right": 20}, "| 100.0 [83.9, 100.0] Wilson, n = 20 |"), ({"first": 20}, "| baseline | 100.0 |")],
-    "published": [({"task": "own"}, None)],
+    "published": [({"task": "own"}, "")],
 }  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import weakref
 from collections.abc import Callable
 from dataclasses import replace
@@ -152,10 +153,15 @@ def train_accuracy(cfg: FinetuneConfig) -> float:
     return values.sum() / weights.sum()
 
 
-def test_multiple_choice_is_learned(configure: Configure, tmp_path: Path, base: Path) -> None:
+def test_multiple_choice_is_learned(
+    configure: Configure, tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_choice(tmp_path / "data", 200)
     cfg = configure("medmcqa", "max_duration=30ep", "eval_interval=200ba")
     assert training.finetune(cfg)
+    printed = capsys.readouterr().out
+    assert re.search(r"batch +1/\d+ \| loss +[\d.]+ nats/question \|", printed) and "nats/token" not in printed
+    assert json.loads((tmp_path / "run/run.json").read_text())["loss_unit"] == "nats/question"
     assert scores_of(tmp_path / "run")["test"]["acc"]["value"] > 0.9, "held-out questions"
     lines = (tmp_path / "run/predictions-test.jsonl").read_text().splitlines()
     assert len(lines) == 60 and len(json.loads(lines[0])["scores"]) == 4
@@ -433,6 +439,32 @@ def test_a_special_token_in_a_users_text_is_text(token: str, encoders: Callable[
         for sequence, without in zip(encoder(example).sequences, plain.sequences, strict=True):
             assert [n for n in sequence if n in special] == [n for n in without if n in special], kind
             assert token in encoder.tokenizer.decode([n for n in sequence if n not in special]), kind
+
+
+@pytest.mark.parametrize("kind", ["choice", "pairs", "tags"])
+def test_what_is_cut_of_test_is_said_and_kept(
+    kind: str, base: Path, encoders: Callable[..., Encoder], configure: Configure, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Of the split that is scored, not of train and dev alone."""
+    tokenizer = encoders(kind).tokenizer
+    heads.save(small(base, kind, len(tokenizer)), tokenizer, tmp_path / "run/model")
+    short, long = "cyt hep", " ".join(WORDS * 20)
+    examples: dict[str, Any] = {
+        "choice": [Question(text, text, ("gen", "lip"), 0, "f, line 1") for text in (short, long)],
+        "pairs": [Pair(text, text, "gen", "f, line 1") for text in (short, long)],
+        "tags": [
+            Sentence(text, tuple(text.split()), ("O",) * len(text.split()), "f, line 1") for text in (short, long)
+        ],
+    }
+    parts: Any = {"dev": examples[kind][:1], "test": examples[kind]}
+    score(configure("medmcqa"), parts, ("dev", "test"))
+    done = "are read in windows" if kind == "tags" else "were cut"
+    printed = capsys.readouterr().out
+    assert f"test: 1 of 2 examples are longer than seq_len and {done}\n" in printed and "dev: 1 of" not in printed
+    assert json.loads((tmp_path / "run/scores.json").read_text())["cut"] == {"dev": 0, "test": 1}
+    lines = (tmp_path / "run/predictions-test.jsonl").read_text().splitlines()
+    assert [json.loads(line)["cut"] for line in lines] == [False, True]
 
 
 def test_truncation_keeps_what_decides(encoders: Callable[..., Encoder]) -> None:

@@ -27,7 +27,8 @@ from data_prep.common.errors import BadInput
 from patience import patience_s
 from project import ROOT
 from recipes import generate
-from recipes.finetuning.encoding import START, add_tokens
+from recipes.finetuning.encoding import add_tokens
+from recipes.finetuning.kinds import START
 from recipes.generation import samples
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 from recipes.generation.web_guard import MAX_BODY_BYTES, PATHS

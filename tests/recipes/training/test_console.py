@@ -7,13 +7,12 @@ from typing import Any, cast
 
 import pytest
 
-from recipes.finetuning.encoding import ADDED_TOKENS
-from recipes.finetuning.names import LOSS_UNITS
+from recipes.finetuning.kinds import KINDS
 from recipes.modeling.gpt2 import BioMedLM
 from recipes.training.console import Console
 
 
-@pytest.mark.parametrize("unit", sorted({BioMedLM.loss_unit, *LOSS_UNITS.values()}))
+@pytest.mark.parametrize("unit", sorted({BioMedLM.loss_unit, *(kind.loss_unit for kind in KINDS.values())}))
 def test_the_unit_is_the_models(unit: str, capsys: pytest.CaptureFixture[str]) -> None:
     optimizer, timestamp = SimpleNamespace(param_groups=[{"lr": 1e-3}]), SimpleNamespace(batch=1, token=64)
     state: Any = SimpleNamespace(model=SimpleNamespace(loss_unit=unit), optimizers=[optimizer], timestamp=timestamp)
@@ -24,7 +23,3 @@ def test_the_unit_is_the_models(unit: str, capsys: pytest.CaptureFixture[str]) -
     timestamp.batch = 2
     console.batch_end(state, logger)
     assert f"loss  1.250 {unit} |" in capsys.readouterr().out
-
-
-def test_every_kind_of_task_has_a_unit() -> None:
-    assert LOSS_UNITS.keys() == ADDED_TOKENS.keys()
