@@ -26,7 +26,7 @@ from recipes.checkpointing import checkpoint
 from recipes.config.loading import load_finetune_config, to_yaml
 from recipes.config.schema import FinetuneConfig, ModelConfig
 from recipes.finetuning import heads, release, training
-from recipes.finetuning.encoding import NO_TAG, Encoder, add_tokens, collate
+from recipes.finetuning.encoding import AS_TEXT, NO_TAG, Encoder, add_tokens, collate
 from recipes.finetuning.heads import FineTuned, TaskHead
 from recipes.finetuning.planning import make_finetune_plan, splits
 from recipes.finetuning.release import export
@@ -510,7 +510,7 @@ def test_each_tag_is_told_at_the_last_token_of_its_word(encoders: Callable[..., 
         for word in sentence.words:
             text += f" {word}"
             ends.append(len(text))
-        whole = encoder.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        whole = encoder.tokenizer(text, **AS_TEXT, return_offsets_mapping=True)
         if not {"\u00a0", "in vivo"} & set(sentence.words):  # a blank in a word may be joined to what is beside it
             assert list(sequence[1:]) == whole["input_ids"]
             told = [whole["offset_mapping"][n - 1][1] for n, tag in enumerate(tags) if tag != NO_TAG]
