@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import lzma
-import re
 import shutil
 import sqlite3
 from collections import Counter
@@ -32,12 +31,12 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, link, write_text
 from data_prep.common.limits import DAY, Real
 from data_prep.common.manifest import begin, finished, library_versions, publish
-from data_prep.common.pmid import DIGITS
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
 from data_prep.filtering import decontamination, spool
 from data_prep.filtering.card import corpus_card, step_of
 from data_prep.filtering.corpus_format import FORMAT, PART, SPLITS, STAGE
+from data_prep.filtering.held_out import read_pmids
 from data_prep.filtering.parts import Tally, read_tallies, write_parts
 from data_prep.filtering.selection import Selection
 from data_prep.filtering.spool import Batch, Rules
@@ -47,9 +46,6 @@ from data_prep.sources.document import Source
 XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
 VAL_FRACTION = Real(0, 1, above=True, below=True)
 NEAR_DUPLICATES = Real(0, 1, above=True)
-# A line of --exclude-pmids: the number stands alone or before another column; `10.1038/x` begins with none.
-PMID_LINE = re.compile(rf'\s*"?(?:pmid:\s*)?({DIGITS.pattern})"?(?:[\s,;]|$)'.encode(), re.IGNORECASE)
-HEADING = re.compile(rb'\s*["#]?\s*[A-Za-z_][\w ]*(?:["\s,;]|$)')
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 
 
@@ -113,7 +109,7 @@ def build_corpus(
     rules = Rules(
         val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation), near_duplicates is not None
     )
-    pmids = list(_pmids(pmid_files))
+    pmids = list(read_pmids(pmid_files))
     decontamination.load(rules.evaluation)
     batches = [b for name, (source, _) in sources.items() for b in spool.batches(name, source, files[name], rules)]
     try:
@@ -269,28 +265,6 @@ def _results(tallies: Mapping[str, Tally], dropped: Mapping[str, int], val_text:
         "baselines": {"xz9_bits_per_byte": _xz9_bits_per_byte(val_text)},
         "versions": library_versions("lxml", "orjson", "zstandard"),
     }
-
-
-def _pmids(files: Sequence[Input]) -> Iterator[int]:
-    """The numbers that lines begin with, as `17` or `pmid:17`; a first line that begins with a word is a heading.
-
-    Raises:
-        BadInput: a line begins with something else, or a file has no number.
-    """
-    for file in files:
-        count = 0
-        with inputs.reading(file) as stream:
-            for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
-                line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
-                if b"\r" in line:
-                    raise BadInput(f"{file.url}, line {number}: its lines end in CR alone; end them in LF")
-                if found := PMID_LINE.match(line):
-                    count += 1
-                    yield int(found[1])
-                elif line.strip() and (number > 1 or not HEADING.match(line)):
-                    raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
-        if not count:
-            raise BadInput(f"{file.url}: holds no PubMed number; a line begins with one, as 12345678 or pmid:12345678")
 
 
 def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:
