@@ -6,9 +6,9 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import date
 from typing import Any
 
+from data_prep.common.dates import is_day
 from data_prep.common.errors import BadInput
 from data_prep.common.names import is_plain
 
@@ -150,13 +150,6 @@ LINE = Text(lambda text: text.strip() and text.isprintable(), "one line of print
 PROSE = Text(lambda text: text.strip() and "\0" not in text, "a text, not empty")
 
 
-def _is_day(text: str) -> bool:
-    try:
-        return len(text) == 10 and bool(date.fromisoformat(text))
-    except ValueError:
-        return False
-
-
-DAY = Text(_is_day, "a day such as 2026-01-31")
+DAY = Text(is_day, "a day such as 2026-01-31")
 BUCKET = Text(re.compile(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?").fullmatch, "of the form s3://bucket/prefix")
 SEQ_LEN = Whole(2, 2**20)  # tokens of a sample; the second is predicted from the first

@@ -18,12 +18,12 @@ from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 from data_prep.common.command_line import Allowed, names
+from data_prep.common.dates import iso_date
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import Text
 from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.dates import iso_date
 from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, switch
 
 ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"

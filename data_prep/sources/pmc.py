@@ -24,13 +24,13 @@ import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 from data_prep.common.command_line import Allowed
+from data_prep.common.dates import iso_date
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import OneOf
 from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.dates import iso_date
 from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, switch
 
 # fmt: off

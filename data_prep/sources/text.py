@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
+from data_prep.common.dates import parse_date
 from data_prep.common.errors import BadInput
 from data_prep.common.pmid import parse_pmid, pmid_of_id
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.dates import parse_date
 from data_prep.sources.document import Bad, Document, Dropped, Entry, switch
 
 if TYPE_CHECKING:

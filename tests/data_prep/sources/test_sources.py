@@ -19,13 +19,13 @@ import pytest
 import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.dates import iso_date, parse_date
 from data_prep.common.errors import BadInput
 from data_prep.files.inputs import reading
 from data_prep.filtering import corpus_format, spool
 from data_prep.filtering.build_corpus import build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources import medline, pmc, sample
-from data_prep.sources.dates import iso_date, parse_date
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
@@ -133,7 +133,7 @@ def test_a_date_is_of_the_calendar_in_every_source_and_filter(tmp_path: Path, sa
         only_article(tmp_path / "a.nxml").date,
     ):
         assert found is None or found == parse_date(found), found
-    with pytest.raises(BadInput, match=r"--recent-after .* is not a day"):
+    with pytest.raises(BadInput, match=r"--recent-after = .* must be a day"):
         build_corpus({"text": (Text(), [str(tmp_path / "a.jsonl")])}, tmp_path / "corpus", recent_after=said)
 
 
@@ -474,7 +474,7 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
         "noncommercial": ["pmcid:PMC1", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
         "all": ["pmcid:PMC1", "pmcid:PMC3", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
     }
-    with pytest.raises(BadInput, match="--licenses free is not one of commercial, noncommercial, all"):
+    with pytest.raises(BadInput, match="--licenses = .free., but it must be one of commercial, noncommercial, all"):
         Pmc("free")
     with tarfile.open(tmp_path / "in.tar", "w") as archive:  # as acquire.py packs them
         for name, (_, metadata) in articles.items():
