@@ -27,17 +27,22 @@ from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict, read_json, write_json, write_text
 from data_prep.common.limits import Whole
-from data_prep.common.manifest import difference
 from recipes.config.command_line import parse_run
 from recipes.evaluation.over_seeds import evaluate_runs
 from recipes.finetuning.sweep import TEST, Sweep, format_sweep, load_sweep, run_all, run_only
 from recipes.finetuning.sweep_results import choose, draw, to_markdown
 from recipes.runs.environment import environment
+from recipes.runs.fingerprint import changes, complete
 from recipes.runs.lock import hold
 from recipes.runs.names import RECORD
 from recipes.runs.signals import leave_at_once_when_told
 
 RESULTS, TABLE, PICTURE = "results.json", "table.md", "dev.png"
+
+
+def _changes(recorded: JsonDict, wanted: JsonDict) -> list[str]:
+    """Lines `run.key: recorded -> wanted` of the fingerprints of two sweeps' runs."""
+    return changes({name: complete(one, wanted.get(name, {})) for name, one in recorded.items()}, wanted)
 
 
 def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDict:
@@ -58,7 +63,7 @@ def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDi
     facts = environment(1)  # before the runs
     with hold(folder):
         results = read_json(path) if path.is_file() else None
-        if results is not None and (lines := difference(results["identity"], sweep.identity)):
+        if results is not None and (lines := _changes(results["identity"], sweep.identity)):
             raise BadInput(
                 f"{folder} holds a sweep that has chosen its best and looked at test:\n  "
                 + "\n  ".join(lines[:5])

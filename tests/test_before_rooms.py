@@ -68,6 +68,8 @@ def test_a_run_of_then_is_resumed_bit_for_bit(old: Path) -> None:
     for before, name in RENAMED.items():
         now = [text.replace(before, name) for text in now]
     places = [f"data.shards={old / 'shards'}", f"data.tokenizer={old / 'tokenizer'}", f"run_dir={run}"]
+    with pytest.raises(BadInput, match=r"schedule\.name: 'cosine' -> 'linear'"):
+        train(load_config(ROOT / "yamls/smoke-cpu.yaml", [*now, *places, "scheduler.name=linear"]))
     assert train(load_config(ROOT / "yamls/smoke-cpu.yaml", [*now, *places])) is not None
     found = dict(read_run(run).series[TRAIN_LOSS])
     assert found.keys() == expected.keys() == set(range(1, 13))

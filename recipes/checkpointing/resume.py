@@ -11,7 +11,7 @@ from typing import Any
 from composer.utils import dist
 
 from data_prep.common.errors import BadInput, Unavailable
-from data_prep.common.files import JsonDict
+from data_prep.common.files import JsonDict, read_json
 from data_prep.common.manifest import read_manifest
 from recipes.checkpointing.checkpoint import MONOLITH, checkpoint_batch, is_sharded, newest_intact
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
@@ -19,9 +19,9 @@ from recipes.checkpointing.safe_loading import entries, write_sharded
 from recipes.config.schema import RunConfig, batches_of
 from recipes.dataloading import skipped_data
 from recipes.distributed.rank_zero import on_rank_zero
-from recipes.runs.fingerprint import refuse_difference
-from recipes.runs.folder import reached_batch
-from recipes.runs.names import CHECKPOINTS, METRICS, RECORD
+from recipes.runs.fingerprint import changes, complete, refuse_difference
+from recipes.runs.folder import reached_batch, refuse_without_effect
+from recipes.runs.names import CHECKPOINTS, CONFIG, METRICS, RECORD
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,16 @@ class Start:
         sharded: whether the run is to be sharded by FSDP, and its checkpoints with it.
         skipped: positions of the training data that the run leaves out, as `skipped_data.merge` returns them.
         copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
+        batch: that its checkpoint was saved after.
+        changed: lines `key: old -> new` of the fingerprint since that checkpoint.
     """
 
     load_path: str | None
     sharded: bool
     skipped: list[skipped_data.Window] = field(default_factory=list)
     copy: Path | None = None
+    batch: int = 0
+    changed: list[str] = field(default_factory=list)
 
     def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
         """Leave out of what is to be loaded the callbacks that a sharded checkpoint knows nothing of.
@@ -75,7 +79,7 @@ def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun
     Args:
         folder: the run folder.
         cfg: the configuration.
-        wanted: the identity that a checkpoint must have, but for `cfg.resume.allow`.
+        wanted: the fingerprint that a checkpoint must have, but for `cfg.resume.allow`.
         remote: the copy of the run folder on an object store.
 
     Raises:
@@ -110,20 +114,24 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
             print(f"no checkpoint at {remote.url}: starting anew", flush=True)
         return Start(None, sharded)
     identity = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["identity"]
+    identity = complete(identity, wanted, folder / CONFIG)
     refuse_difference(str(checkpoint), identity, wanted, cfg.resume.allow)
-    batch, reached = checkpoint_batch(checkpoint), reached_batch(folder)
+    batch, reached, changed = checkpoint_batch(checkpoint), reached_batch(folder), changes(identity, wanted)
+    acting = changes(identity, wanted, of_training=True)
+    if acting and batch >= wanted["schedule"]["batches"]:
+        refuse_without_effect(f"{checkpoint} is of batch {batch}", batch, acting)
     again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
     print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
     if is_sharded(checkpoint):
         if not cfg.fsdp:
             raise BadInput(f"{checkpoint} is sharded; it needs the fsdp: section that it was saved with")
-        return Start(str(checkpoint), True)
+        return Start(str(checkpoint), True, batch=batch, changed=changed)
     if not sharded:
-        return Start(str(checkpoint / MONOLITH), False)
+        return Start(str(checkpoint / MONOLITH), False, batch=batch, changed=changed)
     copy = checkpoint.with_name(f"{checkpoint.name}.sharded")
     shutil.rmtree(copy, ignore_errors=True)
     write_sharded(checkpoint, copy)
-    return Start(str(copy), True, copy=copy)
+    return Start(str(copy), True, copy=copy, batch=batch, changed=changed)
 
 
 def _newest_with_remote(
@@ -132,7 +140,7 @@ def _newest_with_remote(
     """`newest_intact` of the folder and the remote together; what is chosen lies in the folder then."""
 
     def accept(where: str, identity: JsonDict) -> None:
-        refuse_difference(where, identity, wanted, cfg.resume.allow)
+        refuse_difference(where, complete(identity, wanted, folder / CONFIG), wanted, cfg.resume.allow)
 
     contents = remote.contents()
     if RECORD in contents:  # before anything is written there or here: the prefix may be another run's
@@ -151,10 +159,12 @@ def _newest_with_remote(
 def _refuse_lost_checkpoints(folder: Path, interval_batches: int) -> None:
     """A batch later than the first that is saved shows that there was a checkpoint, or that it could not be written.
 
-    Unless a loss spike sent the run back to its beginning.
+    Unless a loss spike sent the run back to its beginning. A finished run has saved its last batch.
     """
     rewound = any(entry["to_batch"] == 0 for entry in skipped_data.read(folder))
-    if (reached := reached_batch(folder)) > interval_batches and not rewound:
+    finished = (folder / RECORD).is_file() and read_json(folder / RECORD)["finished"]
+    reached = reached_batch(folder)
+    if finished or (reached > interval_batches and not rewound):
         raise BadInput(
             f"{folder / METRICS} says that the run got to batch {reached}, and of its checkpoints none is left. "
             f"Bring one back, or start anew: give another run_name=…, or remove the folder (rm -r {folder})"

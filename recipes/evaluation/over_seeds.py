@@ -11,11 +11,12 @@ import numpy as np
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file, write_json, write_text
-from data_prep.common.manifest import begin, difference, finished, library_versions, publish
+from data_prep.common.manifest import begin, finished, library_versions, publish
 from recipes.evaluation.evaluate_model import FORMAT, STAGE
 from recipes.finetuning.names import PREDICTIONS, SCORES
 from recipes.runs.environment import environment
-from recipes.runs.names import RECORD
+from recipes.runs.fingerprint import changes, complete
+from recipes.runs.names import CONFIG, RECORD
 from recipes.scoring.bootstrap import measures, over_seeds
 from recipes.scoring.results_table import Row, cut_of, percent, published_rows, to_html, to_markdown
 
@@ -47,9 +48,14 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
         BadInput: the runs differ in more than their seed, or a seed comes twice.
     """
     runs = [read_predictions(folder) for folder in folders]
-    first, seeds = runs[0][0]["identity"], [record["identity"]["seed"] for record, _, _ in runs]
-    for folder, (record, _, _) in zip(folders, runs, strict=True):
-        if lines := difference(first, {**record["identity"], "seed": first["seed"]}):
+    newest = {key: value for record, _, _ in runs for key, value in record["identity"].items() if value is not None}
+    identities = [
+        complete(record["identity"], newest, folder / CONFIG)
+        for folder, (record, _, _) in zip(folders, runs, strict=True)
+    ]
+    first, seeds = identities[0], [identity["seed"] for identity in identities]
+    for folder, identity in zip(folders, identities, strict=True):
+        if lines := changes(first, {**identity, "seed": first["seed"]}):
             raise BadInput(f"{folder} differs from {folders[0]} in more than its seed:\n  " + "\n  ".join(lines))
     if len(set(seeds)) < len(seeds):
         raise BadInput(f"a seed comes twice among {', '.join(map(str, seeds))}")

@@ -44,6 +44,7 @@ def build_task_dataloader(
         world_size: ranks.
         seed: of the order of training, drawn anew for each pass; None: in the order of the split, to its last example.
     """
+    import torch
     from composer.core import DataSpec
     from composer.utils import dist
     from torch.utils.data import DataLoader, DistributedSampler
@@ -55,7 +56,15 @@ def build_task_dataloader(
     sampler: DistributedSampler[Any] = DistributedSampler(
         data, world_size, dist.get_global_rank(), shuffle=train, seed=seed or 0, drop_last=train
     )
-    loader = DataLoader(data, batch_size, sampler=sampler, drop_last=train, collate_fn=partial(collate, pad_id=pad_id))
+    loader = DataLoader(
+        data,
+        batch_size,
+        sampler=sampler,
+        drop_last=train,
+        collate_fn=partial(collate, pad_id=pad_id),
+        # Its own in an evaluation: each pass draws a number, which would move the dropout masks of training.
+        generator=None if train else torch.Generator(),
+    )
     return DataSpec(
         loader,
         split_batch=split_batch,

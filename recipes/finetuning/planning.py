@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict
+from data_prep.common.files import JsonDict, canonical_json, sha256_file
 from data_prep.tasks.task_set import Splits, TaskSet, split_by_hash
 from recipes.checkpointing.trained_model import Source
 from recipes.config.loading import load_recorded_config
@@ -14,6 +16,7 @@ from recipes.config.schema import Duration, FinetuneConfig, ModelConfig
 from recipes.modeling.model_config import read_model_config
 from recipes.modeling.size import lora_parameters, parameter_count
 from recipes.planning.memory import Layout, finetuning_moments, peak, with_reserve
+from recipes.runs.fingerprint import common_fingerprint
 from recipes.runs.names import CONFIG
 
 DEV_SHARE = 0.05  # of train, where the scored split is dev itself
@@ -130,14 +133,33 @@ def format_finetune_plan(plan: FinetunePlan, cfg: FinetuneConfig) -> str:
 
 
 def finetuning_fingerprint(cfg: FinetuneConfig, plan: FinetunePlan, task: TaskSet, source: Source) -> JsonDict:
-    """What decides a run's losses: a folder whose identity differs holds another run."""
+    """What decides a run's losses, and what it writes where it writes texts; another fingerprint is another run."""
     return {
+        **common_fingerprint(cfg),
         "task": {"name": task.name, "files": task.files},
         "model_sha256": source.sha256,
+        "model_config_sha256": _model_config_sha256(source),
+        "tokenizer_sha256": _tokenizer_sha256(source.tokenizer),
         "seed": cfg.seed,
         "batch": {"examples": cfg.global_train_batch_size, "seq_len": cfg.seq_len},
         "schedule": {"batches": plan.batches, "warmup_share": cfg.warmup_share},
-        "optimizer": {**asdict(cfg.optimizer), "gradient_clipping_norm": cfg.gradient_clipping_norm},
         "lora": asdict(cfg.lora) if cfg.lora else None,
-        "precision": cfg.precision,
+        "generation": asdict(cfg.generation) if task.kind == "pairs" else None,
     }
+
+
+def _model_config_sha256(source: Source) -> str:
+    """Of what the base model computes with its weights: dropout, scales, sizes."""
+    if source.run is None:
+        return sha256_file(source.weights / "config.json")
+    model = asdict(load_recorded_config(source.run / CONFIG).model)
+    model.pop("attn_implementation")
+    return hashlib.sha256(canonical_json(model).encode()).hexdigest()
+
+
+def _tokenizer_sha256(folder: Path) -> str:
+    """Of the files that texts are made into tokens by."""
+    names = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
+    return hashlib.sha256(
+        "".join(sha256_file(folder / n) for n in names if (folder / n).is_file()).encode()
+    ).hexdigest()

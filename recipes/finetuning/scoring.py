@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict:
     """Predict with the exported model; predictions-SPLIT.jsonl and scores.json in the run folder.
 
-    What else was scored before stays, but not when dev is: then the model was exported a moment ago.
+    What else was scored before stays, but not when dev is: then the model was exported a moment ago, or it writes in
+    another way.
     """
     import torch
 
@@ -45,6 +46,10 @@ def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict
         for metric, value in found.items():
             print(f"{split}: {metric} {percent(value)}", flush=True)
     write_json(folder / SCORES, {"task": cfg.task, "seed": cfg.seed, "scores": scores, "cut": cut})
+    current = {PREDICTIONS.format(split) for split in scores}
+    for path in folder.glob(PREDICTIONS.format("*")):
+        if path.name not in current:
+            path.unlink()
     return scores
 
 

@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from data_prep.common.files import JsonDict, read_json
+from data_prep.common.files import JsonDict, read_json, write_json, write_text
 from data_prep.common.world import world
 from data_prep.tasks import token_classification
 from data_prep.tasks.description import describe
@@ -15,6 +15,7 @@ from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Splits, TaskSet
 from recipes.checkpointing.trained_model import Source, find_source
 from recipes.config.checks import check_account
+from recipes.config.loading import to_yaml
 from recipes.config.schema import FinetuneConfig
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.finetuning.data import build_task_dataloader, encode, load_tokenizer
@@ -30,9 +31,10 @@ from recipes.finetuning.planning import (
 )
 from recipes.finetuning.release import build_model, export
 from recipes.finetuning.scoring import score
-from recipes.runs.fingerprint import check_fingerprint
-from recipes.runs.folder import finish_run
+from recipes.runs.fingerprint import changes, check_fingerprint
+from recipes.runs.folder import finish_run, is_finished
 from recipes.runs.lock import held_by_rank_zero
+from recipes.runs.names import CONFIG, RECORD
 
 if TYPE_CHECKING:
     from recipes.checkpointing.remote import RemoteRun
@@ -56,11 +58,9 @@ def finetune(cfg: FinetuneConfig) -> bool:
         print(f"{describe(task)}\n{format_finetune_plan(plan, cfg)}", flush=True)
     wanted = finetuning_fingerprint(cfg, plan, task, source)
     record = check_fingerprint(folder, wanted, cfg.resume.allow)
-    if record and record["finished"]:
-        if ranks.rank == 0 and cfg.score_test and "test" not in read_json(folder / SCORES)["scores"]:
-            score(cfg, parts, ("test",))
-        else:
-            print(f"{folder} is finished: nothing to do")
+    if record and is_finished(folder, record, wanted):
+        if ranks.rank == 0:
+            _score_again(cfg, parts, record, wanted)
         return False
     from recipes.training.trainer import connect
 
@@ -69,6 +69,23 @@ def finetune(cfg: FinetuneConfig) -> bool:
     with watching, held_by_rank_zero(folder):
         fit(cfg, plan, task, parts, source, wanted)
     return True
+
+
+def _score_again(cfg: FinetuneConfig, parts: Splits, record: JsonDict, wanted: JsonDict) -> None:
+    """Have a finished run score what it has not: test, or all splits if they are to be written in another way."""
+    folder = Path(cfg.run_dir)
+    scored = read_json(folder / SCORES)["scores"]
+    due = tuple(split for split in ("dev", "test") if split in scored or (split == "test" and cfg.score_test))
+    if changed := changes(record["identity"], wanted):
+        print("scoring again with", "; ".join(changed), flush=True)
+    else:
+        due = tuple(split for split in due if split not in scored)
+    if not due:
+        print(f"{folder} is finished: nothing to do")
+        return
+    score(cfg, parts, due)
+    write_text(folder / CONFIG, to_yaml(cfg))
+    write_json(folder / RECORD, {**record, "identity": wanted})
 
 
 def labels_of(task: TaskSet) -> tuple[str, ...]:

@@ -1,82 +1,178 @@
-"""The fingerprint of a run: what must be the same for a run to be resumed."""
+"""The fingerprint of a run: what decides its losses, and so must be the same for the run to be resumed.
+
+What is left out changes rounding alone: kernels, attention backends, microbatches, sharding, ranks and devices. With
+dropout they draw other masks from the same distribution.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
+
+from yaml import safe_load
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
 from data_prep.common.manifest import difference
 from data_prep.sharding.shard_format import ShardsInfo
-from recipes.config.schema import SchedulerConfig, TrainConfig
+from recipes.config.schema import FSDPConfig, RunConfig, SchedulerConfig, TrainConfig
 from recipes.planning.run_plan import Plan
-from recipes.runs.names import RECORD
+from recipes.runs.names import CONFIG, RECORD
+
+_ORDER = "under another order of the data the run would read some of it twice and some of it never"
+_SHAPE = "the weights in its checkpoints have that shape"
+# Keys that no resumed run can change -> why. `resume.allow` lets any other one pass, and the new value acts.
+FIXED = {
+    "tokenizer_sha256": "the run has learned the tokens of its tokenizer",
+    "shards_sha256": _ORDER,
+    "sample_order.*": _ORDER,
+    "batch.sequences": _ORDER,
+    "batch.examples": _ORDER,
+    "task.*": _ORDER,
+    "seed": _ORDER,
+    **{f"model.{size}": _SHAPE for size in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")},
+    "model.initializer_range": "weights are drawn when a run begins",
+    "model_sha256": "the weights come from its checkpoints, not from the base model",
+    "lora": _SHAPE,
+    "lora.r": _SHAPE,
+}
+
+
+def common_fingerprint(cfg: RunConfig) -> JsonDict:
+    """What decides the losses of every run, whatever it trains."""
+    return {
+        "optimizer": {**asdict(cfg.optimizer), "gradient_clipping_norm": cfg.gradient_clipping_norm},
+        "precision": cfg.precision,
+        "mixed_precision": (cfg.fsdp or FSDPConfig()).mixed_precision,
+    }
 
 
 def pretraining_fingerprint(cfg: TrainConfig, plan: Plan, shards: ShardsInfo | None) -> JsonDict:
-    """What decides a run's losses: a folder whose identity differs holds another run.
+    """What decides a run's losses: a folder whose fingerprint differs holds another run.
 
-    Without shards, which are not needed to look at a run that was made elsewhere, their hashes are None.
+    Without shards, which are not needed to look at a run that was made elsewhere, their hashes are None, which are not
+    compared.
     """
     model = asdict(cfg.model)
     model.pop("attn_implementation")  # the same mathematics by another kernel
-    schedule = asdict(cfg.scheduler)
-    if schedule["name"] == SchedulerConfig.name:  # as the records of runs say that are older than the choice
-        del schedule["name"], schedule["decay_share"]
     return {
+        **common_fingerprint(cfg),
         "model": model,
         "tokenizer_sha256": shards.tokenizer_sha256 if shards else None,
         "shards_sha256": shards.sha256 if shards else None,
         "sample_order": {"seed": cfg.seed, "num_canonical_nodes": cfg.data.num_canonical_nodes},
         "batch": {"sequences": cfg.global_train_batch_size, "seq_len": cfg.data.seq_len},
-        "schedule": {"batches": plan.batches, **schedule},
-        "optimizer": {**asdict(cfg.optimizer), "gradient_clipping_norm": cfg.gradient_clipping_norm},
-        "precision": cfg.precision,
+        "schedule": {"batches": plan.batches, **asdict(cfg.scheduler)},
     }
 
 
+def complete(recorded: JsonDict, wanted: JsonDict, config: Path | None = None) -> JsonDict:
+    """A recorded fingerprint with the keys that it lacks because they are younger than the record.
+
+    Args:
+        recorded: of a record or manifest.
+        wanted: a fingerprint of today.
+        config: the config.yaml beside the record, which says more; without it, a run had what was the default.
+    """
+    found = dict(recorded)
+    if missing := [key for key in ("mixed_precision", "generation") if wanted.get(key) and key not in found]:
+        told: Any = safe_load(config.read_text(encoding="utf-8")) if config and config.is_file() else {}
+        sharded = told.get("fsdp") or {}
+        said = {"mixed_precision": sharded.get("mixed_precision", FSDPConfig.mixed_precision), **told}
+        found |= {key: said.get(key, wanted[key]) for key in missing}
+    if "name" in wanted.get("schedule", {}):  # before it was recorded, it was the default
+        found["schedule"] = {"name": SchedulerConfig.name, "decay_share": None, **found.get("schedule", {})}
+    return found
+
+
+def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> list[str]:
+    """Lines `key: recorded -> wanted`; a hash that one of them does not know is not compared.
+
+    Args:
+        recorded: of a record or manifest, completed.
+        wanted: of the configuration.
+        of_training: leave out how texts are written afterwards.
+    """
+    left_out = re.compile(r"\S+_sha256: (None -> .*|.* -> None)" + r"|generation\b.*" * of_training)
+    return [line for line in difference(recorded, wanted) if not left_out.fullmatch(line)]
+
+
+def read_record(folder: Path, wanted: JsonDict) -> JsonDict:
+    """The record of a run folder, its fingerprint completed."""
+    record = read_json(folder / RECORD)
+    return {**record, "identity": complete(record["identity"], wanted, folder / CONFIG)}
+
+
 def check_fingerprint(folder: Path, wanted: JsonDict, allow: Sequence[str] = ()) -> JsonDict | None:
-    """The record of a run that this folder holds and that can go on, None for a new folder.
+    """The record of a run that this folder holds and that can be resumed, None for a new folder.
 
     Args:
         folder: the run folder.
-        wanted: the identity of the run that is to go on in it.
-        allow: keys that may differ, such as `optimizer` or `batch.sequences`.
+        wanted: the fingerprint of the run that is to be resumed in it.
+        allow: keys that may differ, such as `optimizer` or `schedule.batches`.
 
     Raises:
-        BadInput: the folder holds another run, or something that is no run.
+        BadInput: the folder holds another run, or something that is no run; `allow` names a key that there is not.
     """
     if not (folder / RECORD).is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
+        _refuse_unknown(allow, wanted)
         return None
-    record = read_json(folder / RECORD)
+    record = read_record(folder, wanted)
+    _refuse_unknown(allow, record["identity"], wanted)
     refuse_difference(str(folder), record["identity"], wanted, allow, f"remove the folder (rm -r {folder}), ")
     return record
 
 
 def refuse_difference(
-    where: str, found: JsonDict, wanted: JsonDict, allow: Sequence[str] = (), way_out: str = ""
+    where: str, recorded: JsonDict, wanted: JsonDict, allow: Sequence[str] = (), way_out: str = ""
 ) -> None:
-    """Refuse to go on with what another run wrote.
+    """Refuse to resume what another run wrote.
 
     Args:
         where: the folder, checkpoint or address that holds it.
-        found: the identity of what lies there.
-        wanted: the identity of the run that is to go on with it.
-        allow: keys that may differ, such as `optimizer` or `batch.sequences`.
+        recorded: the fingerprint of what lies there.
+        wanted: the fingerprint of the run that is to be resumed with it.
+        allow: keys that may differ, such as `optimizer` or `schedule.batches`.
         way_out: one more that there is, ending in a comma.
 
     Raises:
-        BadInput: they differ in more than `allow`.
+        BadInput: they differ in more than `allow`, or in what no resumed run can change.
     """
-    lines = difference(found, wanted)
-    refused = [line for line in lines if not any(f"{line.split(':')[0]}.".startswith(f"{key}.") for key in allow)]
-    if refused:
-        keys = ",".join(line.split(":")[0] for line in refused)
-        raise BadInput(
-            f"{where} holds another run:\n  " + "\n  ".join(refused) + "\n"
-            f"Give this one a name of its own (run_name=…), {way_out}or go on all the same with resume.allow=[{keys}]"
-        )
+    lines = {line.split(":")[0]: line for line in changes(recorded, wanted)}
+    fixed = {key: why for key in lines for pattern, why in FIXED.items() if fnmatchcase(key, pattern)}
+    refused = {key: line for key, line in lines.items() if key in fixed or not _is_allowed(key, allow)}
+    if not refused:
+        return
+    other_name = f"Give this one a name of its own (run_name=…){', ' if way_out else ''}{way_out.removesuffix(', ')}"
+    said = [line + (f"   (cannot change: {fixed[key]})" if key in fixed else "") for key, line in refused.items()]
+    allowing = "" if fixed else f", or resume all the same with resume.allow=[{','.join(refused)}]"
+    raise BadInput(f"{where} holds another run:\n  " + "\n  ".join(said) + f"\n{other_name}{allowing}")
+
+
+def _is_allowed(key: str, allow: Sequence[str]) -> bool:
+    return any(f"{key}.".startswith(f"{allowed}.") for allowed in allow)
+
+
+def _refuse_unknown(allow: Sequence[str], *fingerprints: JsonDict) -> None:
+    keys = {key for fingerprint in fingerprints for key in _keys(fingerprint)}
+    for name in allow:
+        if name not in keys:
+            near = difflib.get_close_matches(name, [*keys, *(key.rpartition(".")[2] for key in keys)], n=1)
+            named = sorted(key for key in keys if near and f".{key}".endswith(f".{near[0]}"))
+            hint = f"did you mean {named[0]!r}?" if named else f"known: {', '.join(sorted(keys))}"
+            raise BadInput(f"resume.allow names {name!r}, which is no key of a run's fingerprint; {hint}")
+
+
+def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """The names of all branches and leaves."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            yield from _keys(value, f"{prefix}{key}.")

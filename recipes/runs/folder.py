@@ -16,19 +16,19 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import NoReturn
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, read_json, write_bytes, write_json, write_text
-from data_prep.common.manifest import difference
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.loading import to_yaml
 from recipes.config.schema import RunConfig
 from recipes.planning.run_plan import Plan
 from recipes.runs.environment import environment, read_code
-from recipes.runs.fingerprint import check_fingerprint
+from recipes.runs.fingerprint import changes, check_fingerprint
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TOKENIZER
 
@@ -101,23 +101,22 @@ def open_run(
     wanted: JsonDict,
     facts: JsonDict,
     write_tokenizer: Callable[[Path], object],
-    world_size: int,
+    start: JsonDict,
 ) -> None:
-    """Write configuration, record and tokenizer into a folder that exists; a run that goes on adds a start to it.
+    """Write configuration, record and tokenizer into a folder that exists; a resumed run adds a start to it.
 
     Args:
         folder: the run folder.
         cfg: the configuration.
-        wanted: the identity of the run.
+        wanted: the fingerprint of the run.
         facts: what its record says beside that: `plan`, `data`.
         write_tokenizer: makes the tokenizer's folder, which does not exist yet.
-        world_size: ranks.
+        start: `world_size`, `batch` that the checkpoint was saved after, `allowed_differences` from it.
     """
-    allow, code = cfg.resume.allow, read_code()
-    record = check_fingerprint(folder, wanted, allow) or {"identity": wanted, "starts": [], "finished": False}
-    allowed = difference(record["identity"], wanted)
-    record |= {**facts, "identity": wanted}
-    record["starts"].append({**environment(world_size, code), "allowed_differences": allowed})
+    code = read_code()
+    record = check_fingerprint(folder, wanted, cfg.resume.allow) or {"starts": []}
+    record |= {**facts, "identity": wanted, "finished": False}  # a finished run is opened to be lengthened
+    record["starts"].append({**environment(start["world_size"], code), **start})
     write_json(folder / RECORD, record)  # first: it makes the folder a run's
     if not (folder / TOKENIZER).is_dir():
         partial = folder / f"{TOKENIZER}.partial"
@@ -139,6 +138,37 @@ def pretraining_facts(plan: Plan, shards: ShardsInfo) -> JsonDict:
             "corpus": shards.manifest["corpus"],
         },
     }
+
+
+def is_finished(folder: Path, record: JsonDict | None, wanted: JsonDict) -> bool:
+    """Whether a run has nothing left to train.
+
+    Args:
+        folder: the run folder.
+        record: its record, as `check_fingerprint` returns it.
+        wanted: the fingerprint that the configuration asks for.
+
+    Raises:
+        BadInput: it has nothing left to train, and the configuration has changes, allowed ones, that could not act.
+    """
+    if not record or not record["finished"]:
+        return False
+    changed, batches = changes(record["identity"], wanted, of_training=True), record["identity"]["schedule"]["batches"]
+    if changed and wanted["schedule"]["batches"] <= batches:
+        refuse_without_effect(f"{folder} is finished after {batches} batches", batches, changed)
+    return not changed
+
+
+def refuse_without_effect(where: str, batch: int, changed: Sequence[str]) -> NoReturn:
+    """Refuse changes of a run that has no batch left to compute with them.
+
+    Raises:
+        BadInput: always.
+    """
+    raise BadInput(
+        f"{where}: no batch is left for these to act on:\n  " + "\n  ".join(changed) + "\n"
+        f"Ask for more than {batch} batches (max_duration=…), or give this run a name of its own (run_name=…)"
+    )
 
 
 def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:

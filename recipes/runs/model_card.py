@@ -12,7 +12,7 @@ from data_prep.common.files import JsonDict, read_json, write_text
 from data_prep.sources.document import ABSTRACTS, ARTICLES
 from recipes.config.loading import load_recorded_config
 from recipes.runs.names import CONFIG, METRICS, RECORD
-from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, read_metrics
+from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, changed_settings, read_metrics
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -50,6 +50,7 @@ def write_model_card(
             "seen": seen(record["plan"], batch),
             "evaluation": evaluation(run / METRICS, batch, (EVAL_LOSS, EVAL_BITS)),
             "commits": commits(record),
+            "changed": changed_settings(record),
         }
     length = min(PROMPT_TOKENS, facts["n_positions"])
     card = render(TEMPLATE, checkpoint=weights.name, differences=differences, max_length=length, **facts, **told)

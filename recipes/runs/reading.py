@@ -84,6 +84,11 @@ class RunData:
         return max((hours for _, hours in self.places.values()), default=0.0)
 
     @property
+    def changed(self) -> list[str]:
+        """What was changed when the run was resumed: `from batch 100: optimizer.lr: 0.001 -> 0.0005`."""
+        return changed_settings(self.record)
+
+    @property
     def val_bytes_per_token(self) -> float:
         """UTF-8 bytes of text a token of the validation split stands for."""
         val = self.record["data"]["counts"]["val"]
@@ -170,6 +175,20 @@ def read_run(folder: Path) -> RunData:
     )
 
 
+def changed_settings(record: JsonDict) -> list[str]:
+    """What of a run's fingerprint was changed when it was resumed, and from which batch on, in the order of batches.
+
+    Args:
+        record: of the run. A start from an earlier checkpoint throws away what was computed after it.
+    """
+    changed: dict[int, list[str]] = {}
+    for start in record["starts"]:
+        if "batch" in start:  # not in records of before changes acted
+            changed = {batch: lines for batch, lines in changed.items() if batch < start["batch"]}
+            changed[start["batch"]] = start["allowed_differences"]
+    return [f"from batch {batch:,}: {line}" for batch, lines in changed.items() for line in lines]
+
+
 def summary(data: RunData) -> dict[str, str]:
     """The run in a few lines: what -> value with unit."""
     batches, plan = data.trained_batches, data.record["plan"]
@@ -205,6 +224,8 @@ def summary(data: RunData) -> dict[str, str]:
     start = data.record["starts"][-1]
     rows["hardware"] = hardware(start)
     dirty = " with changes of its own" if start["uncommitted"] else ""
+    if data.changed:
+        rows["changed on resuming"] = "; ".join(data.changed)
     rows["commit"] = (
         f"{start['commit'][:12]}{dirty}" if start["commit"] else start.get("no_commit") or "not from a git repository"
     )

@@ -58,7 +58,8 @@ def prepare_run(
         BadInput: some rank does not see the folder.
     """
     folder = Path(cfg.run_dir)
-    on_rank_zero(lambda: open_run(folder, cfg, fingerprint, facts, write_tokenizer, world_size))
+    record = {"world_size": world_size, "batch": start.batch, "allowed_differences": start.changed}
+    on_rank_zero(lambda: open_run(folder, cfg, fingerprint, facts, write_tokenizer, record))
     check_seen_by_all(folder)
     fsdp = None
     if cfg.fsdp and start.sharded:

@@ -16,7 +16,7 @@ from recipes.distributed.hang_detector import watching_the_start
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import RANKS_PER_NODE, Plan, check_shards, make_plan
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
-from recipes.runs.folder import check_space, finish_run, pretraining_facts
+from recipes.runs.folder import check_space, finish_run, is_finished, pretraining_facts
 from recipes.runs.lock import held_by_rank_zero
 from recipes.runs.names import COMPILED
 from recipes.runs.signals import leave_at_once_when_told
@@ -46,8 +46,8 @@ def train(cfg: TrainConfig) -> Trainer | None:
     folder = Path(cfg.run_dir)
     if world().rank == 0:
         print(format_plan(plan, cfg), flush=True)
-    record = check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards), cfg.resume.allow)
-    if record and record["finished"]:
+    wanted = pretraining_fingerprint(cfg, plan, shards)
+    if is_finished(folder, check_fingerprint(folder, wanted, cfg.resume.allow), wanted):
         print(f"{folder} is finished: nothing to do")
         return None
     check_space(folder, plan)

@@ -18,6 +18,7 @@ from composer.models import ComposerModel
 from composer.optim import ComposerScheduler
 from composer.utils import dist, get_device
 from torch.distributed.checkpoint import state_dict
+from torch.optim.lr_scheduler import LambdaLR
 
 from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.registry import RunContext, build_callbacks
@@ -108,6 +109,7 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)])
     run.rng.rng = trainer._rng_state
     trainer._rng_state = None
+    apply_configuration(trainer, cfg)
     prepared.start.close()
     try:
         if trainer.state.timestamp.batch < parts.batches:  # not if it was stopped between its last save and its end
@@ -177,6 +179,27 @@ def build_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, c
         load_path=prepared.start.load_path,
         load_ignore_keys=prepared.start.ignore_absent_callbacks,
     )
+
+
+def apply_configuration(trainer: Trainer, cfg: RunConfig) -> None:
+    """Have the configuration's optimizer and schedule act in a resumed run, where a checkpoint's would.
+
+    Loading puts the checkpoint's values into the optimizer's groups and the scheduler's bases. They are equal unless
+    `resume.allow` lets a change pass; the moments stay. `initial_lr`, against which DecoupledAdamW scales its weight
+    decay, is the new learning rate.
+    """
+    state, values = trainer.state, cfg.optimizer
+    now = state.timestamp
+    # Composer (0.32.1) steps the scheduler before it counts the batch: a batch has the rate of the one before it.
+    state.timestamp = now.copy(batch=max(0, now.batch.value - 1))
+    for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
+        assert isinstance(scheduler, LambdaLR)
+        scheduler.base_lrs = [values.lr for _ in optimizer.param_groups]
+        scheduler._last_lr = [values.lr * share(scheduler.last_epoch) for share in scheduler.lr_lambdas]
+        for group, lr in zip(optimizer.param_groups, scheduler._last_lr, strict=True):
+            betas = (values.betas[0], values.betas[1])
+            group.update(lr=lr, initial_lr=values.lr, betas=betas, eps=values.eps, weight_decay=values.weight_decay)
+    state.timestamp = now
 
 
 def close(trainer: Trainer) -> None:

@@ -19,7 +19,7 @@ from recipes.planning.gpus import CUDA_NAMES, LOCK
 from recipes.planning.memory import Layout, peak, step_memory
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, check_shards, make_plan
-from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
+from recipes.runs.fingerprint import changes, check_fingerprint, pretraining_fingerprint
 from recipes.runs.processes import command_of
 
 # Up to four passes, repeated tokens are worth nearly as much as new ones; beyond, ever less (arXiv 2305.16264).
@@ -61,15 +61,18 @@ class Rung:
         """What it is trained on, repeats counted, for its size."""
         return self.plan.tokens / self.plan.parameters
 
+    @property
+    def fingerprint(self) -> JsonDict:
+        """What decides its losses."""
+        return pretraining_fingerprint(self.cfg, self.plan, self.shards)
+
     def check(self) -> JsonDict | None:
         """The record of its run folder, None if it was not begun.
 
         Raises:
             BadInput: the folder holds another run, or something that is no run.
         """
-        identity = pretraining_fingerprint(self.cfg, self.plan, self.shards)
-        unseen = [] if self.shards else ["tokenizer_sha256", "shards_sha256"]
-        return check_fingerprint(self.folder, identity, [*self.cfg.resume.allow, *unseen])
+        return check_fingerprint(self.folder, self.fingerprint, self.cfg.resume.allow)
 
     @property
     def record(self) -> JsonDict | None:
@@ -81,8 +84,9 @@ class Rung:
 
     @property
     def finished(self) -> bool:
-        """Whether its run folder says so."""
-        return bool(self.record and self.record["finished"])
+        """Whether its run folder says so, of this length and these settings."""
+        record = self.record
+        return bool(record and record["finished"] and not changes(record["identity"], self.fingerprint))
 
     @property
     def passes(self) -> float | None:

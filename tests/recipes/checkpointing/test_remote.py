@@ -40,7 +40,7 @@ from recipes.checkpointing.resume import find_start
 from recipes.config.loading import load_config
 from recipes.runs.reading import TRAIN_LOSS, read_run
 
-IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}}
+IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}, "schedule": {"batches": 60}}
 SECRET = "do-not-print-this"  # as in conftest.py
 
 Outcome = Callable[[str, str, str], None]
@@ -66,13 +66,15 @@ def far(bucket: str) -> RemoteRun:
     return RemoteRun(f"s3://{bucket}/some/where", "mine")
 
 
-def make_checkpoint(folder: Path, name: str, seed: int = 17) -> Path:
+def make_checkpoint(folder: Path, name: str, lr: float = 1e-3) -> Path:
     partial = folder / "checkpoints" / f"{name}.partial"
     partial.mkdir(parents=True)
     (partial / "rank0.pt").write_bytes(f"weights of {name}".encode() * 1000)
     (partial / "more.pt").write_bytes(f"moments of {name}".encode() * 100)
     out = partial.with_suffix("")
-    checkpoint.publish(partial, out, {"batch": checkpoint.checkpoint_batch(name)}, {**IDENTITY, "seed": seed})
+    checkpoint.publish(
+        partial, out, {"batch": checkpoint.checkpoint_batch(name)}, {**IDENTITY, "optimizer": {"lr": lr}}
+    )
     return out
 
 
@@ -316,13 +318,13 @@ def test_a_checkpoint_of_another_run_is_refused(run: Path, new: Path, far: Remot
     """Its manifest says so, whatever the run's record says; one from afar before it is fetched."""
     make_run(new, "ep0-ba8")
     if where == "here":
-        make_checkpoint(new, "ep0-ba32", seed=18)
+        make_checkpoint(new, "ep0-ba32", lr=2e-3)
     else:
-        far.upload(make_checkpoint(run, "ep0-ba32", seed=18))
-    with pytest.raises(BadInput, match=r"ep0-ba32 holds another run:\n  seed: 18 -> 17"):
+        far.upload(make_checkpoint(run, "ep0-ba32", lr=2e-3))
+    with pytest.raises(BadInput, match=r"ep0-ba32 holds another run:\n  optimizer.lr: 0.002 -> 0.001"):
         start(new, far if where == "there" else None)
     assert (new / "checkpoints/ep0-ba32").exists() == (where == "here")
-    assert start(new, far if where == "there" else None, "resume.allow=[seed]") == "ep0-ba32"
+    assert start(new, far if where == "there" else None, "resume.allow=[optimizer]") == "ep0-ba32"
 
 
 @pytest.mark.parametrize("has_remote", [True, False])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from patience import patience_s, start_s
 from project import ROOT
 from recipes.checkpointing.checkpoint import complete_checkpoints
 from recipes.dataloading import skipped_data
-from recipes.runs.reading import TRAIN_LOSS, read_run
+from recipes.runs.reading import LR, TRAIN_LOSS, read_run
 
 FINGERPRINT = "data/batch_fingerprint"
 NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
@@ -532,15 +532,41 @@ def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: 
     outcome(f"{fault} on rank 1 of 2", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
 
 
-def test_what_must_match_is_compared_and_can_be_allowed(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    run("run", faults=["SIGTERM:0:10"], code=PREEMPTED)
-    done = run("run", "optimizer.lr=1e-3", "seed=18", code=2)
-    assert "optimizer.lr: 0.003 -> 0.001" in done.stderr and "sample_order.seed: 17 -> 18" in done.stderr
-    assert "resume.allow=[optimizer.lr,sample_order.seed]" in done.stderr
-    run("run", "optimizer.lr=1e-3", "resume.allow=[optimizer.lr]")
-    record = json.loads((tmp_path / "run/run.json").read_text())
-    assert record["starts"][1]["allowed_differences"] == ["optimizer.lr: 0.003 -> 0.001"]
-    outcome("another learning rate and seed", "refused with both; goes on with the one allowed", "nothing")
+OPTIMIZER = [
+    "optimizer.lr=1e-3", "optimizer.betas=[0.5,0.6]", "optimizer.eps=1e-3", "optimizer.weight_decay=1e-2",
+    "resume.allow=[optimizer]",
+]  # fmt: skip
+
+
+def change_the_optimizer(run: Run, name: str, *more: str, faults: Sequence[str] = (), ranks: int = 1) -> None:
+    """A run of 30 batches, resumed from its tenth with another optimizer."""
+    settings = [*NO_DROPOUT, "max_duration=30ba", "device_train_microbatch_size=2", *more]
+    run(name, *settings, ranks=ranks, faults=[*faults, "SIGTERM:0:10"], code=PREEMPTED)
+    run(name, *settings, *OPTIMIZER, ranks=ranks, faults=list(faults))
+
+
+def test_what_must_match_is_compared_and_what_is_allowed_acts(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    """Alike on one rank and on two, whose checkpoint is sharded. Setting by setting: test_settings_on_resume.py."""
+    change_the_optimizer(run, "one")
+    change_the_optimizer(run, "two", ranks=2)
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert metric(two, TRAIN_LOSS) == pytest.approx(metric(one, TRAIN_LOSS), abs=1e-5)
+    rates = metric(two, LR)
+    assert max(rate for batch, rate in rates.items() if batch > 10) < 1e-3 < rates[9]
+    done = run("two", "seed=18", ranks=2, code=2)
+    assert "sample_order.seed: 17 -> 18   (cannot change: under another order" in done.stderr + done.stdout
+    record = json.loads((two / "run.json").read_text())
+    assert record["starts"][1]["batch"] == 10
+    assert "optimizer.lr: 0.003 -> 0.001" in record["starts"][1]["allowed_differences"]
+    outcome("another optimizer on 1 and 2 ranks, another seed", "acts where it is allowed; is refused", "nothing")
+
+
+@pytest.mark.chaos
+def test_an_allowed_optimizer_acts_under_fsdp1(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    change_the_optimizer(run, "one")
+    change_the_optimizer(run, "fsdp1", "fsdp.version=1", faults=["fsdp1-on-cpu:0:0"], ranks=2)
+    assert metric(tmp_path / "fsdp1", TRAIN_LOSS) == pytest.approx(metric(tmp_path / "one", TRAIN_LOSS), abs=1e-5)
+    outcome("another optimizer under FSDP1", "acts as on one rank", "nothing")
 
 
 def test_no_room_for_a_checkpoint_is_said_before_the_start(run: Run) -> None:

@@ -15,7 +15,7 @@ from recipes.config import schema
 from recipes.config.loading import load_config
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import make_plan
-from recipes.runs.fingerprint import pretraining_fingerprint
+from recipes.runs.fingerprint import complete, pretraining_fingerprint, refuse_difference
 from recipes.training.schedules import SCHEDULES
 
 YAML = ROOT / "yamls/smoke-cpu.yaml"
@@ -63,7 +63,25 @@ def test_plan_and_fingerprint_tell_schedules_apart() -> None:
         fingerprints.append(pretraining_fingerprint(cfg, plan, None)["schedule"])
     assert len(told) == len(CHANGES) and "constant, in the last 0.2 of the run linear to 0.00015" in " ".join(told)
     assert all(one not in fingerprints[:n] for n, one in enumerate(fingerprints))
-    assert fingerprints[0].keys() == {"batches", "t_warmup", "alpha_f"}, "as in records of before there was a choice"
+    for recorded in fingerprints:
+        for wanted in fingerprints:
+            if recorded is wanted:
+                refuse_difference("a run", {"schedule": recorded}, {"schedule": wanted})
+                continue
+            with pytest.raises(BadInput, match=rf"schedule.name: '{recorded['name']}' -> '{wanted['name']}'"):
+                refuse_difference("a run", {"schedule": recorded}, {"schedule": wanted})
+
+
+def test_a_record_of_before_there_was_a_choice_is_of_a_cosine() -> None:
+    old = {"schedule": {"batches": BATCHES, "t_warmup": f"{WARMUP}ba", "alpha_f": 0.1}}
+    for name, changes in CHANGES.items():
+        cfg = load_config(YAML, [*changes, f"max_duration={BATCHES}ba", f"scheduler.t_warmup={WARMUP}ba"])
+        wanted = {"schedule": pretraining_fingerprint(cfg, make_plan(cfg, 1, None), None)["schedule"]}
+        if name == "cosine":
+            assert complete(old, wanted) == wanted
+        else:
+            with pytest.raises(BadInput, match=f"schedule.name: 'cosine' -> '{name}'"):
+                refuse_difference("an old run", complete(old, wanted), wanted)
 
 
 @pytest.mark.parametrize(
