@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import Any, cast
 
 import numpy as np
+from composer.utils import dist
 from numpy.typing import NDArray
 from streaming import Stream, StreamingDataset
 from streaming.base.format import Reader
@@ -15,7 +16,6 @@ from streaming.base.partition import get_partitions
 from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
-from data_prep.common.errors import BadInput
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.dataloading import skipped_data
 from recipes.dataloading.mds_reader import TokenShard, open_shards
@@ -95,16 +95,18 @@ class TokenShards(StreamingDataset):
     def load_state_dict(self, obj: dict[str, Any]) -> None:
         """Resume where a checkpoint was saved. It counts the samples that were trained on, and not those left out.
 
-        Raises:
-            BadInput: it was saved under another sample order, in which its place is no place of this one.
+        The order is the checkpoint's. It is the configuration's, too, unless an earlier version let another seed pass,
+        which it recorded and which did not act.
         """
         order, saved = (self.shuffle_seed, self.num_canonical_nodes), (obj["shuffle_seed"], obj["num_canonical_nodes"])
-        if saved != order:
-            raise BadInput(
-                "the checkpoint was saved under the sample order of seed = {}, data.num_canonical_nodes = {}, and this "
-                "is that of {}, {}: say what it was saved under".format(*saved, *order)
+        if saved != order and dist.get_global_rank() == 0:
+            print(
+                "warning: samples keep the order of the checkpoint, seed={}, data.num_canonical_nodes={}; the {}, {} "
+                "of the configuration have never acted".format(*saved, *order),
+                flush=True,
             )
         self._resumed = obj["epoch"], skipped_data.position(self.skipped, obj["epoch"], obj["sample_in_epoch"])
+        self.shuffle_seed, self.num_canonical_nodes = saved  # as workers do
         super().load_state_dict({**obj, "sample_in_epoch": self._resumed[1]})
 
     def next_position(self) -> tuple[int, int]:

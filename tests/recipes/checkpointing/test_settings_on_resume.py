@@ -32,6 +32,7 @@ from recipes.config.schema import (
     TrainConfig,
     WandBConfig,
 )
+from recipes.dataloading.loader import build_dataloader
 from recipes.finetuning import training
 from recipes.runs.reading import LR, TRAIN_LOSS, changed_settings, read_run
 from recipes.training import pretraining
@@ -457,6 +458,17 @@ def test_a_name_in_allow_that_is_no_key_is_refused(pretrained: Runs) -> None:
     for name, hint in (("lr", "'optimizer.lr'"), ("optimizer.betas0", "'optimizer.betas'"), ("all", "known: batch, ")):
         with pytest.raises(BadInput, match=rf"resume\.allow names '{name}', which is no key .*{hint}"):
             pretrained.resume({}, (name,))
+
+
+def test_a_seed_that_an_earlier_version_recorded_and_did_not_use_is_told(
+    pretrained: Runs, capsys: pytest.CaptureFixture
+) -> None:
+    loader: Any = build_dataloader(pretrained.cfg, "train", 1).dataloader
+    data = loader.dataset
+    saved = {**data.state_dict(0, True), "epoch": 0, "shuffle_seed": 16}
+    data.load_state_dict(saved)
+    assert data.shuffle_seed == 16
+    assert "keep the order of the checkpoint, seed=16, data.num_canonical_nodes=1; the 17, 1" in capsys.readouterr().out
 
 
 def make_base(folder: Path, tokenizer: Path, seed: int) -> Path:
