@@ -36,22 +36,21 @@ from data_prep.files import object_store
 from patience import start_s
 from recipes import train
 from recipes.dataloading.mds_reader import TokenShard
-from recipes.distributed import fsdp as parallel
 from recipes.distributed import rank_zero, rendezvous
 from recipes.runs import folder as run_folder
-from recipes.training import trainer
+from recipes.training import prepared_run, trainer
 
 FOR_EVER_S = 3600.0  # longer than any test waits
 
 
 def pass_the_cpu_off_as_cuda() -> None:
     """At the four places where Composer and torch ask for a CUDA device before they run FSDP1."""
-    choose, empty = parallel.parallelism_config, torch.nn.Module.to_empty
+    choose, empty = prepared_run.parallelism_config, torch.nn.Module.to_empty
 
     def to_empty(module: torch.nn.Module, *, device: str, recurse: bool = True) -> torch.nn.Module:
         return empty(module, device="cpu", recurse=recurse)
 
-    parallel.parallelism_config = lambda fsdp, checkpointing, device: choose(fsdp, checkpointing, "gpu")
+    prepared_run.parallelism_config = lambda fsdp, checkpointing, device: choose(fsdp, checkpointing, "gpu")
     torch.cuda.current_device = lambda: torch.device("cpu")  # pyright: ignore[reportAttributeAccessIssue]
     fsdp1._check_module_states_for_sync_module_states = lambda module_states: None
     setattr(torch.nn.Module, "to_empty", to_empty)  # noqa: B010 (a type checker refuses the plain assignment)

@@ -34,7 +34,8 @@ from recipes.config.schema import (
 )
 from recipes.dataloading.loader import build_dataloader
 from recipes.finetuning import training
-from recipes.runs.reading import LR, TRAIN_LOSS, changed_settings, read_run
+from recipes.runs.model_card import write_model_card
+from recipes.runs.reading import LR, TRAIN_LOSS, changed_settings, read_run, summary
 from recipes.training import pretraining
 
 SAVED, END = 3, 6  # batches: runs are resumed from the first and end with the second
@@ -379,6 +380,8 @@ def test_pretraining_with_a_setting_that_acts(key: str, pretrained: Runs) -> Non
     if key == "optimizer.lr":
         expected = {batch: rate / 3e-3 * 1e-4 for batch, rate in whole.series[LR] if batch > SAVED}
         assert {batch: rate for batch, rate in data.series[LR] if batch > SAVED} == pytest.approx(expected)
+    if key == "scheduler.t_warmup":
+        assert losses(folder)[SAVED + 2] != losses(pretrained.whole)[SAVED + 2], "the first batch has the new rate"
     batches = 8 if key == "max_duration" else END
     assert sorted(losses(folder)) == list(range(SAVED + 1, batches + 1))
     assert dict(data.series[FINGERPRINT]).items() >= dict(whole.series[FINGERPRINT]).items(), "the same samples"
@@ -434,7 +437,10 @@ def test_lengthened_after_its_end_a_pretraining_run_trains_on(pretrained: Runs, 
     )
     assert dict(whole.series[TRAIN_LOSS]).items() <= dict(data.series[TRAIN_LOSS]).items(), "what was trained stays"
     assert data.record["finished"] and data.record["plan"]["batches"] == 8
-    assert changed_settings(data.record) == [f"from batch {END}: schedule.batches: {END} -> 8"]
+    told = f"from batch {END}: schedule.batches: {END} -> 8"
+    assert changed_settings(data.record) == [told] and summary(data)["changed on resuming"] == told
+    write_model_card(folder, complete_checkpoints(folder / "checkpoints")[-1], folder, {}, "float32", 1)
+    assert f"| changed on resuming | {told} |" in (folder / "README.md").read_text()
     capsys.readouterr()
     again = partial(pretraining.train, pretrained.at(folder, {"max_duration": "8ba"}))
     assert again() is None and "is finished: nothing to do" in capsys.readouterr().out
