@@ -474,7 +474,7 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
         "noncommercial": ["pmcid:PMC1", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
         "all": ["pmcid:PMC1", "pmcid:PMC3", "pmcid:PMC4", "pmcid:PMC4", "pmcid:PMC5"],
     }
-    with pytest.raises(BadInput, match="--licenses = .free., but it must be one of commercial, noncommercial, all"):
+    with pytest.raises(BadInput, match=r"--licenses = .free., but it must be one of commercial, noncommercial, all"):
         Pmc("free")
     with tarfile.open(tmp_path / "in.tar", "w") as archive:  # as acquire.py packs them
         for name, (_, metadata) in articles.items():
