@@ -10,10 +10,10 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import is_dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ from data_prep.common.errors import BadInput
 from data_prep.sharding.build_shards import build_shards
 from project import ROOT
 from recipes.checkpointing.checkpoint import complete_checkpoints, remove
-from recipes.config.checks import check_finetuning, check_pretraining, check_values
+from recipes.config.checks import check_every_run, check_finetuning, check_pretraining
 from recipes.config.loading import load_config, load_finetune_config
 from recipes.config.schema import (
     ConsoleConfig,
@@ -32,6 +32,7 @@ from recipes.config.schema import (
     TrainConfig,
     WandBConfig,
 )
+from recipes.config.values import check_section, hints_of
 from recipes.dataloading.loader import build_dataloader
 from recipes.finetuning import training
 from recipes.runs.model_card import write_model_card
@@ -42,15 +43,13 @@ SAVED, END = 3, 6  # batches: runs are resumed from the first and end with the s
 FINGERPRINT = "data/batch_fingerprint"
 
 
-def keys_of(schema: type, prefix: str = "") -> Iterator[str]:
+def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
     """Every key of a schema: sections that may be null, and all leaves."""
-    hints = get_type_hints(schema)
-    for field in fields(schema):
-        (section,) = [t for t in (hints[field.name], *get_args(hints[field.name])) if is_dataclass(t)] or [None]
-        if section is None or type(None) in get_args(hints[field.name]):
-            yield f"{prefix}{field.name}"
-        if section is not None:
-            yield from keys_of(section, f"{prefix}{field.name}.")  # pyright: ignore[reportArgumentType]
+    for name, hint in hints_of(schema).items():
+        if not is_dataclass(hint.type) or hint.nullable:
+            yield f"{prefix}{name}"
+        if is_dataclass(hint.type):
+            yield from keys_of(hint.type, f"{prefix}{name}.")
 
 
 Changes = dict[str, Any]  # key -> value
@@ -264,7 +263,8 @@ def change(cfg: Any, changes: Changes) -> Any:
         for name in sections:
             section = getattr(section, name)
         setattr(section, last, copy.deepcopy(value))
-    check_values(made, "here")
+    check_section(made)
+    check_every_run(made, "here")
     check_pretraining(made, "here") if isinstance(made, TrainConfig) else check_finetuning(made, "here")
     return made
 
@@ -439,7 +439,8 @@ def test_lengthened_after_its_end_a_pretraining_run_trains_on(pretrained: Runs, 
     assert data.record["finished"] and data.record["plan"]["batches"] == 8
     told = f"from batch {END}: schedule.batches: {END} -> 8"
     assert changed_settings(data.record) == [told] and summary(data)["changed on resuming"] == told
-    write_model_card(folder, complete_checkpoints(folder / "checkpoints")[-1], folder, {}, "float32", 1)
+    facts = {"dtype": "float32", "n_parameters": 1, "n_positions": 64, "tied": True}
+    write_model_card(folder, complete_checkpoints(folder / "checkpoints")[-1], folder, 8, {}, facts)
     assert f"| changed on resuming | {told} |" in (folder / "README.md").read_text()
     capsys.readouterr()
     again = partial(pretraining.train, pretrained.at(folder, {"max_duration": "8ba"}))

@@ -36,7 +36,7 @@ def test_a_change_in_any_encoding_is_kept_byte_for_byte(repository: Path, tmp_pa
     run = tmp_path / "run"
     run.mkdir()
     cfg = load_config(ROOT / "yamls/smoke-cpu.yaml", [f"run_dir={run}"])
-    open_run(run, cfg, {}, {}, lambda folder: folder.mkdir(), 1)
+    open_run(run, cfg, {}, {}, lambda folder: folder.mkdir(), {"world_size": 1})
     (start,) = json.loads((run / "run.json").read_text())["starts"]
     assert len(start["commit"]) == 40 and start["no_commit"] == "" and start["uncommitted"] == ["M notes.txt"]
     (kept,) = run.glob("uncommitted-*.diff")

@@ -64,11 +64,20 @@ def write(name: str, content: Any) -> Change:
     return lambda run: (run / name).write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def resumed(run: Path) -> None:
+    """Once more, with another learning rate."""
+    content = json.loads((run / "run.json").read_text())
+    again = {**content["starts"][0], "batch": 6, "allowed_differences": ["optimizer.lr: 0.02 -> 0.01"]}
+    write("run.json", {**content, "starts": [*content["starts"], again]})(run)
+
+
+CHANGED = "from batch 6: optimizer.lr: 0.02 -> 0.01"
 CORPUS, COUNTS = "data.corpus", "data.counts"
 SOURCES = {"PubMed Abstracts": {"documents": 77, "bytes": 7_000}}
 # Of the card: field -> its cause, which is a change of the run folder or an argument; what the page then says.
 OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "about_pubmed": (record(f"{CORPUS}.counts.val.sources", SOURCES), "PubMed is a trademark of the NLM"),
+    "changed": (resumed, f"| changed on resuming | {CHANGED} |"),
     "checkpoint": ({"weights": RUN / "checkpoints/ep0-ba11"}, "this is checkpoint ep0-ba11"),
     "commits": (record("starts.0.commit", "0123abc"), "commit 0123abc"),
     "corpus.dates.first": (record(f"{CORPUS}.dates.first", "1976-01"), "dated 1976-01 to 2021-03"),
@@ -281,6 +290,7 @@ OF_THE_SUMMARY: dict[str, tuple[Change, str]] = {
     "time": (log(time_s=1795846790.432 + 7200), "2.0 h of training, 0.00 GPU-hours in all"),
     "cost": (log(**{"cost/total": 12.5}), "12.50"),
     "hardware": (record("starts.0.gpus", ["H100"]), "1 × H100"),
+    "changed on resuming": (resumed, CHANGED),
     "commit": (record("starts.0.uncommitted", ["x"]), "6e66e8e92ce1 with changes of its own"),
 }  # fmt: skip
 
