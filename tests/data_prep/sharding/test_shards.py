@@ -371,8 +371,8 @@ def test_stop_before_the_end_leaves_nothing_finished(
     [
         ({"seq_len": 1 << 20}, r"train has [\d,]+ tokens, too few for one sample of 1,048,576; use a smaller"),
         ({"seq_len": 10_000}, r"val has [\d,]+ tokens, too few.*a larger share in val"),
-        ({"seq_len": 1}, "--seq-len 1"),
-        ({"size_limit_mb": 4096}, "--size-limit-mb 4096"),
+        ({"seq_len": 1}, "--seq-len = 1, but"),
+        ({"size_limit_mb": 4096}, "--size-limit-mb = 4096, but"),
         ({"encoder_name": "none"}, "--encoder none is not one of gigatoken, tokenizers"),
     ],
 )

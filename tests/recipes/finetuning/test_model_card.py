@@ -80,7 +80,8 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     tuned, tokenizer = heads.load(folder)
     example, cfg = ASKED[kind], FinetuneConfig(device_eval_batch_size=4)
     if kind == "pairs":
-        ids = torch.tensor([Encoder(tokenizer, kind, 60).source(example, 50)])
+        source, _ = Encoder(tokenizer, kind, 60).source(example, 50)
+        ids = torch.tensor([source])
         text = tuned.model.generate(ids, attention_mask=torch.ones_like(ids), max_length=50)[0, ids.shape[1] :]
         assert printed == tokenizer.decode(text, skip_special_tokens=True).strip() != ""
         return
