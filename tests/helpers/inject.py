@@ -118,6 +118,7 @@ class Fault(Callback):
         elif self.what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         elif self.what == "hang":
+            print("hangs", flush=True)
             time.sleep(FOR_EVER_S)
         elif self.what == "small-disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
