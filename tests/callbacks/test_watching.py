@@ -51,13 +51,10 @@ def lines(run: Path) -> list[dict[str, Any]]:
 
 
 def assert_hours(found: list[dict[str, Any]], gpu_hours: float | None, ranks: int = 1) -> None:
-    """Of all ranks, from the start of their training to the last batch.
-
-    The line of each is written a moment later, which on a busy machine is long: half of the run is allowed for it.
-    """
+    """Of all ranks, from the start of their training to the last batch; the line of each is written a moment later."""
     batches_s = [line["time_s"] for line in found if TRAIN_LOSS in line]
     assert gpu_hours is not None
-    assert batches_s[-2] - batches_s[0] < 3600 * gpu_hours / ranks < 1.5 * (batches_s[-1] - found[0]["time_s"])
+    assert batches_s[-2] - batches_s[0] < 3600 * gpu_hours / ranks < batches_s[-1] - found[0]["time_s"] + 0.01
 
 
 def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
