@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -29,7 +30,7 @@ def read_number(text: str) -> float:
     return number
 
 
-class Rule:
+class Rule(ABC):
     """What a value may be; `str` says it, so that it stands behind "must be"."""
 
     def read(self, text: str) -> Any:
@@ -40,9 +41,9 @@ class Rule:
         """
         return text
 
+    @abstractmethod
     def admits(self, value: Any) -> bool:
         """Whether a value of the right type is allowed."""
-        raise NotImplementedError
 
     def refuse(self, what: str, value: object) -> BadInput:
         """The error of a value that is not allowed, under the name that the user knows it by."""
