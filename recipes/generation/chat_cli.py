@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from typing import Any
+from io import TextIOWrapper
+from typing import Any, cast
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
@@ -27,9 +28,6 @@ def talk(model: Any, tokenizer: Any, settings: JsonDict) -> None:
         model: from `load_model`.
         tokenizer: from `load_model`.
         settings: to begin with.
-
-    Raises:
-        BadInput: a pipe's text is not UTF-8.
     """
     settings, last = dict(settings), ""
     terminal = sys.stdin.isatty()
@@ -76,16 +74,10 @@ def typed() -> Iterator[str]:
 
 
 def piped() -> Iterator[str]:
-    """Lines of a pipe or a file.
-
-    Raises:
-        BadInput: not UTF-8.
-    """
-    try:
-        for line in sys.stdin:
-            yield line.rstrip("\n")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"what comes in is not UTF-8 ({error.reason} at byte {error.start})") from None
+    """Lines of a pipe or a file; bytes that are not UTF-8 stay in them as lone surrogates, which are no prompt."""
+    cast(TextIOWrapper, sys.stdin).reconfigure(errors="surrogateescape")
+    for line in sys.stdin:
+        yield line.rstrip("\n")
 
 
 def obey(command: str, value: str, settings: JsonDict) -> None:

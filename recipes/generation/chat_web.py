@@ -30,6 +30,7 @@ CSS = """
 #examples button { flex: 0 1 auto; width: auto; font-weight: normal; }
 #settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 """
+INTERACTIVE = {"__type__": "update", "interactive": True}  # what gr.update() is for the browser
 
 
 def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host: str, port: int) -> None:
@@ -107,14 +108,19 @@ def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
         gr.HTML(f"<p role='note'>{NOTICE}</p>", elem_id="notice")
         first = next(iter(models))
         model = gr.Dropdown(list(models), value=first, label="Model", interactive=len(models) > 1, elem_id="model")
-        prompt = gr.Textbox(label="Beginning of a text", lines=4, elem_id="prompt")
+        prompt = gr.Textbox(label="Beginning of a text", lines=4, interactive=False, elem_id="prompt")
+        awaited: list[Any] = [prompt]
         with gr.Row(elem_id="examples"):
             for example in PROMPTS:
-                button = gr.Button(example, size="sm")
+                button = gr.Button(example, size="sm", interactive=False)
+                awaited.append(button)
                 button.click(None, outputs=prompt, js=f"() => {json.dumps(example)}", api_visibility="private")
         with gr.Row():
             go = gr.Button("Write", variant="primary", min_width=80)
             stop, another = (gr.Button(what, min_width=80) for what in ("Stop", "Another"))
+        # What is typed or chosen while the page still comes up is thrown away: for some 100 ms after all is seen.
+        ready = f"() => {json.dumps([INTERACTIVE] * len(awaited))}"
+        page.load(None, outputs=awaited, js=ready, api_visibility="private")
         text = gr.Textbox(label="Text", lines=10, max_lines=40, buttons=["copy"], interactive=False, elem_id="text")
         with gr.Accordion("Settings", open=False, elem_id="settings"), gr.Row():
             numbers = [

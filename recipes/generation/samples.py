@@ -9,7 +9,7 @@ from typing import Any
 
 from data_prep.common.files import JsonDict, read_json, write_json
 from data_prep.common.manifest import MANIFEST, manifest_sha256
-from recipes.generation.sampling import NOTICE, Continuation, load_model, printable
+from recipes.generation.sampling import NOTICE, Continuation, check_prompt, load_model, printable
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:
@@ -19,7 +19,7 @@ def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any
         `prompt`, `text` (the continuation), `tokens`, `stopped` (whether the model ended the text itself).
 
     Raises:
-        BadInput: the prompt is empty or leaves no room in the context.
+        BadInput: the prompt is empty, is no text, or leaves no room in the context.
     """
     continuation = Continuation(model, tokenizer, prompt, settings)
     text = "".join(continuation)
@@ -32,6 +32,8 @@ def sample(folder: Path, device: str | None, prompts: Sequence[str], settings: J
     Raises:
         BadInput: the model cannot be loaded, or a prompt cannot be continued.
     """
+    for prompt in prompts:
+        check_prompt(prompt)
     has_manifest = (folder / MANIFEST).is_file()
     request = {"model": manifest_sha256(folder) if has_manifest else None, "settings": settings, "prompts": prompts}
     if out and has_manifest and out.is_file():

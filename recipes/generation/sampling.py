@@ -103,6 +103,16 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
     return move(model, device), tokenizer
 
 
+def check_prompt(prompt: str) -> None:
+    """Raise BadInput for an empty prompt, and for one that is no text: bytes that are not UTF-8, half a character."""
+    if not prompt:
+        raise BadInput("the prompt is empty")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise BadInput(f"the prompt {prompt!r} is not text: {prompt[error.start]!r} is no character of UTF-8") from None
+
+
 class Continuation:
     """What a model writes after one prompt; iterate over it for the text in pieces, as they are written.
 
@@ -119,15 +129,14 @@ class Continuation:
         stopped: whether the model ended the text itself.
 
     Raises:
-        BadInput: the prompt is empty or leaves no room in the context.
+        BadInput: the prompt is empty, is no text, or leaves no room in the context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> None:
         self.tokens = 0
         self.stopped = False
         self._model, self._tokenizer, self._settings = model, tokenizer, settings
-        if not prompt:
-            raise BadInput("the prompt is empty")
+        check_prompt(prompt)
         self._inputs = tokenizer(prompt, return_tensors="pt", verbose=False).to(model.device)
         n_prompt = self._inputs["input_ids"].shape[1]
         context = min(model.config.n_positions, tokenizer.model_max_length)

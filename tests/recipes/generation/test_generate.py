@@ -171,7 +171,8 @@ def test_a_model_of_pairs_writes_the_target(tiny_tokenizer: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [(["--interactive", "--out", "x.json"], "--out"), (["--model", "b"], "given 2 times"),
-     (["--interactive", "--seed", "-1"], "--seed: '-1' must be a whole number")],
+     (["--interactive", "--seed", "-1"], "--seed: '-1' must be a whole number"),
+     (["--prompt", "caf\udce9"], "is no character of UTF-8"), (["--prompt", ""], "the prompt is empty")],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(arguments: list[str], says: str) -> None:
     with pytest.raises(BadInput, match=says):
@@ -185,10 +186,10 @@ def test_without_gradio_the_page_says_how_to_get_it(folder: Path, monkeypatch: p
 
 
 def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> None:
-    lines = "Cytase is\n/temperature hot\n/again\n\n/nothing\n/top-k 7\nbatoma  β\n"
+    lines = "Cytase is\n/temperature hot\n/again\n\n/nothing\n/top-k 7\ncaf\udce9\nbatoma  β\n"  # an é in Latin-1
     run = subprocess.run(
         [sys.executable, *greedy(folder, "--interactive")],
-        cwd=ROOT, input=lines, capture_output=True, text=True, timeout=patience_s(),
+        cwd=ROOT, input=lines, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=patience_s(),
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
     texts = {
@@ -200,6 +201,7 @@ def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> N
     assert errors == [
         "error: temperature = 'hot', but it must be a number at least 0.01 and at most 10, or 0",
         "error: /nothing is not a command; /help lists them",
+        r"error: the prompt 'caf\udce9' is not text: '\udce9' is no character of UTF-8",
     ]
     assert NOTICE in run.stderr and "OUTSIDE" not in run.stderr
 
@@ -305,6 +307,36 @@ def text_on(page: Page, ending: str = NOTICE) -> str:
     return page.input_value("#text textarea")
 
 
+TYPE = """
+text => {
+  const box = document.querySelector("#prompt textarea");
+  box.value = text;
+  box.dispatchEvent(new Event("input", {bubbles: true}));
+}
+"""
+# What somebody types who is faster than the page: as soon as the box is there and takes it.
+TYPED_AT_ONCE = """
+new MutationObserver((_, watch) => {
+  const box = document.querySelector("#prompt textarea");
+  if (box === null) return;
+  watch.disconnect();
+  const type = () => box.disabled || box.readOnly ? setTimeout(type, 0) : (TYPE)("Cytase");
+  type();
+}).observe(document, {childList: true, subtree: true});
+""".replace("TYPE", TYPE)
+
+
+def test_what_is_typed_at_once_is_written_on(address: str, visit: Visit) -> None:
+    """Gradio empties its boxes some 100 ms after they are seen."""
+    page = visit("about:blank", 1280)
+    page.add_init_script(TYPED_AT_ONCE)
+    page.goto(address)
+    page.wait_for_function("document.querySelector('#prompt textarea')?.value === 'Cytase'")
+    page.locator("#prompt textarea:enabled").wait_for()
+    press(page, "Write")
+    assert text_on(page, f"…\n\n[{NOTICE}]").startswith("Cytase")
+
+
 def press(page: Page, name: str) -> None:
     page.get_by_role("button", name=name, exact=True).click()
 
@@ -363,6 +395,9 @@ def test_the_page_stops_goes_on_and_refuses(server: tuple[str, int], folder: Pat
     page.fill("#prompt textarea", "")
     press(page, "Write")
     page.get_by_text("the prompt is empty").wait_for()
+    page.evaluate(TYPE, "half a pair \ud800")
+    press(page, "Write")
+    page.get_by_text("is no character of UTF-8").wait_for()
     page.fill("#prompt textarea", "batoma " * 1000)
     press(page, "Write")
     page.get_by_text("the model's context holds 1024").wait_for()
