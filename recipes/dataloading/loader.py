@@ -20,7 +20,7 @@ from data_prep.common.errors import BadInput
 from data_prep.sharding.shard_format import read_shards_info
 from recipes.config.schema import TrainConfig
 from recipes.dataloading import skipped_data
-from recipes.dataloading.shared_memory import registering
+from recipes.dataloading.shared_memory import registering, remove_locks_at_exit
 from recipes.dataloading.token_dataset import Sample, TokenShards, TokenStream
 from recipes.modeling.token_loss import TokenSources
 
@@ -147,6 +147,7 @@ def build_dataloader(
             num_canonical_nodes=cfg.data.num_canonical_nodes,
             batch_size=batch_size,
         )
+    remove_locks_at_exit(dataset)
     dataset.skipped = skipped
     workers = cfg.data.num_workers
     loader = TokenLoader(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import random
@@ -14,6 +15,7 @@ from typing import cast
 
 import streaming.base.shared.prefix as shared_names
 from composer.utils import dist
+from streaming import StreamingDataset
 from streaming.base.shared import SharedMemory
 
 from data_prep.common.errors import BadInput
@@ -44,6 +46,18 @@ def registering() -> Iterator[None]:
     finally:
         shared_names.SharedMemory = SharedMemory
         os.close(cast(int, lock))
+
+
+def remove_locks_at_exit(dataset: StreamingDataset) -> None:
+    """Let the machine's first rank remove the lock files of a dataset when it ends.
+
+    StreamingDataset removes its shared memory and leaves those. It then takes their names for taken, and asks for each
+    of them at each start: for seconds, on a machine that has had 4,000 runs.
+    """
+    if dist.get_local_rank() == 0:
+        barrier, cache = dataset._shared_barrier.filelock_path, dataset._cache_filelock_path
+        for path in (barrier, cache):
+            atexit.register(Path(path).unlink, missing_ok=True)
 
 
 def _claim_machine() -> int | None:

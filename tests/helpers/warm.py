@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import importlib
 import json
 import logging
@@ -79,6 +80,7 @@ def serve(requests: socket.socket) -> None:
     for name in (*OF_A_RUN, "composer.cli.launcher"):
         importlib.import_module(name)
     assert threading.active_count() == 1, "a fork would miss a thread"
+    gc.freeze()  # a collection in a fork need not go through all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         message, fds, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 3)
@@ -101,6 +103,7 @@ def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
+        tempfile.tempdir = None  # to be asked for anew
         perform(request["argv"], out, errors)
     os.write(tell, f"{pid}\n".encode())
     os.close(out)

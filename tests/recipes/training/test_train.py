@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -132,8 +133,10 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
     fast = ["kernels.fused_gelu=true", "kernels.loss_chunk_tokens=100"]
     settings = overrides(*NO_DROPOUT, "optimizer.lr=3e-3", "gradient_clipping_norm=1.0")
     command = [warm.COMPOSER, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *settings, *fast]
-    done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT)
+    (tmp_path / "tmp").mkdir()
+    done = warm.run([*command, f"run_dir={tmp_path / 'two'}"], ROOT, {**os.environ, "TMPDIR": str(tmp_path / "tmp")})
     assert done.returncode == 0, done.stdout + done.stderr
+    assert not list((tmp_path / "tmp").iterdir()), "such as the lock files that Streaming leaves"
     pretraining.train(configure([*settings, f"run_dir={tmp_path / 'one'}"]))
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), abs=1e-5)
     record = json.loads((tmp_path / "two/run.json").read_text())
