@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 import sys
 from fnmatch import fnmatch
 from pathlib import Path
@@ -260,5 +259,5 @@ def test_loader_processes_fork_after_texts_without_a_warning(tiny_tokenizer: Pat
         "if not os.fork(): os._exit(0)\n"
         "os.wait(); print('forked')"
     )
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    answer = warm.run([sys.executable, "-c", code], ROOT)
     assert answer.stdout == "forked\n" and "parallelism" not in answer.stderr

@@ -27,12 +27,45 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any, NoReturn
 
 from patience import OF_A_RUN, patience_s
 
 COMPOSER = str(Path(sys.executable).with_name("composer"))
 MESSAGE_BYTES = 1 << 20
+
+
+class Started:
+    """A command that was started: what is used of `subprocess.Popen`."""
+
+    def __init__(
+        self, command: Sequence[object], cwd: Path, env: Mapping[str, str] | None, out: IO, errors: IO
+    ) -> None:
+        arguments = [str(part) for part in command]
+        assert arguments[0] in (COMPOSER, sys.executable), arguments[0]
+        argv = arguments if arguments[0] == COMPOSER else arguments[1:]
+        self._tells, there = socket.socketpair()
+        with there:
+            own = dict(os.environ if env is None else env)
+            request = {"argv": argv, "cwd": str(cwd), "env": own}
+            fds = [out.fileno(), errors.fileno(), there.fileno()]
+            socket.send_fds(server(own.get("LD_PRELOAD")), [json.dumps(request).encode()], fds)
+        self._told = self._tells.makefile()
+        self.args, self.pid = arguments, int(self._told.readline())
+
+    def wait(self) -> int:
+        """Its exit code.
+
+        Raises:
+            subprocess.TimeoutExpired: it has not ended in time; its session was killed.
+        """
+        self._tells.settimeout(patience_s())
+        try:
+            with self._tells, self._told:
+                return int(self._told.readline())
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired(self.args, patience_s()) from None
 
 
 def run(command: Sequence[object], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
@@ -41,37 +74,25 @@ def run(command: Sequence[object], cwd: Path, env: Mapping[str, str] | None = No
     Raises:
         subprocess.TimeoutExpired: it has not ended in time; its session was killed.
     """
-    arguments = [str(part) for part in command]
-    argv = arguments if arguments[0] == COMPOSER else arguments[1:]
-    assert arguments[0] in (COMPOSER, sys.executable), arguments[0]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        here, there = socket.socketpair()
-        with here:
-            with there:
-                request = {"argv": argv, "cwd": str(cwd), "env": dict(os.environ if env is None else env)}
-                message = json.dumps(request).encode()
-                socket.send_fds(server(), [message], [out.fileno(), errors.fileno(), there.fileno()])
-            told = here.makefile()
-            pid = int(told.readline())
-            here.settimeout(patience_s())
-            try:
-                code = int(told.readline())
-            except TimeoutError:
-                os.killpg(pid, signal.SIGKILL)
-                raise subprocess.TimeoutExpired(arguments, patience_s()) from None
+        started = Started(command, cwd, env, out, errors)
+        code = started.wait()
         for file in (out, errors):
             file.seek(0)
-        return subprocess.CompletedProcess(arguments, code, out.read(), errors.read())
+        return subprocess.CompletedProcess(started.args, code, out.read(), errors.read())
 
 
 @functools.cache
-def server() -> socket.socket:
-    """The socket of the process that forks; it ends with this one."""
+def server(preload: str | None) -> socket.socket:
+    """The socket of the process that forks, with a library before all others or none; it ends with this one."""
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
+    env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with there:
-        command = [sys.executable, __file__, str(there.fileno())]
-        subprocess.Popen(command, pass_fds=[there.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        subprocess.Popen(
+            [sys.executable, __file__, str(there.fileno())], pass_fds=[there.fileno()],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**env, "LD_PRELOAD": preload} if preload else env,
+        )  # fmt: skip
     return here
 
 
@@ -79,6 +100,9 @@ def serve(requests: socket.socket) -> None:
     """Fork for each request until there is nobody to ask."""
     for name in (*OF_A_RUN, "composer.cli.launcher"):
         importlib.import_module(name)
+    from composer.utils.collect_env import get_cpu_model
+
+    get_cpu_model()  # half a second, which Composer then remembers
     assert threading.active_count() == 1, "a fork would miss a thread"
     gc.freeze()  # a collection in a fork need not go through all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -113,7 +137,7 @@ def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
     os._exit(0)
 
 
-def perform(argv: Sequence[str], out: int, errors: int) -> None:
+def perform(argv: Sequence[str], out: int, errors: int) -> NoReturn:
     """Be the script in a process that was just forked, to the end of the process."""
     os.dup2(out, 1)
     os.dup2(errors, 2)
@@ -121,13 +145,18 @@ def perform(argv: Sequence[str], out: int, errors: int) -> None:
         stream.reconfigure(line_buffering=True, write_through=bool(os.environ.get("PYTHONUNBUFFERED")))  # pyright: ignore
     script, code_given = argv[0], argv[0] == "-c"
     sys.argv = ["-c", *argv[2:]] if code_given else list(argv)
-    sys.path[0] = "" if code_given else str(Path(script).resolve().parent)
+    more = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    sys.path[:1] = ["" if code_given else str(Path(script).resolve().parent), *more]
     if script == COMPOSER:
         launcher = sys.modules["composer.cli.launcher"]
         own = SimpleNamespace(Popen=Rank, STDOUT=subprocess.STDOUT, CalledProcessError=subprocess.CalledProcessError)
         setattr(launcher, "subprocess", own)  # noqa: B010
     main = {"__name__": "__main__"}
-    code = ended(lambda: exec(argv[1], main) if code_given else runpy.run_path(script, run_name="__main__"))
+    leave(ended(lambda: exec(argv[1], main) if code_given else runpy.run_path(script, run_name="__main__")))
+
+
+def leave(code: int) -> NoReturn:
+    """End this process as Python would, but for taking all that was imported apart, which takes a second or two."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()

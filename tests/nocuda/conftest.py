@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import runpy
-import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+import warm
 from patience import patience_s
 from project import ROOT
 
@@ -47,7 +47,7 @@ def run_all(nocuda_env: dict[str, str], tmp_path: Path) -> Callable[[Sequence[Co
         # Each block of memory is new, and so 0, where a kernel would have written.
         env = {**nocuda_env, "NOCUDA_DEVICES": "2", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         script = [str(ROOT / "tests/nocuda/drive.py"), str(folder / "commands.json"), str(folder), str(patience_s())]
-        done = subprocess.run([sys.executable, *script], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
+        done = warm.run([sys.executable, *script], ROOT, env)
         printed = {}
         for number, command in enumerate(commands):
             logs = sorted(folder.glob(f"{number}-rank*.log"))

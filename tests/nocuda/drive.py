@@ -34,7 +34,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 import recipes.modeling.attention
 import recipes.training.trainer
-from warm import ended
+from warm import ended, leave
 
 SMALL = 1 << 16  # entries
 COUNTS = (torch.bool, torch.uint8, torch.int32, torch.int64)
@@ -162,7 +162,7 @@ def start(command: dict[str, Any], port: int, rank: int, ranks: int, log: Path) 
         os.environ.update({name: str(number) for name, number in numbers.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(command.get("env", {}))
-    sys.exit(run(command["argv"], command.get("count_waits", False)))
+    leave(run(command["argv"], command.get("count_waits", False)))
 
 
 def free_port() -> int:

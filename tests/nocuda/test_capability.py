@@ -6,7 +6,7 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,33 +14,26 @@ import pytest
 import torch
 import torch.version
 
+import warm
 from project import ROOT
 from recipes.config.loading import load_config, to_yaml
 from recipes.planning.gpus import GPUS, LOCK, STACKS, can_run, dotted, gpus_of
 
-# Imports torch once; each case is a fork of its own, as the no-op CUDA and torch look at a device once a process.
 ASK = """
-import json, os, sys, warnings
+import json, sys, warnings
 warnings.simplefilter("error")  # torch's own would be a second, longer message
 import torch
 from data_prep.common.errors import run
 from recipes.training.device_check import check_device
 
-def ask(device, precision):
+device, precision = json.loads(sys.argv[1])
+
+def ask():
     print(check_device(device, precision))
     if device != "cpu":
         print(json.dumps(torch.cuda.get_arch_list()), torch.cuda.memory_allocated())
 
-for cases in sys.stdin:
-    codes = []
-    for number, (found, device, precision) in enumerate(json.loads(cases)):
-        if os.fork() == 0:
-            os.environ.update(found)
-            for stream, name in ((1, "out"), (2, "err")):
-                os.dup2(os.open(f"{sys.argv[1]}/{number}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
-            run(lambda: ask(device, precision))
-        codes.append(os.waitstatus_to_exitcode(os.wait()[1]))
-    print(json.dumps(codes), flush=True)
+run(ask)
 """
 Case = tuple[dict[str, str], str | None, str]
 
@@ -55,21 +48,18 @@ class Answer:
 Ask = Callable[[list[Case]], list[Answer]]
 
 
-@pytest.fixture(scope="module")
-def ask(nocuda_env: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ask]:
+@pytest.fixture
+def ask(nocuda_env: dict[str, str]) -> Ask:
     """`ask([(what is there, device, precision), …])`: what `check_device` prints, and the exit code of a command."""
-    folder = tmp_path_factory.mktemp("ask")
-    command = [sys.executable, "-c", ASK, str(folder)]
-    with subprocess.Popen(command, cwd=ROOT, env=nocuda_env, stdin=-1, stdout=-1, text=True) as asked:
 
-        def answers(cases: list[Case]) -> list[Answer]:
-            assert asked.stdin and asked.stdout
-            print(json.dumps(cases), file=asked.stdin, flush=True)
-            codes = json.loads(asked.stdout.readline())
-            read = [[(folder / f"{n}.{name}").read_text() for name in ("out", "err")] for n in range(len(cases))]
-            return [Answer(int(code), out, err) for code, (out, err) in zip(codes, read, strict=True)]
+    def answers(cases: list[Case]) -> list[Answer]:
+        asked = [
+            warm.run([sys.executable, "-c", ASK, json.dumps(what)], ROOT, {**nocuda_env, **found})
+            for found, *what in cases
+        ]
+        return [Answer(done.returncode, done.stdout, done.stderr) for done in asked]
 
-        yield answers
+    return answers
 
 
 def child(env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str]:

@@ -100,12 +100,13 @@ def finetune(name: str, tmp_path: Path, *more: str, ranks: int = 1) -> Command:
 def test_one_device_from_training_to_text(run_all: Run, settings: Settings, tmp_path: Path) -> None:
     """Trained, told to leave, resumed; exported; fine-tuned; both models asked."""
     write_tasks(tmp_path / "data")
-    run = settings("run", "loggers.wandb={mode: offline}", "loggers.tensorboard={}")
+    run = settings("run")
+    logged = [*run, "loggers.wandb={mode: offline}", "loggers.tensorboard={}"]
     exported = str(tmp_path / "exported")
     printed = run_all(
         [
             preempted("left", run, 2),
-            recipe("resumed", "train", *run, count_waits=True),
+            recipe("resumed", "train", *logged, count_waits=True),
             recipe("export", "export", "--checkpoint", str(tmp_path / "run"), "--out", exported),
             recipe("generate", "generate", "--model", exported, "--prompt", "ba", "--temperature", "0"),
             finetune("pubmedqa", tmp_path, "preset=one-gpu-24gb"),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 
+import warm
 from project import ROOT
 
 SCRIPT = """
@@ -38,7 +38,5 @@ print("waits", len(waits), "guarded", guarded)
 def test_connect_waits_for_the_data(nocuda_env: dict[str, str]) -> None:
     """NCCL's collectives come back at once; a blocked data path would only be seen where something waits for it."""
     env = {**nocuda_env, "NOCUDA_ALONE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], cwd=ROOT, env=env, capture_output=True, text=True, check=False
-    )
+    done = warm.run([sys.executable, "-c", SCRIPT], ROOT, env)
     assert "waits 1 guarded [7.0]" in done.stdout, done.stdout + done.stderr

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import warm
 from project import ROOT
 
 TENSORS = 0.05  # of the allocator's peak, that the plan may be off by
@@ -23,10 +23,7 @@ SMALL = ("model.n_layer=3", "kernels.loss_chunk_tokens=1024")
 
 def measured(nocuda_env: dict[str, str], *arguments: str) -> dict[str, Any]:
     settings = {"NOCUDA_ALONE": "1", "NOCUDA_COPY_BYTES": "1048576", "NOCUDA_MEM": "200000000000"}
-    done = subprocess.run(
-        [sys.executable, "tests/nocuda/step_memory.py", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**nocuda_env, **settings, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False, timeout=900,
-    )  # fmt: skip
+    done = warm.run([sys.executable, "tests/nocuda/step_memory.py", *arguments], ROOT, {**nocuda_env, **settings})
     assert done.stdout, done.stderr[-3000:]
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -110,10 +107,7 @@ def test_training_leaves_no_memory_behind(nocuda_env: dict[str, str], tiny_token
         "seq_len=64", "max_duration=2ba", "global_train_batch_size=8", "stall_timeout_s=null", "eval_interval=2ba",
         "save_interval=2ba",
     ]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, "-c", FIT, *overrides], cwd=ROOT, capture_output=True, text=True,
-        env={**nocuda_env, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, check=False, timeout=600,
-    )  # fmt: skip
+    done = warm.run([sys.executable, "-c", FIT, *overrides], ROOT, nocuda_env)
     assert "LEFT" in done.stdout, done.stdout + done.stderr[-3000:]
     most, left = json.loads(done.stdout.rpartition("LEFT ")[2].splitlines()[0])
     weights = 4 * model.num_parameters()

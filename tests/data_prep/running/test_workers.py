@@ -151,6 +151,7 @@ def cluster(write_square: object) -> Iterator[Any]:
         made.shutdown()
 
 
+@pytest.mark.chaos
 def test_shards_on_ray_survive_the_loss_of_a_node(
     cluster: Any, tmp_path: Path, tiny_documents: list, make_corpus: Any, tiny_tokenizer: Path,
     folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import warm
 from data_prep.common.exit_codes import STALLED
 from project import ROOT
 
@@ -32,7 +33,7 @@ time.sleep(1)  # nobody watches any more
 
 def run(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-c", SCRIPT, str(folder), what]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    return warm.run(command, ROOT)
 
 
 def test_a_start_that_hangs_ends_with_its_stacks(tmp_path: Path) -> None:

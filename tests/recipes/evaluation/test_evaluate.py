@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import warm
 from data_prep.common.errors import BadInput
 from data_prep.filtering.corpus_format import read_documents
 from data_prep.filtering.decontamination import GRAM_WORDS
@@ -462,10 +463,7 @@ def test_nothing_is_asked_of_a_network(make_model: MakeModel, data: Path, tmp_pa
     assert done.returncode == 0, done.stderr
     assert "network:" not in done.stderr and "True True" in done.stdout
     assert not [path for path in home.rglob("*") if path.is_file()]
-    again = subprocess.run(
-        [sys.executable, "-c", ALONE, *command], capture_output=True, text=True, check=False, env=environment,
-        cwd=ROOT, timeout=patience_s(),
-    )  # fmt: skip
+    again = warm.run([sys.executable, "-c", ALONE, *command], ROOT, environment)
     assert "up to date" in again.stdout and "False False" in again.stdout, "imported for scores alone"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import random
 import signal
@@ -20,8 +19,9 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+import warm
 from data_prep.common.errors import BadInput
-from patience import OF_A_RUN, patience_s
+from patience import patience_s
 from project import ROOT
 from recipes import finetune, sweep
 from recipes.evaluation.over_seeds import evaluate_runs
@@ -65,7 +65,7 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
     def make(grid: Any, *more: str) -> list[str]:
         path = tmp_path / "toy-sweep.yaml"
         path.write_text(json.dumps({"base": str(ROOT / "yamls/finetune/medmcqa.yaml"), "grid": grid}))
-        shared = [] if "max_duration" in grid else ["max_duration=20ep"]
+        shared = [] if "max_duration" in grid else ["max_duration=8ep"]
         if "global_train_batch_size" not in grid:
             shared.append("global_train_batch_size=16")
         return [
@@ -78,21 +78,6 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
     return make
 
 
-# Forks of a process that has imported what a run imports and done nothing else: seconds faster than starting Python,
-# and without the threads of this one, which a fork would miss.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(list(OF_A_RUN))
-RUN = """
-import os
-with open(log, "ab") as file:
-    os.dup2(file.fileno(), 1)
-    os.dup2(file.fileno(), 2)
-from data_prep.common.errors import run
-from recipes import finetune
-run(lambda: finetune.command_line(arguments))
-"""
-
-
 class Forked:
     """A run's process, with the command line that it would have."""
 
@@ -101,17 +86,12 @@ class Forked:
     def __init__(self, command: Sequence[str], log: Path, folder: Path) -> None:
         Forked.started.append(list(command))
         log.parent.mkdir(parents=True, exist_ok=True)
-        at = next(n for n, part in enumerate(command) if part.endswith("finetune.py"))
-        self.process = SERVER.Process(target=exec, args=(RUN, {"log": log, "arguments": command[at + 1 :]}))
-        self.process.start()
-
-    def wait(self) -> int:
-        self.process.join(patience_s())
-        assert self.process.exitcode is not None
-        return self.process.exitcode
+        with log.open("ab") as file:
+            self.process = warm.Started(command, folder, None, file, file)
+        self.wait = self.process.wait
 
     def send_signal(self, number: int) -> None:
-        os.kill(self.process.pid or 0, number)
+        os.kill(self.process.pid, number)
 
 
 @pytest.fixture

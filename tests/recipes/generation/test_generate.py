@@ -185,25 +185,27 @@ def test_without_gradio_the_page_says_how_to_get_it(folder: Path, monkeypatch: p
         generate.main(["--model", str(folder), "--web"])
 
 
-def test_a_pipe_is_read_line_by_line(folder: Path, loaded: tuple[Any, Any]) -> None:
+def test_a_pipe_is_read_line_by_line(
+    folder: Path, loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     lines = "Cytase is\n/temperature hot\n/again\n\n/nothing\n/top-k 7\ncaf\udce9\nbatoma  β\n"  # an é in Latin-1
-    run = subprocess.run(
-        [sys.executable, *greedy(folder, "--interactive")],
-        cwd=ROOT, input=lines, capture_output=True, encoding="utf-8", errors="surrogateescape", timeout=patience_s(),
-    )  # fmt: skip
-    assert run.returncode == 0, run.stderr
+    sent = io.BytesIO(lines.encode(errors="surrogateescape"))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(sent, encoding="utf-8"))
+    arguments = ["--temperature", "0", "--max-new-tokens", "12", "--device", "cpu"]
+    generate.main(["--model", str(folder), "--interactive", *arguments])
+    written = capsys.readouterr()
     texts = {
         prompt: printable(samples.generate(*loaded, prompt, GREEDY)["text"]) for prompt in ("Cytase is", "batoma  β")
     }
     first, second = (f"[{prompt}]{text} …\n\n" for prompt, text in texts.items())
-    assert run.stdout == f"{first}{first}top-k is 7\n{second}"
-    errors = [line for line in run.stderr.splitlines() if line.startswith("error")]
+    assert written.out == f"{first}{first}top-k is 7\n{second}"
+    errors = [line for line in written.err.splitlines() if line.startswith("error")]
     assert errors == [
         "error: temperature = 'hot', but it must be a number at least 0.01 and at most 10, or 0",
         "error: /nothing is not a command; /help lists them",
         r"error: the prompt 'caf\udce9' is not text: '\udce9' is no character of UTF-8",
     ]
-    assert NOTICE in run.stderr and "OUTSIDE" not in run.stderr
+    assert NOTICE in written.err
 
 
 def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None:

@@ -155,9 +155,8 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
 
 
 def test_launcher_reports_bad_input_as_exit_code_2(overrides: Overrides) -> None:
-    composer = Path(sys.executable).with_name("composer")
-    command = [composer, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *overrides("model.n_embdd=3")]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [warm.COMPOSER, "-n", "2", "recipes/train.py", "yamls/smoke-cpu.yaml", *overrides("model.n_embdd=3")]
+    done = warm.run(command, ROOT)
     assert done.returncode == 2, done.stdout + done.stderr
     assert (done.stdout + done.stderr).count("did you mean 'n_embd'") == 1 and "Traceback" not in done.stderr
 
