@@ -8,7 +8,6 @@ from pathlib import Path
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from data_prep.common.files import JsonDict
 from recipes.runs.logged_lines import read_lines
 
 
@@ -44,14 +43,12 @@ class CostMonitor(Callback):
 
 
 def spent_gpu_s(metrics: Path) -> float:
-    """Ranks x seconds between each start of a run and the last line before the next one."""
-    total_s, start, last = 0.0, None, None
+    """Ranks x seconds from each start of a run to its last line; where the clock was set back, from there on."""
+    total_s, ranks, last_s = 0.0, 0, 0.0
     for line in read_lines(metrics, skip_damaged=True):
         if line.get("event") == "start":
-            total_s, start = total_s + _between(start, last), line
-        last = line
-    return total_s + _between(start, last)
-
-
-def _between(start: JsonDict | None, last: JsonDict | None) -> float:
-    return (last["time_s"] - start["time_s"]) * start.get("ranks", 1) if start and last else 0.0
+            ranks = line.get("ranks", 1)
+        else:
+            total_s += ranks * max(0.0, line["time_s"] - last_s)
+        last_s = line["time_s"]
+    return total_s

@@ -184,6 +184,12 @@ def test_cost_counts_what_a_crash_threw_away(tmp_path: Path, monkeypatch: pytest
     )
     assert cost_monitor.spent_gpu_s(log) == 8 * 60 + 4 * 30
     assert cost_monitor.spent_gpu_s(tmp_path / "none") == 0
+    set_back = tmp_path / "set_back.jsonl"
+    set_back.write_text(
+        '{"event": "start", "batch": 0, "time_s": 5000.0, "ranks": 8}\n{"batch": 1, "time_s": 5010.0}\n'
+        '{"batch": 2, "time_s": 1400.0}\n{"batch": 3, "time_s": 1410.0}\n'
+    )
+    assert cost_monitor.spent_gpu_s(set_back) == 8 * 20
     monitor, logged = CostMonitor(log, 36.0), {}
     logger: Any = SimpleNamespace(log_metrics=logged.update)
     state: Any = None
