@@ -229,13 +229,13 @@ def kill_at_random_moments(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """`small_disk(bytes)`: a file system of that size; called again, the same one with another size."""
+def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """`small_disk(bytes, "rw")`: a file system of that size; called again, the same one, of another size or "ro"."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
-    def mount(size_bytes: int) -> Path:
-        options = f"size={size_bytes}" + (",remount" if folder.is_mount() else "")
+    def mount(size_bytes: int, mode: str = "rw") -> Path:
+        options = f"size={size_bytes},{mode}" + (",remount" if folder.is_mount() else "")
         done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], capture_output=True, text=True)
         if done.returncode:
             pytest.skip(f"a small file system is mounted by root alone, so run as root ({done.stderr.strip()})")

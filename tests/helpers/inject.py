@@ -2,7 +2,7 @@
 
 A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL; `kill-all`: on every
 rank), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
-`small-disk` (no file above 1 MB from there on). In it: `nan` (its loss), `noise` (random tokens in the samples that are
+`small-disk` (no file above 1 MB from there on), `no-folder` (the run's folder vanishes). In it: `nan` (its loss), `noise` (random tokens in the samples that are
 due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
 deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
 `lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
@@ -16,6 +16,7 @@ from __future__ import annotations
 import itertools
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -57,6 +58,8 @@ def pass_the_cpu_off_as_cuda() -> None:
 
 
 class Fault(Callback):
+    run_dir: str
+
     def __init__(self, what: str, rank: int, batch: int) -> None:
         self.what, self.here, self.batch = what, rank == int(os.environ.get("RANK", "0")), batch
         if what in ("impatient", "patient"):
@@ -122,6 +125,8 @@ class Fault(Callback):
             time.sleep(FOR_EVER_S)
         elif self.what == "small-disk":
             resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
+        elif self.what == "no-folder":
+            shutil.rmtree(self.run_dir)
 
     def fit_start(self, state: State, logger: Logger) -> None:
         if self.what == "noise":
@@ -152,7 +157,13 @@ def main() -> None:
         what, rank, batch = text.split(":")
         faults.append(Fault(what, int(rank), int(batch)))
     original = trainer.build_callbacks
-    trainer.build_callbacks = lambda cfg, run: [*faults, *original(cfg, run)]
+
+    def build_callbacks(cfg: Any, run: Any) -> list[Callback]:
+        for fault in faults:
+            fault.run_dir = cfg.run_dir
+        return [*faults, *original(cfg, run)]
+
+    trainer.build_callbacks = build_callbacks
     train.command_line(sys.argv[at + 1 :])
     print(f"rank {dist.get_global_rank()} ended")
 

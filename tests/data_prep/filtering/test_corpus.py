@@ -522,6 +522,24 @@ def test_a_huge_document_takes_less_than_a_gigabyte(
     outcome(f"corpus and shards: a document of 64 MiB, {kind}", f"peak of a worker {children} MB", "nothing")
 
 
+@pytest.mark.chaos
+def test_fifty_thousand_input_files(tmp_path: Path, outcome: Any):
+    """No file stays open, and no message has a line for each."""
+    (tmp_path / "in").mkdir()
+    for n in range(50_000):
+        (tmp_path / f"in/{n:05}.jsonl").write_text(f'{{"text": "text {n} of the neuroase"}}\n')
+    command = [sys.executable, "-m", "data_prep.corpus", "--source", "text", "--input", str(tmp_path / "in"), "--out"]
+    root = Path(corpus.__file__).parents[1]
+    done = subprocess.run(
+        [*command, str(tmp_path / "corpus"), "--workers", "2"], cwd=root, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    manifest = read_manifest(tmp_path / "corpus", "corpus", "")
+    assert sum(count["documents"] for count in manifest["counts"].values()) == 50_000
+    assert manifest["inputs"]["text"]["files"] == 50_000 and len(done.stdout + done.stderr) < 100_000
+    outcome("50,000 input files", "each is read once", "nothing")
+
+
 @pytest.mark.parametrize("name", ["corpus", "tokenizer", "shards", "verify"])
 def test_command_lines_answer_at_once(name: str):
     """Help needs none of the libraries that take seconds to import; bad input is one line and exit code 2."""

@@ -519,6 +519,29 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, t
 
 
 @pytest.mark.chaos
+def test_a_run_whose_folder_vanishes_ends_at_once(outcome: Outcome, run: Run, tmp_path: Path) -> None:
+    done = run("gone", faults=["no-folder:0:10"], code=1)
+    assert f"No such file or directory: '{tmp_path / 'gone/metrics.jsonl'}'" in done.stderr
+    assert not (tmp_path / "gone").exists(), "nothing that would look like a run"
+    outcome("the run's folder is removed", "exit code 1, the file is named", "the run")
+
+
+@pytest.mark.chaos
+def test_a_read_only_folder_is_named(outcome: Outcome, run: Run, small_disk: Callable[..., Path]) -> None:
+    disk = small_disk(50_000_000)
+    run("left", f"run_dir={disk / 'run'}", faults=["SIGTERM:0:10"], code=PREEMPTED)
+    small_disk(50_000_000, "ro")
+    for name in ("run", "new"):
+        done = run("left", f"run_dir={disk / name}", code=2)
+        assert "Read-only file system" in done.stderr and str(disk / name) in done.stderr
+        assert "Traceback" not in done.stderr
+    small_disk(50_000_000, "rw")
+    run("left", f"run_dir={disk / 'run'}")
+    assert read_run(disk / "run").starts == [0, 10]
+    outcome("a file system that was mounted read-only", "exit code 2, it is named; later it goes on", "nothing")
+
+
+@pytest.mark.chaos
 @pytest.mark.parametrize("fault", ["hang", "no-data"])
 def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path, fault: str) -> None:
     """Rank 1 hangs, or its loader delivers nothing; rank 0 waits for it."""
