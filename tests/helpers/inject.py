@@ -1,14 +1,13 @@
 """Train with a fault built in: `inject.py FAULT… -- YAML key=value …`, in the place of recipes/train.py.
 
-A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL; `kill-all`: on every
-rank), `SIGTERM`, `SIGUSR1` (each to itself), `hang`,
-`small-disk` (no file above 1 MB from there on), `no-folder` (the run's folder vanishes). In it: `nan` (its loss), `noise` (random tokens in the samples that are
-due in it and in the three batches after it, whenever they come). From its samples on: `no-data` (the loader's workers
-deliver nothing). After it: `eval-SIGTERM` (in its evaluation), `save-SIGTERM` (in the midst of its checkpoint),
-`lose-part` (its file of the checkpoint vanishes). From the start: `own-disk` (its run folder is another than that of
-the others), `other-torch` (another version, as if on another host), `no-data-path` (the ranks meet and no data passes
-between them), `fsdp1-on-cpu` (the CPU passes for a CUDA device). On all ranks, all the time: `impatient` and `patient`
-(with a remote that does not answer).
+A fault is `what:rank:batch`. As the batch begins: `kill` (SIGKILL; `kill-all`: on every rank), `SIGTERM`, `SIGUSR1`
+(each to itself), `hang`, `small-disk` (no file above 1 MB from there on), `no-folder` (the run's folder vanishes). In
+it: `nan` (its loss), `noise` (random tokens in the samples that are due in it and in the three batches after it,
+whenever they come). From its samples on: `no-data` (the loader's workers deliver nothing). After it: `eval-SIGTERM` (in
+its evaluation), `save-SIGTERM` (in the midst of its checkpoint), `lose-part` (its file of the checkpoint vanishes).
+From the start: `own-disk` (its run folder is another than that of the others), `other-torch` (another version, as if on
+another host), `no-data-path` (the ranks meet and no data passes between them), `fsdp1-on-cpu` (the CPU passes for a
+CUDA device). On all ranks, all the time: `impatient` and `patient` (with a remote that does not answer).
 """
 
 from __future__ import annotations
