@@ -28,7 +28,8 @@ from data_prep.tasks.registry import load
 from recipes.evaluation.answers import check_answerable
 from recipes.evaluation.evaluate_model import DTYPES, evaluate
 from recipes.evaluation.over_seeds import evaluate_runs
-from recipes.modeling.model_folder import check_folder, read_task
+from recipes.finetuning.task_head import read_task
+from recipes.modeling.model_folder import check_folder
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -31,8 +31,9 @@ def describe(task: TaskSet) -> str:
 
 
 def label_balance(task: TaskSet, questions: Iterable[Question]) -> dict[str, float]:
-    """Share of each right answer: of the option's letter in `choice`, of its text in `verdict`."""
-    counts = Counter(LETTERS[q.answer] if task.kind == "choice" else q.options[q.answer] for q in questions)
+    """Share of each right answer: by its text where all questions of the set have the same options, else by letter."""
+    same = len({q.options for split in task.splits for q in task.questions(split)}) == 1
+    counts = Counter(q.options[q.answer] if same else LETTERS[q.answer] for q in questions)
     total = sum(counts.values())
     return {label: count / total for label, count in sorted(counts.items())}
 

@@ -25,7 +25,7 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.tasks import classification, multiple_choice, seq2seq, token_classification
-from data_prep.tasks.task_set import LETTERS, Pair, Question, TaskSet, the_file
+from data_prep.tasks.task_set import Question, TaskSet, the_file
 
 # A set by its name -> who reads its folder.
 READERS: dict[str, Callable[[Path], TaskSet]] = {
@@ -49,7 +49,7 @@ def load(name: str, data: Path) -> TaskSet:
         raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/registry.py)")
     task = READERS.get(name, _own)(folder)
     _check(task)
-    return _merge_equal_options(task) if task.kind == "choice" else task
+    return _merge_equal_options(task)
 
 
 def _own(folder: Path) -> TaskSet:
@@ -72,21 +72,8 @@ def _check(task: TaskSet) -> None:
             if example.id in seen:
                 raise BadInput(f"{where}: this id is also that of {seen[example.id]}; each belongs to one split, once")
             seen[example.id] = f"{split}, {example.where}"
-            if isinstance(example, Question):
-                _check_question(example, where)
-            elif isinstance(example, Pair) and not (example.source.strip() and example.target.strip()):
-                raise BadInput(f"{where}: its {'target' if example.source.strip() else 'source'} is empty")
-
-
-def _check_question(question: Question, where: str) -> None:
-    if not question.question.strip():
-        raise BadInput(f"{where}: the question is empty")
-    if not 2 <= len(question.options) <= len(LETTERS):
-        raise BadInput(f"{where}: {len(question.options)} options; a question has 2 to {len(LETTERS)}")
-    if blank := [n for n, option in enumerate(question.options, 1) if not option.strip()]:
-        raise BadInput(f"{where}: option {blank[0]} is empty")
-    if not 0 <= question.answer < len(question.options):
-        raise BadInput(f"{where}: the answer is option {question.answer + 1} of {len(question.options)}")
+            if example.fault:
+                raise BadInput(f"{where}: {example.fault}")
 
 
 def _merge_equal_options(task: TaskSet) -> TaskSet:

@@ -6,12 +6,36 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 
 LETTERS = "ABCDEFGH"  # of the options of a question
+
+
+class Example(Protocol):
+    """What every example of a set has, of whatever kind; one made of PubMed abstracts has `pmids`, too."""
+
+    @property
+    def id(self) -> str:
+        """Unique in its set."""
+        ...
+
+    @property
+    def where(self) -> str:
+        """File and line, for messages."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """All that is read to answer it."""
+        ...
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot be used; empty if it can."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +67,19 @@ class Question:
         """All that is read to answer it."""
         return f"{self.context}\n{self.question}".strip()
 
+    @property
+    def fault(self) -> str:
+        """Why it cannot be used; empty if it can."""
+        if not self.question.strip():
+            return "the question is empty"
+        if not 2 <= len(self.options) <= len(LETTERS):
+            return f"{len(self.options)} options; a question has 2 to {len(LETTERS)}"
+        if blank := [n for n, option in enumerate(self.options, 1) if not option.strip()]:
+            return f"option {blank[0]} is empty"
+        if not 0 <= self.answer < len(self.options):
+            return f"the answer is option {self.answer + 1} of {len(self.options)}"
+        return ""
+
 
 @dataclass(frozen=True, slots=True)
 class Pair:
@@ -58,6 +95,12 @@ class Pair:
     def text(self) -> str:
         """All that is read."""
         return self.source
+
+    @property
+    def fault(self) -> str:
+        """Why it cannot be used; empty if it can."""
+        empty = [name for name in ("source", "target") if not getattr(self, name).strip()]
+        return f"its {empty[0]} is empty" if empty else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +124,20 @@ class Sentence:
         """All that is read."""
         return " ".join(self.words)
 
+    @property
+    def fault(self) -> str:
+        """Empty: the reader has refused what is none."""
+        return ""
+
     def where_of(self, word: int) -> str:
         """File and line of a word."""
         path, _, line = self.where.rpartition(" ")
         return f"{path} {int(line) + word}"
 
 
-E = TypeVar("E", bound="Question | Pair | Sentence")
-Examples = Sequence[Question | Pair | Sentence]
-Splits = dict[str, list[Question]] | dict[str, list[Pair]] | dict[str, list[Sentence]]
+E = TypeVar("E", bound=Example)
+Examples = Sequence[Example]
+Splits = Mapping[str, Examples]
 
 
 @dataclass(frozen=True)
@@ -98,7 +146,8 @@ class TaskSet:
 
     Attributes:
         name: such as `medqa`.
-        kind: `choice` (each question has its own options), `verdict` (all have the same ones), `pairs` or `tags`.
+        kind: `choice` (each question has its own options), `verdict` (all have the same ones), `pairs`, `tags` or
+            another line of `KINDS` in recipes/finetuning/kinds.py.
         splits: split name -> examples (`Question`; `Pair` in `pairs`, `Sentence` in `tags`), in the order of the files.
         files: file name below the set's folder -> SHA-256.
         scored: the split that published numbers are of.

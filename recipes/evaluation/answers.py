@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file
-from data_prep.tasks.task_set import Sentence, TaskSet, part_by_hash
-from recipes.evaluation.prompts import FORMS, make_prompts, write_harness_task
-from recipes.modeling.model_folder import HEAD
+from data_prep.tasks.task_set import TaskSet, part_by_hash
+from recipes.evaluation.prompts import make_prompts, write_harness_task
+from recipes.finetuning.kinds import KINDS
+from recipes.finetuning.task_head import HEAD
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
@@ -42,26 +43,15 @@ def check_answerable(task: TaskSet, head: JsonDict | None, model: Path | None) -
         BadInput: it is of another kind, or has other labels.
     """
     if head is None:
-        if task.kind not in FORMS:
+        if not KINDS[task.kind].forms:
             raise BadInput(f"{task.name} is of kind {task.kind!r}: a base model has no score on it; fine-tune it")
         return
     tuned = f"{model} was fine-tuned on {head['task']}"
     way_out = "score the base model on it, or fine-tune one with recipes/finetune.py"
     if task.kind != head["kind"]:
         raise BadInput(f"{tuned}, of kind {head['kind']!r}; {task.name} is of kind {task.kind!r}: {way_out}")
-    if task.kind == "verdict":
-        labels = task.questions(task.scored)[0].options
-        if list(labels) != head["labels"]:
-            raise BadInput(
-                f"{tuned}, whose answers are {', '.join(head['labels'])}; those of {task.name} are "
-                f"{', '.join(labels)}: {way_out}"
-            )
-    if task.kind == "tags":
-        for sentence in task.splits[task.scored]:
-            assert isinstance(sentence, Sentence)
-            if unknown := sorted({*sentence.tags} - {*head["labels"]}):
-                known = ", ".join(head["labels"])
-                raise BadInput(f"{tuned}, whose tags are {known}; {sentence.where} has {unknown[0]}: {way_out}")
+    if differs := KINDS[task.kind].other_answers(task, head["labels"]):
+        raise BadInput(f"{tuned}, {differs}: {way_out}")
 
 
 def head_sha256(model: Path) -> str | None:
@@ -100,7 +90,7 @@ def ask(
     from recipes.evaluation.lm_eval_harness import count_cut, score_choices
 
     for task in tasks:
-        for form in FORMS[task.kind]:
+        for form in KINDS[task.kind].forms:
             prompts, name = make_prompts(task, form, arguments.shots, arguments.limit), f"{task.name}_{form}"
             cut = count_cut(tokenizer, prompts, model.config.n_positions)
             write_harness_task(folder, name, prompts, arguments.out)

@@ -26,7 +26,7 @@ from data_prep.files import json_lines
 from data_prep.filtering.corpus_format import PART, STAGE
 from data_prep.filtering.decontamination import COMMON_DOCUMENTS, Grams, grams_of, number_of, words_of
 from data_prep.running.workers import follow_parent
-from data_prep.tasks.task_set import Pair, Question, Sentence
+from data_prep.tasks.task_set import Example, Question
 
 TRAIN = "train"
 SMALL_BYTES = 4 << 20  # a corpus of so much, packed, is searched before other processes have started
@@ -68,15 +68,12 @@ class Leaks:
         return self.by_pmid | self.by_words
 
 
-def _texts(example: Question | Pair | Sentence) -> tuple[str, ...]:
-    if isinstance(example, Question):
-        return (example.context, example.question)
-    return (example.source if isinstance(example, Pair) else example.text,)
+def _texts(example: Example) -> tuple[str, ...]:
+    return (example.context, example.question) if isinstance(example, Question) else (example.text,)
 
 
-def _pmids(example: Question | Pair | Sentence) -> list[int]:
-    said = () if isinstance(example, Sentence) else example.pmids
-    return [pmid for pmid in map(parse_pmid, said) if pmid is not None]
+def _pmids(example: Example) -> list[int]:
+    return [pmid for pmid in map(parse_pmid, getattr(example, "pmids", ())) if pmid is not None]
 
 
 @dataclass
@@ -136,7 +133,7 @@ def _search_all(parts: Sequence[tuple[Path, str]], texts: Sequence[str], pmids: 
         yield from pool.map(_search_wanted, parts)
 
 
-def find_leaks(examples: Mapping[str, Question | Pair | Sentence], corpus_folder: Path) -> Leaks:
+def find_leaks(examples: Mapping[str, Example], corpus_folder: Path) -> Leaks:
     """Search the train split of a corpus, one process a core; the other splits tell which phrases are common.
 
     Args:

@@ -17,7 +17,8 @@ from data_prep.tasks.task_set import TaskSet, part_by_hash
 from recipes.evaluation.answers import Form, answer_by_head, ask, head_sha256
 from recipes.evaluation.contamination import Leaks, find_leaks
 from recipes.evaluation.perplexity import perplexity
-from recipes.evaluation.prompts import FORMS, HARNESS, make_prompts
+from recipes.evaluation.prompts import HARNESS, make_prompts
+from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import MODEL
 from recipes.modeling.model_folder import folder_sha256, load_pretrained
 from recipes.runs.environment import environment
@@ -133,7 +134,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
         return manifest
     if head is None:  # before minutes of work: are there questions enough for the shots?
         for task in tasks:
-            make_prompts(task, FORMS[task.kind][0], arguments.shots, arguments.limit)
+            make_prompts(task, KINDS[task.kind].forms[0], arguments.shots, arguments.limit)
     os.environ |= OFFLINE
     facts = environment(1)
 

@@ -84,7 +84,7 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
         over = f"mean of {len(seeds)} seeds ± {100 * deviation:.1f}" if len(seeds) > 1 else f"seed {seeds[0]}"
         how = ", ".join(filter(None, ("fine-tuned", metric, over, cut_of(cut, len(ids)))))
         rows.append(Row(task, name or folders[0].name, how, percent(score), False))
-    if "acc" in results:
+    if "acc" in results and "answer" in runs[0][2][ids[0]]:
         answers = [runs[0][2][id_]["answer"] for id_ in ids]
         share = 100 * max(map(answers.count, set(answers))) / len(answers)
         rows.append(Row(task, "always the commonest answer", "baseline", f"{share:.1f}", False))

@@ -16,7 +16,6 @@ from data_prep.common.files import JsonDict, write_json
 from data_prep.tasks.task_set import LETTERS, Question, TaskSet, part_by_hash
 
 HARNESS = "harness"
-FORMS = {"choice": ("letter", "option"), "verdict": ("option",)}
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from data_prep.tasks.task_set import Examples
 from recipes.checkpointing import trained_model
 from recipes.checkpointing.trained_model import Source
-from recipes.finetuning.kinds import KINDS
-
-if TYPE_CHECKING:
-    from recipes.finetuning.encoding import Encoded, Encoder
+from recipes.finetuning.kind import Encoded, Encoder, Kind
 
 
 def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
@@ -26,20 +22,20 @@ def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
     return encoded
 
 
-def say_cut(name: str, cut: int, n: int, kind: str) -> None:
+def say_cut(name: str, cut: int, n: int, kind: Kind) -> None:
     """Print how much of a split was too long, if anything was."""
     if cut:
-        print(f"{name}: {cut:,} of {n:,} examples are longer than seq_len and {KINDS[kind].if_too_long}", flush=True)
+        print(f"{name}: {cut:,} of {n:,} examples are longer than seq_len and {kind.if_too_long}", flush=True)
 
 
 def build_task_dataloader(
-    encoded: Sequence[Encoded], pad_id: int, batch_size: int, world_size: int, seed: int | None
+    encoded: Sequence[Encoded], encoder: Encoder, batch_size: int, world_size: int, seed: int | None
 ) -> Any:
     """Batches of this rank; each global batch holds the same examples on any number of ranks.
 
     Args:
         encoded: the split.
-        pad_id: the token that fills up.
+        encoder: that encoded it, and makes batches of it.
         batch_size: examples a rank.
         world_size: ranks.
         seed: of the order of training, drawn anew for each pass; None: in the order of the split, to its last example.
@@ -50,9 +46,9 @@ def build_task_dataloader(
     from torch.utils.data import DataLoader, DistributedSampler
 
     from recipes.dataloading.loader import split_batch
-    from recipes.finetuning.encoding import Examples, collate
 
-    data, train = Examples(encoded), seed is not None
+    data: Any = list(enumerate(encoded))
+    train = seed is not None
     sampler: DistributedSampler[Any] = DistributedSampler(
         data, world_size, dist.get_global_rank(), shuffle=train, seed=seed or 0, drop_last=train
     )
@@ -61,7 +57,7 @@ def build_task_dataloader(
         batch_size,
         sampler=sampler,
         drop_last=train,
-        collate_fn=partial(collate, pad_id=pad_id),
+        collate_fn=encoder.collate,
         # Its own in an evaluation: each pass draws a number, which would move the dropout masks of training.
         generator=None if train else torch.Generator(),
     )
@@ -73,14 +69,12 @@ def build_task_dataloader(
     )
 
 
-def load_tokenizer(source: Source, kind: str) -> Any:
+def load_tokenizer(source: Source, kind: Kind) -> Any:
     """The base model's tokenizer with the tokens of a kind of task.
 
     Raises:
         BadInput: it cannot be loaded, or has entries that the model has not: their rows would be drawn at random.
     """
-    from recipes.finetuning.encoding import add_tokens
-
     tokenizer = trained_model.load_tokenizer(source)
-    add_tokens(tokenizer, kind)
+    kind.add_tokens(tokenizer)
     return tokenizer

@@ -1,4 +1,4 @@
-"""A GPT-2 with a head for one kind of task, for the Trainer; and the folder that a fine-tuned model is kept in.
+"""A GPT-2 tuned on one kind of task, for the Trainer; and the folder that a fine-tuned model is kept in.
 
 The folder is a Hugging Face GPT-2 (attention scale folded, LoRA merged, added tokens in tokenizer and embedding), with
 `head.safetensors` and `task.json` beside it.
@@ -6,74 +6,34 @@ The folder is a Hugging Face GPT-2 (attention scale folded, LoRA merged, added t
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from composer.models import ComposerModel
 from safetensors.torch import save_file
-from torch import nn
 from torchmetrics import MeanMetric, Metric
 from transformers import GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import write_json
-from data_prep.tasks.token_classification import count, scheme_of
 from recipes.config.schema import LoraConfig
-from recipes.finetuning.encoding import NO_TAG, Batch
 from recipes.finetuning.kinds import KINDS
+from recipes.finetuning.task_head import HEAD, TASK, TaskHead, read_task
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.gpt2 import is_block
-from recipes.modeling.model_folder import HEAD, TASK, load_pretrained, read_task, save_pretrained
+from recipes.modeling.model_folder import load_pretrained, save_pretrained
 from recipes.modeling.tokenizer_folder import save_tokenizer
 from recipes.modeling.weights import fill, read_tensors
 
 if TYPE_CHECKING:
     from peft import LoraModel
 
+    from recipes.finetuning.kind import Batch
+
 LINEAR_MAPS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
-
-
-@dataclass(frozen=True)
-class TaskHead:
-    """What a fine-tuned model is for.
-
-    Attributes:
-        task: the set's name.
-        kind: `choice`, `verdict`, `pairs` or `tags`.
-        labels: of `verdict` and `tags`, in the order of the head's rows; empty otherwise.
-        seq_len: the longest sequence that it was trained on, in tokens.
-    """
-
-    task: str
-    kind: str
-    labels: tuple[str, ...]
-    seq_len: int
-
-    @property
-    def rows(self) -> int:
-        """Rows of the linear head: one score a sequence in `choice`, one a label in `verdict` and `tags`."""
-        return len(self.labels) or 1
-
-    def tagged(self, scores: torch.Tensor, labels: torch.Tensor) -> tuple[list[str], list[str]]:
-        """The tags of one sentence's words, in their order: those that its scores give, and the right ones.
-
-        Args:
-            scores: (O, T, labels) of its windows.
-            labels: (O, T) the right ones, at the positions at which a tag is told.
-        """
-        told = labels != NO_TAG
-        given, right = scores.argmax(-1)[told].tolist(), labels[told].tolist()
-        return [self.labels[n] for n in given], [self.labels[n] for n in right]
-
-    def entities(self, right: Sequence[str], given: Sequence[str]) -> dict[str, list[int]]:
-        """For each type of a sentence's entities: found exactly, given, there."""
-        return count(right, given, scheme_of(dict.fromkeys(self.labels, self.task)))
 
 
 class GPT2WithHidden(GPT2LMHeadModel):
@@ -88,17 +48,13 @@ class GPT2WithHidden(GPT2LMHeadModel):
 
 
 class FineTuned(ComposerModel):
-    """A GPT-2 that answers.
-
-    `choice` and `verdict`: a linear map without bias on the hidden state of the last real token; softmax over options
-    or labels. `tags`: the same of each word's last token. `pairs`: the language model itself, with the loss on the
-    target alone.
-
-    Padding is on the right, so causal attention keeps it from every real token, and no mask is needed.
+    """A GPT-2 that answers, as its kind of task computes it.
 
     Attributes:
         model: the GPT2LMHeadModel, its attention scaled by layer as its configuration says.
-        head: `rows` x n_embd; None in `pairs`.
+        task_head: what it is for.
+        kind: of the task.
+        head: what was learned beside the model; None where the language model itself answers.
         loss_unit: of its loss.
     """
 
@@ -106,80 +62,36 @@ class FineTuned(ComposerModel):
         super().__init__()
         self.model = use_scaled_attention(model)
         self.model.__class__ = GPT2WithHidden
-        self.task_head = task_head
-        self.loss_unit = KINDS[task_head.kind].loss_unit
-        self.head: nn.Linear | None = None
-        if task_head.kind != "pairs":
-            self.head = nn.Linear(model.config.n_embd, task_head.rows, bias=False)
-            nn.init.normal_(self.head.weight, std=model.config.initializer_range)
+        self.task_head, self.kind = task_head, KINDS[task_head.kind]
+        self.loss_unit = self.kind.loss_unit
+        config: Any = model.config
+        self.head: Any = self.kind.new_head(config, task_head.labels)
         hooks: Any = self.model
         hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
 
-    def scores(self, batch: Batch) -> torch.Tensor:
-        """Logits: `choice` (B, O), -inf for an option too many; `verdict` (B, labels); `tags` (B, O, T, labels)."""
-        input_ids, lengths = batch["input_ids"], batch["lengths"]
-        # (B · O, T, n_embd), after the last LayerNorm
-        hidden = self.model(input_ids=input_ids.flatten(0, 1), use_cache=False, hidden_alone=True)
-        assert self.head is not None
-        if self.task_head.kind == "tags":
-            return self.head(hidden).float().unflatten(0, lengths.shape)
-        last = (lengths.flatten() - 1).clamp(min=0)
-        scores = self.head(hidden[torch.arange(len(last), device=last.device), last]).float()
-        if self.task_head.kind == "verdict":
-            return scores
-        return scores.view_as(lengths).masked_fill(lengths == 0, -math.inf)
-
-    def target_losses(self, batch: Batch) -> torch.Tensor:
-        """Of `pairs` (B,): mean cross entropy, in nats a token, of each target, end-of-text included."""
-        input_ids, lengths = batch["input_ids"][:, 0], batch["lengths"][:, 0]
-        logits = self.model(input_ids=input_ids, use_cache=False).logits[:, :-1].float()
-        nats = F.cross_entropy(logits.flatten(0, 1), input_ids[:, 1:].flatten(), reduction="none")
-        position = torch.arange(1, input_ids.shape[1], device=input_ids.device)
-        wanted = (position >= batch["labels"][:, None]) & (position < lengths[:, None])
-        return (nats.view_as(wanted) * wanted).sum(1) / wanted.sum(1)
-
-    def tag_losses(self, batch: Batch) -> torch.Tensor:
-        """Of `tags` (B,): mean cross entropy, in nats a word, of each sentence."""
-        scores, labels = self.scores(batch), batch["labels"]
-        nats = F.cross_entropy(scores.flatten(0, 2), labels.flatten(), ignore_index=NO_TAG, reduction="none")
-        return nats.view_as(labels).sum((1, 2)) / (labels != NO_TAG).sum((1, 2))
+    def answers(self, batch: Batch) -> torch.Tensor:
+        """A row an example: as the kind's `answers`."""
+        return self.kind.answers(self.model, self.head, batch)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The loss: a mean over examples, so that it does not depend on how they are split and padded."""
-        if self.task_head.kind == "pairs":
-            return {"loss": self.target_losses(batch).mean()}
-        if self.task_head.kind == "tags":
-            return {"loss": self.tag_losses(batch).mean()}
-        return {"loss": F.cross_entropy(self.scores(batch), batch["labels"])}
+        """The loss: a mean over examples."""
+        return {"loss": self.kind.loss(self.answers(batch), batch)}
 
     def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The loss that `forward` computed."""
         return outputs["loss"]
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
-        """(B,): whether each answer is right, or the loss of each target; of `tags` (B, 2), whose sums make F1."""
-        if self.task_head.kind == "pairs":
-            return self.target_losses(batch)
-        if self.task_head.kind == "tags":
-            scores, labels = self.scores(batch).cpu(), batch["labels"].cpu()
-            sums = []
-            for given, right in map(self.task_head.tagged, scores, labels):
-                counts = self.task_head.entities(right, given).values()
-                sums.append((2 * sum(n[0] for n in counts), sum(n[1] + n[2] for n in counts)))
-            return torch.tensor(sums, dtype=torch.float32, device=batch["labels"].device)
-        return (self.scores(batch).argmax(1) == batch["labels"]).float()
+        """A row an example, as the kind judges it."""
+        return self.kind.judge(self.answers(batch), batch, self.task_head.labels)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """Accuracy, the loss of the targets, or F1 of the entities, on evaluation."""
-        return {} if is_train else {KINDS[self.task_head.kind].dev_metric: MeanMetric()}
+        """On evaluation the kind's own."""
+        return {} if is_train else {self.kind.dev_metric: MeanMetric()}
 
     def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
         """Add a batch."""
-        if self.task_head.kind == "tags":
-            above, below = outputs.T
-            metric.update(above / below.clamp(min=1), below)  # Σ above / Σ below
-        else:
-            metric.update(outputs)
+        self.kind.add(metric, outputs)
 
 
 def add_lora(model: GPT2LMHeadModel, lora: LoraConfig) -> LoraModel:
@@ -215,7 +127,7 @@ def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
         trained.model.__class__ = GPT2WithHidden
     save_tokenizer(tokenizer, folder, trained.model.config.n_positions)
     if trained.head is not None:
-        save_file({"weight": trained.head.weight.detach().contiguous()}, folder / HEAD)
+        save_file({name: value.contiguous() for name, value in trained.head.state_dict().items()}, folder / HEAD)
     write_json(folder / TASK, asdict(trained.task_head))
 
 

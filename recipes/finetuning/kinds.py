@@ -1,37 +1,16 @@
-"""The kinds of task, one table: what differs from kind to kind and is no computation."""
+"""The kinds of task, one table: a set's `kind` (data_prep/tasks/task_set.py) -> all in which it differs."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from recipes.finetuning.choice import Choice
+from recipes.finetuning.kind import Kind
+from recipes.finetuning.pairs import Pairs
+from recipes.finetuning.tags import Tags
+from recipes.finetuning.verdict import Verdict
 
-SEP, START = "[SEP]", "<|startoftext|>"
-CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What a kind of task is trained and judged by.
-
-    Attributes:
-        added_tokens: entries of the tokenizer beside those of pre-training and [PAD].
-        loss_unit: what the loss is a mean over, wherever it is printed or drawn.
-        metric: name of the score that is best, of those that predictions get.
-        dev_metric: name of what is logged at each evaluation of dev.
-        sequences: that an example takes at most, where it is read whole.
-        if_too_long: what becomes of an example that is longer than a sequence.
-    """
-
-    added_tokens: tuple[str, ...]
-    loss_unit: str
-    metric: str
-    dev_metric: str
-    sequences: int = 1
-    if_too_long: str = "were cut"
-
-
-KINDS = {
-    "choice": Kind((SEP,), "nats/question", "acc", "Accuracy", sequences=4),
-    "verdict": Kind((CONTEXT, QUESTION, ANSWER), "nats/question", "acc", "Accuracy"),
-    "pairs": Kind((START,), "nats/token", "rougeL", "TargetLoss"),
-    "tags": Kind((), "nats/word", "f1", "F1", if_too_long="are read in windows"),
+KINDS: dict[str, Kind] = {
+    "choice": Choice(),
+    "verdict": Verdict(),
+    "pairs": Pairs(),
+    "tags": Tags(),
 }

@@ -13,9 +13,10 @@ from data_prep.tasks.task_set import Splits, TaskSet, split_by_hash
 from recipes.checkpointing.trained_model import Source
 from recipes.config.loading import load_recorded_config
 from recipes.config.schema import Duration, FinetuneConfig, ModelConfig
+from recipes.finetuning.kinds import KINDS
 from recipes.modeling.model_config import read_model_config
 from recipes.modeling.size import lora_parameters, parameter_count
-from recipes.planning.memory import Layout, finetuning_moments, peak, with_reserve
+from recipes.planning.memory import FinetuningWork, Layout, finetuning_moments, peak, with_reserve
 from recipes.runs.fingerprint import common_fingerprint
 from recipes.runs.names import CONFIG
 
@@ -93,8 +94,9 @@ def make_finetune_plan(
         )
     parameters = parameter_count(model)
     trained = lora_parameters(model, cfg.lora) if cfg.lora else parameters
-    layout = Layout.of(cfg, world_size)
-    stages = finetuning_moments(cfg, model, task.kind, layout, microbatch, microbatch < batch // world_size)
+    kind, accumulates = KINDS[task.kind], microbatch < batch // world_size
+    work = FinetuningWork(microbatch, accumulates, kind.sequences, bool(kind.target_start))
+    stages = finetuning_moments(cfg, model, Layout.of(cfg, world_size), work)
     tensors = max(peak(moments).total_bytes for moments in stages)
     plan = FinetunePlan(
         batches=duration.value * per_epoch if duration.unit == "ep" else duration.value,
@@ -144,7 +146,7 @@ def finetuning_fingerprint(cfg: FinetuneConfig, plan: FinetunePlan, task: TaskSe
         "batch": {"examples": cfg.global_train_batch_size, "seq_len": cfg.seq_len},
         "schedule": {"batches": plan.batches, "warmup_share": cfg.warmup_share},
         "lora": asdict(cfg.lora) if cfg.lora else None,
-        "generation": asdict(cfg.generation) if task.kind == "pairs" else None,
+        "generation": asdict(cfg.generation) if KINDS[task.kind].target_start else None,
     }
 
 

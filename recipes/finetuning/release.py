@@ -11,16 +11,17 @@ from data_prep.common.manifest import begin, library_versions, manifest_sha256, 
 from data_prep.tasks.task_set import Splits
 from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig
+from recipes.finetuning.kind import Encoder
 from recipes.finetuning.model_card import write_model_card
 from recipes.finetuning.names import MODEL
+from recipes.finetuning.task_head import TaskHead
 from recipes.modeling.model_folder import FINETUNE
 from recipes.runs.names import CHECKPOINTS
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-    from recipes.finetuning.encoding import Encoder
-    from recipes.finetuning.heads import FineTuned, TaskHead
+    from recipes.finetuning.heads import FineTuned
 
 FORMAT = 1
 # Largest |difference| of scores as a share of the largest |score|: rounding in fp32 of a folded and merged model.
@@ -59,7 +60,6 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     from recipes.checkpointing.checkpoint import newest_intact, saved_at
     from recipes.checkpointing.safe_loading import load_model_weights
     from recipes.finetuning import heads
-    from recipes.finetuning.encoding import collate
     from recipes.modeling.release import fold_layer_scaling, make_ready
 
     folder = Path(cfg.run_dir)
@@ -68,12 +68,11 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
     trained, lora = build_model(cfg, source, head, len(encoder.tokenizer))
     load_model_weights(checkpoint, trained, prefix="")
     trained.eval()
-    batch = collate([(n, encoder(example)) for n, example in enumerate(parts["dev"][:4])], encoder.pad_id)
+    batch = encoder.collate([(n, encoder(example)) for n, example in enumerate(parts["dev"][:4])])
 
     @torch.no_grad()
     def answers(model: FineTuned) -> torch.Tensor:
-        found = model.target_losses(batch) if head.kind == "pairs" else model.scores(batch)
-        return found.nan_to_num(neginf=0.0)
+        return model.answers(batch).nan_to_num(neginf=0.0)
 
     expected = answers(trained)
     if lora is not None:

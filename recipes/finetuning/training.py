@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.files import JsonDict, read_json, write_json, write_text
 from data_prep.common.world import world
-from data_prep.tasks import token_classification
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Splits, TaskSet
@@ -19,6 +18,7 @@ from recipes.config.loading import to_yaml
 from recipes.config.schema import FinetuneConfig
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.finetuning.data import build_task_dataloader, encode, load_tokenizer
+from recipes.finetuning.kind import Encoder
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import SCORES
 from recipes.finetuning.planning import (
@@ -31,6 +31,7 @@ from recipes.finetuning.planning import (
 )
 from recipes.finetuning.release import build_model, export
 from recipes.finetuning.scoring import score
+from recipes.finetuning.task_head import TaskHead
 from recipes.runs.fingerprint import changes, check_fingerprint
 from recipes.runs.folder import finish_run, is_finished
 from recipes.runs.lock import held_by_rank_zero
@@ -38,8 +39,6 @@ from recipes.runs.names import CONFIG, RECORD
 
 if TYPE_CHECKING:
     from recipes.checkpointing.remote import RemoteRun
-    from recipes.finetuning.encoding import Encoder
-    from recipes.finetuning.heads import TaskHead
 
 
 def finetune(cfg: FinetuneConfig) -> bool:
@@ -88,26 +87,17 @@ def _score_again(cfg: FinetuneConfig, parts: Splits, record: JsonDict, wanted: J
     write_json(folder / RECORD, {**record, "identity": wanted})
 
 
-def labels_of(task: TaskSet) -> tuple[str, ...]:
-    """What the rows of the head stand for: the verdicts, or the tags that train makes possible; empty otherwise."""
-    if task.kind == "verdict":
-        return task.questions("train")[0].options
-    return token_classification.labels(task.sentences("train")) if task.kind == "tags" else ()
-
-
 def fit(
     cfg: FinetuneConfig, plan: FinetunePlan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict
 ) -> None:
     """Train; export; score dev and test. Each of the three has memory to itself."""
     from recipes.checkpointing.remote import RemoteRun
     from recipes.distributed.rank_zero import on_rank_zero
-    from recipes.finetuning.encoding import Encoder
-    from recipes.finetuning.heads import TaskHead
     from recipes.training.trainer import give_memory_back
 
-    tokenizer = load_tokenizer(source, task.kind)
-    head = TaskHead(task.name, task.kind, labels_of(task), cfg.seq_len)
-    encoder = Encoder(tokenizer, task.kind, cfg.seq_len, head.labels)
+    kind = KINDS[task.kind]
+    head = TaskHead(task.name, task.kind, kind.labels(task), cfg.seq_len)
+    encoder = Encoder(load_tokenizer(source, kind), kind, cfg.seq_len, head.labels)
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
     train(cfg, plan, parts, source, wanted, head, encoder, remote)
     give_memory_back()
@@ -135,7 +125,7 @@ def train(
     tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
     counts = {split: len(examples) for split, examples in parts.items()}
-    facts = {"plan": asdict(plan), "data": counts, "loss_unit": KINDS[head.kind].loss_unit}
+    facts = {"plan": asdict(plan), "data": counts, "loss_unit": encoder.kind.loss_unit}
     start = find_start(Path(cfg.run_dir), cfg, wanted, remote)
     prepared = prepare_run(cfg, start, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
     model, _ = build_model(cfg, source, head, len(tokenizer))
@@ -143,7 +133,7 @@ def train(
         from composer.distributed.activation_checkpointing import apply_ac
 
         apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=is_block)
-    loader = partial(build_task_dataloader, pad_id=encoder.pad_id, world_size=plan.world_size)
+    loader = partial(build_task_dataloader, encoder=encoder, world_size=plan.world_size)
     device_batch_size = cfg.global_train_batch_size // plan.world_size
     run_trainer(
         cfg,

@@ -16,8 +16,10 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import Real, Whole
 from recipes.config.schema import NEW_TOKENS, TEMPERATURE
+from recipes.finetuning.kinds import KINDS
+from recipes.finetuning.task_head import read_task
 from recipes.modeling.model_config import read_model_config
-from recipes.modeling.model_folder import move, open_folder, read_task
+from recipes.modeling.model_folder import move, open_folder
 
 NOTICE = (
     "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
@@ -85,20 +87,20 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
             f"mend it first: python recipes/export.py --checkpoint {folder} --out {folder}-fixed"
         )
     task = read_task(folder)
-    if task and task["kind"] != "pairs":
+    start = KINDS[task["kind"]].target_start if task else ""
+    if task and not start:
         raise BadInput(
-            f"--model {folder} was fine-tuned on {task['task']} ({task['kind']}): it chooses among answers and writes "
-            "no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds together"
+            f"--model {folder} was fine-tuned on {task['task']} ({task['kind']}): it {KINDS[task['kind']].does} and "
+            "writes no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds "
+            "together"
         )
     model, tokenizer = open_folder(folder, "auto")
     if task:
         from tokenizers.processors import TemplateProcessing
 
-        from recipes.finetuning.kinds import START
-
-        start = (START, tokenizer.convert_tokens_to_ids(START))
+        special = (start, tokenizer.convert_tokens_to_ids(start))
         template: Any = TemplateProcessing
-        tokenizer.backend_tokenizer.post_processor = template(single=f"$A {START}", special_tokens=[start])
+        tokenizer.backend_tokenizer.post_processor = template(single=f"$A {start}", special_tokens=[special])
         tokenizer.model_max_length = task["seq_len"]  # no longer sequence was trained on
     return move(model, device), tokenizer
 

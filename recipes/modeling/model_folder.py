@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file
 from data_prep.common.manifest import MANIFEST, manifest_sha256, outputs_of, seal
-from recipes.modeling.model_config import CONFIG_JSON, is_count, read_json_object, read_model_config
+from recipes.modeling.model_config import CONFIG_JSON, read_json_object, read_model_config
 from recipes.modeling.tokenizer_folder import check_entries, check_tokenizer, open_tokenizer
 from recipes.modeling.weights import (
     check_sizes,
@@ -27,40 +27,9 @@ from recipes.modeling.weights import (
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PretrainedConfig
 
-# Beside a fine-tuned model: what it is for, and the weights of its head.
-TASK, HEAD = "task.json", "head.safetensors"
-KINDS = ("choice", "verdict", "pairs", "tags")
 ADAPTER, CARD = "adapter_config.json", "README.md"
 # The stages whose manifests vouch for a model folder; another program's manifest.json says nothing of it.
 EXPORT, FINETUNE = "export", "finetune"
-
-
-def read_task(folder: Path) -> JsonDict | None:
-    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model.
-
-    Raises:
-        BadInput: the file is damaged, or is missing and a head lies there.
-    """
-    path = folder / TASK
-    if not path.is_file():
-        if (folder / HEAD).is_file():
-            raise BadInput(f"{folder} lacks {TASK}, which says what its {HEAD} is for; copy the whole folder")
-        return None
-    task = read_json_object(path)
-    labels, kind = task.get("labels"), task.get("kind")
-    sound = {
-        "task": isinstance(task.get("task"), str),
-        "kind": kind in KINDS,
-        "labels": isinstance(labels, list) and all(isinstance(label, str) for label in labels),
-        "seq_len": is_count(task.get("seq_len")),
-    }
-    if wrong := [name for name, is_sound in sound.items() if not is_sound]:
-        raise BadInput(f"{path}: {wrong[0]} = {task.get(wrong[0])!r} is not what recipes/finetune.py writes")
-    if task.keys() != sound.keys():
-        raise BadInput(f"{path}: {min(task.keys() - sound.keys())!r} is not what recipes/finetune.py writes")
-    if task["seq_len"] > (n_positions := read_model_config(folder)["n_positions"]):
-        raise BadInput(f"{path}: seq_len = {task['seq_len']}, and the model reads at most {n_positions} tokens")
-    return task
 
 
 def check_folder(folder: Path) -> None:

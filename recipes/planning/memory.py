@@ -27,7 +27,6 @@ from recipes.planning.block_memory import BF16_BYTES, FP32_BYTES, Block, block_b
 # latter, its gradient and the logit's, all in fp32. A chunk of recipes/modeling/loss.py holds a copy in fp32 and the
 # probability, which becomes the gradient.
 LOSS_BYTES_PER_LOGIT, LOSS_BACKWARD_BYTES_PER_LOGIT, CHUNK_BYTES_PER_LOGIT = 8, 12, 8
-OPTIONS = 4  # of a question of `choice`, at most: MedQA's, MedMCQA's and MMLU's
 # What the caching allocator reserves above the sum of all parts' most (`reserved_bytes`). Measured on the no-op CUDA of
 # tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a GPU. There the sum
 # was 0.97 to 1.07 of what was reserved after two steps and an evaluation, 0.99 to 1.14 where blocks are recomputed.
@@ -339,8 +338,25 @@ class _Step:
         ]
 
 
+@dataclass(frozen=True)
+class FinetuningWork:
+    """What a rank computes in a fine-tuning.
+
+    Attributes:
+        microbatch: examples at once.
+        accumulates: whether a batch has several microbatches a rank.
+        sequences: of an example, at most.
+        writes: whether an answer is a text that the model writes.
+    """
+
+    microbatch: int
+    accumulates: bool
+    sequences: int
+    writes: bool
+
+
 def finetuning_moments(
-    cfg: FinetuneConfig, model: ModelConfig, kind: str, layout: Layout, microbatch: int, accumulates: bool
+    cfg: FinetuneConfig, model: ModelConfig, layout: Layout, computed: FinetuningWork
 ) -> list[list[Memory]]:
     """The memory of fine-tuning: of training, of the export and of scoring, each of which has the memory to itself.
 
@@ -351,23 +367,21 @@ def finetuning_moments(
     Args:
         cfg: the configuration.
         model: the base model's shape.
-        kind: of the task: `choice`, `verdict`, `pairs` or `tags`.
         layout: how the model lies on ranks.
-        microbatch: examples that a rank computes at once.
-        accumulates: whether a batch has several microbatches a rank.
+        computed: by each of them.
     """
     device = "cpu" if cfg.device == "cpu" else "gpu"
-    sequence = (OPTIONS if kind == "choice" else 1) * cfg.seq_len
+    sequence = computed.sequences * cfg.seq_len
     training = training_moments(
         model,
         cfg.precision,
         layout,
         seq_len=cfg.seq_len,
-        tokens=microbatch * sequence,
+        tokens=computed.microbatch * sequence,
         eval_tokens=cfg.device_eval_batch_size * sequence,
-        predicts=kind == "pairs",
+        predicts=computed.writes,
         kernels=KernelsConfig(),
-        accumulates=accumulates,
+        accumulates=computed.accumulates,
         device=device,
         lora=cfg.lora,
     )
@@ -375,7 +389,7 @@ def finetuning_moments(
     export = Memory("export", weights if device == "cpu" else 0)  # on the CPU
     work = block_bytes(model, cfg.seq_len, "fp32", FP32_BYTES, device)
     tokens, scoring = cfg.device_eval_batch_size * sequence, Memory("scoring", weights)
-    if kind != "pairs":
+    if not computed.writes:
         return [training, [export], [_reading(scoring, work, tokens)]]
     written = min(cfg.generation.max_new_tokens, model.n_positions // 2)
     beams = cfg.generation.num_beams if cfg.generation.temperature == 0 else 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError, safe_load
 
@@ -13,6 +13,9 @@ from data_prep.sources.document import ABSTRACTS, ARTICLES
 from recipes.config.loading import load_recorded_config
 from recipes.runs.names import CONFIG, METRICS, RECORD
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, changed_settings, read_metrics
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
@@ -59,15 +62,23 @@ def write_model_card(
 
 def render(template: Path, **fields: Any) -> str:
     """A card of its template; a field that is not given is an error."""
+    return _environment(template.parent).get_template(template.name).render(fields)
+
+
+def render_text(template: str, **fields: Any) -> str:
+    """A part of a card, of a template that is given as text; a field that is not given is an error."""
+    return _environment().from_string(template).render(fields)
+
+
+def _environment(*folders: Path) -> Environment:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    environment = Environment(
-        loader=FileSystemLoader([template.parent, TEMPLATE.parent]),
+    return Environment(
+        loader=FileSystemLoader([*folders, TEMPLATE.parent]),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template.name).render(fields)
 
 
 def stated_license(folder: Path) -> str | None:

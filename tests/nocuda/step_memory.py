@@ -35,11 +35,21 @@ from transformers import GPT2LMHeadModel
 from recipes.config.loading import load_config, load_finetune_config
 from recipes.config.schema import LoraConfig, RunConfig, TrainConfig
 from recipes.distributed.fsdp import parallelism_config
-from recipes.finetuning.heads import FineTuned, TaskHead, add_lora
+from recipes.finetuning.heads import FineTuned, add_lora
+from recipes.finetuning.kinds import KINDS
+from recipes.finetuning.task_head import TaskHead
 from recipes.modeling.decoupled_adamw import DecoupledAdamW
 from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations, gpt2_config, is_block
 from recipes.modeling.speedups import attention_backend, compile_blocks
-from recipes.planning.memory import Layout, Memory, finetuning_moments, reserved_bytes, step_memory, with_reserve
+from recipes.planning.memory import (
+    FinetuningWork,
+    Layout,
+    Memory,
+    finetuning_moments,
+    reserved_bytes,
+    step_memory,
+    with_reserve,
+)
 from recipes.planning.run_plan import make_plan
 from recipes.training.trainer import give_memory_back
 
@@ -263,8 +273,9 @@ def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: boo
     cfg = load_finetune_config(yaml, [word for word in overrides if word not in of_base])
     join(ranks, 0)
     share = cfg.global_train_batch_size // ranks
-    microbatch, options = min(cfg.device_train_microbatch_size, share), 4 if kind == "choice" else 1
-    stages = finetuning_moments(cfg, shape, kind, Layout.of(cfg, ranks), microbatch, microbatch < share)
+    microbatch, options = min(cfg.device_train_microbatch_size, share), KINDS[kind].sequences
+    computed = FinetuningWork(microbatch, microbatch < share, options, bool(KINDS[kind].target_start))
+    stages = finetuning_moments(cfg, shape, Layout.of(cfg, ranks), computed)
     labels = ("yes", "no", "maybe") if kind in ("verdict", "tags") else ()
 
     def build(lora: LoraConfig | None) -> FineTuned:
@@ -282,8 +293,7 @@ def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: boo
         return {"input_ids": ids, "lengths": lengths, "labels": right}
 
     def answer(model: FineTuned) -> None:
-        given = batch(cfg.device_eval_batch_size)
-        model.target_losses(given) if kind == "pairs" else model.scores(given)
+        model.answers(batch(cfg.device_eval_batch_size))
 
     def precision() -> Any:
         return get_precision_context(Precision(cfg.precision))

@@ -40,8 +40,10 @@ from recipes.evaluation.lm_eval_harness import count_cut, score_choices
 from recipes.evaluation.log_likelihood import Window, document_windows, log_probs
 from recipes.evaluation.prompts import Prompt, make_prompts, write_harness_task
 from recipes.finetuning import heads
-from recipes.finetuning.encoding import Encoder, add_tokens, collate
-from recipes.finetuning.heads import FineTuned, TaskHead
+from recipes.finetuning.heads import FineTuned
+from recipes.finetuning.kind import Encoder
+from recipes.finetuning.kinds import KINDS
+from recipes.finetuning.task_head import TaskHead
 from recipes.modeling.model_folder import load_pretrained
 from recipes.scoring.bootstrap import bootstrap, measures, over_seeds
 from recipes.scoring.results_table import percent
@@ -472,7 +474,7 @@ def tuned_folder(make_model: MakeModel, task: str, kind: str, labels: tuple[str,
     folder = make_model(False).rename(make_model(False).with_name(f"{task}-1")) / "model"
     base = folder.parent
     model, tokenizer = load_pretrained(base)
-    add_tokens(tokenizer, kind)
+    KINDS[kind].add_tokens(tokenizer)
     heads.resize(model, len(tokenizer))
     torch.manual_seed(2)
     heads.save(FineTuned(model, TaskHead(task, kind, labels, 64)), tokenizer, folder)
@@ -496,10 +498,10 @@ def test_a_head_answers_another_set_of_its_kind(make_model: MakeModel, data: Pat
     assert "| mmlu: anatomy | medmcqa-1 | fine-tuned on medmcqa |" in (out / "table.md").read_text()
     trained, tokenizer = heads.load(model)
     asked = load("mmlu", data).questions("test")
-    encoder = Encoder(tokenizer, "choice", 64)
+    encoder = Encoder(tokenizer, KINDS["choice"], 64)
     for line, question in zip((out / "mmlu-head.jsonl").read_text().splitlines(), asked, strict=True):
         with torch.no_grad():
-            alone = trained.scores(collate([(0, encoder(question))], encoder.pad_id))[0]
+            alone = trained.answers(encoder.collate([(0, encoder(question))]))[0]
         record = json.loads(line)
         assert record["scores"] == pytest.approx(alone.tolist(), rel=1e-4, abs=1e-6)
         assert record["acc"] == float(alone.argmax() == question.answer)

@@ -26,11 +26,14 @@ from recipes.checkpointing import checkpoint
 from recipes.config.loading import load_finetune_config, to_yaml
 from recipes.config.schema import FinetuneConfig, ModelConfig
 from recipes.finetuning import heads, release, training
-from recipes.finetuning.encoding import AS_TEXT, NO_TAG, Encoder, add_tokens, collate
-from recipes.finetuning.heads import FineTuned, TaskHead
+from recipes.finetuning.heads import FineTuned
+from recipes.finetuning.kind import AS_TEXT, Encoder
+from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.planning import make_finetune_plan, splits
 from recipes.finetuning.release import export
 from recipes.finetuning.scoring import predict, score
+from recipes.finetuning.tags import NO_TAG, Tags, entities, tagged
+from recipes.finetuning.task_head import TaskHead
 from recipes.scoring.bootstrap import measures
 
 YAMLS = sorted(p for p in (ROOT / "yamls/finetune").glob("*.yaml") if p.stem != "base" and "-sweep" not in p.stem)
@@ -38,24 +41,6 @@ WORDS = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
 LABELS = ("yes", "no", "maybe")
 TAGS = ("O", "B-Gene", "I-Gene")
 Configure = Callable[..., FinetuneConfig]
-
-
-def make_base(tiny_tokenizer: Path, folder: Path, **changes: Any) -> Path:
-    """A random base model as BioMedLM was published: scaled attention, no cache, pytorch_model.bin."""
-    torch.manual_seed(0)
-    settings: dict[str, Any] = {
-        "vocab_size": 600, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 4, "initializer_range": 0.1,
-        "bos_token_id": 599, "eos_token_id": 599, "scale_attn_by_inverse_layer_idx": True, "use_cache": False,
-        "attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0,
-    }  # fmt: skip
-    GPT2LMHeadModel(GPT2Config(**{**settings, **changes})).save_pretrained(folder, safe_serialization=False)
-    AutoTokenizer.from_pretrained(tiny_tokenizer).save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def base(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tiny_tokenizer, tmp_path_factory.mktemp("base") / "model")
 
 
 def choice_record(draw: random.Random, id_: str, shuffled: bool) -> dict[str, Any]:
@@ -122,22 +107,6 @@ def write_tags(data: Path, n: int, shuffled: bool = False) -> None:
                 lines.append(f"{word}\t{draw.choice(['B-Gene', 'O', 'O', 'O']) if shuffled else tag}\n")
             lines.append("\n")
         (folder / f"{split}.tsv").write_text("".join(lines))
-
-
-@pytest.fixture
-def configure(base: Path, tmp_path: Path) -> Configure:
-    """`configure(yaml, "key=value", …)`: a run of seconds on a CPU."""
-
-    def make(yaml: str, *more: str) -> FinetuneConfig:
-        overrides = [
-            f"model={base}", f"data={tmp_path / 'data'}", f"run_dir={tmp_path / 'run'}", "preset=cpu", "seq_len=64",
-            "global_train_batch_size=16", "optimizer.lr=3e-3", "warmup_share=0.1", "save_interval=1000ba",
-            "eval_interval=1000ba", "callbacks.console.interval=1000ba", "stall_timeout_s=null",
-            "generation.max_new_tokens=8", "generation.num_beams=2", *more,
-        ]  # fmt: skip
-        return load_finetune_config(ROOT / f"yamls/finetune/{yaml}.yaml", overrides)
-
-    return make
 
 
 def scores_of(folder: Path) -> dict[str, Any]:
@@ -305,12 +274,12 @@ def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, bas
     ids=["choice", "tags"],
 )
 def test_a_resumed_run_is_the_run(
-    yaml: str, write: Callable[[Path, int], None], task: str, tiny_tokenizer: Path, configure: Configure,
-    tmp_path: Path, built: list[Any],
+    yaml: str, write: Callable[[Path, int], None], task: str, make_base: Callable[..., Path],
+    configure: Configure, tmp_path: Path, built: list[Any],
 ) -> None:  # fmt: skip
     """Dropout on, in the middle of a pass."""
     write(tmp_path / "data", 100)
-    model = make_base(tiny_tokenizer, tmp_path / "dropout", resid_pdrop=0.1, embd_pdrop=0.1)
+    model = make_base(tmp_path / "dropout", resid_pdrop=0.1, embd_pdrop=0.1)
     settings = [f"model={model}", f"task={task}", "max_duration=10ba", "save_interval=4ba"]
     settings.append("save_num_checkpoints_to_keep=-1")
     assert training.finetune(configure(yaml, *settings))
@@ -395,8 +364,8 @@ def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_
 def encoders(tiny_tokenizer: Path) -> Callable[..., Encoder]:
     def make(kind: str, seq_len: int = 64) -> Encoder:
         tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-        add_tokens(tokenizer, kind)
-        return Encoder(tokenizer, kind, seq_len, TAGS)
+        KINDS[kind].add_tokens(tokenizer)
+        return Encoder(tokenizer, KINDS[kind], seq_len, TAGS)
 
     return make
 
@@ -504,7 +473,7 @@ def test_each_tag_is_told_at_the_last_token_of_its_word(encoders: Callable[..., 
     for n_words in range(1, 60):
         sentence = awkward_sentence(draw, n_words)
         encoded = encoder(sentence)
-        (sequence,), (tags,) = encoded.sequences, encoded.tags
+        (sequence,), (tags,) = encoded.sequences, encoded.label
         assert sequence[0] == 599 and tags[0] == NO_TAG and not encoded.truncated
         ends, text = [], ""
         for word in sentence.words:
@@ -531,12 +500,12 @@ def test_every_word_of_a_long_sentence_is_tagged_once(encoders: Callable[..., En
         encoder = encoders("tags", seq_len)
         for n_words in (1, 5, 30, 90, 150):
             sentence = awkward_sentence(draw, n_words)
-            encoded, (full,), (full_tags,) = encoder(sentence), whole(sentence).sequences, whole(sentence).tags
+            encoded, (full,), (full_tags,) = encoder(sentence), whole(sentence).sequences, whole(sentence).label
             assert encoded.truncated == (len(encoded.sequences) > 1)
             cut += encoded.truncated
             ends = [0, *(n for n, tag in enumerate(full_tags) if tag != NO_TAG)]  # of end-of-text and each word
             done = 0  # words that are tagged so far
-            for sequence, tags in zip(encoded.sequences, encoded.tags, strict=True):
+            for sequence, tags in zip(encoded.sequences, encoded.label, strict=True):
                 assert len(sequence) == len(tags) <= seq_len and sequence[0] == 599
                 told = [tag for tag in tags if tag != NO_TAG]
                 assert told == [TAGS.index(tag) for tag in sentence.tags[done : done + len(told)]]
@@ -584,7 +553,7 @@ def test_the_hidden_state_is_the_last_of_all(base: Path, encoders: Callable[...,
     """Bit for bit, its gradients too, and without any of the others."""
     encoder = encoders("choice")
     trained = small(base, "choice", len(encoder.tokenizer))
-    ids = collate([(0, encoder(QUESTIONS[0]))], encoder.pad_id)["input_ids"][0]
+    ids = encoder.collate([(0, encoder(QUESTIONS[0]))])["input_ids"][0]
     ours = trained.model(input_ids=ids, use_cache=False, hidden_alone=True)
     theirs = trained.model(input_ids=ids, use_cache=False, output_hidden_states=True, logits_to_keep=1).hidden_states
     assert torch.equal(ours, theirs[-1])
@@ -603,9 +572,9 @@ def test_choice_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> 
     encoder = encoders("choice")
     trained = small(base, "choice", len(encoder.tokenizer))
     assert trained.head is not None
-    batch = collate([(n, encoder(question)) for n, question in enumerate(QUESTIONS)], encoder.pad_id)
+    batch = encoder.collate([(n, encoder(question)) for n, question in enumerate(QUESTIONS)])
     with torch.no_grad():
-        found = trained.scores(batch)
+        found = trained.answers(batch)
         loss = float(trained(batch)["loss"])
     losses = []
     for question, row in zip(QUESTIONS, found, strict=True):
@@ -622,9 +591,9 @@ def test_verdict_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) ->
     encoder = encoders("verdict")
     trained = small(base, "verdict", len(encoder.tokenizer))
     assert trained.head is not None
-    batch = collate([(n, encoder(question)) for n, question in enumerate(QUESTIONS)], encoder.pad_id)
+    batch = encoder.collate([(n, encoder(question)) for n, question in enumerate(QUESTIONS)])
     with torch.no_grad():
-        found = trained.scores(batch)
+        found = trained.answers(batch)
     for question, row in zip(QUESTIONS, found, strict=True):
         expected = trained.head.weight.double() @ by_hand(trained, encoder(question).sequences[0])[0]
         assert torch.allclose(row.double(), expected, rtol=1e-4, atol=1e-6)
@@ -638,9 +607,9 @@ def test_target_losses_by_hand(base: Path, encoders: Callable[..., Encoder]) -> 
         Pair("2", "a", "lip myo neu ro thro vas", ""),
         Pair("3", "ro " * 9, "x", ""),
     ]
-    batch = collate([(n, encoder(pair)) for n, pair in enumerate(pairs)], encoder.pad_id)
+    batch = encoder.collate([(n, encoder(pair)) for n, pair in enumerate(pairs)])
     with torch.no_grad():
-        found = trained.target_losses(batch)
+        found = trained.answers(batch)
     for pair, loss in zip(pairs, found, strict=True):
         sequence, first = encoder(pair).sequences[0], encoder(pair).label
         log_probs = torch.log_softmax(by_hand(trained, sequence)[1], 1)
@@ -661,17 +630,17 @@ def test_tag_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> Non
     encoder = encoders("tags", 40)
     trained = small(base, "tags", len(encoder.tokenizer))
     assert trained.head is not None
-    batch = collate([(n, encoder(sentence)) for n, sentence in enumerate(SENTENCES)], encoder.pad_id)
+    batch = encoder.collate([(n, encoder(sentence)) for n, sentence in enumerate(SENTENCES)])
     assert batch["labels"].shape == batch["input_ids"].shape and batch["lengths"].count_nonzero(1).tolist()[1] > 1
     with torch.no_grad():
-        found, each = trained.scores(batch), trained.tag_losses(batch)
+        found, each = trained.answers(batch), Tags().losses(trained.answers(batch), batch)
         loss, parts = float(trained(batch)["loss"]), trained.eval_forward(batch)
     losses = []
     for sentence, row, labels, part in zip(SENTENCES, found, batch["labels"], parts, strict=True):
         encoded = encoder(sentence)
         expected = torch.stack([
             trained.head.weight.double() @ by_hand(trained, sequence[: n + 1])[0]
-            for sequence, tags in zip(encoded.sequences, encoded.tags, strict=True)
+            for sequence, tags in zip(encoded.sequences, encoded.label, strict=True)
             for n, tag in enumerate(tags) if tag != NO_TAG
         ])  # fmt: skip
         assert len(expected) == len(sentence.words)
@@ -679,14 +648,14 @@ def test_tag_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> Non
         right = torch.tensor([TAGS.index(tag) for tag in sentence.tags])
         losses.append(float(torch.nn.functional.cross_entropy(expected, right)))
         given = [TAGS[n] for n in expected.argmax(1).tolist()]
-        assert trained.task_head.tagged(row, labels) == (given, list(sentence.tags))
-        counts = trained.task_head.entities(sentence.tags, given).get("Gene", [0, 0, 0])
+        assert tagged(row, labels, TAGS) == (given, list(sentence.tags))
+        counts = entities(sentence.tags, given, TAGS).get("Gene", [0, 0, 0])
         assert part.tolist() == [2 * counts[0], counts[1] + counts[2]]
     assert each.tolist() == pytest.approx(losses, rel=1e-4)
     assert loss == pytest.approx(sum(losses) / len(losses), rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["choice", "verdict", "pairs", "tags"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: Callable[..., Encoder]) -> None:
     encoder = encoders(kind)
     trained = small(base, kind, len(encoder.tokenizer))
@@ -696,17 +665,15 @@ def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: 
     def answers(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """A row an example; of `tags` the scores at which tags are told, then NaN."""
         with torch.no_grad():
-            if kind == "pairs":
-                return trained.target_losses(batch)[:, None]
             if kind != "tags":
-                return trained.scores(batch)
+                return trained.answers(batch).reshape(len(batch["labels"]), -1)
             told = batch["labels"] != NO_TAG
-            rows = [row[where].flatten() for row, where in zip(trained.scores(batch), told, strict=True)]
+            rows = [row[where].flatten() for row, where in zip(trained.answers(batch), told, strict=True)]
             return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("nan"))
 
-    together = answers(collate([(n, encoder(example)) for n, example in enumerate(examples)], encoder.pad_id))
+    together = answers(encoder.collate([(n, encoder(example)) for n, example in enumerate(examples)]))
     for row, example in zip(together, examples, strict=True):
-        batch = collate([(0, encoder(example))], encoder.pad_id)
+        batch = encoder.collate([(0, encoder(example))])
         alone = answers(batch)[0]
         wider = {**batch, "input_ids": torch.nn.functional.pad(batch["input_ids"], (0, 20), value=7)}  # not even [PAD]
         if kind == "tags":

@@ -15,10 +15,13 @@ from data_prep.tasks.task_set import Pair, Question, Sentence
 from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig, LoraConfig, OptimizerConfig
 from recipes.finetuning import heads
-from recipes.finetuning.encoding import Encoder, add_tokens
-from recipes.finetuning.heads import FineTuned, TaskHead
+from recipes.finetuning.heads import FineTuned
+from recipes.finetuning.kind import Encoder
+from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.model_card import TEMPLATE, write_model_card
+from recipes.finetuning.pairs import Pairs
 from recipes.finetuning.scoring import predict
+from recipes.finetuning.task_head import TaskHead
 from recipes.modeling.release import make_ready
 from template_fields import template_fields
 
@@ -58,13 +61,13 @@ def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
     return (folder / "README.md").read_text()
 
 
-@pytest.mark.parametrize("kind", ASKED)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     kind: str, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """With stock transformers, as printed: the same answer as by the recipe's own code."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    add_tokens(tokenizer, kind)
+    KINDS[kind].add_tokens(tokenizer)
     torch.manual_seed(1)
     n = len(tokenizer)
     config = GPT2Config(vocab_size=n, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
@@ -80,7 +83,7 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     tuned, tokenizer = heads.load(folder)
     example, cfg = ASKED[kind], FinetuneConfig(device_eval_batch_size=4)
     if kind == "pairs":
-        source, _ = Encoder(tokenizer, kind, 60).source(example, 50)
+        source, _ = Pairs().source(example, Encoder(tokenizer, Pairs(), 60), 50)
         ids = torch.tensor([source])
         text = tuned.model.generate(ids, attention_mask=torch.ones_like(ids), max_length=50)[0, ids.shape[1] :]
         assert printed == tokenizer.decode(text, skip_special_tokens=True).strip() != ""
@@ -110,6 +113,7 @@ TRACED: dict[str, tuple[dict[str, Any], str]] = {
     "cfg.run_name": ({"cfg": {"run_name": "mine-2"}}, "# mine-2"),
     "cfg.seed": ({"cfg": {"seed": 99}}, "| seed | 99 |"),
     "cfg.warmup_share": ({"cfg": {"warmup_share": 0.25}}, "warm-up 0.25"),
+    "code": ({"kind": "tags"}, 'words = ["Aspirin", "inhibits", "COX-1"]'),
     "commits": ({"record": {"starts": [START, {"commit": None, "uncommitted": ["x"]}]}},
                 "0123abc; then unknown, with uncommitted changes"),
     "difference": ({"difference": 2e-7}, "of the largest: 2.0e-07"),
@@ -132,8 +136,11 @@ TRACED: dict[str, tuple[dict[str, Any], str]] = {
 }  # fmt: skip
 
 
-def test_every_field_of_the_card_is_traced() -> None:
-    assert template_fields(TEMPLATE) == TRACED.keys()
+def test_every_field_of_the_card_is_traced(tmp_path: Path) -> None:
+    """Those of the kinds' examples of use, too."""
+    examples = tmp_path / "examples.jinja"
+    examples.write_text("\n".join(kind.card_code for kind in KINDS.values()))
+    assert template_fields(TEMPLATE) | template_fields(examples) == TRACED.keys()
 
 
 @pytest.mark.parametrize("field", TRACED)

@@ -27,8 +27,7 @@ from data_prep.common.errors import BadInput
 from patience import patience_s
 from project import ROOT
 from recipes import generate
-from recipes.finetuning.encoding import add_tokens
-from recipes.finetuning.kinds import START
+from recipes.finetuning.pairs import START, Pairs
 from recipes.generation import samples
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 from recipes.generation.web_guard import MAX_BODY_BYTES, PATHS
@@ -153,7 +152,7 @@ def test_text_cannot_command_the_terminal() -> None:
 
 def test_a_model_of_pairs_writes_the_target(tiny_tokenizer: Path, tmp_path: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
-    add_tokens(tokenizer, "pairs")
+    Pairs().add_tokens(tokenizer)
     folder = make_model(tokenizer, tmp_path / "model")
     (folder / "task.json").write_text(json.dumps({"task": "meqsum", "kind": "pairs", "labels": [], "seq_len": 60}))
     model, tokenizer = load_model(folder, "cpu")

@@ -23,9 +23,10 @@ from recipes.checkpointing.checkpoint import MONOLITH
 from recipes.checkpointing.safe_loading import load_model_weights
 from recipes.checkpointing.trained_model import find_source, load_trained
 from recipes.finetuning import heads
-from recipes.finetuning.encoding import add_tokens
-from recipes.finetuning.heads import FineTuned, TaskHead
-from recipes.modeling.model_folder import load_pretrained, read_task
+from recipes.finetuning.heads import FineTuned
+from recipes.finetuning.task_head import TaskHead, read_task
+from recipes.finetuning.verdict import Verdict
+from recipes.modeling.model_folder import load_pretrained
 from recipes.modeling.release import logits
 
 SETTINGS: dict[str, Any] = {
@@ -55,7 +56,7 @@ def exported(honest: Path) -> Path:
 @pytest.fixture(scope="module")
 def tuned(honest: Path) -> Path:
     folder, tokenizer = honest.with_name("tuned"), AutoTokenizer.from_pretrained(honest)
-    add_tokens(tokenizer, "verdict")
+    Verdict().add_tokens(tokenizer)
     model = GPT2LMHeadModel.from_pretrained(honest)
     heads.resize(model, len(tokenizer))
     heads.save(FineTuned(model, TaskHead("pubmedqa", "verdict", ("yes", "no"), 16)), tokenizer, folder)
@@ -75,7 +76,7 @@ def scores(folder: Path) -> torch.Tensor:
     model, _ = heads.load(folder)
     batch = {"input_ids": torch.arange(5).view(1, 1, 5), "lengths": torch.tensor([[5]])}
     with torch.no_grad():
-        return model.scores(batch)
+        return model.answers(batch)
 
 
 def with_tensors(change: Callable[[dict[str, torch.Tensor]], object], file: str = FILE) -> Change:

@@ -1,0 +1,72 @@
+"""Multiple choice, each question with its own options: `question [SEP] option [SEP]`, one sequence an option.
+
+The format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/mc). The head gives one score a sequence.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from data_prep.tasks.task_set import Example, Question
+from recipes.finetuning.kind import Encoded, Encoder, last_hidden
+from recipes.finetuning.one_answer import OneAnswer
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import GPT2LMHeadModel
+
+    from recipes.finetuning.kind import Batch
+
+SEP = "[SEP]"
+CARD_CODE = """\
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2Model
+
+folder = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = GPT2Model.from_pretrained(folder).eval()
+head = load_file(f"{folder}/head.safetensors")["weight"]
+question, options = "Which of these thins the blood?", ["Aspirin", "Insulin"]
+scores = []
+for option in options:
+    inputs = tokenizer(f"{question}[SEP] {option}[SEP]", return_tensors="pt")
+    with torch.no_grad():
+        scores.append((model(**inputs).last_hidden_state[0, -1] @ head.T).item())
+print(options[scores.index(max(scores))])
+"""
+
+
+class Choice(OneAnswer):
+    """A question and its options."""
+
+    added_tokens = (SEP,)
+    sequences = 4  # options of a question, at most: MedQA's, MedMCQA's and MMLU's
+    forms = ("letter", "option")
+    pipeline_tag = "question-answering"
+    does = "chooses among the options of a question"
+    card_code = CARD_CODE
+
+    def encode(self, example: Example, encoder: Encoder) -> Encoded:
+        """A sequence an option; of a long question the beginning is cut, as what it asks stands at its end.
+
+        Raises:
+            BadInput: an option does not fit.
+        """
+        assert isinstance(example, Question)
+        (sep,) = encoder.added
+        text = encoder.ids(example.text)
+        sequences, truncated = [], False
+        for option in example.options:
+            end = [sep, *encoder.ids(f" {option}"), sep]
+            room = encoder.room(len(end), f"option {option[:40]!r}", example.where)
+            truncated |= len(text) > room
+            sequences.append((*text[-room:], *end))
+        return Encoded(tuple(sequences), example.answer, truncated)
+
+    def answers(self, gpt2: GPT2LMHeadModel, head: Any, batch: Batch) -> torch.Tensor:
+        """(B, O) logits, -inf for an option too many."""
+        lengths = batch["lengths"]
+        scores = head(last_hidden(gpt2, batch)).float()
+        return scores.view_as(lengths).masked_fill(lengths == 0, -math.inf)
