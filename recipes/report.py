@@ -6,18 +6,21 @@ python recipes/report.py runs/a --from-batch 41000 --to-batch 42000 --out spike.
 python recipes/report.py runs/a --watch                            # again and again while it trains
 python recipes/report.py runs/a --log                              # one entry more in docs/runs.md
 python recipes/report.py runs/smoke --plot docs/smoke-loss.png     # the loss curve alone
+python recipes/report.py runs/smoke --checkpoints                  # which are whole; code 2 if one is damaged
 """
 
 from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.limits import Whole
+from recipes.checkpointing.listing import format_listing, list_checkpoints, refuse_damaged
 from recipes.runs.figures import save
 from recipes.runs.plots import AXES, plots
 from recipes.runs.reading import read_run, summary
@@ -25,6 +28,7 @@ from recipes.runs.report_page import REPORT, watch, write_report
 from recipes.runs.run_log import LOG, append_log
 
 BATCH = Whole(0, 10**9)
+BATCHES = "batch"  # what curves are drawn against, unless --x says otherwise
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -35,14 +39,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--out", type=FileToWrite((".html",)), help="the page (default: report.html in the folder of the only run)"
     )
-    parser.add_argument("--x", choices=AXES, default="batch", help="what curves are drawn against (default batch)")
+    parser.add_argument("--x", choices=AXES, default=BATCHES, help="what curves are drawn against (default batch)")
     parser.add_argument("--from-batch", type=Allowed(BATCH), default=0, help="the first batch to draw")
     parser.add_argument("--to-batch", type=Allowed(BATCH), help="the last batch to draw")
     parser.add_argument("--watch", action="store_true", help="write the page again while the runs go on")
     parser.add_argument("--log", action="store_true", help=f"append an entry to {LOG.parent.name}/{LOG.name}, no page")
     parser.add_argument("--plot", type=FileToWrite(PICTURES), help="write the loss curve there and no page")
+    parser.add_argument(
+        "--checkpoints", action="store_true", help="list the checkpoints, each compared with its hashes, and no page"
+    )
     arguments = parser.parse_args(argv)
     folders: list[Path] = arguments.run
+    if arguments.checkpoints:
+        _refuse_beside_checkpoints(arguments)
+        found = {folder: list_checkpoints(folder) for folder in folders}
+        print("\n".join(format_listing(folder, listed) for folder, listed in found.items()), flush=True)
+        for listed in found.values():
+            refuse_damaged(listed)
+        return
     window = (arguments.from_batch, arguments.to_batch)
     if window[1] is not None and window[1] < window[0]:
         raise BadInput(f"--to-batch {window[1]} comes before --from-batch {window[0]}")
@@ -80,6 +94,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             width = max(map(len, rows))
             print(f"\n{data.folder}")
             print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()))
+
+
+def _refuse_beside_checkpoints(arguments: Namespace) -> None:
+    """Refuse options of the page beside --checkpoints, which makes none."""
+    given = [name for name in ("out", "from_batch", "to_batch", "watch", "log", "plot") if getattr(arguments, name)]
+    given += ["x"] if arguments.x != BATCHES else []
+    if given:
+        raise BadInput(f"--{given[0].replace('_', '-')} beside --checkpoints, which makes no page; leave one out")
 
 
 if __name__ == "__main__":
