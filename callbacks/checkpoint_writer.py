@@ -17,6 +17,7 @@ from torch.distributed.checkpoint import save as save_sharded
 from torch.utils.serialization import config as serialization
 
 from recipes.checkpointing import checkpoint
+from recipes.checkpointing.bit_sums import Part, first_copy_sums, own_parts
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import check_parts
 from recipes.distributed.rank_zero import outcome_of
@@ -47,6 +48,7 @@ class CheckpointWriter(Callback):
         stop_on_error: whether a failed save (a full disk) or upload ends the run, or is reported and tried at the next
             interval.
         remote: where the run folder is copied to; rank 0 alone talks to it.
+        replicas: copies of a sharded model; None: every rank has all of it.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class CheckpointWriter(Callback):
         identity: dict[str, Any],
         stop_on_error: bool,
         remote: RemoteRun | None = None,
+        replicas: int | None = None,
     ) -> None:
         self.folder = folder
         self.interval_batches = interval_batches
@@ -68,14 +71,29 @@ class CheckpointWriter(Callback):
         self.identity = identity
         self.stop_on_error = stop_on_error
         self.remote = remote
-        self.saved_batch = -1
+        self.replicas = replicas
+        self.saved_batch = self._seen_batch = -1
         self._uploader = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None  # of rank 0
 
+    def fit_start(self, state: State, logger: Logger) -> None:
+        """What a run resumes from is saved."""
+        if batch := int(state.timestamp.batch):
+            self.saved_batch = self._seen_batch = batch
+
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        """Save before the evaluation of the same batch, which may take long, or be where the run dies."""
+        self._save_if_due(state)
+
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save when it is due."""
+        """Save where the batch is not evaluated."""
+        self._save_if_due(state)
+
+    def _save_if_due(self, state: State) -> None:
         batch = int(state.timestamp.batch)
-        if batch % self.interval_batches == 0 or batch == self.batches:
+        due = batch % self.interval_batches == 0 or batch == self.batches
+        if due and batch != self._seen_batch:  # once a batch, even if it fails
+            self._seen_batch = batch
             self.save(state)
 
     def save(self, state: State) -> None:
@@ -96,13 +114,16 @@ class CheckpointWriter(Callback):
             "sample_in_epoch": int(state.timestamp.sample_in_epoch),
         }
         own: dict[str, Any] = {}
+        parts: dict[str, Part] = {}
         failure = (
             _attempt(lambda: _prepare(partial))
+            or _attempt(lambda: parts.update(own_parts(state, self.replicas)))
             or _attempt(lambda: _write(state, partial))
             or _attempt(lambda: own.update(checkpoint.own_outputs(partial, dist.get_global_rank())))
         )
         hashed = {name: output for outputs in dist.all_gather_object(own) for name, output in outputs.items()}
-        arguments = (partial, self.folder / name, saved_at, self.identity, hashed)
+        sums = {} if failure else first_copy_sums(parts, state.device)
+        arguments = (partial, self.folder / name, saved_at, self.identity, hashed, sums)
         failure = (
             failure
             or _attempt(lambda: check_parts(partial), rank=0)

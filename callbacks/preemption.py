@@ -69,7 +69,7 @@ class Preemption(Callback):
         self._leave_if_told(state)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:
-        """An evaluation is left unfinished: the training state does not change in it."""
+        """An evaluation is left unfinished, and made by the next start: the training state does not change in it."""
         self._leave_if_told(state)
 
     def _leave_if_told(self, state: State) -> None:

@@ -21,6 +21,7 @@ from callbacks.data_monitor import DataMonitor
 from callbacks.generate_samples import GenerateSamples
 from callbacks.hang_detector import HangDetector
 from callbacks.language_metrics import LanguageMetrics
+from callbacks.missed_evaluation import MissedEvaluation
 from callbacks.nan_guard import NanGuard
 from callbacks.norm_monitor import NormMonitor
 from callbacks.preemption import Preemption
@@ -46,6 +47,7 @@ class RunContext:
         sources: of the tokens of the validation split, if there are several.
         rng: restores the random state of a checkpoint.
         sums: what callbacks ask of all ranks.
+        evaluation: makes the one that the run was stopped in.
     """
 
     writer: CheckpointWriter
@@ -54,6 +56,7 @@ class RunContext:
     sources: TokenSources | None = None
     rng: RestoreRNG = field(default_factory=RestoreRNG)
     sums: RankSums = field(default_factory=RankSums)
+    evaluation: MissedEvaluation = field(default_factory=MissedEvaluation)
 
 
 @dataclass(frozen=True)
@@ -108,7 +111,7 @@ def _hang_detector(_: Any, cfg: Any, run: RunContext) -> Callback | None:
 
 
 # In the order in which Composer calls them: sums before those that read them, a loss spike before it would be saved,
-# what is due saved before the run is left.
+# what is due saved before the run is left; an evaluation that was missed once the others are ready for one.
 CALLBACKS = (
     Entry(AttentionParity, None, "before the first batch", (), lambda _, cfg, run: AttentionParity()),
     Entry(RestoreRNG, None, "before the first batch", (), lambda _, cfg, run: run.rng),
@@ -152,6 +155,7 @@ CALLBACKS = (
     Entry(CheckpointWriter, None, "each save_interval", (), lambda _, cfg, run: run.writer),
     Entry(Preemption, None, "each batch", (), lambda _, cfg, run: Preemption(run.writer)),
     Entry(HangDetector, None, "all the time", (), _hang_detector),
+    Entry(MissedEvaluation, None, "before the first batch", (), lambda _, cfg, run: run.evaluation),
 )  # fmt: skip
 
 

@@ -112,13 +112,20 @@ class SpikeGuard(Callback):
         elif math.isfinite(limit):
             self._spiking.append(loss)
 
-    def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Before the writer saves, and after the batch's metrics were written.
+    def eval_before_all(self, state: State, logger: Logger) -> None:
+        """Before the batch is saved and evaluated, and after its metrics were written.
 
         Raises:
             Rewind: the loss spiked for `patience_batches`.
             TooManyRewinds: and it did so too often.
         """
+        self._leave_if_spiking(state)
+
+    def batch_checkpoint(self, state: State, logger: Logger) -> None:
+        """As `eval_before_all`, where the batch is not evaluated."""
+        self._leave_if_spiking(state)
+
+    def _leave_if_spiking(self, state: State) -> None:
         if len(self._spiking) < self.patience_batches:
             return
         self.writer.wait_for_upload()

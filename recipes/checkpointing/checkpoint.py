@@ -56,6 +56,15 @@ def saved_at(checkpoint: Path) -> JsonDict:
     return read_manifest(checkpoint, "checkpoint", "recipes/train.py")["saved_at"]
 
 
+def bit_sums(checkpoint: Path) -> dict[str, int] | None:
+    """The sums over the bits of each tensor that was saved, None if an earlier version saved it.
+
+    Raises:
+        BadInput: it has no manifest.
+    """
+    return read_manifest(checkpoint, "checkpoint", "recipes/train.py").get("bit_sums")
+
+
 def own_outputs(partial: Path, rank: int) -> dict[str, JsonDict]:
     """What the manifest is to say of the files that a rank wrote: it hashes them while the others hash theirs.
 
@@ -68,7 +77,12 @@ def own_outputs(partial: Path, rank: int) -> dict[str, JsonDict]:
 
 
 def publish(
-    partial: Path, out: Path, saved_at: JsonDict, identity: JsonDict, hashed: Mapping[str, JsonDict] | None = None
+    partial: Path,
+    out: Path,
+    saved_at: JsonDict,
+    identity: JsonDict,
+    hashed: Mapping[str, JsonDict] | None = None,
+    sums: Mapping[str, int] | None = None,
 ) -> None:
     """Hash and flush the files of `partial`, write its manifest, and rename it to `out`.
 
@@ -78,10 +92,11 @@ def publish(
         saved_at: as `saved_at` returns it.
         identity: what the run is made of.
         hashed: `own_outputs` of all ranks, name by name.
+        sums: as `bit_sums` returns them.
     """
     remove(out)
     request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "saved_at": saved_at, "identity": identity}
-    publish_stage(partial, out, request, {}, hashed)
+    publish_stage(partial, out, request, {} if sums is None else {"bit_sums": dict(sums)}, hashed)
 
 
 def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_batches: int | None) -> list[str]:

@@ -13,7 +13,7 @@ from composer.utils import dist
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import JsonDict, read_json
 from data_prep.common.manifest import read_manifest
-from recipes.checkpointing.checkpoint import MONOLITH, checkpoint_batch, is_sharded, newest_intact
+from recipes.checkpointing.checkpoint import MONOLITH, bit_sums, checkpoint_batch, is_sharded, newest_intact
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import entries, write_sharded
 from recipes.config.schema import RunConfig, batches_of
@@ -35,6 +35,8 @@ class Start:
         copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
         batch: that its checkpoint was saved after.
         changed: lines `key: old -> new` of the fingerprint since that checkpoint.
+        checkpoint: its folder.
+        sums: over the bits of what it holds; None: an earlier version wrote it.
     """
 
     load_path: str | None
@@ -43,6 +45,8 @@ class Start:
     copy: Path | None = None
     batch: int = 0
     changed: list[str] = field(default_factory=list)
+    checkpoint: str = ""
+    sums: dict[str, int] | None = None
 
     def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
         """Leave out of what is to be loaded the callbacks that a sharded checkpoint knows nothing of.
@@ -122,16 +126,18 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
         refuse_without_effect(f"{checkpoint} is of batch {batch}", batch, acting)
     again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
     print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
+    facts: dict[str, Any] = {"batch": batch, "changed": changed, "checkpoint": str(checkpoint)}
+    facts["sums"] = bit_sums(checkpoint)
     if is_sharded(checkpoint):
         if not cfg.fsdp:
             raise BadInput(f"{checkpoint} is sharded; it needs the fsdp: section that it was saved with")
-        return Start(str(checkpoint), True, batch=batch, changed=changed)
+        return Start(str(checkpoint), True, **facts)
     if not sharded:
-        return Start(str(checkpoint / MONOLITH), False, batch=batch, changed=changed)
+        return Start(str(checkpoint / MONOLITH), False, **facts)
     copy = checkpoint.with_name(f"{checkpoint.name}.sharded")
     shutil.rmtree(copy, ignore_errors=True)
     write_sharded(checkpoint, copy)
-    return Start(str(copy), True, copy=copy, batch=batch, changed=changed)
+    return Start(str(copy), True, copy=copy, **facts)
 
 
 def _newest_with_remote(

@@ -8,12 +8,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
-from composer.core import DataSpec
+from composer.core import DataSpec, Event
 from composer.models import ComposerModel
 from composer.optim import ComposerScheduler
 from composer.utils import dist, get_device
@@ -24,6 +25,7 @@ from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.registry import RunContext, build_callbacks
 from callbacks.spike_guard import Rewind
 from data_prep.sharding.shard_format import ShardsInfo
+from recipes.checkpointing.bit_sums import check_loaded
 from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import RunConfig, batches_of
 from recipes.dataloading.loader import stop_workers
@@ -32,7 +34,7 @@ from recipes.distributed.rendezvous import data_must_pass, meet, peers_may_be_lo
 from recipes.modeling.decoupled_adamw import DecoupledAdamW
 from recipes.modeling.token_loss import TokenSources
 from recipes.runs.environment import software
-from recipes.runs.names import CHECKPOINTS
+from recipes.runs.names import CHECKPOINTS, METRICS
 from recipes.runs.signals import leave_at_once_when_told
 from recipes.training.device_check import check_device
 from recipes.training.loggers import build_loggers
@@ -105,16 +107,23 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
         # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
         warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and prepared.fsdp else None
-    run = RunContext(build_writer(cfg, prepared, parts.batches), replicas, parts.shards, parts.sources)
+    run = RunContext(build_writer(cfg, prepared, parts.batches, replicas), replicas, parts.shards, parts.sources)
     trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)])
+    run.evaluation.metrics, run.evaluation.batches = Path(cfg.run_dir) / METRICS, parts.batches
+    run.evaluation.interval_batches = batches_of(cfg.eval_interval)
+    run.evaluation.evaluate = partial(evaluate, trainer)
     run.rng.rng = trainer._rng_state
     trainer._rng_state = None
     apply_configuration(trainer, cfg)
     prepared.start.close()
+    if prepared.start.load_path:
+        check_loaded(trainer.state, replicas, prepared.start.sums, prepared.start.checkpoint)
     try:
-        if trainer.state.timestamp.batch < parts.batches:  # not if it was stopped between its last save and its end
-            with peers_may_be_lost():
+        with peers_may_be_lost():
+            if trainer.state.timestamp.batch < parts.batches:
                 trainer.fit()
+            else:  # it was stopped between its last save and its end
+                run.evaluation.make_up(trainer.state)
     except Rewind:
         close(trainer)
         return None
@@ -137,8 +146,8 @@ def build_optimizer(cfg: RunConfig, model: ComposerModel) -> DecoupledAdamW:
     )
 
 
-def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int) -> CheckpointWriter:
-    """The writer of the checkpoints of a run of so many batches."""
+def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int, replicas: int | None) -> CheckpointWriter:
+    """The writer of the checkpoints of a run of so many batches, whose model is sharded in so many replicas or not."""
     permanent = cfg.save_permanent_interval
     return CheckpointWriter(
         folder=Path(cfg.run_dir) / CHECKPOINTS,
@@ -149,6 +158,7 @@ def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int) -> Checkpo
         identity=prepared.fingerprint,
         stop_on_error=cfg.on_save_error == "stop",
         remote=prepared.remote,
+        replicas=replicas,
     )
 
 
@@ -200,6 +210,17 @@ def apply_configuration(trainer: Trainer, cfg: RunConfig) -> None:
             betas = (values.betas[0], values.betas[1])
             group.update(lr=lr, initial_lr=values.lr, betas=betas, eps=values.eps, weight_decay=values.weight_decay)
     state.timestamp = now
+
+
+def evaluate(trainer: Trainer) -> None:
+    """Evaluate as the Trainer does after the batch that it has come to, of which it knows nothing after it has loaded.
+
+    Composer (0.32.1) compares with the batch before, and evaluates the last one by itself at the end of `fit`.
+    """
+    state = trainer.state
+    state.previous_timestamp = state.timestamp.copy(batch=state.timestamp.batch.value - 1)
+    assert state.max_duration is not None
+    trainer._run_evaluators(Event.FIT_END if state.timestamp.batch >= state.max_duration else Event.BATCH_END)
 
 
 def close(trainer: Trainer) -> None:

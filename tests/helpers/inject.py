@@ -7,7 +7,8 @@ whenever they come). From its samples on: `no-data` (the loader's workers delive
 its evaluation), `save-SIGTERM` (in the midst of its checkpoint), `lose-part` (its file of the checkpoint vanishes).
 From the start: `own-disk` (its run folder is another than that of the others), `other-torch` (another version, as if on
 another host), `no-data-path` (the ranks meet and no data passes between them), `fsdp1-on-cpu` (the CPU passes for a
-CUDA device). On all ranks, all the time: `impatient` and `patient` (with a remote that does not answer).
+CUDA device), `flip` (one bit of a moment that it has loaded). On all ranks, all the time: `impatient` and `patient`
+(with a remote that does not answer).
 """
 
 from __future__ import annotations
@@ -94,6 +95,16 @@ class Fault(Callback):
             checkpoint_writer._write = lose
         elif what == "fsdp1-on-cpu":
             pass_the_cpu_off_as_cuda()
+        elif what == "flip" and self.here:
+            check_loaded = trainer.check_loaded
+
+            def flip(state: State, *more: Any) -> None:
+                moment = next(iter(state.optimizers[0].state.values()))["exp_avg"]
+                moment = moment.to_local() if hasattr(moment, "to_local") else moment
+                moment.view(torch.int32).view(-1)[-1] ^= 1
+                check_loaded(state, *more)
+
+            trainer.check_loaded = flip
         elif what == "other-torch" and self.here:
             software = trainer.software
             trainer.software = lambda: {**software(), "versions": {"torch": "2.6.0"}}

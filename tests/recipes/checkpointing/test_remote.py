@@ -23,6 +23,7 @@ from typing import Any
 import boto3
 import pytest
 import torch
+from composer.devices import DeviceCPU
 
 import warm
 from callbacks import checkpoint_writer
@@ -361,7 +362,8 @@ def make_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...
 
 
 def save(writer: CheckpointWriter, batch: int) -> None:
-    state: Any = SimpleNamespace(timestamp=SimpleNamespace(epoch=0, batch=batch, sample_in_epoch=8 * batch))
+    place = SimpleNamespace(epoch=0, batch=batch, sample_in_epoch=8 * batch)
+    state: Any = SimpleNamespace(timestamp=place, model=torch.nn.Module(), optimizers=[], device=DeviceCPU())
     writer.save(state)
 
 

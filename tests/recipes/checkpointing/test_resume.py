@@ -202,7 +202,10 @@ def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(
     done = run("left", *DROPOUT, ranks=2, faults=["SIGTERM:1:13"], code=PREEMPTED)
     assert "preempted after batch 13" in done.stdout
     assert [p.name for p in complete_checkpoints(tmp_path / "left/checkpoints")] == ["ep0-ba8", "ep0-ba13"]
-    run("left", *DROPOUT, ranks=2)
+    done = run("left", *DROPOUT, ranks=2, faults=["flip:1:0"], code=2)
+    assert "ep0-ba13: 1 of" in done.stdout + done.stderr and "exp_avg of model.transformer" in done.stdout + done.stderr
+    done = run("left", *DROPOUT, ranks=2)
+    assert "tensors of weights and moments are what was saved, bit for bit" in done.stdout
     assert read_run(tmp_path / "left").starts == [0, 13]
     assert_same_run(whole_on_two, tmp_path / "left")
     outcome("SIGTERM to rank 1 of 2", "saved, exit code 75, the same run", recomputed(tmp_path / "left"))

@@ -27,12 +27,13 @@ from recipes.checkpointing import checkpoint as checkpoints
 from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
 from recipes.dataloading.loader import build_dataloader
+from recipes.modeling.gpt2 import BioMedLM
 from recipes.modeling.size import checkpoint_bytes
 from recipes.planning.run_plan import check_shards
 from recipes.runs import report_page
 from recipes.runs.reading import EVAL_BITS, LR, TRAIN_LOSS, read_run
 from recipes.runs.report_page import REPORT
-from recipes.training import pretraining
+from recipes.training import pretraining, trainer
 
 GOLDEN = Path(__file__).with_name("golden_losses.json")
 NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
@@ -68,8 +69,8 @@ def losses(folder: Path) -> list[float]:
 
 def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cfg = configure(overrides("loggers.wandb={mode: offline}", "data.num_workers=2", "optimizer.lr=1e-2"))
-    trainer = pretraining.train(cfg)
-    assert trainer is not None and trainer.state.timestamp.batch == 20
+    trained = pretraining.train(cfg)
+    assert trained is not None and trained.state.timestamp.batch == 20
     folder = tmp_path / "run"
     curve = losses(folder)
     assert len(curve) == 20 and curve[-1] < curve[0] - 1
@@ -109,13 +110,29 @@ def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
     assert curve == pytest.approx(golden, abs=2e-4)  # processors differ in the last bits, and 20 steps amplify them
 
 
-def test_resume_is_bit_identical_with_dropout(overrides: Overrides, tmp_path: Path) -> None:
+def test_resume_is_bit_identical_with_dropout(
+    overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A run cut after its first checkpoint goes on with the same losses and ends with the same weights."""
     whole = pretraining.train(configure(overrides()))
     folder = tmp_path / "run"
     expected = losses(folder)
     shutil.rmtree(folder / "checkpoints/ep0-ba20")
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
+    logged, check_loaded = (folder / "metrics.jsonl").read_bytes(), trainer.check_loaded
+
+    def flip(state: Any, *more: Any) -> None:
+        """One bit, between the file and the device."""
+        state.model.model.transformer.h[1].mlp.c_fc.bias.data.view(torch.int32)[3] ^= 1 << 20
+        check_loaded(state, *more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "check_loaded", flip)
+        with pytest.raises(
+            BadInput, match=r"ep0-ba10: 1 of \d+ tensors .* model\.transformer\.h\.1\.mlp\.c_fc\.bias first"
+        ):
+            pretraining.train(configure(overrides()))
+    assert (folder / "metrics.jsonl").read_bytes() == logged, "no step was made"
     resumed = pretraining.train(configure(overrides()))
     assert whole is not None and resumed is not None
     data = read_run(folder)
@@ -188,6 +205,41 @@ def test_stopped_after_its_last_save_a_run_is_finished(overrides: Overrides, tmp
     pretraining.train(configure(overrides("max_duration=12ba")))
     assert json.loads((folder / "run.json").read_text())["finished"]
     assert (folder / "metrics.jsonl").read_text() == lines
+
+
+@pytest.mark.parametrize(
+    ("last", "deaths"),
+    # After which batch, in which evaluation of that start. As 12 divides by no interval, the Trainer evaluates it last.
+    [(12, [(8, 1), (8, 1), (12, 2)]), (8, [(8, 1)])],
+)
+def test_what_is_due_is_saved_before_it_is_evaluated(
+    last: int, deaths: list[tuple[int, int]], overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run that dies in an evaluation has lost nothing: the same command evaluates first, and is the whole run."""
+    settings = [f"max_duration={last}ba", "eval_interval=8ba", "save_interval=8ba", "model.resid_pdrop=0.1"]
+    run, calls, dies_in, evaluate = tmp_path / "run", 0, 0, BioMedLM.eval_forward
+
+    def eval_forward(*given: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return 1 / 0 if calls == dies_in else evaluate(*given)
+
+    monkeypatch.setattr(BioMedLM, "eval_forward", eval_forward)
+    pretraining.train(configure(overrides(*settings, f"run_dir={tmp_path / 'whole'}")))
+    of_each = calls // len({8, last})
+    for batch, evaluation in deaths:
+        calls, dies_in = 0, (evaluation - 1) * of_each + 1
+        with pytest.raises(ZeroDivisionError):
+            pretraining.train(configure(overrides(*settings)))
+        assert checkpoints.checkpoint_batch(checkpoints.complete_checkpoints(run / "checkpoints")[-1]) == batch
+        assert read_run(run).trained_batches == batch
+    dies_in = 0
+    pretraining.train(configure(overrides(*settings)))
+    assert json.loads((run / "run.json").read_text())["finished"]
+    whole, found = read_run(tmp_path / "whole").series, read_run(run).series
+    of_loss = [name for name in whole if name.startswith((TRAIN_LOSS, "metrics/eval/"))]
+    assert {name: found[name] for name in of_loss} == {name: whole[name] for name in of_loss}
+    assert [batch for batch, _ in found[EVAL_BITS]] == sorted({8, last})
 
 
 def test_a_resumed_run_draws_no_weights(overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
