@@ -122,7 +122,7 @@ class CheckpointWriter(Callback):
             or _attempt(lambda: own.update(checkpoint.own_outputs(partial, dist.get_global_rank())))
         )
         hashed = {name: output for outputs in dist.all_gather_object(own) for name, output in outputs.items()}
-        sums = {} if failure else first_copy_sums(parts, state.device)
+        sums = None if failure else first_copy_sums(parts, state.device) or None
         arguments = (partial, self.folder / name, saved_at, self.identity, hashed, sums)
         failure = (
             failure

@@ -16,6 +16,7 @@ import torch
 from composer import State
 from composer.devices import Device
 from composer.utils import dist
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from data_prep.common.errors import BadInput
@@ -42,13 +43,18 @@ class Part:
 
 
 def own_parts(state: State, replicas: int | None) -> dict[str, Part]:
-    """This rank's parts of all weights, moments and step numbers, by name.
+    """This rank's parts of all weights, moments and step numbers, by name; none under FSDP1, which mixes tensors.
 
     Args:
         state: the Trainer's.
         replicas: copies of a sharded model; None: every rank has all of it.
     """
     parts: dict[str, Part] = {}
+    for module in state.model.modules():
+        if isinstance(module, FSDPModule):  # within an evaluation, what it has gathered would stand for the parameter
+            module.reshard()
+    if replicas is not None and not all(isinstance(parameter, DTensor) for parameter in state.model.parameters()):
+        return {}
     for name, parameter in state.model.named_parameters():
         plain = WRAPPERS.sub("", name)
         parts[plain] = _part(parameter, replicas)
@@ -63,13 +69,10 @@ def own_parts(state: State, replicas: int | None) -> dict[str, Part]:
 def _part(tensor: torch.Tensor, replicas: int | None) -> Part:
     local: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
     bits = int(local.view(WHOLE_NUMBERS[local.element_size()]).sum(dtype=torch.int64).item())
-    rank, ranks = dist.get_global_rank(), dist.get_world_size()
-    if tensor.ndim == 0 or replicas is None:  # a step number, or not sharded
-        return Part(bits, ranks, rank == 0)
-    if isinstance(tensor, DTensor):
-        places = zip(tensor.device_mesh.get_coordinate() or (), tensor.placements, strict=True)
-        return Part(bits, replicas, all(place == 0 for place, placement in places if placement.is_replicate()))
-    return Part(bits, replicas, rank < ranks // replicas)  # FSDP1's, which is no DTensor
+    if tensor.ndim == 0 or replicas is None or not isinstance(tensor, DTensor):  # a step number, or not sharded
+        return Part(bits, dist.get_world_size(), dist.get_global_rank() == 0)
+    places = zip(tensor.device_mesh.get_coordinate() or (), tensor.placements, strict=True)
+    return Part(bits, replicas, all(place == 0 for place, placement in places if placement.is_replicate()))
 
 
 def first_copy_sums(parts: Mapping[str, Part], device: Device) -> dict[str, int]:
@@ -109,18 +112,19 @@ def check_loaded(state: State, replicas: int | None, saved: Mapping[str, int] | 
     Args:
         state: the Trainer's, which has loaded a checkpoint.
         replicas: as in `own_parts`.
-        saved: the sums of its manifest; None: an earlier version wrote it.
+        saved: the sums of its manifest; None: it has none.
         checkpoint: its name, for messages.
 
     Raises:
         BadInput: on all ranks: a bit differs.
     """
-    rank_zero = dist.get_global_rank() == 0
-    if saved is None:
+    rank_zero, own = dist.get_global_rank() == 0, own_parts(state, replicas)
+    if saved is None or not own:
         if rank_zero:
-            print(f"{checkpoint} is of a version that kept no sums of its bits: not compared on the device", flush=True)
+            why = "under FSDP1" if not own else "an earlier version, or FSDP1, kept no sums of its bits"
+            print(f"{checkpoint} is not compared on the device: {why}", flush=True)
         return
-    if wrong := differing(own_parts(state, replicas), saved, state.device):
+    if wrong := differing(own, saved, state.device):
         raise BadInput(
             f"{checkpoint}: {len(wrong)} of {len(saved)} tensors are not on the device what was saved, {wrong[0]} "
             "first. Its files are whole, so memory, a bus or the device has changed them; nothing was trained. Type "

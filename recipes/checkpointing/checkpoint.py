@@ -57,7 +57,7 @@ def saved_at(checkpoint: Path) -> JsonDict:
 
 
 def bit_sums(checkpoint: Path) -> dict[str, int] | None:
-    """The sums over the bits of each tensor that was saved, None if an earlier version saved it.
+    """The sums over the bits of each tensor that was saved, None if an earlier version or FSDP1 saved it.
 
     Raises:
         BadInput: it has no manifest.

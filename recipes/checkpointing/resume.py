@@ -36,7 +36,7 @@ class Start:
         batch: that its checkpoint was saved after.
         changed: lines `key: old -> new` of the fingerprint since that checkpoint.
         checkpoint: its folder.
-        sums: over the bits of what it holds; None: an earlier version wrote it.
+        sums: over the bits of what it holds; None: there are none.
     """
 
     load_path: str | None
