@@ -16,6 +16,7 @@ from torch.distributed.checkpoint import CheckpointException, DefaultSavePlanner
 from torch.distributed.checkpoint import save as save_sharded
 from torch.utils.serialization import config as serialization
 
+from data_prep.common.redaction import redacted
 from recipes.checkpointing import checkpoint
 from recipes.checkpointing.bit_sums import Part, first_copy_sums, own_parts
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
@@ -250,9 +251,9 @@ def _attempt(action: Callable[[], Any], rank: int | None = None) -> str | None:
         try:
             action()
         except (Exception, CheckpointException) as error:  # the latter is no Exception
-            failure = f"{type(error).__name__}: {error}".splitlines()[0][:500]
+            failure = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:500]
             if isinstance(error, CheckpointException):
-                failure = "; ".join(f"rank {r}: {cause[0]!r}" for r, cause in error.failures.items())[:300]
+                failure = redacted("; ".join(f"rank {r}: {cause[0]!r}" for r, cause in error.failures.items()))[:300]
     return next((text for text in dist.all_gather_object(failure) if text), None)
 
 

@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
+import argparse
 import re
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from data_prep.common.command_line import Allowed, Parser, folder_to_make, new_parser
 from data_prep.common.errors import run
 from data_prep.common.limits import DAY, Text, Whole
+from data_prep.common.location import Location
+from data_prep.common.lock import hold
 from data_prep.fetching import pmc_bucket
 from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import fetch
@@ -72,7 +76,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--url", default=PILE_URL, help=f"the site (default {PILE_URL})")
 
     args = parser.parse_args(argv)
-    web, url = Web(), args.url.rstrip("/")
+    with nullcontext() if args.dry_run else hold(args.out):
+        _acquire(args)
+    if not args.dry_run:
+        print(f"next: make shards SOURCE={args.source} INPUT={args.out}")
+
+
+def _acquire(args: argparse.Namespace) -> None:
+    web, url = Web(), Location(args.url.rstrip("/"))
     common_arguments = {"workers": args.workers, "limit": args.limit, "dry_run": args.dry_run}
     if args.source == "medline":
         year = None if args.year is None else int(args.year[-2:])
@@ -85,8 +96,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         listed = pile(web, url, args.repository, args.revision, args.files)
         fetch(web, listed, args.out, count_lines, **common_arguments)
-    if not args.dry_run:
-        print(f"next: make shards SOURCE={args.source} INPUT={args.out}")
 
 
 if __name__ == "__main__":

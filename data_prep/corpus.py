@@ -17,6 +17,7 @@ from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import DAY
+from data_prep.common.lock import hold
 from data_prep.filtering.build_corpus import NEAR_DUPLICATES, VAL_FRACTION, build_corpus
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sources.document import Source
@@ -87,17 +88,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not patterns and SOURCES[name].needs_input:
             raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
         sources[name] = (SOURCES[name](**switches), patterns)
-    build_corpus(
-        sources,
-        args.out,
-        val_fraction=args.val_fraction,
-        on_error=args.on_error,
-        exclude_pmids=args.exclude_pmids,
-        decontaminate=args.decontaminate,
-        recent_after=args.recent_after,
-        near_duplicates=args.near_duplicates,
-        workers=Workers(args.workers, args.cluster),
-    )
+    with hold(args.out):
+        build_corpus(
+            sources,
+            args.out,
+            val_fraction=args.val_fraction,
+            on_error=args.on_error,
+            exclude_pmids=args.exclude_pmids,
+            decontaminate=args.decontaminate,
+            recent_after=args.recent_after,
+            near_duplicates=args.near_duplicates,
+            workers=Workers(args.workers, args.cluster),
+        )
 
 
 if __name__ == "__main__":

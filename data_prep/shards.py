@@ -14,6 +14,7 @@ from pathlib import Path
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
 from data_prep.common.limits import BUCKET, SEQ_LEN
+from data_prep.common.lock import hold
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sharding.build_shards import COMPRESSION, SIZE_LIMIT_MB, build_shards
 from data_prep.sharding.upload import upload
@@ -40,19 +41,20 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--remote", type=Allowed(BUCKET), metavar="s3://…", help="then copy the folder there, and read the copy back"
     )
     args = parser.parse_args(argv)
-    build_shards(
-        args.corpus,
-        args.tokenizer,
-        args.out,
-        seq_len=args.seq_len,
-        eos_between_documents=not args.no_eos,
-        compression=args.compression,
-        size_limit_mb=args.size_limit_mb,
-        encoder_name=args.encoder,
-        workers=Workers(args.workers, args.cluster),
-    )
-    if args.remote:
-        upload(args.out, args.remote)
+    with hold(args.out):
+        build_shards(
+            args.corpus,
+            args.tokenizer,
+            args.out,
+            seq_len=args.seq_len,
+            eos_between_documents=not args.no_eos,
+            compression=args.compression,
+            size_limit_mb=args.size_limit_mb,
+            encoder_name=args.encoder,
+            workers=Workers(args.workers, args.cluster),
+        )
+        if args.remote:
+            upload(args.out, args.remote)
 
 
 if __name__ == "__main__":

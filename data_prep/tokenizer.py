@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
+from data_prep.common.lock import hold
 from data_prep.tokenizing.tokenizer_format import END_OF_TEXT
 from data_prep.tokenizing.training import VOCAB_SIZE, VOCAB_SIZES, build_tokenizer
 
@@ -30,7 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt, to compare with")
     args = parser.parse_args(argv)
-    build_tokenizer(args.corpus, args.out, args.vocab_size, args.gpt2)
+    with hold(args.out):
+        build_tokenizer(args.corpus, args.out, args.vocab_size, args.gpt2)
 
 
 if __name__ == "__main__":

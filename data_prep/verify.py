@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.lock import hold
 from data_prep.sharding.repair import repair
 from data_prep.sharding.verification import verify
 
@@ -27,7 +28,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.repair != bool(args.remote):
         raise BadInput("--repair and --remote go together: what to do, and where a good copy is")
     if args.repair:
-        print(f"{repair(args.shards, args.remote.rstrip('/'))} files replaced")
+        with hold(args.shards, "verify without --repair"):
+            print(f"{repair(args.shards, args.remote)} files replaced")
     info = verify(args.shards)
     print(f"{'split':5} {'documents':>11} {'samples':>11} {'tokens':>15} {'dropped':>8} {'bytes/token':>12}")
     for split, c in info.counts.items():

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, names, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.limits import Whole
+from data_prep.common.lock import hold
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
 from recipes.evaluation.answers import check_answerable
@@ -69,9 +71,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.text_documents and not arguments.corpus:
         raise BadInput("--text-documents needs --corpus, of whose val split they are")
+    if arguments.check and not arguments.runs:
+        _evaluate(arguments)
+        return
+    if not arguments.out:
+        raise BadInput("--out is missing: the folder to make")
+    with hold(arguments.out):
+        _evaluate(arguments)
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.runs:
-        if not arguments.out:
-            raise BadInput("--out is missing: the folder to make")
         evaluate_runs(arguments.runs, arguments.out)
         print((arguments.out / "table.md").read_text(encoding="utf-8"), end="")
         return
@@ -94,8 +104,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise BadInput("--tasks is missing: such as medqa,pubmedqa,mmlu")
     if arguments.check:
         return
-    if not arguments.out:
-        raise BadInput("--out is missing: the folder to make")
     if not arguments.model:
         raise BadInput("--model is missing: the folder of the model to evaluate")
     evaluate(arguments, tasks, head)

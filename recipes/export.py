@@ -21,6 +21,7 @@ from typing import Any
 from data_prep.common.command_line import folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
+from data_prep.common.lock import hold
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from recipes.checkpointing.checkpoint import saved_at
 from recipes.checkpointing.trained_model import find_source, load_tokenizer, load_trained
@@ -93,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the saved weights (default: float32)")
     arguments: Any = parser.parse_args(argv)
     try:
-        manifest = export(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.dtype)
+        with hold(arguments.out):
+            manifest = export(arguments.checkpoint, arguments.out, arguments.tokenizer, arguments.dtype)
     except RuntimeError as error:
         raise BadInput(str(error)) from None
     shares = ", ".join(f"{name} {share:.1e}" for name, share in manifest["logit_difference"].items())

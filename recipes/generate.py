@@ -15,12 +15,14 @@ import data_prep.common.script_folder  # noqa: F401
 
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import Whole
+from data_prep.common.lock import hold
 from recipes.generation.samples import sample
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, load_model
 
@@ -67,7 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"note: {NOTICE}", file=sys.stderr)
         talk(model, tokenizer, settings)
     else:
-        sample(folders[0], arguments.device, arguments.prompt or list(PROMPTS), settings, arguments.out)
+        with hold(arguments.out) if arguments.out else nullcontext():
+            sample(folders[0], arguments.device, arguments.prompt or list(PROMPTS), settings, arguments.out)
 
 
 if __name__ == "__main__":

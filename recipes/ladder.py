@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
+import argparse
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.limits import Real
+from data_prep.common.lock import hold
 from recipes.config.schema import MFU
 from recipes.planning.gpus import add_stack, find_gpu
 from recipes.planning.run_plan import check_shards
-from recipes.runs.lock import hold
 from recipes.runs.names import RECORD
 from recipes.runs.processes import ROOT
 from recipes.runs.signals import leave_at_once_when_told
@@ -76,6 +78,11 @@ def command_line(argv: Sequence[str] | None = None) -> None:
             "yamls/ladder/*.yaml"
         )
     leave_at_once_when_told()
+    with nullcontext() if arguments.dry_run else hold(arguments.out):
+        _climb(arguments, yamls, overrides)
+
+
+def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequence[str]) -> None:
     rungs = load_rungs(yamls, overrides)
     targets = [read_rung(path) for path in arguments.predict or [FLAGSHIP]]
     planned_for = arguments.gpu if arguments.dry_run else None
@@ -99,9 +106,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     out: Path = arguments.out
     if (out / RECORD).exists():
         raise BadInput(f"{out} is the folder of a run; give this ladder another --out")
-    with hold(out):
-        run_all([rung for rung in used if not rung.finished], out)
-        results = write_results(out, rungs, reasons, targets, arguments.floor)
+    out.mkdir(parents=True, exist_ok=True)
+    run_all([rung for rung in used if not rung.finished], out)
+    results = write_results(out, rungs, reasons, targets, arguments.floor)
     print(format_results(results))
     print(f"{out / PAGE}, {out / PICTURE}, {out / RESULTS}")
 

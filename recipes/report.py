@@ -20,6 +20,7 @@ from pathlib import Path
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.limits import Whole
+from data_prep.common.lock import hold
 from recipes.checkpointing.listing import format_listing, list_checkpoints, refuse_damaged
 from recipes.runs.figures import save
 from recipes.runs.plots import AXES, plots
@@ -66,7 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if part and arguments.watch:
         raise BadInput("--watch draws whole runs; leave out --from-batch and --to-batch")
     path = arguments.out or folders[0] / REPORT
-    runs = [read_run(folder) for folder in folders]
+    with hold(LOG if arguments.log else arguments.plot or path):
+        _write(arguments, path, window)
+
+
+def _write(arguments: Namespace, path: Path, window: tuple[int, int | None]) -> None:
+    runs = [read_run(folder) for folder in arguments.run]
     if len({data.pretraining for data in runs}) > 1:
         kinds = ", ".join(f"{data.folder} {'pre-trained' if data.pretraining else 'fine-tuned'}" for data in runs)
         raise BadInput(f"runs of two kinds have nothing to compare: {kinds}")
@@ -76,12 +82,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif arguments.plot:
         figures = plots(runs, arguments.x, *window)
         if "Loss" not in figures:
-            raise BadInput(f"{folders[0]} has logged no loss yet")
+            raise BadInput(f"{runs[0].folder} has logged no loss yet")
         save(figures["Loss"], arguments.plot, dpi=160)
         print(arguments.plot)
     elif arguments.watch:
         try:
-            watch(folders, path, arguments.x)
+            watch(arguments.run, path, arguments.x)
         except KeyboardInterrupt:
             print(f"\n{path}")
     else:

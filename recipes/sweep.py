@@ -27,13 +27,14 @@ from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict, read_json, write_json, write_text
 from data_prep.common.limits import Whole
+from data_prep.common.lock import hold
 from recipes.config.command_line import parse_run
 from recipes.evaluation.over_seeds import evaluate_runs
 from recipes.finetuning.sweep import TEST, Sweep, format_sweep, load_sweep, run_all, run_only
 from recipes.finetuning.sweep_results import choose, draw, to_markdown
 from recipes.runs.environment import environment
 from recipes.runs.fingerprint import changes, complete
-from recipes.runs.lock import hold
+from recipes.runs.lock import running
 from recipes.runs.names import RECORD
 from recipes.runs.signals import leave_at_once_when_told
 
@@ -61,7 +62,7 @@ def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDi
     if (folder / RECORD).exists():
         raise BadInput(f"{folder} is the folder of a run; give this sweep another run_name=…")
     facts = environment(1)  # before the runs
-    with hold(folder):
+    with running(folder, "give this sweep a name of its own (run_name=…)"):
         results = read_json(path) if path.is_file() else None
         if results is not None and (lines := _changes(results["identity"], sweep.identity)):
             raise BadInput(
@@ -89,7 +90,8 @@ def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDi
             if failed := run_all(sweep, [job for job in jobs if "test" not in job.scores], True, cluster):
                 print(f"test of {', '.join(job.name for job in failed)} failed: type the same command to go on")
                 raise SystemExit(1)
-            evaluate_runs([job.folder for job in jobs], folder / TEST, sweep.name)
+            with hold(folder / TEST):
+                evaluate_runs([job.folder for job in jobs], folder / TEST, sweep.name)
             results["test"] = read_json(folder / TEST / "results.json")["scores"]
             draw(results, folder / PICTURE)
             test_table = (folder / TEST / "table.md").read_text(encoding="utf-8")

@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from data_prep import corpus
+from data_prep.common.location import Location
 from data_prep.files import object_store
 from data_prep.files.inputs import Input, Stream
 from data_prep.filtering.build_corpus import build_corpus
@@ -124,7 +125,7 @@ def tiny_source(documents: list[Document]) -> Source:
         needs_input: ClassVar[bool] = False
 
         def find(self, patterns: Sequence[str]) -> list[Input]:
-            return [Input("tiny", os.devnull, 1, "")]
+            return [Input("tiny", Location(os.devnull), 1, "")]
 
         def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
             yield from documents

@@ -7,12 +7,13 @@ import functools
 import importlib
 import random
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands import Parsed, main_of, options, parser_of
 from data_prep.common.command_line import Allowed, FileToWrite, Parser, folder_to_make, names
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import OneOf, Real, Text, Whole
@@ -29,41 +30,8 @@ TEXTS = {"yaml", "overrides", "given", "source", "gpu", "device", "host", "promp
 TEXTS |= {"url", "repository", "revision", "remote"}
 
 
-def main_of(command: str) -> Callable[[list[str]], object]:
-    module = importlib.import_module(command.removesuffix(".py").replace("/", "."))
-    return getattr(module, "main", None) or module.command_line
-
-
-class Parsed(Exception):
-    """The parser that a command has made, or what it has read of a command line."""
-
-
-@pytest.fixture
-def parser_of(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Parser]:
-    def made(command: str) -> Parser:
-        def stop(parser: Parser, *_: object, **__: object) -> None:
-            raise Parsed(parser)
-
-        with monkeypatch.context() as patch, pytest.raises(Parsed) as found:
-            patch.setattr(Parser, "parse_known_args", stop)
-            main_of(command)([])
-        return found.value.args[0]
-
-    return made
-
-
-def options(parser: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each option and argument that takes a value, behind the sub-command that it belongs to."""
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for name, sub in action.choices.items():
-                yield from options(sub, (*before, name))
-        elif action.nargs != 0:
-            yield before, action
-
-
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_a_type_that_refuses(command: str, parser_of: Callable[[str], Parser]) -> None:
+def test_every_option_has_a_type_that_refuses(command: str) -> None:
     """A new number, list or output without one fails here."""
     for before, action in options(parser_of(command)):
         where = f"{command} {' '.join(before)} {action.option_strings or action.dest}"
@@ -98,7 +66,7 @@ def beyond(rule: Any, draw: random.Random) -> list[str]:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_a_value_that_makes_no_sense_is_refused(command: str, parser_of: Callable[[str], Parser]) -> None:
+def test_a_value_that_makes_no_sense_is_refused(command: str) -> None:
     main, draw = main_of(command), random.Random(command)
     for before, action in options(parser_of(command)):
         wrong: list[str] = []
@@ -123,9 +91,7 @@ def test_a_value_that_makes_no_sense_is_refused(command: str, parser_of: Callabl
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_an_output_that_cannot_be_written_is_refused(
-    command: str, parser_of: Callable[[str], Parser], tmp_path: Path
-) -> None:
+def test_an_output_that_cannot_be_written_is_refused(command: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     for before, action in options(parser_of(command)):
         if action.type is folder_to_make:

@@ -9,26 +9,36 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from data_prep.common.exit_codes import BAD_INPUT, BROKEN_PIPE, INTERRUPTED, UNAVAILABLE
+from data_prep.common.redaction import redact_what_is_reported, redacted
 from data_prep.common.world import world
 
 
-class BadInput(Exception):
+class _Told(Exception):
+    """An error whose message is printed, stored and quoted in others: it holds no password or key."""
+
+    def __init__(self, message: object) -> None:
+        super().__init__(redacted(message))
+
+
+class BadInput(_Told):
     """What the user gave cannot be used. The message names the file, line, key or value, and the way out."""
 
 
-class Unavailable(Exception):
+class Unavailable(_Told):
     """What is needed may be there and could not be reached. The message names the endpoint; later it may be well."""
 
 
 def run(main: Callable[[], object]) -> NoReturn:
     """Run a command line; bad input becomes one message on stderr and exit code 2, without a traceback.
 
-    What is unavailable ends it with 69, EX_UNAVAILABLE of sysexits.h, in the same way.
+    What is unavailable ends it with 69, EX_UNAVAILABLE of sysexits.h, in the same way. No error that is printed, of a
+    library neither, holds a password or key.
 
     Under a launcher of several ranks most faults are all ranks' alike, and the launcher reports the first rank that it
     finds dead: the others wait for rank 0, so that its exit code is the one that the user gets. A rank that nobody has
     ended by then is alone with its fault, a damaged shard for one, and reports it.
     """
+    redact_what_is_reported()
     try:
         main()
     except (BadInput, Unavailable) as error:

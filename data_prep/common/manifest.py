@@ -28,6 +28,7 @@ from data_prep.common.files import (
     sha256_file,
     write_json,
 )
+from data_prep.common.lock import check_held
 from data_prep.common.names import plain_path
 
 MANIFEST = "manifest.json"
@@ -154,6 +155,7 @@ def publish(
         hashed: what `file_output` said of some files, by name, where others have hashed them.
 
     Raises:
+        BadInput: the lock of `out` was removed meanwhile.
         OSError: a file that others hashed has another size here.
     """
     files = sorted(path for path in partial.rglob("*") if path.is_file())
@@ -173,6 +175,7 @@ def publish(
         if S_IMODE(path.stat().st_mode) != mode:
             path.chmod(mode)
         flush(path)
+    check_held(out)
     if out.is_dir():
         out.rmdir()
     give_name(partial, out)

@@ -19,14 +19,14 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell th
 
 @contextmanager
 def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
-    """The database of a folder, both made where they are not there. It is held, for one process at a time.
+    """The database of a folder, both made where they are not there.
 
     Args:
         folder: the folder.
         dry_run: nothing is made, and the database is a copy that goes away.
 
     Raises:
-        BadInput: it cannot be made, is none, another process has it; the disk becomes full meanwhile.
+        BadInput: it cannot be made, is none, a program reads it just now; the disk becomes full meanwhile.
     """
     try:
         with tempfile.TemporaryDirectory() as aside:
@@ -36,15 +36,10 @@ def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
                 if (folder / STATE).is_file():
                     shutil.copy(folder / STATE, place)
             place.mkdir(parents=True, exist_ok=True)
-            with closing(sqlite3.connect(place / STATE, timeout=0)) as database:
-                # Of two commands in one folder, each would write into the other's parts.
-                database.execute("PRAGMA locking_mode = EXCLUSIVE")
-                database.execute("BEGIN EXCLUSIVE")
-                database.commit()
+            with closing(sqlite3.connect(place / STATE)) as database:
+                database.execute("PRAGMA schema_version")  # raises if the file is no database
                 yield database
     except sqlite3.DatabaseError as error:
-        if "locked" in str(error):
-            raise BadInput(f"another command is fetching into {folder}; wait for it, or give another --out") from None
         if "full" in str(error):
             raise _full(folder) from None
         if isinstance(error, sqlite3.OperationalError):

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
 
 from data_prep.common.errors import BadInput, Unavailable
+from data_prep.common.location import Location
 from data_prep.files.inputs import Tick
 
 CONNECT_TIMEOUT_S = 10.0
@@ -78,11 +78,11 @@ class Web:
         self._local = threading.local()
         self._stop = threading.Event()
 
-    def get(self, url: str) -> Answer:
+    def get(self, url: Location) -> Answer:
         """A file that fits in memory."""
         return self._repeated(url, lambda: self._whole(url), lambda: 0)
 
-    def length(self, url: str) -> int:
+    def length(self, url: Location) -> int:
         """The bytes of a file, which is not fetched; 0 where the server does not say."""
 
         def attempt() -> int:
@@ -91,7 +91,7 @@ class Web:
 
         return self._repeated(url, attempt, lambda: 0)
 
-    def download(self, url: str, part: Path, tick: Tick = lambda _: None) -> Mapping[str, str]:
+    def download(self, url: Location, part: Path, tick: Tick = lambda _: None) -> Mapping[str, str]:
         """Fetch a file, or the rest of it, into `part`.
 
         What lies there is gone on with if its server said by what to know it again; `part` with the ending `.etag`
@@ -158,7 +158,7 @@ class Web:
         if unavailable is not None:
             raise unavailable
 
-    def _repeated(self, url: str, attempt: Callable[[], T], bytes_here: Callable[[], int]) -> T:
+    def _repeated(self, url: Location, attempt: Callable[[], T], bytes_here: Callable[[], int]) -> T:
         """Attempt until there is an answer, or `ATTEMPTS` of them in a row have brought nothing."""
         failures, most = 0, bytes_here()
         while True:
@@ -170,19 +170,19 @@ class Web:
                 failures += 1
                 if failures >= ATTEMPTS:
                     raise Unavailable(
-                        f"{shown(url)}: {fault}, at {ATTEMPTS} attempts in a row; type the same command later to go on"
+                        f"{url}: {fault}, at {ATTEMPTS} attempts in a row; type the same command later to go on"
                     ) from None
                 if self._stop.wait(min(max(fault.wait_s, WAIT_S * 2 ** (failures - 1)), MAX_WAIT_S)):
                     raise _Stopped from None
 
-    def _whole(self, url: str) -> Answer:
+    def _whole(self, url: Location) -> Answer:
         with self._opened("GET", url, {}) as response:
             body = bytearray()
             for block in self._blocks(response):
                 body += block
             return Answer(bytes(body), response.headers)
 
-    def _continued(self, url: str, part: Path, tick: Tick) -> Mapping[str, str]:
+    def _continued(self, url: Location, part: Path, tick: Tick) -> Mapping[str, str]:
         known = part.with_name(f"{part.name}.etag")
         here = _size(part)
         request: dict[str, str] = {}
@@ -219,14 +219,14 @@ class Web:
             yield block
 
     @contextmanager
-    def _opened(self, method: str, url: str, headers: Mapping[str, str]) -> Iterator[Any]:
+    def _opened(self, method: str, url: Location, headers: Mapping[str, str]) -> Iterator[Any]:
         """An answer that is worth reading; while it is read, too, what breaks is `_Passing`."""
         import requests
         import urllib3
 
         try:
             with self._session.request(
-                method, url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
+                method, url.typed, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S),
                 allow_redirects=True,
             ) as response:  # fmt: skip
                 _check_status(url, response, ranged="Range" in headers)
@@ -236,7 +236,7 @@ class Web:
         except (requests.ConnectionError, urllib3.exceptions.HTTPError, ConnectionError) as error:
             raise _Passing(f"the connection fails or breaks off ({_reason(error)})") from None
         except requests.RequestException as error:
-            raise BadInput(f"{shown(url)} cannot be asked for: {type(error).__name__}: {error}") from None
+            raise BadInput(f"{url} cannot be asked for: {type(error).__name__}: {error}") from None
 
     @property
     def _session(self) -> Any:
@@ -249,7 +249,7 @@ class Web:
         return self._local.session
 
 
-def until_right(what: str, attempt: Callable[[], T]) -> T:
+def until_right(what: Location, attempt: Callable[[], T]) -> T:
     """What `attempt` gives, which may find up to `DOWNLOADS` times that what it fetched is `Wrong`.
 
     Args:
@@ -265,7 +265,7 @@ def until_right(what: str, attempt: Callable[[], T]) -> T:
             return attempt()
         except Wrong as error:
             seen = error
-    raise BadInput(f"{shown(what)} is not what it should be, fetched {DOWNLOADS} times: {seen}")
+    raise BadInput(f"{what} is not what it should be, fetched {DOWNLOADS} times: {seen}")
 
 
 def discard(part: Path) -> None:
@@ -274,17 +274,11 @@ def discard(part: Path) -> None:
     part.with_name(f"{part.name}.etag").unlink(missing_ok=True)
 
 
-def shown(url: str) -> str:
-    """A URL without the name and password that it may hold."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def _size(path: Path) -> int:
     return path.stat().st_size if path.is_file() else 0
 
 
-def _check_status(url: str, response: Any, ranged: bool) -> None:
+def _check_status(url: Location, response: Any, ranged: bool) -> None:
     status, answer = response.status_code, f"{response.status_code} {response.reason or ''}".strip()
     if status == 200 or (ranged and status in (206, 416)):
         return
@@ -292,10 +286,10 @@ def _check_status(url: str, response: Any, ranged: bool) -> None:
         after = response.headers.get("Retry-After", "")
         raise _Passing(f"the server answers {answer}", float(after) if after.isdecimal() else 0.0)
     if status in (404, 410):
-        raise Missing(f"{shown(url)} is not there ({answer})")
+        raise Missing(f"{url} is not there ({answer})")
     if status in (401, 403):
-        raise BadInput(f"{shown(url)}: access denied ({answer})")
-    raise BadInput(f"{shown(url)}: the server answers {answer}")
+        raise BadInput(f"{url}: access denied ({answer})")
+    raise BadInput(f"{url}: the server answers {answer}")
 
 
 def _goes_on(response: Any, request: Mapping[str, str]) -> bool:

@@ -17,8 +17,10 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import give_name, sha256_file, write_text
+from data_prep.common.location import Location
+from data_prep.common.redaction import Redacted, without_credentials
 from data_prep.fetching.database import stamp, state, write_listing
-from data_prep.fetching.downloads import Web, Wrong, discard, shown, until_right
+from data_prep.fetching.downloads import Web, Wrong, discard, until_right
 from data_prep.files.inputs import Input, Tick
 
 MD5 = re.compile(rb"\b[0-9a-f]{32}\b")
@@ -45,7 +47,7 @@ class Wanted:
     """
 
     name: str
-    url: str
+    url: Location
     bytes: int
     version: str
     exact: bool = False
@@ -70,7 +72,7 @@ class Fetched:
     """
 
     name: str
-    url: str
+    url: Redacted
     version: str
     bytes: int
     stamp: str | None
@@ -93,6 +95,11 @@ class Acquired:
         self._database = database
         names = ", ".join(f'"{column}"' for column in COLUMNS)
         database.execute(f"CREATE TABLE IF NOT EXISTS files ({names}, PRIMARY KEY (name)) WITHOUT ROWID")
+        # Earlier versions kept URLs with their credentials: what lies on the disk is overwritten, too.
+        database.execute("PRAGMA secure_delete = ON")
+        database.create_function("shown", 1, without_credentials, deterministic=True)
+        with database:
+            database.execute("UPDATE files SET url = shown(url) WHERE url != shown(url)")
 
     def all(self) -> dict[str, Fetched]:
         """All of it, by name."""
@@ -218,7 +225,9 @@ def _fetch_all(
 
 def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], int], tick: Tick) -> _Arrived:
     """Fetch and check a file once; what lies under its name and is what its source says is taken for it."""
-    md5_file = web.get(f"{wanted.url}.md5").body.decode("utf-8", "replace") if wanted.has_md5 else None
+    md5_file = None
+    if wanted.has_md5:
+        md5_file = web.get(wanted.url.changed(lambda path: f"{path}.md5")).body.decode("utf-8", "replace")
     hashes = MD5.findall((md5_file or "").lower().encode())
     if md5_file is not None and not hashes:
         raise Wrong(f"its .md5 holds no hash, but {md5_file[:60]!r}")
@@ -276,7 +285,7 @@ def _checked(
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     return Fetched(
         wanted.name,
-        wanted.url,
+        Redacted(str(wanted.url)),
         wanted.version,
         size_bytes,
         None,
@@ -292,7 +301,7 @@ def _checked(
 
 def as_input(path: Path, name: str) -> Input:
     """A fetched file, to be read under the name that it is to have."""
-    return Input(name, str(path), path.stat().st_size, "")
+    return Input(name, Location(str(path)), path.stat().st_size, "")
 
 
 def _check_neighbours(
@@ -314,7 +323,7 @@ def _check_neighbours(
     counts = [records for _, records in beside[:NEIGHBOURS]] or [BASELINE_RECORDS]
     if not min(counts) / 2 <= records <= max(counts) * 2:
         raise BadInput(
-            f"{shown(file.url)} holds {records:,} records, and its neighbours {min(counts):,} to {max(counts):,}; ask "
+            f"{file.url} holds {records:,} records, and its neighbours {min(counts):,} to {max(counts):,}; ask "
             f"NLM what it is, or take it as it is with --accept {file.name}"
         )
 

@@ -10,7 +10,8 @@ from urllib.parse import quote
 import orjson
 
 from data_prep.common.errors import BadInput
-from data_prep.fetching.downloads import Web, shown
+from data_prep.common.location import Location
+from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import Wanted, as_input
 from data_prep.files import inputs, json_lines
 from data_prep.sources.pile import LINES
@@ -19,7 +20,7 @@ PILE_URL = "https://huggingface.co"
 PILE = "monology/pile-uncopyrighted"
 
 
-def pile(web: Web, url: str, repository: str, revision: str, names: Sequence[str]) -> list[Wanted]:
+def pile(web: Web, url: Location, repository: str, revision: str, names: Sequence[str]) -> list[Wanted]:
     """The Pile's files as a Hugging Face dataset lists them.
 
     `/api/datasets/NAME/tree/REVISION` and the `Link` header of its pages, `lfs.oid` as a file's SHA-256 and `size` are
@@ -36,25 +37,23 @@ def pile(web: Web, url: str, repository: str, revision: str, names: Sequence[str
     Raises:
         BadInput: the dataset is not there, the listing is none, or lacks one of the names.
     """
-    page: str | None = f"{url}/api/datasets/{repository}/tree/{revision}?recursive=true"
+    page: Location | None = Location(f"{(url / f'api/datasets/{repository}/tree/{revision}').typed}?recursive=true")
     listed: dict[str, Wanted] = {}
     while page:
         answer = web.get(page)
         try:
             entries = [(e["path"], e["size"], e["oid"], e.get("lfs")) for e in orjson.loads(answer.body)]
         except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
-            raise BadInput(
-                f"{shown(page)} is not the listing of a dataset; it begins with {answer.body[:60]!r}"
-            ) from None
+            raise BadInput(f"{page} is not the listing of a dataset; it begins with {answer.body[:60]!r}") from None
         for path, size_bytes, oid, lfs in entries:
             if path.endswith(LINES) and not {"", ".."} & set(path.split("/")):  # no way out of the folder
                 sha256 = lfs["oid"] if lfs else None
-                there = f"{url}/datasets/{repository}/resolve/{revision}/{quote(path)}"
+                there = url / f"datasets/{repository}/resolve/{revision}/{quote(path)}"
                 group = None if names else repository
                 listed[path] = Wanted(path, there, size_bytes, sha256 or oid, exact=True, sha256=sha256, group=group)
         page = _next_page(answer.headers.get("Link", ""))
     if not listed:
-        raise BadInput(f"{shown(url)}/datasets/{repository}, revision {revision}, has no files *.jsonl.zst")
+        raise BadInput(f"{url}/datasets/{repository}, revision {revision}, has no files *.jsonl.zst")
     stems = {path: path.rpartition("/")[2].partition(".jsonl")[0] for path in sorted(listed, key=inputs.natural)}
     if unknown := [name for name in names if name not in stems.values()]:
         raise BadInput(f"--files {' '.join(unknown)}: {repository} has no such file, but {', '.join(stems.values())}")
@@ -78,7 +77,7 @@ def count_lines(path: Path, name: str) -> int:
     raise BadInput(f"the first line of {name} has no text at meta.pile_set_name; it begins with {line[:60]!r}")
 
 
-def _next_page(link: str) -> str | None:
+def _next_page(link: str) -> Location | None:
     """The address of the next page in a `Link` header."""
     found = re.search(r'<([^>]+)>;\s*rel="next"', link)
-    return found[1] if found else None
+    return Location(found[1]) if found else None

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import JsonDict
+from data_prep.common.location import Location
 from data_prep.fetching.database import state, write_listing
 from data_prep.fetching.downloads import Answer, Missing, Web, Wrong, until_right
 from data_prep.fetching.pmc_inventory import load_inventory
@@ -73,7 +74,7 @@ ORDER BY listed.pmcid
 
 def fetch(
     web: Web,
-    url: str,
+    url: Location,
     out: Path,
     tier: str,
     since: str | None,
@@ -125,14 +126,16 @@ def fetch(
             print(f"{others:,} articles of other licences are in {out}; make the corpus with --licenses {tier}")
 
 
-def _fetch_all(web: Web, url: str, database: sqlite3.Connection, out: Path, tier: str, todo: int, workers: int) -> None:
+def _fetch_all(
+    web: Web, url: Location, database: sqlite3.Connection, out: Path, tier: str, todo: int, workers: int
+) -> None:
     packer = Packer(database, out)
     faults: list[str] = []
     looked_at = 0
     with tqdm(desc="fetch", total=todo, unit=" articles", disable=None) as bar:
 
         def work(version: Version) -> Article:
-            return until_right(f"{url}/{version.name}/", lambda: _article(web, url, version, tier))
+            return until_right(url / f"{version.name}/", lambda: _article(web, url, version, tier))
 
         try:
             with closing(_todo(database)) as versions, closing(web.each(versions, work, workers)) as results:
@@ -164,18 +167,18 @@ def _todo(database: sqlite3.Connection) -> Generator[Version, None, None]:
         yield Version(pmcid, version, etag, modified, bool(packed))
 
 
-def _article(web: Web, url: str, version: Version, tier: str) -> Article:
+def _article(web: Web, url: Location, version: Version, tier: str) -> Article:
     """Fetch an article's metadata and, if it is wanted, its XML. One that lies here is wanted whatever it became.
 
     Raises:
         Wrong: something is not what it should be.
     """
     try:
-        described = web.get(f"{url}/metadata/{version.name}.json")
+        described = web.get(url / f"metadata/{version.name}.json")
         outcome, license, md5 = _judged(described, version, tier)
         if outcome != FETCHED and not version.packed:
             return Article(outcome, license)
-        found = web.get(f"{url}/{version.name}/{version.name}.xml")
+        found = web.get(url / f"{version.name}/{version.name}.xml")
     except Missing:
         return Article(GONE)
     _check_etag(found, f"{version.name}.xml")
@@ -234,7 +237,7 @@ def _say_what_is_gone(database: sqlite3.Connection, out: Path) -> None:
         print(f"{len(gone):,} articles are no longer in the bucket and stay in {out}: {names}{' …' * (len(gone) > 5)}")
 
 
-def _estimate(web: Web, url: str, database: sqlite3.Connection, tier: str, todo: int, workers: int) -> None:
+def _estimate(web: Web, url: Location, database: sqlite3.Connection, tier: str, todo: int, workers: int) -> None:
     """Print what would be fetched: each article of a few, a sample's estimate of many."""
     rows = database.execute("SELECT * FROM todo ORDER BY random() LIMIT ?", (SAMPLE,)).fetchall()
     sample = [Version(pmcid, version, etag, modified, bool(packed)) for pmcid, version, etag, modified, packed in rows]
@@ -243,10 +246,10 @@ def _estimate(web: Web, url: str, database: sqlite3.Connection, tier: str, todo:
 
     def work(version: Version) -> tuple[str, int]:
         try:
-            described = web.get(f"{url}/metadata/{version.name}.json")
+            described = web.get(url / f"metadata/{version.name}.json")
             outcome, _, _ = _judged(described, version, tier)
             wanted = outcome == FETCHED or version.packed
-            return outcome, web.length(f"{url}/{version.name}/{version.name}.xml") if wanted else 0
+            return outcome, web.length(url / f"{version.name}/{version.name}.xml") if wanted else 0
         except Missing:
             return GONE, 0
 

@@ -25,7 +25,8 @@ from tqdm import tqdm
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
-from data_prep.fetching.downloads import Missing, Web, Wrong, shown, until_right
+from data_prep.common.location import Location
+from data_prep.fetching.downloads import Missing, Web, Wrong, until_right
 
 INVENTORIES = "inventory-reports/pmc-oa-opendata/metadata/"
 INVENTORY = re.compile(rf"{INVENTORIES}\d{{4}}-\d\d-\d\dT\d\d-\d\dZ/")
@@ -33,12 +34,12 @@ COLUMNS = ("Key", "LastModifiedDate", "ETag")
 KEY = re.compile(r"metadata/PMC(\d+)\.(\d+)\.json")
 
 
-def load_inventory(web: Web, url: str, database: sqlite3.Connection) -> None:
+def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> None:
     """Bring the table `listed` to the newest inventory, if it is another one."""
     key, manifest = _newest_inventory(web, url)
     if database.execute("SELECT key FROM inventory").fetchall() == [(key,)]:
         return
-    name = shown(f"{url}/{key}")
+    name = url / key
     try:
         columns = [column.strip() for column in manifest["fileSchema"].split(",")]
         files = [(file["key"], int(file["size"]), str(file["MD5checksum"])) for file in manifest["files"]]
@@ -54,9 +55,9 @@ def load_inventory(web: Web, url: str, database: sqlite3.Connection) -> None:
             desc="inventory", total=sum(size for _, size, _ in files), unit="B", unit_scale=True, disable=None
         ) as bar:
             for file_key, _, md5 in files:
-                file_url, part = f"{url}/{quote(file_key)}", Path(folder) / "inventory.csv.gz"
+                file_url, part = url / quote(file_key), Path(folder) / "inventory.csv.gz"
 
-                def attempt(file_url: str = file_url, md5: str = md5, part: Path = part) -> None:
+                def attempt(file_url: Location = file_url, md5: str = md5, part: Path = part) -> None:
                     web.download(file_url, part, bar.update)
                     if (seen := _md5_of(part)) != md5:
                         bar.update(-part.stat().st_size)
@@ -73,7 +74,7 @@ def load_inventory(web: Web, url: str, database: sqlite3.Connection) -> None:
                             _versions(lines, places),
                         )
                 except (OSError, EOFError, zlib.error, csv.Error, IndexError, UnicodeDecodeError) as error:
-                    raise BadInput(f"{shown(file_url)} is not a gzipped CSV file ({error})") from None
+                    raise BadInput(f"{file_url} is not a gzipped CSV file ({error})") from None
                 part.unlink()
         (now,) = database.execute("SELECT COUNT(*) FROM listed").fetchone()
         if now == 0 or now < before / 2:
@@ -90,9 +91,9 @@ def _versions(lines: io.TextIOBase, places: list[int]) -> Iterator[tuple[int, in
             yield int(found[1]), int(found[2]), etag.strip('"'), modified
 
 
-def _newest_inventory(web: Web, url: str) -> tuple[str, JsonDict]:
+def _newest_inventory(web: Web, url: Location) -> tuple[str, JsonDict]:
     """The key and the content of the newest manifest; a folder that has none yet is being written."""
-    address = f"{url}/?list-type=2&delimiter=%2F&prefix={quote(INVENTORIES, safe='')}"
+    address = Location(f"{(url / '').typed}?list-type=2&delimiter=%2F&prefix={quote(INVENTORIES, safe='')}")
     body = web.get(address).body
     try:
         root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
@@ -101,16 +102,14 @@ def _newest_inventory(web: Web, url: str) -> tuple[str, JsonDict]:
         prefixes = []
     for prefix in sorted(filter(INVENTORY.fullmatch, prefixes), reverse=True):
         try:
-            answer = web.get(f"{url}/{prefix}manifest.json")
+            answer = web.get(url / f"{prefix}manifest.json")
         except Missing:
             continue
         try:
             return f"{prefix}manifest.json", orjson.loads(answer.body)
         except orjson.JSONDecodeError:
-            raise BadInput(
-                f"{shown(url)}/{prefix}manifest.json is not JSON; it begins with {answer.body[:60]!r}"
-            ) from None
-    raise BadInput(f"{shown(url)} lists no inventory below {INVENTORIES}; it begins with {body[:60]!r}")
+            raise BadInput(f"{url}/{prefix}manifest.json is not JSON; it begins with {answer.body[:60]!r}") from None
+    raise BadInput(f"{url} lists no inventory below {INVENTORIES}; it begins with {body[:60]!r}")
 
 
 def _md5_of(path: Path) -> str:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.fetching.downloads import Web, shown
+from data_prep.common.location import Location
+from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import Wanted, as_input, number_of
 from data_prep.files import inputs
 from data_prep.sources.medline import citations
@@ -21,7 +22,7 @@ LISTED = re.compile(
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
-def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[Wanted]:
+def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> list[Wanted]:
     """PubMed's files as NLM's site lists them.
 
     What is known of the site, from listings that public projects quote in their tests and from NLM's own pages:
@@ -40,19 +41,19 @@ def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[W
     """
     found: list[Wanted] = []
     for folder in sets:
-        above = f"{url}/{folder}"
-        answer = web.get(f"{above}/").body
+        above = url / folder
+        answer = web.get(above / "").body
         html = answer.decode("utf-8", "replace")
         listed = {match[1]: match for match in LISTED.finditer(html)}
         if not listed:
-            raise BadInput(f"{shown(above)}/ lists no PubMed files; it begins with {answer[:60]!r}")
+            raise BadInput(f"{above}/ lists no PubMed files; it begins with {answer[:60]!r}")
         years = sorted({int(match[2]) for match in listed.values()})
         year = years[-1] if year is None else year
         chosen = sorted((int(m[3]), name) for name, m in listed.items() if int(m[2]) == year)
         if not chosen:
             known = ", ".join(f"{y:02}" for y in years)
             raise BadInput(
-                f"{shown(above)}/ lists no files of the year {year:02}, but of {known}; NLM may be changing its files: "
+                f"{above}/ lists no files of the year {year:02}, but of {known}; NLM may be changing its files: "
                 "--year names another, --baseline or --updates takes one of the two alone"
             )
         for number, name in chosen:
@@ -61,7 +62,7 @@ def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[W
             found.append(
                 Wanted(
                     name,
-                    f"{above}/{name}",
+                    above / name,
                     size_bytes,
                     f"{day} {size}".strip(),
                     has_md5=f'"{name}.md5"' in html or f'/{name}.md5"' in html,
@@ -70,7 +71,7 @@ def medline(web: Web, url: str, year: int | None, sets: Sequence[str]) -> list[W
                 )
             )
         if bare := sum(not file.has_md5 for file in found):
-            print(f"{bare:,} files have no .md5 beside them at {shown(above)}/; their content alone is checked")
+            print(f"{bare:,} files have no .md5 beside them at {above}/; their content alone is checked")
     return found
 
 

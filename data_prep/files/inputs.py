@@ -19,6 +19,7 @@ from typing import IO, Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.location import Location, without_query
 from data_prep.files import json_lines
 
 BLOCK_BYTES = 1 << 20
@@ -35,14 +36,14 @@ class Input:
 
     Attributes:
         name: what ids and manifests call it; unique among the inputs of a source.
-        url: what opens it, a local path or a URL.
+        url: where it is, a local path or a URL.
         bytes: its size, 0 where the store does not say.
         stamp: changes when the content does, as far as the store says without reading it; empty where it does not.
         split: `train` or `val` where the collection itself has such a split.
     """
 
     name: str
-    url: str
+    url: Location
     bytes: int
     stamp: str
     split: str | None = None
@@ -51,7 +52,7 @@ class Input:
 class Stream(io.RawIOBase):
     """A file read from its start to its end, hashed on the way."""
 
-    def __init__(self, url: str, file: IO[bytes], tick: Tick):
+    def __init__(self, url: Location, file: IO[bytes], tick: Tick):
         self._url, self._file, self._tick, self._digest = url, file, tick, hashlib.sha256()
 
     def readable(self) -> bool:
@@ -91,7 +92,7 @@ def find(patterns: Sequence[str], suffixes: Sequence[str]) -> list[Input]:
     """
     found: dict[str, Input] = {}
     for pattern in patterns:
-        for file in _expand(pattern, tuple(suffixes)):
+        for file in _expand(Location(pattern), tuple(suffixes)):
             if file.name in found and found[file.name].url != file.url:
                 raise BadInput(
                     f"{found[file.name].url} and {file.url} would both be called {file.name}; "
@@ -128,7 +129,7 @@ def reading(file: Input, tick: Tick = lambda _: None) -> Iterator[Stream]:
         yield Stream(file.url, raw, tick)
 
 
-def content(url: str) -> bytes | None:
+def content(url: Location) -> bytes | None:
     """What is in a small file, None where there is none."""
     with _named_errors(url):
         fs, path = _file_system(url)
@@ -145,7 +146,8 @@ def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) 
     """
     hashes: dict[tuple[str, int, str], str] = {}
     if known.is_file():
-        hashes = {(r["url"], r["bytes"], r["stamp"]): r["sha256"] for _, r in json_lines.read(known)}
+        # Earlier versions kept URLs with their credentials.
+        hashes = {(Location(r["url"]), r["bytes"], r["stamp"]): r["sha256"] for _, r in json_lines.read(known)}
     for file in files:
         if file.stamp and (sha256 := hashes.get((file.url, file.bytes, file.stamp))):
             tick(file.bytes)
@@ -175,7 +177,7 @@ def digest(hashes: Iterable[tuple[Input, str]]) -> JsonDict:
     return {"files": files, "bytes": size_bytes, "sha256": whole.hexdigest()}
 
 
-def _expand(pattern: str, suffixes: tuple[str, ...]) -> Iterator[Input]:
+def _expand(pattern: Location, suffixes: tuple[str, ...]) -> Iterator[Input]:
     with _named_errors(pattern):
         fs, path = _file_system(pattern)
         fs.invalidate_cache()  # listings outlive what they list
@@ -186,14 +188,14 @@ def _expand(pattern: str, suffixes: tuple[str, ...]) -> Iterator[Input]:
         elif fs.isdir(path):
             root, infos = path, _files(fs, path)
         elif fs.exists(path):
-            if not path.endswith(suffixes):
+            if not without_query(path).endswith(suffixes):
                 raise BadInput(f"{pattern} does not end in {', '.join(suffixes)}")
-            root, infos = path.rpartition("/")[0], [fs.info(path)]
+            root, infos = without_query(path).rpartition("/")[0], [fs.info(path)]
         else:
             if not _is_local(fs):
                 fs.info(path)  # raises what `exists` keeps to itself: no network, no permission
             raise BadInput(f"{pattern}: there is no such file or folder")
-        taken = [info for info in infos if info["type"] == "file" and info["name"].endswith(suffixes)]
+        taken = [info for info in infos if info["type"] == "file" and without_query(info["name"]).endswith(suffixes)]
     if not taken:
         raise BadInput(f"{pattern}: nothing there ends in {', '.join(suffixes)}")
     for info in taken:
@@ -201,8 +203,8 @@ def _expand(pattern: str, suffixes: tuple[str, ...]) -> Iterator[Input]:
         if _is_local(fs) and not os.access(name, os.R_OK):
             raise BadInput(f"{name}: Permission denied")
         state = next((str(info[key]) for key in STATES if info.get(key)), "")
-        url = name if _is_local(fs) else fs.unstrip_protocol(name)
-        yield Input(name.removeprefix(root).lstrip("/"), url, int(info.get("size") or 0), state)
+        url = Location(name if _is_local(fs) else fs.unstrip_protocol(name))
+        yield Input(without_query(name).removeprefix(root).lstrip("/"), url, int(info.get("size") or 0), state)
 
 
 def _files(fs: Any, folder: str) -> list[JsonDict]:
@@ -211,11 +213,11 @@ def _files(fs: Any, folder: str) -> list[JsonDict]:
     return list(found.values())
 
 
-def _file_system(url: str) -> tuple[Any, str]:
+def _file_system(url: Location) -> tuple[Any, str]:
     """The fsspec file system of a URL, and the path in it. Any, because fsspec's types say less than its documents."""
     from fsspec.core import url_to_fs
 
-    return url_to_fs(url)
+    return url_to_fs(url.typed)
 
 
 def _is_local(fs: Any) -> bool:

@@ -13,6 +13,7 @@ import orjson
 import zstandard
 
 from data_prep.common.errors import BadInput
+from data_prep.common.location import without_query
 
 # Fixed, as are the one frame and one thread of `Writer`: the level decides the bytes, and manifests hold their hashes.
 # 9 saves an eighth of the disk, and takes longer than parsing the XML.
@@ -159,7 +160,7 @@ def blocks(stream: Readable, name: str) -> Iterator[bytes]:
     Raises:
         BadInput: as `lines`.
     """
-    suffix = name[name.rfind(".") :]
+    suffix = without_query(name)[without_query(name).rfind(".") :]
     if suffix not in UNPACK:
         while block := stream.read(READ_BYTES):
             yield block

@@ -9,6 +9,7 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
+from data_prep.common.location import Location
 from data_prep.common.manifest import MANIFEST, outputs_of, seal
 from data_prep.files import inputs
 from data_prep.running.progress import Progress
@@ -32,35 +33,36 @@ def repair(folder: Path, remote: str) -> int:
     Raises:
         BadInput: the copy is of other shards, or a file is not good there either.
     """
-    theirs = inputs.content(f"{remote}/{MANIFEST}")
+    origin = Location(remote.rstrip("/"))
+    theirs = inputs.content(origin / MANIFEST)
     if theirs is None:
-        raise BadInput(f"{remote} has no {MANIFEST}, so it is not a whole copy of token shards")
+        raise BadInput(f"{origin} has no {MANIFEST}, so it is not a whole copy of token shards")
     try:
         manifest = json.loads(theirs)
         good = manifest["stage"] == STAGE and manifest["seal"] == seal(manifest)
-        outputs = outputs_of(manifest, f"{remote}/{MANIFEST}") if good else {}
+        outputs = outputs_of(manifest, f"{origin}/{MANIFEST}") if good else {}
     except (ValueError, KeyError, TypeError):
         outputs, good = {}, False
     if not good:
-        raise BadInput(f"{remote}/{MANIFEST} is not the manifest of token shards, or was altered after it was written")
+        raise BadInput(f"{origin}/{MANIFEST} is not the manifest of token shards, or was altered after it was written")
     path, replaced = folder / MANIFEST, 0
     try:
         check_manifest(folder)
     except BadInput as error:
-        print(f"{error}; replaced it from {remote}", flush=True)
+        print(f"{error}; replaced it from {origin}", flush=True)
         folder.mkdir(parents=True, exist_ok=True)
         with written_aside(path) as aside:
             aside.write_bytes(theirs)
         replaced = 1
     if path.read_bytes() != theirs:
-        raise BadInput(f"{remote} is a copy of other shards than {folder}: their manifests differ")
+        raise BadInput(f"{origin} is a copy of other shards than {folder}: their manifests differ")
     with Progress("repair", sum(output["bytes"] for output in outputs.values())) as progress:
         for name, expected in outputs.items():
             path = folder / name
             with progress.under_way(name):
                 if not _is_good(path, expected):
-                    _fetch(f"{remote}/{name}", path, expected)
-                    print(f"{path} was not what was written; replaced it from {remote}", flush=True)
+                    _fetch(origin / name, path, expected)
+                    print(f"{path} was not what was written; replaced it from {origin}", flush=True)
                     replaced += 1
             progress.tick(bytes=expected["bytes"])
     for split in SPLITS:
@@ -78,7 +80,7 @@ def _is_good(path: Path, expected: dict[str, Any]) -> bool:
     return path.is_file() and path.stat().st_size == expected["bytes"] and sha256_file(path) == expected["sha256"]
 
 
-def _fetch(url: str, path: Path, expected: dict[str, Any]) -> None:
+def _fetch(url: Location, path: Path, expected: dict[str, Any]) -> None:
     problem: BadInput | None = None
     for _ in range(ATTEMPTS):
         try:

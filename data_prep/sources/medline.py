@@ -194,7 +194,7 @@ def _deletion(pmid: etree._Element) -> Entry:
 
 
 def _check_md5(file: Input) -> None:
-    said = inputs.content(f"{file.url}.md5")
+    said = inputs.content(file.url.changed(lambda path: f"{path}.md5"))
     if said is None:
         return
     hashes = re.findall(rb"\b[0-9a-f]{32}\b", said.lower())

@@ -28,6 +28,7 @@ from data_prep.common.dates import iso_date
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import OneOf
+from data_prep.common.location import without_query
 from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
@@ -190,8 +191,9 @@ class _Unpacked(io.RawIOBase):
 
 def _metadata(file: Input) -> JsonDict:
     """What the bucket says of an article beside its XML; nothing for other files."""
-    name = _metadata_name(file.url)
-    return _parsed(inputs.content(name) if name else None, file.url)
+    if _metadata_name(without_query(file.url)) is None:
+        return {}
+    return _parsed(inputs.content(file.url.changed(lambda path: _metadata_name(path) or path)), file.url)
 
 
 def _metadata_name(name: str) -> str | None:

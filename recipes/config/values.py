@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
@@ -21,6 +22,7 @@ from data_prep.common.limits import OneOf, Rule
 
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULL = ("null", "~", "")
+_OTHER_KEY = re.compile(r"\$\{\.*[A-Za-z_]\w*(?:\.\w+|\[\w+\])*\}")  # ${run_name}, ${model.n_embd}, ${.n_head}
 _MEANT = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
 
 
@@ -129,6 +131,7 @@ def read_section(given: Any, section: type, prefix: str = "") -> dict[str, Any]:
 
 def _read(value: Any, hint: Hint, key: str) -> Any:
     if isinstance(value, str) and "${" in value:
+        _refuse_resolvers(value, key)
         return value  # of another key: OmegaConf's to resolve, `check_section`'s to look at
     if value == "???":  # which OmegaConf would pass over
         raise hint.refuse(key, value)
@@ -154,6 +157,19 @@ def _read(value: Any, hint: Hint, key: str) -> Any:
             raise hint.refuse(key, value) from None
     _check(read, hint, key)
     return read
+
+
+def _refuse_resolvers(text: str, key: str) -> None:
+    """Another key's value is all that a configuration fills in.
+
+    OmegaConf's resolvers do more: `${oc.env:X}` would put what the environment holds, in a file that somebody else
+    wrote, into the names of folders, records and what W&B is told.
+    """
+    if "${" in _OTHER_KEY.sub("", text):
+        raise BadInput(
+            f"{key} = {text!r}, but of ${{…}} only the name of another key is filled in, as ${{run_name}}; nothing is "
+            f"read from the environment. Say it on the command line: {key}=…, where a shell fills in {key}=$NAME"
+        )
 
 
 def _check(value: Any, hint: Hint, key: str) -> None:

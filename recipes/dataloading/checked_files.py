@@ -17,6 +17,7 @@ from pathlib import Path
 from streaming.base.storage import CloudDownloader
 
 from data_prep.common.errors import BadInput
+from data_prep.common.location import Location
 
 FETCH_ATTEMPTS = 3
 RETRY_WAIT_S = 1.0  # before the second attempt to fetch; doubled before each further one
@@ -99,16 +100,16 @@ def fetches(remote: str | None, name: str, path: Path) -> list[Source]:
     """The attempts to fetch the file `name` of `remote`; none without a remote."""
     if remote is None:
         return []
-    url = f"{remote.rstrip('/')}/{name}"
+    url = Location(remote) / name
     return [(f"{url} (attempt {n + 1})", partial(_fetch, url, _aside(path), n)) for n in range(FETCH_ATTEMPTS)]
 
 
-def _fetch(url: str, aside: Path, attempt: int) -> bytes:
+def _fetch(url: Location, aside: Path, attempt: int) -> bytes:
     if attempt:
         time.sleep(RETRY_WAIT_S * 2 ** (attempt - 1))
     try:
         aside.unlink(missing_ok=True)  # streaming takes a file that is there for the one to be fetched
-        CloudDownloader.direct_download(url, str(aside), DOWNLOAD_TIMEOUT_S)
+        CloudDownloader.direct_download(url.typed, str(aside), DOWNLOAD_TIMEOUT_S)
         return aside.read_bytes()
     finally:
         aside.unlink(missing_ok=True)

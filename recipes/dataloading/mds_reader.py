@@ -25,6 +25,7 @@ from streaming.base.format import Reader
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.location import Location
 from data_prep.common.manifest import MANIFEST, seal
 from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, read_index, token_dtype
 from recipes.dataloading.checked_files import Source, fetches, obtain
@@ -50,7 +51,12 @@ def fetch_manifest(folder: Path, remote: str) -> None:
         return "" if good else "is not the manifest of token shards, or was altered after it was written"
 
     path = folder / MANIFEST
-    obtain(path, check, fetches(remote, MANIFEST, path), f"data.remote = {remote} must hold finished token shards")
+    obtain(
+        path,
+        check,
+        fetches(remote, MANIFEST, path),
+        f"data.remote = {Location(remote)} must hold finished token shards",
+    )
 
 
 def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenShard]:
@@ -198,7 +204,7 @@ class TokenShard(Reader):
 
 def _way_out(folder: Path, remote: str | None) -> str:
     if remote:
-        return f"data.remote = {remote} must hold the shards that {folder / MANIFEST} describes"
+        return f"data.remote = {Location(remote)} must hold the shards that {folder / MANIFEST} describes"
     return (
         f"`python data_prep/verify.py --shards {folder}` checks the whole folder; build it again (make shards), "
         f"or set data.remote to a good copy of it"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from data_prep.common.files import JsonDict
+from data_prep.common.lock import hold
 from data_prep.common.manifest import begin, library_versions, manifest_sha256, publish
 from data_prep.tasks.task_set import Splits
 from recipes.checkpointing.trained_model import Source
@@ -83,19 +84,22 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
         "dtype": "float32", "n_parameters": trained.model.num_parameters(),
         "n_positions": trained.model.config.n_positions,
     }  # fmt: skip
-    partial_folder = begin(folder / MODEL)
-    heads.save(trained, encoder.tokenizer, partial_folder)
-    del trained, lora  # which refers to it: never two models in memory
-    loaded, _ = heads.load(partial_folder)
-    share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
-    if not share <= TOLERANCE:
-        raise RuntimeError(f"the exported model does not compute the trained one: its answers differ by {share:.1e}")
-    facts |= {"difference": share, "batch": saved_at(checkpoint)["batch"]}
-    write_model_card(partial_folder, cfg, source, head, parts, facts)
-    request: JsonDict = {
-        "stage": FINETUNE, "format": FORMAT, "arguments": {"task": head.task, "kind": head.kind},
-        "inputs": {"model": source.sha256, "checkpoint": manifest_sha256(checkpoint)},
-    }  # fmt: skip
-    results = {"difference": share, "versions": library_versions("torch", "transformers")}
-    shutil.rmtree(folder / MODEL, ignore_errors=True)
-    publish(partial_folder, folder / MODEL, request, results)
+    with hold(folder / MODEL, "give this run a name of its own (run_name=…)"):
+        partial_folder = begin(folder / MODEL)
+        heads.save(trained, encoder.tokenizer, partial_folder)
+        del trained, lora  # which refers to it: never two models in memory
+        loaded, _ = heads.load(partial_folder)
+        share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
+        if not share <= TOLERANCE:
+            raise RuntimeError(
+                f"the exported model does not compute the trained one: its answers differ by {share:.1e}"
+            )
+        facts |= {"difference": share, "batch": saved_at(checkpoint)["batch"]}
+        write_model_card(partial_folder, cfg, source, head, parts, facts)
+        request: JsonDict = {
+            "stage": FINETUNE, "format": FORMAT, "arguments": {"task": head.task, "kind": head.kind},
+            "inputs": {"model": source.sha256, "checkpoint": manifest_sha256(checkpoint)},
+        }  # fmt: skip
+        results = {"difference": share, "versions": library_versions("torch", "transformers")}
+        shutil.rmtree(folder / MODEL, ignore_errors=True)
+        publish(partial_folder, folder / MODEL, request, results)

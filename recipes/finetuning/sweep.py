@@ -16,6 +16,7 @@ from typing import Any
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
 from data_prep.common.manifest import difference
+from data_prep.common.redaction import redacted
 from data_prep.running.workers import connected
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
@@ -262,7 +263,7 @@ def run_on_ray(commands: Iterable[tuple[Job, list[str], Path]]) -> Iterator[tupl
             try:
                 code = ray.get(done)
             except RayError as error:  # its node went, for one
-                print(f"{job.name}: {error}", flush=True)
+                print(f"{job.name}: {redacted(error)}", flush=True)
                 code = 1
             yield job, code
 

@@ -34,7 +34,7 @@ from recipes.finetuning.scoring import score
 from recipes.finetuning.task_head import TaskHead
 from recipes.runs.fingerprint import changes, check_fingerprint
 from recipes.runs.folder import finish_run, is_finished
-from recipes.runs.lock import held_by_rank_zero
+from recipes.runs.lock import held_by_rank_zero, running
 from recipes.runs.names import CONFIG, RECORD
 
 if TYPE_CHECKING:
@@ -82,9 +82,10 @@ def _score_again(cfg: FinetuneConfig, parts: Splits, record: JsonDict, wanted: J
     if not due:
         print(f"{folder} is finished: nothing to do")
         return
-    score(cfg, parts, due)
-    write_text(folder / CONFIG, to_yaml(cfg))
-    write_json(folder / RECORD, {**record, "identity": wanted})
+    with running(folder):
+        score(cfg, parts, due)
+        write_text(folder / CONFIG, to_yaml(cfg))
+        write_json(folder / RECORD, {**record, "identity": wanted})
 
 
 def fit(

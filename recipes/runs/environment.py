@@ -15,6 +15,7 @@ from pathlib import Path
 
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import library_versions
+from data_prep.common.redaction import redacted
 
 HERE = Path(__file__).parent
 NO_REPOSITORY = "not a git repository"
@@ -75,7 +76,7 @@ def software(code: Code | None = None) -> JsonDict:
 
 
 def environment(world_size: int, code: Code | None = None) -> JsonDict:
-    """Software, hardware and command of this process. No environment variables: they hold secrets.
+    """Software, hardware and command of this process. No environment variables: they hold secrets; so may the command.
 
     Where there is a repository and git refuses to read it, as one of another owner, a warning is printed.
 
@@ -92,7 +93,7 @@ def environment(world_size: int, code: Code | None = None) -> JsonDict:
     return {
         **software(code),
         "no_commit": code.no_commit,
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [Path(sys.argv[0]).name, *map(redacted, sys.argv[1:])],
         "platform": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],

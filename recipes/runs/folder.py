@@ -8,7 +8,8 @@ texts.jsonl     what the model wrote after each evaluation (callbacks/generate_s
 skipped.jsonl   what was left out after loss spikes, if anything was (recipes/dataloading/skipped_data.py)
 tokenizer/      the tokenizer of its shards
 checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and some files a rank
-.lock           held by the process that runs it
+
+Beside it, `.NAME.lock` is held by the process that runs it (data_prep/common/lock.py).
 """
 
 from __future__ import annotations

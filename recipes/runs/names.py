@@ -3,4 +3,4 @@
 from __future__ import annotations
 
 CONFIG, RECORD, METRICS, TEXTS = "config.yaml", "run.json", "metrics.jsonl", "texts.jsonl"
-CHECKPOINTS, TOKENIZER, COMPILED, LOCK = "checkpoints", "tokenizer", "compiled", ".lock"
+CHECKPOINTS, TOKENIZER, COMPILED = "checkpoints", "tokenizer", "compiled"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
 from composer.utils import dist
 
+from data_prep.common.redaction import redacted
 from recipes.config.schema import RunConfig, batches_of
 from recipes.runs.names import METRICS
 from recipes.training.console import Console
@@ -35,8 +37,9 @@ def _wandb(cfg: RunConfig, batches: int) -> LoggerDestination | None:
         return None
     arguments = asdict(cfg.loggers.wandb)
     mode = arguments.pop("mode")
-    # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted.
-    settings = {"console": "off", "silent": mode == "offline"}
+    # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted. The
+    # command line, which it keeps, may hold a password.
+    settings = {"console": "off", "silent": mode == "offline", "_args": [str(redacted(part)) for part in sys.argv[1:]]}
     return WandBLogger(**arguments, init_kwargs={"mode": mode, "dir": cfg.run_dir, "settings": settings})
 
 

@@ -25,6 +25,7 @@ from recipes.distributed.rank_zero import on_rank_zero
 from recipes.planning.gpus import CUDA_NAMES, GPUS
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, make_plan
+from recipes.runs.lock import held_by_rank_zero
 from recipes.runs.names import CHECKPOINTS, RECORD
 from recipes.training.pretraining import fit
 from recipes.training.trainer import give_memory_back
@@ -137,30 +138,31 @@ def rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) -
     tried = rehearsal_config(cfg, folder)
     short = make_plan(tried, plan.world_size, shards, plan.ranks_per_node)
     first, second = Rehearsal(SAVED_AT), Rehearsal(SAVED_AT)
-    try:
-        on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
-        on_rank_zero(lambda: folder.mkdir(parents=True))
+    with held_by_rank_zero(folder):
+        try:
+            on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+            on_rank_zero(lambda: folder.mkdir(parents=True))
 
-        def steps() -> str:
-            try:
-                fit(tried, short, shards, [first])
-            except torch.OutOfMemoryError as error:
-                raise BadInput(f"{str(error).splitlines()[0]}; make plan GPU=… says what would fit") from None
-            give_memory_back()
-            return _speed(plan, first)
+            def steps() -> str:
+                try:
+                    fit(tried, short, shards, [first])
+                except torch.OutOfMemoryError as error:
+                    raise BadInput(f"{str(error).splitlines()[0]}; make plan GPU=… says what would fit") from None
+                give_memory_back()
+                return _speed(plan, first)
 
-        if not checks.run("step", steps):
-            return
-        checks.run("peak memory", lambda: first.told_memory(planned_bytes(cfg, plan), MEMORY_TOLERANCE))
+            if not checks.run("step", steps):
+                return
+            checks.run("peak memory", lambda: first.told_memory(planned_bytes(cfg, plan), MEMORY_TOLERANCE))
 
-        def again() -> str:
-            on_rank_zero(lambda: _forget_the_end(folder))
-            fit(tried, short, shards, [second])
-            return first.told_resumption(second)
+            def again() -> str:
+                on_rank_zero(lambda: _forget_the_end(folder))
+                fit(tried, short, shards, [second])
+                return first.told_resumption(second)
 
-        checks.run("resume", again)
-    finally:
-        on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
+            checks.run("resume", again)
+        finally:
+            on_rank_zero(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:

@@ -36,6 +36,7 @@ from data_prep.filtering.corpus_format import SPLITS
 from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import Pmc
+from holder import Holder
 from patience import patience_s, start_s
 from project import ROOT
 
@@ -600,11 +601,11 @@ def test_the_disk_becomes_full(pubmed: Site, tmp_path: Path, capsys: Any, monkey
 
 
 def test_two_commands_in_one_folder(pubmed: Site, tmp_path: Path, capsys: Any):
-    from data_prep.fetching.database import state
-
-    with state(tmp_path / "files"):
+    with Holder(tmp_path / "files") as holder:
         assert acquire_medline(pubmed, tmp_path / "files") == 2
-    assert "another command is fetching into" in capsys.readouterr().err
+        assert re.search(holder.says, capsys.readouterr().err)
+        assert not (tmp_path / "files").exists()
+        assert acquire_medline(pubmed, tmp_path / "files", "--dry-run") == 0, "which writes nothing"
 
 
 @pytest.fixture

@@ -410,7 +410,7 @@ def test_one_process_a_run_folder(
     workers = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     before = (tmp_path / "run/run.json").read_bytes()
     done = run("run", *settings, code=2)
-    assert f"pid {first.pid}) is running {tmp_path / 'run'}" in done.stderr
+    assert f"another process is writing {tmp_path / 'run'} (pid {first.pid} on host" in done.stderr
     assert (tmp_path / "run/run.json").read_bytes() == before
     for worker in workers:  # one that outlives its rank
         os.kill(int(worker), signal.SIGSTOP)

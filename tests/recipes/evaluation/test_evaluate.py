@@ -588,10 +588,11 @@ def test_seeds_of_a_ratio() -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (["--tasks", "medqa"], "medqa does not exist"),
+        (["--tasks", "medqa", "--out", "o"], "medqa does not exist"),
         (["--tasks", ","], "--tasks: '' must be the name of one folder"),
         (["--tasks", "../medqa"], "--tasks: '../medqa' must be the name of one folder"),
         (["--check"], "--tasks is missing"),
+        (["--out", "o"], "--tasks is missing"),
         (["--tasks", "medmcqa"], "--out is missing"),
         (["--tasks", "medmcqa", "--out", "o"], "--model is missing"),
         (["--tasks", "medmcqa", "--out", "o", "--model", "nowhere"], "not a Hugging Face folder"),

@@ -20,6 +20,7 @@ import warm
 from data_prep.common.errors import BadInput
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Pair, Question, Sentence
+from holder import Holder
 from project import ROOT
 from recipes import evaluate
 from recipes.checkpointing import checkpoint
@@ -254,6 +255,18 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     for module in (training, release):
         monkeypatch.setattr(module, "build_model", build)
     return models
+
+
+def test_a_run_that_another_process_runs_is_refused(configure: Configure, tmp_path: Path) -> None:
+    """Its folder, and the model that its end writes: that may be another command's output meanwhile."""
+    write_choice(tmp_path / "data", 32)
+    with Holder(tmp_path / "run") as holder, pytest.raises(BadInput, match=holder.says):
+        training.finetune(configure("medmcqa", "max_duration=4ep"))
+    with Holder(tmp_path / "run/model") as holder, pytest.raises(BadInput, match=holder.says):
+        training.finetune(configure("medmcqa", "max_duration=4ep"))
+    assert training.finetune(configure("medmcqa", "max_duration=4ep", "score_test=false"))
+    with Holder(tmp_path / "run") as holder, pytest.raises(BadInput, match=holder.says):
+        training.finetune(configure("medmcqa", "max_duration=4ep"))  # would score test
 
 
 def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, base: Path, built: list[Any]) -> None:

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 import warm
 from data_prep.common.errors import BadInput
+from holder import Holder
 from patience import patience_s
 from project import ROOT
 from recipes import finetune, sweep
@@ -150,6 +151,13 @@ def test_the_best_by_dev_is_tested_once(
     with pytest.raises(BadInput, match=r"(?s)chosen its best and looked at test.*run_name"):
         sweep.command_line(arguments({**GRID, "seed": [1, 2, 3]}))
     assert len(forked.started) == 6
+
+
+def test_a_sweep_that_another_process_runs_is_refused(arguments: Arguments, tmp_path: Path) -> None:
+    with Holder(tmp_path / "sweep") as holder:
+        sweep.command_line([*arguments(GRID), "--dry-run"])
+        with pytest.raises(BadInput, match=rf"(?s){holder.says}.*give this sweep a name"):
+            sweep.command_line(arguments(GRID))
 
 
 def spoil(command: list[str], number: int) -> tuple[str, Path]:

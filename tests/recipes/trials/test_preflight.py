@@ -17,6 +17,7 @@ import torch.version
 
 import warm
 from data_prep.common.errors import BadInput
+from holder import Holder
 from project import ROOT
 from recipes import preflight
 from recipes.config.loading import load_config, to_yaml
@@ -140,6 +141,11 @@ def test_what_would_stop_it_is_named(
     printed = capsys.readouterr().out
     assert message in printed and checked(printed)[check] == "FAILED"
     assert checked(printed)["ranks"] == "ok", "the other checks go on"
+
+
+def test_a_rehearsal_of_another_process_is_left_alone(configure: Configure, tmp_path: Path):
+    with Holder(tmp_path / "run.preflight") as holder, pytest.raises(BadInput, match=holder.says):
+        run_checks(configure(), verify_all=False)
 
 
 def test_a_rehearsal_that_fails_leaves_nothing(
