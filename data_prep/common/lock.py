@@ -97,7 +97,10 @@ def _take(place: Path, output: Path, way_out: str) -> Path:
             if error.errno in _NOT_WRITABLE and place.is_dir() and others and not lock.exists():
                 lock, *others = others
                 continue
-            raise BadInput(f"{output} cannot be locked, as {lock} cannot be written: {error.strerror}") from None
+            why = (
+                os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
+            )  # a file above it
+            raise BadInput(f"{output} cannot be locked, as {lock} cannot be written: {why}") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

@@ -14,7 +14,9 @@ import platform
 import re
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -39,6 +41,8 @@ LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokeni
 MARK = ".cluster"  # a file of the folder that tasks write to, by which a node shows that it sees the same one
 RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
 LOOK_S = 0.5
+HEAD_LOOK_S = 2.0  # between two looks at the head of a cluster, and the longest that one takes
+HEAD_DEAD_S = 15.0  # without an answer; Ray ends this process after 60
 CONNECT_TIMEOUT_S = 10.0
 
 Tick = Callable[..., object]  # tick(bytes=…, documents=…, tokens=…): what a task has done since the last call
@@ -173,6 +177,7 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Pat
 
         call = ray.remote(num_cpus=1, max_retries=RETRIES)(_call_on_ray)
         slots = max(1, int(ray.cluster_resources().get("CPU", 1)))
+        head = _Head(ray.get_runtime_context().gcs_address)
         pending: dict[Any, str] = {}
         while True:
             while len(pending) < 2 * slots and (task := next(todo, None)):
@@ -180,6 +185,7 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Pat
             if not pending:
                 return
             progress.waiting_for = list(pending.values())[:slots]
+            head.check()
             finished, _ = ray.wait(list(pending), num_returns=1, timeout=LOOK_S)
             for reference in finished:
                 name = pending.pop(reference)
@@ -190,10 +196,62 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Pat
                         raise BadInput(str(error.cause)) from None
                     raise
                 except RayError as error:
-                    raise BadInput(
-                        f"{name} failed {RETRIES + 1} times as its node or process was lost ({type(error).__name__}); "
-                        "look at the cluster with `ray status`, then type the same command to go on"
-                    ) from None
+                    raise _lost(name, error) from None
+
+
+def _lost(name: str, error: Exception) -> BadInput:
+    """What it means that Ray gave a task back undone. Ray's own text is a page, and quotes its logs."""
+    from ray.exceptions import LocalRayletDiedError, NodeDiedError, WorkerCrashedError
+
+    kind, again = type(error).__name__, "then type the same command to go on"
+    if isinstance(error, LocalRayletDiedError):  # which Ray does not try again: there is nobody to ask
+        return BadInput(
+            f"Ray on this machine ended while {name} was under way ({kind}); start it again (`ray start --head`, or "
+            f"`ray start --address=HOST:6379` where the head is another machine), {again}"
+        )
+    if isinstance(error, (NodeDiedError, WorkerCrashedError)):
+        return BadInput(
+            f"{name} was begun {RETRIES + 1} times, and each time its node or process was lost ({kind}), most likely "
+            f"for want of memory; look at the cluster with `ray status`, {again}"
+        )
+    return BadInput(
+        f"Ray could not run {name} ({kind}: {str(error).strip().splitlines()[0][:200]}); look at the cluster with "
+        f"`ray status`, {again}"
+    )
+
+
+class _Head:
+    """The head of a cluster, looked at while tasks run: Ray itself waits for a dead one for a minute, without a word.
+
+    Args:
+        address: `host:port` at which it answers.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address, self._answered_s, self._looked_s = address, time.monotonic(), 0.0
+
+    def check(self) -> None:
+        """Say that it does not answer, and raise BadInput when it has not for so long that it is dead."""
+        now_s = time.monotonic()
+        if now_s - self._looked_s < HEAD_LOOK_S:
+            return
+        first, self._looked_s = self._answered_s >= self._looked_s, now_s
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), HEAD_LOOK_S).close()
+        except OSError as error:
+            silent_s = time.monotonic() - self._answered_s
+            why = error.strerror or str(error)
+            if silent_s > HEAD_DEAD_S:
+                raise BadInput(
+                    f"the head of the Ray cluster at {self._address} has not answered for {silent_s:.0f} s ({why}): it "
+                    "died or cannot be reached; start the cluster again (`ray start --head` there, `ray start "
+                    "--address=HOST:6379` on the others), then type the same command to go on"
+                ) from None
+            if first:
+                print(f"the head of the Ray cluster at {self._address} does not answer ({why})", file=sys.stderr)
+        else:
+            self._answered_s = time.monotonic()
 
 
 @dataclass(frozen=True)
@@ -237,6 +295,8 @@ def connected(or_begin: bool = False) -> Iterator[Any]:
         BadInput: there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Of a node that dies Ray prints the last page of its log here; what it means for a task is said in a line.
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated|has been marked dead")
     token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
         # `ray start --head` asks for a token where it finds one, but a connection to an address does not look for it.

@@ -263,7 +263,7 @@ def run_on_ray(commands: Iterable[tuple[Job, list[str], Path]]) -> Iterator[tupl
             try:
                 code = ray.get(done)
             except RayError as error:  # its node went, for one
-                print(f"{job.name}: {redacted(error)}", flush=True)
+                print(f"{job.name}: {type(error).__name__}: {redacted(error).strip().splitlines()[0]}", flush=True)
                 code = 1
             yield job, code
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -223,3 +226,92 @@ def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wr
         BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\); begin one with `ray start --h"
     ):
         Workers(1, "ray").run(write_square, squares(tmp_path, range(1)), tmp_path, Progress("x", 1))
+
+
+def test_a_task_that_ray_gives_back_is_told_in_a_line():
+    """Of each kind of error that Ray has; how often it was tried is said only of what Ray tries again."""
+    from ray import exceptions
+
+    kinds = [kind for kind in vars(exceptions).values() if isinstance(kind, type)]
+    kinds = [kind for kind in kinds if issubclass(kind, exceptions.RayError) and kind is not exceptions.RayTaskError]
+    assert len(kinds) > 10
+    for kind in kinds:
+        error = kind.__new__(kind)
+        Exception.__init__(error, "what happened\n[state-dump] of a node\n" * 20)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kind, "__str__", Exception.__str__)
+            said = str(workers._lost("train-00017", error))
+        assert "\n" not in said and "state-dump" not in said and kind.__name__ in said
+        assert "train-00017" in said and said.endswith("type the same command to go on")
+        tried_again = kind in (exceptions.NodeDiedError, exceptions.WorkerCrashedError)
+        assert ("17 times" in said) == tried_again, said
+
+
+def test_a_head_that_does_not_answer_is_said_and_then_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    now_s = 1000.0
+    monkeypatch.setattr(workers, "time", SimpleNamespace(monotonic=lambda: now_s))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        head = workers._Head(address)
+        head.check()
+    now_s += workers.HEAD_LOOK_S
+    head.check()
+    now_s += workers.HEAD_LOOK_S / 2  # not looked at yet
+    head.check()
+    now_s += workers.HEAD_LOOK_S
+    head.check()
+    assert capsys.readouterr().err == f"the head of the Ray cluster at {address} does not answer (Connection refused)\n"
+    now_s += workers.HEAD_DEAD_S
+    with pytest.raises(BadInput, match=rf"{address} has not answered for \d+ s .*`ray start --head`.*type the same"):
+        head.check()
+
+
+HEAD = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from data_prep.common.errors import run
+from data_prep.running.progress import Progress
+from data_prep.running.workers import Task, Workers
+
+def main():
+    from ray.cluster_utils import Cluster
+    from slow_tasks import wait
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    os.environ["RAY_ADDRESS"] = str(made.address)
+    folder = Path(sys.argv[1])
+
+    def kill():
+        while not list(folder.glob("begun-*")):
+            time.sleep(0.1)
+        for kind, found in made.head_node.all_processes.items():
+            if sys.argv[2] in ("all", kind):
+                for one in found:
+                    os.kill(one.process.pid, signal.SIGKILL)
+
+    threading.Thread(target=kill, daemon=True).start()
+    with Progress("wait", 10) as seen:
+        Workers(1, "ray").run(wait, [Task(str(n), (folder, n)) for n in range(9)], folder, seen)
+
+run(main)
+"""
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("what", ["all", "raylet"])
+def test_a_head_that_dies_midway(what: str, tmp_path: Path, outcome: Callable[[str, str, str], None]):
+    """In a process of its own, which Ray ends after a minute without a head."""
+    (tmp_path / "slow_tasks.py").write_text(
+        "import time\ndef wait(folder, n, tick):\n    (folder / f'begun-{n}').touch()\n    time.sleep(600)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
+    environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", HEAD, str(tmp_path), what],
+        env=environment, capture_output=True, text=True, timeout=patience_s(),
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "type the same command to go on" in done.stderr.splitlines()[-1]
+    assert "state-dump" not in done.stdout + done.stderr and "times" not in done.stderr
+    outcome(f"Ray's head dies midway ({what})", done.stderr.splitlines()[-1], "what was under way")
