@@ -31,7 +31,10 @@ from data_prep.fetching import downloads
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
 from project import COMMANDS, ROOT
+from recipes import report
 from recipes.config.loading import load_config, load_recorded_config
+from recipes.runs.reading import read_run
+from recipes.runs.run_log import log_entry
 
 PASSWORD, SIGNATURE, SESSION = "marked-pass%2Fword", "marked-signature", "marked-session"
 QUERY = f"X-Amz-Signature={SIGNATURE}&X-Amz-Security-Token={SESSION}&part=7"
@@ -388,6 +391,21 @@ def test_a_run_its_report_and_its_model(tiny_shards: Path, tiny_tokenizer: Path,
     assert list(tmp_path.glob("run/wandb/offline-run*/*.wandb")) and list(tmp_path.glob("run/tensorboard/**/*"))
     assert "data.remote=https://***@127.0.0.1:1/shards?sig=***" in (tmp_path / "run/run.json").read_text()
     assert load_recorded_config(tmp_path / "run/config.yaml").data.remote == without_credentials(REMOTE)
+
+
+def test_a_report_of_a_run_that_an_earlier_version_wrote(tmp_path: Path, call: Callable[..., tuple[int, str]]) -> None:
+    """Its record and configuration hold what was typed."""
+    run_folder = shutil.copytree(ROOT / "tests/data/before_rooms/run", tmp_path / "run")
+    record = json.loads((run_folder / "run.json").read_text())
+    record["starts"][-1]["command"] += [f"data.remote={REMOTE}"]
+    (run_folder / "run.json").write_text(json.dumps(record))
+    config = (run_folder / "config.yaml").read_text()
+    assert "remote: null" in config
+    (run_folder / "config.yaml").write_text(config.replace("remote: null", f"remote: {REMOTE}"))
+    code, printed = call(report.main, run_folder, "--out", tmp_path / "page.html")
+    assert code == 0, printed
+    page = (tmp_path / "page.html").read_text()
+    assert MARK.decode() not in page + printed + log_entry(read_run(run_folder)) and "https://***@127.0.0.1:1" in page
 
 
 INTERPOLATIONS = [

@@ -38,6 +38,15 @@ def without_credentials(text: str) -> Redacted:
     return Redacted(_PARAMETER.sub(_masked, _USER.sub(f"{MASK}@", text)) if "://" in text else text)
 
 
+def without_credentials_within(value: Any) -> Any:
+    """Nested mappings and lists, such as a record or a configuration, with `without_credentials` of each text."""
+    if isinstance(value, dict):
+        return {key: without_credentials_within(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [without_credentials_within(one) for one in value]
+    return str(without_credentials(value)) if isinstance(value, str) else value
+
+
 def redacted(text: object) -> Redacted:
     """Any text, such as a library's error or a command, without credentials and the keys of the environment."""
     found = _PARAMETER.sub(_masked, _USER.sub(f"{MASK}@", str(text)))

@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import PATH
-from data_prep.common.redaction import without_credentials
+from data_prep.common.redaction import without_credentials_within
 from recipes.config.checks import check_every_run, check_finetuning, check_pretraining
 from recipes.config.old_keys import refuse_old_keys, translate_old_keys
 from recipes.config.schema import FinetuneConfig, RunConfig, TrainConfig
@@ -153,12 +153,5 @@ def to_yaml(cfg: RunConfig) -> str:
 
     A URL is written without them. A run that is typed again takes them from what is typed then.
     """
-    return OmegaConf.to_yaml(OmegaConf.create(_shown(OmegaConf.to_container(OmegaConf.structured(cfg)))))
-
-
-def _shown(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _shown(one) for key, one in value.items()}
-    if isinstance(value, list):
-        return [_shown(one) for one in value]
-    return str(without_credentials(value)) if isinstance(value, str) else value
+    values: Any = OmegaConf.to_container(OmegaConf.structured(cfg))
+    return OmegaConf.to_yaml(OmegaConf.create(without_credentials_within(values)))

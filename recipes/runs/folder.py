@@ -24,6 +24,7 @@ from typing import NoReturn
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, read_json, write_bytes, write_json, write_text
+from data_prep.common.redaction import without_credentials_within
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.loading import to_yaml
 from recipes.config.schema import RunConfig
@@ -115,7 +116,7 @@ def open_run(
         start: `world_size`, `batch` that the checkpoint was saved after, `allowed_differences` from it.
     """
     code = read_code()
-    record = check_fingerprint(folder, wanted, cfg.resume.allow) or {"starts": []}
+    record = without_credentials_within(check_fingerprint(folder, wanted, cfg.resume.allow) or {"starts": []})
     record |= {**facts, "identity": wanted, "finished": False}  # a finished run is opened to be lengthened
     record["starts"].append({**environment(start["world_size"], code), **start})
     write_json(folder / RECORD, record)  # first: it makes the folder a run's

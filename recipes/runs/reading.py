@@ -14,6 +14,7 @@ from yaml import safe_load
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
+from data_prep.common.redaction import without_credentials, without_credentials_within
 from recipes.dataloading import skipped_data
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
@@ -161,8 +162,8 @@ def read_run(folder: Path) -> RunData:
     content = b"".join(path.read_bytes() for path in inputs if path.is_file())
     return RunData(
         folder=folder,
-        record=read_json(record),
-        config=(folder / CONFIG).read_text(encoding="utf-8"),
+        record=without_credentials_within(read_json(record)),  # which an earlier version kept
+        config=without_credentials((folder / CONFIG).read_text(encoding="utf-8")),
         series={name: sorted(points.items()) for name, points in log.metrics.items()},
         places=log.places,
         starts=log.starts,
