@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from data_prep.common.script_folder import leave_at_once
+
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -38,6 +41,8 @@ def run(main: Callable[[], object]) -> NoReturn:
     finds dead: the others wait for rank 0, so that its exit code is the one that the user gets. A rank that nobody has
     ended by then is alone with its fault, a damaged shard for one, and reports it.
     """
+    if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be something to undo
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     redact_what_is_reported()
     try:
         main()
@@ -49,6 +54,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         say_interrupted()
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as leaving:

@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.common import json_text
+from data_prep.common.bounds import JSON_BYTES
 from data_prep.common.errors import BadInput
 
 JsonDict = dict[str, Any]
@@ -52,10 +54,12 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        BadInput: it is missing, unreadable, or not JSON.
+        BadInput: it is missing, unreadable, or not JSON as `json_text.loads` takes it.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            content = file.read(JSON_BYTES + 1)
+        return json_text.loads(content)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
     except ValueError as error:

@@ -28,6 +28,7 @@ from data_prep.common.files import (
     sha256_file,
     write_json,
 )
+from data_prep.common.json_text import Shape, check_shape
 from data_prep.common.lock import check_held
 from data_prep.common.names import plain_path
 
@@ -44,13 +45,14 @@ def library_versions(*names: str) -> dict[str, str]:
     return {name: version(name) for name in names}
 
 
-def read_manifest(folder: Path, stage: str, made_by: str) -> JsonDict:
+def read_manifest(folder: Path, stage: str, made_by: str, shape: Shape = dict) -> JsonDict:
     """The manifest of a finished stage.
 
     Args:
         folder: the stage's output folder.
         stage: the stage that must have written it.
         made_by: the command that makes such a folder, for the message.
+        shape: what the manifests of this stage hold, as far as it is read.
 
     Raises:
         BadInput: there is no such folder, it is unfinished or altered, or another stage wrote it.
@@ -65,6 +67,7 @@ def read_manifest(folder: Path, stage: str, made_by: str) -> JsonDict:
     if "seal" in manifest and manifest["seal"] != seal(manifest):
         raise BadInput(f"{folder / MANIFEST} was altered after it was written; make the folder again with `{made_by}`")
     outputs_of(manifest, str(folder / MANIFEST))
+    check_shape(manifest, shape, str(folder / MANIFEST))
     return manifest
 
 
@@ -124,6 +127,7 @@ def finished(out: Path, request: JsonDict) -> JsonDict | None:
             return None
         raise BadInput(f"{out} exists and was not made by this stage (it has no manifest.json). {way_out}")
     manifest = read_json(out / MANIFEST)
+    check_shape(manifest, dict, str(out / MANIFEST))
     old = {key: manifest.get(key) for key in request}
     if lines := difference(old, request):
         raise BadInput(f"{out} is the output of another build:\n  " + "\n  ".join(lines) + f"\n{way_out}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+from data_prep.common.bounds import LEAST_BYTES_PER_S, RATE_WINDOW_S
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.location import Location
 from data_prep.files.inputs import Tick
@@ -36,6 +38,10 @@ R = TypeVar("R")
 
 class Missing(BadInput):
     """The server answers, and has no such file."""
+
+
+class TooLong(BadInput):
+    """A file is longer than it can be, so it is not what it should be; fetched again it would be no other."""
 
 
 class Wrong(BadInput):
@@ -78,9 +84,13 @@ class Web:
         self._local = threading.local()
         self._stop = threading.Event()
 
-    def get(self, url: Location) -> Answer:
-        """A file that fits in memory."""
-        return self._repeated(url, lambda: self._whole(url), lambda: 0)
+    def get(self, url: Location, limit_bytes: int) -> Answer:
+        """A file that fits in memory.
+
+        Raises:
+            TooLong: it has more than `limit_bytes`.
+        """
+        return self._repeated(url, lambda: self._whole(url, limit_bytes), lambda: 0)
 
     def length(self, url: Location) -> int:
         """The bytes of a file, which is not fetched; 0 where the server does not say."""
@@ -91,7 +101,7 @@ class Web:
 
         return self._repeated(url, attempt, lambda: 0)
 
-    def download(self, url: Location, part: Path, tick: Tick = lambda _: None) -> Mapping[str, str]:
+    def download(self, url: Location, part: Path, limit_bytes: int, tick: Tick = lambda _: None) -> Mapping[str, str]:
         """Fetch a file, or the rest of it, into `part`.
 
         What lies there is gone on with if its server said by what to know it again; `part` with the ending `.etag`
@@ -100,16 +110,22 @@ class Web:
         Args:
             url: the file.
             part: where to; its folder exists.
+            limit_bytes: that it may have.
             tick: is told the bytes that came, those of an earlier call too; less than 0 for what is thrown away.
 
         Returns:
             The headers of the last answer.
 
         Raises:
+            TooLong: it has more than `limit_bytes`; nothing is left of it.
             OSError: `part` cannot be written.
         """
         tick(_size(part))
-        return self._repeated(url, lambda: self._continued(url, part, tick), lambda: _size(part))
+        try:
+            return self._repeated(url, lambda: self._continued(url, part, limit_bytes, tick), lambda: _size(part))
+        except TooLong:
+            discard(part)
+            raise
 
     def each(
         self, todo: Iterable[T], work: Callable[[T], R], workers: int
@@ -175,14 +191,14 @@ class Web:
                 if self._stop.wait(min(max(fault.wait_s, WAIT_S * 2 ** (failures - 1)), MAX_WAIT_S)):
                     raise _Stopped from None
 
-    def _whole(self, url: Location) -> Answer:
+    def _whole(self, url: Location, limit_bytes: int) -> Answer:
         with self._opened("GET", url, {}) as response:
             body = bytearray()
-            for block in self._blocks(response):
+            for block in self._blocks(response, url, 0, limit_bytes):
                 body += block
             return Answer(bytes(body), response.headers)
 
-    def _continued(self, url: Location, part: Path, tick: Tick) -> Mapping[str, str]:
+    def _continued(self, url: Location, part: Path, limit_bytes: int, tick: Tick) -> Mapping[str, str]:
         known = part.with_name(f"{part.name}.etag")
         here = _size(part)
         request: dict[str, str] = {}
@@ -206,17 +222,40 @@ class Web:
             with part.open("r+b" if start else "wb") as file:
                 file.seek(start)
                 file.truncate()
-                for block in self._blocks(response):
+                for block in self._blocks(response, url, start, limit_bytes):
                     file.write(block)
                     tick(len(block))
             return response.headers
 
-    def _blocks(self, response: Any) -> Iterator[bytes]:
-        """What the server sends, as it comes; urllib3 raises if that is less than Content-Length says."""
+    def _blocks(self, response: Any, url: Location, start: int, limit_bytes: int) -> Iterator[bytes]:
+        """What the server sends, as it comes; urllib3 raises if that is less than Content-Length says.
+
+        Args:
+            response: the answer.
+            url: what messages name.
+            start: where in the file it begins.
+            limit_bytes: that the file may have.
+
+        Raises:
+            TooLong: it has more.
+            _Passing: too little comes for too long.
+        """
+        size_bytes = start
+        announced = response.headers.get("Content-Length", "")
+        if announced.isdecimal() and len(announced) < 20:
+            _check_length(start + int(announced), limit_bytes, url)
+        window_s, window_bytes = time.monotonic(), 0
         while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
             if self._stop.is_set():
                 raise _Stopped
+            size_bytes += len(block)
+            _check_length(size_bytes, limit_bytes, url)
             yield block
+            window_bytes += len(block)
+            if (passed_s := time.monotonic() - window_s) >= RATE_WINDOW_S:
+                if window_bytes < LEAST_BYTES_PER_S * passed_s:
+                    raise _Passing(f"only {window_bytes:,} bytes came in {passed_s:.0f} s")
+                window_s, window_bytes = time.monotonic(), 0
 
     @contextmanager
     def _opened(self, method: str, url: Location, headers: Mapping[str, str]) -> Iterator[Any]:
@@ -272,6 +311,14 @@ def discard(part: Path) -> None:
     """Remove what `download` left at `part`."""
     part.unlink(missing_ok=True)
     part.with_name(f"{part.name}.etag").unlink(missing_ok=True)
+
+
+def _check_length(size_bytes: int, limit_bytes: int, url: Location) -> None:
+    if size_bytes > limit_bytes:
+        raise TooLong(
+            f"{url} has more than the {limit_bytes:,} bytes that it can have by its source's listing; "
+            "see what the server answers there, or leave the file out"
+        )
 
 
 def _size(path: Path) -> int:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.common.bounds import FILE_BYTES, LISTED_SHARE, MD5_BYTES, MIB
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import give_name, sha256_file, write_text
 from data_prep.common.location import Location
@@ -227,7 +228,8 @@ def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], i
     """Fetch and check a file once; what lies under its name and is what its source says is taken for it."""
     md5_file = None
     if wanted.has_md5:
-        md5_file = web.get(wanted.url.changed(lambda path: f"{path}.md5")).body.decode("utf-8", "replace")
+        answer = web.get(wanted.url.changed(lambda path: f"{path}.md5"), MD5_BYTES)
+        md5_file = answer.body.decode("utf-8", "replace")
     hashes = MD5.findall((md5_file or "").lower().encode())
     if md5_file is not None and not hashes:
         raise Wrong(f"its .md5 holds no hash, but {md5_file[:60]!r}")
@@ -242,13 +244,20 @@ def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], i
         except Wrong:
             pass
     part = path.with_name(f"{path.name}.part")
-    headers = web.download(wanted.url, part, tick)
+    headers = web.download(wanted.url, part, _most_bytes(wanted), tick)
     try:
         return _Arrived(_checked(part, wanted, md5, count, headers), part, md5_file)
     except Wrong:
         tick(-part.stat().st_size)
         discard(part)
         raise
+
+
+def _most_bytes(wanted: Wanted) -> int:
+    """The bytes that a file can have by what its source lists."""
+    if wanted.exact:
+        return wanted.bytes
+    return int(wanted.bytes * LISTED_SHARE) + MIB if wanted.bytes else FILE_BYTES
 
 
 def _checked(

@@ -9,8 +9,11 @@ from urllib.parse import quote
 
 import orjson
 
+from data_prep.common.bounds import LISTED_FILES, LISTING_BYTES, PAGES, RECORD_BYTES
 from data_prep.common.errors import BadInput
+from data_prep.common.json_text import too_full
 from data_prep.common.location import Location
+from data_prep.common.names import is_plain
 from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import Wanted, as_input
 from data_prep.files import inputs, json_lines
@@ -39,15 +42,17 @@ def pile(web: Web, url: Location, repository: str, revision: str, names: Sequenc
     """
     page: Location | None = Location(f"{(url / f'api/datasets/{repository}/tree/{revision}').typed}?recursive=true")
     listed: dict[str, Wanted] = {}
+    seen: set[str] = set()
     while page:
-        answer = web.get(page)
-        try:
-            entries = [(e["path"], e["size"], e["oid"], e.get("lfs")) for e in orjson.loads(answer.body)]
-        except (orjson.JSONDecodeError, TypeError, KeyError, AttributeError):
-            raise BadInput(f"{page} is not the listing of a dataset; it begins with {answer.body[:60]!r}") from None
-        for path, size_bytes, oid, lfs in entries:
-            if path.endswith(LINES) and not {"", ".."} & set(path.split("/")):  # no way out of the folder
-                sha256 = lfs["oid"] if lfs else None
+        if page.typed in seen or len(seen) == PAGES or len(listed) > LISTED_FILES:
+            raise BadInput(
+                f"{page} is page {len(seen) + 1:,} of a listing that leads back to itself, has more than "
+                f"{PAGES:,} pages or {LISTED_FILES:,} files; it is not the listing of a dataset"
+            )
+        seen.add(page.typed)
+        answer = web.get(page, LISTING_BYTES)
+        for path, size_bytes, oid, sha256 in _entries(answer.body, page):
+            if path.endswith(LINES) and all(map(is_plain, path.split("/"))):  # no way out of the folder
                 there = url / f"datasets/{repository}/resolve/{revision}/{quote(path)}"
                 group = None if names else repository
                 listed[path] = Wanted(path, there, size_bytes, sha256 or oid, exact=True, sha256=sha256, group=group)
@@ -60,17 +65,40 @@ def pile(web: Web, url: Location, repository: str, revision: str, names: Sequenc
     return [listed[path] for path, stem in stems.items() if not names or stem in names]
 
 
+def _entries(body: bytes, page: str) -> list[tuple[str, int, str, str | None]]:
+    """Path, bytes, git's hash and, of a large file, SHA-256 of what a page lists.
+
+    Raises:
+        BadInput: it lists something else.
+    """
+    found = []
+    try:
+        if problem := too_full(body):
+            raise ValueError(problem)
+        for entry in orjson.loads(body):
+            path, size_bytes, oid, lfs = entry["path"], entry["size"], entry["oid"], entry.get("lfs")
+            sha256 = None if lfs is None else lfs["oid"]
+            if not isinstance(path, str) or type(size_bytes) is not int or size_bytes < 0 or not isinstance(oid, str):
+                raise TypeError
+            if not isinstance(sha256, (str, type(None))):
+                raise TypeError
+            found.append((path, size_bytes, oid, sha256))
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise BadInput(f"{page} is not the listing of a dataset; it begins with {body[:60]!r}") from None
+    return found
+
+
 def count_lines(path: Path, name: str) -> int:
     """The first line shows what the file is; the others are unpacked and counted."""
-    first, records = b"", 0
+    first, records = bytearray(), 0
     with inputs.reading(as_input(path, name)) as stream:
         for block in json_lines.blocks(stream, name):
-            if not records:
+            if not records and len(first) <= RECORD_BYTES:
                 first += block
             records += block.count(b"\n")
-    line = first.partition(b"\n")[0]
+    line = bytes(first.partition(b"\n")[0])
     try:
-        if isinstance(orjson.loads(line)["meta"]["pile_set_name"], str):
+        if too_full(line) is None and isinstance(orjson.loads(line)["meta"]["pile_set_name"], str):
             return records
     except (orjson.JSONDecodeError, TypeError, KeyError):
         pass
@@ -79,5 +107,5 @@ def count_lines(path: Path, name: str) -> int:
 
 def _next_page(link: str) -> Location | None:
     """The address of the next page in a `Link` header."""
-    found = re.search(r'<([^>]+)>;\s*rel="next"', link)
+    found = re.search(r'<([^<>]{1,2000})>;\s{0,10}rel="next"', link)
     return Location(found[1]) if found else None

@@ -27,11 +27,12 @@ import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 from tqdm import tqdm
 
+from data_prep.common.bounds import METADATA_BYTES, SMALL_ARTICLE_BYTES, XML_BYTES
 from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import JsonDict
 from data_prep.common.location import Location
 from data_prep.fetching.database import state, write_listing
-from data_prep.fetching.downloads import Answer, Missing, Web, Wrong, until_right
+from data_prep.fetching.downloads import Answer, Missing, TooLong, Web, Wrong, until_right
 from data_prep.fetching.pmc_inventory import load_inventory
 from data_prep.fetching.pmc_packs import (
     FETCHED,
@@ -135,13 +136,15 @@ def _fetch_all(
     with tqdm(desc="fetch", total=todo, unit=" articles", disable=None) as bar:
 
         def work(version: Version) -> Article:
-            return until_right(url / f"{version.name}/", lambda: _article(web, url, version, tier))
+            return until_right(url / f"{version.name}/", lambda: _article(web, url, version, tier, SMALL_ARTICLE_BYTES))
 
         try:
             with closing(_todo(database)) as versions, closing(web.each(versions, work, workers)) as results:
                 for looked_at, (version, article) in enumerate(results, start=1):
                     bar.update()
                     bar.set_postfix_str(f"{packer.total_bytes / 1e9:,.2f} GB", refresh=False)
+                    if isinstance(article, TooLong):  # one at a time, so that they fit in memory
+                        article = _large(web, url, version, tier)
                     if isinstance(article, BadInput):
                         faults.append(str(article))
                         if len(faults) >= max(MAX_FAULTS, looked_at / 100):
@@ -162,36 +165,67 @@ def _fetch_all(
         )
 
 
+def _large(web: Web, url: Location, version: Version, tier: str) -> Article | BadInput:
+    try:
+        return until_right(url / f"{version.name}/", lambda: _article(web, url, version, tier, XML_BYTES))
+    except BadInput as error:
+        return error
+
+
 def _todo(database: sqlite3.Connection) -> Generator[Version, None, None]:
     for pmcid, version, etag, modified, packed in database.execute("SELECT * FROM todo ORDER BY pmcid"):
         yield Version(pmcid, version, etag, modified, bool(packed))
 
 
-def _article(web: Web, url: Location, version: Version, tier: str) -> Article:
+def _article(web: Web, url: Location, version: Version, tier: str, limit_bytes: int) -> Article:
     """Fetch an article's metadata and, if it is wanted, its XML. One that lies here is wanted whatever it became.
 
     Raises:
+        TooLong: the XML has more than `limit_bytes`.
         Wrong: something is not what it should be.
     """
     try:
-        described = web.get(url / f"metadata/{version.name}.json")
+        described = web.get(url / f"metadata/{version.name}.json", METADATA_BYTES)
         outcome, license, md5 = _judged(described, version, tier)
         if outcome != FETCHED and not version.packed:
             return Article(outcome, license)
-        found = web.get(url / f"{version.name}/{version.name}.xml")
+        found = web.get(url / f"{version.name}/{version.name}.xml", limit_bytes)
     except Missing:
         return Article(GONE)
     _check_etag(found, f"{version.name}.xml")
     if md5 is not None and (seen := md5_hex(found.body)) != md5:
         raise Wrong(f"the MD5 of {version.name}.xml is {seen}, its metadata say {md5}")
-    parser = etree.XMLParser(resolve_entities=False, no_network=True)
     try:
-        root = etree.fromstring(found.body, parser)
+        root = _root(found.body)
     except etree.XMLSyntaxError as error:
         raise Wrong(f"{version.name}.xml is not XML ({error.msg}); it begins with {found.body[:60]!r}") from None
-    if root.tag != "article":
-        raise Wrong(f"{version.name}.xml has the root element <{root.tag}>, not <article>")
+    if root != "article":
+        raise Wrong(f"{version.name}.xml has the root element <{root}>, not <article>")
     return Article(outcome, license, described.body, found.body)
+
+
+class _FirstElement:
+    """What a parser calls, that no tree is made of what it reads.
+
+    Attributes:
+        tag: of the root element, None before it.
+    """
+
+    tag: str | None = None
+
+    def start(self, tag: str, _: object) -> None:
+        """An element begins."""
+        self.tag = self.tag or tag
+
+    def close(self) -> str | None:
+        """The document has ended."""
+        return self.tag
+
+
+def _root(xml: bytes) -> str | None:
+    """The tag of the root element of a document that is read to its end."""
+    parser = etree.XMLParser(target=_FirstElement(), resolve_entities=False, no_network=True)
+    return etree.fromstring(xml, parser)
 
 
 def _judged(described: Answer, version: Version, tier: str) -> tuple[str, str | None, str | None]:
@@ -246,7 +280,7 @@ def _estimate(web: Web, url: Location, database: sqlite3.Connection, tier: str, 
 
     def work(version: Version) -> tuple[str, int]:
         try:
-            described = web.get(url / f"metadata/{version.name}.json")
+            described = web.get(url / f"metadata/{version.name}.json", METADATA_BYTES)
             outcome, _, _ = _judged(described, version, tier)
             wanted = outcome == FETCHED or version.packed
             return outcome, web.length(url / f"{version.name}/{version.name}.xml") if wanted else 0

@@ -8,14 +8,12 @@ files changes its metadata's ETag. There are about 8 million versions.
 from __future__ import annotations
 
 import csv
-import gzip
 import hashlib
-import io
 import re
 import sqlite3
 import tempfile
-import zlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -23,15 +21,17 @@ import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 from tqdm import tqdm
 
+from data_prep.common.bounds import FILE_BYTES, INVENTORY_ROWS, LISTING_BYTES, METADATA_BYTES
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.location import Location
 from data_prep.fetching.downloads import Missing, Web, Wrong, until_right
+from data_prep.files import json_lines
 
 INVENTORIES = "inventory-reports/pmc-oa-opendata/metadata/"
 INVENTORY = re.compile(rf"{INVENTORIES}\d{{4}}-\d\d-\d\dT\d\d-\d\dZ/")
 COLUMNS = ("Key", "LastModifiedDate", "ETag")
-KEY = re.compile(r"metadata/PMC(\d+)\.(\d+)\.json")
+KEY = re.compile(r"metadata/PMC([0-9]{1,12})\.([0-9]{1,9})\.json")
 
 
 def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> None:
@@ -42,11 +42,11 @@ def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> Non
     name = url / key
     try:
         columns = [column.strip() for column in manifest["fileSchema"].split(",")]
-        files = [(file["key"], int(file["size"]), str(file["MD5checksum"])) for file in manifest["files"]]
+        files = [(str(file["key"]), int(file["size"]), str(file["MD5checksum"])) for file in manifest["files"]]
         places = [columns.index(column) for column in COLUMNS]
-        if manifest["fileFormat"] != "CSV":
+        if manifest["fileFormat"] != "CSV" or any(not 0 <= size <= FILE_BYTES for _, size, _ in files):
             raise ValueError
-    except (KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise BadInput(f"{name} does not describe CSV files with the columns {', '.join(COLUMNS)}") from None
     (before,) = database.execute("SELECT COUNT(*) FROM listed").fetchone()
     with tempfile.TemporaryDirectory() as folder, database:  # all of it, or the inventory that was there
@@ -54,11 +54,11 @@ def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> Non
         with tqdm(
             desc="inventory", total=sum(size for _, size, _ in files), unit="B", unit_scale=True, disable=None
         ) as bar:
-            for file_key, _, md5 in files:
+            for file_key, size, md5 in files:
                 file_url, part = url / quote(file_key), Path(folder) / "inventory.csv.gz"
 
-                def attempt(file_url: Location = file_url, md5: str = md5, part: Path = part) -> None:
-                    web.download(file_url, part, bar.update)
+                def attempt(file_url: Location = file_url, md5: str = md5, part: Path = part, size: int = size) -> None:
+                    web.download(file_url, part, size, bar.update)
                     if (seen := _md5_of(part)) != md5:
                         bar.update(-part.stat().st_size)
                         part.unlink()
@@ -66,14 +66,15 @@ def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> Non
 
                 until_right(file_url, attempt)
                 try:
-                    with gzip.open(part, "rt", encoding="utf-8", newline="") as lines:
+                    with part.open("rb") as file:
+                        rows = _versions(json_lines.lines(file, part.name), places)
                         database.executemany(
                             "INSERT INTO listed VALUES (?, ?, ?, ?) ON CONFLICT (pmcid) DO UPDATE SET "
                             "version = excluded.version, etag = excluded.etag, modified = excluded.modified "
                             "WHERE excluded.version > listed.version",
-                            _versions(lines, places),
+                            islice(rows, INVENTORY_ROWS),
                         )
-                except (OSError, EOFError, zlib.error, csv.Error, IndexError, UnicodeDecodeError) as error:
+                except (BadInput, OSError, csv.Error, IndexError, UnicodeDecodeError) as error:
                     raise BadInput(f"{file_url} is not a gzipped CSV file ({error})") from None
                 part.unlink()
         (now,) = database.execute("SELECT COUNT(*) FROM listed").fetchone()
@@ -84,8 +85,8 @@ def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> Non
     print(f"{now:,} articles in the inventory of {key.split('/')[-2]}")
 
 
-def _versions(lines: io.TextIOBase, places: list[int]) -> Iterator[tuple[int, int, str, str]]:
-    for row in csv.reader(lines):
+def _versions(lines: Iterator[bytes], places: list[int]) -> Iterator[tuple[int, int, str, str]]:
+    for row in csv.reader(f"{line.decode()}\n" for line in lines):
         key, modified, etag = (row[place] for place in places)
         if found := KEY.fullmatch(unquote(key)):
             yield int(found[1]), int(found[2]), etag.strip('"'), modified
@@ -94,7 +95,7 @@ def _versions(lines: io.TextIOBase, places: list[int]) -> Iterator[tuple[int, in
 def _newest_inventory(web: Web, url: Location) -> tuple[str, JsonDict]:
     """The key and the content of the newest manifest; a folder that has none yet is being written."""
     address = Location(f"{(url / '').typed}?list-type=2&delimiter=%2F&prefix={quote(INVENTORIES, safe='')}")
-    body = web.get(address).body
+    body = web.get(address, LISTING_BYTES).body
     try:
         root = etree.fromstring(body, etree.XMLParser(resolve_entities=False, no_network=True))
         prefixes = [element.text or "" for element in root.iterfind(".//{*}CommonPrefixes/{*}Prefix")]
@@ -102,7 +103,7 @@ def _newest_inventory(web: Web, url: Location) -> tuple[str, JsonDict]:
         prefixes = []
     for prefix in sorted(filter(INVENTORY.fullmatch, prefixes), reverse=True):
         try:
-            answer = web.get(url / f"{prefix}manifest.json")
+            answer = web.get(url / f"{prefix}manifest.json", METADATA_BYTES)
         except Missing:
             continue
         try:

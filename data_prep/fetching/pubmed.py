@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from data_prep.common.bounds import LISTED_FILES, LISTING_BYTES
 from data_prep.common.errors import BadInput
 from data_prep.common.location import Location
 from data_prep.fetching.downloads import Web
-from data_prep.fetching.listed_files import Wanted, as_input, number_of
+from data_prep.fetching.listed_files import MAX_FAULTS, Wanted, as_input, number_of
 from data_prep.files import inputs
 from data_prep.sources.medline import citations
 
@@ -17,7 +18,9 @@ PUBMED_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed"
 PUBMED_SETS = ("baseline", "updatefiles")
 # A line of NLM's listing: name, day and minute, size to two or three digits. The size is for plans, nothing else.
 LISTED = re.compile(
-    r'href="(?:[^"]*/)?(pubmed(\d\d)n(\d{4,})\.xml\.gz)"[^\n]*?</a>\s*(\d{4}-\d\d-\d\d \d\d:\d\d)?\s*([\d.]+[KMG]?)?'
+    r'href="(?:[^"\n]{0,1000}/)?(pubmed(\d\d)n(\d{4,6})\.xml\.gz)"[^\n]{0,1000}?</a>\s{0,100}'
+    r"(\d{4}-\d\d-\d\d \d\d:\d\d)?\s{0,100}(\d{1,12}(?:\.\d{1,3})?[KMG]?)?",
+    re.ASCII,
 )
 UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
@@ -42,11 +45,13 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
     found: list[Wanted] = []
     for folder in sets:
         above = url / folder
-        answer = web.get(above / "").body
+        answer = web.get(above / "", LISTING_BYTES).body
         html = answer.decode("utf-8", "replace")
         listed = {match[1]: match for match in LISTED.finditer(html)}
         if not listed:
             raise BadInput(f"{above}/ lists no PubMed files; it begins with {answer[:60]!r}")
+        if len(listed) > LISTED_FILES:
+            raise BadInput(f"{above}/ lists more than {LISTED_FILES:,} files; it is not PubMed's listing")
         years = sorted({int(match[2]) for match in listed.values()})
         year = years[-1] if year is None else year
         chosen = sorted((int(m[3]), name) for name, m in listed.items() if int(m[2]) == year)
@@ -79,11 +84,13 @@ def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:
     """What to say of numbers that are not in the listing of PubMed's files though their neighbours are."""
     names = {number_of(file.name): file.name for file in listed}
     first = 1 if (listed[0].group or "").startswith("baseline") else min(names)
-    missing = [
-        re.sub(r"n\d+", f"n{number:04}", names[max(names)])
-        for number in range(first, max(names))
-        if number not in names
-    ]
+    gaps = [number for number in range(first, max(names)) if number not in names]
+    if len(gaps) > MAX_FAULTS + len(accepted):
+        raise BadInput(
+            f"NLM's listing ends with {names[max(names)]}, and {len(gaps):,} files before it are not in it; it is not "
+            "whole, try later"
+        )
+    missing = [re.sub(r"n\d+", f"n{number:04}", names[max(names)]) for number in gaps]
     return [
         f"{name} is not in NLM's listing, and its neighbours are: NLM may be changing its files, try later; "
         f"or go on without it with --accept {name}"

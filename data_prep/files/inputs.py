@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from data_prep.common.bounds import check_bytes
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.json_text import check_shape
 from data_prep.common.location import Location, without_query
 from data_prep.files import json_lines
 
 BLOCK_BYTES = 1 << 20
 MAGIC = re.compile(r"[*?[]")
 # What the file systems call the state of a file's content, the first that is there; the size goes with it.
+KNOWN = {"url": str, "bytes": int, "stamp": str, "sha256": str}  # a line of what `remember` writes
 STATES = ("ETag", "mtime", "LastModified", "last_modified", "blob_id")
 
 Tick = Callable[[int], object]
@@ -129,11 +132,20 @@ def reading(file: Input, tick: Tick = lambda _: None) -> Iterator[Stream]:
         yield Stream(file.url, raw, tick)
 
 
-def content(url: Location) -> bytes | None:
-    """What is in a small file, None where there is none."""
+def content(url: Location, limit_bytes: int) -> bytes | None:
+    """What is in a small file, None where there is none.
+
+    Raises:
+        BadInput: it cannot be read, or has more than `limit_bytes`.
+    """
     with _named_errors(url):
         fs, path = _file_system(url)
-        return fs.cat_file(path) if fs.exists(path) else None
+        if not fs.exists(path):
+            return None
+        with fs.open(path, "rb") as file:
+            found = file.read(limit_bytes + 1)
+    check_bytes(len(found), limit_bytes, url, "it is not what its name says; remove it, or get it again")
+    return found
 
 
 def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str]]:
@@ -146,8 +158,10 @@ def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) 
     """
     hashes: dict[tuple[str, int, str], str] = {}
     if known.is_file():
-        # Earlier versions kept URLs with their credentials.
-        hashes = {(Location(r["url"]), r["bytes"], r["stamp"]): r["sha256"] for _, r in json_lines.read(known)}
+        for number, record in json_lines.read(known):
+            check_shape(record, KNOWN, f"{known}, line {number}")
+            # Earlier versions kept URLs with their credentials.
+            hashes[Location(record["url"]), record["bytes"], record["stamp"]] = record["sha256"]
     for file in files:
         if file.stamp and (sha256 := hashes.get((file.url, file.bytes, file.stamp))):
             tick(file.bytes)
@@ -200,6 +214,10 @@ def _expand(pattern: Location, suffixes: tuple[str, ...]) -> Iterator[Input]:
         raise BadInput(f"{pattern}: nothing there ends in {', '.join(suffixes)}")
     for info in taken:
         name = info["name"]
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise BadInput(f"{name!a}: its name is not UTF-8; rename it") from None
         if _is_local(fs) and not os.access(name, os.R_OK):
             raise BadInput(f"{name}: Permission denied")
         state = next((str(info[key]) for key in STATES if info.get(key)), "")

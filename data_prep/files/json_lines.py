@@ -12,20 +12,24 @@ from typing import IO, Any, Protocol
 import orjson
 import zstandard
 
+from data_prep.common.bounds import PACKED_BYTES, RECORD_BYTES, WINDOW_BYTES
 from data_prep.common.errors import BadInput
+from data_prep.common.json_text import too_full
 from data_prep.common.location import without_query
 
 # Fixed, as are the one frame and one thread of `Writer`: the level decides the bytes, and manifests hold their hashes.
 # 9 saves an eighth of the disk, and takes longer than parsing the XML.
 ZSTD_LEVEL = 3
-READ_BYTES = 1 << 18  # packed; what one read unpacks to is in memory at once
+READ_BYTES = 1 << 18
 WRITE_BYTES = 1 << 18  # of lines that wait to be packed
-LINE_BYTES = 64 << 20  # one rare character, and Python keeps a text at four bytes a character, some three times over
 UNPACK: dict[str, Callable[[], Any]] = {
-    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj(),
+    ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).decompressobj(),
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
-    ".xz": lzma.LZMADecompressor,
+    ".xz": lambda: lzma.LZMADecompressor(memlimit=WINDOW_BYTES),
 }
+# What packs a file again so that unpacking it takes less.
+PACK_AGAIN = {".zst": "zstd -dc --long=31 FILE | zstd -o NEW", ".xz": "xz -dc FILE | xz -9 > NEW"}
+TOO_WIDE = ("too much memory", "Memory usage limit")  # as zstd and liblzma say of a window that is too large
 
 
 class Readable(Protocol):
@@ -111,7 +115,7 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
         name: the file's name, for its ending (`.zst`, `.gz`, `.xz`, else plain) and for messages.
 
     Yields:
-        Lines, and a `LongLine` in the place of one of more than `LINE_BYTES`: a document must fit in memory. Nothing
+        Lines, and a `LongLine` in the place of one of more than `RECORD_BYTES`: a document must fit in memory. Nothing
         here holds a line when it is given away.
 
     Raises:
@@ -121,7 +125,7 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
     rest_bytes = 0
     for block in blocks(stream, name):
         first, *others = block.split(b"\n")
-        if rest_bytes <= LINE_BYTES:
+        if rest_bytes <= RECORD_BYTES:
             rest.append(first)
         rest_bytes += len(first)
         if others:
@@ -134,7 +138,7 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
 
 
 def _joined(parts: list[bytes], size_bytes: int) -> bytes:
-    line = b"".join(parts) if size_bytes <= LINE_BYTES else LongLine(parts[0][:40])
+    line = b"".join(parts) if size_bytes <= RECORD_BYTES else LongLine(parts[0][:40])
     parts.clear()
     return line
 
@@ -146,7 +150,9 @@ class LongLine(bytes):
 def parse(line: bytes) -> dict[str, Any] | str:
     """The object that a line holds, or what is wrong with the line."""
     if isinstance(line, LongLine):
-        return f"a line of more than {LINE_BYTES:,} bytes, {bytes(line)!r} …; cut it into documents"
+        return f"a line of more than {RECORD_BYTES:,} bytes, {bytes(line)!r} …; cut it into documents"
+    if problem := too_full(line):
+        return problem
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError as error:
@@ -155,7 +161,7 @@ def parse(line: bytes) -> dict[str, Any] | str:
 
 
 def blocks(stream: Readable, name: str) -> Iterator[bytes]:
-    """The content of a file, unpacked as for `lines`, in blocks of any size.
+    """The content of a file, unpacked as for `lines`, in blocks of at most `READ_BYTES`.
 
     Raises:
         BadInput: as `lines`.
@@ -166,19 +172,34 @@ def blocks(stream: Readable, name: str) -> Iterator[bytes]:
             yield block
         return
     start = UNPACK[suffix]
-    frame, begun = start(), False
+    kind = {".zst": "zstd", ".gz": "gzip", ".xz": "xz"}[suffix]
+    frame, begun, position = start(), False, 0
     try:
         while chunk := stream.read(READ_BYTES):
-            while chunk:
-                yield frame.decompress(chunk)
-                chunk, begun = frame.unused_data, not frame.eof
-                if frame.eof:
-                    frame = start()
+            for offset in range(0, len(chunk), PACKED_BYTES):
+                piece = chunk[offset : offset + PACKED_BYTES]
+                while piece:
+                    unpacked = frame.decompress(piece)
+                    yield from _cut(unpacked)
+                    del unpacked
+                    piece, begun = frame.unused_data, not frame.eof
+                    if frame.eof:
+                        frame = start()
+            position += len(chunk)
     except (zstandard.ZstdError, zlib.error, lzma.LZMAError) as error:
-        kind = {".zst": "zstd", ".gz": "gzip", ".xz": "xz"}[suffix]
-        raise BadInput(f"{name} is damaged, or not a {kind} file ({error}); make or download it again") from None
+        place = f"{name}, in the packed bytes from {position:,} on"
+        if any(words in str(error) for words in TOO_WIDE):
+            raise BadInput(
+                f"{place}: unpacking takes a window of more than {WINDOW_BYTES:,} bytes; pack it again, as "
+                f"`{PACK_AGAIN[suffix]}`"
+            ) from None
+        raise BadInput(f"{place}: damaged, or not a {kind} file ({error}); make or download it again") from None
     if begun:
         raise BadInput(f"{name} is cut off; make or download it again")
+
+
+def _cut(block: bytes) -> Iterator[bytes]:
+    return (block[start : start + READ_BYTES] for start in range(0, len(block), READ_BYTES))
 
 
 class _Hashed:

@@ -16,6 +16,14 @@ STAGE = "corpus"
 FORMAT = 3
 SPLITS = ("train", "val")
 RECORD = ("id", "text", "source", "license", "date")  # and `pmid` after them, where the id is not `pmid:N` itself
+COUNTS = {"documents": int, "bytes": int}
+FACTS = {  # of its manifest, which go to that of its shards
+    "counts": {split: {**COUNTS, "sources": {"*": COUNTS}} for split in SPLITS},
+    "dates": {"first": (str, type(None)), "last": (str, type(None))},
+    "dropped": {"*": int},
+    "licenses": {"*": int},
+}
+SHAPE = {**FACTS, "baselines": {"xz9_bits_per_byte": (int, float)}}
 PART = ".jsonl.zst"  # one zstd frame each: many readers stop at the first one's end without a word
 
 
@@ -31,7 +39,7 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
     Raises:
         BadInput: no finished corpus there, a part is missing, cut off, damaged or altered, or a line is not a document.
     """
-    manifest = read_manifest(folder, STAGE, "make corpus")
+    manifest = read_manifest(folder, STAGE, "make corpus", SHAPE)
     for name, output in sorted(manifest["outputs"].items()):
         if name.startswith(f"{split}-"):
             yield from read_part(folder / name, output["sha256"])
@@ -49,5 +57,8 @@ def read_part(path: Path, sha256: str) -> Iterator[Document]:
     """
     for number, record in json_lines.read(path, sha256):
         if record.keys() - {"pmid"} != set(RECORD):
-            raise BadInput(f"{path}, line {number}: not a document, it has the keys {list(record)}")
+            raise BadInput(f"{path}, line {number}: not a document, it has the keys {str(list(record))[:200]}")
+        texts = [record["id"], record["text"], record["source"], record["license"] or "", record["date"] or ""]
+        if {*map(type, texts)} != {str} or type(record.get("pmid", 0)) not in (int, type(None)):
+            raise BadInput(f"{path}, line {number}: not a document, it has values of other types")
         yield Document(**record)

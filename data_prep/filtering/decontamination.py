@@ -11,19 +11,22 @@ from __future__ import annotations
 
 import csv
 import hashlib
-import io
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 import orjson
 
+from data_prep.common.bounds import JSON_BYTES, check_bytes
 from data_prep.common.errors import BadInput
+from data_prep.common.json_text import too_full
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
+from data_prep.sources.document import pieces
 
 GRAM_WORDS = 13
 SHORTEST_WORDS = 8
@@ -33,8 +36,6 @@ OTHER_SIGNS = re.compile(r"[^\w\x00-\x7f]")
 LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: all above is of a word
 BASE = np.uint64(0x9E3779B97F4A7C15)  # of a polynomial over words; odd, so that it keeps all 64 bits
 TABLE_BITS = 24
-SPACE = re.compile(r"\s")
-PIECE = 1 << 20  # characters of a text that are looked at at a time: as words they take ten times their size
 
 
 class Grams:
@@ -108,15 +109,6 @@ def number_of(gram: bytes) -> int:
     return _hash(gram) >> 1
 
 
-def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about `PIECE` characters, all but the first of which begin with white space."""
-    start = 0
-    while space := SPACE.search(text, start + PIECE) if len(text) - start > PIECE else None:
-        yield text[start : space.start()]
-        start = space.start()
-    yield text[start:] if start else text
-
-
 def words_in_pieces(text: str, again: int) -> Iterator[list[bytes]]:
     """The words of a text piece by piece; each begins with the last `again` words of the one before it."""
     words: list[bytes] = []
@@ -141,35 +133,68 @@ def load(files: tuple[Input, ...]) -> Grams:
 
 
 def _texts(file: Input) -> Iterator[str]:
-    with inputs.reading(file) as stream:
-        content = b"".join(json_lines.blocks(stream, file.url))
     try:
-        text = content.decode()
-        if file.name.endswith(".txt"):
-            yield from re.split(r"\n\s*\n", text)
-        elif file.name.endswith((".csv", ".tsv")):
-            delimiter = "," if file.name.endswith(".csv") else "\t"
-            for row in csv.reader(io.StringIO(text), delimiter=delimiter):
-                yield from row
-        else:
-            yield from _strings(_json(content))
+        with inputs.reading(file) as stream:
+            lines = _whole_lines(json_lines.lines(stream, file.url))
+            if file.name.endswith(".txt"):
+                yield from _paragraphs(line.decode() for line in lines)
+            elif file.name.endswith((".csv", ".tsv")):
+                delimiter = "," if file.name.endswith(".csv") else "\t"
+                for row in csv.reader((f"{line.decode()}\n" for line in lines), delimiter=delimiter):
+                    yield from row
+            else:
+                for value in _json(lines, file.url):
+                    yield from _strings(value)
     except (ValueError, csv.Error) as error:
         raise BadInput(f"{file.url}: {error}") from None
 
 
-def _json(content: bytes) -> Any:
-    try:
-        return orjson.loads(content)
-    except orjson.JSONDecodeError:  # one object a line, whatever the name says
-        return [orjson.loads(line) for line in content.splitlines() if line.strip()]
+def _whole_lines(lines: Iterator[bytes]) -> Iterator[bytes]:
+    for line in lines:
+        if isinstance(line, json_lines.LongLine):
+            raise ValueError(json_lines.parse(line))
+        yield line
+
+
+def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
+    """What empty lines part."""
+    for is_blank, group in groupby(lines, key=lambda line: not line.strip()):
+        if not is_blank:
+            yield "\n".join(group)
+
+
+def _json(lines: Iterator[bytes], name: str) -> Iterator[Any]:
+    """The values of a file of one JSON value a line, or the one value of a file, whatever its name says."""
+    parts = []
+    size_bytes = 0
+    for line in filter(bytes.strip, lines):
+        if problem := too_full(line):
+            raise ValueError(problem)
+        if not parts:
+            try:
+                yield orjson.loads(line)
+                continue
+            except orjson.JSONDecodeError:
+                pass
+        parts.append(line)
+        size_bytes += len(line)
+        check_bytes(size_bytes, JSON_BYTES, name, "write one JSON object a line")
+    if parts:
+        content = b"\n".join(parts)
+        if problem := too_full(content):
+            raise ValueError(problem)
+        yield orjson.loads(content)
 
 
 def _strings(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, (list, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _strings(item)
+    """The texts in a JSON value, which may be deeper than Python can call."""
+    left = [value]
+    while left:
+        value = left.pop()
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, (list, dict)):
+            left += reversed(value.values() if isinstance(value, dict) else value)
 
 
 def _hash(words: bytes) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 import orjson
 import zstandard
 
+from data_prep.common.bounds import BAD_RECORDS
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json, read_json, write_json
 from data_prep.common.manifest import library_versions
@@ -31,7 +32,7 @@ from data_prep.files.inputs import Input
 from data_prep.filtering import decontamination, near_duplicates
 from data_prep.running.progress import Done, Progress
 from data_prep.running.workers import Task, Tick, Workers, written_aside
-from data_prep.sources.document import Bad, Document, Dropped, Entry, Source
+from data_prep.sources.document import Bad, Document, Dropped, Entry, Source, pieces
 
 BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
 BATCH_FILES = 4096
@@ -87,7 +88,7 @@ def place_of(document_id: str) -> bytes:
 def same_text(text: str) -> str:
     """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
     digest, between = hashlib.blake2b(digest_size=16), b""
-    for piece in decontamination.pieces(text):
+    for piece in pieces(text):
         if piece.isascii():  # the same, in a fifth of the time
             data = piece.encode().translate(ASCII_FOLD)
             words = b" ".join(data.split()) if b"  " in data else data.strip()
@@ -151,7 +152,7 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
         json_lines.Writer(rows_path, FAST) as rows,
     ):
         for file in batch.files:
-            state = _FileState()
+            state = _FileState(bad_left=BAD_RECORDS - len(bad))
             for entry in _entries(batch.source, file, rules, tick, state):
                 state.entries += 1
                 if isinstance(entry, Bad):
@@ -196,6 +197,7 @@ def documents(key: str, folder: Path, places: Sequence[tuple[int, int]]) -> Iter
 
 @dataclass
 class _FileState:
+    bad_left: int
     entries: int = 0
     sha256: str | None = None
 
@@ -263,6 +265,10 @@ def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _File
                             f"{file.url}, {entry.place}: {entry.problem}\n"
                             "mend it, or leave out what cannot be read with --on-error skip"
                         )
+                    if isinstance(entry, Bad):
+                        state.bad_left -= 1
+                        if state.bad_left < 0:
+                            raise BadInput(f"more than {BAD_RECORDS:,} records, of it and files read with it, are bad")
                     yield entry
             except BadInput as error:
                 if not rules.skip:

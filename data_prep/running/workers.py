@@ -23,7 +23,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -133,7 +133,8 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
             while True:
                 # Not all at once: a name is under way only when a process has it.
                 while len(pending) < processes + 1 and (task := next(todo, None)):
-                    pending[pool.submit(_call, function, task.arguments)] = task.name
+                    with _interrupts_held():
+                        pending[pool.submit(_call, function, task.arguments)] = task.name
                 if not pending:
                     return
                 progress.waiting_for = list(pending.values())[:processes]
@@ -148,9 +149,33 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
                 f"a worker process was ended from outside while it had {', '.join(progress.waiting_for)}, most likely "
                 "for want of memory; type the same command to go on, with fewer --workers"
             ) from None
+        except KeyboardInterrupt:
+            for process in active_children():  # tasks can be cut short anywhere
+                process.kill()
+            pool.shutdown(cancel_futures=True)
+            raise
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
+
+
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits meanwhile. A process that is begun here never sees one: it inherits what is blocked."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[Any] = []
+    # Blocked in this thread alone: another one may take the signal, and Python calls the handler here.
+    handler = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if came and callable(handler):
+        handler(*came[0])
 
 
 def _start_process(counters: Any) -> None:

@@ -69,8 +69,10 @@ def build_shards(
             that differs from the tokenizer, or no room on the disk.
     """
     _check_arguments(seq_len, size_limit_mb, encoder_name)
-    corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus")
-    vocabulary = read_manifest(tokenizer_folder, tokenizer_format.STAGE, "make tokenizer")["tokenizer"]
+    corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus", corpus_format.SHAPE)
+    vocabulary = read_manifest(tokenizer_folder, tokenizer_format.STAGE, "make tokenizer", tokenizer_format.SHAPE)[
+        "tokenizer"
+    ]
     request: JsonDict = {
         "stage": STAGE,
         "format": FORMAT,

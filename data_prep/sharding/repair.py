@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from data_prep.common import json_text
+from data_prep.common.bounds import JSON_BYTES
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 from data_prep.common.location import Location
@@ -34,11 +35,11 @@ def repair(folder: Path, remote: str) -> int:
         BadInput: the copy is of other shards, or a file is not good there either.
     """
     origin = Location(remote.rstrip("/"))
-    theirs = inputs.content(origin / MANIFEST)
+    theirs = inputs.content(origin / MANIFEST, JSON_BYTES)
     if theirs is None:
         raise BadInput(f"{origin} has no {MANIFEST}, so it is not a whole copy of token shards")
     try:
-        manifest = json.loads(theirs)
+        manifest = json_text.loads(theirs)
         good = manifest["stage"] == STAGE and manifest["seal"] == seal(manifest)
         outputs = outputs_of(manifest, f"{origin}/{MANIFEST}") if good else {}
     except (ValueError, KeyError, TypeError):
@@ -68,7 +69,7 @@ def repair(folder: Path, remote: str) -> int:
     for split in SPLITS:
         for shard in read_index(folder / split):
             unpacked, expected = folder / split / shard["raw_data"]["basename"], shard["raw_data"]
-            good = {"bytes": expected["bytes"], "sha256": expected["hashes"]["sha256"]}
+            good = {"bytes": expected["bytes"], "sha256": expected["hashes"].get("sha256")}
             if shard["zip_data"] and unpacked.exists() and not _is_good(unpacked, good):
                 unpacked.unlink()
                 print(f"{unpacked} was not what was written; a run unpacks it again", flush=True)

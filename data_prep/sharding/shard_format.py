@@ -28,17 +28,40 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data_prep.common import json_text
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
-from data_prep.common.manifest import manifest_sha256, read_manifest
+from data_prep.common.json_text import check_shape
+from data_prep.common.manifest import MANIFEST, manifest_sha256, read_manifest
 from data_prep.common.names import plain_name
 from data_prep.files import json_lines
+from data_prep.filtering.corpus_format import FACTS
+from data_prep.tokenizing.tokenizer_format import VOCABULARY
 
 STAGE = "shards"
 FORMAT = 2
 COLUMN = "tokens"
 SPLITS = ("train", "val")
 DOCUMENTS = "documents.jsonl.zst"
+SHAPE = {  # of its manifest
+    "arguments": {"seq_len": int, "eos_between_documents": bool},
+    "tokenizer": VOCABULARY,
+    "corpus": FACTS,
+    "counts": {
+        split: dict.fromkeys(("documents", "samples", "tokens", "dropped_tokens", "bytes"), int) for split in SPLITS
+    },
+    "baselines": {"*": (int, float)},
+}
+FILE = {"basename": str, "bytes": int, "hashes": {"*": str}}
+# Of an entry of a split's index.
+SHARD = {
+    "raw_data": FILE,
+    "zip_data": (dict, type(None)),
+    "samples": int,
+    "column_names": list,
+    "column_encodings": list,
+}
+DOCUMENT_BYTES = 1 << 40  # more than any has
 HASHES = ("sha256", "xxh64")  # of each shard; the reader checks xxh64 when it opens one
 
 
@@ -135,6 +158,7 @@ def read_shards_info(folder: Path) -> ShardsInfo:
     manifest = read_manifest(folder, STAGE, "make shards")
     if manifest.get("format") != FORMAT:
         raise BadInput(f"{folder} has shard format {manifest.get('format')!r}, this version reads {FORMAT}; rebuild it")
+    check_shape(manifest, SHAPE, str(folder / MANIFEST))
     return ShardsInfo(
         folder=folder,
         sha256=manifest_sha256(folder),
@@ -143,7 +167,10 @@ def read_shards_info(folder: Path) -> ShardsInfo:
         vocab_size=manifest["tokenizer"]["vocab_size"],
         eos_token_id=manifest["tokenizer"]["eos_token_id"],
         tokenizer_sha256=manifest["tokenizer"]["sha256"],
-        counts={split: SplitCounts(**manifest["counts"][split]) for split in SPLITS},
+        counts={
+            split: SplitCounts(**{key: manifest["counts"][split][key] for key in SHAPE["counts"][split]})
+            for split in SPLITS
+        },
         baselines=manifest["baselines"],
         manifest=manifest,
     )
@@ -161,16 +188,17 @@ def read_index(folder: Path, data: bytes | None = None) -> list[JsonDict]:
     """
     path = folder / "index.json"
     try:
-        entries = (read_json(path) if data is None else json.loads(data))["shards"]
-        for entry in entries:
-            for part in filter(None, (entry["raw_data"], entry["zip_data"])):
-                plain_name(part["basename"], str(path))
-                if type(part["bytes"]) is not int or not isinstance(part["hashes"], dict):
-                    raise ValueError(f"of {part['basename']} it gives no size and hashes")
-            if type(entry["samples"]) is not int or not isinstance(entry["column_names"], list):
-                raise ValueError("it gives no samples and columns")
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(f"{path} does not describe shards ({type(error).__name__}: {error})") from None
+        index = read_json(path) if data is None else json_text.loads(data)
+    except ValueError as error:
+        raise BadInput(f"{path} does not describe shards ({error})") from None
+    check_shape(index, {"shards": list}, str(path))
+    entries = index["shards"]
+    for number, entry in enumerate(entries):
+        check_shape(entry, SHARD, str(path), f"shards.{number}")
+        if entry["zip_data"]:
+            check_shape(entry["zip_data"], FILE, str(path), f"shards.{number}.zip_data")
+        for part in filter(None, (entry["raw_data"], entry["zip_data"])):
+            plain_name(part["basename"], str(path))
     return entries
 
 
@@ -178,9 +206,14 @@ def read_documents(folder: Path) -> Iterator[tuple[int, JsonDict]]:
     """The list of a split's documents, each with the place of its first token in the split's stream.
 
     Raises:
-        BadInput: the list is missing, cut off or damaged.
+        BadInput: the list is missing, cut off or damaged, or a line does not describe a document.
     """
     start_token = 0
-    for _, record in json_lines.read(folder / DOCUMENTS):
+    path = folder / DOCUMENTS
+    for number, record in json_lines.read(path):
+        sizes = [record.get("tokens"), record.get("bytes")]
+        good = all(type(size) is int and 0 <= size <= DOCUMENT_BYTES for size in sizes)
+        if not good or not isinstance(record.get("id"), str) or not isinstance(record.get("source"), str):
+            raise BadInput(f"{path}, line {number}: not a document's id, source, tokens and bytes")
         yield start_token, record
         start_token += record["tokens"]

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import xxhash
-import zstandard
 from tqdm import tqdm
 
 from data_prep.common.errors import BadInput
@@ -29,6 +28,7 @@ from data_prep.sharding.shard_format import (
     ShardsInfo,
     SplitCounts,
     mds_encoding,
+    read_documents,
     read_index,
     read_shards_info,
     token_dtype,
@@ -46,7 +46,7 @@ def verify(folder: Path) -> ShardsInfo:
     check_manifest(folder)
     info = read_shards_info(folder)
     _check_files(info)
-    held_out = {record["id"] for _, record in json_lines.read(folder / "val" / DOCUMENTS)}
+    held_out = {record["id"] for _, record in read_documents(folder / "val")}
     for split in SPLITS:
         _check_split(info, split, held_out if split == "train" else set())
     return info
@@ -88,11 +88,9 @@ def _check_split(info: ShardsInfo, split: str, held_out: set[str]) -> None:
     folder = info.folder / split
     documents = size_bytes = stream_tokens = 0
     ends = array("q")
-    for number, record in json_lines.read(folder / DOCUMENTS):
-        line = f"{folder / DOCUMENTS}, line {number}"
+    for documents, (_, record) in enumerate(read_documents(folder), start=1):
         if record["id"] in held_out:
-            raise BadInput(f"{line}: {record['id']} is in val too")
-        documents += 1
+            raise BadInput(f"{folder / DOCUMENTS}, line {documents}: {record['id']} is in val too")
         size_bytes += record["bytes"]
         stream_tokens += record["tokens"]
         ends.append(stream_tokens - 1)
@@ -129,23 +127,40 @@ def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarra
             _check_hashes(path, data, shard["zip_data"])
             if raw.exists():
                 _check_hashes(raw, raw.read_bytes(), shard["raw_data"])
-            data = zstandard.ZstdDecompressor().decompress(data, max_output_size=shard["raw_data"]["bytes"])
+            data = _unpacked(path, shard["raw_data"]["bytes"])
         else:
             path = raw
             data = path.read_bytes()
         _check_hashes(path, data, shard["raw_data"])
+        if len(data) < 8 or len(data) < 4 * (2 + int(np.frombuffer(data, np.uint32, 1)[0])):
+            raise BadInput(f"{path} is too short to hold what it begins with")
         size = info.seq_len * np.dtype(token_dtype(info.vocab_size)).itemsize
         samples = int(np.frombuffer(data, np.uint32, 1)[0])
         offsets = np.frombuffer(data, np.uint32, samples + 1, 4).astype(np.int64)
         if samples != shard["samples"] or offsets[-1] != len(data) or np.any(np.diff(offsets) != size):
             raise BadInput(f"{path} does not hold {shard['samples']} samples of {size} bytes")
+        if offsets[0] + samples * size != len(data):
+            raise BadInput(f"{path} has samples elsewhere than where its list of them says")
         tokens = np.frombuffer(data, token_dtype(info.vocab_size), samples * info.seq_len, int(offsets[0]))
         yield path, tokens.reshape(samples, info.seq_len)
+
+
+def _unpacked(path: Path, size_bytes: int) -> bytes:
+    """The content of a packed shard, which is to have so many bytes; of a longer one, a little more."""
+    content = bytearray()
+    with path.open("rb") as file:
+        for block in json_lines.blocks(file, f"{path.with_suffix('')}.zst"):
+            content += block
+            if len(content) > size_bytes:
+                break
+    return bytes(content)
 
 
 def _check_hashes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
     if len(data) != expected["bytes"]:
         raise BadInput(f"{path} has {len(data)} bytes, the index says {expected['bytes']}")
     for name, value in expected["hashes"].items():
+        if name not in HASHES:
+            raise BadInput(f"{path}: the index gives its {name}, which is none of {', '.join(HASHES)}")
         if (found := HASHES[name](data).hexdigest()) != value:
             raise BadInput(f"{path}: {name} is {found}, the index says {value}")

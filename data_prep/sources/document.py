@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
@@ -11,6 +12,8 @@ from data_prep.common.limits import LINE
 from data_prep.common.pmid import pmid_of_id
 from data_prep.files.inputs import Input, Stream
 
+SPACE = re.compile(r"\s")
+PIECE = 1 << 20  # characters of a text that are looked at at a time: as words they take ten times their size
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
 ABSTRACTS = "PubMed Abstracts"
 ARTICLES = "PubMed Central"
@@ -103,4 +106,15 @@ class Source(Protocol):
 
 def fold(text: str) -> str:
     """All white space, Unicode's too, to single spaces, none at the ends."""
-    return " ".join(text.split())
+    if len(text) <= PIECE:
+        return " ".join(text.split())
+    return " ".join(filter(None, (" ".join(piece.split()) for piece in pieces(text))))
+
+
+def pieces(text: str) -> Iterator[str]:
+    """A text in pieces of about `PIECE` characters, all but the first of which begin with white space."""
+    start = 0
+    while space := SPACE.search(text, start + PIECE) if len(text) - start > PIECE else None:
+        yield text[start : space.start()]
+        start = space.start()
+    yield text[start:] if start else text

@@ -17,6 +17,7 @@ from typing import ClassVar
 from isal import igzip, isal_zlib
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.bounds import MD5_BYTES
 from data_prep.common.command_line import Allowed, names
 from data_prep.common.dates import iso_date
 from data_prep.common.errors import BadInput
@@ -25,6 +26,7 @@ from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
 from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, switch
+from data_prep.sources.xml_size import XmlSize
 
 ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"
 # Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of
@@ -127,11 +129,14 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
         remove_comments=True,
         remove_pis=True,
     )
+    size = XmlSize(name)
     try:
         with igzip.IGzipFile(fileobj=io.BufferedReader(stream, 1 << 20), mode="rb") as unpacked:
             for block in _trimmed(iter(lambda: unpacked.read(BLOCK_BYTES), b"")):
+                size.add(block)
                 parser.feed(block)
                 for _, element in parser.read_events():
+                    size.reset()
                     yield element
                     element.clear()
                     while element.getprevious() is not None:
@@ -194,7 +199,7 @@ def _deletion(pmid: etree._Element) -> Entry:
 
 
 def _check_md5(file: Input) -> None:
-    said = inputs.content(file.url.changed(lambda path: f"{path}.md5"))
+    said = inputs.content(file.url.changed(lambda path: f"{path}.md5"), MD5_BYTES)
     if said is None:
         return
     hashes = re.findall(rb"\b[0-9a-f]{32}\b", said.lower())

@@ -17,12 +17,14 @@ import io
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, ClassVar
 
 import orjson
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.common.bounds import METADATA_BYTES, TAR_HEADER_BYTES, check_bytes
 from data_prep.common.command_line import Allowed
 from data_prep.common.dates import iso_date
 from data_prep.common.errors import BadInput
@@ -33,6 +35,7 @@ from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
 from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, fold, switch
+from data_prep.sources.xml_size import SizedXml
 
 # fmt: off
 # Elements that start a line. All others are part of the line around them, so an unknown one loses no text.
@@ -123,15 +126,19 @@ class Pmc:
             return
         content = _Unpacked(stream, file.url)
         try:
-            with tarfile.open(fileobj=content, mode="r|") as archive:
+            with tarfile.open(fileobj=content, mode="r|", tarinfo=_member_type(content)) as archive:
                 last_metadata: dict[str, bytes] = {}
                 for member in archive:
+                    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (it keeps all it has seen)
                     if not member.isfile() or not member.name.endswith((*XML, ".json")):
                         continue
                     extracted = archive.extractfile(member)
                     assert extracted is not None
                     if not member.name.endswith(XML):
-                        last_metadata = {member.name: extracted.read()} if METADATA.search(member.name) else {}
+                        is_metadata = METADATA.search(member.name)
+                        if is_metadata:
+                            check_bytes(member.size, METADATA_BYTES, f"{file.url}:{member.name}", "download it again")
+                        last_metadata = {member.name: extracted.read()} if is_metadata else {}
                         continue
                     name = f"{file.url}:{member.name}"
                     try:
@@ -168,10 +175,35 @@ class _Unpacked(io.RawIOBase):
 
     def __init__(self, stream: Stream, name: str):
         self._blocks = json_lines.blocks(stream, name)
+        self._name = name
         self._rest = self._tail = b""
+        self._read_bytes = 0
+        self._limit_bytes: int | None = None
+
+    @contextmanager
+    def reading_header(self) -> Iterator[None]:
+        """What is read meanwhile is before a member: tarfile takes names and maps of any length into memory."""
+        before = self._limit_bytes
+        if before is None:
+            self._limit_bytes = self._read_bytes + TAR_HEADER_BYTES
+        try:
+            yield
+        finally:
+            self._limit_bytes = before
+
+    def bad_header(self, what: str) -> BadInput:
+        """The error of a member of the archive, where it is read now."""
+        place = f"{self._name}, byte {self._read_bytes:,} of its content"
+        return BadInput(f"{place}: a member whose header {what}; pack it again without it")
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, fewer at the end."""
+        """So many bytes, fewer at the end.
+
+        Raises:
+            BadInput: as `json_lines.blocks`; or a header is too large.
+        """
+        if self._limit_bytes is not None and self._read_bytes > self._limit_bytes:
+            raise self.bad_header(f"has more than {TAR_HEADER_BYTES:,} bytes")
         parts = [self._rest]
         missing = size - len(self._rest)
         while missing > 0 and (block := next(self._blocks, None)) is not None:
@@ -180,6 +212,7 @@ class _Unpacked(io.RawIOBase):
         content = b"".join(parts)
         data, self._rest = content[:size], content[size:]
         self._tail = (self._tail + data)[-len(self.END) :]
+        self._read_bytes += len(data)
         return data
 
     def ended(self) -> bool:
@@ -189,11 +222,25 @@ class _Unpacked(io.RawIOBase):
         return self._tail == self.END
 
 
+def _member_type(content: _Unpacked) -> type[tarfile.TarInfo]:
+    class Member(tarfile.TarInfo):
+        @classmethod
+        def fromtarfile(cls, tarfile: tarfile.TarFile) -> tarfile.TarInfo:
+            with content.reading_header():
+                try:
+                    return super().fromtarfile(tarfile)
+                except (ValueError, OverflowError) as error:  # numbers in a header that are none
+                    raise content.bad_header(f"cannot be read ({error})") from None
+
+    return Member
+
+
 def _metadata(file: Input) -> JsonDict:
     """What the bucket says of an article beside its XML; nothing for other files."""
     if _metadata_name(without_query(file.url)) is None:
         return {}
-    return _parsed(inputs.content(file.url.changed(lambda path: _metadata_name(path) or path)), file.url)
+    name = file.url.changed(lambda path: _metadata_name(path) or path)
+    return _parsed(inputs.content(name, METADATA_BYTES), file.url)
 
 
 def _metadata_name(name: str) -> str | None:
@@ -229,7 +276,7 @@ def read_article(stream: Stream | IO[bytes], name: str, metadata: JsonDict | Non
     metadata = metadata or {}
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
     try:
-        article = etree.parse(stream, parser).getroot()
+        article = etree.parse(SizedXml(stream, name), parser).getroot()
     except etree.XMLSyntaxError as error:
         raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
     meta = article.find("front/article-meta")

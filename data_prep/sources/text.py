@@ -11,11 +11,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
+from data_prep.common.bounds import PARQUET_BATCH_BYTES, PARQUET_BYTES, RECORD_BYTES, check_bytes
 from data_prep.common.dates import parse_date
 from data_prep.common.errors import BadInput
 from data_prep.common.pmid import parse_pmid, pmid_of_id
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
+from data_prep.running import memory
 from data_prep.sources.document import Bad, Document, Dropped, Entry, switch
 
 if TYPE_CHECKING:
@@ -24,7 +26,8 @@ if TYPE_CHECKING:
 LINES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz")
 PLAIN = (".txt", ".txt.zst", ".txt.gz", ".txt.xz")
 PARQUET = (".parquet",)
-ROWS = 256  # of a Parquet file at a time
+ROWS = 16  # of a Parquet file at a time: what its metadata say of their sizes may be wrong
+READ_BYTES = 1 << 20  # of it
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ class Text:
         if file.name.endswith(PLAIN):
             yield self._plain(file, stream)
         elif file.name.endswith(PARQUET):
-            for number, row in enumerate(_rows(file, stream), start=1):
-                yield self._entry(row, f"row {number}", f"{file.name}:{number}")
+            keys = (self.text_key, self.id_key, self.date_key, self.license_key, self.pmid_key)
+            for number, row in enumerate(_rows(file, stream, keys), start=1):
+                place = f"row {number}"
+                yield Bad(place, row) if isinstance(row, str) else self._entry(row, place, f"{file.name}:{number}")
         else:
             number = 0
             for line in json_lines.lines(stream, file.url):
@@ -77,8 +82,7 @@ class Text:
         content = bytearray()
         for block in json_lines.blocks(stream, file.url):
             content += block
-            if len(content) > json_lines.LINE_BYTES:
-                raise BadInput(f"{file.url} has more than {json_lines.LINE_BYTES:,} bytes; cut it into documents")
+            check_bytes(len(content), RECORD_BYTES, file.url, "cut it into documents")
         try:
             text = tidy(content.decode())
         except UnicodeDecodeError as error:
@@ -89,6 +93,8 @@ class Text:
         text = _value(record, self.text_key)
         if not isinstance(text, str):
             return Bad(place, f"the key {self.text_key!r} {_is(text)}, not a text; --text-key names another")
+        if len(text) > RECORD_BYTES:
+            return Bad(place, f"a text of more than {RECORD_BYTES:,} characters; cut it into documents")
         if not (text := tidy(text)):
             return Dropped("without text")
         own_id, license = _value(record, self.id_key), _value(record, self.license_key)
@@ -123,18 +129,63 @@ def _value(record: dict[str, Any], key: str) -> Any:
 
 
 def _is(value: Any) -> str:
+    if isinstance(value, (list, dict)):  # of any depth, which `str` may not print
+        return f"is {'a list' if isinstance(value, list) else 'an object'}"
     return "is missing" if value is None else f"is {str(value)[:40]!r}"
 
 
-def _rows(file: Input, stream: Stream) -> Iterator[dict[str, Any]]:
-    """A Parquet file is read from its end, so its hash is taken first."""
-    import pyarrow.parquet
+def _rows(file: Input, stream: Stream, keys: Sequence[str]) -> Iterator[dict[str, Any] | str]:
+    """The rows of a Parquet file, or what is wrong with one, with the columns that are read.
+
+    The file is read from its end, so its hash is taken first.
+    """
     from pyarrow import ArrowException
 
     stream.sha256()
+    row = 0
     with inputs.opened(file) as again:
-        try:
-            for batch in pyarrow.parquet.ParquetFile(cast(IO[bytes], again)).iter_batches(ROWS):
-                yield from cast("RecordBatch", batch).to_pylist()
-        except (ArrowException, UnicodeDecodeError) as error:
-            raise BadInput(f"{file.url} is damaged, or not a Parquet file ({error})") from None
+        batches = _batches(cast(IO[bytes], again), keys)
+        while True:
+            try:
+                with memory.at_most(PARQUET_BYTES):
+                    rows = next(batches, None)
+            except MemoryError:
+                raise BadInput(
+                    f"{file.url}, from row {row + 1:,} on: reading takes more than {PARQUET_BYTES:,} bytes of memory; "
+                    "write it with smaller pages and row groups, as with write_batch_size=16 of pyarrow"
+                ) from None
+            except (OSError, ValueError, ArrowException) as error:
+                raise BadInput(
+                    f"{file.url} is damaged, or not a Parquet file, from row {row + 1:,} on ({error})"
+                ) from None
+            if rows is None:
+                return
+            yield from rows
+            row += len(rows)
+
+
+def _batches(file: IO[bytes], keys: Sequence[str]) -> Iterator[list[dict[str, Any] | str]]:
+    """The rows of a Parquet file, as many at a time as take some megabytes."""
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others reserve a gigabyte at once
+    # With a buffer a page is read at a time; without one, all of a column in a row group.
+    parquet = pyarrow.parquet.ParquetFile(file, buffer_size=READ_BYTES)
+    columns = [name for name in parquet.schema_arrow.names if any(f"{key}.".startswith(f"{name}.") for key in keys)]
+    for number in range(parquet.num_row_groups):
+        group = parquet.metadata.row_group(number)
+        row_bytes = group.total_byte_size // max(1, group.num_rows) + 1
+        at_once = max(1, min(ROWS, PARQUET_BATCH_BYTES // row_bytes))
+        for batch in parquet.iter_batches(at_once, [number], columns or None, use_threads=False):
+            yield _values(cast("RecordBatch", batch))
+
+
+def _values(batch: RecordBatch) -> list[dict[str, Any] | str]:
+    """The rows of a batch; of one that Python has no value for, such as a time in the year 300,000, what is wrong."""
+    try:
+        return list(batch.to_pylist())
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [f"a value that cannot be read ({error})"]
+    return [row for number in range(batch.num_rows) for row in _values(batch.slice(number, 1))]

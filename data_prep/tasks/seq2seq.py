@@ -5,8 +5,9 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from zipfile import BadZipFile
+from zipfile import BadZipFile, ZipFile
 
+from data_prep.common.bounds import WORKBOOK_BYTES, WORKBOOK_COLUMNS, check_bytes
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.tasks import strict_reading
@@ -43,8 +44,11 @@ def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
     from openpyxl.utils.exceptions import InvalidFileException
 
     try:
+        with ZipFile(path) as archive:  # zipfile unpacks no more of a member than it says here
+            size_bytes = sum(member.file_size for member in archive.infolist())
+        check_bytes(size_bytes, WORKBOOK_BYTES, f"{path}, unpacked,", "it is no workbook of questions")
         sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
-        rows = sheet.iter_rows(values_only=True)
+        rows = sheet.iter_rows(values_only=True, max_col=WORKBOOK_COLUMNS)
         names = [str(name).strip().lower() for name in next(rows, ())]
         for number, row in enumerate(rows, start=2):
             if any(cell is not None for cell in row):

@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.bounds import JSON_CONTAINERS, TASK_FILE_BYTES, check_bytes
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
+from data_prep.common.json_text import too_full
 
 KINDS = {str: "a text", int: "a whole number", list: "a list", dict: "an object"}
 LONE_CR = re.compile(r"\r(?!\n)")
@@ -22,9 +24,11 @@ def text(path: Path) -> str:
         BadInput: it cannot be read, has bytes that are not UTF-8, or lines that end in CR alone.
     """
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(TASK_FILE_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
+    check_bytes(len(content), TASK_FILE_BYTES, str(path), "a set has fewer; see what the file is")
     try:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -66,6 +70,8 @@ def json_object(path: Path) -> JsonDict:
 
 def _parsed(content: str, where: str) -> Any:
     try:
+        if len(content) > JSON_CONTAINERS and (problem := too_full(content.encode())):
+            raise ValueError(problem)
         value = json.loads(content, object_pairs_hook=_object)
         if "\\ud" in content.lower():  # half of a pair, which no file can hold
             json.dumps(value, ensure_ascii=False).encode()

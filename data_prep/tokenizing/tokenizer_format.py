@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 STAGE = "tokenizer"
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+VOCABULARY = {"vocab_size": int, "eos_token_id": int, "sha256": str}
+SHAPE = {"tokenizer": VOCABULARY}  # of its manifest
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

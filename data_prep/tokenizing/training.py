@@ -50,7 +50,7 @@ def build_tokenizer(corpus_folder: Path, out: Path, vocab_size: int = VOCAB_SIZE
         BadInput: no finished corpus, abstracts in train and none in val, or too few for so large a vocabulary.
     """
     VOCAB_SIZES.check("--vocab-size", vocab_size)
-    counts = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus")["counts"]
+    counts = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus", corpus_format.SHAPE)["counts"]
     source = ABSTRACTS if ABSTRACTS in counts["train"]["sources"] else None
     if source and source not in counts["val"]["sources"]:
         raise BadInput(f"{corpus_folder} has no {source} in val: the tokenizer is made from and scored on them")

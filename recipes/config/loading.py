@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from data_prep.common.bounds import YAML_CHARACTERS
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import PATH
 from data_prep.common.redaction import without_credentials_within
@@ -33,10 +34,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         BadInput: it is missing, not YAML, or no mapping.
     """
     try:
-        loaded = parse_yaml(path.read_text(encoding="utf-8"))
+        with path.open(encoding="utf-8") as file:
+            loaded = parse_yaml(file.read(YAML_CHARACTERS + 1))
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}; the ready-made configurations are yamls/*.yaml") from None
-    except (YAMLError, ValueError, RecursionError) as error:
+    except (YAMLError, ValueError) as error:
         raise BadInput(f"{path} is not valid YAML: {error}") from None
     if not isinstance(loaded, dict):
         raise BadInput(f"{path} must hold `key: value` pairs at its top level")

@@ -17,6 +17,7 @@ from typing import Annotated, Any, ClassVar, Union, get_args, get_origin, get_ty
 
 import yaml
 
+from data_prep.common.bounds import YAML_CHARACTERS, YAML_DEPTH, YAML_VALUES
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import OneOf, Rule
 
@@ -46,9 +47,25 @@ def parse_yaml(text: str) -> Any:
     """Mappings, lists, texts and None.
 
     Raises:
-        YAMLError: it is not YAML, or a key comes twice.
+        YAMLError: it is not YAML, a key comes twice, or it is too long, too deep or, with its aliases, has too much.
     """
-    return yaml.load(text, _TextLoader)
+    if len(text) > YAML_CHARACTERS:
+        raise yaml.YAMLError(f"it has more than {YAML_CHARACTERS:,} characters")
+    try:
+        value = yaml.load(text, _TextLoader)
+    except (RecursionError, ValueError) as error:
+        raise yaml.YAMLError(f"it cannot be read ({str(error)[:100]})") from None
+    left, count = [(value, 1)], 0
+    while left:
+        inner, depth = left.pop()
+        count += 1
+        if depth > YAML_DEPTH or count > YAML_VALUES:
+            raise yaml.YAMLError(
+                f"it is more than {YAML_DEPTH} lists and mappings deep, or has more than {YAML_VALUES:,} values"
+            )
+        if isinstance(inner, (dict, list)):
+            left += ((one, depth + 1) for one in (inner.values() if isinstance(inner, dict) else inner))
+    return value
 
 
 def parse_override(text: str) -> Any:

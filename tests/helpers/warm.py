@@ -15,6 +15,7 @@ import importlib
 import json
 import logging
 import os
+import resource
 import runpy
 import signal
 import socket
@@ -25,6 +26,7 @@ import threading
 import traceback
 import weakref
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, NoReturn
@@ -35,11 +37,40 @@ COMPOSER = str(Path(sys.executable).with_name("composer"))
 MESSAGE_BYTES = 1 << 20
 
 
+IMPORTED = (*OF_A_RUN, "composer.cli.launcher")
+
+
+@dataclass
+class Ended(subprocess.CompletedProcess[str]):
+    """A command that has ended.
+
+    Attributes:
+        grown_bytes: the most memory that its process held, less what it held when it began.
+    """
+
+    args: Any
+    returncode: int
+    stdout: str
+    stderr: str
+    grown_bytes: int
+
+
 class Started:
-    """A command that was started: what is used of `subprocess.Popen`."""
+    """A command that was started: what is used of `subprocess.Popen`.
+
+    Attributes:
+        grown_bytes: as of `Ended`, once it was waited for.
+    """
 
     def __init__(
-        self, command: Sequence[object], cwd: Path, env: Mapping[str, str] | None, out: IO, errors: IO
+        self,
+        command: Sequence[object],
+        cwd: Path,
+        env: Mapping[str, str] | None,
+        out: IO,
+        errors: IO,
+        imported: tuple[str, ...] = IMPORTED,
+        memory_bytes: int = 0,
     ) -> None:
         arguments = [str(part) for part in command]
         assert arguments[0] in (COMPOSER, sys.executable), arguments[0]
@@ -47,62 +78,87 @@ class Started:
         self._tells, there = socket.socketpair()
         with there:
             own = dict(os.environ if env is None else env)
-            request = {"argv": argv, "cwd": str(cwd), "env": own}
+            request = {"argv": argv, "cwd": str(cwd), "env": own, "memory_bytes": memory_bytes}
             fds = [out.fileno(), errors.fileno(), there.fileno()]
-            socket.send_fds(server(own.get("LD_PRELOAD")), [json.dumps(request).encode()], fds)
+            socket.send_fds(server(own.get("LD_PRELOAD"), imported), [json.dumps(request).encode()], fds)
         self._told = self._tells.makefile()
         self.args, self.pid = arguments, int(self._told.readline())
 
-    def wait(self) -> int:
+    def wait(self, starts: float = 10) -> int:
         """Its exit code.
+
+        Args:
+            starts: it hangs if it takes `patience_s` of so many.
 
         Raises:
             subprocess.TimeoutExpired: it has not ended in time; its session was killed.
         """
-        self._tells.settimeout(patience_s())
+        self._tells.settimeout(patience_s(starts))
         try:
             with self._tells, self._told:
-                return int(self._told.readline())
+                code, self.grown_bytes = map(int, self._told.readline().split())
+                return code
         except TimeoutError:
             os.killpg(self.pid, signal.SIGKILL)
-            raise subprocess.TimeoutExpired(self.args, patience_s()) from None
+            raise subprocess.TimeoutExpired(self.args, patience_s(starts)) from None
 
 
-def run(command: Sequence[object], cwd: Path, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def run(
+    command: Sequence[object],
+    cwd: Path,
+    env: Mapping[str, str] | None = None,
+    imported: tuple[str, ...] = IMPORTED,
+    memory_bytes: int = 0,
+    starts: float = 10,
+) -> Ended:
     """The command, which begins with this Python or with `COMPOSER`, to its end.
+
+    Args:
+        command: its words.
+        cwd: its folder.
+        env: its environment, None for the tests' own.
+        imported: modules that are there when it begins.
+        memory_bytes: what it may take beyond what it has when it begins; 0 for any.
+        starts: it hangs if it takes `patience_s` of so many.
 
     Raises:
         subprocess.TimeoutExpired: it has not ended in time; its session was killed.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        started = Started(command, cwd, env, out, errors)
-        code = started.wait()
+        started = Started(command, cwd, env, out, errors, imported, memory_bytes)
+        code = started.wait(starts)
         for file in (out, errors):
             file.seek(0)
-        return subprocess.CompletedProcess(started.args, code, out.read(), errors.read())
+        return Ended(started.args, code, out.read(), errors.read(), started.grown_bytes)
 
 
 @functools.cache
-def server(preload: str | None) -> socket.socket:
-    """The socket of the process that forks, with a library before all others or none; it ends with this one."""
+def server(preload: str | None, imported: tuple[str, ...]) -> socket.socket:
+    """The socket of the process that has imported these modules and forks; it ends with this one.
+
+    Args:
+        preload: a library that it loads before all others, or none.
+        imported: the modules.
+    """
     here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
     with there:
         subprocess.Popen(
-            [sys.executable, __file__, str(there.fileno())], pass_fds=[there.fileno()],
+            [sys.executable, __file__, str(there.fileno()), *imported], pass_fds=[there.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**env, "LD_PRELOAD": preload} if preload else env,
         )  # fmt: skip
     return here
 
 
-def serve(requests: socket.socket) -> None:
+def serve(requests: socket.socket, imported: Sequence[str]) -> None:
     """Fork for each request until there is nobody to ask."""
-    for name in (*OF_A_RUN, "composer.cli.launcher"):
+    for name in imported:
         importlib.import_module(name)
-    from composer.utils.collect_env import get_cpu_model
+    if "composer.cli.launcher" in imported:
+        from composer.utils.collect_env import get_cpu_model
 
-    get_cpu_model()  # half a second, which Composer then remembers
+        get_cpu_model()  # half a second, which Composer then remembers
     assert threading.active_count() == 1, "a fork would miss a thread"
     gc.freeze()  # a collection in a fork need not go through all that was imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
@@ -118,10 +174,15 @@ def serve(requests: socket.socket) -> None:
 
 
 def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
-    """Say the id of the process that does what is asked, and its exit code when it has ended."""
+    """Say the id of the process that does what is asked, and when it has ended its exit code and by what it grew."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    resident_pages, data_pages = (int(Path("/proc/self/statm").read_text().split()[field]) for field in (1, 5))
+    page_bytes = os.sysconf("SC_PAGE_SIZE")
     pid = os.fork()
     if pid == 0:
+        if request["memory_bytes"]:
+            limit = data_pages * page_bytes + request["memory_bytes"]
+            resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
         os.close(tell)
         os.setsid()
         os.chdir(request["cwd"])
@@ -132,8 +193,9 @@ def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
     os.write(tell, f"{pid}\n".encode())
     os.close(out)
     os.close(errors)
-    _, status = os.waitpid(pid, 0)
-    os.write(tell, f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    _, status, used = os.wait4(pid, 0)
+    grown_bytes = used.ru_maxrss * 1024 - resident_pages * page_bytes
+    os.write(tell, f"{os.waitstatus_to_exitcode(status)} {grown_bytes}\n".encode())
     os._exit(0)
 
 
@@ -202,4 +264,4 @@ class Rank:
 
 
 if __name__ == "__main__":
-    serve(socket.socket(fileno=int(sys.argv[1])))
+    serve(socket.socket(fileno=int(sys.argv[1])), sys.argv[2:])

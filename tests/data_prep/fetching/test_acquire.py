@@ -29,6 +29,7 @@ import zstandard
 from data_prep import acquire
 from data_prep.common.errors import run
 from data_prep.fetching import downloads, listed_files, pmc_bucket, pmc_packs
+from data_prep.fetching import pubmed as pubmed_source
 from data_prep.fetching.pile import PILE
 from data_prep.filtering import corpus_format
 from data_prep.filtering.build_corpus import build_corpus
@@ -58,7 +59,8 @@ class Site:
         redirects: path -> where it sends to.
         links: path -> the `Link` header.
         upstream: where what it has not is fetched from.
-        drips: whether it sends a byte at a time, for as long as this is true, after the first half megabyte of a file.
+        drips: whether it sends a byte at a time, for as long as this is true, after the first `drips_from` of a file.
+        endless: path -> what it sends again and again.
         sent_bytes: path -> what it sent of it.
     """
 
@@ -71,6 +73,8 @@ class Site:
         self.links: dict[str, str] = {}
         self.upstream: str | None = None
         self.drips = False
+        self.drips_from = 1 << 19
+        self.endless: dict[str, bytes] = {}
         self.hang_s = 0.0
         self.sent_bytes: Counter[str] = Counter()
         site = self
@@ -118,6 +122,9 @@ class Site:
             to.send_header("Content-Length", "0")
             to.end_headers()
             return
+        if to.path in self.endless:
+            self.send_for_ever(to)
+            return
         content = fault if isinstance(fault, bytes) else self.content(to.path)
         if content is None:
             to.send_error(404)
@@ -150,7 +157,7 @@ class Site:
             to.close_connection = True
         position = 0
         while position < len(body):
-            drips = self.drips and position >= 1 << 19
+            drips = self.drips and position >= self.drips_from
             block = body[position : position + (1 if drips else 1 << 16)]
             try:
                 to.wfile.write(block)
@@ -159,6 +166,18 @@ class Site:
             self.sent_bytes[to.path] += len(block)
             position += len(block)
             time.sleep(0.01 if drips else 0)
+
+    def send_for_ever(self, to: BaseHTTPRequestHandler) -> None:
+        """Without a length, until the client goes."""
+        to.send_response(200)
+        to.end_headers()
+        to.close_connection = True
+        for block in endless(self.endless[to.path]):
+            try:
+                to.wfile.write(block)
+            except ConnectionError:
+                return
+            self.sent_bytes[to.path] += len(block)
 
     def content(self, path: str) -> bytes | None:
         if path.endswith("/") and (names := sorted(p for p in self.files if p.startswith(path))):
@@ -512,6 +531,56 @@ def test_files_without_md5_are_said(pubmed: Site, tmp_path: Path, capsys: Any):
     assert_as_published(pubmed, tmp_path / "files")
 
 
+def endless(content: bytes) -> Iterator[bytes]:
+    """What a server sends that never comes to an end, without a length."""
+    return itertools.repeat(content * (65_536 // len(content)))
+
+
+@pytest.mark.parametrize(
+    ("path", "bound"),
+    [
+        ("/pubmed/baseline/", (pubmed_source, "LISTING_BYTES")),
+        (f"{PATH}.md5", (listed_files, "MD5_BYTES")),
+        (PATH, (listed_files, "MIB")),
+    ],
+)
+def test_what_never_ends_is_given_up(
+    pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, path: str, bound: tuple[Any, str]
+):
+    """The bound is smaller here, that the test is short; what came of it does not stay."""
+    monkeypatch.setattr(*bound, 1 << 20)
+    pubmed.endless[path] = b"0123456789abcdef"
+    assert acquire_medline(pubmed, tmp_path / "files") == 2
+    said = capsys.readouterr().err
+    assert f"{pubmed.url}{path} has more than the" in said and "see what the server answers" in said
+    assert pubmed.sent_bytes[path] < 32 << 20
+    assert not list((tmp_path / "files").glob(f"{NAME}*"))
+
+
+def test_a_file_that_says_that_it_is_too_long_is_not_fetched(pubmed: Site, tmp_path: Path, monkeypatch: Any):
+    monkeypatch.setattr(listed_files, "MIB", 0)
+    monkeypatch.setattr(listed_files, "LISTED_SHARE", 0.5)
+    assert acquire_medline(pubmed, tmp_path / "files") == 2
+    assert not list((tmp_path / "files").glob("*.gz"))
+
+
+def test_a_server_that_drips_is_given_up(pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(downloads, "RATE_WINDOW_S", 0.05)
+    pubmed.drips_from = 0
+    pubmed.drips = True
+    try:
+        assert acquire_medline(pubmed, tmp_path / "files") == 69
+    finally:
+        pubmed.drips = False
+    assert re.search(r"only [\d,]+ bytes came in \d+ s, at 6 attempts in a row", capsys.readouterr().err)
+
+
+def test_a_listing_with_a_number_that_none_has(pubmed: Site, tmp_path: Path, capsys: Any):
+    put_pubmed(pubmed, "baseline", 99_999, pubmed_xml(1, RECORDS))
+    assert acquire_medline(pubmed, tmp_path / "files") == 2
+    assert "ends with pubmed26n99999.xml.gz, and" in capsys.readouterr().err
+
+
 def test_a_listing_that_is_none(pubmed: Site, tmp_path: Path, capsys: Any):
     for fault, code, seen in ((HTML, 2, "lists no PubMed files; it begins with b'<!DOCTYPE"), ("503", 69, "503")):
         pubmed.fail("/pubmed/baseline/", fault, for_ever=True)
@@ -790,6 +859,23 @@ def test_pile_listings_that_are_none(hub: Site, tmp_path: Path, capsys: Any):
     del hub.files[PAGE]
     assert acquire_pile(hub, tmp_path) == 2
     assert "is not there (404" in capsys.readouterr().err
+
+
+def test_a_listing_that_leads_back_to_itself(hub: Site, tmp_path: Path, capsys: Any):
+    path = f"/api/datasets/{PILE}/tree/main?recursive=true"
+    hub.links[path] = f'<{hub.url}{path}>; rel="next"'
+    assert acquire_pile(hub, tmp_path / "files") == 2
+    assert "is page 2 of a listing that leads back to itself" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [None, 7, "x", [], {}, -1, 1.5, 2**70])
+@pytest.mark.parametrize("key", ["path", "size", "oid", "lfs"])
+def test_a_listing_of_other_types(hub: Site, tmp_path: Path, capsys: Any, key: str, value: Any):
+    path = f"/api/datasets/{PILE}/tree/main?recursive=true"
+    entries = orjson.loads(hub.files[path])
+    entries[0][key] = str(value) if value == 2**70 else value
+    hub.files[path] = orjson.dumps(entries)
+    assert acquire_pile(hub, tmp_path / "files", "--dry-run") in (0, 2)
 
 
 def test_pile_goes_on_through_a_redirect(hub: Site, pile_files: dict[str, bytes], tmp_path: Path):

@@ -18,6 +18,7 @@ import pytest
 import zstandard
 
 from data_prep import corpus
+from data_prep.common.bounds import RECORD_BYTES
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import MANIFEST, read_manifest
@@ -27,6 +28,7 @@ from data_prep.filtering import corpus_format, decontamination, near_duplicates,
 from data_prep.filtering.build_corpus import BAD, build_corpus
 from data_prep.filtering.corpus_format import SPLITS
 from data_prep.running.workers import Workers
+from data_prep.sources import document
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document, Entry
 from data_prep.sources.pile import Pile
 from data_prep.sources.text import Text
@@ -230,7 +232,7 @@ def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pyte
     whole = spool.same_text(text)
     assert whole != spool.same_text(text.replace("five", "fiv e"))
     for size in range(1, 30):
-        monkeypatch.setattr(decontamination, "PIECE", size)
+        monkeypatch.setattr(document, "PIECE", size)
         assert spool.same_text(text) == spool.same_text(alike) == whole
     monkeypatch.undo()
     draw = random.Random(2)
@@ -240,7 +242,7 @@ def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pyte
     found = [(near_duplicates.signature(text), grams.within(text)) for text in texts]
     assert [len(numbers) for _, numbers in found][-2:] == [2, 288]
     for size in (1, 7, 50):
-        monkeypatch.setattr(decontamination, "PIECE", size)
+        monkeypatch.setattr(document, "PIECE", size)
         assert [(near_duplicates.signature(text), grams.within(text)) for text in texts] == found
 
 
@@ -502,7 +504,7 @@ def test_a_huge_document_takes_less_than_a_gigabyte(
     """The largest that is taken, at Python's four bytes a character; a longer one is a bad record, by its line."""
     (tmp_path / "build.py").write_text(BIG)
     sentence = "myocarditis of the thrombovas, or \U0001f600 cytoma. "
-    count = (json_lines.LINE_BYTES - 4096) // len(sentence.encode()) * {"fits": 1, "too long": 3}[kind]
+    count = (RECORD_BYTES - 4096) // len(sentence.encode()) * {"fits": 1, "too long": 3}[kind]
     with (tmp_path / "in.jsonl").open("w") as file:
         file.writelines(f'{{"text": "text {n} of the neuroase"}}\n' for n in range(150))
         file.write('{"text": "')

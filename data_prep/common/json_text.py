@@ -1,0 +1,107 @@
+"""JSON that others wrote: no larger, fuller or deeper than it can honestly be, and of the types that it should be."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from data_prep.common.bounds import JSON_BYTES, JSON_CONTAINERS, JSON_DEPTH, JSON_VALUES
+from data_prep.common.errors import BadInput
+
+Shape = Any  # a type, several of them, or a mapping: key, or "*" for every one -> the shape of its value
+NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
+NAMES |= {float: "a number", type(None): "null"}
+
+
+def loads(content: bytes) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, too large, of too many parts or too deep, or holds half a character.
+    """
+    if len(content) > JSON_BYTES:
+        raise ValueError(f"it has more than {JSON_BYTES:,} bytes")
+    if problem := too_full(content):
+        raise ValueError(problem)
+    try:
+        value = json.loads(content.decode("utf-8"))
+    except RecursionError:
+        raise ValueError(f"it is more than {JSON_DEPTH} lists and objects deep") from None
+    left = [(value, 1)]
+    while left:
+        value_here, depth = left.pop()
+        if isinstance(value_here, str):
+            value_here.encode()  # a lone surrogate, which no file can hold
+        elif isinstance(value_here, (list, dict)):
+            if depth > JSON_DEPTH:
+                raise ValueError(f"it is more than {JSON_DEPTH} lists and objects deep")
+            if isinstance(value_here, dict):
+                left += ((key, depth) for key in value_here)
+            left += ((v, depth + 1) for v in (value_here.values() if isinstance(value_here, dict) else value_here))
+    return value
+
+
+def too_full(text: bytes) -> str | None:
+    """What is wrong with a JSON text of so many parts that it would take many times its own size; None if it has fewer.
+
+    Args:
+        text: may hold any number of brackets and commas in its strings.
+    """
+    if len(text) <= JSON_CONTAINERS or not _over(_signs(text, 0, len(text))):
+        return None
+    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    containers = values = start = 0
+    while start < len(bare):
+        quote = bare.find(b'"', start)
+        end = quote if quote >= 0 else len(bare)
+        more = _signs(bare, start, end)
+        containers, values = containers + more[0], values + more[1]
+        if what := _over((containers, values)):
+            return f"JSON of more than {what}; leave out what is not needed"
+        start = bare.find(b'"', end + 1) + 1 or len(bare)
+    return None
+
+
+def _signs(text: bytes, start: int, end: int) -> tuple[int, int]:
+    """How many brackets are opened in a part of a text, and how many commas it has."""
+    return text.count(b"[", start, end) + text.count(b"{", start, end), text.count(b",", start, end)
+
+
+def _over(counts: tuple[int, int]) -> str | None:
+    containers, values = counts
+    if containers > JSON_CONTAINERS:
+        return f"{JSON_CONTAINERS:,} lists and objects"
+    return f"{JSON_VALUES:,} values" if values > JSON_VALUES else None
+
+
+def check_shape(value: Any, shape: Shape, where: str, key: str = "") -> None:
+    """Refuse a JSON value that is not what it should be.
+
+    Args:
+        value: as it was read.
+        shape: what it must be; an object may have more keys.
+        where: what it was read from, for the message.
+        key: where in it this value stands, for the message.
+
+    Raises:
+        BadInput: a key is missing, or a value is of another type, or a number less than 0.
+    """
+    if isinstance(shape, Mapping):
+        check_shape(value, dict, where, key)
+        for name, inner in shape.items():
+            for found in value if name == "*" else (name,):
+                path = f"{key}.{found}" if key else found
+                if found not in value:
+                    raise BadInput(f"{where} has no {path}; it was altered after it was written")
+                check_shape(value[found], inner, where, path)
+        return
+    kinds = shape if isinstance(shape, tuple) else (shape,)
+    good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+    if not good or (isinstance(value, (int, float)) and not value >= 0):
+        wanted = " or ".join(NAMES[kind] for kind in kinds)
+        found = f" ({value!r:.40})" if isinstance(value, (str, int, float)) else ""
+        wanted += " of 0 or more" if {int, float} & {*kinds} else ""
+        raise BadInput(
+            f"{where}: {key or 'it'} is {NAMES[type(value)]}{found}, not {wanted}; it  was altered after it was written"
+        )

@@ -1,0 +1,48 @@
+"""The size of one record of XML while it is parsed: its tree takes many times as much."""
+
+from __future__ import annotations
+
+import io
+from typing import IO
+
+from data_prep.common.bounds import XML_BYTES, XML_MARKS
+from data_prep.common.errors import BadInput
+
+
+class XmlSize:
+    """Adds up what a parser is given of a record; `name` is what messages call the file."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin with the next record."""
+        self._bytes = self._marks = 0
+
+    def add(self, block: bytes) -> None:
+        """Count what comes next.
+
+        Raises:
+            BadInput: the record is too large for memory.
+        """
+        self._bytes += len(block)
+        self._marks += block.count(b"<") + block.count(b"=")
+        if self._bytes > XML_BYTES or self._marks > XML_MARKS:
+            raise BadInput(
+                f"{self._name}: a record of more than {XML_BYTES:,} bytes of XML, or of {XML_MARKS:,} tags and "
+                "attributes; leave it out, as with --on-error skip"
+            )
+
+
+class SizedXml(io.RawIOBase):
+    """A file of one record, as far as it may be read; raises as `XmlSize.add`."""
+
+    def __init__(self, file: IO[bytes] | io.RawIOBase, name: str):
+        self._file, self._size = file, XmlSize(name)
+
+    def read(self, size: int = -1) -> bytes:
+        """The next bytes."""
+        block = self._file.read(size) or b""
+        self._size.add(block)
+        return block

@@ -1,0 +1,82 @@
+"""Ctrl-C at any moment of a data command: exit code 130, one line, no process left, nothing under a final name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from oracle import half_written
+from patience import patience_s, start_s
+from project import ROOT
+
+SAID = "interrupted: type the same command to go on"
+
+
+def group(process: int) -> list[str]:
+    """The processes of a process group, by their command lines; the dead ones that wait to be buried left out."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            state, _, of_group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
+            if int(of_group) == process and state != "Z":
+                found.append((path / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def interrupted(command: list[str | Path], folder: Path, begun: Begun, wait_s: float) -> tuple[int, str, list[str]]:
+    """Send Ctrl-C, as a terminal does to all processes of a command, so many seconds after something has begun."""
+    running = subprocess.Popen(
+        [sys.executable, *command], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    try:
+        while running.poll() is None and not begun(running.pid):
+            time.sleep(0.001)
+        time.sleep(wait_s)
+        os.killpg(running.pid, signal.SIGINT)
+        _, said = running.communicate(timeout=patience_s())
+        end_s = time.monotonic() + patience_s()
+        while (left := group(running.pid)) and time.monotonic() < end_s:
+            time.sleep(0.05)
+        return running.returncode, said, left
+    finally:
+        if group(running.pid):
+            os.killpg(running.pid, signal.SIGKILL)
+
+
+Begun = Callable[[int], object]
+
+
+def imports(process: int) -> bool:
+    """The first libraries are loaded. Before that Ctrl-C is Python's own, which ends with a traceback."""
+    return "orjson" in Path(f"/proc/{process}/maps").read_text()
+
+
+def workers(process: int) -> bool:
+    """A worker process is there, and imports what it needs."""
+    return any("spawn_main" in command for command in group(process))
+
+
+@pytest.mark.parametrize("begun", [imports, workers])
+@pytest.mark.parametrize("wait_starts", [0, 0.05, 0.2])
+def test_ctrl_c_at_any_moment(
+    begun: Begun, wait_starts: float, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    command = [
+        ROOT / "data_prep/shards.py", "--corpus", tiny_corpus, "--tokenizer", tiny_tokenizer, "--workers", "2",
+        "--seq-len", "64", "--out", tmp_path / "out",
+    ]  # fmt: skip
+    code, said, left = interrupted(command, tmp_path, begun, wait_starts * start_s())
+    assert not left, left
+    assert not half_written(tmp_path / "out")
+    assert "Traceback" not in said, said
+    assert (code, said.count(SAID)) in ((130, 1), (0, 0)), said  # it may have been done
