@@ -1,7 +1,7 @@
 """How much is taken from what others made, files and servers, so that none of it fills memory, the disk or the time.
 
 They hold a worker below a gigabyte. Each is above the greatest honest thing that is known, which its comment names, and
-docs/data_prep.md has them in a table.
+docs/operations.md has them in a table.
 """
 
 from __future__ import annotations

@@ -103,5 +103,5 @@ def check_shape(value: Any, shape: Shape, where: str, key: str = "") -> None:
         found = f" ({value!r:.40})" if isinstance(value, (str, int, float)) else ""
         wanted += " of 0 or more" if {int, float} & {*kinds} else ""
         raise BadInput(
-            f"{where}: {key or 'it'} is {NAMES[type(value)]}{found}, not {wanted}; it  was altered after it was written"
+            f"{where}: {key or 'it'} is {NAMES[type(value)]}{found}, not {wanted}; it was altered after it was written"
         )
