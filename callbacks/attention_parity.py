@@ -1,4 +1,4 @@
-"""No run starts with attention that is not the model's."""
+"""The parity gate: a run whose attention does not compute what HF eager with layer scaling does is refused."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that stands still says where, and ends."""
+"""Hang detector: a run without a batch for `stall_timeout_s` writes the stacks of its threads, and ends."""
 
 from __future__ import annotations
 

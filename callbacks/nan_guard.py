@@ -1,4 +1,4 @@
-"""A batch whose numbers are broken does not reach the weights."""
+"""NaN guard: a batch whose loss or gradient is not finite does not reach the weights; its step is skipped."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ class RunContext:
         sources: of the tokens of the validation split, if there are several.
         rng: restores the random state of a checkpoint.
         sums: what callbacks ask of all ranks.
-        evaluation: makes the one that the run was stopped in.
+        evaluation: repeats the evaluation that the run was stopped in.
     """
 
     writer: CheckpointWriter

@@ -1,7 +1,7 @@
 """Nearly equal texts by MinHash: signatures whose equal values estimate the share of runs of words that texts share.
 
-Two texts are compared if one of 16 bands of 8 values is equal in both: 95 % of pairs that share 80 % of their runs of 5
-words are, 6 % of pairs that share half (1 - (1 - s^8)^16). What is compared is decided by all 128 values.
+Two texts are compared if one of 16 bands of 8 values is equal in both. A pair that shares 80 % of its runs of 5 words
+is compared with a probability of 95 %, one that shares half with 6 % (1 - (1 - s^8)^16). All 128 values decide then.
 """
 
 from __future__ import annotations

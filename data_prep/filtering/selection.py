@@ -164,7 +164,10 @@ class Selection:
         )
 
     def drop_near_duplicates(self, threshold: float) -> None:
-        """Of texts that share a band, those that are as like the first of them: by split, val first, then by id."""
+        """Drop a text whose likeness to the first that shares a band with it reaches `threshold`.
+
+        The first by split, val before train, and then by id.
+        """
         self._db.execute("CREATE TEMP TABLE near (number INTEGER PRIMARY KEY)")
         pairs = self._db.execute(
             "SELECT pairs.number, one.signature, other.signature FROM (SELECT DISTINCT number, first FROM ("

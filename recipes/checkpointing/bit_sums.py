@@ -86,7 +86,7 @@ def first_copy_sums(parts: Mapping[str, Part], device: Device) -> dict[str, int]
 
 
 def differing(parts: Mapping[str, Part], saved: Mapping[str, int], device: Device) -> list[str]:
-    """The names of what is missing, or is not in every copy what was saved. All ranks must call it.
+    """The names of tensors that are missing, or differ in any copy from what was saved. All ranks must call it.
 
     Args:
         parts: this rank's.

@@ -94,7 +94,9 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenS
 
 
 class TokenShard(Reader):
-    """One shard. Its samples are read from the file one by one, each against the hash that it had when all was good.
+    """One shard. Its samples are read from the file one by one.
+
+    Each is compared with the hash that was taken when the whole shard was found good.
 
     Not through a memory map: reading beyond the end of a file that was cut would kill the process without a word.
     """

@@ -1,4 +1,4 @@
-"""Token shards as a StreamingDataset: the samples of an epoch, in their order."""
+"""Token shards as a StreamingDataset: the samples of an epoch in their order, from any of them on, fetched ahead."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Sample = dict[str, Any]
 
 
 class TokenStream(Stream):
-    """A split of token shards whose files `shard_reader` answers for.
+    """A split of token shards whose files `mds_reader` answers for.
 
     To StreamingDataset all of it is local and present. So its threads wait for nothing, and it has no claim to a
     folder that the shared memory of a killed run could contest.

@@ -45,7 +45,7 @@ class GPT2WithLoss(GPT2LMHeadModel):
         Args:
             args: of GPT2LMHeadModel.forward.
             targets: the token that follows each, (B, T); NO_TARGET where there is none.
-            mean: () in place of a loss a token, (B · T,), which has no gradient.
+            mean: return the mean loss, (); if not, the loss of each token, (B · T,), without a gradient.
             kwargs: of GPT2LMHeadModel.forward.
         """
         if targets is None:

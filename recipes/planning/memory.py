@@ -95,7 +95,7 @@ class Memory:
     loss: int = 0  # logits and loss
     temporaries: int = 0  # of the optimizer
     evaluated: int = 0  # as block or loss, of an evaluation of more tokens than are trained on at once
-    cut: int = 0  # a block's largest tensor, where autograd keeps none: what was freed of it is cut by smaller ones
+    cut: int = 0  # the size of a block's largest tensor, lost to smaller ones in its place where blocks are recomputed
 
     @property
     def parts(self) -> dict[str, int]:
@@ -157,7 +157,7 @@ def training_moments(
     FSDP2 keeps all but the blocks gathered through the step. A block's parameters arrive in one buffer, and are copied
     out of it; in the forward pass the last buffer stays until the next is copied, in the backward pass that of the next
     block is already there. Gradients are of the parameters' type until they are copied into the buffer that is reduced,
-    which stays until the next block's. The token embedding has one from the head, which waits for its other one.
+    which stays until the next block's. The token embedding's from the head waits for the one from its own use.
 
     Autocast copies fp32 weights to bf16. Copies of those that are trained stay in its cache until the forward pass
     ends; autograd keeps a block's, trained or not, where the block is not recomputed.

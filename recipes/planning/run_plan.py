@@ -1,4 +1,4 @@
-"""What a run will do, worked out before it starts: ranks, batches, tokens, checkpoints."""
+"""What a run will do, worked out before it starts: ranks, batches, tokens, checkpoints; shards that do not fit it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class Stopped(SystemExit):
 
 
 def leave_at_once_when_told() -> None:
-    """Until there is something to save, answer a stop signal with its exit code.
+    """Until there is something to save, exit at once on a stop signal, with that signal's exit code.
 
     To be called again after `import composer`, which installs a handler of its own. Python's resource tracker starts
     here, so that it ignores USR1, which Slurm sends to all processes of a step: dead, it leaves shared memory behind.

@@ -1,4 +1,4 @@
-"""Pre-training: model, data and schedule assembled, and run to the end."""
+"""Pre-training: model, data and schedule assembled, and run to the end; after a loss spike, begun again before it."""
 
 from __future__ import annotations
 

@@ -213,7 +213,7 @@ def apply_configuration(trainer: Trainer, cfg: RunConfig) -> None:
 
 
 def evaluate(trainer: Trainer) -> None:
-    """Evaluate as the Trainer does after the batch that it has come to, of which it knows nothing after it has loaded.
+    """Run the evaluation that is due after the current batch; after loading, the Trainer does not know that it is due.
 
     Composer (0.32.1) compares with the batch before, and evaluates the last one by itself at the end of `fit`.
     """
