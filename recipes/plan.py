@@ -24,6 +24,7 @@ from data_prep.common.limits import Real, Whole
 from data_prep.common.manifest import MANIFEST
 from recipes.config.loading import load_config
 from recipes.config.schema import MFU, PRICE, WORLD_SIZE
+from recipes.planning import cluster_estimate, estimate_text
 from recipes.planning.gpus import GPUS, add_stack
 from recipes.planning.run_plan import RANKS_PER_NODE, check_shards, make_plan
 
@@ -34,8 +35,6 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     Raises:
         BadInput: an unknown GPU, one that the stack cannot run, or a run that does not fit.
     """
-    from recipes.planning import cluster_estimate, estimate_text  # which builds on this module
-
     parser = new_parser(__doc__)
     parser.add_argument("yaml", help="configuration, such as yamls/biomedlm-2.7b.yaml")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to it, such as max_duration=50e9tok")

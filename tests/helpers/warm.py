@@ -78,6 +78,7 @@ class Started:
         self._tells, there = socket.socketpair()
         with there:
             own = dict(os.environ if env is None else env)
+            own.pop("WANDB_SERVICE", None)  # of a run in this process: W&B's own, with another folder
             request = {"argv": argv, "cwd": str(cwd), "env": own, "memory_bytes": memory_bytes}
             fds = [out.fileno(), errors.fileno(), there.fileno()]
             socket.send_fds(server(own.get("LD_PRELOAD"), imported), [json.dumps(request).encode()], fds)

@@ -545,7 +545,7 @@ def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixt
     printed = capsys.readouterr().out
     assert "medmcqa: dev 30" in printed and "test: 2 words, 1 entities: Gene 1 (100.0%)" in printed
     with pytest.raises(BadInput, match="own is of kind 'tags': a base model has no score on it; fine-tune it"):
-        evaluate.main(["--tasks", "own", "--data", str(data)])
+        evaluate.main(["--tasks", "own", "--data", str(data), "--out", str(data / "scores")])
 
 
 @pytest.mark.parametrize("scheme", ["IOB2", "IOBES", "BILOU"])

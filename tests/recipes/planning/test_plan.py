@@ -132,7 +132,7 @@ def test_the_table_of_stacks_says_what_torch_was_built_for() -> None:
 
 TOO_NEW = {LOCK: {"b200"}, "next": set[str]()}  # by name, so that a slip in the rule or in a capability shows
 SMALL = [str(ROOT / "yamls/smoke-gpu.yaml"), "--gpu"]
-LADDER = [*(str(ROOT / f"yamls/ladder/{rung}.yaml") for rung in ("20m", "1.3b")), "--dry-run", "--gpu"]
+LADDER = [*(str(ROOT / f"yamls/ladder/{rung}.yaml") for rung in ("20m", "350m", "1.3b")), "--dry-run", "--gpu"]
 
 
 @pytest.mark.parametrize("stack", STACKS)
