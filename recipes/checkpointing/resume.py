@@ -126,8 +126,9 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
         refuse_without_effect(f"{checkpoint} is of batch {batch}", batch, acting)
     again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
     print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
-    facts: dict[str, Any] = {"batch": batch, "changed": changed, "checkpoint": str(checkpoint)}
-    facts["sums"] = bit_sums(checkpoint)
+    facts: dict[str, Any] = {
+        "batch": batch, "changed": changed, "checkpoint": str(checkpoint), "sums": bit_sums(checkpoint)
+    }  # fmt: skip
     if is_sharded(checkpoint):
         if not cfg.fsdp:
             raise BadInput(f"{checkpoint} is sharded; it needs the fsdp: section that it was saved with")

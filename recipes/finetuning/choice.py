@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from data_prep.tasks.task_set import Example, Question
-from recipes.finetuning.kind import Encoded, Encoder, last_hidden
+from recipes.finetuning.kind import LOADING_CODE, Encoded, Encoder, last_hidden
 from recipes.finetuning.one_answer import OneAnswer
 
 if TYPE_CHECKING:
@@ -19,15 +19,9 @@ if TYPE_CHECKING:
     from recipes.finetuning.kind import Batch
 
 SEP = "[SEP]"
-CARD_CODE = """\
-import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2Model
-
-folder = "."  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = GPT2Model.from_pretrained(folder).eval()
-head = load_file(f"{folder}/head.safetensors")["weight"]
+CARD_CODE = (
+    LOADING_CODE
+    + """\
 question, options = "Which of these thins the blood?", ["Aspirin", "Insulin"]
 scores = []
 for option in options:
@@ -36,6 +30,7 @@ for option in options:
         scores.append((model(**inputs).last_hidden_state[0, -1] @ head.T).item())
 print(options[scores.index(max(scores))])
 """
+)
 
 
 class Choice(OneAnswer):

@@ -27,6 +27,18 @@ PAD = "[PAD]"
 # How texts are encoded: what looks like a special token in one is text.
 AS_TEXT: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 
+# How the code of a card begins where there is a head.
+LOADING_CODE = """\
+import torch
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, GPT2Model
+
+folder = "."  # where this file lies
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = GPT2Model.from_pretrained(folder).eval()
+head = load_file(f"{folder}/head.safetensors")["weight"]
+"""
+
 
 @dataclass(frozen=True)
 class Encoded:

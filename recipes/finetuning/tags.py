@@ -16,7 +16,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.tasks import token_classification
 from data_prep.tasks.task_set import Example, Sentence, TaskSet
-from recipes.finetuning.kind import AS_TEXT, Encoded, Encoder, KindWithHead
+from recipes.finetuning.kind import AS_TEXT, LOADING_CODE, Encoded, Encoder, KindWithHead
 
 if TYPE_CHECKING:
     import torch
@@ -26,15 +26,9 @@ if TYPE_CHECKING:
     from recipes.finetuning.kind import Batch
 
 NO_TAG = -100  # what cross entropy passes over: positions that no tag is told at
-CARD_CODE = """\
-import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2Model
-
-folder = "."  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = GPT2Model.from_pretrained(folder).eval()
-head = load_file(f"{folder}/head.safetensors")["weight"]
+CARD_CODE = (
+    LOADING_CODE
+    + """\
 labels = {{ head.labels | list | tojson }}
 words = ["Aspirin", "inhibits", "COX-1"]
 ids, last_tokens = [tokenizer.eos_token_id], []
@@ -45,6 +39,7 @@ with torch.no_grad():
     scores = model(torch.tensor([ids])).last_hidden_state[0, last_tokens] @ head.T
 print([labels[n] for n in scores.argmax(-1)])
 """
+)
 
 
 class Tags(KindWithHead):

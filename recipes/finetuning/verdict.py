@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from data_prep.tasks.task_set import Example, Question, TaskSet
-from recipes.finetuning.kind import Encoded, Encoder, last_hidden
+from recipes.finetuning.kind import LOADING_CODE, Encoded, Encoder, last_hidden
 from recipes.finetuning.one_answer import OneAnswer
 
 if TYPE_CHECKING:
@@ -19,21 +19,16 @@ if TYPE_CHECKING:
     from recipes.finetuning.kind import Batch
 
 CONTEXT, QUESTION, ANSWER = "<|CONTEXT|>", "<|QUESTION|>", "<|ANSWER|>"
-CARD_CODE = """\
-import torch
-from safetensors.torch import load_file
-from transformers import AutoTokenizer, GPT2Model
-
-folder = "."  # where this file lies
-tokenizer = AutoTokenizer.from_pretrained(folder)
-model = GPT2Model.from_pretrained(folder).eval()
-head = load_file(f"{folder}/head.safetensors")["weight"]
+CARD_CODE = (
+    LOADING_CODE
+    + """\
 labels = {{ head.labels | list | tojson }}
 text = "<|CONTEXT|>Aspirin was given to 9 of 18.<|QUESTION|>Does it help?<|ANSWER|>"
 with torch.no_grad():
     scores = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0, -1] @ head.T
 print(labels[scores.argmax()])
 """
+)
 
 
 class Verdict(OneAnswer):
