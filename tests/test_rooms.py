@@ -1,12 +1,12 @@
-"""The rooms: imports run one way, no module imports a command, no two files import each other."""
+"""The rooms: imports run one way, no module imports a command, no two files import each other; one page lists all."""
 
 from __future__ import annotations
 
 import ast
 import sys
 from graphlib import TopologicalSorter
-from pathlib import Path
 
+from code_map import COMMANDS, FILES, PAGE, code_map, first_line, imported, room_of
 from project import ROOT
 
 ROWS = """
@@ -29,29 +29,6 @@ recipes/evaluation recipes/generation
 recipes
 """
 ROW = {room: row for row, rooms in enumerate(ROWS.split("\n")) for room in rooms.split()}
-COMMANDS = ("data_prep", "recipes")  # what lies in these folders themselves
-FILES = {
-    path.relative_to(ROOT).with_suffix("").as_posix(): path
-    for folder in ("callbacks", *COMMANDS)
-    for path in (ROOT / folder).rglob("*.py")
-    if path.name != "__init__.py"
-}
-
-
-def imported(path: Path) -> set[str]:
-    """The project's modules that a file imports, at its top or later."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom):
-            module = (node.module or "").replace(".", "/")
-            names |= {module, *(f"{module}/{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name.replace(".", "/") for alias in node.names}
-    return names & FILES.keys()
-
-
-def room_of(module: str) -> str:
-    return module.rpartition("/")[0]
 
 
 def test_imports_run_one_way() -> None:
@@ -73,6 +50,12 @@ def test_a_room_is_said_in_one_line_here_and_in_the_readme() -> None:
         (purpose,) = ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8")).body
         assert isinstance(purpose, ast.Expr) and isinstance(purpose.value, ast.Constant), room
         assert f"{room:<22}{purpose.value.value}" in readme, room
+
+
+def test_a_file_is_said_in_its_first_line_and_on_the_page_of_all() -> None:
+    broken = {module: first_line(path) for module, path in FILES.items() if not first_line(path).endswith(".")}
+    assert not broken, "first lines that are no whole sentence"
+    assert PAGE.read_text(encoding="utf-8") == code_map(), "run: python tests/helpers/code_map.py"
 
 
 def test_no_file_has_the_name_of_a_package_that_the_stack_may_import() -> None:

@@ -1,7 +1,7 @@
-"""The corpus' second pass: which entries stay. A table on disk of all entries without their texts, and one rule after
-another that marks those that go with its reason.
+"""The corpus' second pass: which entries stay, by one rule after another (duplicates, versions, overlap …).
 
-SQLite sorts and joins on disk within a fixed cache, so memory does not grow with the corpus.
+The entries stand in a table on disk, without their texts; a rule marks those that it removes with its reason. SQLite
+sorts and joins on disk within a fixed cache, so memory does not grow with the corpus.
 """
 
 from __future__ import annotations
