@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Any
+
+import orjson
 
 from data_prep.tasks.task_set import Examples
 from recipes.checkpointing import trained_model
@@ -20,6 +23,16 @@ def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
     encoded = [encoder(example) for example in examples]
     say_cut(name, sum(example.truncated for example in encoded), len(encoded), encoder.kind)
     return encoded
+
+
+def encoded_sha256(*splits: Sequence[Encoded]) -> str:
+    """The hash of what is learned: sequences and labels, however a later version of this code would encode them."""
+    digest = hashlib.sha256()
+    for split in splits:
+        for example in split:
+            digest.update(orjson.dumps((example.sequences, example.label)))
+        digest.update(b"\n")
+    return digest.hexdigest()
 
 
 def say_cut(name: str, cut: int, n: int, kind: Kind) -> None:

@@ -17,7 +17,7 @@ from recipes.config.checks import check_account
 from recipes.config.loading import to_yaml
 from recipes.config.schema import FinetuneConfig
 from recipes.distributed.hang_detector import watching_the_start
-from recipes.finetuning.data import build_task_dataloader, encode, load_tokenizer
+from recipes.finetuning.data import build_task_dataloader, encode, encoded_sha256, load_tokenizer
 from recipes.finetuning.kind import Encoder
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import SCORES
@@ -85,7 +85,7 @@ def _score_again(cfg: FinetuneConfig, parts: Splits, record: JsonDict, wanted: J
     with running(folder):
         score(cfg, parts, due)
         write_text(folder / CONFIG, to_yaml(cfg))
-        write_json(folder / RECORD, {**record, "identity": wanted})
+        write_json(folder / RECORD, {**record, "identity": record["identity"] | wanted})
 
 
 def fit(
@@ -125,6 +125,8 @@ def train(
 
     tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
+    wanted = {**wanted, "encoded_sha256": encoded_sha256(*encoded.values())}
+    check_fingerprint(Path(cfg.run_dir), wanted, cfg.resume.allow)  # again: what is encoded was not known before
     counts = {split: len(examples) for split, examples in parts.items()}
     facts = {"plan": asdict(plan), "data": counts, "loss_unit": encoder.kind.loss_unit}
     start = find_start(Path(cfg.run_dir), cfg, wanted, remote)

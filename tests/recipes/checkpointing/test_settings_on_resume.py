@@ -10,7 +10,7 @@ import copy
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass
+from dataclasses import is_dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import read_json
 from data_prep.sharding.build_shards import build_shards
 from project import ROOT
 from recipes.checkpointing.checkpoint import complete_checkpoints, remove
@@ -35,7 +36,9 @@ from recipes.config.schema import (
 from recipes.config.values import check_section, hints_of
 from recipes.dataloading.loader import build_dataloader
 from recipes.finetuning import training
+from recipes.finetuning.kind import Encoded, Encoder
 from recipes.runs.model_card import write_model_card
+from recipes.runs.names import RECORD
 from recipes.runs.reading import LR, TRAIN_LOSS, changed_settings, read_run, summary
 from recipes.training import pretraining
 
@@ -564,6 +567,26 @@ def test_fine_tuning_with_settings_that_round_otherwise(
     merges.write_text(merges.read_text() + "\n")
     with pytest.raises(BadInput, match=r"tokenizer_sha256: .*cannot change"):
         tuned.resume({"model": str(base)}, allow)
+
+
+@pytest.mark.parametrize("change", ["sequences", "label"])
+def test_a_fine_tuning_whose_examples_are_encoded_otherwise_is_refused(
+    change: str, tuned: Runs, not_scored: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a later version of the code, with the same set, tokenizer and settings; a finished run stays as it is."""
+    encode = Encoder.__call__
+
+    def otherwise(encoder: Encoder, example: Any) -> Encoded:
+        encoded = encode(encoder, example)
+        if change == "sequences":
+            return replace(encoded, sequences=tuple((*ids[:-2], ids[-1]) for ids in encoded.sequences))
+        return replace(encoded, label=encoded.label + 1)
+
+    monkeypatch.setattr(Encoder, "__call__", otherwise)
+    with pytest.raises(BadInput, match=r"holds another run(?s:.*)encoded_sha256: .*cannot change"):
+        tuned.resume({})
+    record = read_json(tuned.resume({}, finished=True) / RECORD)
+    assert record["identity"] == read_json(tuned.whole / RECORD)["identity"]
 
 
 def predictions(folder: Path, split: str) -> list[str]:
