@@ -23,7 +23,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, names, new_parser
 from data_prep.common.errors import BadInput, run
-from data_prep.common.limits import Whole
+from data_prep.common.limits import DEVICE, Whole
 from data_prep.common.lock import hold
 from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="float32",
         help="of the computation, log-probabilities included (default: float32)",
     )
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+    parser.add_argument("--device", type=Allowed(DEVICE), help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     arguments = parser.parse_args(argv)
     if arguments.text_documents and not arguments.corpus:
         raise BadInput("--text-documents needs --corpus, of whose val split they are")

@@ -21,7 +21,7 @@ from pathlib import Path
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
-from data_prep.common.limits import Whole
+from data_prep.common.limits import DEVICE, Whole
 from data_prep.common.lock import hold
 from recipes.generation.samples import sample
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, load_model
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"--{setting.words}", type=Allowed(setting.rule), default=setting.default,
             help=f"{setting.help} (default: {setting.default})",
         )  # fmt: skip
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
+    parser.add_argument("--device", type=Allowed(DEVICE), help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     parser.add_argument(
         "--out", type=FileToWrite((".json",)), help="also write the samples there as JSON; done once for a model"
     )

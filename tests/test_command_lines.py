@@ -26,7 +26,7 @@ from recipes.finetuning.sweep import read_grid
 READ = {"model", "data", "runs", "run", "corpus", "tokenizer", "gpt2", "shards", "checkpoint", "predict"}
 READ |= {"input", "decontaminate", "exclude_pmids"}
 # Texts that are looked up where they are used, at once, or that are free.
-TEXTS = {"yaml", "overrides", "given", "source", "gpu", "device", "host", "prompt", "accept", "files"}
+TEXTS = {"yaml", "overrides", "given", "source", "gpu", "host", "prompt", "accept", "files"}
 TEXTS |= {"url", "repository", "revision", "remote"}
 
 

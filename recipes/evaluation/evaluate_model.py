@@ -20,7 +20,7 @@ from recipes.evaluation.perplexity import perplexity
 from recipes.evaluation.prompts import HARNESS, make_prompts
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import MODEL
-from recipes.modeling.model_folder import folder_sha256, load_pretrained
+from recipes.modeling.model_folder import find_device, folder_sha256, load_pretrained
 from recipes.runs.environment import environment
 from recipes.scoring.bootstrap import Score, bootstrap, measures
 from recipes.scoring.results_table import Row, cut_of, percent, published_rows, to_html, to_markdown
@@ -138,13 +138,11 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
     os.environ |= OFFLINE
     facts = environment(1)
 
-    import torch
-
+    device = find_device(arguments.device)
     leaks = None
     if arguments.corpus:
         wanted = {f"{task.name}/{e.id}": e for task in tasks for e in task.splits[task.scored]}
         leaks = find_leaks(wanted, arguments.corpus)
-    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
     partial = begin(arguments.out)  # stays as far as it came, if this ends early
     results: JsonDict = {task.name: _nothing_yet(task, leaks, arguments.limit) for task in tasks}
     if head is None:

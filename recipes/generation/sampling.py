@@ -19,7 +19,7 @@ from recipes.config.schema import NEW_TOKENS, TEMPERATURE
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.task_head import read_task
 from recipes.modeling.model_config import read_model_config
-from recipes.modeling.model_folder import move, open_folder
+from recipes.modeling.model_folder import find_device, move, open_folder
 
 NOTICE = (
     "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
@@ -94,6 +94,7 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
             "writes no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds "
             "together"
         )
+    device = find_device(device)  # before the weights are read
     model, tokenizer = open_folder(folder, "auto")
     if task:
         from tokenizers.processors import TemplateProcessing

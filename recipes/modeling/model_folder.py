@@ -178,15 +178,31 @@ def open_folder(folder: Path, dtype: str) -> tuple[GPT2LMHeadModel, Any]:
     return model, tokenizer
 
 
-def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -> GPT2LMHeadModel:
-    """The model on a device, and in a dtype; None: a GPU if there is one, and the dtype that it has.
+def find_device(name: str | None) -> str:
+    """torch's name of a device that is there; for None a GPU if there is one, else the CPU.
 
     Raises:
         BadInput: there is no such device.
     """
     import torch
 
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        raise BadInput(f"device {name!r}: {str(error).splitlines()[0]}; --device cpu needs no GPU") from None
+    return name
+
+
+def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -> GPT2LMHeadModel:
+    """The model on a device, and in a dtype; None: a GPU if there is one, and the dtype that it has.
+
+    Raises:
+        BadInput: there is no such device, or it is too small.
+    """
+    import torch
+
+    device = find_device(device)
     moved: Any = model  # PreTrainedModel.to is wrapped in a way that pyright cannot follow
     try:
         return moved.to(device=device, dtype=getattr(torch, dtype) if dtype else None)

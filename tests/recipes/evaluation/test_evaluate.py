@@ -393,6 +393,10 @@ def test_what_was_scored_outlives_a_fault_after_it(
         patch.setattr("recipes.evaluation.evaluate_model.load_pretrained", lambda *_: pytest.fail("work has begun"))
         with pytest.raises(OSError, match="at once"):
             evaluate.main(command)
+        with pytest.raises(BadInput, match=r"device 'cuda:7': .*; --device cpu needs no GPU"):
+            patch.undo()
+            patch.setattr("recipes.evaluation.evaluate_model.load_pretrained", lambda *_: pytest.fail("work has begun"))
+            evaluate.main([*command, "--device", "cuda:7"])
     monkeypatch.setattr("recipes.evaluation.evaluate_model.to_markdown", fail)
     with pytest.raises(OSError, match="at once"):
         evaluate.main(command)

@@ -171,6 +171,7 @@ def test_a_model_of_pairs_writes_the_target(tiny_tokenizer: Path, tmp_path: Path
     ("arguments", "says"),
     [(["--interactive", "--out", "x.json"], "--out"), (["--model", "b"], "given 2 times"),
      (["--interactive", "--seed", "-1"], "--seed: '-1' must be a whole number"),
+     (["--device", "gpu"], "--device: 'gpu' must be cpu, cuda, or one of several such as cuda:1"),
      (["--prompt", "caf\udce9"], "is no character of UTF-8"), (["--prompt", ""], "the prompt is empty")],
 )  # fmt: skip
 def test_what_does_not_go_together_is_refused(arguments: list[str], says: str) -> None:
