@@ -6,7 +6,8 @@ once; each rank of each command is then forked off. FOLDER gets NUMBER-rankRANK.
 Replaced are only kernels whose numbers decide how a run goes on: a few integers are added, compared and joined on the
 host (Composer ends an epoch by adding 1 to a tensor on the device; torch adds up and joins the sizes of the objects
 that ranks send; transformers asks whether all texts have ended), and the parity gate is given numbers that let it pass,
-as all logits are 0 here. `count_waits` prints which lines of one batch wait for the device.
+as all logits are 0 here. `count_waits` prints which lines of one batch wait for the device,
+`say_dtypes` which dtypes each kind of module gives out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -140,8 +142,19 @@ class Waits:
         return train_batch(*arguments, **more)
 
 
-def run(argv: Sequence[str], count_waits: bool) -> int:
+def say_dtype(seen: set[str], module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    """A forward hook of all modules."""
+    first = output[0] if isinstance(output, tuple) else output
+    line = f"dtype: {type(module).__name__} {getattr(first, 'dtype', None)}"
+    if line not in seen:
+        seen.add(line)
+        print(line, flush=True)
+
+
+def run(argv: Sequence[str], count_waits: bool = False, say_dtypes: bool = False) -> int:
     """One command as it would be typed, in this process; its exit code."""
+    if say_dtypes:
+        torch.nn.modules.module.register_module_forward_hook(partial(say_dtype, set()))
     if count_waits:
         waits = Waits()
         Trainer._train_batch = lambda *a, **k: waits(*a, **k)  # pyright: ignore[reportAttributeAccessIssue]
@@ -162,7 +175,7 @@ def start(command: dict[str, Any], port: int, rank: int, ranks: int, log: Path) 
         os.environ.update({name: str(number) for name, number in numbers.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ.update(command.get("env", {}))
-    leave(run(command["argv"], command.get("count_waits", False)))
+    leave(run(command["argv"], command.get("count_waits", False), command.get("say_dtypes", False)))
 
 
 def free_port() -> int:

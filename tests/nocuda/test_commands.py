@@ -177,6 +177,32 @@ def test_every_sharding_and_switch(run_all: Run, settings: Settings, tmp_path: P
 
 
 @pytest.mark.nocuda
+@pytest.mark.parametrize(
+    ("ranks", "key", "was", "becomes"),
+    [(1, "precision", "fp32", "amp_bf16"), (2, "fsdp.mixed_precision", "FULL", "PURE")],
+)
+def test_an_allowed_precision_acts_on_resuming(
+    ranks: int, key: str, was: str, becomes: str, run_all: Run, settings: Settings, tmp_path: Path
+) -> None:
+    """Seen in the dtypes that modules give out, which two ranks train in or one."""
+    name = key.rpartition(".")[2]
+    run = settings("run", f"{key}={was}", "max_duration=4ba", "save_interval=2ba")
+    changed = [*run, f"{key}={becomes}"]
+    printed = run_all(
+        [
+            {**preempted("left", run, 2, ranks), "say_dtypes": True},
+            recipe("refused", "train", *changed, ranks=ranks, code=2),
+            recipe("changed", "train", *changed, f"resume.allow=[{name}]", ranks=ranks, say_dtypes=True),
+        ]
+    )
+    assert f"{name}: '{was}' -> '{becomes}'" in printed["refused"]
+    before, after = (set(re.findall("^dtype: (.*)$", printed[name], re.MULTILINE)) for name in ("left", "changed"))
+    module = "Conv1D" if ranks == 1 else "FSDPGPT2Block"
+    assert f"{module} torch.float32" in before and f"{module} torch.bfloat16" not in before, before
+    assert f"{module} torch.bfloat16" in after and f"{module} torch.float32" not in after, after
+
+
+@pytest.mark.nocuda
 def test_every_kind_of_task_and_every_other_command(
     run_all: Run, settings: Settings, tiny_corpus: Path, tmp_path: Path
 ) -> None:
