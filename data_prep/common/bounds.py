@@ -56,6 +56,8 @@ INVENTORY_ROWS = 100_000_000  # there are some 8 million
 # A connection that brings less than this for so long is given up and made anew.
 LEAST_BYTES_PER_S = 1_000
 RATE_WINDOW_S = 60.0
+HEADERS_S = 90.0  # from a request to the end of the headers that answer it
+REDIRECTS = 5  # in a row; the hub takes one or two
 
 # Question sets: the largest, MedMCQA's train.json, has 137 MB; MeQSum's workbook 2 MB unpacked.
 TASK_FILE_BYTES = 256 * MIB

@@ -281,10 +281,9 @@ class Web:
     def _session(self) -> Any:
         """This thread's; they are not made for several."""
         if not hasattr(self._local, "session"):
-            import requests
+            from data_prep.fetching.connections import new_session
 
-            self._local.session = requests.Session()
-            self._local.session.headers.update({"User-Agent": USER_AGENT, "Accept-Encoding": "identity"})
+            self._local.session = new_session(USER_AGENT)
         return self._local.session
 
 
