@@ -5,6 +5,7 @@ or `datasets`: a file of that name beside the commands would be taken for the pa
 So that folder comes off the path on which Python looks for modules.
 """
 
+import atexit
 import os
 import signal
 import sys
@@ -21,7 +22,10 @@ def leave_at_once(*_: object) -> None:
     os._exit(130)
 
 
-# Of a command alone: what imports one has an answer of its own. In the background of a script Ctrl-C is ignored.
+# Of a command alone: what imports one has an answer of its own.
 _SCRIPT = os.path.dirname(os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or ""))
-if _SCRIPT in _COMMANDS and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-    signal.signal(signal.SIGINT, leave_at_once)
+if _SCRIPT in _COMMANDS:
+    # Registered first, it is called last: from there on Python would end with the signal and without a word.
+    atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background of a script it is ignored
+        signal.signal(signal.SIGINT, leave_at_once)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -66,17 +67,62 @@ def workers(process: int) -> bool:
     return any("spawn_main" in command for command in group(process))
 
 
-@pytest.mark.parametrize("begun", [imports, workers])
-@pytest.mark.parametrize("wait_starts", [0, 0.05, 0.2])
-def test_ctrl_c_at_any_moment(
-    begun: Begun, wait_starts: float, tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path
-) -> None:
-    command = [
-        ROOT / "data_prep/shards.py", "--corpus", tiny_corpus, "--tokenizer", tiny_tokenizer, "--workers", "2",
-        "--seq-len", "64", "--out", tmp_path / "out",
-    ]  # fmt: skip
-    code, said, left = interrupted(command, tmp_path, begun, wait_starts * start_s())
+COMMANDS = ("shards", "corpus", "tokenizer", "verify")
+MOMENTS = 12  # of `make chaos`, spread over what a command takes here
+
+
+@pytest.fixture
+def command(
+    request: pytest.FixtureRequest, tiny_corpus: Path, tiny_tokenizer: Path, tiny_shards: Path, tmp_path: Path
+) -> list[str | Path]:
+    """One that makes `out`, or for verify.py reads its shards there."""
+    name, two = request.param, ["--workers", "2"]
+    lines = (f'{{"text": "a text of its own, number {n}"}}\n' for n in range(4000))
+    (tmp_path / "texts.jsonl").write_text("".join(lines))
+    if name == "verify":
+        shutil.copytree(tiny_shards, tmp_path / "out")
+    out = tmp_path / "out"
+    return {
+        "shards": [
+            ROOT / "data_prep/shards.py", "--corpus", tiny_corpus, "--tokenizer", tiny_tokenizer, *two, "--seq-len",
+            "64", "--out", out,
+        ],
+        "corpus": [ROOT / "data_prep/corpus.py", "--source", "text", "--input", "texts.jsonl", *two, "--out", out],
+        "tokenizer": [
+            ROOT / "data_prep/tokenizer.py", "--corpus", tiny_corpus, "--vocab-size", "600", "--out", out,
+        ],
+        "verify": [ROOT / "data_prep/verify.py", "--shards", out],
+    }[name]  # fmt: skip
+
+
+def check(command: list[str | Path], folder: Path, begun: Begun, wait_s: float) -> None:
+    code, said, left = interrupted(command, folder, begun, wait_s)
     assert not left, left
-    assert not half_written(tmp_path / "out")
+    assert not half_written(folder / "out")
     assert "Traceback" not in said, said
     assert (code, said.count(SAID)) in ((130, 1), (0, 0)), said  # it may have been done
+
+
+@pytest.mark.parametrize("command", ["shards"], indirect=True)
+@pytest.mark.parametrize("begun", [imports, workers])
+@pytest.mark.parametrize("wait_starts", [0, 0.05, 0.2])
+def test_ctrl_c_at_any_moment(begun: Begun, wait_starts: float, command: list[str | Path], tmp_path: Path) -> None:
+    check(command, tmp_path, begun, wait_starts * start_s())
+
+
+@pytest.mark.parametrize("command", COMMANDS[1:], indirect=True)
+@pytest.mark.parametrize("wait_starts", [0.02, 0.1])
+def test_ctrl_c_of_each_command(wait_starts: float, command: list[str | Path], tmp_path: Path) -> None:
+    check(command, tmp_path, imports, wait_starts * start_s())
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("command", COMMANDS, indirect=True)
+def test_ctrl_c_at_moments_over_all_of_it(command: list[str | Path], tmp_path: Path) -> None:
+    begin_s = time.monotonic()
+    subprocess.run([sys.executable, *command], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    took_s = time.monotonic() - begin_s
+    for moment in range(MOMENTS):
+        if command[0] != ROOT / "data_prep/verify.py":
+            shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        check(command, tmp_path, imports, took_s * moment / MOMENTS)
