@@ -8,9 +8,9 @@
     python recipes/evaluate.py --tasks medqa,bioasq --data data/tasks --check       # read the sets, print, stop
     python recipes/evaluate.py --runs runs/pubmedqa-1 runs/pubmedqa-2 runs/pubmedqa-3 --out scores  # over seeds
 
-DATA holds a folder a task; which files: data_prep/tasks/registry.py. OUT gets results.json with all that is needed to
-repeat it, table.md, table.html, every question's log-probabilities, and the prompts as the tasks that lm-eval-harness
-scored. A fine-tuned model answers with its head, on sets of the kind that it was tuned on.
+DATA holds a folder a task; `python recipes/finetune.py --describe` says which files. OUT gets results.json with all
+that is needed to repeat it, table.md, table.html, every question's log-probabilities, and the prompts as the tasks that
+lm-eval-harness scored. A fine-tuned model answers with its head, on sets of the kind that it was tuned on.
 """
 
 from __future__ import annotations

@@ -5,6 +5,7 @@ python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=one-g
 python recipes/finetune.py yamls/finetune/pubmedqa.yaml model=runs/smoke preset=cpu seq_len=256 seed=2
 python recipes/finetune.py yamls/finetune/ner.yaml task=NCBI-disease model=biomedlm preset=one-gpu-24gb
 python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=full --dry-run      # print the plan, stop
+python recipes/finetune.py --describe                                                          # how a set is written
 
 `model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. It must be
 able to read `seq_len` tokens: 512 unless it is given, and the model of `make smoke` reads 256. Typing the same command
@@ -17,12 +18,13 @@ from __future__ import annotations
 
 import data_prep.common.script_folder  # noqa: F401
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import run
 from data_prep.common.world import world
-from data_prep.tasks.registry import load
+from data_prep.tasks.registry import formats, load
 from recipes.checkpointing.trained_model import find_source
 from recipes.config.command_line import parse_run
 from recipes.config.loading import load_finetune_config, to_yaml
@@ -33,7 +35,7 @@ from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launche
 
 def command_line(argv: Sequence[str] | None = None) -> None:
     """Parse the command line and fine-tune, or print what would be done."""
-    arguments = parse_run(__doc__, "yamls/finetune/pubmedqa.yaml", "model=biomedlm", argv)
+    arguments = parse_run(__doc__, "yamls/finetune/pubmedqa.yaml", "model=biomedlm", argv, _describe)
     leave_at_once_when_told()
     leave_with_the_launcher()
     cfg = load_finetune_config(arguments.yaml, arguments.overrides)
@@ -45,6 +47,11 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     world_size = world().size if world().launched else cfg.world_size
     print(to_yaml(cfg))
     print(format_finetune_plan(make_finetune_plan(cfg, model, task, len(splits(task)["train"]), world_size), cfg))
+
+
+def _describe(parser: argparse.ArgumentParser) -> None:
+    said = "print which files hold a set, of your own too, with an example of each form, and stop"
+    parser.add_argument("--describe", action="version", version=formats(), help=said)
 
 
 if __name__ == "__main__":

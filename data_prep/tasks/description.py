@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from data_prep.tasks.task_set import LETTERS, Question, Sentence, TaskSet
+
+MOSTLY = 0.8  # a share of answers above which a set is said to be unbalanced
 
 
 def describe(task: TaskSet) -> str:
@@ -18,6 +20,7 @@ def describe(task: TaskSet) -> str:
         if questions:
             shares = ", ".join(f"{label} {share:.1%}" for label, share in label_balance(task, questions).items())
             lines.append(f"  {split}: {shares}")
+            lines += _imbalance(task, split, questions)
         if sentences := [example for example in examples if isinstance(example, Sentence)]:
             words, counts = sum(len(sentence.words) for sentence in sentences), token_classification.balance(sentences)
             shares = ", ".join(f"{kind} {n:,} ({n / counts.total():.1%})" for kind, n in sorted(counts.items()))
@@ -28,6 +31,18 @@ def describe(task: TaskSet) -> str:
         lines.append(f"  {task.note}")
     lines += [f"  {name}  sha256 {digest[:16]}" for name, digest in task.files.items()]
     return "\n".join(lines)
+
+
+def _imbalance(task: TaskSet, split: str, questions: Sequence[Question]) -> list[str]:
+    """Labels that a split lacks, and one that nearly all its answers are: scores of it say little."""
+    if task.kind != "verdict":
+        return []
+    counts = Counter(question.options[question.answer] for question in questions)
+    lines = [f"  {split}: no answer is {label!r}" for label in questions[0].options if not counts[label]]
+    label, most = counts.most_common(1)[0]
+    if most > MOSTLY * len(questions):
+        lines.append(f"  {split}: who always answers {label!r} is right in {most / len(questions):.1%}")
+    return lines
 
 
 def label_balance(task: TaskSet, questions: Iterable[Question]) -> dict[str, float]:

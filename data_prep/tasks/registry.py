@@ -11,10 +11,14 @@
                 or {train,dev,test}.json of such lines                                      train dev test
     mmlu        SUBJECT_{dev,val,test}.csv without header, six medical subjects             dev val test
     meqsum      meqsum.jsonl, or the project's .xlsx (abachaa/MeQSum)                       train dev test, ours
-    other       {train,dev,test}.jsonl of lines `source`, `target`; or words and their
-                tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob} (any)              train dev test
+    your own    {train,dev,test}.{jsonl,csv} with columns `question`, `answer` and, if they
+                have them, `context`, `options`, `id`; or one such file of any name         train dev test
+    your own    {train,dev,test}.jsonl of lines `source`, `target`                          train dev test
+    your own    words and their tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob}    train dev test
 
-Every fault names the file and the line or record. A folder that holds a set in two forms is refused.
+A set of your own is a folder of any other name. Its questions are a `choice` if they have `options`: the answer is the
+text of one or its letter; else a `verdict`: the answers that occur are its labels. One file is split 80 / 10 / 10 by a
+hash of what is asked. Every fault names the file and the line or record. A set that lies in two forms is refused.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.tasks import classification, multiple_choice, seq2seq, token_classification
-from data_prep.tasks.task_set import Question, TaskSet, the_file
+from data_prep.tasks import classification, multiple_choice, own_questions, seq2seq, token_classification
+from data_prep.tasks.own_questions import EXAMPLES
+from data_prep.tasks.task_set import LETTERS, Question, TaskSet
 
+WHICH_FILES = "which files: python recipes/finetune.py --describe"
 # A set by its name -> who reads its folder.
 READERS: dict[str, Callable[[Path], TaskSet]] = {
     "medqa": multiple_choice.medqa,
@@ -38,6 +44,12 @@ READERS: dict[str, Callable[[Path], TaskSet]] = {
 }
 
 
+def formats() -> str:
+    """Which files hold a set, and an example of each form of questions of one's own, as lines to print."""
+    examples = (f"{name}\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}" for name, text in EXAMPLES.items())
+    return "\n\n".join([(__doc__ or "").rstrip(), "Examples of your own questions:", *examples])
+
+
 def load(name: str, data: Path) -> TaskSet:
     """Read and check the set `name`, from the folder of that name in `data`.
 
@@ -46,19 +58,25 @@ def load(name: str, data: Path) -> TaskSet:
     """
     folder = data / name
     if not folder.is_dir():
-        raise BadInput(f"{folder} does not exist; {name} is read from there (its files: data_prep/tasks/registry.py)")
+        raise BadInput(f"{folder} does not exist; {name} is read from there ({WHICH_FILES})")
     task = READERS.get(name, _own)(folder)
     _check(task)
     return _merge_equal_options(task)
 
 
 def _own(folder: Path) -> TaskSet:
-    """A set of no name known here: pairs, or tagged words."""
-    pairs = [path for split in seq2seq.SPLITS if (path := the_file(folder, f"{split}.jsonl", optional=True))]
+    """A set of no name known here: questions, pairs, or tagged words."""
+    files = own_questions.find(folder)
     tagged = [path for split in token_classification.NAMES if (path := token_classification.find(folder, split))]
-    if pairs and tagged:
-        raise BadInput(f"{folder} holds both {pairs[-1].name} and {tagged[-1].name}; keep one")
-    return seq2seq.jsonl(folder) if pairs else token_classification.conll(folder)
+    if not files:
+        return token_classification.conll(folder)
+    first = next(iter(files.values()))
+    if tagged:
+        raise BadInput(f"{folder} holds both {first.name} and {tagged[-1].name}; keep one")
+    columns = {name for path in files.values() for name in own_questions.columns(path)}
+    if columns & {"source", "target"}:
+        return seq2seq.jsonl(folder)
+    return own_questions.read(folder, files)
 
 
 def _check(task: TaskSet) -> None:
@@ -74,6 +92,8 @@ def _check(task: TaskSet) -> None:
             seen[example.id] = f"{split}, {example.where}"
             if example.fault:
                 raise BadInput(f"{where}: {example.fault}")
+            if task.kind == "choice" and isinstance(example, Question) and len(example.options) > len(LETTERS):
+                raise BadInput(f"{where}: {len(example.options)} options; a question has 2 to {len(LETTERS)}")
 
 
 def _merge_equal_options(task: TaskSet) -> TaskSet:

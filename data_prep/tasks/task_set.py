@@ -11,7 +11,8 @@ from typing import Protocol, TypeVar
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 
-LETTERS = "ABCDEFGH"  # of the options of a question
+LETTERS = "ABCDEFGH"  # of the options of a question in a set where each has its own
+MOST_OPTIONS = 64  # labels that all questions of a set share
 
 
 class Example(Protocol):
@@ -72,8 +73,8 @@ class Question:
         """Why it cannot be used; empty if it can."""
         if not self.question.strip():
             return "the question is empty"
-        if not 2 <= len(self.options) <= len(LETTERS):
-            return f"{len(self.options)} options; a question has 2 to {len(LETTERS)}"
+        if not 2 <= len(self.options) <= MOST_OPTIONS:
+            return f"{len(self.options)} options; a question has 2 to {MOST_OPTIONS}"
         if blank := [n for n, option in enumerate(self.options, 1) if not option.strip()]:
             return f"option {blank[0]} is empty"
         if not 0 <= self.answer < len(self.options):

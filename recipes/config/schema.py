@@ -421,7 +421,7 @@ class FinetuneConfig(RunConfig):
     """Everything that decides a fine-tuning run."""
 
     preset: Name = "one-gpu-80gb"  # a file of yamls/finetune/presets: what fits where
-    task: Name = MISSING  # a set that data_prep/tasks/registry.py knows, or another folder in `data`
+    task: Name = MISSING  # a folder in `data`; which files it holds: finetune.py --describe
     model: Folder = MISSING  # exported folder, original-style BioMedLM folder, run folder or checkpoint
     max_duration: Annotated[str, Span(("ba", "ep"))] = MISSING
     data: Folder = "data/tasks"  # holds a folder a task

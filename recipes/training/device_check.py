@@ -21,12 +21,13 @@ from recipes.planning.gpus import can_run, code_of, dotted, oldest_driver, stack
 DRIVER = Path("/proc/driver/nvidia/version")  # of the kernel module, seen in a container that was given no GPU, too
 
 
-def check_device(device: str | None, precision: str) -> str:
+def check_device(device: str | None, precision: str, on_cpu: str = "device=cpu precision=fp32") -> str:
     """Say what this process computes on. Nothing is allocated on a GPU.
 
     Args:
         device: of the configuration: cpu | gpu; None: a GPU if there is one.
         precision: of the configuration; all but fp32 want a GPU.
+        on_cpu: what to type to train on the CPU.
 
     Raises:
         BadInput: no GPU where one was asked for, or where a driver is; no GPU for this rank; a GPU that torch has no
@@ -38,7 +39,7 @@ def check_device(device: str | None, precision: str) -> str:
         warnings.simplefilter("ignore")  # of a driver that is too old: the error below says it
         available = torch.cuda.is_available()
     if not available:
-        return _without_gpu(device, precision)
+        return _without_gpu(device, precision, on_cpu)
     rank, count = world().local_rank, torch.cuda.device_count()
     if rank >= count:
         raise BadInput(
@@ -72,18 +73,18 @@ def loaded_driver() -> str | None:
     return version[0] if version else None
 
 
-def _without_gpu(device: str | None, precision: str) -> str:
+def _without_gpu(device: str | None, precision: str, on_cpu: str) -> str:
     """What is computed on where torch finds no GPU: the CPU, if that can be what was meant."""
     said = _torch_says()
     driver = f" (NVIDIA driver {loaded_driver() or 'of unknown version'} is loaded)" if DRIVER.exists() else ""
     why = f"{said}{driver}{_visible()}"
     if device == "gpu" or precision != "fp32":
         asked = "device = 'gpu'" if device else f"precision = {precision!r}"
-        raise BadInput(f"{asked}, but no GPU was found: {why}; {_needs()}; device=cpu precision=fp32 trains on the CPU")
+        raise BadInput(f"{asked}, but no GPU was found: {why}; {_needs()}; {on_cpu} trains on the CPU")
     if (driver or "driver on your system is too old" in said) and not _hidden():
         raise BadInput(
             f"device = null takes a GPU if there is one, and a driver is there, but no GPU was found: {why}; "
-            f"{_needs()}; device=cpu trains on the CPU"
+            f"{_needs()}; {on_cpu} trains on the CPU"
         )
     return f"device = null: no GPU was found ({why}), so this run trains on the CPU"
 

@@ -27,7 +27,7 @@ from callbacks.spike_guard import Rewind
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.bit_sums import check_loaded
 from recipes.checkpointing.safe_loading import guard_composer_loading
-from recipes.config.schema import RunConfig, batches_of
+from recipes.config.schema import FinetuneConfig, RunConfig, batches_of
 from recipes.dataloading.loader import stop_workers
 from recipes.distributed.cpu_patches import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.distributed.rendezvous import data_must_pass, meet, peers_may_be_lost
@@ -49,7 +49,8 @@ def connect(cfg: RunConfig) -> None:
             reached, or are unlike.
     """
     leave_at_once_when_told()  # Composer has installed a handler of its own
-    found = check_device(cfg.device, cfg.precision)
+    on_cpu = "preset=cpu" if isinstance(cfg, FinetuneConfig) else "device=cpu precision=fp32"
+    found = check_device(cfg.device, cfg.precision, on_cpu)
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:
         print(found, flush=True)
