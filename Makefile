@@ -6,6 +6,8 @@ CORPUS  ?=
 DATA    ?= data/$(SOURCE)
 SEQ_LEN ?= 1024
 SHARDS  ?= $(DATA)/shards
+# A tokenizer folder, or a model's, whose training is continued; empty: one is trained on the corpus.
+TOKENIZER ?=
 # EOS=0 leaves <|endoftext|> out between documents, as in 2022.
 EOS     ?= 1
 # CLUSTER=ray runs the tasks on the Ray cluster at RAY_ADDRESS; REMOTE=s3://… copies the shards there.
@@ -53,8 +55,8 @@ preflight: .venv/installed ## data, ranks, network, memory, a few real steps and
 
 shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)
 	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(INPUT)) --out $(DATA)/corpus --cluster $(CLUSTER) $(CORPUS)
-	$(BIN)/python data_prep/tokenizer.py --corpus $(DATA)/corpus --out $(DATA)/tokenizer
-	$(BIN)/python data_prep/shards.py --corpus $(DATA)/corpus --tokenizer $(DATA)/tokenizer --out $(SHARDS) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos) --cluster $(CLUSTER) $(if $(REMOTE),--remote $(REMOTE))
+	$(if $(TOKENIZER),,$(BIN)/python data_prep/tokenizer.py --corpus $(DATA)/corpus --out $(DATA)/tokenizer)
+	$(BIN)/python data_prep/shards.py --corpus $(DATA)/corpus --tokenizer $(or $(TOKENIZER),$(DATA)/tokenizer) --out $(SHARDS) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos) --cluster $(CLUSTER) $(if $(REMOTE),--remote $(REMOTE))
 
 smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a trained, exported, talking model
 	@$(MAKE) --no-print-directory shards SOURCE=sample DATA=data/sample SEQ_LEN=256 SHARDS=data/sample/shards-256

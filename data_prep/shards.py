@@ -1,7 +1,8 @@
 """Encode a corpus and pack it into token shards that a run streams.
 
-example: python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer \\
-    --out data/sample/shards
+examples:
+    python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer --out data/sample/shards
+    python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm --out data/text/shards  # its tokenizer
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder, or a model's")
     parser.add_argument("--out", type=folder_to_make, required=True, help="the shards folder to make")
     parser.add_argument("--seq-len", type=Allowed(SEQ_LEN), default=1024, help="tokens a sample (default 1024)")
     parser.add_argument("--no-eos", action="store_true", help="no end-of-text between documents, as in 2022")

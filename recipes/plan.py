@@ -22,7 +22,7 @@ from data_prep.common.command_line import Allowed, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.limits import Real, Whole
 from data_prep.common.manifest import MANIFEST
-from recipes.config.loading import load_config
+from recipes.checkpointing.origin import load_training_config
 from recipes.config.schema import MFU, PRICE, WORLD_SIZE
 from recipes.planning import cluster_estimate, estimate_text
 from recipes.planning.gpus import GPUS, add_stack
@@ -61,7 +61,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         "--scaling", type=Allowed(WORLD_SIZE), nargs="+", metavar="N", help="a table of so many GPUs, in Markdown"
     )
     given = parser.parse_intermixed_args(argv)
-    cfg = load_config(given.yaml, given.overrides)
+    cfg = load_training_config(given.yaml, given.overrides)
     if given.scaling:
         if given.json or given.gpus or given.price is not None:
             raise BadInput("--scaling prints a table of its own; leave --json, --gpus and --price out")

@@ -17,8 +17,8 @@ from typing import Any
 
 from data_prep.common.command_line import Allowed
 from data_prep.common.errors import run
+from recipes.checkpointing.origin import load_training_config
 from recipes.config.command_line import parse_run
-from recipes.config.loading import load_config
 from recipes.config.schema import WORLD_SIZE
 from recipes.planning.gpus import GPUS, add_stack, find_gpu
 from recipes.runs.signals import leave_with_the_launcher
@@ -38,7 +38,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         add_stack(parser)
 
     arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "run_dir=/scratch/run", argv, add)
-    cfg = load_config(arguments.yaml, arguments.overrides)
+    cfg = load_training_config(arguments.yaml, arguments.overrides)
     if arguments.gpu:
         find_gpu(arguments.gpu, arguments.stack)
     if arguments.fake_world is not None:

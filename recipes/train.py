@@ -15,8 +15,9 @@ from pathlib import Path
 from data_prep.common.errors import run
 from data_prep.common.manifest import MANIFEST
 from data_prep.common.world import world
+from recipes.checkpointing.origin import load_training_config
 from recipes.config.command_line import parse_run
-from recipes.config.loading import load_config, to_yaml
+from recipes.config.loading import to_yaml
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import check_shards, make_plan
 from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launcher
@@ -28,7 +29,7 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "optimizer.lr=2e-4", argv)
     leave_at_once_when_told()
     leave_with_the_launcher()
-    cfg = load_config(arguments.yaml, arguments.overrides)
+    cfg = load_training_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:  # what watches the run meanwhile: callbacks/registry.py
         train(cfg)
         return

@@ -23,7 +23,7 @@ import numpy as np
 import zstandard
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, canonical_json, sha256_file
+from data_prep.common.files import JsonDict, canonical_json
 from data_prep.common.limits import SEQ_LEN, Whole
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish, read_manifest
 from data_prep.filtering import corpus_format
@@ -32,8 +32,8 @@ from data_prep.running.workers import HERE, Workers
 from data_prep.sharding.encoding import Job, encode_parts
 from data_prep.sharding.packing import assemble, count_samples, pack_shards, slices_of
 from data_prep.sharding.shard_format import FORMAT, SPLITS, STAGE, SplitCounts
-from data_prep.tokenizing import tokenizer_format
 from data_prep.tokenizing.encoder import ENCODERS
+from data_prep.tokenizing.tokenizer_format import read_vocabulary
 
 SIZE_LIMIT_MB = Whole(1, 4095)  # what an MDS shard can address
 COMPRESSION = {"zstd": "zstd:3", "none": None}  # 1.4 bytes of a token's 2; level 9 makes 1.25, in a third of all time
@@ -55,7 +55,7 @@ def build_shards(
 
     Args:
         corpus_folder: a finished corpus.
-        tokenizer_folder: a finished tokenizer.
+        tokenizer_folder: a finished tokenizer, or the folder of a model whose tokenizer is taken.
         out: the folder to make.
         seq_len: tokens a sample.
         eos_between_documents: end each document with `<|endoftext|>`; the BioMedLM run of 2022 did not.
@@ -70,9 +70,7 @@ def build_shards(
     """
     _check_arguments(seq_len, size_limit_mb, encoder_name)
     corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus", corpus_format.SHAPE)
-    vocabulary = read_manifest(tokenizer_folder, tokenizer_format.STAGE, "make tokenizer", tokenizer_format.SHAPE)[
-        "tokenizer"
-    ]
+    vocabulary, tokenizer_sha256 = read_vocabulary(tokenizer_folder)
     request: JsonDict = {
         "stage": STAGE,
         "format": FORMAT,
@@ -82,13 +80,11 @@ def build_shards(
             "compression": COMPRESSION[compression],
             "size_limit_mb": size_limit_mb,
         },
-        "inputs": {"corpus": manifest_sha256(corpus_folder), "tokenizer": manifest_sha256(tokenizer_folder)},
+        "inputs": {"corpus": manifest_sha256(corpus_folder), "tokenizer": tokenizer_sha256},
     }
     if manifest := finished(out, request):
         print(f"{out} is up to date")
         return manifest
-    if sha256_file(tokenizer_folder / "tokenizer.json") != vocabulary["sha256"]:
-        raise BadInput(f"{tokenizer_folder / 'tokenizer.json'} was altered after it was made; make the folder again")
     versions = library_versions(*LIBRARIES)
     # In a folder of its own, so that another request, or other libraries, neither take its files nor throw them away.
     key = hashlib.sha256(canonical_json({**request, "versions": versions}).encode()).hexdigest()[:24]

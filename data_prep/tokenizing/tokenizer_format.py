@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict, read_json, sha256_file
+from data_prep.common.manifest import manifest_sha256, read_manifest
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -18,6 +20,35 @@ FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
 VOCABULARY = {"vocab_size": int, "eos_token_id": int, "sha256": str}
 SHAPE = {"tokenizer": VOCABULARY}  # of its manifest
+TOKENIZER_JSON, MODEL_CONFIG = "tokenizer.json", "config.json"
+
+
+def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
+    """What shards record of the tokenizer that makes them, as `VOCABULARY`, and a hash of what it was read from.
+
+    Args:
+        folder: of tokenizer.py; or a model's, whose size its config.json says.
+
+    Raises:
+        BadInput: no tokenizer, an unfinished or altered one, one without end-of-text, or with ids that its model lacks.
+    """
+    path = folder / TOKENIZER_JSON
+    if not (folder / MODEL_CONFIG).is_file():
+        vocabulary = read_manifest(folder, STAGE, "make tokenizer", SHAPE)["tokenizer"]
+        if not path.is_file() or sha256_file(path) != vocabulary["sha256"]:
+            raise BadInput(f"{path} was altered after it was made; make the folder again")
+        return vocabulary, manifest_sha256(folder)
+    ids = load_tokenizer(folder).get_vocab(with_added_tokens=True)
+    config = read_json(folder / MODEL_CONFIG)
+    vocab_size = config.get("vocab_size") if isinstance(config, dict) else None
+    if END_OF_TEXT not in ids:
+        raise BadInput(f"{path} has no {END_OF_TEXT}, which ends a document; only tokenizers of GPT-2's kind are read")
+    if not isinstance(vocab_size, int) or max(ids.values()) >= vocab_size:
+        raise BadInput(
+            f"{path} gives ids up to {max(ids.values())}, and {folder / MODEL_CONFIG} says vocab_size = {vocab_size!r}"
+        )
+    sha256 = sha256_file(path)
+    return {"vocab_size": vocab_size, "eos_token_id": ids[END_OF_TEXT], "sha256": sha256}, sha256
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -28,7 +59,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     """
     from tokenizers import Tokenizer
 
-    path = folder / "tokenizer.json"
+    path = folder / TOKENIZER_JSON
     if not path.is_file():
         raise BadInput(f"{path} does not exist")
     try:

@@ -5,7 +5,7 @@ A misspelt key or a wrong type at any depth is refused with the file and the key
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -15,6 +15,7 @@ from yaml import YAMLError
 
 from data_prep.common.bounds import YAML_CHARACTERS
 from data_prep.common.errors import BadInput
+from data_prep.common.files import JsonDict
 from data_prep.common.limits import PATH
 from data_prep.common.redaction import without_credentials_within
 from recipes.config.checks import check_every_run, check_finetuning, check_pretraining
@@ -45,13 +46,43 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def load_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
+def load_config(
+    yaml: str | Path, overrides: Sequence[str] = (), read_origin: Callable[[Path], JsonDict] | None = None
+) -> TrainConfig:
     """Read the configuration of a pre-training run: its base, itself, then `key.sub=value` overrides.
 
+    Args:
+        yaml: the file.
+        overrides: `key.sub=value`.
+        read_origin: the `model` and `data` of what `init_from` names, which go before what a base file says; None:
+            nothing is read there.
+
     Raises:
-        BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible.
+        BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible;
+            the YAML itself or an override has another `model` than what `init_from` names.
     """
-    return _pretraining(_layers(Path(yaml), overrides), str(yaml))
+    layers = _layers(Path(yaml), overrides)
+    origin = next((layer["init_from"] for _, layer in reversed(layers) if "init_from" in layer), None)
+    if origin is None or origin == "null" or read_origin is None:
+        return _pretraining(layers, str(yaml))
+    if origin == "FOLDER":  # as yamls/continue have it, for whoever starts them to say
+        raise BadInput(f"{yaml} continues a model: say init_from=FOLDER, a model folder, run folder or checkpoint")
+    if not isinstance(origin, str) or not PATH.admits(origin):
+        raise PATH.refuse("init_from", origin)
+    theirs = read_origin(Path(origin))
+    sections = {key: {name: _written(value) for name, value in of.items()} for key, of in theirs.items()}
+    layers.insert(len(layers) - len(overrides) - 1, (f"init_from = {origin}", sections))
+    cfg = _pretraining(layers, str(yaml))
+    other = {name: value for name, value in theirs["model"].items() if getattr(cfg.model, name) != value}
+    if other:
+        lines = (f"model.{name} = {getattr(cfg.model, name)!r}, and it has {value!r}" for name, value in other.items())
+        raise BadInput(f"{yaml}: init_from = {origin} is another model; leave out:\n  " + "\n  ".join(lines))
+    return cfg
+
+
+def _written(value: object) -> str:
+    """A value as a YAML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def load_recorded_config(path: Path) -> TrainConfig:

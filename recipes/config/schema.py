@@ -387,6 +387,9 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Everything that decides a pre-training run."""
 
+    # Model folder, run folder or checkpoint whose weights the run begins with; `model` is then what it is, and may be
+    # left out. Null: weights are drawn.
+    init_from: Folder | None = None
     # Of the model's, the first; null: all.
     activation_checkpointing_blocks: Annotated[int, Whole(1, 1000)] | None = None
     model: ModelConfig = field(default_factory=ModelConfig)

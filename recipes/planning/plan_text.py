@@ -56,6 +56,8 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
             f"{plan.checkpoints} on disk at the end = {gigabytes(plan.checkpoint_bytes * plan.checkpoints)}",
         ),
     ]
+    if cfg.init_from:
+        rows.insert(2, ("begins with", f"the weights of {cfg.init_from}"))
     if cfg.fsdp and plan.world_size > plan.ranks_per_node:
         rows.insert(5, ("between nodes", _network_row(plan, cfg)))
     width = max(len(name) for name, _ in rows)

@@ -39,6 +39,7 @@ FIXED = {
     **{f"model.{size}": _SHAPE for size in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")},
     "model.initializer_range": "weights are drawn when a run begins",
     "model_sha256": "the weights come from its checkpoints, not from the base model",
+    "init_from": "the weights come from its checkpoints, not from where it began",
     "lora": _SHAPE,
     "lora.r": _SHAPE,
 }
@@ -53,17 +54,23 @@ def common_fingerprint(cfg: RunConfig) -> JsonDict:
     }
 
 
-def pretraining_fingerprint(cfg: TrainConfig, plan: Plan, shards: ShardsInfo | None) -> JsonDict:
+def pretraining_fingerprint(
+    cfg: TrainConfig, plan: Plan, shards: ShardsInfo | None, origin_sha256: str | None = None
+) -> JsonDict:
     """What decides a run's losses: a folder whose fingerprint differs holds another run.
 
-    Without shards, which are not needed to look at a run that was made elsewhere, their hashes are None, which are not
-    compared.
+    Args:
+        cfg: the configuration.
+        plan: made of it.
+        shards: None if they are not here, as where one looks at a run of elsewhere: their hashes are then not compared.
+        origin_sha256: of the weights that it begins with; None: they are drawn.
     """
     model = asdict(cfg.model)
     model.pop("attn_implementation")  # the same mathematics by another kernel
     return {
         **common_fingerprint(cfg),
         "model": model,
+        "init_from": origin_sha256,
         "tokenizer_sha256": shards.tokenizer_sha256 if shards else None,
         "shards_sha256": shards.sha256 if shards else None,
         "sample_order": {"seed": cfg.seed, "num_canonical_nodes": cfg.data.num_canonical_nodes},

@@ -47,7 +47,8 @@ def write_model_card(
         told = {
             "run": record,
             "cfg": load_recorded_config(run / CONFIG),
-            "license": LICENSE,
+            "origin": record.get("origin"),
+            "license": (record.get("origin") or {}).get("license", LICENSE),
             "about_pubmed": is_about_pubmed(record),
             "corpus": text_of(record["data"]["corpus"]),
             "seen": seen(record["plan"], batch),

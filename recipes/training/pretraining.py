@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING
 
 from data_prep.common.world import world
 from data_prep.sharding.shard_format import ShardsInfo
+from recipes.checkpointing.origin import begin_with, check_tokens, origin_facts, origin_sha256
 from recipes.config.checks import check_account
 from recipes.config.schema import TrainConfig
 from recipes.distributed.hang_detector import watching_the_start
+from recipes.modeling.model_config import CONFIG_JSON
+from recipes.modeling.tokenizer_folder import TOKENIZER_FILES
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import RANKS_PER_NODE, Plan, check_shards, make_plan
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
@@ -42,11 +45,12 @@ def train(cfg: TrainConfig) -> Trainer | None:
 
         fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
     shards = check_shards(cfg)
+    check_tokens(cfg, shards)
     plan = make_plan(cfg, world().size, shards, ranks_per_node())
     folder = Path(cfg.run_dir)
     if world().rank == 0:
         print(format_plan(plan, cfg), flush=True)
-    wanted = pretraining_fingerprint(cfg, plan, shards)
+    wanted = pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg))
     if is_finished(folder, check_fingerprint(folder, wanted, cfg.resume.allow), wanted):
         print(f"{folder} is finished: nothing to do")
         return None
@@ -96,8 +100,9 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     from recipes.training.trainer import TrainingParts, run_trainer
 
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
-    fingerprint, facts = pretraining_fingerprint(cfg, plan, shards), pretraining_facts(plan, shards)
-    tokenizer = partial(shutil.copytree, cfg.data.tokenizer)
+    fingerprint = pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg))
+    facts = {**pretraining_facts(plan, shards), **origin_facts(cfg)}
+    tokenizer = partial(shutil.copytree, cfg.data.tokenizer, ignore=_all_but_the_tokenizer)
     start = find_start(Path(cfg.run_dir), cfg, fingerprint, remote)
     prepared = prepare_run(cfg, start, fingerprint, facts, tokenizer, plan.world_size, remote)
     sources = read_token_sources(shards.folder / "val", shards.seq_len)
@@ -120,6 +125,11 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     return trainer
 
 
+def _all_but_the_tokenizer(folder: str, names: list[str]) -> set[str]:
+    """What is not copied into the run folder where `data.tokenizer` is the folder of a model: its weights."""
+    return {*names} - {*TOKENIZER_FILES} if CONFIG_JSON in names else set()
+
+
 def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | None, prepared: PreparedRun) -> BioMedLM:
     """The model as it is trained: weights drawn, blocks compiled or recomputed.
 
@@ -132,17 +142,22 @@ def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | No
     from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
     from recipes.modeling.speedups import compile_blocks
 
+    begins, drawn_elsewhere = prepared.start.load_path is None, bool(prepared.fsdp) and dist.get_global_rank() != 0
     torch.manual_seed(cfg.seed)
-    with torch.device("meta" if prepared.fsdp and dist.get_global_rank() != 0 else "cpu"):
+    with torch.device("meta" if drawn_elsewhere else "cpu"):
         model = BioMedLM(
             cfg.model,
             shards.eos_token_id,
             cfg.kernels,
             cfg.activation_checkpointing_blocks,
-            draw_weights=prepared.start.load_path is None,
+            draw_weights=begins and cfg.init_from is None,
             eval_samples=shards.counts["val"].samples,
             eval_sources=sources.names if sources else (),
         )
+    if cfg.init_from is not None and begins and not drawn_elsewhere:
+        difference = begin_with(model.model, cfg)
+        if dist.get_global_rank() == 0:
+            print(f"begins with {cfg.init_from}: logits within {difference:.1e} of the largest of it", flush=True)
     if cfg.kernels.compile:
         compile_blocks(model.model, Path(cfg.run_dir) / COMPILED)
     if cfg.activation_checkpointing and not prepared.fsdp:

@@ -10,6 +10,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.world import world
 from data_prep.sharding import verification
 from data_prep.sharding.shard_format import ShardsInfo
+from recipes.checkpointing.origin import origin_sha256
 from recipes.config.checks import check_account
 from recipes.config.schema import TrainConfig
 from recipes.distributed.hang_detector import watching_the_start
@@ -97,7 +98,7 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
 def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
     """No other run there; a file written, flushed and renamed; room for the checkpoints; the remote."""
     folder, rank = Path(cfg.run_dir), world().rank
-    check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards), cfg.resume.allow)
+    check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg)), cfg.resume.allow)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     one, other = (existing / f".preflight-{os.getpid()}-{rank}{end}" for end in ("", ".there"))
     try:

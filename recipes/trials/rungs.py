@@ -127,6 +127,8 @@ def read_rung(yaml: Path, overrides: Sequence[str] = ()) -> Rung:
         BadInput: its configuration, or the shards that it reads, cannot be used.
     """
     cfg = load_config(yaml, overrides)
+    if cfg.init_from is not None:
+        raise BadInput(f"{yaml}: init_from = {cfg.init_from}, and a ladder is of runs that begin with drawn weights")
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     return Rung(cfg.run_name, yaml, cfg, make_plan(cfg, cfg.world_size, shards), shards, tuple(overrides))
 

@@ -98,6 +98,7 @@ REFUSED_IN_PRETRAINING: dict[str, tuple[Any, str]] = {
     "data.num_canonical_nodes": (2, r"sample_order\.num_canonical_nodes: 1 -> 2 .*cannot change"),
     "data.shards": ("other", r"shards_sha256: .*cannot change"),
     "data.tokenizer": ("other", r"data\.tokenizer = "),
+    "init_from": ("other", r"init_from: None -> .*cannot change"),
     "data.seq_len": (32, r"data\.seq_len = 32, but .* built with 64"),
     "data.eos_between_documents": (False, r"data\.eos_between_documents = False, but"),
     "model.vocab_size": (640, r"model\.vocab_size = 640, but"),
@@ -399,6 +400,8 @@ def test_pretraining_with_a_setting_that_is_refused(
         value = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
         with (value / "tokenizer.json").open("a") as file:
             file.write("\n")
+    if key == "init_from":
+        value = make_base(tmp_path / "origin", tiny_tokenizer, 1)
     if key == "data.shards":
         value = tmp_path / "shards"
         build_shards(tiny_corpus, tiny_tokenizer, value, seq_len=64, size_limit_mb=1)

@@ -97,6 +97,8 @@ OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "max_length": ({"facts": {**FACTS, "n_positions": 40}}, "max_length=40"),
     "n_parameters": ({"facts": {**FACTS, "n_parameters": 12_345}}, "12,345 parameters"),
     "n_positions": ({"facts": {**FACTS, "n_positions": 1024}}, "the 1024 tokens that it reads"),
+    "origin.path": (record("origin", {"path": "old/model", "sha256": "0"}), "the weights of old/model, sha256 0 |"),
+    "origin.sha256": (record("origin", {"path": "old", "sha256": "abc123"}), "the weights of old, sha256 abc123 |"),
     f"run.{COUNTS}.train.documents": (record(f"{COUNTS}.train.documents", 102), "102 documents"),
     f"run.{COUNTS}.train.tokens": (record(f"{COUNTS}.train.tokens", 4_161), "4,161 tokens"),
     "run.identity.shards_sha256": (record("identity.shards_sha256", "abc123"), "shards manifest abc123"),
