@@ -104,8 +104,8 @@ class Web:
     def download(self, url: Location, part: Path, limit_bytes: int, tick: Tick = lambda _: None) -> Mapping[str, str]:
         """Fetch a file, or the rest of it, into `part`.
 
-        What lies there is gone on with if its server said by what to know it again; `part` with the ending `.etag`
-        keeps that. Complete means as long as the server says, and nothing else.
+        A part that lies there is continued if the server named a version of the file when it was begun, which a file
+        beside it with the ending `.etag` keeps. Complete means as long as the server says, and nothing else.
 
         Args:
             url: the file.

@@ -183,8 +183,8 @@ class Selection:
     def drop_overlaps(self, common: int) -> int:
         """Documents that hold a gram of an evaluation text which at most `common` documents hold.
 
-        Repeated, as a phrase may no longer be common among what is left: then the corpus holds a gram in more than
-        `common` documents or in none, which is what the leak report looks for.
+        Repeated until nothing changes: where documents were dropped, a phrase may have become rare. In the end the
+        corpus holds a gram in more than `common` documents or in none, which is what the leak report expects.
 
         Returns:
             How many grams are in more documents.

@@ -1,9 +1,9 @@
 """Read token shards that are, byte for byte, what was written, or say which file is not.
 
-StreamingDataset trusts a file because it is there, and what its download threads raise ends an epoch early or never. It
-keeps the order of samples and the resumption here, and opens no file. Each link vouches for the next: the manifest's
-seal for the manifest, its sha256 for a split's index, the index' xxh64 for a shard, and one hash a sample, taken from a
-shard found good, for every sample that is read from it later.
+StreamingDataset trusts a file because it is there, and what its download threads raise ends an epoch early or never. So
+it decides only the order of samples and how they are resumed; all files are opened by this module. Each link vouches
+for the next: the manifest's seal for the manifest, its sha256 for a split's index, the index' xxh64 for a shard, and
+one hash a sample, taken from a shard found good, for every sample that is read from it later.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ class Encoder:
             where: file and line.
 
         Raises:
-            BadInput: nothing.
+            BadInput: nothing is left.
         """
         if (room := self.seq_len - tokens) < 1:
             raise BadInput(f"{where}: its {what} takes {tokens} tokens, and seq_len = {self.seq_len}; raise seq_len")
