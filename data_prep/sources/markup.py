@@ -1,0 +1,22 @@
+"""Raised and lowered text in a line: `10<sup>6</sup>` is 10^6, not 106, and `log<sub>10</sub>2` is log10 2, not log102.
+
+Who writes a line puts these signs around the text of a `sup` or `sub`, whatever is in it, and has `numbers_apart` take
+them out when the line is whole. XML cannot contain them.
+"""
+
+from __future__ import annotations
+
+import re
+
+RAISED, LOWERED, SCRIPT_END = "\x01", "\x02", "\x03"
+SIGNS = re.compile(f"[{RAISED}{LOWERED}{SCRIPT_END}]+")
+SIGNED_NUMBER = r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d"
+POWER = re.compile(rf"(?<=\d){SCRIPT_END}*{RAISED}+(?={SIGNED_NUMBER})")
+DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+(?=\d)")
+
+
+def numbers_apart(line: str) -> str:
+    """A line without the signs: `^` before a number raised right after a digit, a space between one and a digit."""
+    if SCRIPT_END not in line:
+        return line
+    return SIGNS.sub("", DIGITS_AFTER.sub(" ", POWER.sub("^", line)))

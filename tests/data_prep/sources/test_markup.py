@@ -1,0 +1,61 @@
+"""Numbers that are raised or lowered stay apart from those beside them; the oracle of words sees what is wrong."""
+
+from __future__ import annotations
+
+import pytest
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
+
+from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
+from words import Markup, faults, pieces
+
+MARKUP = Markup(
+    inline={"i", "sub", "sup", "xref"},
+    lost={"xref": "marks of citations", "formula": "formulas"},
+    moved={"fig"},
+)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("10<6> cells, 10<-3> M, 10<−8>M, 10< 6>", "10^6 cells, 10^-3 M, 10^−8M, 10^ 6"),
+        ("<131>I, Ca<2+>, cm<2>, 5<a>, 2<nd>, <5>", "131I, Ca2+, cm2, 5a, 2nd, 5"),
+        ("log[10]2, mc<2>7000, H[2]<18>O, CO[2]H, 5[]6", "log10 2, mc2 7000, H2^18O, CO2H, 56"),
+        ("10<<6>> and [2[3]]4", "10^6 and 23 4"),
+        ("no script", "no script"),
+    ],
+)
+def test_numbers_that_are_raised_or_lowered_stay_apart(line: str, expected: str) -> None:
+    signs = {"<": RAISED, "[": LOWERED, ">": SCRIPT_END, "]": SCRIPT_END}
+    assert numbers_apart("".join(signs.get(sign, sign) for sign in line)) == expected
+
+
+@pytest.mark.parametrize(
+    ("xml", "text", "expected"),
+    [
+        ("by<formula>k</formula>where <i>k</i> is", "by where k is", []),
+        ("by<formula>k</formula>where <i>k</i> is", "by k where k is", []),
+        ("by<formula>k</formula>where <i>k</i> is", "bywhere k is", ["glued: 'bywhere' for 'by where'"]),
+        ("by<formula>k</formula>.", "by.", []),
+        ("<b>50</b><b>Mass</b>", "50Mass", ["glued: '50Mass' for '50 Mass'"]),
+        ("<i>E.</i> <i>coli</i>", "E.coli", ["glued: 'E.coli' for 'E. coli'"]),
+        ("<i>h</i>er2", "h er2", ["split: 'h er2' for 'her2'"]),
+        ("one <xref>[1-3]</xref>. Two", "one. Two", []),
+        ("one <xref>[1-3]</xref>. Two", "one [1-3]. Two", []),
+        ("one <xref>[1-3]</xref>. Two", "one [. Two", ["lost: 'one.'", "added: 'one'", "added: '[.'"]),
+        ("Cells<xref>1</xref>and", "Cells and", []),
+        ("Cells<xref>1</xref>and", "Cellsand", ["glued: 'Cellsand' for 'Cells and'"]),
+        ("two of <xref>3</xref> words", "two words", ["lost: 'of'"]),
+        ("two words", "two three words", ["added: 'three'"]),
+        ("now<fig>The caption.</fig>and then", "now and then The caption.", []),
+        ("now<fig>The caption.</fig>and then", "nowand then The caption.", ["glued: 'nowand' for 'now and'"]),
+        ("now<fig>The caption.</fig>and then", "now and then Thecaption.", ["glued: 'Thecaption.' for 'The caption.'"]),
+        ("one two <b>three</b>", "three one two", ["moved: 'three'"]),
+        ("10<sup>6</sup> of log<sub>10</sub>2", "10^6 of log10 2", []),
+        ("10<sup>6</sup> of", "106 of", ["lost: '10^6'", "added: '106'"]),
+    ],
+)
+def test_the_oracle_sees_what_is_wrong(xml: str, text: str, expected: list[str]) -> None:
+    found = faults(pieces(etree.fromstring(f"<p>{xml}</p>"), MARKUP), text)
+    assert [f"{fault.kind}: {fault.words}" for fault in found] == expected
+    assert all(fault.place.startswith(("line 1, p", "in '")) for fault in found)
