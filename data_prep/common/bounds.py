@@ -31,7 +31,8 @@ JSON_BYTES = 64 * MIB
 # An article, or a citation of PubMed, in XML: the longest articles of PMC have some 30 MB, most of it tables, and a
 # citation with 15,000 authors 10 MB. libxml2 takes some 240 bytes for each tag and attribute: for each `<` and `=`.
 XML_BYTES = 64 * MIB
-XML_MARKS = 1_500_000
+XML_MARKS = 1_500_000  # and so many `&`: an entity that is declared elsewhere takes as much
+ENTITY_CHARACTERS = MIB  # of what the names of entities in a record stand for, most of them one sign
 TAR_HEADER_BYTES = MIB  # before a member: paths have 4,096 bytes at the most
 METADATA_BYTES = MIB  # that the bucket has of an article: some two kilobytes
 MD5_BYTES = 64 << 10  # NLM's are 60 bytes, lists of a folder some thousand

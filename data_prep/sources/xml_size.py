@@ -18,7 +18,7 @@ class XmlSize:
 
     def reset(self) -> None:
         """Begin with the next record."""
-        self._bytes = self._marks = 0
+        self._bytes = self._marks = self._references = 0
 
     def add(self, block: bytes) -> None:
         """Count what comes next.
@@ -28,10 +28,11 @@ class XmlSize:
         """
         self._bytes += len(block)
         self._marks += block.count(b"<") + block.count(b"=")
-        if self._bytes > XML_BYTES or self._marks > XML_MARKS:
+        self._references += block.count(b"&")
+        if self._bytes > XML_BYTES or max(self._marks, self._references) > XML_MARKS:
             raise BadInput(
                 f"{self._name}: a record of more than {XML_BYTES:,} bytes of XML, or of {XML_MARKS:,} tags and "
-                "attributes; leave it out, as with --on-error skip"
+                "attributes, or of entities; leave it out, as with --on-error skip"
             )
 
 

@@ -6,6 +6,7 @@ import pytest
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
+from data_prep.sources.mathml import math_text
 from words import Markup, faults, pieces
 
 MARKUP = Markup(
@@ -59,3 +60,25 @@ def test_the_oracle_sees_what_is_wrong(xml: str, text: str, expected: list[str])
     found = faults(pieces(etree.fromstring(f"<p>{xml}</p>"), MARKUP), text)
     assert [f"{fault.kind}: {fault.words}" for fault in found] == expected
     assert all(fault.place.startswith(("line 1, p", "in '")) for fault in found)
+
+
+@pytest.mark.parametrize(
+    ("mathml", "expected"),
+    [
+        ("<mi>k</mi>\n <mo>=</mo><mn>2</mn>", "k=2"),
+        ("<msup><mn>10</mn><mrow><mo>−</mo><mn>6</mn></mrow></msup><mi>x</mi>", "10^−6x"),
+        ("<mfrac><mn>1</mn><mrow><mi>a</mi><mo>+</mo><mi>b</mi></mrow></mfrac>", "1/(a+b)"),
+        ("<mi>sin</mi><mo>\u2061</mo><mi>x</mi><mo>\u2062</mo><mi>y</mi><mn>1</mn><mn>2</mn>", "sin xy1 2"),
+        ("<msqrt><mi>x</mi><mo>+</mo><mn>1</mn></msqrt><mroot><mi>y</mi><mn>3</mn></mroot>", "√(x+1)√y^(1/3)"),
+        ("<semantics><mi>x</mi><annotation>x_1</annotation></semantics><mtext>if  so</mtext>", "x if so"),
+        ("<msubsup><mi>x</mi><mi>i</mi><mn>2</mn></msubsup><mover><mi>y</mi><mo>¯</mo></mover>", "x_i^2y¯"),
+        ("<mfenced open='['><mi>a</mi><mi>b</mi></mfenced>", "[a,b)"),
+        (
+            "<mtable><mtr><mtd><mi>a</mi></mtd><mtd><mi>b</mi></mtd></mtr><mtr><mtd><mi>c</mi></mtd></mtr></mtable>",
+            "a b c",
+        ),
+        ("", ""),
+    ],
+)
+def test_mathml_is_a_line(mathml: str, expected: str) -> None:
+    assert math_text(etree.fromstring(f'<math xmlns="http://www.w3.org/1998/Math/MathML">{mathml}</math>')) == expected
