@@ -29,7 +29,7 @@ from data_prep.fetching.downloads import Web
 from data_prep.fetching.listed_files import fetch
 from data_prep.fetching.pile import PILE, PILE_URL, count_lines, pile
 from data_prep.fetching.pubmed import PUBMED_SETS, PUBMED_URL, check_year, count_citations, holes, medline
-from data_prep.sources.pmc import TIERS
+from data_prep.sources.pmc_licenses import TIERS
 
 DOWNLOADS = Whole(1, 1000)  # at a time
 YEAR = Text(re.compile("(20)?[0-9]{2}").fullmatch, "a year, as 26 or 2026")

@@ -45,7 +45,7 @@ from data_prep.fetching.pmc_packs import (
     forget_lost_packs,
     md5_hex,
 )
-from data_prep.sources.pmc import in_tier, license_and_retraction
+from data_prep.sources.pmc_licenses import in_tier, license_and_retraction
 
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"
 MD5 = re.compile(r"[0-9a-f]{32}")
@@ -89,7 +89,7 @@ def fetch(
         web: the client.
         url: the bucket.
         out: the folder.
-        tier: a key of `sources.pmc.TIERS`.
+        tier: a key of `sources.pmc_licenses.TIERS`.
         since: only articles that were added or changed from this day on, `YYYY-MM-DD`.
         workers: articles that are fetched at a time.
         limit: only the first so many articles.

@@ -17,6 +17,6 @@ DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+(?=\d)")
 
 def numbers_apart(line: str) -> str:
     """A line without the signs: `^` before a number raised right after a digit, a space between one and a digit."""
-    if SCRIPT_END not in line:
+    if SIGNS.search(line) is None:
         return line
     return SIGNS.sub("", DIGITS_AFTER.sub(" ", POWER.sub("^", line)))

@@ -7,6 +7,7 @@ from typing import IO
 
 from data_prep.common.bounds import XML_BYTES, XML_MARKS
 from data_prep.common.errors import BadInput
+from data_prep.sources.entities import with_doctype
 
 
 class XmlSize:
@@ -37,13 +38,16 @@ class XmlSize:
 
 
 class SizedXml(io.RawIOBase):
-    """A file of one record, as far as it may be read; raises as `XmlSize.add`."""
+    """A file of one record with a DOCTYPE, as far as it may be read; raises as `XmlSize.add`."""
 
     def __init__(self, file: IO[bytes] | io.RawIOBase, name: str):
         self._file, self._size = file, XmlSize(name)
+        self._is_first = True
 
     def read(self, size: int = -1) -> bytes:
         """The next bytes."""
         block = self._file.read(size) or b""
         self._size.add(block)
+        if self._is_first:
+            self._is_first, block = False, with_doctype(block)
         return block

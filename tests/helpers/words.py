@@ -24,6 +24,7 @@ from itertools import groupby
 from typing import Any
 
 NUMBER = re.compile(r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d")
+OPENING = tuple("([{")
 CLOSING = ",.;:!?)]}"  # may follow what is missing without the white space before that
 LONGEST = 4  # words that are looked for in one, or pieces of a word
 
@@ -131,6 +132,7 @@ class _Walk:
             self._put(" ", None)
         self._moved = outer
         if name in self._markup.moved:
+            self.found.append(Piece("", None, "it stands elsewhere", id(element), outer))
             self._put(" ", None)
 
     def _put(self, text: str | None, element: Any) -> None:
@@ -178,7 +180,7 @@ def _words(parts: Sequence[Piece], kept: Collection[int]) -> list[_Word]:
             position -= 1
         before = signs[-1][0] if signs else " "
         spaced = any(mark.isspace() for mark, _ in marks[max(0, position) : end])
-        if after not in CLOSING and (spaced or (before.isalnum() and after.isalnum())):
+        if after not in CLOSING and before not in OPENING and (spaced or (before.isalnum() and after.isalnum())):
             signs.append((" ", number))
         position = end
     words = []

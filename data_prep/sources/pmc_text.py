@@ -1,0 +1,219 @@
+"""The text of an article in JATS: what a reader reads, line by line; docs/data.md has the rules in a table.
+
+Title and subtitle, abstracts, body, what stands behind the body, and what floats, in this order. Every title,
+paragraph, list item and caption is a line of its own with its white space folded. A figure, table, note or box inside a
+paragraph follows it, so that the sentence around it stays whole; a label (`2.1`, `Figure 1`) leads the line after it.
+"""
+
+from __future__ import annotations
+
+import re
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
+
+from data_prep.sources.document import fold
+from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
+from data_prep.sources.mathml import MATH, math_text
+from data_prep.sources.pmc_citations import HOLE, signs_of, without_marks
+
+# fmt: off
+# Elements in a line: nothing stands at their borders. All that are in none of these lists are in the line, too, with
+# white space at their borders, so that an unknown one glues and loses no word.
+INLINE = {
+    "abbrev", "award-id", "bold", "collab", "contract-num", "contract-sponsor", "country", "email", "ext-link", "fax",
+    "fixed-case", "funding-source", "inline-media", "inline-supplementary-material", "institution",
+    "institution-wrap", "italic", "milestone-end", "milestone-start", "monospace", "named-content", "overline", "phone",
+    "private-char", "rb", "roman", "rp", "rt", "ruby", "sans-serif", "sc", "strike", "styled-content", "target",
+    "underline", "uri", "x", "year",
+}
+# Elements that start a line.
+BLOCKS = {
+    "abstract", "ack", "answer", "app", "app-group", "article-title", "attrib", "bio", "body", "caption", "code", "def",
+    "def-item", "def-list", "disp-quote", "floats-group", "floats-wrap", "glossary", "list", "list-item", "media",
+    "notes", "p", "question", "sec", "sig-block", "speech", "statement", "subtitle", "term", "title", "verse-group",
+    "verse-line",
+}
+# Elements that wait until the line around them has ended.
+FLOATS = {
+    "boxed-text", "chem-struct-wrap", "fig", "fig-group", "fn", "fn-group", "supplementary-material", "table-wrap",
+    "table-wrap-group",
+}
+DROPPED = {
+    "alt-text", "array", "chem-struct", "disp-formula", "disp-formula-group", "graphic", "index-term", "long-desc",
+    "object-id", "permissions", "ref", "ref-list", "sec-meta", "table", "table-wrap-foot",
+}
+DROPPED_INLINE = {"glyph-data", "inline-graphic"}
+# fmt: on
+FORMULAS = {"alternatives", "inline-formula"}
+SCRIPTS = {"sup": RAISED, "sub": LOWERED}
+LEADING = {"label", "speaker"}
+PREFORMATTED = {"code", "preformat"}
+# Text with their own punctuation and white space between the elements.
+CITATIONS = {
+    "citation",
+    "mixed-citation",
+    "nlm-citation",
+    "product",
+    "related-article",
+    "related-object",
+    "string-name",
+}
+
+BACK = {
+    "none": (),
+    "text": ("ack", "app", "app-group", "glossary", "notes", "sec"),
+    "all": ("ack", "app", "app-group", "bio", "fn-group", "glossary", "notes", "sec"),
+}
+BOILERPLATE = re.compile(
+    r"\(?Click here (?:for|to view)[^.]{0,60}\.?\)?(?: ?\([^()]{1,40}\))?"
+    r"|\((?:[\d.,]+ ?[KM]?B,? )?(?:AVI|CSV|DOCX?|EPS|GIF|HTML?|JPE?G|MOV|MP[34]|MPE?G|PDF|PNG|PPTX?|RTF|TIFF?|TXT|WMV"
+    r"|XLSX?|XML|ZIP)(?:,? [\d.,]+ ?[KM]?B)?\)",
+    re.IGNORECASE,
+)
+TEX_DOCUMENT = re.compile(r"\\begin\s*\{document\}(.*)\\end\s*\{document\}", re.DOTALL)
+SIGNS = re.compile("[\x01-\x07\x0e\x0f]")
+
+
+def article_lines(article: etree._Element, back: str) -> list[str]:
+    """The lines of an article, as `TITLE`, …
+
+    Args:
+        article: the root element, its entities replaced.
+        back: which elements behind the body are read, a key of `BACK`.
+    """
+    writer = _Writer()
+    lines = _title(article)
+    for abstract in article.iterfind("front/article-meta/abstract"):
+        writer.block(abstract)
+    for body in article.iterfind("body"):
+        writer.block(body)
+    for element in article.iterfind("back/*"):
+        if element.tag in BACK[back]:
+            writer.block(element)
+    for tag in ("floats-group", "floats-wrap"):
+        for element in article.iterfind(tag):
+            writer.block(element)
+    return lines + writer.lines
+
+
+def _title(article: etree._Element) -> list[str]:
+    """Title and subtitles as one line, `Title: Subtitle`; then what floats in them."""
+    title, others = "", []
+    for tag in ("article-title", "subtitle"):
+        for element in article.iterfind(f"front/article-meta/title-group/{tag}"):
+            writer = _Writer()
+            writer.block(element)
+            first, *rest = writer.lines or [""]
+            colon = ":" if title and first and title[-1] not in ":.?!;,-–—" else ""
+            title = f"{title}{colon} {first}".strip()
+            others += rest
+    return [title, *others] if title else others
+
+
+class _Writer:
+    """Lines, one after the other; `parts` of the last one are put together when it ends."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self._parts: list[str] = []
+        self._has_text = False  # the last line
+        self._is_label = False  # all of the last line
+        self._math_is_read = True  # no TeX says the same
+        self._waiting: list[etree._Element] = []
+
+    def block(self, element: etree._Element) -> None:
+        """An element that is in lines of its own, then what waited in it."""
+        if self._is_label:
+            self._parts.append(" ")
+        else:
+            self._end_line()
+        outside, self._waiting = self._waiting, []
+        self._content(element)
+        self._end_line()
+        waiting, self._waiting = self._waiting, outside
+        for waited in waiting:
+            self.block(waited)
+
+    def _content(self, element: etree._Element) -> None:
+        if element.text:
+            self._put(element.text)
+        for child in element:
+            self._child(child)
+            if child.tail:
+                self._put(child.tail)
+
+    def _put(self, text: str) -> None:
+        self._parts.append(text)
+        if not text.isspace():
+            self._has_text, self._is_label = True, False
+
+    def _child(self, child: etree._Element) -> None:
+        tag = child.tag
+        if tag in INLINE:
+            self._content(child)
+        elif tag == "xref":
+            self._link(child)
+        elif tag in SCRIPTS:
+            self._parts.append(SCRIPTS[tag])
+            self._content(child)
+            self._parts.append(SCRIPT_END)
+        elif tag in PREFORMATTED:
+            self._preformatted(child)
+        elif tag in FLOATS and self._has_text and not self._is_label:
+            self._waiting.append(child)
+            self._parts.append(f" {HOLE} ")
+        elif tag in BLOCKS or tag in FLOATS:
+            self.block(child)
+        elif tag in DROPPED:
+            self._parts.append(f" {HOLE} ")
+        elif tag in DROPPED_INLINE:
+            self._parts.append(HOLE)
+        elif tag in FORMULAS:
+            self._formula(child)
+        elif tag == "tex-math":
+            self._tex(child)
+        elif tag == MATH:
+            self._put((self._math_is_read and math_text(child)) or HOLE)
+        elif tag in CITATIONS:
+            self._put("".join(child.itertext()))
+        else:
+            is_first = self._is_label or not self._has_text
+            self._parts.append(" ")
+            self._content(child)
+            self._parts.append(" ")
+            self._is_label = self._has_text and is_first and tag in LEADING
+
+    def _link(self, link: etree._Element) -> None:
+        begin, end = signs_of("".join(link.itertext()), link.get("ref-type"), "".join(self._parts[-8:]))
+        self._parts.append(begin)
+        self._content(link)
+        self._parts.append(end)
+
+    def _formula(self, formula: etree._Element) -> None:
+        """A formula in a sentence: of TeX and MathML that say the same, TeX is read."""
+        outside = self._math_is_read
+        self._math_is_read = outside and next(formula.iter("tex-math"), None) is None
+        self._content(formula)
+        self._math_is_read = outside
+
+    def _tex(self, tex: etree._Element) -> None:
+        text = "".join(tex.itertext())
+        document = TEX_DOCUMENT.search(text)
+        text = fold((document[1] if document else text).strip().strip("$"))
+        self._put(f"${text}$" if text else HOLE)
+
+    def _preformatted(self, element: etree._Element) -> None:
+        self._end_line()
+        lines = [line.rstrip() for line in "".join(element.itertext()).expandtabs().split("\n")]
+        text = "\n".join(lines).strip("\n")
+        if text:
+            self.lines.append(text)
+
+    def _end_line(self) -> None:
+        line = fold("".join(self._parts))
+        self._parts.clear()
+        self._has_text = self._is_label = False
+        if SIGNS.search(line):
+            line = fold(numbers_apart(without_marks(line)))
+        if line and not BOILERPLATE.fullmatch(line):
+            self.lines.append(line)
