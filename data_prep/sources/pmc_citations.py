@@ -84,7 +84,7 @@ def signs_of(text: str, kind: str | None, before: str) -> tuple[str, str]:
     """
     if kind not in ("bibr", *NOTE_LINKS):
         return "", ""
-    is_letter_of_year = text.strip().isalpha() and YEAR.search(before[-12:])
+    is_letter_of_year = kind == "bibr" and text.strip().isalpha() and YEAR.search(before[-12:])
     if (NUMBERS if kind == "bibr" else NOTE).fullmatch(text) and not YEAR.search(text) and not is_letter_of_year:
         return MARK, MARK_END
     return NAME, NAME_END

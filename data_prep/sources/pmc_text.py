@@ -65,7 +65,8 @@ BACK = {
     "all": ("ack", "app", "app-group", "bio", "fn-group", "glossary", "notes", "sec"),
 }
 BOILERPLATE = re.compile(
-    r"\(?Click here (?:for|to view)[^.]{0,60}\.?\)?(?: ?\([^()]{1,40}\))?"
+    r"\(?Click here (?:to view|for (?:(?:additional|supplementa(?:l|ry)|data|figure|table|material) )*files?)\.?\)?"
+    r"(?: ?\([^()]{1,40}\))?"
     r"|\((?:[\d.,]+ ?[KM]?B,? )?(?:AVI|CSV|DOCX?|EPS|GIF|HTML?|JPE?G|MOV|MP[34]|MPE?G|PDF|PNG|PPTX?|RTF|TIFF?|TXT|WMV"
     r"|XLSX?|XML|ZIP)(?:,? [\d.,]+ ?[KM]?B)?\)",
     re.IGNORECASE,
