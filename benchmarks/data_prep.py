@@ -44,7 +44,7 @@ from data_prep.files import inputs
 from data_prep.filtering import corpus_format
 from data_prep.sharding.build_shards import COMPRESSION
 from data_prep.sharding.shard_format import SPLITS, STAGE
-from data_prep.sources import pmc, sample
+from data_prep.sources import sample
 from data_prep.sources.document import Document, Dropped, Entry, fold
 from data_prep.sources.medline import Medline
 from data_prep.tokenizing.encoder import ENCODERS, Encoder
@@ -225,49 +225,18 @@ def _citations(path: Path, source: Medline) -> list[Entry]:
         return [e for e in source.read(file, stream) if not (isinstance(e, Dropped) and e.reason == "deletions")]
 
 
-def articles_kept(paths: Iterable[Path]) -> Kept:
-    """Letters of title, abstract, body, appendices and captions, by our rule of what is left out (`pmc.DROPPED`).
-
-    pubmed_parser gets all that any of its functions says: title and abstract, all paragraphs, the titles of their
-    sections, and captions.
-    """
-    import pubmed_parser  # pyright: ignore[reportMissingTypeStubs]
-
-    kept = Kept()
-    for path in paths:
-        tree = etree.parse(path, etree.XMLParser(remove_comments=True, remove_pis=True))
-        etree.strip_elements(tree, *pmc.DROPPED, with_tail=False)
-        expected = " ".join(part for tag in pmc.PARTS for element in tree.iterfind(tag) for part in element.itertext())
-        with path.open("rb") as file:
-            document = pmc.read_article(file, path.name)
-        assert isinstance(document, Document)
-        whole = pubmed_parser.parse_pubmed_xml(str(path))
-        paragraphs = pubmed_parser.parse_pubmed_paragraph(str(path), all_paragraph=True)
-        captions = pubmed_parser.parse_pubmed_caption(str(path)) or []
-        theirs = [whole["full_title"], whole["abstract"], *(paragraph["text"] for paragraph in paragraphs)]
-        theirs += dict.fromkeys(paragraph["section"] for paragraph in paragraphs)
-        theirs += [caption[key] or "" for caption in captions for key in ("fig_label", "fig_caption")]
-        kept.add(_letters(expected.replace(pmc.BOILERPLATE, "")), _letters(document.text), _letters(" ".join(theirs)))
-    return kept
-
-
-def kept_table(citation_files: Sequence[Path], articles: Sequence[Path]) -> str:
-    """What is kept against the XML's text."""
+def kept_table(citation_files: Sequence[Path]) -> str:
+    """What is kept of citations against the XML's text; benchmarks/articles.py compares the words of articles."""
     rows: Rows = []
     for path in citation_files:
         signs, labels = citations_kept(path)
         rows += [signs.row(f"{path.name}, signs but white space"), labels.row(f"{path.name}, labels of sections")]
-    rows.append(articles_kept(articles).row(f"{len(articles)} PMC articles, letters"))
     header = ["", "documents", "in the XML", "ours", "pubmed_parser", "ours loses in", "pubmed_parser loses in"]
     return table(header, rows)
 
 
 def _signs(text: str) -> Counter[str]:
     return Counter("".join(text.split()))
-
-
-def _letters(text: str) -> Counter[str]:
-    return Counter(filter(str.isalpha, text))
 
 
 # Text to tokens
@@ -668,9 +637,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         sections.append(f"### Memory\n\n{flat(texts, work, tokenizer, args.flat or FLAT_MB, 2)}")
     else:
         citation_files = [Path(path) for path in sample.paths(".xml.gz")]
-        articles = [Path(path) for path in sample.paths(".nxml")]
         sections.append(f"### XML\n\n{xml_speed(citation_files, work, args.rounds)}")
-        sections.append(f"### Characters kept\n\n{kept_table(citation_files, articles)}")
+        sections.append(f"### Characters kept\n\n{kept_table(citation_files)}")
         prepare_sizes(texts, work, args.repeat, TINY_DOCUMENTS)
         tools = our_tools(tokenizer) + (peer_tools(environments, tokenizer) if environments else [])
         found = speeds(tools, work, args.rounds, CORES)

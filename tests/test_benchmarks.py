@@ -7,16 +7,18 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest.mock import patch
 
 import orjson
 import pytest
 
+from benchmarks import articles
 from benchmarks import data_prep as benchmark
 from data_prep.common.errors import BadInput
 from data_prep.filtering import corpus_format
-from data_prep.sources import medline, sample
+from data_prep.sources import medline
 from data_prep.sources.document import Document
 from data_prep.tokenizing import tokenizer_format
 from project import ROOT
@@ -74,13 +76,19 @@ def test_lost_characters_are_counted(tmp_path: Path):
 
 def test_what_is_said_twice_does_not_make_up_for_a_loss():
     kept = benchmark.Kept()
-    kept.add(benchmark._letters("abc def"), benchmark._letters("abc def"), benchmark._letters("abc abc"))
+    kept.add(Counter("abcdef"), Counter("abcdef"), Counter("abcabc"))
     assert (kept.expected, kept.ours, kept.theirs, kept.ours_lossy, kept.theirs_lossy) == (6, 6, 3, 0, 1)
 
 
-def test_letters_of_a_real_article_are_kept():
-    kept = benchmark.articles_kept(map(Path, sample.paths(".nxml")[:2]))
-    assert kept.documents == 2 and kept.ours == kept.expected > 50_000 and kept.theirs < kept.expected
+def test_words_of_real_articles_are_compared(capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    articles.main(["--rounds", "1"])
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in capsys.readouterr().out.splitlines()[2:]}
+    ours, theirs = ([int(cell.replace(",", "")) for cell in rows[name][:5]] for name in ("ours", "pubmed_parser"))
+    assert ours[0] == theirs[0] > 30_000 and ours[1:] == [0] * 4 and theirs[1] > 100
+    shown = articles.text_of_html("<p>a<sup>2</sup> <em>b</em>c</p><p>10<sup>6</sup></p>")
+    assert shown.split() == ["a2", "bc", "10^6"]
+    with pytest.raises(BadInput, match="holds no pandoc"):
+        articles.with_pandoc(tmp_path)
 
 
 def test_copies_of_a_text_differ_and_sizes_are_kept(tmp_path: Path):

@@ -7,9 +7,10 @@ them out when the line is whole. XML cannot contain them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 RAISED, LOWERED, SCRIPT_END = "\x01", "\x02", "\x03"
-SIGNS = re.compile(f"[{RAISED}{LOWERED}{SCRIPT_END}]+")
+SIGNS = (RAISED, LOWERED, SCRIPT_END)
 SIGNED_NUMBER = r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d"
 POWER = re.compile(rf"(?<=\d){SCRIPT_END}*{RAISED}+(?={SIGNED_NUMBER})")
 DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+(?=\d)")
@@ -17,6 +18,14 @@ DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+(?=\d)")
 
 def numbers_apart(line: str) -> str:
     """A line without the signs: `^` before a number raised right after a digit, a space between one and a digit."""
-    if SIGNS.search(line) is None:
-        return line
-    return SIGNS.sub("", DIGITS_AFTER.sub(" ", POWER.sub("^", line)))
+    if SCRIPT_END in line:
+        line = DIGITS_AFTER.sub(" ", POWER.sub("^", line))
+    return without(line, SIGNS)
+
+
+def without(line: str, signs: Iterable[str]) -> str:
+    """A line without some signs; most lines hold none of them."""
+    for sign in signs:
+        if sign in line:
+            line = line.replace(sign, "")
+    return line

@@ -17,10 +17,10 @@ from __future__ import annotations
 
 import re
 
-from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END
+from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, without
 
 MARK, MARK_END, HOLE, GONE, NAME, NAME_END = "\x04", "\x05", "\x06", "\x07", "\x0e", "\x0f"
-SIGNS = re.compile(f"[{MARK}{MARK_END}{HOLE}{GONE}{NAME}{NAME_END}]+")
+SIGNS = (MARK, MARK_END, HOLE, GONE, NAME, NAME_END)
 # Unicode's category Pd, and what stands in for a dash: minus, tilde, bullet.
 DASHES = (
     "\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\ufe31\ufe32\ufe58"
@@ -37,10 +37,10 @@ JOINING = rf",;:/&+…·•*|\\{DASHES}"
 JOINT = rf"(?:[{JOINING}]|\.(?!\s)|\b(?:and|or|to|through)\b)"
 JOINTS = rf"(?:[\s{RAISED}{LOWERED}{SCRIPT_END}]|{JOINT})"
 ONE = f"{MARK}[^{MARK}{MARK_END}]*{MARK_END}"
-RUN = f"{ONE}(?:{JOINTS}*{ONE})*"
-GROUP = re.compile(f" ?(?:{RAISED}+ ?{RUN} ?{SCRIPT_END}+|{RUN})")
+RUN = re.compile(f"{ONE}(?:{JOINTS}*{ONE})*")
 OPENING, CLOSING = "[({", "])}"
-BRACKETS = re.compile(rf"([\[({{])((?:{ONE}|[^\[\](){{}}{MARK}{MARK_END}])*)([\])}}])")
+OTHER = rf"[^\[\](){{}}{MARK}{MARK_END}]*"
+BRACKETS = re.compile(rf"[\[({{]({OTHER}(?:{ONE}{OTHER})+)[\])}}]")
 # What brackets of marks hold beside them, and more numbers of references, which are joined to others.
 WORDS = (
     r"and|or|to|through|see|also|eg|e\.g|ie|i\.e|cf|refs?|references?|therein|reviewed|reviews?|in|by|for|an?|overview|"
@@ -52,13 +52,17 @@ CITING = re.compile(
 )
 
 # Words before a mark that need it.
-REFERRING = r"refs?|references?|citations?|footnotes?|notes?|nos?|numbers?"
-NEEDING = re.compile(
-    rf"(?:^|[\s\[({{])(?:{REFERRING}|see|in|by|of|from|to|with|than|per|via|and|or|both|between|as|at|on|for)\.?$",
-    re.IGNORECASE,
-)
-NAMED = re.compile(rf"(?:^|[\s\[({{])(?:{REFERRING})\.?$", re.IGNORECASE)
-SIGNS_AROUND = dict.fromkeys(map(ord, (RAISED, LOWERED, SCRIPT_END, NAME, NAME_END)))
+# fmt: off
+REFERRING = {
+    "citation", "citations", "footnote", "footnotes", "no", "nos", "note", "notes", "number", "numbers", "ref", "refs",
+    "reference", "references",
+}
+NEEDING = REFERRING | {
+    "and", "as", "at", "between", "both", "by", "for", "from", "in", "of", "on", "or", "per", "see", "than", "to",
+    "via", "with",
+}
+# fmt: on
+SIGNS_AROUND = (RAISED, LOWERED, SCRIPT_END, NAME, NAME_END)
 JOINED_TO_NAME = re.compile(rf"{NAME_END}(?:(?:\s*{JOINT})+\s*)?$")
 NAME_JOINED = re.compile(rf"(?:(?:\s*{JOINT})+\s*)?{NAME}")
 SENTENCE_END = re.compile(r"(?:^|(?<!\bal)[.!?])$")
@@ -67,11 +71,8 @@ BEFORE = 40  # characters that are looked at before a mark
 BRACKET_LENGTH = 2000  # within so many characters an opening bracket is looked for
 NESTED = 4  # brackets in brackets
 
-EMPTY = re.compile(rf"[\[({{]\s*{GONE}[\s,;:{GONE}]*[\])}}]")
-LAST = re.compile(rf"[\s,;:]*{GONE}[\s{GONE}]*(?=[\])}}{SCRIPT_END}])")  # a raised one may end before a word
-FIRST = re.compile(rf"(?<=[\[({{])\s?{GONE}[\s,;:{GONE}]*")
-DOUBLE = re.compile(rf"(?:[,;:]\s*{GONE}[\s{GONE}]*(?=[,;.])|\.\s*{GONE}[\s{GONE}]*(?=\.(?!\.)))")
-LEFT_OUT = re.compile(rf"\s*[{GONE}{HOLE}][\s{GONE}{HOLE}]*")
+LEFT_OUT = re.compile(f"([{GONE}{HOLE}](?:[ {RAISED}{LOWERED}{SCRIPT_END}]*[{GONE}{HOLE}])*)")
+SEPARATORS = " ,;:"
 
 
 def signs_of(text: str, kind: str | None, before: str) -> tuple[str, str]:
@@ -93,46 +94,57 @@ def signs_of(text: str, kind: str | None, before: str) -> tuple[str, str]:
 def without_marks(line: str) -> str:
     """A line whose white space is folded, without marks and holes."""
     if MARK in line:
-        line = GROUP.sub(_decided, _brackets_whole(line))
-        for _ in range(NESTED):
-            line = EMPTY.sub(GONE, line)
-        line = DOUBLE.sub("", FIRST.sub("", LAST.sub(GONE, line)))
+        line = _brackets_whole(line)
+        parts, end = [], 0
+        for found in RUN.finditer(line):
+            before, after = line[end : found.start()], found.end()
+            group = found[0]
+            if before.endswith(RAISED) and line.startswith(SCRIPT_END, after):
+                before, group, after = before[:-1], f"{RAISED}{group}{SCRIPT_END}", after + 1
+            parts += [before, _decided(line, group, after - len(group), after)]
+            end = after
+        line = "".join([*parts, line[end:]])
     if GONE in line or HOLE in line:
-        line = LEFT_OUT.sub(_closed, line)
-    return SIGNS.sub("", line).strip()
+        line = _closed(LEFT_OUT.split(line))
+    return without(line, SIGNS).strip()
 
 
 def _brackets_whole(line: str) -> str:
     """Brackets that hold marks alone, and what may stand beside them, become one mark."""
 
     def whole(found: re.Match[str]) -> str:
-        if MARK not in found[2] or not CITING.fullmatch(found[2]):
+        if not CITING.fullmatch(found[1]):
             return found[0]
-        return f"{MARK}{SIGNS.sub('', found[0])}{MARK_END}"
+        return f"{MARK}{without(found[0], SIGNS)}{MARK_END}"
 
     for _ in range(NESTED):
-        line = BRACKETS.sub(whole, line)
+        shorter = BRACKETS.sub(whole, line)
+        if shorter == line:
+            break
+        line = shorter
     return line
 
 
-def _decided(found: re.Match[str]) -> str:
+def _decided(line: str, group: str, start: int, end: int) -> str:
     """A group of marks as it is printed, or the sign that it is gone."""
-    line, start, group = found.string, found.start(), found[0]
     before = line[max(0, start - BEFORE) : start]
-    spoken = before.translate(SIGNS_AROUND)
-    if RAISED not in group and (JOINED_TO_NAME.search(before) or NAME_JOINED.match(line, found.end())):
+    spoken = without(before, SIGNS_AROUND)
+    is_joined = (NAME_END in before and JOINED_TO_NAME.search(before)) or NAME_JOINED.match(line, end)
+    if is_joined and RAISED not in group:
         return group
     is_raised = RAISED in group or before.rfind(RAISED) > before.rfind(SCRIPT_END)
-    is_apart = group.startswith(" ") or not (spoken[-1:].isalnum() or spoken[-1:] in tuple(AFTER_WORDS))
-    if (NEEDING if is_apart and not is_raised else NAMED).search(spoken):
-        return group if group.startswith(" ") else f" {group}"
-    is_bracketed = group.lstrip(f" {MARK}{RAISED}")[:1] in OPENING
+    is_apart = not (spoken[-1:].isalnum() or spoken[-1:] in tuple(AFTER_WORDS))
+    spoken = spoken.rstrip()
+    word = spoken.rpartition(" ")[2].lstrip(OPENING).rstrip(".").lower()
+    if word in (NEEDING if is_apart and not is_raised else REFERRING):
+        return group if is_apart else f" {group}"
+    is_bracketed = group.lstrip(f"{MARK}{RAISED} ")[:1] in OPENING
     if is_apart and not is_raised:
         if not is_bracketed and _in_brackets(line, start):
             return group
-        if SENTENCE_END.search(spoken) and line[found.end() : found.end() + 2].lstrip(" ")[:1].islower():
+        if SENTENCE_END.search(spoken) and line[end : end + 2].lstrip(" ")[:1].islower():
             return group
-    return f" {GONE}" if group.startswith(" ") else GONE
+    return GONE
 
 
 def _in_brackets(line: str, position: int) -> bool:
@@ -143,11 +155,41 @@ def _in_brackets(line: str, position: int) -> bool:
     )
 
 
-def _closed(found: re.Match[str]) -> str:
-    """White space in the place of what was left out, where there was some, or two words would become one."""
-    line, start, end = found.string, found.start(), found.end()
-    before = line[max(0, start - BEFORE) : start].translate(SIGNS_AROUND)[-1:]
-    after = line[end : end + BEFORE].translate(SIGNS_AROUND)[:1]
-    if not after or after in ",.;:!?)]}" or before in tuple(OPENING):
-        return ""
-    return " " if " " in found[0] or (before.isalnum() and after.isalnum()) else ""
+def _closed(parts: list[str]) -> str:
+    """A line without what was left out.
+
+    Args:
+        parts: text, signs of what was left out, text, and so on.
+    """
+    line = [parts[0]]
+    for signs, text in zip(parts[1::2], parts[2::2], strict=True):
+        is_spaced = line[-1].endswith(" ") or text.startswith(" ") or " " in signs
+        line[-1], text = line[-1].rstrip(" "), text.lstrip(" ")
+        if GONE in signs:
+            text = _without_separators(line, text)
+        before, after = without(line[-1][-BEFORE:], SIGNS_AROUND)[-1:], without(text[:BEFORE], SIGNS_AROUND)[:1]
+        is_spaced = is_spaced or (before.isalnum() and after.isalnum())
+        if is_spaced and after and after not in ",.;:!?)]}" and before not in tuple(OPENING):
+            line.append(" ")
+        line.append(text)
+    return "".join(line)
+
+
+def _without_separators(line: list[str], text: str) -> str:
+    """Take off what parts a mark that is gone from others: the end of the line, and the text after it, which is left.
+
+    Brackets that held nothing else are taken off, too.
+    """
+    before = line[-1]
+    while before.endswith(tuple(OPENING)) and (rest := text.lstrip(SEPARATORS))[:1] in tuple(CLOSING):
+        before, text = before[:-1].rstrip(" "), rest[1:]
+    if before.endswith(tuple(OPENING)):
+        text = text.lstrip(SEPARATORS)
+    elif text.startswith((*CLOSING, SCRIPT_END)):
+        before = before.rstrip(SEPARATORS)
+    elif (before.endswith((",", ";", ":")) and text.startswith((",", ";", "."))) or (
+        before.endswith(".") and text.startswith(".") and not text.startswith("..")
+    ):
+        before = before[:-1]
+    line[-1] = before
+    return text

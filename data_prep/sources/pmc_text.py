@@ -72,7 +72,6 @@ BOILERPLATE = re.compile(
     re.IGNORECASE,
 )
 TEX_DOCUMENT = re.compile(r"\\begin\s*\{document\}(.*)\\end\s*\{document\}", re.DOTALL)
-SIGNS = re.compile("[\x01-\x07\x0e\x0f]")
 
 
 def article_lines(article: etree._Element, back: str) -> list[str]:
@@ -117,7 +116,7 @@ class _Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._parts: list[str] = []
-        self._has_text = False  # the last line
+        self._has_text = self._has_signs = False  # the last line
         self._is_label = False  # all of the last line
         self._math_is_read = True  # no TeX says the same
         self._waiting: list[etree._Element] = []
@@ -136,45 +135,46 @@ class _Writer:
             self.block(waited)
 
     def _content(self, element: etree._Element) -> None:
-        if element.text:
-            self._put(element.text)
+        if text := element.text:
+            self._put(text)
         for child in element:
-            self._child(child)
-            if child.tail:
-                self._put(child.tail)
+            tag = child.tag
+            if tag in INLINE:
+                self._content(child)
+            else:
+                self._child(child, tag)
+            if tail := child.tail:
+                self._put(tail)
 
     def _put(self, text: str) -> None:
         self._parts.append(text)
-        if not text.isspace():
+        if (self._is_label or not self._has_text) and not text.isspace():
             self._has_text, self._is_label = True, False
 
-    def _child(self, child: etree._Element) -> None:
-        tag = child.tag
-        if tag in INLINE:
-            self._content(child)
-        elif tag == "xref":
+    def _child(self, child: etree._Element, tag: str) -> None:
+        if tag == "xref":
             self._link(child)
         elif tag in SCRIPTS:
-            self._parts.append(SCRIPTS[tag])
+            self._sign(SCRIPTS[tag])
             self._content(child)
-            self._parts.append(SCRIPT_END)
+            self._sign(SCRIPT_END)
         elif tag in PREFORMATTED:
             self._preformatted(child)
         elif tag in FLOATS and self._has_text and not self._is_label:
             self._waiting.append(child)
-            self._parts.append(f" {HOLE} ")
+            self._sign(f" {HOLE} ")
         elif tag in BLOCKS or tag in FLOATS:
             self.block(child)
         elif tag in DROPPED:
-            self._parts.append(f" {HOLE} ")
+            self._sign(f" {HOLE} ")
         elif tag in DROPPED_INLINE:
-            self._parts.append(HOLE)
+            self._sign(HOLE)
         elif tag in FORMULAS:
             self._formula(child)
         elif tag == "tex-math":
-            self._tex(child)
+            self._put_formula(_tex(child))
         elif tag == MATH:
-            self._put((self._math_is_read and math_text(child)) or HOLE)
+            self._put_formula(math_text(child) if self._math_is_read else "")
         elif tag in CITATIONS:
             self._put("".join(child.itertext()))
         else:
@@ -184,11 +184,18 @@ class _Writer:
             self._parts.append(" ")
             self._is_label = self._has_text and is_first and tag in LEADING
 
+    def _sign(self, sign: str) -> None:
+        self._parts.append(sign)
+        self._has_signs = True
+
     def _link(self, link: etree._Element) -> None:
         begin, end = signs_of("".join(link.itertext()), link.get("ref-type"), "".join(self._parts[-8:]))
-        self._parts.append(begin)
-        self._content(link)
-        self._parts.append(end)
+        if begin:
+            self._sign(begin)
+            self._content(link)
+            self._sign(end)
+        else:
+            self._content(link)
 
     def _formula(self, formula: etree._Element) -> None:
         """A formula in a sentence: of TeX and MathML that say the same, TeX is read."""
@@ -197,11 +204,11 @@ class _Writer:
         self._content(formula)
         self._math_is_read = outside
 
-    def _tex(self, tex: etree._Element) -> None:
-        text = "".join(tex.itertext())
-        document = TEX_DOCUMENT.search(text)
-        text = fold((document[1] if document else text).strip().strip("$"))
-        self._put(f"${text}$" if text else HOLE)
+    def _put_formula(self, text: str) -> None:
+        if text:
+            self._put(text)
+        else:
+            self._sign(HOLE)
 
     def _preformatted(self, element: etree._Element) -> None:
         self._end_line()
@@ -212,9 +219,17 @@ class _Writer:
 
     def _end_line(self) -> None:
         line = fold("".join(self._parts))
-        self._parts.clear()
-        self._has_text = self._is_label = False
-        if SIGNS.search(line):
+        if self._has_signs:
             line = fold(numbers_apart(without_marks(line)))
+        self._parts.clear()
+        self._has_text = self._is_label = self._has_signs = False
         if line and not BOILERPLATE.fullmatch(line):
             self.lines.append(line)
+
+
+def _tex(element: etree._Element) -> str:
+    """A formula without the document that PMC has around it."""
+    text = "".join(element.itertext())
+    document = TEX_DOCUMENT.search(text)
+    text = fold((document[1] if document else text).strip().strip("$"))
+    return f"${text}$" if text else ""

@@ -1,0 +1,150 @@
+"""Words of real articles that are lost, glued, split and added on the way from JATS to text: ours beside two others.
+
+    python -m venv data/pandoc && data/pandoc/bin/pip install pypandoc-binary==1.17
+    python benchmarks/articles.py --pandoc data/pandoc
+
+The articles are those of the sample; the words come from `tests/helpers/jats_words.py`, which shares no code with any
+of the three. Tables and references are taken out of the XML before, so that nobody is charged for what ours leaves out;
+who keeps marks of citations may keep them. pandoc is asked for HTML, in which it leaves out least, and its text is
+compared; title and abstract, which it gives as metadata alone, are not asked of it. Of pubmed_parser all that its
+functions give counts: title, abstract, paragraphs, titles of sections, labels of figures; each of them parses the file
+anew. Time is CPU time of reading; of pandoc that of one process an article.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
+
+# Before this folder, whose data_prep.py is not the package; and the oracle of the tests.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
+
+from data_prep.common.errors import BadInput, run
+from data_prep.sources import sample
+from data_prep.sources.document import Document
+from data_prep.sources.pmc_article import read_articles
+from jats_words import article_pieces
+from words import Markup, faults, pieces
+
+KINDS = ("lost", "glued", "split", "added")
+TAKEN_OUT = ("table", "table-wrap-foot", "ref-list")
+HTML = Markup(inline=("a", "code", "em", "span", "strong", "sub", "sup", "u"))
+
+Reader = Callable[[Path], str]
+
+
+def ours(path: Path) -> str:
+    """The text of the corpus."""
+    (document,) = read_articles(io.BytesIO(path.read_bytes()), path.name, "text")
+    assert isinstance(document, Document)
+    return document.text
+
+
+def with_pubmed_parser(path: Path) -> str:
+    """All that pubmed_parser's functions give."""
+    import pubmed_parser  # pyright: ignore[reportMissingTypeStubs]
+
+    whole = pubmed_parser.parse_pubmed_xml(str(path))
+    paragraphs = pubmed_parser.parse_pubmed_paragraph(str(path), all_paragraph=True)
+    texts = [whole["full_title"], whole["abstract"]]
+    section = None
+    for paragraph in paragraphs:
+        if paragraph["section"] != section:
+            section = paragraph["section"]
+            texts.append(section)
+        texts.append(paragraph["text"])
+    for caption in pubmed_parser.parse_pubmed_caption(str(path)) or []:
+        texts += [caption["fig_label"] or ""]  # what is below it is among the paragraphs
+    return " ".join(texts)
+
+
+def with_pandoc(environment: Path) -> Reader:
+    """pandoc's reader of JATS, the one that The Pile's articles went through."""
+    found = sorted(environment.glob("lib/python*/site-packages/pypandoc/files/pandoc"))
+    if not found:
+        raise BadInput(f"{environment} holds no pandoc; make it as the first lines of benchmarks/articles.py say")
+
+    def read(path: Path) -> str:
+        command = [found[0], "--from", "jats", "--to", "html", "--wrap", "none", path]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    return read
+
+
+def text_of_html(html: str) -> str:
+    """What a browser shows, with raised numbers as our text has them."""
+    root = etree.fromstring(f"<body>{html}</body>", etree.HTMLParser())
+    return "".join(piece.text for piece in pieces(root, HTML))
+
+
+def taken_out(path: Path, folder: Path, is_front_asked: bool) -> tuple[Path, etree._Element]:
+    """An article without what nobody is charged for, as a file and as what is compared."""
+    root = etree.parse(path, etree.XMLParser(remove_comments=True, remove_pis=True)).getroot()
+    etree.strip_elements(root, *TAKEN_OUT, with_tail=False)
+    (folder / path.name).write_bytes(etree.tostring(root.getroottree()))
+    if not is_front_asked:
+        meta = root.find("front/article-meta")
+        for element in [*meta.iterfind("title-group"), *meta.iterfind("abstract")]:
+            meta.remove(element)
+    return folder / path.name, root
+
+
+def measured(
+    reader: Reader, signs: Callable[[str], str], is_front_asked: bool, rounds: int
+) -> tuple[Counter[str], float]:
+    """Words expected and wrong, over all articles, and the CPU seconds of reading them once."""
+    counts: Counter[str] = Counter()
+    seconds = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        for name in sample.paths(".nxml"):
+            path, root = taken_out(Path(name), Path(folder), is_front_asked)
+            text = reader(path)
+            start_s = _cpu_s()
+            for _ in range(rounds):
+                reader(path)
+            seconds += (_cpu_s() - start_s) / rounds
+            parts = article_pieces(root)
+            counts["words"] += len("".join(piece.text for piece in parts if piece.rule is None).split())
+            for fault in faults(parts, signs(text)):
+                counts[fault.kind] += 1
+    return counts, seconds
+
+
+def _cpu_s() -> float:
+    children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.process_time() + children.ru_utime + children.ru_stime
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument(
+        "--pandoc", type=Path, help="the environment with pypandoc-binary; without it, two readers alone"
+    )
+    parser.add_argument("--rounds", type=int, default=5, help="how often each article is read (default 5)")
+    args = parser.parse_args(argv)
+    readers: dict[str, tuple[Reader, Callable[[str], str], bool]] = {
+        "ours": (ours, str, True),
+        "pubmed_parser": (with_pubmed_parser, str, True),
+    }
+    if args.pandoc:
+        readers["pandoc"] = (with_pandoc(args.pandoc), text_of_html, False)
+    print(f"| | words | {' | '.join(KINDS)} | CPU s |\n|---|---:|{'---:|' * len(KINDS)}---:|")
+    for name, (reader, signs, is_front_asked) in readers.items():
+        counts, seconds = measured(reader, signs, is_front_asked, args.rounds)
+        print(f"| {name} | {counts['words']:,} | {' | '.join(f'{counts[kind]:,}' for kind in KINDS)} | {seconds:.3f} |")
+
+
+if __name__ == "__main__":
+    run(main)
