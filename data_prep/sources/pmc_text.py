@@ -14,7 +14,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 from data_prep.sources.document import fold
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
 from data_prep.sources.mathml import MATH, math_text
-from data_prep.sources.pmc_citations import HOLE, signs_of, without_marks
+from data_prep.sources.pmc_citations import HOLE, MARK, MARK_END, signs_of, without_marks
 
 # fmt: off
 # Elements in a line: nothing stands at their borders. All that are in none of these lists are in the line, too, with
@@ -71,6 +71,7 @@ BOILERPLATE = re.compile(
     r"|XLSX?|XML|ZIP)(?:,? [\d.,]+ ?[KM]?B)?\)",
     re.IGNORECASE,
 )
+TABLE_MARK = re.compile(r"[a-j]|[*†‡§¶#‖]+")
 TEX_DOCUMENT = re.compile(r"\\begin\s*\{document\}(.*)\\end\s*\{document\}", re.DOTALL)
 
 
@@ -155,9 +156,10 @@ class _Writer:
         if tag == "xref":
             self._link(child)
         elif tag in SCRIPTS:
-            self._sign(SCRIPTS[tag])
+            begin, end = (MARK, MARK_END) if _is_table_mark(child) else ("", "")
+            self._sign(SCRIPTS[tag] + begin)
             self._content(child)
-            self._sign(SCRIPT_END)
+            self._sign(end + SCRIPT_END)
         elif tag in PREFORMATTED:
             self._preformatted(child)
         elif tag in FLOATS and self._has_text and not self._is_label:
@@ -225,6 +227,12 @@ class _Writer:
         self._has_text = self._is_label = self._has_signs = False
         if line and not BOILERPLATE.fullmatch(line):
             self.lines.append(line)
+
+
+def _is_table_mark(element: etree._Element) -> bool:
+    """Whether it is a raised letter or sign in a table's title, which points to its notes without being a link."""
+    is_mark = element.tag == "sup" and not len(element) and TABLE_MARK.fullmatch(element.text or "")
+    return bool(is_mark) and next(element.iterancestors("table-wrap"), None) is not None
 
 
 def _tex(element: etree._Element) -> str:

@@ -119,6 +119,8 @@ def _formulas(parts: list[Piece]) -> list[Piece]:
 
 
 def _is_mark(element: Any) -> bool:
+    if local(element) == "sup" and any(local(e) == "table-wrap" for e in element.iterancestors()):
+        return bool(re.fullmatch(r"[a-j]|[*†‡§¶#‖]+", "".join(element.itertext())))
     if local(element) != "xref":
         return False
     text, kind = "".join(element.itertext()).strip(), element.get("ref-type")

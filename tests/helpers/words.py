@@ -207,6 +207,7 @@ def faults(parts: Sequence[Piece], text: str) -> list[Fault]:
         words, gaps = _aligned(chosen, [word for word, _ in extra])
         lost = [word for start, end, _, _ in gaps for word in words[start:end]]
         extra = [word for _, _, first, last in gaps for word in extra[first:last]] if words else extra
+        told += _glued(lost, extra)
         both = Counter(word.text for word in lost) & Counter(word for word, _ in extra)
         for word in lost:
             if both[word.text]:
@@ -216,7 +217,7 @@ def faults(parts: Sequence[Piece], text: str) -> list[Fault]:
                     told.append(Fault("moved", repr(word.text), word.piece.place))
             else:
                 missing.append(word)
-    return told + _joined(missing, extra, came)
+    return told + _rest(missing, extra, came)
 
 
 def _aligned(parts: Sequence[Piece], found: Sequence[str]) -> tuple[list[_Word], list[tuple[int, int, int, int]]]:
@@ -261,11 +262,10 @@ def _kept_units(
     return kept
 
 
-def _joined(missing: list[_Word], extra: list[tuple[str, int]], came: Sequence[str]) -> list[Fault]:
-    """Missing words that stand in one that came out, or the other way round; then what is left of both."""
+def _glued(missing: list[_Word], extra: list[tuple[str, int]]) -> list[Fault]:
+    """Missing words that stand in one that came out; they are taken out of both."""
     told: list[Fault] = []
     over = [word for word, _ in extra]
-    lost: list[_Word] = []
     position = 0
     while position < len(missing):
         for count in range(min(LONGEST, len(missing) - position), 1, -1):
@@ -274,13 +274,18 @@ def _joined(missing: list[_Word], extra: list[tuple[str, int]], came: Sequence[s
             if glued in over:
                 said = " ".join(word.text for word in words)
                 told.append(Fault("glued", f"{glued!r} for {said!r}", words[-1].piece.place))
-                del extra[over.index(glued)], over[over.index(glued)]
-                position += count
+                del extra[over.index(glued)], over[over.index(glued)], missing[position : position + count]
                 break
         else:
-            lost.append(missing[position])
             position += 1
-    for word in lost:
+    return told
+
+
+def _rest(missing: list[_Word], extra: list[tuple[str, int]], came: Sequence[str]) -> list[Fault]:
+    """Missing words that came out in parts; then what is left of both."""
+    told: list[Fault] = []
+    over = [word for word, _ in extra]
+    for word in missing:
         parts = next((p for p in _runs(over) if "".join(over[p]) == word.text), None)
         if parts:
             told.append(Fault("split", f"{' '.join(over[parts])!r} for {word.text!r}", word.piece.place))

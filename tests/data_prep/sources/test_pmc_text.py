@@ -80,6 +80,8 @@ def paragraph(content: str) -> str:
         # notes; others are words
         ("Cells<fn:1> and values<sup><table-fn:a></sup> in <table-fn:*>, m<aff:†>.", "Cells and values in *, m."),
         ('Fig. <xref ref-type="fig">1</xref>, Eq. (<xref ref-type="disp-formula">2</xref>).', "Fig. 1, Eq. (2)."),
+        ("<table-wrap><caption><p>Stage (n = 98)<sup>a</sup> and m<sup>2</sup><sup>*</sup></p></caption></table-wrap>"
+         "<p>x<sup>a</sup></p>", "Stage (n = 98) and m2\n\nxa"),
         # raised numbers
         ("10<sup>6</sup>–10<sup>−8</sup> cm<sup>2</sup>, 10<sup>6,<3></sup>, log<sub>10</sub>2, H<sub>2</sub>O",
          "10^6–10^−8 cm2, 10^6, log10 2, H2O"),
