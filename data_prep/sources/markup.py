@@ -13,7 +13,7 @@ RAISED, LOWERED, SCRIPT_END = "\x01", "\x02", "\x03"
 SIGNS = (RAISED, LOWERED, SCRIPT_END)
 SIGNED_NUMBER = r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d"
 POWER = re.compile(rf"(?<=\d){SCRIPT_END}*{RAISED}+(?={SIGNED_NUMBER})")
-DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+(?=\d)")
+DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+{LOWERED}*(?=\d)")
 
 
 def numbers_apart(line: str) -> str:

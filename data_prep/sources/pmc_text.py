@@ -48,7 +48,7 @@ FORMULAS = {"alternatives", "inline-formula"}
 SCRIPTS = {"sup": RAISED, "sub": LOWERED}
 LEADING = {"label", "speaker"}
 PREFORMATTED = {"code", "preformat"}
-# Text with their own punctuation and white space between the elements.
+# They have their own punctuation between the elements in them, whose borders only keep words apart.
 CITATIONS = {
     "citation",
     "mixed-citation",
@@ -119,6 +119,7 @@ class _Writer:
         self._parts: list[str] = []
         self._has_text = self._has_signs = False  # the last line
         self._is_label = False  # all of the last line
+        self._border = " "  # of elements that are neither inline nor blocks
         self._math_is_read = True  # no TeX says the same
         self._waiting: list[etree._Element] = []
 
@@ -177,13 +178,13 @@ class _Writer:
             self._put_formula(_tex(child))
         elif tag == MATH:
             self._put_formula(math_text(child) if self._math_is_read else "")
-        elif tag in CITATIONS:
-            self._put("".join(child.itertext()))
         else:
             is_first = self._is_label or not self._has_text
-            self._parts.append(" ")
+            outside, self._border = self._border, HOLE if tag in CITATIONS else self._border
+            self._sign(self._border)
             self._content(child)
-            self._parts.append(" ")
+            self._sign(self._border)
+            self._border = outside
             self._is_label = self._has_text and is_first and tag in LEADING
 
     def _sign(self, sign: str) -> None:

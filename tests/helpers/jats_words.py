@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -31,7 +32,9 @@ INLINE = (  # JATS' emphasis, phrases and links
     "inline-supplementary-material", "institution", "institution-wrap", "italic", "math", "milestone-end",
     "milestone-start", "monospace", "named-content", "overline", "phone", "private-char", "rb", "roman", "rp", "rt",
     "ruby", "sans-serif", "sc", "strike", "styled-content", "sub", "sup", "target", "tex-math", "underline", "uri", "x",
-    "xref", "year", "mi", "mn", "mo", "mrow", "ms", "mtext",
+    "xref", "year", "annotation", "menclose", "merror", "mfenced", "mfrac", "mi", "mmultiscripts", "mn", "mo", "mover",
+    "mpadded", "mphantom", "mroot", "mrow", "ms", "mspace", "msqrt", "mstyle", "msub", "msubsup", "msup", "mtable",
+    "mtd", "mtext", "mtr", "munder", "munderover", "semantics",
 )
 # fmt: on
 MARKUP = Markup(
@@ -47,6 +50,15 @@ MARKUP = Markup(
         "supplementary-material",
         "table-wrap",
         "table-wrap-group",
+    ),
+    punctuated=(
+        "citation",
+        "mixed-citation",
+        "nlm-citation",
+        "product",
+        "related-article",
+        "related-object",
+        "string-name",
     ),
 )  # fmt: skip
 PARTS = ("front/article-meta/abstract", "body", "back/*", "floats-group", "floats-wrap")
@@ -78,7 +90,10 @@ def article_pieces(article: Any) -> list[Piece]:
     titles = article.findall(f"{TITLE}/article-title") + article.findall(f"{TITLE}/subtitle")
     for number, title in enumerate(titles):
         before = "".join(piece.text for piece in _cleared(titles[number - 1])).rstrip() if number else ""
+        while number and not found[-1].text.strip() and found[-1].rule is None:
+            found.pop()
         if before and before[-1] not in ":.?!;,–—-":
+            found[-1] = replace(found[-1], text=found[-1].text.rstrip())
             found.append(Piece(":"))
         found += [BORDER, *_cleared(title)]
     for part in PARTS:

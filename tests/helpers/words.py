@@ -69,6 +69,7 @@ class Markup:
         raised: numbers in them stand above the line; right after a digit they are told from it by `^`.
         lowered: numbers in them stand below the line; a digit right after one, raised or lowered, is told by a space.
         moved: they may stand elsewhere than the XML has them.
+        punctuated: they and those in them have white space at their borders only where words would meet.
     """
 
     inline: Collection[str]
@@ -76,6 +77,7 @@ class Markup:
     raised: Collection[str] = ("sup",)
     lowered: Collection[str] = ("sub",)
     moved: Collection[str] = ()
+    punctuated: Collection[str] = ()
 
 
 @dataclass(frozen=True)
@@ -105,7 +107,7 @@ def pieces(element: Any, markup: Markup) -> list[Piece]:
 class _Walk:
     def __init__(self, markup: Markup):
         self._markup = markup
-        self._moved = False
+        self._moved = self._punctuated = False
         self._before = ""  # the last sign
         self._after_number = False  # the last sign is the end of a raised or lowered number
         self.found: list[Piece] = []
@@ -115,8 +117,8 @@ class _Walk:
         script = name in self._markup.raised or name in self._markup.lowered
         text = _text(element) if script or name in self._markup.lost else ""
         outer, self._moved = self._moved, self._moved or name in self._markup.moved
-        if name not in self._markup.inline:
-            self._put(" ", None)
+        loose, self._punctuated = self._punctuated, self._punctuated or name in self._markup.punctuated
+        self._border(name, element)
         if name in self._markup.lost:
             self.found.append(Piece(text, element, self._markup.lost[name], id(element), self._moved))
         elif name:
@@ -128,11 +130,17 @@ class _Walk:
                 self._put(child.tail, element)
             if script and text:
                 self._after_number = self._before.isdecimal()
-        if name not in self._markup.inline:
-            self._put(" ", None)
-        self._moved = outer
+        self._border(name, element)
+        self._punctuated, self._moved = loose, outer
         if name in self._markup.moved:
             self.found.append(Piece("", None, "it stands elsewhere", id(element), outer))
+            self._put(" ", None)
+
+    def _border(self, name: str, element: Any) -> None:
+        if name not in self._markup.inline and self._punctuated:
+            self.found.append(Piece("", None, "a border", id(element), self._moved))
+            self._before = ""
+        elif name not in self._markup.inline:
             self._put(" ", None)
 
     def _put(self, text: str | None, element: Any) -> None:

@@ -22,27 +22,19 @@ NAMESPACES = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w
 # Elements that the code names, and others that PMC's articles hold in their texts.
 NAMED = (
     pmc_text.INLINE | pmc_text.BLOCKS | pmc_text.FLOATS | pmc_text.DROPPED | pmc_text.DROPPED_INLINE
-    | pmc_text.FORMULAS | pmc_text.LEADING | set(pmc_text.SCRIPTS)
+    | pmc_text.FORMULAS | pmc_text.LEADING | set(pmc_text.SCRIPTS) | pmc_text.PREFORMATTED | pmc_text.CITATIONS
 ) - {"body", "ref"}  # fmt: skip
 OTHERS = {
-    "break", "hr", "question-wrap", "explanation", "date", "name", "surname", "td", "made-up", "list-item", "fn",
-    "xref", "tex-math", "mml:math", "disp-formula", "sec", "p", "sup", "sub", "italic", "bold",
+    "break", "hr", "question-wrap", "explanation", "date", "name", "surname", "source", "td", "made-up", "list-item",
+    "fn", "xref", "tex-math", "mml:math", "disp-formula", "sec", "p", "sup", "sub", "italic", "bold",
 }  # fmt: skip
 ELEMENTS = tuple(sorted(NAMED | OTHERS))
+CITED = ("name", "surname", "source", "year", "italic", "sup", "x", "ext-link", "collab", "volume")  # in a citation
+# fmt: off
 PAIRED = (
-    "p",
-    "sec",
-    "italic",
-    "sup",
-    "xref",
-    "fig",
-    "disp-formula",
-    "inline-formula",
-    "fn",
-    "list",
-    "made-up",
-    "label",
+    "p", "sec", "italic", "sup", "xref", "fig", "disp-formula", "inline-formula", "fn", "list", "made-up", "label",
 )
+# fmt: on
 LINKS = ("bibr", "fn", "table-fn", "fig", "table", "disp-formula", "aff", None)
 MARKS = ("1", "23", "[2]", "(3)", "4a", "2003", "2003b", "Orr, 2000", "a", "*", "†", "Figure 1", "3-5", "1,2")
 JOINTS = (",", ", ", "-", "–", "‐", "−", " and ", "&amp;", "/", "…", "; ", " to ", "")
@@ -77,8 +69,8 @@ class Text:
         words = " ".join(self.word() for _ in range(self._draw(st.integers(0, 2))))
         return f"{before}{words}{after}" if words else before
 
-    def element(self, depth: int) -> str:
-        name = self._draw(st.sampled_from(ELEMENTS))
+    def element(self, depth: int, names: tuple[str, ...] = ELEMENTS) -> str:
+        name = self._draw(st.sampled_from(names))
         if name == "xref":
             return self.citation()
         if name == "mml:math":
@@ -92,7 +84,7 @@ class Text:
             return f"<{name}>{self._draw(st.sampled_from(('2', '−3', '+', 'a', '10')))}</{name}>"
         inner = self.some()
         for _ in range(self._draw(st.integers(0, 2)) if depth and name not in pmc_text.PREFORMATTED else 0):
-            inner += self.element(depth - 1) + self.some()
+            inner += self.element(depth - 1, CITED if name in pmc_text.CITATIONS else names) + self.some()
         return f"<{name}>{inner}</{name}>"
 
     def citation(self) -> str:
