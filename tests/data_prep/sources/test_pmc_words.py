@@ -29,7 +29,7 @@ OTHERS = {
     "fn", "xref", "tex-math", "mml:math", "disp-formula", "sec", "p", "sup", "sub", "italic", "bold",
 }  # fmt: skip
 ELEMENTS = tuple(sorted(NAMED | OTHERS))
-CITED = ("name", "surname", "source", "year", "italic", "sup", "x", "ext-link", "collab", "volume")  # in a citation
+CITED = ("name", "surname", "source", "year", "italic", "x", "ext-link", "collab", "volume")  # in a citation
 # fmt: off
 PAIRED = (
     "p", "sec", "italic", "sup", "xref", "fig", "disp-formula", "inline-formula", "fn", "list", "made-up", "label",
