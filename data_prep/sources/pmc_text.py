@@ -68,7 +68,8 @@ BOILERPLATE = re.compile(
     r"\(?Click here (?:to view|for (?:(?:additional|supplementa(?:l|ry)|data|figure|table|material) )*files?)\.?\)?"
     r"(?: ?\([^()]{1,40}\))?"
     r"|\((?:[\d.,]+ ?[KM]?B,? )?(?:AVI|CSV|DOCX?|EPS|GIF|HTML?|JPE?G|MOV|MP[34]|MPE?G|PDF|PNG|PPTX?|RTF|TIFF?|TXT|WMV"
-    r"|XLSX?|XML|ZIP)(?:,? [\d.,]+ ?[KM]?B)?\)",
+    r"|XLSX?|XML|ZIP)(?:,? [\d.,]+ ?[KM]?B)?\)"
+    r"|Pre-publication history|The pre-publication history for this paper can be accessed here:?(?: ?https?://\S+)?",
     re.IGNORECASE,
 )
 TABLE_MARK = re.compile(r"[a-j]|[*†‡§¶#‖]+")

@@ -81,7 +81,10 @@ JOINT = r"(?:[^\w\[\](){}\"'“”‘’%<>=.\U000f0000\U000f0001]|\.(?!\s)|\b(?
 RUN = re.compile(f"{MARK}(?:{JOINT}{MARK})*")
 GONE, WORDED = "\0", "\1"  # in the place of brackets that hold marks alone, and of others with marks
 BRACKETS = re.compile(r"[\[(][^\[\]()]*[\])]")
-CLICK = re.compile(r"Click here (?:for|to view)[^.]*\.?|\([\d., KMB]*(?:DOCX?|PDF|XLSX?|TIFF?|AVI|ZIP|MOV|PPT)\)")
+CLICK = re.compile(
+    r"Click here (?:for|to view)[^.]*\.?|\([\d., KMB]*(?:DOCX?|PDF|XLSX?|TIFF?|AVI|ZIP|MOV|PPT)\)"
+    r"|Pre-publication history|The pre-publication.*here:"
+)
 
 
 def article_pieces(article: Any) -> list[Piece]:

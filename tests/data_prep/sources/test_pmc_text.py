@@ -134,7 +134,8 @@ def test_no_hole_in_a_sentence(content: str, expected: str) -> None:
 
 def test_boilerplate_goes() -> None:
     lines = ("Click here for file", "Click here for additional data file.", "(Click here to view.)", "(0.03 MB DOC)",
-             "Click here for additional data file. (1.2MB, pdf)", "(XLSX)")  # fmt: skip
+             "Click here for additional data file. (1.2MB, pdf)", "(XLSX)",
+             "Pre-publication history", "The pre-publication history for this paper can be accessed here:")  # fmt: skip
     stays = ("Click here for file and read on, as others did", "(CI)", "(A DOC)")
     body = "".join(f"<p>{line}</p>" for line in (*lines, *stays))
     assert text_of(article(body)).split("\n\n")[1:] == list(stays)
