@@ -8,7 +8,7 @@ of the three. Tables and references are taken out of the XML before, so that nob
 who keeps marks of citations may keep them. pandoc is asked for HTML, in which it leaves out least, and its text is
 compared; title and abstract, which it gives as metadata alone, are not asked of it. Of pubmed_parser all that its
 functions give counts: title, abstract, paragraphs, titles of sections, labels of figures; each of them parses the file
-anew. Time is CPU time of reading; of pandoc that of one process an article.
+anew. Time is CPU time of reading the whole files; of pandoc that of one process an article.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def measured(
             text = reader(path)
             start_s = _cpu_s()
             for _ in range(rounds):
-                reader(path)
+                reader(Path(name))
             seconds += (_cpu_s() - start_s) / rounds
             parts = article_pieces(root)
             counts["words"] += len("".join(piece.text for piece in parts if piece.rule is None).split())
