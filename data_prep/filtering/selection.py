@@ -20,7 +20,7 @@ from data_prep.common.files import JsonDict
 from data_prep.filtering import near_duplicates, spool
 from data_prep.filtering.spool import Batch
 from data_prep.running.progress import Done
-from data_prep.sources.document import ABSTRACTS, ARTICLES
+from data_prep.sources.document import ABSTRACTS, ARTICLES, DELETED
 
 CACHE_KIB = 64 << 10
 SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first
@@ -31,7 +31,7 @@ CREATE TABLE entries (
     number INTEGER PRIMARY KEY,     -- over all batches, in their order
     batch INTEGER, entry INTEGER,   -- the batch, and the number in it
     revises INTEGER,                -- whether its source's later entries replace earlier ones
-    bucket INTEGER, id TEXT, file TEXT,
+    bucket INTEGER, id TEXT, version INTEGER, file TEXT,
     reason TEXT,                    -- why it is not in the corpus; NULL for what stays
     text BLOB, pmid INTEGER, source TEXT, date TEXT, split INTEGER
 );
@@ -78,7 +78,7 @@ class Selection:
                         number,
                         entry,
                         batch.source.newest_wins,
-                        *map(row.get, ("bucket", "id", "file", "reason")),
+                        *map(row.get, ("bucket", "id", "version", "file", "reason")),
                         bytes.fromhex(text) if text else None,
                         *map(row.get, ("pmid", "source", "date")),
                         SPLITS.index(split) if split else None,
@@ -102,15 +102,25 @@ class Selection:
         self._db.execute("COMMIT")
 
     def _insert(self, entries: list[tuple[object, ...]]) -> None:
-        self._db.executemany("INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)", entries)
+        self._db.executemany("INSERT INTO entries VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?)", entries)
         entries.clear()
 
     def drop_superseded(self) -> None:
-        """Where a source revises its records, the last entry of an id counts, be it a document or not."""
+        """Where a source revises its records, the last entry of an id and version counts, be it a document or not.
+
+        Of an id's versions the highest counts that was not deleted.
+        """
+        later = "LEAD(number) OVER (PARTITION BY id{} ORDER BY {})"
         self._drop(
             "superseded",
-            "SELECT number FROM (SELECT number, revises, LEAD(number) OVER (PARTITION BY id ORDER BY number) AS later "
-            "FROM entries) WHERE revises AND later IS NOT NULL",
+            f"SELECT number FROM (SELECT number, revises, {later.format(', version', 'number')} AS later FROM entries) "
+            "WHERE revises AND later IS NOT NULL",
+        )
+        self._drop(
+            "superseded",
+            f"SELECT number FROM (SELECT number, {later.format('', 'version')} AS later FROM entries "
+            "WHERE revises AND (reason IS NULL OR reason NOT IN ('superseded', ?))) WHERE later IS NOT NULL",
+            (DELETED,),
         )
 
     def drop_repeated_ids(self, skip: bool) -> list[JsonDict]:
@@ -126,8 +136,9 @@ class Selection:
             "CREATE TEMP TABLE again AS SELECT number, id, file, first, text IS same AS alike FROM "
             "(SELECT number, id, file, text, "
             "FIRST_VALUE(text) OVER w AS same, FIRST_VALUE(file) OVER w AS first, ROW_NUMBER() OVER w AS turn "
-            "FROM entries WHERE reason IS NOT 'superseded' WINDOW w AS (PARTITION BY id ORDER BY number)) "
-            "WHERE turn > 1"
+            "FROM entries WHERE reason IS NULL OR reason NOT IN ('superseded', ?) "
+            "WINDOW w AS (PARTITION BY id ORDER BY number)) WHERE turn > 1",
+            (DELETED,),
         )
         other = self._db.execute("SELECT id, file, first FROM again WHERE NOT alike ORDER BY number").fetchall()
         if other and not skip:

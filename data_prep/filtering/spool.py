@@ -41,7 +41,7 @@ MAX_BUCKETS = 4096
 BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
 # Small letters for capitals, and a space for all that str.split takes for white space.
 ASCII_FOLD = bytes(ord(" ") if chr(n).isspace() else ord(chr(n).lower()) if n < 128 else n for n in range(256))
-READING = 2  # counted up where entries are read otherwise than before, so that no spool of then is gone on with
+READING = 3  # counted up where entries are read otherwise than before, so that no spool of then is gone on with
 FAST = 1  # zstd level of files that live as long as a build
 
 
@@ -224,7 +224,7 @@ class _Frames:
         """Take an entry; returns its row."""
         assert entry.id is not None
         bucket = int.from_bytes(place_of(entry.id)[:8], "big") * rules.buckets >> 64
-        row: JsonDict = {"bucket": bucket, "id": entry.id, "file": file.name}
+        row: JsonDict = {"bucket": bucket, "id": entry.id, "version": entry.version, "file": file.name}
         if isinstance(entry, Dropped):
             return {**row, "reason": entry.reason}
         values = (entry.id, entry.text, entry.source, entry.license, entry.date, entry.pmid)

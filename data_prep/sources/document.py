@@ -17,6 +17,7 @@ PIECE = 1 << 20  # characters of a text that are looked at at a time: as words t
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
 ABSTRACTS = "PubMed Abstracts"
 ARTICLES = "PubMed Central"
+DELETED = "deletions"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,7 @@ class Document:
         license: an SPDX-like code such as `CC BY`, None where unknown.
         date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09` (`dates`); None where unknown.
         pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. An id `pmid:…` says it.
+        version: of several versions of one id the highest counts; a later entry replaces those of its own version.
     """
 
     id: str
@@ -38,6 +40,7 @@ class Document:
     license: str | None
     date: str | None
     pmid: int | None = None
+    version: int = 1
 
     def __post_init__(self) -> None:
         """Take the PubMed number from the id that names one."""
@@ -47,10 +50,15 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """An entry that gives no document, by a rule; with an id it also takes the place of older entries of that id."""
+    """An entry that gives no document, by a rule.
+
+    With an id it also takes the place of older entries of that id and version, and of lower versions; but for one of
+    the reason `DELETED`, with which the lower versions count again.
+    """
 
     reason: str
     id: str | None = None
+    version: int = 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,10 @@
 """PubMed citation files: `pubmedYYnNNNN.xml.gz`, the yearly baseline and the daily updates alike.
 
 A document is what The Pile made of a citation: title, a line feed, abstract; white space folded, the section labels of
-structured abstracts and the copyright line left out, inline markup and MathML reduced to their text. All languages
-stay: `Abstract` is English whatever the article is, and `OtherAbstract` is not used. Retracted articles are left out.
+structured abstracts and notices of copyright left out, markup reduced to its text (`medline_text`). All languages stay:
+`Abstract` is English whatever the article is, and `OtherAbstract` is read where a switch says so. Retracted articles
+are left out. A title in brackets, NLM's translation of one, keeps them, as in The Pile. Records of books and of their
+chapters, which other downloads of PubMed hold, are read as citations are.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,26 +27,57 @@ from data_prep.common.limits import Text
 from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import ABSTRACTS, Bad, Document, Dropped, Entry, fold, switch
+from data_prep.sources.document import ABSTRACTS, DELETED, Bad, Document, Dropped, Entry, fold, switch
+from data_prep.sources.medline_text import UnknownEntity, says_nothing, text_of, without_notice
 from data_prep.sources.xml_size import XmlSize
 
-ROOT, CITATION_END = b"PubmedArticleSet", b"</PubmedArticle>"
+ROOT, CITATION_ENDS = b"PubmedArticleSet", (b"</PubmedArticle>", b"</PubmedBookArticle>")
 # Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of
 # reading, so these are cut out of the bytes before; what is wrong in them goes unseen.
 UNREAD = (b"MeshHeadingList", b"PubmedData", b"AuthorList", b"ChemicalList")
 INSTRUCTION = re.compile(rb"<\?[^<>]*\?>")  # such as `<?pmcsd ?>`, which many abstracts hold
 BLOCK_BYTES = 1 << 18  # of XML at a time
-# What is read of a citation, as compiled XPath: three times as fast as `find` and `iterfind`.
-PMID = etree.XPath("string(MedlineCitation/PMID)")
-LANGUAGES = etree.XPath("MedlineCitation/Article/Language/text()")
-TITLE = etree.XPath("MedlineCitation/Article/ArticleTitle")
-SECTIONS = etree.XPath("MedlineCitation/Article/Abstract/AbstractText")
-DATE_PARTS = etree.XPath("MedlineCitation/Article/Journal/JournalIssue/PubDate/*")
-# The article was retracted ("Retracted Publication" in MeSH); the notice that says so of another is a document.
-RETRACTED = etree.XPath(
-    "boolean(MedlineCitation/Article/PublicationTypeList/PublicationType[@UI='D016441'] "
-    "| MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn'])"
-)
+VERSIONS = re.compile("[1-9][0-9]{0,3}")
+
+
+class _Kind:
+    """What is read of a kind of record, as compiled XPath: three times as fast as `find` and `iterfind`.
+
+    Args:
+        head: the element that holds the PMID.
+        article: the element that holds title, abstract and languages.
+        date: the element whose children are parts of the date.
+        retracted: there is such an element where the article was retracted; the notice that says so of another is a
+            document.
+    """
+
+    def __init__(self, head: str, article: str, date: str, retracted: str):
+        self.pmid = etree.XPath(f"string({head}/PMID)")
+        self.version = etree.XPath(f"string({head}/PMID/@Version)")
+        self.languages = etree.XPath(f"{article}/Language/text()")
+        self.titles = etree.XPath(f"{article}/ArticleTitle")
+        self.sections = etree.XPath(f"{article}/Abstract/AbstractText")
+        self.others = etree.XPath(f"{head}/OtherAbstract")
+        self.date_parts = etree.XPath(f"{date}/*")
+        self.retracted = etree.XPath(f"boolean({retracted})")
+
+
+BOOK_TITLES = etree.XPath("BookDocument/Book/BookTitle")  # of a record of a whole book
+KINDS = {
+    "PubmedArticle": _Kind(
+        "MedlineCitation",
+        "MedlineCitation/Article",
+        "MedlineCitation/Article/Journal/JournalIssue/PubDate",
+        # "Retracted Publication" in MeSH
+        "MedlineCitation/Article/PublicationTypeList/PublicationType[@UI='D016441'] "
+        "| MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']",
+    ),
+    "PubmedBookArticle": _Kind(
+        "BookDocument", "BookDocument", "BookDocument/Book/PubDate", "BookDocument/PublicationType[@UI='D016441']"
+    ),
+}
+DELETIONS = ("DeleteCitation", "DeleteDocument")
+READ = (*KINDS, *DELETIONS)
 
 
 CODE = Text(re.compile("[a-z]{3}").fullmatch, "PubMed's code of a language, three small letters, such as eng")
@@ -57,17 +90,24 @@ def language_codes(text: str) -> str:
 
 @dataclass(frozen=True)
 class Medline:
-    """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones, a deletion among them.
+    """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones of its version.
+
+    Of several versions of a PMID the highest counts that was not deleted.
 
     Where `pubmed26n0001.xml.gz.md5` lies beside a file, the file must be what it says.
 
     Attributes:
         section_labels: keep the labels of structured abstracts, as in `METHODS: We …`; The Pile had none.
         languages: keep articles in one of these alone, as `eng,fre`; PubMed's codes, of three letters.
+        other_abstracts: languages of abstracts to read beside the first, as `eng,spa`, of publishers and of other
+            collections: each is a paragraph of its own after it.
     """
 
     section_labels: bool = switch(False, "keep labels, as in `METHODS: We …`")
     languages: str | None = switch(None, "keep articles in these alone, as eng,fre (default all)", language_codes)
+    other_abstracts: str | None = switch(
+        None, "add further abstracts in these languages, as eng,spa (default none)", language_codes
+    )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
 
@@ -83,35 +123,56 @@ class Medline:
         """
         _check_md5(file)
         for element in citations(stream, file.url):
-            if element.tag == "PubmedArticle":
-                yield self._entry(element)
-            else:
+            if element.tag in KINDS:
+                yield self._entry(element, KINDS[element.tag])
+            elif element.tag in DELETIONS:
                 yield from map(_deletion, element.iter("PMID"))
+            else:
+                yield Dropped(f"records <{element.tag}>")
 
-    def _entry(self, article: etree._Element) -> Entry:
-        said = PMID(article).strip()
+    def _entry(self, record: etree._Element, kind: _Kind) -> Entry:
+        said = kind.pmid(record).strip()
         if (pmid := parse_pmid(said)) is None:
-            return Bad(f"line {article.sourceline}", f"a citation with the PMID {said!r}")
+            return Bad(f"line {record.sourceline}", f"a citation with the PMID {said!r}")
+        if (version := _version(kind.version(record))) is None:
+            return Bad(f"line {record.sourceline}", f"PMID {pmid} with the Version {kind.version(record)!r}")
         id = f"pmid:{pmid}"
-        if RETRACTED(article):
-            return Dropped("retracted", id)
-        if self.languages is not None and not set(self.languages.split(",")) & set(LANGUAGES(article)):
-            return Dropped("of other languages", id)
-        abstract = " ".join(filter(None, map(self._section, SECTIONS(article))))
-        if not abstract:
-            return Dropped("without abstract", id)
-        title = " ".join(map(_text, TITLE(article)))
-        text = f"{title}\n{abstract}" if title else abstract
-        date = _date({part.tag: part.text or "" for part in DATE_PARTS(article)})
-        return Document(id, text, ABSTRACTS, None, date, pmid)
+        if kind.retracted(record):
+            return Dropped("retracted", id, version)
+        if self.languages is not None and not set(self.languages.split(",")) & set(kind.languages(record)):
+            return Dropped("of other languages", id, version)
+        try:
+            title = " ".join(map(text_of, kind.titles(record) or BOOK_TITLES(record)))
+            abstracts = [self._abstract(kind.sections(record)), *self._others(kind.others(record))]
+        except UnknownEntity as error:
+            return Bad(f"line {error.line}", f"PMID {pmid}: {error}")
+        if not (abstract := "\n\n".join(filter(None, abstracts))):
+            return Dropped("without abstract", id, version)
+        text = abstract if says_nothing(title) else f"{title}\n{abstract}"
+        date = _date({part.tag: part.text or "" for part in kind.date_parts(record)})
+        return Document(id, text, ABSTRACTS, None, date, pmid, version)
+
+    def _abstract(self, sections: Iterable[etree._Element]) -> str:
+        """The sections of an abstract; nothing where they say that there is none."""
+        abstract = " ".join(filter(None, map(self._section, sections)))
+        return "" if says_nothing(abstract) else abstract
+
+    def _others(self, abstracts: Iterable[etree._Element]) -> Iterator[str]:
+        if self.other_abstracts is not None:
+            languages = self.other_abstracts.split(",")
+            for abstract in abstracts:
+                if abstract.get("Language", "eng") in languages:
+                    yield self._abstract(abstract.iterfind("AbstractText"))
 
     def _section(self, element: etree._Element) -> str:
-        text, label = _text(element), fold(element.get("Label") or "")
+        text, label = without_notice(text_of(element)), fold(element.get("Label") or "")
         return f"{label}: {text}" if self.section_labels and text and label not in ("", "UNLABELLED") else text
 
 
 def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
-    """The `PubmedArticle` and `DeleteCitation` elements of a file; each is emptied when the next one is asked for.
+    """The records and the lists of deletions of a file; each is emptied when the next one is asked for.
+
+    What else stands among them comes, too, later than in its place.
 
     Args:
         stream: the file.
@@ -123,7 +184,7 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
     # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
     parser = etree.XMLPullParser(
         events=("end",),
-        tag=("PubmedArticle", "DeleteCitation"),
+        tag=READ,
         resolve_entities=False,
         no_network=True,
         remove_comments=True,
@@ -139,11 +200,15 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
                     size.reset()
                     yield element
                     element.clear()
-                    while element.getprevious() is not None:
-                        del element.getparent()[0]
+                    root = element.getparent()
+                    while (first := root[0]) is not element:
+                        if first.tag not in READ:
+                            yield first
+                        del root[0]
         root = parser.close()
         if root.tag != ROOT.decode():
             raise BadInput(f"{name} has the root element <{root.tag}>, not <{ROOT.decode()}>")
+        yield from (element for element in root if element.tag not in READ)
     except igzip.BadGzipFile:
         raise BadInput(f"{name} is not a gzip file; PubMed's files end in .xml.gz, download it again") from None
     except (EOFError, isal_zlib.error):  # pyright: ignore[reportGeneralTypeIssues] (a class)
@@ -186,7 +251,7 @@ def _without(block: bytes, start: bytes, end: bytes) -> bytes:
     kept = [head]
     for other in others:
         part, found, rest = other.partition(end)
-        whole = found and part[:1] in (b">", b" ") and CITATION_END not in part
+        whole = found and part[:1] in (b">", b" ") and not any(end in part for end in CITATION_ENDS)
         kept += [b"\n" * part.count(b"\n"), rest] if whole else [start, other]
     return b"".join(kept)
 
@@ -195,7 +260,15 @@ def _deletion(pmid: etree._Element) -> Entry:
     said = (pmid.text or "").strip()
     if (number := parse_pmid(said)) is None:
         return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {said!r}")
-    return Dropped("deletions", f"pmid:{number}")
+    if (version := _version(pmid.get("Version", ""))) is None:
+        return Bad(f"line {pmid.sourceline}", f"the deletion of PMID {number} with the Version {pmid.get('Version')!r}")
+    return Dropped(DELETED, f"pmid:{number}", version)
+
+
+def _version(said: str) -> int | None:
+    """The version of a record: 1 where nothing is said, None where no number is."""
+    said = said.strip()
+    return 1 if not said else int(said) if VERSIONS.fullmatch(said) else None
 
 
 def _check_md5(file: Input) -> None:
@@ -209,10 +282,6 @@ def _check_md5(file: Input) -> None:
             digest.update(block)
     if digest.hexdigest().encode() not in hashes:
         raise BadInput(f"{file.url} is not what {file.url}.md5 says ({digest.hexdigest()}); download it again")
-
-
-def _text(element: etree._Element) -> str:
-    return fold("".join(element.itertext()) if len(element) else element.text or "")
 
 
 def _date(parts: Mapping[str, str]) -> str | None:

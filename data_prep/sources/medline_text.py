@@ -1,0 +1,170 @@
+"""The text of a title or a section of an abstract in PubMed's XML, as one reads it.
+
+Rules, each with its reason in docs/data.md: numbers that are raised or lowered stay apart from those beside them; words
+on the two sides of a heading in bold, and of a displayed formula, are two; markup that was escaped once too often is
+markup; named entities are characters; a publisher's notice of copyright at the end is no text; a placeholder is none.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+from collections import defaultdict
+from html.entities import html5
+
+from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
+
+from data_prep.sources.document import fold
+from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
+from data_prep.sources.mathml import MATH, math_text
+
+SCRIPTS = {"sup": RAISED, "sub": LOWERED}
+# Around bold text, and after a displayed formula, until what stands beside is known; XML cannot contain them.
+BOLD, BOLD_END, FORMULA_END = "\x04", "\x05", "\x06"
+SIGNS = re.compile(f"[{BOLD}{BOLD_END}{FORMULA_END}]")
+LETTER, CAPITAL = r"[^\W\d_]", r"[^\W\d_a-zß-öø-ÿ]"
+# Where a space is missing: between two bold parts; before a heading that follows a sentence; after one that ends in a
+# sign; between a volume in bold and the page after it; after a formula.
+BORDERS = re.compile(
+    rf"(?<=[^{BOLD}]{{2}}){BOLD_END}{BOLD}(?=[^{BOLD_END}]{{2}})"
+    rf"|(?<=[.:;?!)]){BOLD}(?={CAPITAL}\w)"
+    rf"|(?<=\w[.:?!]){BOLD_END}(?={LETTER})"
+    rf"|(?<=\d){BOLD_END}(?=\d)"
+    rf"|{FORMULA_END}(?=[\w(\[])"
+)
+# And after one without, which is known by its place: `<b>Abstract</b>The …`.
+HEADING = re.compile(
+    rf"((?:^|[.:;?!)]\s*|{BOLD_END}\s*){BOLD}[^{BOLD}{BOLD_END}]*{LETTER}{{3}}){BOLD_END}(?={CAPITAL})"
+)
+
+ESCAPED = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[Xx][0-9A-Fa-f]{1,6});")
+TIMES_ESCAPED = 3  # more than was seen
+INLINE = "i|b|u|em|strong|italic|bold|small|sc|tt|font|span|a|sup|sub|o:p"
+OWN_LINE = "p|div|li|ul|ol|h[1-6]|section|br|title|sec"
+# A tag of these names, with attributes or none; `P<b and c>d` is none.
+TAG = re.compile(
+    rf"""<(?P<end>/)?(?P<name>{INLINE}|{OWN_LINE})(?:\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'))*\s*(?P<empty>/)?>""",
+    re.IGNORECASE,
+)
+OWN_LINES = re.compile(OWN_LINE, re.IGNORECASE)
+
+# Notices. One sentence: full stops end it before a capital, but not within `Elsevier B.V.` or after an initial.
+SENTENCE = r"[^.]*(?:(?:\.(?!\s)|(?<=\s[A-Z])\.(?=\s+[A-Z])|\.(?=\s+[^\sA-Z]))[^.]*)*\.?"
+SAYS = (
+    r"(?:published\s+by|rights?\s+reserved|copyright|licen[cs]e|creative\s+commons|open[\s-]access|"
+    r"supplemental\s+material|see\s+also\s+the)"
+)
+NOTICE = re.compile(
+    rf"""(?:^|\s+)(?:
+        this\s+article\s+is\s+protected\s+by\s+copyright\.(?:\s+all\s+rights\s+reserved\.?)?
+        |\(?psycinfo\s+database\s+record\s+\(c\)\s+[12]\d\d\d\s+apa,\s+all\s+rights\s+reserved\.?\)?\.?
+        |(?<![^.!?)\]"”’'…]\s)(?:copyright\s*(?:©|\(c\)|(?=[12]\d\d\d\b))|©|ⓒ|\(c\)\s*(?=[12]\d\d\d\b))(?-i:{SENTENCE})
+            (?:(?<=\.)\s+(?=[^.]*\b{SAYS}\b)(?-i:{SENTENCE}))*
+        |all\s+rights\s+reserved\.?
+    )\s*$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+NOTICE_CHARACTERS = 400  # at the end, in which one is looked for
+# One of these is in every notice; to look for them takes a hundredth of the time of the pattern.
+IN_NOTICES = ("©", "ⓒ", "(c)", "(C)", "opyright", "OPYRIGHT", "eserved", "ESERVED")
+WORD = re.compile(r"[^\W_]")
+PLACEHOLDER = re.compile(
+    r"(?:(?:there is |article has |this article has )?no (?:english )?(?:abstract|summary|title)"
+    r"(?: (?:is |was )?(?:available|provided|given|supplied|submitted|present|included|required|text))?"
+    r"|(?:(?:the |an )?(?:english )?(?:article )?(?:abstract|summary|title) )?(?:is )?(?:not|un) ?"
+    r"(?:available|provided|applicable)"
+    r"|n\.?/?a|null|none|nil|tba|abstract|untitled)",
+    re.IGNORECASE,
+)
+
+
+class UnknownEntity(ValueError):
+    """A named entity that is neither HTML's nor ISO's; its line."""
+
+    def __init__(self, name: str, line: int):
+        super().__init__(f"the entity &{name}; is none of HTML's or ISO's names; write the character itself")
+        self.line = line
+
+
+def text_of(element: etree._Element) -> str:
+    """The text of an element, on one line.
+
+    Raises:
+        UnknownEntity: there is one in it.
+    """
+    line = _inner(element) if len(element) else element.text or ""
+    if "&" in line or "<" in line:
+        line = unescaped(line)
+    if BOLD in line or FORMULA_END in line:
+        line = SIGNS.sub("", BORDERS.sub(" ", HEADING.sub(r"\1 ", line)))
+    return fold(numbers_apart(line))
+
+
+def _inner(element: etree._Element) -> str:
+    parts = [element.text or ""]
+    for child in element:
+        name = child.tag
+        if name is etree.Entity:
+            if (character := html5.get(f"{child.name};")) is None:
+                raise UnknownEntity(child.name, child.sourceline)
+            parts.append(character)
+        elif name in SCRIPTS:
+            parts += SCRIPTS[name], _inner(child), SCRIPT_END
+        elif name == "b":
+            parts += BOLD, _inner(child), BOLD_END
+        elif name == MATH:
+            parts.append(math_text(child))
+        elif name == "DispFormula":
+            parts += " ", _inner(child).strip(), FORMULA_END
+        else:
+            parts.append(_inner(child))
+        parts.append(child.tail or "")
+    return "".join(parts)
+
+
+def unescaped(line: str) -> str:
+    """Characters and markup that were escaped once too often, as what they were.
+
+    A tag counts with the one that closes it: of `n<b and c>d`, or a lone `<i>`, nothing is taken for markup.
+    """
+    for _ in range(TIMES_ESCAPED):
+        line, found = ESCAPED.subn(lambda match: html.unescape(match[0]), line)
+        if not found:
+            break
+    tags = list(TAG.finditer(line)) if "<" in line else []
+    open_: defaultdict[str, list[int]] = defaultdict(list)
+    taken: list[int] = []
+    for n, tag in enumerate(tags):
+        name = tag["name"].lower()
+        if name == "br" or tag["empty"]:
+            taken.append(n)
+        elif not tag["end"]:
+            open_[name].append(n)
+        elif open_[name]:
+            taken += n, open_[name].pop()
+    parts, at = [], 0
+    for n in sorted(taken):
+        parts += line[at : tags[n].start()], _sign(tags[n])
+        at = tags[n].end()
+    return "".join([*parts, line[at:]])
+
+
+def _sign(tag: re.Match[str]) -> str:
+    name = tag["name"].lower()
+    if name in SCRIPTS and not tag["empty"]:
+        return SCRIPT_END if tag["end"] else SCRIPTS[name]
+    if name in ("b", "bold", "strong") and not tag["empty"]:
+        return BOLD_END if tag["end"] else BOLD
+    return " " if OWN_LINES.fullmatch(name) else ""
+
+
+def without_notice(text: str) -> str:
+    """A section without the publisher's notice of copyright at its end."""
+    end = text[-NOTICE_CHARACTERS:]
+    found = NOTICE.search(text, len(text) - len(end)) if any(part in end for part in IN_NOTICES) else None
+    return text[: found.start()] if found else text
+
+
+def says_nothing(text: str) -> bool:
+    """Whether a title or an abstract has no word, or is a placeholder: `[Not Available].`, `No abstract available.`"""
+    return not WORD.search(text) or (len(text) < 60 and PLACEHOLDER.fullmatch(text.strip(" .[]()*-")) is not None)
