@@ -73,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="SHARE",
         help="keep one of texts this much alike, as 0.8 (default off)",
     )
+    add("--keep-characters", action="store_true", help="leave all characters as the input has them, as in the Pile")
     for name, source in SOURCES.items():
         switches = [one for one in fields(source) if "help" in one.metadata]
         group = parser.add_argument_group(f"switches of --source {name}") if switches else None
@@ -98,6 +99,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             decontaminate=args.decontaminate,
             recent_after=args.recent_after,
             near_duplicates=args.near_duplicates,
+            keep_characters=args.keep_characters,
             workers=Workers(args.workers, args.cluster),
         )
 

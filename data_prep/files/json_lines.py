@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import lzma
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -27,6 +29,10 @@ UNPACK: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
     ".xz": lambda: lzma.LZMADecompressor(memlimit=WINDOW_BYTES),
 }
+PADDED = (
+    ".gz",
+    ".xz",
+)  # zeros may follow what is packed, as from tapes; gzip(1) and xz(1) pass over them
 # What packs a file again so that unpacking it takes less.
 PACK_AGAIN = {".zst": "zstd -dc --long=31 FILE | zstd -o NEW", ".xz": "xz -dc FILE | xz -9 > NEW"}
 TOO_WIDE = ("too much memory", "Memory usage limit")  # as zstd and liblzma say of a window that is too large
@@ -110,6 +116,8 @@ def read(path: Path, sha256: str | None = None) -> Iterator[tuple[int, dict[str,
 def lines(stream: Readable, name: str) -> Iterator[bytes]:
     """The lines of a file without their line feeds; it is unpacked as the end of its name says.
 
+    A byte order mark at its start is none of its text.
+
     Args:
         stream: the file's bytes; several packed files may follow each other in it, as where files were concatenated.
         name: the file's name, for its ending (`.zst`, `.gz`, `.xz`, else plain) and for messages.
@@ -123,7 +131,8 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
     """
     rest: list[bytes] = []
     rest_bytes = 0
-    for block in blocks(stream, name):
+    found = blocks(stream, name)
+    for block in chain([next(found, b"").removeprefix(BOM_UTF8)], found):
         first, *others = block.split(b"\n")
         if rest_bytes <= RECORD_BYTES:
             rest.append(first)
@@ -141,6 +150,11 @@ def _joined(parts: list[bytes], size_bytes: int) -> bytes:
     line = b"".join(parts) if size_bytes <= RECORD_BYTES else LongLine(parts[0][:40])
     parts.clear()
     return line
+
+
+def is_blank(line: bytes) -> bool:
+    """Whether a line of a file of others holds no record: it is empty, or white space."""
+    return not line or line.isspace()
 
 
 class LongLine(bytes):
@@ -171,20 +185,20 @@ def blocks(stream: Readable, name: str) -> Iterator[bytes]:
         while block := stream.read(READ_BYTES):
             yield block
         return
-    start = UNPACK[suffix]
+    start, padding = UNPACK[suffix], b"\0" if suffix in PADDED else b""
     kind = {".zst": "zstd", ".gz": "gzip", ".xz": "xz"}[suffix]
-    frame, begun, position = start(), False, 0
+    frame, begun, ended, position = start(), False, False, 0
     try:
         while chunk := stream.read(READ_BYTES):
             for offset in range(0, len(chunk), PACKED_BYTES):
                 piece = chunk[offset : offset + PACKED_BYTES]
-                while piece:
+                while piece := piece.lstrip(padding) if ended and not begun and padding else piece:
                     unpacked = frame.decompress(piece)
                     yield from _cut(unpacked)
                     del unpacked
                     piece, begun = frame.unused_data, not frame.eof
                     if frame.eof:
-                        frame = start()
+                        frame, ended = start(), True
             position += len(chunk)
     except (zstandard.ZstdError, zlib.error, lzma.LZMAError) as error:
         place = f"{name}, in the packed bytes from {position:,} on"

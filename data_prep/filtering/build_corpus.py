@@ -41,6 +41,7 @@ from data_prep.filtering.parts import Tally, read_tallies, write_parts
 from data_prep.filtering.selection import Selection
 from data_prep.filtering.spool import Batch, Rules
 from data_prep.running.workers import HERE, Workers
+from data_prep.sources.characters import RULES
 from data_prep.sources.document import Source
 
 XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
@@ -58,6 +59,7 @@ def build_corpus(
     decontaminate: Sequence[str] = (),
     recent_after: str | None = None,
     near_duplicates: float | None = None,
+    keep_characters: bool = False,
     workers: Workers = HERE,
 ) -> JsonDict:
     """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
@@ -72,6 +74,7 @@ def build_corpus(
         decontaminate: files of evaluation texts (`decontamination.load`); documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
         near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
+        keep_characters: leave all characters of the texts as they are; else `characters.cleaned` says what changes.
         workers: where the tasks run.
 
     Raises:
@@ -95,6 +98,7 @@ def build_corpus(
         "decontaminate": bool(evaluation),
         "recent_after": recent_after,
         "near_duplicates": near_duplicates,
+        "keep_characters": keep_characters,
     }
     request: JsonDict = {"stage": STAGE, "format": FORMAT, "arguments": arguments}
     known = out.with_name(f"{out.name}.inputs.jsonl.zst")
@@ -107,7 +111,12 @@ def build_corpus(
             return manifest
     size_bytes = sum(file.bytes for members in files.values() for file in members)
     rules = Rules(
-        val_fraction, spool.buckets_for(size_bytes), on_error == "skip", tuple(evaluation), near_duplicates is not None
+        val_fraction,
+        spool.buckets_for(size_bytes),
+        on_error == "skip",
+        tuple(evaluation),
+        near_duplicates is not None,
+        keep_characters,
     )
     pmids = list(read_pmids(pmid_files))
     decontamination.load(rules.evaluation)
@@ -151,7 +160,7 @@ def _build(
     for path in sorted(parts.glob(f"*{PART}")):
         link(path, partial / path.name)
     known = out.with_name(f"{out.name}.inputs.jsonl.zst")
-    hashes, entries = _list_inputs(batches, work, partial, dropped, bad)
+    hashes, entries, characters = _list_inputs(batches, work, partial, dropped, bad)
     for name, members in asides.items():
         if members:
             hashes[name] = list(inputs.sha256_of(members, known))
@@ -161,10 +170,15 @@ def _build(
     request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
     sample = _val_text(partial)
     results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": overlap}
+    results["characters"] = {name: characters[name] for name in RULES if characters[name]}
     own_splits = any(file.split for batch in batches for file in batch.files)
     write_text(partial / CARD, corpus_card({**request, **results, "own_splits": own_splits}))
     for name, counts in results["counts"].items():
         print(f"{name:6} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
+    for name, count in results["dropped"].items():
+        print(f"left out {count:>9,} {name}")
+    for name, count in results["characters"].items():
+        print(f"changed  {count:>9,} documents by the rule for {name}")
     manifest = publish(partial, out, request, results)
     inputs.remember(known, [pair for pairs in hashes.values() for pair in pairs])
     shutil.rmtree(work)
@@ -189,13 +203,18 @@ def _choose(
     grams = decontamination.load(rules.evaluation)
     overlap: JsonDict = {"grams": len(grams), "texts": grams.texts, "too_short": grams.too_short}
     overlap["common_grams"] = selection.drop_overlaps(decontamination.COMMON_DOCUMENTS)
+    removed = selection.overlaps({name: file.numbers for name, file in grams.files.items()})
+    overlap["files"] = {
+        name: {"texts": file.texts, "too_short": file.too_short, "documents": removed[name]}
+        for name, file in grams.files.items()
+    }
     return bad, overlap
 
 
 def _list_inputs(
     batches: Sequence[Batch], work: Path, partial: Path, dropped: Counter[str], bad: list[JsonDict]
-) -> tuple[dict[str, list[tuple[Input, str]]], int]:
-    """Write the lists of inputs and of bad records; each source's inputs with their hashes, and all entries.
+) -> tuple[dict[str, list[tuple[Input, str]]], int, Counter[str]]:
+    """Write the lists of inputs and of bad records.
 
     Args:
         batches: of inputs that were read.
@@ -203,8 +222,11 @@ def _list_inputs(
         partial: the corpus folder in the making.
         dropped: gets what was dropped while reading.
         bad: gets the records that were bad while reading.
+
+    Returns:
+        Each source's inputs with their hashes; all entries; the documents that each rule for characters changed.
     """
-    entries = 0
+    entries, characters = 0, Counter[str]()
     hashes: dict[str, list[tuple[Input, str]]] = {}
     with json_lines.Writer(partial / INPUTS) as listing:
         for batch in batches:
@@ -214,12 +236,13 @@ def _list_inputs(
                 entries += read["entries"]
                 listing.write({"source": batch.source_name, "bytes": file.bytes, **read})
             dropped.update(summary["dropped"])
+            characters.update(summary["characters"])
             bad += summary["bad"]
     if bad:
         with json_lines.Writer(partial / BAD) as bad_listing:
             for record in bad:
                 bad_listing.write(record)
-    return hashes, entries
+    return hashes, entries, characters
 
 
 def _check_splits(documents: Mapping[str, int], batches: Sequence[Batch], rules: Rules) -> None:

@@ -2,9 +2,10 @@
 
 A gram is 13 words in a row of an evaluation text; a text of 8 to 12 words is one gram; shorter ones cannot be told from
 chance and are counted. Words are runs of letters and digits, in one case and one Unicode form, so that line breaks,
-case and punctuation do not matter. A gram found in more than 10 documents of the corpus is a common phrase and does
-not count, as there; `selection` decides that, when it knows all documents. A document with a gram that counts is left
-out whole: GPT-3 cut 200 characters out around it, but what remains of an abstract then is not an abstract.
+case, punctuation and what no reader sees do not matter; a word that a hyphen may have cut at a line's end is looked for
+both ways (`characters.readings`). A gram found in more than 10 documents of the corpus is a common phrase and does not
+count, as there; `selection` decides that, when it knows all documents. A document with a gram that counts is left out
+whole: GPT-3 cut 200 characters out around it, but what remains of an abstract then is not an abstract.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import csv
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import groupby
 from typing import Any
@@ -26,44 +28,70 @@ from data_prep.common.errors import BadInput
 from data_prep.common.json_text import too_full
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input
+from data_prep.sources.characters import readings
 from data_prep.sources.document import pieces
+from data_prep.sources.text import PARQUET, parquet_rows
 
 GRAM_WORDS = 13
 SHORTEST_WORDS = 8
 COMMON_DOCUMENTS = 10
-SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".tsv", ".txt")
+SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".tsv", ".txt", ".parquet")
 OTHER_SIGNS = re.compile(r"[^\w\x00-\x7f]")
 LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: all above is of a word
 BASE = np.uint64(0x9E3779B97F4A7C15)  # of a polynomial over words; odd, so that it keeps all 64 bits
 TABLE_BITS = 24
 
 
+@dataclass
+class FileTexts:
+    """The texts of one evaluation file: how many, how many of these gave no gram, and the numbers of all grams."""
+
+    texts: int = 0
+    too_short: int = 0
+    numbers: set[int] = field(default_factory=set)
+
+
 class Grams:
     """The grams of evaluation texts.
 
     Attributes:
-        texts: how many texts they were made of.
-        too_short: how many of these gave none.
+        files: the texts by the names of their files; `""` is the name where there are none.
     """
 
-    def __init__(self, texts: Iterable[str]):
-        self.texts = self.too_short = 0
+    def __init__(self, texts: Iterable[str] = ()):
+        self.files: dict[str, FileTexts] = {}
         self._numbers: dict[bytes, int] = {}
         self._sizes: set[int] = set()
         self._words: dict[bytes, int] = {}
         self._table = np.zeros(1 << TABLE_BITS, bool)  # of the hashes of all grams' first words
         for text in texts:
-            words = words_of(text)
-            grams = grams_of(words)
-            self.texts += 1
-            self.too_short += not grams
-            if grams:
-                self._sizes.add(min(len(words), GRAM_WORDS))
-            for word in words if grams else ():
+            self.add(text)
+
+    @property
+    def texts(self) -> int:
+        """How many texts they were made of."""
+        return sum(file.texts for file in self.files.values())
+
+    @property
+    def too_short(self) -> int:
+        """How many of these gave none."""
+        return sum(file.too_short for file in self.files.values())
+
+    def add(self, text: str, file_name: str = "") -> None:
+        """Take in the grams of one more text."""
+        file = self.files.setdefault(file_name, FileTexts())
+        file.texts += 1
+        file.too_short += not grams_of(text)
+        for words in map(words_of, readings(text)):
+            grams = _runs(words)
+            if not grams:
+                continue
+            self._sizes.add(min(len(words), GRAM_WORDS))
+            for word in words:
                 self._words.setdefault(word, _hash(word))
             self._table[self._places(words)[: len(grams)]] = True
             for gram in grams:
-                self._numbers.setdefault(gram, number_of(gram))
+                file.numbers.add(self._numbers.setdefault(gram, number_of(gram)))
 
     def __len__(self) -> int:
         return len(self._numbers)
@@ -71,7 +99,7 @@ class Grams:
     def within(self, text: str) -> list[int]:
         """The numbers, of 63 bits, of the grams that a text holds, each once."""
         found: set[int] = set()
-        for words in words_in_pieces(text, GRAM_WORDS - 1):
+        for words in words_in_pieces(text, GRAM_WORDS - 1, readings):
             for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # few, and some of them by chance
                 for size in self._sizes:
                     if number := self._numbers.get(b" ".join(words[start : start + size])):
@@ -96,8 +124,12 @@ def words_of(text: str) -> list[bytes]:
     return text.encode().translate(LETTERS).split()
 
 
-def grams_of(words: Sequence[bytes]) -> list[bytes]:
-    """The grams of an evaluation text's words, in their order; none of fewer than `SHORTEST_WORDS`."""
+def grams_of(text: str) -> list[bytes]:
+    """The grams of an evaluation text, in their order in each of its `readings`; none of too few words."""
+    return list(dict.fromkeys(gram for reading in readings(text) for gram in _runs(words_of(reading))))
+
+
+def _runs(words: Sequence[bytes]) -> list[bytes]:
     if len(words) < SHORTEST_WORDS:
         return []
     size = min(len(words), GRAM_WORDS)
@@ -109,24 +141,38 @@ def number_of(gram: bytes) -> int:
     return _hash(gram) >> 1
 
 
-def words_in_pieces(text: str, again: int) -> Iterator[list[bytes]]:
-    """The words of a text piece by piece; each begins with the last `again` words of the one before it."""
-    words: list[bytes] = []
+def words_in_pieces(
+    text: str, again: int, read: Callable[[str], Sequence[str]] = lambda piece: readings(piece)[:1]
+) -> Iterator[list[bytes]]:
+    """The words of a text piece by piece; each begins with the last `again` words of the one before it.
+
+    Args:
+        text: the text.
+        again: how many words.
+        read: the ways in which a piece is read, one or more, of which the first comes again where others have more.
+    """
+    before: list[list[bytes]] = [[]]
     for piece in pieces(text):
-        words = words[max(0, len(words) - again) :] + words_of(piece)
-        yield words
+        found = [words_of(reading) for reading in read(piece)]
+        ways = range(max(len(before), len(found)))
+        tails, ends = ([lists[way] if way < len(lists) else lists[0] for way in ways] for lists in (before, found))
+        before = [tail[max(0, len(tail) - again) :] + words for tail, words in zip(tails, ends, strict=True)]
+        yield from before
 
 
 @lru_cache(maxsize=1)
 def load(files: tuple[Input, ...]) -> Grams:
     """The grams of evaluation files.
 
-    JSON: every text at any depth; CSV and TSV: every cell; txt: every paragraph, ended by an empty line.
+    JSON: every text at any depth; Parquet, CSV and TSV: every cell; txt: every paragraph, ended by an empty line.
 
     Raises:
         BadInput: a file cannot be read, or no text of all of them is long enough.
     """
-    grams = Grams(text for file in files for text in _texts(file))
+    grams = Grams()
+    for file in files:
+        for text in _texts(file):
+            grams.add(text, file.name)
     if files and not len(grams):
         raise BadInput(f"{files[0].url} holds no text of {SHORTEST_WORDS} words or more to look for")
     return grams
@@ -135,6 +181,12 @@ def load(files: tuple[Input, ...]) -> Grams:
 def _texts(file: Input) -> Iterator[str]:
     try:
         with inputs.reading(file) as stream:
+            if file.name.endswith(PARQUET):
+                for row in parquet_rows(file, stream):
+                    if isinstance(row, str):
+                        raise ValueError(row)
+                    yield from _strings(row)
+                return
             lines = _whole_lines(json_lines.lines(stream, file.url))
             if file.name.endswith(".txt"):
                 yield from _paragraphs(line.decode() for line in lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +25,7 @@ from data_prep.sources.document import ABSTRACTS, ARTICLES, DELETED
 CACHE_KIB = 64 << 10
 SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first
 AT_A_TIME = 1000  # entries
+OVERLAP = "overlap with evaluation texts"
 
 SCHEMA = """
 CREATE TABLE entries (
@@ -210,11 +211,29 @@ class Selection:
                 (common,),
             )
             dropped = self._drop(
-                "overlap with evaluation texts",
+                OVERLAP,
                 "SELECT number FROM entries WHERE reason IS NULL AND number IN "
                 "(SELECT number FROM grams WHERE gram NOT IN (SELECT gram FROM common))",
             )
         return self._db.execute("SELECT COUNT(*) FROM common").fetchone()[0]
+
+    def overlaps(self, grams: Mapping[str, Iterable[int]]) -> Counter[str]:
+        """How many documents overlap with each evaluation file; one that does with two counts for both.
+
+        Args:
+            grams: numbers of the grams by the names of the files.
+        """
+        self._db.execute("CREATE TEMP TABLE of_file (gram INTEGER PRIMARY KEY)")
+        found = Counter[str]()
+        for name, numbers in grams.items():
+            self._db.execute("DELETE FROM of_file")
+            self._db.executemany("INSERT OR IGNORE INTO of_file VALUES (?)", ((number,) for number in numbers))
+            found[name] = self._db.execute(
+                "SELECT COUNT(DISTINCT number) FROM grams JOIN of_file USING (gram) JOIN entries USING (number) "
+                "WHERE reason = ? AND gram NOT IN (SELECT gram FROM common)",
+                (OVERLAP,),
+            ).fetchone()[0]
+        return found
 
     def without(self, column: str) -> int:
         """How many of the documents that stay have no `pmid` or no `date`."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from data_prep.files.inputs import Input
 from data_prep.filtering import decontamination, near_duplicates
 from data_prep.running.progress import Done, Progress
 from data_prep.running.workers import Task, Tick, Workers, written_aside
+from data_prep.sources.characters import cleaned
 from data_prep.sources.document import Bad, Document, Dropped, Entry, Source, pieces
 
 BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
@@ -55,6 +56,7 @@ class Rules:
         skip: whether bad records are left out, or stop the build.
         evaluation: files whose texts are looked for in the documents.
         signatures: whether documents get one, to be compared by.
+        keep_characters: whether texts keep their characters as the source has them (`characters.cleaned`).
     """
 
     val_fraction: float
@@ -62,6 +64,7 @@ class Rules:
     skip: bool
     evaluation: tuple[Input, ...] = ()
     signatures: bool = False
+    keep_characters: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,10 @@ def place_of(document_id: str) -> bytes:
 
 
 def same_text(text: str) -> str:
-    """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time."""
+    """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time.
+
+    What else no reader sees is out of the text by now (`characters.cleaned`).
+    """
     digest, between = hashlib.blake2b(digest_size=16), b""
     for piece in pieces(text):
         if piece.isascii():  # the same, in a fifth of the time
@@ -143,7 +149,7 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
     """
     files: list[JsonDict] = []
     bad: list[JsonDict] = []
-    counts: Counter[str] = Counter()
+    counts, characters = Counter[str](), Counter[str]()
     number = 0
     with (
         written_aside(folder / f"{batch.key}.text") as text_path,
@@ -155,6 +161,8 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
             state = _FileState(bad_left=BAD_RECORDS - len(bad))
             for entry in _entries(batch.source, file, rules, tick, state):
                 state.entries += 1
+                if isinstance(entry, Document) and not rules.keep_characters:
+                    entry = _cleaned(entry, characters)
                 if isinstance(entry, Bad):
                     bad.append({"file": file.name, "place": entry.place, "problem": entry.problem})
                 elif isinstance(entry, Dropped) and entry.id is None:
@@ -164,12 +172,12 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
                     number += 1
             files.append({"name": file.name, "sha256": state.sha256, "entries": state.entries})
             tick(documents=state.entries)
-    done = {"files": files, "frames": frames.places, "bad": bad, "dropped": counts}
+    done = {"files": files, "frames": frames.places, "bad": bad, "dropped": counts, "characters": characters}
     write_json(folder / f"{batch.key}.json", done)
 
 
 def summary(batch: Batch, folder: Path) -> JsonDict:
-    """What `read` wrote last: `files`, `frames` as [bucket, offset, bytes], `bad`, `dropped`."""
+    """What `read` wrote last: `files`, `frames` as [bucket, offset, bytes], `bad`, `dropped`, `characters`."""
     return read_json(folder / f"{batch.key}.json")
 
 
@@ -235,7 +243,7 @@ class _Frames:
             self.flush()
         return {
             **row,
-            "text": same_text(entry.text),
+            "text": same_text(cleaned(entry.text)[0] if rules.keep_characters else entry.text),
             "pmid": entry.pmid,
             "source": entry.source,
             "date": entry.date,
@@ -252,6 +260,15 @@ class _Frames:
             self._file.write(frame)
         self._buffers.clear()
         self._buffered_bytes = 0
+
+
+def _cleaned(document: Document, characters: Counter[str]) -> Document | Dropped:
+    """The document with its characters as they are read; `characters` counts by the rules that change them."""
+    text, used = cleaned(document.text)
+    characters.update(used)
+    if not text:
+        return Dropped("without text", document.id, document.version)
+    return replace(document, text=text) if used else document
 
 
 def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _FileState) -> Iterator[Entry]:

@@ -12,7 +12,9 @@ from data_prep.common.limits import LINE
 from data_prep.common.pmid import pmid_of_id
 from data_prep.files.inputs import Input, Stream
 
-SPACE = re.compile(r"\s")
+# White space at which a text may be cut: no word that was cut at a line's end, and nothing unseen, reaches over it.
+UNSEEN_AFTER_WORDS = r"\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f"
+SPACE = re.compile(rf"(?<![\s\-\u2010\xad{UNSEEN_AFTER_WORDS}])\s")
 PIECE = 1 << 20  # characters of a text that are looked at at a time: as words they take ten times their size
 # The names by which The Pile called the two sets, so that corpora of every source can be compared.
 ABSTRACTS = "PubMed Abstracts"

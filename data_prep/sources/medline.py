@@ -14,6 +14,7 @@ import io
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import ClassVar
 
 from isal import igzip, isal_zlib
@@ -28,7 +29,8 @@ from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
 from data_prep.sources.document import ABSTRACTS, DELETED, Bad, Document, Dropped, Entry, fold, switch
-from data_prep.sources.medline_text import UnknownEntity, says_nothing, text_of, without_notice
+from data_prep.sources.entities import replace_entities, with_doctype
+from data_prep.sources.medline_text import says_nothing, text_of, without_notice
 from data_prep.sources.xml_size import XmlSize
 
 ROOT, CITATION_ENDS = b"PubmedArticleSet", (b"</PubmedArticle>", b"</PubmedBookArticle>")
@@ -124,7 +126,11 @@ class Medline:
         _check_md5(file)
         for element in citations(stream, file.url):
             if element.tag in KINDS:
-                yield self._entry(element, KINDS[element.tag])
+                try:
+                    replace_entities(element, file.url)
+                    yield self._entry(element, KINDS[element.tag])
+                except BadInput as error:
+                    yield Bad(f"record at line {element.sourceline}", str(error))
             elif element.tag in DELETIONS:
                 yield from map(_deletion, element.iter("PMID"))
             else:
@@ -141,11 +147,8 @@ class Medline:
             return Dropped("retracted", id, version)
         if self.languages is not None and not set(self.languages.split(",")) & set(kind.languages(record)):
             return Dropped("of other languages", id, version)
-        try:
-            title = " ".join(map(text_of, kind.titles(record) or BOOK_TITLES(record)))
-            abstracts = [self._abstract(kind.sections(record)), *self._others(kind.others(record))]
-        except UnknownEntity as error:
-            return Bad(f"line {error.line}", f"PMID {pmid}: {error}")
+        title = " ".join(map(text_of, kind.titles(record) or BOOK_TITLES(record)))
+        abstracts = [self._abstract(kind.sections(record)), *self._others(kind.others(record))]
         if not (abstract := "\n\n".join(filter(None, abstracts))):
             return Dropped("without abstract", id, version)
         text = abstract if says_nothing(title) else f"{title}\n{abstract}"
@@ -193,7 +196,8 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
     size = XmlSize(name)
     try:
         with igzip.IGzipFile(fileobj=io.BufferedReader(stream, 1 << 20), mode="rb") as unpacked:
-            for block in _trimmed(iter(lambda: unpacked.read(BLOCK_BYTES), b"")):
+            blocks = _trimmed(iter(lambda: unpacked.read(BLOCK_BYTES), b""))
+            for block in chain([with_doctype(next(blocks))], blocks):
                 size.add(block)
                 parser.feed(block)
                 for _, element in parser.read_events():

@@ -2,7 +2,7 @@
 
 Rules, each with its reason in docs/data.md: numbers that are raised or lowered stay apart from those beside them; words
 on the two sides of a heading in bold, and of a displayed formula, are two; markup that was escaped once too often is
-markup; named entities are characters; a publisher's notice of copyright at the end is no text; a placeholder is none.
+markup; a publisher's notice of copyright at the end is no text; a placeholder is none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import html
 import re
 from collections import defaultdict
-from html.entities import html5
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
@@ -78,20 +77,8 @@ PLACEHOLDER = re.compile(
 )
 
 
-class UnknownEntity(ValueError):
-    """A named entity that is neither HTML's nor ISO's; its line."""
-
-    def __init__(self, name: str, line: int):
-        super().__init__(f"the entity &{name}; is none of HTML's or ISO's names; write the character itself")
-        self.line = line
-
-
 def text_of(element: etree._Element) -> str:
-    """The text of an element, on one line.
-
-    Raises:
-        UnknownEntity: there is one in it.
-    """
+    """The text of an element, on one line."""
     line = _inner(element) if len(element) else element.text or ""
     if "&" in line or "<" in line:
         line = unescaped(line)
@@ -104,11 +91,7 @@ def _inner(element: etree._Element) -> str:
     parts = [element.text or ""]
     for child in element:
         name = child.tag
-        if name is etree.Entity:
-            if (character := html5.get(f"{child.name};")) is None:
-                raise UnknownEntity(child.name, child.sourceline)
-            parts.append(character)
-        elif name in SCRIPTS:
+        if name in SCRIPTS:
             parts += SCRIPTS[name], _inner(child), SCRIPT_END
         elif name == "b":
             parts += BOLD, _inner(child), BOLD_END

@@ -56,6 +56,8 @@ class Pile:
             if KEY in line and not any(name in line for name in NAMES) and not ESCAPE.search(line):
                 yield other
                 continue
+            if json_lines.is_blank(line):
+                continue
             record = json_lines.parse(line)
             if isinstance(record, str):
                 yield Bad(f"line {number}", record)

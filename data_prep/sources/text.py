@@ -62,13 +62,15 @@ class Text:
             yield self._plain(file, stream)
         elif file.name.endswith(PARQUET):
             keys = (self.text_key, self.id_key, self.date_key, self.license_key, self.pmid_key)
-            for number, row in enumerate(_rows(file, stream, keys), start=1):
+            for number, row in enumerate(parquet_rows(file, stream, keys), start=1):
                 place = f"row {number}"
                 yield Bad(place, row) if isinstance(row, str) else self._entry(row, place, f"{file.name}:{number}")
         else:
             number = 0
             for line in json_lines.lines(stream, file.url):
-                number += 1  # noqa: SIM113 (enumerate would hold the line)
+                number += 1
+                if json_lines.is_blank(line):
+                    continue
                 record = json_lines.parse(line)
                 del line
                 place = f"line {number}"
@@ -84,7 +86,7 @@ class Text:
             content += block
             check_bytes(len(content), RECORD_BYTES, file.url, "cut it into documents")
         try:
-            text = tidy(content.decode())
+            text = tidy(content.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             return Bad(f"byte {error.start}", f"not UTF-8 ({error.reason})")
         return Document(file.name, text, self.set_name, None, None) if text else Dropped("without text")
@@ -134,10 +136,16 @@ def _is(value: Any) -> str:
     return "is missing" if value is None else f"is {str(value)[:40]!r}"
 
 
-def _rows(file: Input, stream: Stream, keys: Sequence[str]) -> Iterator[dict[str, Any] | str]:
-    """The rows of a Parquet file, or what is wrong with one, with the columns that are read.
+def parquet_rows(file: Input, stream: Stream, keys: Sequence[str] = ()) -> Iterator[dict[str, Any] | str]:
+    """The rows of a Parquet file, or what is wrong with one; the file is read from its end, so its hash is taken first.
 
-    The file is read from its end, so its hash is taken first.
+    Args:
+        file: the file.
+        stream: the same, opened.
+        keys: of the columns that are read, or of parts of them; none for all of them.
+
+    Raises:
+        BadInput: it is damaged, no Parquet file, or takes too much memory.
     """
     from pyarrow import ArrowException
 

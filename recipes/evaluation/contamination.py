@@ -24,7 +24,7 @@ from data_prep.common.manifest import read_manifest
 from data_prep.common.pmid import parse_pmid, pmid_of_id
 from data_prep.files import json_lines
 from data_prep.filtering.corpus_format import PART, STAGE
-from data_prep.filtering.decontamination import COMMON_DOCUMENTS, Grams, grams_of, number_of, words_of
+from data_prep.filtering.decontamination import COMMON_DOCUMENTS, Grams, grams_of, number_of
 from data_prep.running.workers import follow_parent
 from data_prep.tasks.task_set import Example, Question
 
@@ -157,7 +157,7 @@ def find_leaks(examples: Mapping[str, Example], corpus_folder: Path) -> Leaks:
         seen.add(part)
     _check_pmids(corpus_folder, manifest, seen)
     common = {gram for gram, documents in seen.grams.items() if len(documents) > COMMON_DOCUMENTS}
-    runs_of = {name: [gram for text in of for gram in grams_of(words_of(text))] for name, of in texts_of.items()}
+    runs_of = {name: [gram for text in of for gram in grams_of(text)] for name, of in texts_of.items()}
     return Leaks(
         pmids={
             name: {"pmid": pmid, "documents": _training(seen.pmids[pmid])}

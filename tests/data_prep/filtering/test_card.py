@@ -34,7 +34,7 @@ def records(n: int = 40) -> list[dict[str, Any]]:
     ]
     found += [{"id": f"u{i}", "text": f"no date, no number, no licence {i}"} for i in range(5)]
     found += [{"id": "leak", "text": f"{LEAK}."}, {"id": "recent", "text": "text of late", "date": "2022"}]
-    found += [{"id": "copy", "text": "TEXT 20"}]
+    found += [{"id": "copy", "text": "TEXT 20"}, {"id": "odd", "text": "soft hy\xadphen"}]
     return found
 
 
@@ -43,6 +43,7 @@ def build(folder: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) 
     made: dict[str, Any] = {
         "records": records(), "pile": None, "set_name": "notes", "pmids": [0, 1], "evaluation": [LEAK, PHRASE, "short"],
         "fraction": 0.3, "recent_after": "2021-01-01",
+        "keep_characters": False,
     }  # fmt: skip
     if change:
         change(made)
@@ -65,6 +66,7 @@ def build(folder: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) 
             exclude_pmids=[str(folder / "held.txt")] if made["pmids"] else [],
             decontaminate=[str(folder / "eval.txt")] if made["evaluation"] else [],
             recent_after=made["recent_after"],
+            keep_characters=made["keep_characters"],
         )
     return shown(template, (folder / "corpus" / CARD).read_text(encoding="utf-8"))
 
@@ -103,6 +105,12 @@ CAUSES: dict[str, Change] = {
     '"{:,}".format(decontamination.texts)': setting(evaluation=[LEAK, PHRASE, "short", "shorter"]),
     '"{:,}".format(decontamination.too_short)': setting(evaluation=[LEAK, PHRASE]),
     '"{:,}".format(decontamination.common_grams)': setting(evaluation=[LEAK, "short"]),
+    '"{:,}".format(file.texts)': setting(evaluation=[LEAK, PHRASE, "short", "shorter"]),
+    '"{:,}".format(file.too_short)': setting(evaluation=[LEAK, PHRASE]),
+    '"{:,}".format(file.documents)': more(text=f"so {LEAK}"),
+    "rule": more(text="zero\u200bwidth"),
+    '"{:,}".format(count)': more(text="one more soft hy\xadphen"),
+    "if arguments.keep_characters": setting(keep_characters=True),
     '"{:,}".format(without_pmid)': ONE_MORE,
     '"{:,}".format(n)': more(license="CC BY"),
     "if dates.first": lambda made: (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import lzma
 import random
@@ -10,6 +11,7 @@ import textwrap
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -45,6 +47,12 @@ FORMS: dict[str, Callable[[str], str]] = {
     "upper case": str.upper,
     "title case": str.title,
     "other punctuation": punctuate,
+    "soft hyphens": lambda text: re.sub(r"(\w\w)(?=\w)", "\\1\xad", text),
+    "soft hyphens at line ends": lambda text: re.sub(r"(\w\w\w)(?=\w\w)", "\\1\xad\n", text),
+    "zero-width characters": lambda text: re.sub(r"(\w)(?=\w)", "\\1\u200b", f"\ufeff{text}\u2060"),
+    "words cut at line ends": lambda text: re.sub(r"(\w\w)(?=\w\w)", "\\1-\n", text),
+    "words cut at line ends that were put together": lambda text: re.sub(r"(\w\w)(?=\w\w)", "\\1- ", text),
+    "words cut at some line ends": lambda text: re.sub(r"(\w\w\w)(?=tis)", "\\1\u2010 \r\n  ", text),
     "decomposed letters": lambda text: unicodedata.normalize("NFD", text),
     "inside of other text": lambda text: f"{words(random.Random(8), 200)} {text}, {words(random.Random(9), 200)}",
     "its middle alone": lambda text: " ".join(text.split()[9:-9]),
@@ -60,6 +68,9 @@ def test_what_was_injected_is_found_in_every_form():
     recall = {name: sum(bool(grams.within(form(text))) for text in texts) / 200 for name, form in FORMS.items()}
     print(recall)
     assert recall == dict.fromkeys(FORMS, 1.0)
+    for name, form in FORMS.items():  # and the other way round
+        grams_of_form = Grams(map(form, texts[:5]))
+        assert all(map(grams_of_form.within, texts[:5])), name
     assert not any(grams.within(words(draw, 150)) for _ in range(2000))
 
 
@@ -82,20 +93,37 @@ def test_evaluation_files_of_every_kind(tmp_path: Path):
         "c.jsonl.xz": lzma.compress(json.dumps({"q": long.format(5)}).encode()),
         "d.csv": f'"{long.format(6)}",yes,{long.format(7).replace(",", "")}\n'.encode(),
         "e.txt": f"{long.format(8)}\n \n{textwrap.fill(long.format(9), 20)}\n".encode(),
+        "f.jsonl": b"\xef\xbb\xbf" + json.dumps({"q": long.format(10)}).encode(),
+        "g.csv": b"\xef\xbb\xbf" + f'"{long.format(11)}"\r\n'.encode(),
+        "h.parquet": parquet_bytes({"id": [1, 2], "choices": [[long.format(12)], None]}),
     }
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     grams = load(tuple(inputs.find([str(tmp_path)], decontamination.SUFFIXES)))
-    assert all(grams.within(long.format(n)) for n in range(1, 10)) and not grams.within(long.format(10))
-    assert len(grams) == 9
+    assert all(grams.within(long.format(n)) for n in range(1, 13)) and not grams.within(long.format(13))
+    assert len(grams) == 12
+    assert {name: (file.texts, len(file.numbers)) for name, file in grams.files.items()} == {
+        **{"a.json": (2, 2), "b.json": (2, 2), "c.jsonl.xz": (1, 1), "d.csv": (3, 2), "e.txt": (2, 2)},
+        **{"f.jsonl": (1, 1), "g.csv": (1, 1), "h.parquet": (1, 1)},
+    }
     for name, content, message in [
         ("x.json", b'{"a": "', "not|unexpected"),
         ("y.txt", b"few words", "no text of 8 words"),
+        ("z.parquet", b"PAR1 no more", "damaged, or not a Parquet file"),
     ]:
         (tmp_path / name).write_bytes(content)
         with pytest.raises(BadInput, match=message) as error:
             load(tuple(inputs.find([str(tmp_path / name)], decontamination.SUFFIXES)))
         assert name in str(error.value)
+
+
+def parquet_bytes(columns: dict[str, list[Any]]) -> bytes:
+    import pyarrow
+    from pyarrow import parquet
+
+    target = io.BytesIO()
+    parquet.write_table(pyarrow.table(columns), target)
+    return target.getvalue()
 
 
 def build(
@@ -112,14 +140,24 @@ def test_contaminated_documents_go_and_common_phrases_do_not_count(
     draw = random.Random(2)
     leaked, phrase = words(draw, 30), words(draw, 13)
     (tmp_path / "eval.jsonl").write_text(json.dumps({"q": leaked}) + "\n" + json.dumps({"q": phrase}) + "\n")
+    (tmp_path / "half.txt").write_text(f"{' '.join(leaked.split()[15:])}\n\nToo short.")
+    (tmp_path / "none.txt").write_text(words(draw, 20))
     extra = [
         *(Document(f"leak:{n}", f"{words(draw, 50)}\n{leaked.upper()}", ABSTRACTS, None, None) for n in range(10)),
         *(Document(f"phrase:{n}", f"{words(draw, 50)} {phrase}.", ABSTRACTS, None, None) for n in range(11)),
     ]
-    evaluation = [str(tmp_path / "eval.jsonl")]
+    extra.append(Document("leak:half", " ".join(leaked.split()[:14]), ABSTRACTS, None, None))
+    evaluation = [str(tmp_path / name) for name in ("eval.jsonl", "half.txt", "none.txt")]
     manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, *extra], decontaminate=evaluation)
-    assert manifest["dropped"] == {"overlap with evaluation texts": 10}
-    assert manifest["decontamination"] == {"grams": 19, "texts": 2, "too_short": 0, "common_grams": 1}
+    assert manifest["dropped"] == {"overlap with evaluation texts": 11}
+    files = manifest["decontamination"].pop("files")
+    assert manifest["decontamination"] == {"grams": 27, "texts": 5, "too_short": 1, "common_grams": 1}
+    assert files == {
+        "eval.jsonl": {"texts": 2, "too_short": 0, "documents": 11},
+        "half.txt": {"texts": 2, "too_short": 1, "documents": 10},
+        "none.txt": {"texts": 1, "too_short": 0, "documents": 0},
+    }
+    assert "| half.txt | 2 | 1 | 10 |\n" in (tmp_path / "corpus" / CARD).read_text()
     assert left == {d.id for d in [*tiny_documents, *extra] if not d.id.startswith("leak")}
     with pytest.raises(BadInput, match=r"arguments\.decontaminate: True -> False"):
         make_corpus(tmp_path / "corpus", tiny_documents)
