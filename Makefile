@@ -1,6 +1,7 @@
 # Thin on purpose: each target is the command that one would type. `make` alone lists them.
 SOURCE  ?= sample
-# Files, folders, globs or URLs; the sample needs none. CORPUS adds any other switch of data_prep/corpus.py.
+# A file, folder, glob or URL, blanks in it or not; the sample needs none. CORPUS adds any other switch of
+# data_prep/corpus.py, as --input MORE FILES.
 INPUT   ?=
 CORPUS  ?=
 DATA    ?= data/$(SOURCE)
@@ -28,6 +29,7 @@ PREFLIGHT  ?=
 # The first Python of Composer's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo $$p && break; done)
 BIN     := .venv/bin
+quoted   = '$(subst ','\'',$(1))'
 # Images for containers often forbid Python to keep what it compiles: then each start compiles torch and Composer again,
 # 22 s in place of 9, and the tests start hundreds.
 export PYTHONDONTWRITEBYTECODE :=
@@ -54,9 +56,9 @@ preflight: .venv/installed ## data, ranks, network, memory, a few real steps and
 	@$(BIN)/$(if $(FAKE_WORLD),python,composer) recipes/preflight.py $(YAML) $(if $(FAKE_WORLD),--fake-world $(FAKE_WORLD)) $(PREFLIGHT)
 
 shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)
-	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(INPUT)) --out $(DATA)/corpus --cluster $(CLUSTER) $(CORPUS)
-	$(if $(TOKENIZER),,$(BIN)/python data_prep/tokenizer.py --corpus $(DATA)/corpus --out $(DATA)/tokenizer)
-	$(BIN)/python data_prep/shards.py --corpus $(DATA)/corpus --tokenizer $(or $(TOKENIZER),$(DATA)/tokenizer) --out $(SHARDS) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos) --cluster $(CLUSTER) $(if $(REMOTE),--remote $(REMOTE))
+	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(call quoted,$(INPUT))) --out $(call quoted,$(DATA)/corpus) --cluster $(CLUSTER) $(CORPUS)
+	$(if $(TOKENIZER),,$(BIN)/python data_prep/tokenizer.py --corpus $(call quoted,$(DATA)/corpus) --out $(call quoted,$(DATA)/tokenizer))
+	$(BIN)/python data_prep/shards.py --corpus $(call quoted,$(DATA)/corpus) --tokenizer $(call quoted,$(or $(TOKENIZER),$(DATA)/tokenizer)) --out $(call quoted,$(SHARDS)) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos) --cluster $(CLUSTER) $(if $(REMOTE),--remote $(call quoted,$(REMOTE)))
 
 smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a trained, exported, talking model
 	@$(MAKE) --no-print-directory shards SOURCE=sample DATA=data/sample SEQ_LEN=256 SHARDS=data/sample/shards-256

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from data_prep.common.bounds import check_bytes
@@ -25,6 +25,7 @@ from data_prep.common.location import Location, without_query
 from data_prep.files import json_lines
 
 BLOCK_BYTES = 1 << 20
+ENDINGS = 8  # of files that are not read, that are printed
 MAGIC = re.compile(r"[*?[]")
 # What the file systems call the state of a file's content, the first that is there; the size goes with it.
 KNOWN = {"url": str, "bytes": int, "stamp": str, "sha256": str}  # a line of what `remember` writes
@@ -83,19 +84,21 @@ class Stream(io.RawIOBase):
         return self._digest.hexdigest()
 
 
-def find(patterns: Sequence[str], suffixes: Sequence[str]) -> list[Input]:
+def find(patterns: Sequence[str], suffixes: Sequence[str], beside: Sequence[str] = ()) -> list[Input]:
     """The files that paths, folders, globs and URLs stand for, in the order of their names, numbers in them as numbers.
 
     Args:
         patterns: folders are searched through; a glob may match folders.
-        suffixes: endings of the names to take from folders and globs; a file named outright must have one.
+        suffixes: endings of the names to take from folders and globs; a file named outright must have one. How many
+            files of other endings lie there is printed, with a name of each ending.
+        beside: endings of files that are not taken, but belong to those that are.
 
     Raises:
         BadInput: nothing is there, it cannot be read, it has another ending, or two files would have one name.
     """
     found: dict[str, Input] = {}
     for pattern in patterns:
-        for file in _expand(Location(pattern), tuple(suffixes)):
+        for file in _expand(Location(pattern), tuple(suffixes), tuple(beside)):
             if file.name in found and found[file.name].url != file.url:
                 raise BadInput(
                     f"{found[file.name].url} and {file.url} would both be called {file.name}; "
@@ -191,7 +194,7 @@ def digest(hashes: Iterable[tuple[Input, str]]) -> JsonDict:
     return {"files": files, "bytes": size_bytes, "sha256": whole.hexdigest()}
 
 
-def _expand(pattern: Location, suffixes: tuple[str, ...]) -> Iterator[Input]:
+def _expand(pattern: Location, suffixes: tuple[str, ...], beside: tuple[str, ...]) -> Iterator[Input]:
     with _named_errors(pattern):
         fs, path = _file_system(pattern)
         fs.invalidate_cache()  # listings outlive what they list
@@ -209,9 +212,13 @@ def _expand(pattern: Location, suffixes: tuple[str, ...]) -> Iterator[Input]:
             if not _is_local(fs):
                 fs.info(path)  # raises what `exists` keeps to itself: no network, no permission
             raise BadInput(f"{pattern}: there is no such file or folder")
-        taken = [info for info in infos if info["type"] == "file" and without_query(info["name"]).endswith(suffixes)]
+        members = [(without_query(info["name"]), info) for info in infos if info["type"] == "file"]
+    taken = [info for name, info in members if name.endswith(suffixes)]
+    others = [name.removeprefix(root).lstrip("/") for name, _ in members if not name.endswith((*suffixes, *beside))]
     if not taken:
         raise BadInput(f"{pattern}: nothing there ends in {', '.join(suffixes)}")
+    if others:
+        print(f"{pattern}: {_by_ending(others)}")
     for info in taken:
         name = info["name"]
         try:
@@ -223,6 +230,17 @@ def _expand(pattern: Location, suffixes: tuple[str, ...]) -> Iterator[Input]:
         state = next((str(info[key]) for key in STATES if info.get(key)), "")
         url = Location(name if _is_local(fs) else fs.unstrip_protocol(name))
         yield Input(without_query(name).removeprefix(root).lstrip("/"), url, int(info.get("size") or 0), state)
+
+
+def _by_ending(names: Sequence[str]) -> str:
+    """How many files are not read, by their endings, with the first name of each."""
+    by_ending: dict[str, list[str]] = {}
+    for name in sorted(names):
+        by_ending.setdefault(PurePosixPath(name).suffix or "without an ending", []).append(name)
+    kinds = sorted(by_ending.items(), key=lambda kind: -len(kind[1]))
+    said = [f"{len(names):,} {ending} ({names[0]!a}{', …' if len(names) > 1 else ''})" for ending, names in kinds]
+    shown, more = said[:ENDINGS], [f"{len(said) - ENDINGS} more"] if len(said) > ENDINGS else []
+    return f"left out {len(names):,} files of other kinds: {', '.join([*shown, *more])}"
 
 
 def _files(fs: Any, folder: str) -> list[JsonDict]:

@@ -24,10 +24,11 @@ from data_prep.common.location import without_query
 ZSTD_LEVEL = 3
 READ_BYTES = 1 << 18
 WRITE_BYTES = 1 << 18  # of lines that wait to be packed
+# Without its format named, lzma takes zeros for an empty file of an older one.
 UNPACK: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).decompressobj(),
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
-    ".xz": lambda: lzma.LZMADecompressor(memlimit=WINDOW_BYTES),
+    ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, WINDOW_BYTES),
 }
 PADDED = (
     ".gz",

@@ -115,7 +115,7 @@ class Medline:
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files in numeric order."""
-        return inputs.find(patterns, (".xml.gz",))
+        return inputs.find(patterns, (".xml.gz",), beside=(".md5",))
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
         """The entries of one file, one at a time in memory.

@@ -65,7 +65,7 @@ class Pmc:
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files, by name."""
-        return inputs.find(patterns, (*XML, *TARS))
+        return inputs.find(patterns, (*XML, *TARS), beside=(".json",))
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
         """The articles of one file, one at a time in memory.

@@ -36,6 +36,20 @@ def test_files_folders_and_globs(tmp_path: Path):
     assert (file.url, file.bytes) == (str(tmp_path / "n9.jsonl"), 8) and file.stamp
 
 
+def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    touch(tmp_path, "a.jsonl", "a.jsonl.md5", "b.md", "sub/c.md", "sub/d.PDF", "sub/LICENSE", "e.txt.bak")
+    inputs.find([str(tmp_path)], SUFFIXES, beside=(".md5",))
+    assert capsys.readouterr().out == (
+        f"{tmp_path}: left out 5 files of other kinds: 2 .md ('b.md', …), 1 .bak ('e.txt.bak'), "
+        "1 without an ending ('sub/LICENSE'), 1 .PDF ('sub/d.PDF')\n"
+    )
+    inputs.find([str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")], SUFFIXES)
+    assert not capsys.readouterr().out
+    touch(tmp_path, *(f"x.{n}" for n in range(20)))
+    inputs.find([str(tmp_path)], SUFFIXES)
+    assert "left out 26 files" in (said := capsys.readouterr().out) and said.endswith(", 17 more\n")
+
+
 def test_names_do_not_depend_on_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "in/a.txt")
     monkeypatch.chdir(tmp_path)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import lzma
 import os
 import random
 import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -32,6 +35,7 @@ from data_prep.sources import document
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document, Entry
 from data_prep.sources.pile import Pile
 from data_prep.sources.text import Text
+from project import ROOT
 
 Documents = list[Document]
 MakeCorpus = Callable[..., Path]
@@ -175,6 +179,58 @@ def test_json_lines_read_what_others_write(tmp_path: Path, monkeypatch: pytest.M
     frames = [b"\n".join(map(orjson.dumps, rows[:20])) + b"\n", b"\n".join(map(orjson.dumps, rows[20:]))]
     (tmp_path / "a.zst").write_bytes(b"".join(map(zstandard.compress, frames)))
     assert list(json_lines.read(tmp_path / "a.zst")) == list(enumerate(rows, start=1))
+
+
+def test_zeros_after_packed_content_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As gzip(1) and xz(1) do: a tape or a disk fills its last block with them."""
+    record = b'{"n": 1}\n'
+    for name, pack in {"a.gz": gzip.compress, "a.xz": lzma.compress}.items():
+        for size in (3, 7, 1 << 18):
+            monkeypatch.setattr(json_lines, "READ_BYTES", size)
+            for content in (pack(record) + bytes(512), pack(b"") + bytes(4) + pack(record)):
+                (tmp_path / name).write_bytes(content)
+                assert list(json_lines.read(tmp_path / name)) == [(1, {"n": 1})]
+            for content in (bytes(512), pack(record) + b"x", pack(record)[:-1]):
+                (tmp_path / name).write_bytes(content)
+                with pytest.raises(BadInput, match=r"damaged, or not a|cut off"):
+                    list(json_lines.read(tmp_path / name))
+    (tmp_path / "a.zst").write_bytes(zstandard.compress(record) + bytes(512))
+    with pytest.raises(BadInput, match="damaged, or not a zstd file"):
+        list(json_lines.read(tmp_path / "a.zst"))
+
+
+def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Records of other sets, empty texts; an empty line is no record, and a byte order mark no text."""
+    lines = [f'{{"text": "text {n}", "meta": {{"pile_set_name": "PubMed Abstracts"}}}}' for n in range(40)]
+    lines += ['{"text": "x", "meta": {"pile_set_name": "Github"}}', "", "  ", "\r"]
+    (tmp_path / "00.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
+    manifest = build_corpus({"pile": (Pile(), [str(tmp_path)])}, tmp_path / "pile", 0.5)
+    assert manifest["entries"] == 41 and manifest["dropped"] == {"of other sets": 1}
+    assert "left out         1 of other sets\n" in capsys.readouterr().out
+    (tmp_path / "own").mkdir()
+    own = b"\xef\xbb\xbf" + b"".join(b'{"text": "own %d"}\r\n\r\n' % n for n in range(40)) + b"\n{}\n"
+    (tmp_path / "own" / "a.jsonl").write_bytes(own)
+    with pytest.raises(BadInput, match="line 82: the key 'text' is missing"):
+        build_text(tmp_path / "bad", tmp_path / "own")
+    (tmp_path / "own" / "a.jsonl").write_bytes(own.replace(b"{}", b'{"text": " "}'))
+    assert build_text(tmp_path / "text", tmp_path / "own")["entries"] == 41
+    assert "left out         1 without text\n" in capsys.readouterr().out
+
+
+def test_make_hands_names_with_blanks_and_quotes_on(tmp_path: Path):
+    variables = ["SOURCE=text", "INPUT=my notes/it's *.txt", "DATA=my data", "REMOTE=s3://b/a b", "CORPUS=--input more"]
+    made = subprocess.run(
+        ["make", "--no-print-directory", "-n", "-o", ".venv/installed", "shards", *variables],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    corpus_line, tokenizer_line, shards_line = map(shlex.split, made.stdout.splitlines())
+    assert corpus_line[corpus_line.index("--input") + 1] == "my notes/it's *.txt"
+    assert corpus_line[-2:] == ["--input", "more"] and corpus_line[corpus_line.index("--out") + 1] == "my data/corpus"
+    assert tokenizer_line[-3:] == ["my data/corpus", "--out", "my data/tokenizer"]
+    assert "my data/shards" in shards_line and shards_line[-1] == "s3://b/a b"
 
 
 def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
@@ -369,6 +425,7 @@ from pathlib import Path
 from data_prep.filtering import build_corpus, parts, spool
 from data_prep.running.workers import Workers
 from data_prep.sources.text import Text
+from project import ROOT
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
     source = {"text": (Text(), [sys.argv[2]])}
@@ -480,6 +537,7 @@ from data_prep.filtering.build_corpus import build_corpus
 from data_prep.running.workers import Workers
 from data_prep.sharding.build_shards import build_shards
 from data_prep.sources.text import Text
+from project import ROOT
 if __name__ == "__main__":
     base, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
     source = {"text": (Text(), [str(base / "in.jsonl")])}
