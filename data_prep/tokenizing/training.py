@@ -1,8 +1,9 @@
 """Corpus -> tokenizer: GPT-2's byte-level BPE with a biomedical vocabulary.
 
 Cased, no normaliser, GPT-2's own word pattern, trained on the abstracts of the train split alone, as for BioMedLM; on
-all of it where there are no abstracts. The last id is `<|endoftext|>`, which is bos, eos, unk and pad. The folder loads
-with `AutoTokenizer.from_pretrained`; beside the vocabulary lies a scorecard on val.
+all of it where there are no abstracts; words of absurd length are cut for it (`long_words`). The last id is
+`<|endoftext|>`, which is bos, eos, unk and pad. The folder loads with `AutoTokenizer.from_pretrained`; beside the
+vocabulary lies a scorecard on val.
 """
 
 # The stubs of `tokenizers` lack keyword arguments and the setters of properties:
@@ -23,7 +24,8 @@ from data_prep.common.files import JsonDict, sha256_file, write_json, write_text
 from data_prep.common.limits import Whole
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish, read_manifest
 from data_prep.filtering import corpus_format
-from data_prep.sources.document import ABSTRACTS
+from data_prep.sources.document import ABSTRACTS, Document
+from data_prep.tokenizing.long_words import LongWords
 from data_prep.tokenizing.scorecard import gpt2_files, load_gpt2, scorecard, scorecard_table
 from data_prep.tokenizing.tokenizer_format import END_OF_TEXT, FORMAT, STAGE, load_tokenizer
 
@@ -64,15 +66,18 @@ def build_tokenizer(corpus_folder: Path, out: Path, vocab_size: int = VOCAB_SIZE
         print(f"{out} is up to date")
         return manifest
 
-    texts = _texts(corpus_folder, "train", source)
+    long_words = LongWords()
+    documents = _documents(corpus_folder, "train", source)
     all_of_train = {key: counts["train"][key] for key in ("documents", "bytes")}
     read = counts["train"]["sources"][source] if source else all_of_train
-    progress = tqdm(texts, total=read["documents"], desc="read texts", unit=" documents", disable=None)
-    tokenizer = train(progress, vocab_size)
+    progress = tqdm(documents, total=read["documents"], desc="read texts", unit=" documents", disable=None)
+    tokenizer = train((part for d in progress for part in long_words.cut(d.id, d.text)), vocab_size)
+    if long_words.words:
+        print(long_words)
     partial = begin(out)
     _save(tokenizer, partial)
     tokenizers = {"this": load_tokenizer(partial)} | ({} if gpt2 is None else {"gpt2": load_gpt2(gpt2)})
-    card = scorecard(list(_texts(corpus_folder, "val", source)), tokenizers)
+    card = scorecard([d.text for d in _documents(corpus_folder, "val", source)], tokenizers)
     write_json(partial / "scorecard.json", card)
     write_text(partial / "scorecard.md", scorecard_table(card))
     print(scorecard_table(card), end="")
@@ -83,6 +88,7 @@ def build_tokenizer(corpus_folder: Path, out: Path, vocab_size: int = VOCAB_SIZE
             "sha256": sha256_file(partial / "tokenizer.json"),
         },
         "counts": {"trained_on": read},
+        **long_words.facts(),
         "versions": library_versions("tokenizers", "transformers"),
     }
     return publish(partial, out, request, results)
@@ -122,8 +128,8 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def _texts(corpus_folder: Path, split: str, source: str | None) -> Iterator[str]:
-    return (d.text for d in corpus_format.read_documents(corpus_folder, split) if source in (None, d.source))
+def _documents(corpus_folder: Path, split: str, source: str | None) -> Iterator[Document]:
+    return (d for d in corpus_format.read_documents(corpus_folder, split) if source in (None, d.source))
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:
