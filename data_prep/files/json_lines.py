@@ -30,10 +30,8 @@ UNPACK: dict[str, Callable[[], Any]] = {
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
     ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, WINDOW_BYTES),
 }
-PADDED = (
-    ".gz",
-    ".xz",
-)  # zeros may follow what is packed, as from tapes; gzip(1) and xz(1) pass over them
+# Zeros may follow what is packed, as from tapes; gzip(1) and xz(1) pass over them.
+PADDED = (".gz", ".xz")
 # What packs a file again so that unpacking it takes less.
 PACK_AGAIN = {".zst": "zstd -dc --long=31 FILE | zstd -o NEW", ".xz": "xz -dc FILE | xz -9 > NEW"}
 TOO_WIDE = ("too much memory", "Memory usage limit")  # as zstd and liblzma say of a window that is too large

@@ -83,7 +83,7 @@ def test_markup_and_mathml_become_their_text(tmp_path: Path):
     mathml = '<math xmlns="http://www.w3.org/1998/Math/MathML"><msup><mi>R</mi><mn>2</mn></msup></math>'
     abstract = f"<AbstractText>CO<sub>2</sub> in <i>E. <b>coli</b></i>, <!-- no -->{mathml} = 0 &lt; 1.</AbstractText>"
     document = only(pubmed_file(tmp_path / "a.xml.gz", citation(7, abstract, title="<i>In vitro</i> H<sub>2</sub>O.")))
-    assert document.text == "In vitro H2O.\nCO2 in E. coli, R2 = 0 < 1."
+    assert document.text == "In vitro H2O.\nCO2 in E. coli, R^2 = 0 < 1."
 
 
 @pytest.mark.parametrize(
