@@ -2,6 +2,7 @@
 
 composer recipes/train.py yamls/biomedlm-2.7b.yaml                       # all GPUs of a node
 python recipes/train.py yamls/smoke-cpu.yaml run_name=mine seed=18       # one process, two values changed
+composer recipes/train.py yamls/continue/domain.yaml init_from=biomedlm  # begin with the weights of a model
 python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print the configuration and plan, stop
 """
 
