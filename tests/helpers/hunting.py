@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import time
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -11,7 +14,9 @@ from hypothesis import strategies as st
 from mutations import Draw
 
 Find = Callable[[Draw], list[str]]  # draws an example and says what is wrong with what came of it
-CHAOS_S = 600.0  # for each reader
+CHAOS_S = 600.0  # for each reader, whatever the number of its forms
+BATCH = 10  # examples of one seed
+AGAIN = "HUNT_AGAIN"  # FORM=SEED, as a failure says it: only that is tried
 
 
 def hunt(find: Find, examples: int) -> None:
@@ -19,28 +24,41 @@ def hunt(find: Find, examples: int) -> None:
     _given(find, examples, derandomize=True)()
 
 
-def hunt_on(find: Find, seconds: float = CHAOS_S, batch: int = 50) -> str:
-    """Examples of ever new seeds for so long; fails at the end with all problems, each with its seed.
+def hunt_on(forms: Mapping[str, Find], seconds: float = CHAOS_S, batch: int = BATCH) -> str:
+    """Examples of ever new seeds for so long, of each form in turn; fails at the end with all problems.
+
+    Each is named by its form and seed, and the variable HUNT_AGAIN tries that alone.
+
+    Args:
+        forms: what is read, such as a kind of file -> its examples; each has its turn once at the least.
+        seconds: for all of them together.
+        batch: examples of a form before it is the turn of the next.
 
     Returns:
-        How many examples, and of which seeds.
+        How many examples of which form, and of which seeds.
     """
-    begin_s, failures, examples, number = time.monotonic(), [], 0, 0
+    begin_s, failures, turns, turn = time.monotonic(), [], itertools.count(), 0
+    examples = Counter[str]()
+    form, _, number = os.environ.get(AGAIN, "").rpartition("=")
+    if form in forms:
+        begin_s, forms, turns = 0.0, {form: forms[form]}, itertools.count(int(number))
+    for turn in turns:
+        form = list(forms)[turn % len(forms)]
 
-    def counted(draw: Draw) -> list[str]:
-        nonlocal examples
-        examples += 1
-        return find(draw)
+        def counted(draw: Draw, form: str = form) -> list[str]:
+            examples[form] += 1
+            return forms[form](draw)
 
-    while time.monotonic() - begin_s < seconds:
         try:
-            seed(number)(_given(counted, batch, derandomize=False))()
+            seed(turn)(_given(counted, batch, derandomize=False))()
         except AssertionError as error:
-            failures.append(f"seed {number}, of {batch} examples: {error}")
-        number += 1
-    said = f"{examples} examples of the seeds 0 to {number - 1}, {len(failures)} failures"
+            failures.append(f"{AGAIN}='{form}={turn}' tries it again, of {batch} examples: {error}")
+        if time.monotonic() - begin_s >= seconds and len(examples) == len(forms):
+            break
+    counts = ", ".join(f"{form} {count}" for form, count in sorted(examples.items()))
+    said = f"{examples.total()} examples ({counts}) of the seeds 0 to {turn}, {len(failures)} failures"
     print(said, *failures, sep="\n")
-    assert not failures, said
+    assert not failures, "\n".join([said, *failures])
     return said
 
 

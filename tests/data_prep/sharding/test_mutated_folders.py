@@ -94,8 +94,10 @@ def test_whatever_is_in_a_folder(reader: str, folders: dict[str, dict[str, bytes
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("of_shards", [True, False])
 def test_whatever_is_in_a_folder_for_ten_minutes(
-    reader: str, folders: dict[str, dict[str, bytes]], tmp_path: Path, outcome: Any
+    of_shards: bool, folders: dict[str, dict[str, bytes]], tmp_path: Path, outcome: Any
 ) -> None:
-    outcome(f"{reader}: anything wrong in a folder", hunt_on(found_in(reader, folders, tmp_path)), "nothing")
+    forms = {name: found_in(name, folders, tmp_path) for name in READERS if name.startswith("verify.py") == of_shards}
+    reader = "index.json and manifest of shards" if of_shards else "manifest and lists of a corpus"
+    outcome(f"{reader}: anything wrong in a folder", hunt_on(forms), "nothing")
