@@ -9,7 +9,9 @@ from typing import Any
 from data_prep.common.bounds import JSON_BYTES, JSON_CONTAINERS, JSON_DEPTH, JSON_VALUES
 from data_prep.common.errors import BadInput
 
-Shape = Any  # a type, several of them, or a mapping: key, or "*" for every one -> the shape of its value
+# A type, several of them, a list of the shape that all its values have, or a mapping: key, or "*" for every one -> the
+# shape of its value; a key that ends in "?" may be missing.
+Shape = Any
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
 NAMES |= {float: "a number", type(None): "null"}
 
@@ -90,11 +92,18 @@ def check_shape(value: Any, shape: Shape, where: str, key: str = "") -> None:
     if isinstance(shape, Mapping):
         check_shape(value, dict, where, key)
         for name, inner in shape.items():
-            for found in value if name == "*" else (name,):
+            for found in value if name == "*" else (name.removesuffix("?"),):
                 path = f"{key}.{found}" if key else found
                 if found not in value:
+                    if name.endswith("?"):
+                        continue
                     raise BadInput(f"{where} has no {path}; it was altered after it was written")
                 check_shape(value[found], inner, where, path)
+        return
+    if isinstance(shape, list):
+        check_shape(value, list, where, key)
+        for number, found in enumerate(value):
+            check_shape(found, shape[0], where, f"{key}[{number}]")
         return
     kinds = shape if isinstance(shape, tuple) else (shape,)
     good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))

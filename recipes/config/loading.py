@@ -11,7 +11,7 @@ from typing import Any, TypeVar, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
+from yaml import YAMLError, safe_load
 
 from data_prep.common.bounds import YAML_CHARACTERS
 from data_prep.common.errors import BadInput
@@ -44,6 +44,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise BadInput(f"{path} must hold `key: value` pairs at its top level")
     return loaded
+
+
+def read_typed_yaml(path: Path) -> dict[str, Any]:
+    """Read the config.yaml of a run folder, its values as YAML has them: numbers, true and false, texts.
+
+    Raises:
+        BadInput: as `read_yaml`; or a value is none of YAML's.
+    """
+    read_yaml(path)
+    try:
+        return safe_load(path.read_text(encoding="utf-8"))
+    except (YAMLError, ValueError, TypeError) as error:
+        raise BadInput(f"{path} is not valid YAML: {error}") from None
 
 
 def load_config(

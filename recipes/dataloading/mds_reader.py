@@ -9,7 +9,6 @@ one hash a sample, taken from a shard found good, for every sample that is read 
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import threading
@@ -23,6 +22,7 @@ import xxhash
 import zstandard
 from streaming.base.format import Reader
 
+from data_prep.common import json_text
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.location import Location
@@ -44,7 +44,7 @@ def fetch_manifest(folder: Path, remote: str) -> None:
 
     def check(data: bytes) -> str:
         try:
-            manifest = json.loads(data)
+            manifest = json_text.loads(data)
         except ValueError as error:
             return f"is not JSON ({error})"
         good = isinstance(manifest, dict) and manifest.get("stage") == STAGE and manifest.get("seal") == seal(manifest)

@@ -14,12 +14,15 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from data_prep.common import json_text
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, write_text
+from data_prep.common.json_text import Shape, check_shape
 from data_prep.files import json_lines
 from data_prep.sharding.shard_format import read_documents
 
 LEDGER, DETAILS = "skipped.jsonl", "skipped-*.jsonl.zst"
+ENTRY: Shape = {"from_batch": int, "to_batch": int, "windows": [[int]]}
 Window = tuple[int, int, int]  # epoch, first position, end
 
 
@@ -30,16 +33,15 @@ def read(folder: Path) -> list[JsonDict]:
         BadInput: a line is damaged. To go on without it would train on what was left out.
     """
     path = folder / LEDGER
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     entries = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else [], start=1):
+        where = f"{path}, line {number}"
         try:
-            entry = json.loads(line)
-            entry["windows"] = [(int(epoch), int(first), int(end)) for epoch, first, end in entry["windows"]]
-        except (ValueError, KeyError, TypeError) as error:
-            raise BadInput(
-                f"{path}, line {number}: not an entry of a ledger ({error!r}); restore or remove it"
-            ) from None
+            entry = json_text.loads(line)
+            check_shape(entry, ENTRY, where)
+            entry["windows"] = [(epoch, first, end) for epoch, first, end in entry["windows"]]
+        except ValueError as error:
+            raise BadInput(f"{where}: not an entry of a ledger ({error}); restore or remove it") from None
         entries.append(entry)
     return entries
 

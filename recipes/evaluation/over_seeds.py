@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
+from data_prep.common import json_text
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file, write_json, write_text
+from data_prep.common.json_text import check_shape
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from recipes.evaluation.evaluate_model import FORMAT, STAGE
 from recipes.finetuning.names import PREDICTIONS, SCORES
 from recipes.runs.environment import environment
 from recipes.runs.fingerprint import changes, complete
 from recipes.runs.names import CONFIG, RECORD
+from recipes.runs.record import read_record
 from recipes.scoring.bootstrap import measures, over_seeds
 from recipes.scoring.results_table import Row, cut_of, percent, published_rows, to_html, to_markdown
 
@@ -27,13 +29,26 @@ def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDi
     Raises:
         BadInput: the folder holds no finished fine-tuning run.
     """
-    record = read_json(folder / RECORD) if (folder / RECORD).is_file() else {}
+    record = read_record(folder / RECORD) if (folder / RECORD).is_file() else {}
     if not record.get("finished") or not (folder / SCORES).is_file():
         raise BadInput(f"{folder} holds no finished fine-tuning run; recipes/finetune.py makes one")
-    if "test" not in read_json(folder / SCORES)["scores"]:
+    check_shape(record, {"identity": {"seed": int, "task": {"name": str}}}, str(folder / RECORD))
+    scores = read_json(folder / SCORES)
+    check_shape(scores, {"scores": dict}, str(folder / SCORES))
+    if "test" not in scores["scores"]:
         raise BadInput(f"{folder} has no scores of test yet: type its command again with score_test=true")
-    lines = (folder / PREDICTIONS.format("test")).read_text(encoding="utf-8").splitlines()
-    return record, read_json(folder / SCORES), {r["id"]: r for r in map(json.loads, lines)}
+    path = folder / PREDICTIONS.format("test")
+    predictions = {}
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            prediction = json_text.loads(line)
+        except ValueError as error:
+            raise BadInput(
+                f"{path}, line {number} is not JSON ({error}); it was altered after it was written"
+            ) from None
+        check_shape(prediction, {"id": str}, f"{path}, line {number}")
+        predictions[prediction["id"]] = prediction
+    return record, scores, predictions
 
 
 def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -> JsonDict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from data_prep.common.files import JsonDict, read_json, write_text
+from data_prep.common.files import JsonDict, write_text
 from data_prep.tasks.task_set import Splits
 from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig
@@ -22,6 +22,7 @@ from recipes.runs.model_card import (
 )
 from recipes.runs.names import METRICS, RECORD
 from recipes.runs.reading import EVAL, read_metrics
+from recipes.runs.record import read_told_record
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -41,7 +42,7 @@ def write_model_card(
             trained model's answers, as a share of the largest.
     """
     run = Path(cfg.run_dir)
-    record = read_json(run / RECORD)
+    record = read_told_record(run / RECORD)
     kind = KINDS[head.kind]
     logged, batch = read_metrics(run / METRICS).metrics, facts["batch"]
     on_dev = {
@@ -56,7 +57,7 @@ def write_model_card(
         base=f"{source.run.name}, checkpoint {source.weights.name}" if source.run else source.weights.absolute().name,
         base_sha256=source.sha256,
         license=LICENSE if source.run else stated_license(source.weights),
-        about_pubmed=bool(source.run) and is_about_pubmed(read_json(source.run / RECORD)),
+        about_pubmed=bool(source.run) and is_about_pubmed(read_told_record(source.run / RECORD)),
         pipeline_tag=kind.pipeline_tag,
         answers=kind.does,
         code=render_text(kind.card_code, head=head, max_length=min(PROMPT_TOKENS, head.seq_len)),

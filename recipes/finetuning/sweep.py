@@ -28,7 +28,7 @@ from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import SCORES
 from recipes.finetuning.planning import FinetunePlan, architecture, finetuning_fingerprint, make_finetune_plan, splits
 from recipes.modeling.size import flops_per_token
-from recipes.runs.fingerprint import changes, check_fingerprint, read_record
+from recipes.runs.fingerprint import changes, check_fingerprint, read_completed_record
 from recipes.runs.names import RECORD
 from recipes.runs.processes import command_of, execute, last_line, run_here
 
@@ -80,7 +80,7 @@ class Job:
         """Split -> metric -> score of a run that is finished with these settings; empty of one that is not."""
         if not (self.folder / RECORD).is_file():
             return {}
-        record = read_record(self.folder, self.identity)
+        record = read_completed_record(self.folder, self.identity)
         if not record["finished"] or changes(record["identity"], self.identity):
             return {}
         return read_json(self.folder / SCORES)["scores"]

@@ -14,15 +14,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from yaml import safe_load
-
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, read_json
+from data_prep.common.files import JsonDict
 from data_prep.common.manifest import difference
 from data_prep.sharding.shard_format import ShardsInfo
+from recipes.config.loading import read_typed_yaml
 from recipes.config.schema import FSDPConfig, RunConfig, SchedulerConfig, TrainConfig
 from recipes.planning.run_plan import Plan
 from recipes.runs.names import CONFIG, RECORD
+from recipes.runs.record import read_record
 
 _ORDER = "under another order of the data the run would read some of it twice and some of it never"
 _SHAPE = "the weights in its checkpoints have that shape"
@@ -89,9 +89,10 @@ def complete(recorded: JsonDict, wanted: JsonDict, config: Path | None = None) -
     """
     found = dict(recorded)
     if missing := [key for key in ("mixed_precision", "generation") if wanted.get(key) and key not in found]:
-        told: Any = safe_load(config.read_text(encoding="utf-8")) if config and config.is_file() else {}
-        sharded = told.get("fsdp") or {}
-        said = {"mixed_precision": sharded.get("mixed_precision", FSDPConfig.mixed_precision), **told}
+        told = read_typed_yaml(config) if config and config.is_file() else {}
+        sharded = told.get("fsdp")
+        mixed = sharded.get("mixed_precision") if isinstance(sharded, dict) else None
+        said = {"mixed_precision": mixed or FSDPConfig.mixed_precision, **told}
         found |= {key: said.get(key, wanted[key]) for key in missing}
     if "name" in wanted.get("schedule", {}):  # before it was recorded, it was the default
         found["schedule"] = {"name": SchedulerConfig.name, "decay_share": None, **found.get("schedule", {})}
@@ -115,9 +116,9 @@ def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> 
     return lines
 
 
-def read_record(folder: Path, wanted: JsonDict) -> JsonDict:
+def read_completed_record(folder: Path, wanted: JsonDict) -> JsonDict:
     """The record of a run folder, its fingerprint completed."""
-    record = read_json(folder / RECORD)
+    record = read_record(folder / RECORD)
     return {**record, "identity": complete(record["identity"], wanted, folder / CONFIG)}
 
 
@@ -137,7 +138,7 @@ def check_fingerprint(folder: Path, wanted: JsonDict, allow: Sequence[str] = ())
             raise BadInput(f"{folder} is not empty and holds no run ({RECORD} is missing); give another run_dir=…")
         _refuse_unknown(allow, wanted)
         return None
-    record = read_record(folder, wanted)
+    record = read_completed_record(folder, wanted)
     _refuse_unknown(allow, record["identity"], wanted)
     refuse_difference(str(folder), record["identity"], wanted, allow, f"remove the folder (rm -r {folder}), ")
     return record

@@ -23,7 +23,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from data_prep.common.errors import BadInput
-from data_prep.common.files import JsonDict, canonical_json, read_json, write_bytes, write_json, write_text
+from data_prep.common.files import JsonDict, canonical_json, write_bytes, write_json, write_text
+from data_prep.common.json_text import check_shape
 from data_prep.common.redaction import without_credentials_within
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.loading import to_yaml
@@ -33,6 +34,7 @@ from recipes.runs.environment import environment, read_code
 from recipes.runs.fingerprint import changes, check_fingerprint
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TOKENIZER
+from recipes.runs.record import read_record
 
 # How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
 SEEN_WITHIN_S = 60.0
@@ -43,7 +45,8 @@ def reached_batch(folder: Path) -> int:
 
     Not that of the last line: a run that is started again begins with a line of the batch that it goes on from.
     """
-    return max((int(line["batch"]) for line in read_lines(folder / METRICS, skip_damaged=True)), default=-1)
+    batches = (line.get("batch") for line in read_lines(folder / METRICS, skip_damaged=True))
+    return max((batch for batch in batches if type(batch) is int), default=-1)
 
 
 def check_space(folder: Path, plan: Plan) -> None:
@@ -155,6 +158,7 @@ def is_finished(folder: Path, record: JsonDict | None, wanted: JsonDict) -> bool
     """
     if not record or not record["finished"]:
         return False
+    check_shape(record["identity"], {"schedule": {"batches": int}}, str(folder / RECORD), "identity")
     changed, batches = changes(record["identity"], wanted, of_training=True), record["identity"]["schedule"]["batches"]
     if changed and wanted["schedule"]["batches"] <= batches:
         refuse_without_effect(f"{folder} is finished after {batches} batches", batches, changed)
@@ -180,7 +184,7 @@ def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:
         folder: the run folder.
         copy: writes a file of the run's remote, by name and content.
     """
-    record = {**read_json(folder / RECORD), "finished": True}
+    record = {**read_record(folder / RECORD), "finished": True}
     if copy:
         copy(RECORD, canonical_json(record).encode())
     write_json(folder / RECORD, record)

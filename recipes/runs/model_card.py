@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from yaml import YAMLError, safe_load
 
-from data_prep.common.files import JsonDict, read_json, write_text
+from data_prep.common.files import JsonDict, write_text
 from data_prep.sources.document import ABSTRACTS, ARTICLES
 from recipes.config.loading import load_recorded_config
 from recipes.runs.names import CONFIG, METRICS, RECORD
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, changed_settings, read_metrics
+from recipes.runs.record import read_told_record
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -43,7 +44,7 @@ def write_model_card(
     """
     told: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
     if run:
-        record = read_json(run / RECORD)
+        record = read_told_record(run / RECORD)
         told = {
             "run": record,
             "cfg": load_recorded_config(run / CONFIG),

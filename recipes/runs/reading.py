@@ -14,15 +14,18 @@ from yaml import safe_load
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
+from data_prep.common.json_text import check_shape
 from data_prep.common.redaction import without_credentials, without_credentials_within
+from recipes.config.loading import read_typed_yaml
 from recipes.dataloading import skipped_data
 from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
+from recipes.runs.record import read_told_record
 
 SAMPLES = "samples.json"
 TRAIN_LOSS, LR, SPEED = "loss/train/total", "lr-DecoupledAdamW/group0", "throughput/tokens_per_sec"
 EVAL, EVAL_LOSS, EVAL_BITS = "metrics/eval/", "metrics/eval/LanguageCrossEntropy", "metrics/eval/BitsPerByte"
-NOT_METRICS = ("batch", "tokens", "time_s", "event", "ranks")
+NOT_METRICS = ("batch", "tokens", "time_s", "event", "ranks", "rewinds", "computed_with")
 
 
 @dataclass(frozen=True)
@@ -132,14 +135,12 @@ def read_metrics(path: Path) -> MetricsLog:
     """Read a metrics.jsonl, which may not be there yet.
 
     Raises:
-        BadInput: a line is none that a run writes.
+        BadInput: a line is none that a run writes; it names the line and the key.
     """
     log = MetricsLog()
     for number, line in enumerate(read_lines(path), 1):
-        try:
-            log.add(line)
-        except (KeyError, TypeError):
-            raise BadInput(f"{path}, line {number} is none that a run writes: no batch, tokens or time_s") from None
+        check_shape(line, {"batch": int, "tokens": int, "time_s": (int, float)}, f"{path}, line {number}")
+        log.add(line)
     return log
 
 
@@ -155,25 +156,36 @@ def read_run(folder: Path) -> RunData:
     samples, scorecard = folder / SAMPLES, folder / TOKENIZER / "scorecard.json"
     log = read_metrics(metrics)
     by_prompt: dict[str, dict[int, JsonDict]] = {}
-    for text in read_lines(texts):
+    for number, text in enumerate(read_lines(texts), 1):
+        check_shape(text, {"prompt": str, "text": str, "batch": int, "tokens": int}, f"{texts}, line {number}")
         by_prompt.setdefault(text["prompt"], {})[text["batch"]] = text
+    told_samples = read_json(samples) if samples.is_file() else {"samples": []}
+    check_shape(told_samples, {"samples": [{"prompt": str, "text": str, "stopped": bool}]}, str(samples))
+    told_scores = read_json(scorecard) if scorecard.is_file() else {}
+    check_shape(told_scores, dict, str(scorecard))
     rewinds = [(entry["from_batch"], entry["to_batch"]) for entry in skipped_data.read(folder)]
     inputs = [record, folder / CONFIG, metrics, texts, folder / skipped_data.LEDGER, samples, scorecard]
     content = b"".join(path.read_bytes() for path in inputs if path.is_file())
     return RunData(
         folder=folder,
-        record=without_credentials_within(read_json(record)),  # which an earlier version kept
-        config=without_credentials((folder / CONFIG).read_text(encoding="utf-8")),
+        record=without_credentials_within(read_told_record(record)),  # which an earlier version kept
+        config=without_credentials(_text_of(folder / CONFIG)),
         series={name: sorted(points.items()) for name, points in log.metrics.items()},
         places=log.places,
         starts=log.starts,
         rewinds=rewinds,
         skipped=sorted(log.metrics.get("guard/skipped_batches", ())),
         texts={prompt: [found[batch] for batch in sorted(found)] for prompt, found in by_prompt.items()},
-        samples=read_json(samples)["samples"] if samples.is_file() else [],
-        scorecard=read_json(scorecard) if scorecard.is_file() else {},
+        samples=told_samples["samples"],
+        scorecard=told_scores,
         inputs_sha256=hashlib.sha256(content).hexdigest(),
     )
+
+
+def _text_of(config: Path) -> str:
+    """The config.yaml of a run, which is known to be one."""
+    read_typed_yaml(config)
+    return config.read_text(encoding="utf-8")
 
 
 def changed_settings(record: JsonDict) -> list[str]:

@@ -59,7 +59,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         }  # fmt: skip
         record = {
             "finished": finished, "identity": {}, "starts": [START],
-            "plan": {"batches": 100, "tokens_per_batch": 1000, "parameters": 4_500_000},
+            "plan": {"batches": 100, "tokens_per_batch": 1000, "train_tokens": 900, "parameters": 4_500_000},
             "data": {
                 "counts": {"train": counts, "val": counts}, "corpus": corpus,
                 "baselines": {"unigram_nats_per_token": 7.5, "xz9_bits_per_byte": 2.4},

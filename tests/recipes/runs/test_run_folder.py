@@ -56,7 +56,7 @@ RECORDED = {
 def test_what_differs_is_allowed_refused_or_cannot_change(
     changed: dict[str, object], allow: list[str], says: str | None, tmp_path: Path
 ) -> None:
-    (tmp_path / "run.json").write_text(json.dumps({"identity": RECORDED, "finished": False}))
+    (tmp_path / "run.json").write_text(json.dumps({"identity": RECORDED, "finished": False, "starts": []}))
     if says is None:
         assert check_fingerprint(tmp_path, RECORDED | changed, allow)
         return

@@ -1,0 +1,63 @@
+"""The record of a run, run.json, read as what it must be."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_prep.common.files import JsonDict, read_json
+from data_prep.common.json_text import Shape, check_shape
+
+NUMBER = (int, float)
+START: Shape = {
+    "commit": str, "uncommitted": [str], "world_size": int, "gpus": [str], "processor": str, "no_commit?": str,
+    "batch?": int, "allowed_differences?": [str],
+}  # fmt: skip
+_COUNTS: Shape = {"bytes": int, "documents": int, "tokens": int, "dropped_tokens": int, "samples": int}
+_CORPUS: Shape = {
+    "counts": {"*": {"documents": int, "sources": {"*": {"documents": int, "bytes": int}}}},
+    "licenses": {"*": int},
+    "dropped": {"*": int},
+    "dates": {"first": (str, type(None)), "last": (str, type(None))},
+}
+# What every command reads of a record; and what a report or a card says, of pre-training more.
+RECORD: Shape = {"identity": dict, "finished": bool, "starts": [dict]}
+TOLD: Shape = {
+    **RECORD,
+    "starts": [START],
+    "plan": {"parameters": int, "batches": int},
+    "data": dict,
+    "loss_unit?": str,
+}
+TOLD_OF_PRETRAINING: Shape = {
+    **TOLD,
+    "plan": {"parameters": int, "batches": int, "tokens_per_batch": int, "train_tokens": int},
+    "data": {
+        "counts": {"train": _COUNTS, "val": _COUNTS, "*": _COUNTS},
+        "baselines": {"unigram_nats_per_token": NUMBER, "xz9_bits_per_byte": NUMBER},
+        "corpus": _CORPUS,
+    },
+}
+TOLD_OF_FINE_TUNING: Shape = {**TOLD, "plan": {"parameters": int, "batches": int, "trained_parameters": int}}
+
+
+def read_record(path: Path) -> JsonDict:
+    """What a run.json holds that a resume reads.
+
+    Raises:
+        BadInput: it is missing or not JSON, or a key is missing or of another type.
+    """
+    record = read_json(path)
+    check_shape(record, RECORD, str(path))
+    return record
+
+
+def read_told_record(path: Path) -> JsonDict:
+    """What a run.json holds that a report or a model card says.
+
+    Raises:
+        BadInput: as `read_record`.
+    """
+    record = read_record(path)
+    check_shape(record, TOLD, str(path))
+    check_shape(record, TOLD_OF_PRETRAINING if "corpus" in record["data"] else TOLD_OF_FINE_TUNING, str(path))
+    return record
