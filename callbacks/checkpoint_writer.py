@@ -19,6 +19,7 @@ from torch.utils.serialization import config as serialization
 from data_prep.common.redaction import redacted
 from recipes.checkpointing import checkpoint
 from recipes.checkpointing.bit_sums import Part, first_copy_sums, own_parts
+from recipes.checkpointing.probe import Probe
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import check_parts
 from recipes.distributed.rank_zero import outcome_of
@@ -38,6 +39,10 @@ class CheckpointWriter(Callback):
 
     In place of Composer's CheckpointSaver, which writes under the final name. A sharded run writes a few files a rank,
     any other one file in all.
+
+    Attributes:
+        probe: gives the loss of a fixed batch, which a resumed run computes again; None: none is kept. Set from the
+            Trainer.
 
     Args:
         folder: where the checkpoints lie; all ranks see it.
@@ -73,6 +78,7 @@ class CheckpointWriter(Callback):
         self.stop_on_error = stop_on_error
         self.remote = remote
         self.replicas = replicas
+        self.probe: Probe | None = None
         self.saved_batch = self._seen_batch = -1
         self._uploader = ThreadPoolExecutor(1)
         self._upload: Future[None] | None = None  # of rank 0
@@ -116,15 +122,18 @@ class CheckpointWriter(Callback):
         }
         own: dict[str, Any] = {}
         parts: dict[str, Part] = {}
+        kept: dict[str, Any] = {}
         failure = (
             _attempt(lambda: _prepare(partial))
+            or _attempt(lambda: kept.update(probe=self.probe.record(state)) if self.probe else None)
             or _attempt(lambda: parts.update(own_parts(state, self.replicas)))
             or _attempt(lambda: _write(state, partial))
             or _attempt(lambda: own.update(checkpoint.own_outputs(partial, dist.get_global_rank())))
         )
         hashed = {name: output for outputs in dist.all_gather_object(own) for name, output in outputs.items()}
-        sums = None if failure else first_copy_sums(parts, state.device) or None
-        arguments = (partial, self.folder / name, saved_at, self.identity, hashed, sums)
+        if not failure and (sums := first_copy_sums(parts, state.device)):
+            kept["bit_sums"] = sums
+        arguments = (partial, self.folder / name, saved_at, self.identity, hashed, kept)
         failure = (
             failure
             or _attempt(lambda: check_parts(partial), rank=0)

@@ -18,6 +18,7 @@ from callbacks.attention_parity import AttentionParity
 from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.cost_monitor import CostMonitor
 from callbacks.data_monitor import DataMonitor
+from callbacks.first_batch import FirstBatch
 from callbacks.generate_samples import GenerateSamples
 from callbacks.hang_detector import HangDetector
 from callbacks.language_metrics import LanguageMetrics
@@ -46,6 +47,7 @@ class RunContext:
         shards: what is trained on; None: not token shards, but a task.
         sources: of the tokens of the validation split, if there are several.
         rng: restores the random state of a checkpoint.
+        first_batch: compares the first batch after a load.
         sums: what callbacks ask of all ranks.
         evaluation: repeats the evaluation that the run was stopped in.
     """
@@ -55,6 +57,7 @@ class RunContext:
     shards: ShardsInfo | None = None
     sources: TokenSources | None = None
     rng: RestoreRNG = field(default_factory=RestoreRNG)
+    first_batch: FirstBatch = field(default_factory=FirstBatch)
     sums: RankSums = field(default_factory=RankSums)
     evaluation: MissedEvaluation = field(default_factory=MissedEvaluation)
 
@@ -115,6 +118,7 @@ def _hang_detector(_: Any, cfg: Any, run: RunContext) -> Callback | None:
 CALLBACKS = (
     Entry(AttentionParity, None, "before the first batch", (), lambda _, cfg, run: AttentionParity()),
     Entry(RestoreRNG, None, "before the first batch", (), lambda _, cfg, run: run.rng),
+    Entry(FirstBatch, None, "the first two batches after a load", (), lambda _, cfg, run: run.first_batch),
     Entry(RankSums, None, "each batch", (), lambda _, cfg, run: run.sums),
     Entry(
         LanguageMetrics, None, "each batch, each evaluation",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from composer import Callback, Logger, State
 
 from callbacks.rank_sums import RankSums
@@ -30,11 +31,26 @@ class SampleFingerprint(Callback):
         sums.ask("fingerprint", self._of_rank)
 
     def _of_rank(self, state: State) -> int:
-        """This rank's part, an int64; wrapping around is meant. Trainer keeps a batch's own tensors on the CPU."""
-        mixed = (state.batch["sample_ids"].cpu() + 1) * _FIRST
-        mixed = (mixed ^ (mixed >> 27)) * _SECOND
-        return int((mixed ^ (mixed >> 31)).sum())
+        """This rank's part, an int64. Trainer keeps a batch's own tensors on the CPU."""
+        return _mixed(state.batch["sample_ids"].cpu())
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """The number of the batch that has been trained on."""
-        logger.log_metrics({"data/batch_fingerprint": self.sums.of["fingerprint"] & (1 << 52) - 1})
+        logger.log_metrics({"data/batch_fingerprint": of_sum(self.sums.of["fingerprint"])})
+
+
+def of_samples(ids: torch.Tensor) -> int:
+    """The number of a batch of these samples."""
+    return of_sum(_mixed(ids))
+
+
+def _mixed(ids: torch.Tensor) -> int:
+    """The sum of mixed ids, an int64; wrapping around is meant."""
+    mixed = (ids + 1) * _FIRST
+    mixed = (mixed ^ (mixed >> 27)) * _SECOND
+    return int((mixed ^ (mixed >> 31)).sum())
+
+
+def of_sum(mixed: int) -> int:
+    """The number of a batch, whose mixed ids of all ranks add up to this."""
+    return mixed & (1 << 52) - 1

@@ -65,10 +65,14 @@ def own_parts(state: State, replicas: int | None) -> dict[str, Part]:
     return parts
 
 
+def bits_of(local: torch.Tensor) -> torch.Tensor:
+    """The sum over a tensor's bits, () int64, where it lies."""
+    return local.view(WHOLE_NUMBERS[local.element_size()]).sum(dtype=torch.int64)
+
+
 @torch.no_grad()
 def _part(tensor: torch.Tensor, replicas: int | None) -> Part:
-    local: torch.Tensor = tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
-    bits = int(local.view(WHOLE_NUMBERS[local.element_size()]).sum(dtype=torch.int64).item())
+    bits = int(bits_of(tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()).item())
     if tensor.ndim == 0 or replicas is None or not isinstance(tensor, DTensor):  # a step number, or not sharded
         return Part(bits, dist.get_world_size(), dist.get_global_rank() == 0)
     places = zip(tensor.device_mesh.get_coordinate() or (), tensor.placements, strict=True)

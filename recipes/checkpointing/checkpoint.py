@@ -15,12 +15,20 @@ from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, file_output, sha256_file
+from data_prep.common.json_text import Shape
 from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.common.manifest import publish as publish_stage
+from recipes.checkpointing.recorded_losses import COMPUTED_WITH
 
 CHECKPOINT_NAME = re.compile(r"ep(\d+)-ba(\d+)")
 MONOLITH, METADATA = "rank0.pt", ".metadata"
 FORMAT = 1
+SHAPE: Shape = {
+    "saved_at": {"batch": int, "epoch": int, "sample_in_epoch": int},
+    "identity": dict,
+    "bit_sums?": dict,
+    "probe?": {"losses": [(float, int, type(None))], "computed_with": COMPUTED_WITH},
+}
 
 
 def checkpoint_name(epoch: int, batch: int) -> str:
@@ -47,13 +55,26 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=checkpoint_batch)
 
 
+def manifest_of(checkpoint: Path) -> JsonDict:
+    """The manifest of a checkpoint.
+
+    Raises:
+        BadInput: there is none, or it is not what a run writes.
+    """
+    manifest = read_manifest(checkpoint, "checkpoint", "recipes/train.py", SHAPE)
+    for name, bits in manifest.get("bit_sums", {}).items():
+        if type(bits) is not int:  # of 64 bits, so below 0, too
+            raise BadInput(f"{checkpoint / MANIFEST}: bit_sums.{name} is no whole number; it was altered")
+    return manifest
+
+
 def saved_at(checkpoint: Path) -> JsonDict:
     """When a checkpoint was saved: `batch`, `epoch`, and `sample_in_epoch`, in samples that were trained on.
 
     Raises:
         BadInput: it has no manifest.
     """
-    return read_manifest(checkpoint, "checkpoint", "recipes/train.py")["saved_at"]
+    return manifest_of(checkpoint)["saved_at"]
 
 
 def bit_sums(checkpoint: Path) -> dict[str, int] | None:
@@ -62,7 +83,16 @@ def bit_sums(checkpoint: Path) -> dict[str, int] | None:
     Raises:
         BadInput: it has no manifest.
     """
-    return read_manifest(checkpoint, "checkpoint", "recipes/train.py").get("bit_sums")
+    return manifest_of(checkpoint).get("bit_sums")
+
+
+def kept_probe(checkpoint: Path) -> JsonDict | None:
+    """The loss of a fixed batch, as `Probe.record` returned it; None if an earlier version saved the checkpoint.
+
+    Raises:
+        BadInput: it has no manifest.
+    """
+    return manifest_of(checkpoint).get("probe")
 
 
 def own_outputs(partial: Path, rank: int) -> dict[str, JsonDict]:
@@ -82,7 +112,7 @@ def publish(
     saved_at: JsonDict,
     identity: JsonDict,
     hashed: Mapping[str, JsonDict] | None = None,
-    sums: Mapping[str, int] | None = None,
+    kept: JsonDict | None = None,
 ) -> None:
     """Hash and flush the files of `partial`, write its manifest, and rename it to `out`.
 
@@ -92,11 +122,11 @@ def publish(
         saved_at: as `saved_at` returns it.
         identity: what the run is made of.
         hashed: `own_outputs` of all ranks, name by name.
-        sums: as `bit_sums` returns them.
+        kept: what a resume compares with: `bit_sums`, `probe`.
     """
     remove(out)
     request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "saved_at": saved_at, "identity": identity}
-    publish_stage(partial, out, request, {} if sums is None else {"bit_sums": dict(sums)}, hashed)
+    publish_stage(partial, out, request, kept or {}, hashed)
 
 
 def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_batches: int | None) -> list[str]:
@@ -127,7 +157,7 @@ def fault(checkpoint: Path) -> str | None:
     Reads all of it, several files at a time.
     """
     try:
-        outputs = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["outputs"]
+        outputs = manifest_of(checkpoint)["outputs"]
     except BadInput as error:
         return str(error)
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
-from data_prep.common.manifest import MANIFEST, read_manifest
-from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, checkpoint_batch, file_faults
+from data_prep.common.manifest import MANIFEST
+from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, checkpoint_batch, file_faults, manifest_of
 from recipes.config.loading import read_yaml
 from recipes.config.old_keys import translate_old_keys
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD
@@ -53,7 +53,7 @@ def _look_at(path: Path) -> Listed:
     if not (path / MANIFEST).is_file():
         return Listed(path, _size_bytes(path), (), counts=False)
     try:
-        faults = tuple(file_faults(path, read_manifest(path, "checkpoint", "recipes/train.py")["outputs"]).values())
+        faults = tuple(file_faults(path, manifest_of(path)["outputs"]).values())
     except BadInput as error:
         faults = (str(error),)
     if faults and not (path / MANIFEST).is_file():  # removed while it was read

@@ -5,7 +5,6 @@ The manifest of a checkpoint is uploaded last and removed first, so a checkpoint
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import sys
@@ -15,14 +14,16 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from data_prep.common import json_text
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, write_json
 from data_prep.common.manifest import MANIFEST, outputs_of, read_manifest, seal
 from data_prep.common.names import plain_name
 from data_prep.files.object_store import Missing, Store
-from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, file_faults
+from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, SHAPE, file_faults
 from recipes.dataloading.skipped_data import DETAILS, LEDGER
 from recipes.runs.names import CHECKPOINTS, CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
+from recipes.runs.record import RECORD as RECORD_SHAPE
 
 DOWNLOADS = 3  # of a file that does not arrive as it was written
 
@@ -49,20 +50,20 @@ class RemoteRun(Store):
             BadInput: it is none.
         """
         try:
-            record = json.loads(self.get(RECORD))
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or "identity" not in record:
-            raise BadInput(f"{self.url}/{RECORD} is no run's record, or was altered after it was written")
+            record = json_text.loads(self.get(RECORD))
+        except ValueError as error:
+            raise BadInput(f"{self.url}/{RECORD} is not JSON ({error}); it was altered after it was written") from None
+        json_text.check_shape(record, RECORD_SHAPE, f"{self.url}/{RECORD}")
         return record
 
     def manifest(self, checkpoint: str) -> JsonDict | None:
         """The manifest of a complete checkpoint, by its name; None if it was altered after it was written."""
         try:
-            manifest = json.loads(self.get(f"{CHECKPOINTS}/{checkpoint}/{MANIFEST}"))
-        except ValueError:
+            manifest = json_text.loads(self.get(f"{CHECKPOINTS}/{checkpoint}/{MANIFEST}"))
+            json_text.check_shape(manifest, SHAPE, MANIFEST)
+        except (ValueError, BadInput):
             return None
-        return manifest if isinstance(manifest, dict) and manifest.get("seal") == seal(manifest) else None
+        return manifest if manifest.get("seal") == seal(manifest) else None
 
     def upload_run_files(self, folder: Path) -> None:
         """Upload what a run folder holds beside its checkpoints; of what is being appended to, the whole lines."""

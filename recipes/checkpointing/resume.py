@@ -11,9 +11,17 @@ from typing import Any
 from composer.utils import dist
 
 from data_prep.common.errors import BadInput, Unavailable
-from data_prep.common.files import JsonDict, read_json
-from data_prep.common.manifest import read_manifest
-from recipes.checkpointing.checkpoint import MONOLITH, bit_sums, checkpoint_batch, is_sharded, newest_intact
+from data_prep.common.files import JsonDict
+from recipes.checkpointing.checkpoint import (
+    MONOLITH,
+    bit_sums,
+    checkpoint_batch,
+    is_sharded,
+    kept_probe,
+    manifest_of,
+    newest_intact,
+)
+from recipes.checkpointing.recorded_losses import RecordedLoss, recorded_after
 from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import entries, write_sharded
 from recipes.config.schema import RunConfig, batches_of
@@ -22,6 +30,7 @@ from recipes.distributed.rank_zero import on_rank_zero
 from recipes.runs.fingerprint import changes, complete, refuse_difference
 from recipes.runs.folder import reached_batch, refuse_without_effect
 from recipes.runs.names import CHECKPOINTS, CONFIG, METRICS, RECORD
+from recipes.runs.record import read_record
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,9 @@ class Start:
         changed: lines `key: old -> new` of the fingerprint since that checkpoint.
         checkpoint: its folder.
         sums: over the bits of what it holds; None: there are none.
+        probe: the loss of a fixed batch, as `Probe.record` returns it; None: it keeps none.
+        recorded: batch -> what metrics.jsonl has of the batches after it.
+        rewinds: of the run so far, after loss spikes.
     """
 
     load_path: str | None
@@ -47,6 +59,9 @@ class Start:
     changed: list[str] = field(default_factory=list)
     checkpoint: str = ""
     sums: dict[str, int] | None = None
+    probe: JsonDict | None = None
+    recorded: dict[int, RecordedLoss] = field(default_factory=dict)
+    rewinds: int = 0
 
     def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
         """Leave out of what is to be loaded the callbacks that a sharded checkpoint knows nothing of.
@@ -94,8 +109,10 @@ def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun
 
     def find() -> Start:
         start = _find(folder, cfg, wanted, remote)
-        windows = [window for entry in skipped_data.read(folder) for window in entry["windows"]]  # restored by now
-        return replace(start, skipped=skipped_data.merge(windows))
+        entries = skipped_data.read(folder)  # restored by now
+        windows = [window for entry in entries for window in entry["windows"]]
+        recorded = recorded_after(folder / METRICS, start.batch, len(entries)) if start.load_path else {}
+        return replace(start, skipped=skipped_data.merge(windows), recorded=recorded, rewinds=len(entries))
 
     return on_rank_zero(find)
 
@@ -117,7 +134,7 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
         if remote:
             print(f"no checkpoint at {remote.url}: starting anew", flush=True)
         return Start(None, sharded)
-    identity = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["identity"]
+    identity = manifest_of(checkpoint)["identity"]
     identity = complete(identity, wanted, folder / CONFIG)
     refuse_difference(str(checkpoint), identity, wanted, cfg.resume.allow)
     batch, reached, changed = checkpoint_batch(checkpoint), reached_batch(folder), changes(identity, wanted)
@@ -127,7 +144,8 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
     again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
     print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
     facts: dict[str, Any] = {
-        "batch": batch, "changed": changed, "checkpoint": str(checkpoint), "sums": bit_sums(checkpoint)
+        "batch": batch, "changed": changed, "checkpoint": str(checkpoint), "sums": bit_sums(checkpoint),
+        "probe": kept_probe(checkpoint),
     }  # fmt: skip
     if is_sharded(checkpoint):
         if not cfg.fsdp:
@@ -169,7 +187,7 @@ def _refuse_lost_checkpoints(folder: Path, interval_batches: int) -> None:
     Unless a loss spike sent the run back to its beginning. A finished run has saved its last batch.
     """
     rewound = any(entry["to_batch"] == 0 for entry in skipped_data.read(folder))
-    finished = (folder / RECORD).is_file() and read_json(folder / RECORD)["finished"]
+    finished = (folder / RECORD).is_file() and read_record(folder / RECORD)["finished"]
     reached = reached_batch(folder)
     if finished or (reached > interval_batches and not rewound):
         raise BadInput(

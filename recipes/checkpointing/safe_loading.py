@@ -175,7 +175,12 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
         else:
             with _allowed_globals():
                 weights = torch.load(monolith, map_location="cpu", weights_only=True, mmap=True)["state"]["model"]
-    except (Exception, CheckpointException) as error:  # the latter is no Exception
+    except CheckpointException as error:  # which is no Exception, and whose text is a traceback of each rank
+        cause = error.failures[min(error.failures)][0]
+        if isinstance(cause, BadInput):
+            raise cause from None
+        raise BadInput(f"{checkpoint} cannot be loaded ({type(cause).__name__}: {cause})") from None
+    except Exception as error:
         raise BadInput(f"{checkpoint} cannot be loaded ({type(error).__name__}: {error})") from None
     fill(model, named_tensors(weights, checkpoint), not sharded, checkpoint, prefix)
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, sha256_file
-from data_prep.common.manifest import difference, manifest_sha256, read_manifest
-from recipes.checkpointing.checkpoint import fault, newest_intact
+from data_prep.common.manifest import difference, manifest_sha256
+from recipes.checkpointing.checkpoint import fault, manifest_of, newest_intact
 from recipes.config.loading import load_recorded_config
 from recipes.modeling.model_config import CONFIG_JSON, read_model_config
 from recipes.modeling.model_folder import new_gpt2, open_gpt2, refuse_adapter
@@ -109,7 +109,7 @@ def _refuse_other_tokenizer(source: Source) -> None:
 
 
 def _identity(source: Source) -> JsonDict:
-    return read_manifest(source.weights, "checkpoint", "recipes/train.py")["identity"]
+    return manifest_of(source.weights)["identity"]
 
 
 def _refuse_altered_config(source: Source, model: JsonDict) -> None:

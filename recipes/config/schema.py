@@ -335,9 +335,11 @@ class LoggersConfig:
 
 @dataclass
 class ResumeConfig:
-    """What may differ from the run that the folder holds, by the names that the refusal prints."""
+    """How a run is resumed."""
 
+    # What may differ from the run that the folder holds, by the names that the refusal prints.
     allow: Annotated[list[Line], Items(0, 1000)] = field(default_factory=list)
+    replay: bool = True  # compute the first batch twice, and compare it with what was recorded of it
 
 
 @dataclass

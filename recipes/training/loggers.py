@@ -1,4 +1,4 @@
-"""The loggers of a run, one table: metrics.jsonl always, others where the YAML asks for them."""
+"""The loggers of a run: metrics.jsonl always, and one table of those that the YAML may ask for."""
 
 from __future__ import annotations
 
@@ -11,15 +11,12 @@ from typing import Any
 from composer.loggers import LoggerDestination, TensorboardLogger, WandBLogger
 from composer.utils import dist
 
+from data_prep.common.files import JsonDict
 from data_prep.common.redaction import redacted
 from recipes.config.schema import RunConfig, batches_of
 from recipes.runs.names import METRICS
 from recipes.training.console import Console
 from recipes.training.metrics_file import MetricsFile
-
-
-def _metrics_file(cfg: RunConfig, batches: int) -> LoggerDestination | None:
-    return MetricsFile(Path(cfg.run_dir) / METRICS)
 
 
 def _console(cfg: RunConfig, batches: int) -> LoggerDestination | None:
@@ -44,13 +41,19 @@ def _wandb(cfg: RunConfig, batches: int) -> LoggerDestination | None:
 
 
 LOGGERS: tuple[Callable[[RunConfig, int], LoggerDestination | None], ...] = (
-    _metrics_file,
     _console,
     _tensorboard,
     _wandb,
 )
 
 
-def build_loggers(cfg: RunConfig, batches: int) -> list[Any]:
-    """The loggers of a run of so many batches."""
-    return [logger for build in LOGGERS if (logger := build(cfg, batches)) is not None]
+def build_loggers(cfg: RunConfig, batches: int, about_start: JsonDict) -> list[Any]:
+    """The loggers of a run.
+
+    Args:
+        cfg: the configuration.
+        batches: length of the run.
+        about_start: what metrics.jsonl says of this start.
+    """
+    asked_for = [logger for build in LOGGERS if (logger := build(cfg, batches)) is not None]
+    return [MetricsFile(Path(cfg.run_dir) / METRICS, about_start), *asked_for]

@@ -11,6 +11,8 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
+from data_prep.common.files import JsonDict
+
 LINE_BYTES = 1 << 20  # more than any line has
 
 
@@ -19,10 +21,14 @@ class MetricsFile(LoggerDestination):
 
     The file is append-only: a resumed run writes `{"event": "start", "batch": …}` and goes on, so the lines of batches
     that were lost with a crash stay on record, and for a batch that occurs twice the later line is the run's.
+
+    Args:
+        path: the file.
+        about_start: what the line of this start says beside its batch and the number of ranks.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, about_start: JsonDict) -> None:
+        self.path, self.about_start = path, about_start
         self._pending: dict[str, Any] = {}
         self._on = dist.get_global_rank() == 0
         if self._on and path.is_file():
@@ -35,7 +41,7 @@ class MetricsFile(LoggerDestination):
 
     def fit_start(self, state: State, logger: Logger) -> None:
         """Mark where this process begins."""
-        self._write({"event": "start", **_position(state), "ranks": dist.get_world_size()})
+        self._write({"event": "start", **_position(state), "ranks": dist.get_world_size(), **self.about_start})
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """One line for the batch; what callbacks log after this one goes to the next line."""

@@ -6,7 +6,7 @@ import atexit
 import gc
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -24,8 +24,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.registry import RunContext, build_callbacks
 from callbacks.spike_guard import Rewind
+from data_prep.common.files import JsonDict
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.bit_sums import check_loaded
+from recipes.checkpointing.computed_with import computed_with
+from recipes.checkpointing.probe import Probe
 from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import FinetuneConfig, RunConfig, batches_of
 from recipes.dataloading.loader import stop_workers
@@ -109,7 +112,8 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
         warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and prepared.fsdp else None
     run = RunContext(build_writer(cfg, prepared, parts.batches, replicas), replicas, parts.shards, parts.sources)
-    trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)])
+    told = computed_with(cfg, prepared.fingerprint, prepared.fsdp is not None, parts.device_train_microbatch_size)
+    trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)], told)
     run.evaluation.metrics, run.evaluation.batches = Path(cfg.run_dir) / METRICS, parts.batches
     run.evaluation.interval_batches = batches_of(cfg.eval_interval)
     run.evaluation.evaluate = partial(evaluate, trainer)
@@ -119,6 +123,12 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     prepared.start.close()
     if prepared.start.load_path:
         check_loaded(trainer.state, replicas, prepared.start.sums, prepared.start.checkpoint)
+    if cfg.resume.replay:
+        run.writer.probe = Probe(parts.train_dataloader.dataloader, parts.device_train_microbatch_size, told)
+        if prepared.start.load_path:
+            first = run.first_batch
+            first.start, first.probe, first.sums = prepared.start, run.writer.probe, run.sums
+            first.compute = partial(compute_unseen, trainer)
     try:
         with peers_may_be_lost():
             if trainer.state.timestamp.batch < parts.batches:
@@ -163,8 +173,18 @@ def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int, replicas: 
     )
 
 
-def build_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, callbacks: list[Callback]) -> Trainer:
-    """Composer's Trainer; it loads the checkpoint that the run starts from."""
+def build_trainer(
+    cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, callbacks: list[Callback], told: JsonDict
+) -> Trainer:
+    """Composer's Trainer; it loads the checkpoint that the run starts from.
+
+    Args:
+        cfg: the configuration.
+        prepared: the run.
+        parts: what it is assembled of.
+        callbacks: all of them.
+        told: as `computed_with` returns it.
+    """
     clip = cfg.gradient_clipping_norm
     return Trainer(
         model=parts.model,
@@ -184,7 +204,7 @@ def build_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, c
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
         callbacks=callbacks,
-        loggers=build_loggers(cfg, parts.batches),
+        loggers=build_loggers(cfg, parts.batches, {"rewinds": prepared.start.rewinds, "computed_with": told}),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
         load_path=prepared.start.load_path,
@@ -222,6 +242,30 @@ def evaluate(trainer: Trainer) -> None:
     state.previous_timestamp = state.timestamp.copy(batch=state.timestamp.batch.value - 1)
     assert state.max_duration is not None
     trainer._run_evaluators(Event.FIT_END if state.timestamp.batch >= state.max_duration else Event.BATCH_END)
+
+
+def compute_unseen(trainer: Trainer, after_backward: Callable[[], None]) -> None:
+    """Make the forward and backward passes of the batch that is under way, as the Trainer is about to make them.
+
+    No callback and no algorithm hears of it. The gradients stay until the Trainer sets them to zero.
+
+    Args:
+        trainer: within its batch, before the first microbatch.
+        after_backward: called after each microbatch.
+    """
+    state, spec, device = trainer.state, trainer._train_data_spec, trainer.state.device
+    assert spec is not None and state.device_train_microbatch_size is not None
+    microbatches = spec.split_batch(state.batch, state.device_train_microbatch_size)
+
+    def run_event(event: Event) -> None:
+        if event == Event.AFTER_BACKWARD:
+            after_backward()
+
+    vars(trainer.engine)["run_event"] = run_event
+    try:
+        trainer._train_microbatches(microbatches, {"loss/train/total": device.tensor_to_device(torch.zeros(1))})
+    finally:
+        del vars(trainer.engine)["run_event"]
 
 
 def close(trainer: Trainer) -> None:

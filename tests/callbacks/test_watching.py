@@ -172,7 +172,7 @@ def test_half_a_line_is_dropped(tmp_path: Path):
     log = tmp_path / "metrics.jsonl"
     for content, left in (('{"a": 1}\n{"b', '{"a": 1}\n'), ('{"a": 1}\n', '{"a": 1}\n'), ("{", ""), ("", "")):
         log.write_text(content)
-        MetricsFile(log)
+        MetricsFile(log, {})
         assert log.read_text() == left
 
 

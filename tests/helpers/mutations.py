@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import lzma
+import pickle
 import re
 import struct
 import tarfile
@@ -76,6 +77,8 @@ def _once(draw: Draw, name: str, content: bytes) -> bytes:
             ".tar": of_tar,
             ".safetensors": of_safetensors,
             ".xlsx": of_zip,
+            ".pt": of_checkpoint,
+            ".metadata": of_index,
         }.get(kind, of_words)(draw, content)
     except Exception:  # it is not what its name says any more
         return of_bytes(draw, content)
@@ -204,3 +207,39 @@ def of_safetensors(draw: Draw, content: bytes) -> bytes:
     header = of_json(draw, content[8 : 8 + size])
     said = draw(st.sampled_from((len(header), len(header), len(header), *INTEGERS)))
     return struct.pack("<Q", said) + header + content[8 + size :]
+
+
+def of_checkpoint(draw: Draw, content: bytes) -> bytes:
+    """A file of `torch.save` that holds another value somewhere, or whose pickle has other bytes."""
+    import torch
+
+    if draw(st.booleans()):
+        value = torch.load(io.BytesIO(content), weights_only=False)  # made by a test
+        target = io.BytesIO()
+        torch.save(other_value(draw, value), target)
+        return target.getvalue()
+    target = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as new:
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, of_bytes(draw, data) if name.endswith("/data.pkl") else data)
+    return target.getvalue()
+
+
+def of_index(draw: Draw, content: bytes) -> bytes:
+    """The index of a sharded checkpoint that says something else of one tensor, or of the file that it is in."""
+    index = pickle.loads(content)  # made by a test
+    which = draw(st.sampled_from(("storage_data", "storage_data", "state_dict_metadata", "planner_data")))
+    entries = getattr(index, which)
+    key = draw(st.sampled_from(sorted(entries, key=str)))
+    how = draw(st.sampled_from(("inside", "inside", "remove", "other")))
+    if how == "remove":
+        del entries[key]
+    elif how == "other":
+        entries[key] = draw(st.sampled_from(VALUES))
+    else:
+        entry = entries[key]
+        fields = sorted(vars(entry)) if hasattr(entry, "__dict__") else []
+        if fields:
+            object.__setattr__(entry, draw(st.sampled_from(fields)), draw(st.sampled_from(VALUES)))
+    return pickle.dumps(index)

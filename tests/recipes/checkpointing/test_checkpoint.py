@@ -70,7 +70,7 @@ def test_publishing_again_replaces_it(folder: Path) -> None:
     partial = folder / "ep0-ba100.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(b"new")
-    checkpoint.publish(partial, folder / "ep0-ba100", {"batch": 100}, {})
+    checkpoint.publish(partial, folder / "ep0-ba100", {"batch": 100, "epoch": 0, "sample_in_epoch": 0}, {})
     assert checkpoint.fault(folder / "ep0-ba100") is None
     assert sorted(path.name for path in (folder / "ep0-ba100").iterdir()) == ["manifest.json", "rank0.pt"]
 
@@ -82,7 +82,9 @@ def test_each_rank_hashes_what_it_wrote(tmp_path: Path) -> None:
         (partial / name).write_bytes(name.encode() * 9)
     hashed = checkpoint.own_outputs(partial, 1)
     assert set(hashed) == {"__1_0.distcp", "__1_1.distcp"}
-    checkpoint.publish(partial, out, {"batch": 100}, {}, hashed | checkpoint.own_outputs(partial, 10))
+    checkpoint.publish(
+        partial, out, {"batch": 100, "epoch": 0, "sample_in_epoch": 0}, {}, hashed | checkpoint.own_outputs(partial, 10)
+    )
     assert checkpoint.fault(out) is None
     (out / "__1_0.distcp").write_bytes(b"__1_0.distcq" * 9)
     assert "altered" in (checkpoint.fault(out) or "")
@@ -95,5 +97,5 @@ def test_a_part_of_another_size_than_its_rank_saw_is_refused(tmp_path: Path) -> 
     hashed = checkpoint.own_outputs(partial, 1)
     (partial / "__1_0.distcp").write_bytes(b"cut")
     with pytest.raises(OSError, match=r"has 3 bytes, who wrote it saw 5"):
-        checkpoint.publish(partial, tmp_path / "ep0-ba1", {"batch": 1}, {}, hashed)
+        checkpoint.publish(partial, tmp_path / "ep0-ba1", {"batch": 1, "epoch": 0, "sample_in_epoch": 0}, {}, hashed)
     assert not (tmp_path / "ep0-ba1").exists()

@@ -239,7 +239,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
     partial = run / "checkpoints/ep0-ba20.partial"
     partial.mkdir()
     torch.save({"state": {"model": {}}, "rng": Payload(target)}, partial / "rank0.pt")
-    checkpoints.publish(partial, run / "checkpoints/ep0-ba20", {"batch": 20}, {})
+    checkpoints.publish(partial, run / "checkpoints/ep0-ba20", {"batch": 20, "epoch": 0, "sample_in_epoch": 0}, {})
     with pytest.raises(BadInput, match="would run code"):
         export.main(["--checkpoint", str(run), "--out", str(tmp_path / "out")])
     sharded = tmp_path / "ep0-ba10"

@@ -74,7 +74,10 @@ def make_checkpoint(folder: Path, name: str, lr: float = 1e-3) -> Path:
     (partial / "more.pt").write_bytes(f"moments of {name}".encode() * 100)
     out = partial.with_suffix("")
     checkpoint.publish(
-        partial, out, {"batch": checkpoint.checkpoint_batch(name)}, {**IDENTITY, "optimizer": {"lr": lr}}
+        partial,
+        out,
+        {"batch": checkpoint.checkpoint_batch(name), "epoch": 0, "sample_in_epoch": 0},
+        {**IDENTITY, "optimizer": {"lr": lr}},
     )
     return out
 
@@ -508,7 +511,7 @@ def test_large_files_travel_in_parts(
     partial = run / "checkpoints/ep0-ba32.partial"
     partial.mkdir()
     (partial / "rank0.pt").write_bytes(os.urandom(12 << 20))
-    checkpoint.publish(partial, run / "checkpoints/ep0-ba32", {"batch": 32}, IDENTITY)
+    checkpoint.publish(partial, run / "checkpoints/ep0-ba32", {"batch": 32, "epoch": 0, "sample_in_epoch": 0}, IDENTITY)
     proxy.break_it("503", "PUT", "partNumber=2", times=1)
     far.upload(run / "checkpoints/ep0-ba32")
     assert sum("partNumber" in request for request in proxy.requests) == 4

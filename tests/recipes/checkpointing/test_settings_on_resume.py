@@ -149,6 +149,7 @@ NO_EFFECT_IN_ALL: Changes = {
     "on_save_error": "continue",
     "price_per_gpu_hour": 2.0,
     "progress_bar": False,
+    "resume.replay": False,
     "activation_checkpointing": True,
     "fsdp.version": 1,  # one rank is not sharded
     "fsdp.reshard_after_forward": False,

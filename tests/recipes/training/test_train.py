@@ -289,7 +289,7 @@ def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: 
         save(state, checkpoint_id=str(partial), no_dist=True)
     if place == "index":
         (partial / ".metadata").write_bytes(pickle.dumps(Payload(target)))
-    checkpoints.publish(partial, honest, {"batch": 12}, identity)
+    checkpoints.publish(partial, honest, {"batch": 12, "epoch": 0, "sample_in_epoch": 0}, identity)
     with pytest.raises((BadInput, CheckpointException), match=r"would run code"):
         pretraining.train(configure(overrides("max_duration=12ba")))
     assert not target.exists()

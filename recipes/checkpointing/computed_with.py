@@ -1,0 +1,127 @@
+"""What decides the last bits of a loss beside weights and samples; how far apart two losses of the same may be."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from composer.utils import dist, get_device
+
+from data_prep.common.files import JsonDict, canonical_json
+from data_prep.common.manifest import difference
+from recipes.checkpointing.recorded_losses import DECIDES_MASKS
+from recipes.config.schema import RunConfig, TrainConfig
+from recipes.runs.environment import software
+
+# Share of a loss. fp32 on CPUs: other ranks, kernels or microbatches add up the same numbers in another order; two
+# ranks in the place of one came within 1e-4 nats over 60 batches (docs/operations.md), and this is of one. Elsewhere
+# two spacings of bf16, which has 8 bits: the loss is a mean over many tokens, whose roundings cancel in part. A GPU may
+# compute fp32 in TF32, which has 11 bits.
+FP32_TOLERANCE, COARSE_TOLERANCE = 1e-4, 2.0**-7
+
+
+def computed_with(cfg: RunConfig, fingerprint: JsonDict, sharded: bool, microbatch_size: int) -> JsonDict:
+    """How this start of a run computes. All ranks must call it; JSON can hold it.
+
+    Args:
+        cfg: the configuration.
+        fingerprint: of the run.
+        sharded: whether FSDP shards the model.
+        microbatch_size: sequences that a rank computes at once.
+
+    Returns:
+        `forward`: a hash of what decides a loss, given weights, samples and random state; `step`: of what decides the
+        next one, too; `dropout`: whether any is drawn; `repeats`: whether the device computes the same bits again;
+        `tolerance`: a share of the loss, for where they are not the same; `with`: what else decides the last bits.
+    """
+    device = get_device(cfg.device).name
+    repeats = device == "cpu" or torch.are_deterministic_algorithms_enabled()
+    pretraining = cfg if isinstance(cfg, TrainConfig) else None
+    told = software()
+    return {
+        "forward": _hash({key: value for key, value in fingerprint.items() if key not in ("optimizer", "schedule")}),
+        "step": _hash(fingerprint),
+        "dropout": _has_dropout(cfg),
+        "repeats": repeats,
+        "tolerance": FP32_TOLERANCE if device == "cpu" and cfg.precision == "fp32" else COARSE_TOLERANCE,
+        "with": {
+            "ranks": dist.get_world_size(),
+            "microbatch": microbatch_size,
+            "fsdp": asdict(cfg.fsdp) if sharded and cfg.fsdp else None,
+            "kernels": asdict(pretraining.kernels) if pretraining else None,
+            "attention": pretraining.model.attn_implementation if pretraining else None,
+            "activation_checkpointing": cfg.activation_checkpointing,
+            "devices": sorted(set(dist.all_gather_object(_processor(device)))),
+            "threads": torch.get_num_threads(),
+            "commit": told["commit"] + (f" and {told['uncommitted_sha256'][:12]}" if told["uncommitted"] else ""),
+            "python": told["python"],
+            "cuda": told["cuda"],
+            "versions": told["versions"],
+        },
+    }
+
+
+def _hash(fingerprint: JsonDict) -> str:
+    return hashlib.sha256(canonical_json(fingerprint).encode()).hexdigest()[:16]
+
+
+def _has_dropout(cfg: RunConfig) -> bool:
+    """Whether any may be drawn; of a fine-tuning, the base model decides, which is not looked into."""
+    return (
+        not isinstance(cfg, TrainConfig) or max(cfg.model.attn_pdrop, cfg.model.resid_pdrop, cfg.model.embd_pdrop) > 0
+    )
+
+
+def _processor(device: str) -> str:
+    """The model of this rank's GPU, or of its CPU and the instructions that torch uses of it."""
+    if device != "cpu":
+        return torch.cuda.get_device_name()
+    try:
+        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux
+        told = []
+    model = next((line.partition(":")[2].strip() for line in told if line.startswith("model name")), "CPU")
+    return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
+
+
+def tolerance(now: JsonDict, then: JsonDict, of_step: bool = False) -> float | None:
+    """The share by which two losses of the same samples and weights may differ; None: any, they are not compared.
+
+    Args:
+        now: as `computed_with` returns it.
+        then: the same, of another start.
+        of_step: the weights were equal one step before.
+    """
+    key = "step" if of_step else "forward"
+    if now[key] != then[key] or draws_other_masks(now, then):
+        return None
+    same = now["with"] == then["with"]
+    return 0.0 if same and now["repeats"] and then["repeats"] else max(now["tolerance"], then["tolerance"])
+
+
+def draws_other_masks(now: JsonDict, then: JsonDict) -> bool:
+    """Whether dropout left out other numbers then, from the same random state; arguments as of `tolerance`."""
+    return now["dropout"] and any(now["with"][key] != then["with"][key] for key in DECIDES_MASKS)
+
+
+def apart(one: float, other: float) -> float:
+    """The share by which two losses differ; 0 if they are equal or both not finite in the same way."""
+    if one == other or (math.isnan(one) and math.isnan(other)):
+        return 0.0
+    share = abs(one - other) / max(abs(one), abs(other))
+    return share if math.isfinite(share) else math.inf
+
+
+def what_changed(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
+    """Lines `key: then -> now` of what decides the last bits."""
+    return difference(then["with"], now["with"])
+
+
+def says(loss: float) -> str:
+    """A loss with all its digits, for messages."""
+    return f"{loss:.9g}"
