@@ -7,7 +7,7 @@ import json
 import random
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,15 @@ SAVED, END = 3, 5  # batches
 DROPOUT = ["model.attn_pdrop=0.1", "model.resid_pdrop=0.1", "model.embd_pdrop=0.1"]
 NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
 Go = Callable[..., None]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def same_code() -> Iterator[None]:
+    """Who edits the code while the tests run changes the commit, which a start goes by."""
+    found = told.software()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(told, "software", lambda: found)
+        yield
 
 
 @pytest.fixture(scope="module")
