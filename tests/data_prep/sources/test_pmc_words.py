@@ -127,7 +127,7 @@ def test_no_word_of_a_generated_article_is_glued_or_lost() -> None:
 
 @pytest.mark.chaos
 def test_no_word_of_a_generated_article_is_glued_or_lost_for_ten_minutes(outcome: Any) -> None:
-    outcome("generated articles: words", hunt_on(find), "nothing")
+    outcome("generated articles: words", hunt_on({"articles": find}), "nothing")
 
 
 @pytest.mark.parametrize("space", ["", " "])
