@@ -115,8 +115,8 @@ class Fault(Callback):
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:
-                load = train.load_training_config
-                train.load_training_config = lambda yaml, changes: load(yaml, [*changes, f"run_dir={tempfile.mkdtemp()}"])
+                load, own = train.load_training_config, f"run_dir={tempfile.mkdtemp()}"
+                train.load_training_config = lambda yaml, changes: load(yaml, [*changes, own])
 
     def _due(self, state: State, finished: bool) -> bool:
         return self.here and int(state.timestamp.batch) + (not finished) == self.batch

@@ -89,6 +89,10 @@ SETS: dict[str, dict[str, Callable[[], bytes]]] = {
     "mmlu": {"anatomy_test.csv": lambda: b'"what, then?",a,b,c,d,A\nwhat else?,a,b,c,d,D\n'},
     "meqsum": {"MeQSum.xlsx": workbook},
     "own-pairs": {"test.jsonl": lambda: lines(*({"source": f"s {n}", "target": f"t {n}"} for n in range(4)))},
+    "own-choice": {
+        "test.jsonl": lambda: lines(*({"question": f"q {n}?", "options": ["a", "b"], "answer": "B"} for n in range(4)))
+    },
+    "own-verdict": {"test.csv": lambda: b'context,question,answer\r\n"so, it is",is it?,yes\r\nno,is it so?,no\r\n'},
     "own-tags": {
         f"{split}.tsv": lambda split=split: f"{split}\tO\nmyo\tB-X\noma\tI-X\n\nno\tO\n".encode()
         for split in ("train", "test")
