@@ -425,7 +425,6 @@ from pathlib import Path
 from data_prep.filtering import build_corpus, parts, spool
 from data_prep.running.workers import Workers
 from data_prep.sources.text import Text
-from project import ROOT
 if __name__ == "__main__":
     spool.BATCH_BYTES, spool.BUCKET_BYTES = 1, 5000
     source = {"text": (Text(), [sys.argv[2]])}
@@ -537,7 +536,6 @@ from data_prep.filtering.build_corpus import build_corpus
 from data_prep.running.workers import Workers
 from data_prep.sharding.build_shards import build_shards
 from data_prep.sources.text import Text
-from project import ROOT
 if __name__ == "__main__":
     base, tokenizer = Path(sys.argv[1]), Path(sys.argv[2])
     source = {"text": (Text(), [str(base / "in.jsonl")])}

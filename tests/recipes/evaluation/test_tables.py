@@ -84,7 +84,7 @@ def test_both_forms_of_a_table_show_all_columns() -> None:
 
 def write_run(folder: Path, case: Case, seed: int) -> None:
     folder.mkdir(parents=True)
-    record = {"finished": True, "identity": {"task": {"name": case["task"]}, "seed": seed}}
+    record = {"starts": [], "finished": True, "identity": {"task": {"name": case["task"]}, "seed": seed}}
     records = [
         {
             "id": f"q{n}",
