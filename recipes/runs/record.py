@@ -21,6 +21,7 @@ _CORPUS: Shape = {
 }
 # What every command reads of a record; and what a report or a card says, of pre-training more.
 RECORD: Shape = {"identity": dict, "finished": bool, "starts": [dict]}
+_ORIGIN: Shape = {"path": str, "sha256": str, "license?": (str, type(None))}
 TOLD: Shape = {
     **RECORD,
     "starts": [START],
@@ -30,6 +31,7 @@ TOLD: Shape = {
 }
 TOLD_OF_PRETRAINING: Shape = {
     **TOLD,
+    "origin?": _ORIGIN,
     "plan": {"parameters": int, "batches": int, "tokens_per_batch": int, "train_tokens": int},
     "data": {
         "counts": {"train": _COUNTS, "val": _COUNTS, "*": _COUNTS},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -33,8 +34,19 @@ ASKED: dict[str, Any] = {
     "tags": Sentence("1", ("Aspirin", "inhibits", "COX-1"), ("O", "O", "O"), "file 1"),
 }
 LABELS = {"verdict": ("yes", "no", "maybe"), "tags": ("O", "B-Drug")}
-START = {"commit": "0123abc", "uncommitted": []}
-RECORD = {"plan": {"batches": 20, "batches_per_epoch": 4}, "starts": [START]}
+START = {"commit": "0123abc", "uncommitted": [], "world_size": 1, "gpus": [], "processor": "a CPU"}
+PLAN = {"parameters": 11_904, "trained_parameters": 11_904, "batches": 20, "batches_per_epoch": 4}
+RECORD = {"identity": {}, "finished": True, "plan": PLAN, "data": {}, "starts": [START]}
+COUNTS = dict.fromkeys(("bytes", "documents", "tokens", "dropped_tokens", "samples"), 1)
+OF_PRETRAINING = {
+    **RECORD,
+    "plan": {"parameters": 11_904, "batches": 20, "tokens_per_batch": 8, "train_tokens": 160},
+    "data": {
+        "counts": {"train": COUNTS, "val": COUNTS},
+        "baselines": {"unigram_nats_per_token": 7.5, "xz9_bits_per_byte": 2.4},
+        "corpus": {"licenses": {}, "dropped": {}, "dates": {"first": None, "last": None}},
+    },
+}
 FACTS = {"dtype": "float32", "n_parameters": 11_904, "n_positions": 64, "batch": 8, "difference": 1e-7}
 LINE = {"batch": 8, "tokens": 8, "time_s": 8, "metrics/eval/Accuracy": 0.75}
 
@@ -49,8 +61,9 @@ def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
     source = Source(folder.parent / "base", folder, None, changes.pop("sha256", "abc123"))
     source = changes.pop("source", source)
     if (sources := changes.pop("base_sources", None)) is not None:  # the base model is a run's
-        corpus = {"counts": {"train": {"documents": 1, "sources": sources}}, "licenses": {}, "dates": {}}
-        (folder.parent / "run.json").write_text(json.dumps({"data": {"corpus": corpus}}))
+        record = copy.deepcopy(OF_PRETRAINING)
+        record["data"]["corpus"]["counts"] = {"train": {"documents": 1, "sources": sources}}
+        (folder.parent / "run.json").write_text(json.dumps(record))
         source = Source(folder.parent / "checkpoints/ep0-ba1", folder, folder.parent, "")
     settings = {"task": "mine", "run_name": "mine-1", "run_dir": str(run), **changes.pop("cfg", {})}
     head = TaskHead(
@@ -98,7 +111,9 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
 
 # Field -> the change of its cause; what the card then says.
 TRACED: dict[str, tuple[dict[str, Any], str]] = {
-    "about_pubmed": ({"base_sources": {"PubMed Abstracts": {"documents": 1}}}, "PubMed is a trademark of the NLM"),
+    "about_pubmed": (
+        {"base_sources": {"PubMed Abstracts": {"documents": 1, "bytes": 1}}}, "PubMed is a trademark of the NLM",
+    ),
     "answers": ({"kind": "tags"}, "it tags the words"),
     "base": ({"source": Source(Path("other"), Path(), None, "")}, "| other, sha256"),
     "base_sha256": ({"sha256": "def456"}, "sha256 def456"),
@@ -114,7 +129,7 @@ TRACED: dict[str, tuple[dict[str, Any], str]] = {
     "cfg.seed": ({"cfg": {"seed": 99}}, "| seed | 99 |"),
     "cfg.warmup_share": ({"cfg": {"warmup_share": 0.25}}, "warm-up 0.25"),
     "code": ({"kind": "tags"}, 'words = ["Aspirin", "inhibits", "COX-1"]'),
-    "commits": ({"record": {"starts": [START, {"commit": None, "uncommitted": ["x"]}]}},
+    "commits": ({"record": {"starts": [START, {**START, "commit": "", "uncommitted": ["x"]}]}},
                 "0123abc; then unknown, with uncommitted changes"),
     "difference": ({"difference": 2e-7}, "of the largest: 2.0e-07"),
     "dtype": ({"dtype": "bfloat16"}, "in bfloat16"),
@@ -131,8 +146,8 @@ TRACED: dict[str, tuple[dict[str, Any], str]] = {
     "on_dev.*": ({"line": {**LINE, "metrics/eval/Accuracy": 0.5}}, "Accuracy 0.5000, at batch 8"),
     "on_dev.key": ({"line": {**LINE, "metrics/eval/F1": 0.5}}, "F1 0.5000"),
     "pipeline_tag": ({"kind": "choice"}, "pipeline_tag: question-answering"),
-    "plan.batches": ({"record": {"plan": {"batches": 21, "batches_per_epoch": 4}}}, "of 21 batches"),
-    "plan.batches_per_epoch": ({"record": {"plan": {"batches": 20, "batches_per_epoch": 3}}}, "3 a pass"),
+    "plan.batches": ({"record": {"plan": {**PLAN, "batches": 21}}}, "of 21 batches"),
+    "plan.batches_per_epoch": ({"record": {"plan": {**PLAN, "batches_per_epoch": 3}}}, "3 a pass"),
 }  # fmt: skip
 
 
