@@ -76,7 +76,7 @@ bench: .venv/installed ## tables of what everything takes here, quick forms; doc
 	$(BIN)/python benchmarks/startup.py --rounds 1
 	$(BIN)/python benchmarks/checkpoint.py model.n_embd=768 model.n_layer=12 model.n_head=6 --ranks 1 2
 	$(BIN)/python recipes/plan.py $(YAML) --gpu h100 --mfu 0.408 --scaling 8 16 32 64 128 256 512 1024
-	$(BIN)/python benchmarks/data_prep.py --rounds 1 --repeat 1
+	$(BIN)/python benchmarks/data_stages.py --rounds 1 --repeat 1
 
 # Without it (no npm registry, another processor) the tests of pages are skipped, and say so; in CI they fail.
 .venv/chromium: .venv/installed tests/helpers/browser.py

@@ -1,8 +1,8 @@
 """Encode a corpus and pack it into token shards that a run streams.
 
-examples:
-    python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer --out data/sample/shards
-    python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm --out data/text/shards  # its tokenizer
+example: python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer \\
+    --out data/sample/shards
+that of a model: python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm --out data/text/shards
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import orjson
 import pytest
 
 from benchmarks import articles
-from benchmarks import data_prep as benchmark
+from benchmarks import data_stages as benchmark
 from data_prep.common.errors import BadInput
 from data_prep.filtering import corpus_format
 from data_prep.sources import medline

@@ -62,3 +62,6 @@ def test_no_file_has_the_name_of_a_package_that_the_stack_may_import() -> None:
     taken = {*sys.stdlib_module_names, "accelerate", "composer", "datasets", "kernels", "streaming", "tokenizers"}
     names = {part for module in FILES for part in module.split("/")}
     assert not taken & names
+    # Benchmarks are scripts, whose folder Python puts before the project's own.
+    scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    assert not scripts & {*taken, *(module.partition("/")[0] for module in FILES)}

@@ -419,10 +419,10 @@ def test_scores_are_those_of_the_harness_command_line(
         "--tasks", f"medmcqa_{form}", "--batch_size", "8", "--device", "cpu", "--log_samples",
         "--output_path", str(tmp_path / "theirs"),
     ]  # fmt: skip
-    home = {"HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
-    done = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, **home}, timeout=patience_s()
-    )
+    env = {**os.environ, "HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # a Trainer of an earlier test has set them
+        env.pop(name, None)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=patience_s())
     assert done.returncode == 0, done.stderr
     lines = next((tmp_path / "theirs").rglob("samples_*.jsonl")).read_text().splitlines()
     samples = sorted(map(json.loads, lines), key=lambda sample: sample["doc_id"])

@@ -1,7 +1,7 @@
 """What data preparation costs: time, memory, disk and characters kept, beside what others make of the same text.
 
-    python benchmarks/data_prep.py --environments data/environments --make-environments --out docs/data_prep.md
-    python benchmarks/data_prep.py --flat
+    python benchmarks/data_stages.py --environments data/environments --make-environments --out docs/data_prep.md
+    python benchmarks/data_stages.py --flat
 
 Ours and its peers are run as whole processes by their own command lines, pinned to one core and to two, one after the
 other in each round, on the installed sample repeated. What a process needs before it works (imports, 16 s in one case)
