@@ -407,7 +407,9 @@ def test_bad_input_is_refused(made: Any, spoil: Spoil, message: str, capfd: pyte
 def test_a_folder_of_another_run_says_nothing_of_the_predicted_one(made: Any) -> None:
     folder, command = made
     (folder / "fine").mkdir()
-    (folder / "fine/run.json").write_text(json.dumps({"identity": {"task": "medqa"}, "plan": {}, "finished": True}))
+    (folder / "fine/run.json").write_text(
+        json.dumps({"identity": {"task": "medqa"}, "plan": {}, "finished": True, "starts": []})
+    )
     content = json.loads((folder / "c.yaml").read_text())
     (folder / "fine.yaml").write_text(json.dumps({**content, "run_name": "fine", "run_dir": str(folder / "fine")}))
     ladder.command_line([*command, "--predict", f"{folder}/fine.yaml"])
