@@ -51,7 +51,8 @@ def configuration(yaml: str, overrides: Sequence[str], folder: Path) -> TrainCon
         cfg, run_dir=str(folder / "run"), max_duration="1000ba", scheduler=replace(cfg.scheduler, t_warmup="1ba"),
         eval_interval="1000ba", save_interval=f"{INTERVAL}ba", save_num_checkpoints_to_keep=-1,
         save_permanent_interval=None, save_remote=None, progress_bar=False, stall_timeout_s=None,
-        loggers=replace(cfg.loggers, wandb=None), callbacks=replace(cfg.callbacks, texts=None, spike_guard=None),
+        loggers=replace(cfg.loggers, wandb=None),
+        callbacks=replace(cfg.callbacks, generate_samples=None, spike_guard=None),
     )  # fmt: skip
 
 

@@ -324,7 +324,8 @@ def configuration(preset: str, overrides: Sequence[str], batches: int, folder: P
         cfg, run_dir=str(folder / "run"), max_duration=f"{batches}ba",
         scheduler=replace(cfg.scheduler, t_warmup=f"{WARM_UP}ba"), eval_interval=f"{10 * batches}ba",
         save_interval=f"{10 * batches}ba", save_permanent_interval=None, save_remote=None, progress_bar=False,
-        loggers=replace(cfg.loggers, wandb=None), callbacks=replace(cfg.callbacks, texts=None, spike_guard=None),
+        loggers=replace(cfg.loggers, wandb=None),
+        callbacks=replace(cfg.callbacks, generate_samples=None, spike_guard=None),
     )  # fmt: skip
 
 

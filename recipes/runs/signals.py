@@ -5,8 +5,11 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable
+from functools import cache
 from multiprocessing import resource_tracker
 from types import FrameType
 
@@ -21,6 +24,9 @@ if not _IN_BACKGROUND:
     STOP_SIGNALS[signal.SIGINT] = INTERRUPTED
 
 
+_kept: list[socket.socket] = []  # as long as the process lives
+
+
 class Stopped(SystemExit):
     """Raised once everything is saved, and the user told; ends the process with the code of the stop signal."""
 
@@ -28,12 +34,40 @@ class Stopped(SystemExit):
 def leave_at_once_when_told() -> None:
     """Until there is something to save, exit at once on a stop signal, with that signal's exit code.
 
+    Also where the main thread waits in torch for another rank: Python would call its handler after that wait alone, and
+    the launcher kills what has not ended within 30 s.
+
     To be called again after `import composer`, which installs a handler of its own. Python's resource tracker starts
     here, so that it ignores USR1, which Slurm sends to all processes of a step: dead, it leaves shared memory behind.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     resource_tracker.ensure_running()
     answer_stop_signals(_leave_at_once)
+    _watch()
+
+
+@cache
+def _watch() -> None:
+    """Have a thread hear of signals as they come, and leave if that is what is to be done now."""
+    heard, told = socket.socketpair()
+    told.setblocking(False)
+    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    # What is forked off, such as a loader's worker, would tell this process of its own signals.
+    os.register_at_fork(after_in_child=_watch_no_more)
+
+    def listen() -> None:
+        while numbers := heard.recv(64):
+            for number in numbers:
+                if signal.getsignal(number) is _leave_at_once:
+                    _leave_at_once(number, None)
+
+    _kept.append(told)
+    threading.Thread(target=listen, name="stop signals", daemon=True).start()
+
+
+def _watch_no_more() -> None:
+    signal.set_wakeup_fd(-1)
+    _watch.cache_clear()
 
 
 def answer_stop_signals(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
