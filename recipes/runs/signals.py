@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable
 from functools import cache
 from multiprocessing import resource_tracker
@@ -24,6 +25,7 @@ if not _IN_BACKGROUND:
     STOP_SIGNALS[signal.SIGINT] = INTERRUPTED
 
 
+BLOCKED_S = 10.0  # the launcher kills what has not ended after 30 s
 _kept: list[socket.socket] = []  # as long as the process lives
 
 
@@ -34,8 +36,9 @@ class Stopped(SystemExit):
 def leave_at_once_when_told() -> None:
     """Until there is something to save, exit at once on a stop signal, with that signal's exit code.
 
-    Also where the main thread waits in torch for another rank: Python would call its handler after that wait alone, and
-    the launcher kills what has not ended within 30 s.
+    Also where the main thread waits in torch for another rank, though Python calls its handler after that wait alone:
+    Ctrl-C is then answered at once, others after `BLOCKED_S`. The launcher sends SIGTERM where one rank has found a
+    fault; meanwhile the others come to find it, and end with its code.
 
     To be called again after `import composer`, which installs a handler of its own. Python's resource tracker starts
     here, so that it ignores USR1, which Slurm sends to all processes of a step: dead, it leaves shared memory behind.
@@ -58,6 +61,7 @@ def _watch() -> None:
     def listen() -> None:
         while numbers := heard.recv(64):
             for number in numbers:
+                time.sleep(0 if number == signal.SIGINT else BLOCKED_S)
                 if signal.getsignal(number) is _leave_at_once:
                     _leave_at_once(number, None)
 

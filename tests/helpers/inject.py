@@ -111,7 +111,7 @@ class Fault(Callback):
         elif what == "no-data-path" and self.here:
             dist.initialize_dist = lambda *_: time.sleep(FOR_EVER_S)
         elif what == "no-data-path":  # so that it is always the same rank that gives up first
-            trainer.data_must_pass = lambda timeout_s: rendezvous.data_must_pass(2 * timeout_s)
+            trainer.data_must_pass = lambda timeout_s: rendezvous.data_must_pass(timeout_s + 3)
         elif what == "own-disk":
             run_folder.SEEN_WITHIN_S = 1.0
             if self.here:
