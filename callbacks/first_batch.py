@@ -213,7 +213,7 @@ class FirstBatch(Callback):
         elif apart(loss, was) > may_differ:
             raise BadInput(
                 f"batch {batch}, {where}, has the loss {says(loss)} where metrics.jsonl has "
-                f" {says(was)} for the same samples{_allowing(may_differ)}. What was resumed is not the run "
+                f"{says(was)} for the same samples{_allowing(may_differ)}. What was resumed is not the run "
                 f"that was interrupted: {_suspects(now, then)}"
                 f"{'' if first else ', or moments lie at other parameters'}. {WAY_OUT}"
             )

@@ -16,6 +16,7 @@ from recipes.checkpointing.trained_model import Source, find_source, load_traine
 from recipes.config.loading import load_config, load_recorded_config
 from recipes.config.schema import TrainConfig
 from recipes.modeling.model_config import read_model_config
+from recipes.modeling.release import TOLERANCE, logits
 from recipes.modeling.tokenizer_folder import TOKENIZER_JSON
 from recipes.runs.model_card import stated_license
 from recipes.runs.names import CONFIG
@@ -32,7 +33,6 @@ ARCHITECTURE = (
 DEFAULTS = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_by_inverse_layer_idx": False}
 # Switches of GPT2Config under which a model computes something else than this recipe trains -> what they must be.
 PLAIN = {"scale_attn_weights": True, "tie_word_embeddings": True, "add_cross_attention": False, "n_inner": None}
-TOLERANCE = 1e-5  # of logits, as a share of the largest; rounding in fp32, as for exports
 
 
 def load_training_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
@@ -57,7 +57,8 @@ def read_origin(path: Path) -> JsonDict:
         return {"model": {name: model[name] for name in ARCHITECTURE}, "data": data}
     config = read_model_config(source.weights)
     for name, value in PLAIN.items():
-        if config.get(name, value) not in (value, 4 * config["n_embd"] if name == "n_inner" else value):
+        plain = (value, 4 * config["n_embd"]) if name == "n_inner" else (value,)
+        if config.get(name, value) not in plain:
             raise BadInput(f"init_from = {path}: its {name} is {config[name]!r}, and only {value!r} is trained here")
     return {"model": {name: config.get(name, DEFAULTS.get(name)) for name in ARCHITECTURE}, "data": data}
 
@@ -129,8 +130,6 @@ def begin_with(model: GPT2LMHeadModel, cfg: TrainConfig) -> float:
     Raises:
         BadInput: the origin cannot be read, or the model computes something else with its weights.
     """
-    from recipes.modeling.release import logits
-
     assert cfg.init_from is not None
     origin = load_trained(_source(Path(cfg.init_from)))
     model.load_state_dict(origin.state_dict())

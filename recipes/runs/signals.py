@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable
 from functools import cache
 from multiprocessing import resource_tracker
@@ -58,12 +57,17 @@ def _watch() -> None:
     # What is forked off, such as a loader's worker, would tell this process of its own signals.
     os.register_at_fork(after_in_child=_watch_no_more)
 
+    def leave(number: int) -> None:
+        if signal.getsignal(number) is _leave_at_once:
+            _leave_at_once(number, None)
+
     def listen() -> None:
         while numbers := heard.recv(64):
             for number in numbers:
-                time.sleep(0 if number == signal.SIGINT else BLOCKED_S)
-                if signal.getsignal(number) is _leave_at_once:
-                    _leave_at_once(number, None)
+                if signal.getsignal(number) is _leave_at_once:  # and not the answer of a run with something to save
+                    later = threading.Timer(0 if number == signal.SIGINT else BLOCKED_S, leave, (number,))
+                    later.daemon = True
+                    later.start()
 
     _kept.append(told)
     threading.Thread(target=listen, name="stop signals", daemon=True).start()
