@@ -44,6 +44,7 @@ class Input:
         bytes: its size, 0 where the store does not say.
         stamp: changes when the content does, as far as the store says without reading it; empty where it does not.
         split: `train` or `val` where the collection itself has such a split.
+        problem: why it cannot be read, where that is known before it is opened.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Input:
     bytes: int
     stamp: str
     split: str | None = None
+    problem: str | None = None
 
 
 class Stream(io.RawIOBase):
@@ -94,7 +96,8 @@ def find(patterns: Sequence[str], suffixes: Sequence[str], beside: Sequence[str]
         beside: endings of files that are not taken, but belong to those that are.
 
     Raises:
-        BadInput: nothing is there, it cannot be read, it has another ending, or two files would have one name.
+        BadInput: nothing is there, a folder cannot be read, a file has another ending, or two would have one name. A
+            file that cannot be read is found with its `problem`.
     """
     found: dict[str, Input] = {}
     for pattern in patterns:
@@ -119,6 +122,8 @@ def opened(file: Input) -> IO[bytes]:
     Raises:
         BadInput: it cannot be opened.
     """
+    if file.problem:
+        raise BadInput(file.problem)
     with _named_errors(file.url):
         fs, path = _file_system(file.url)
         return fs.open(path, "rb")
@@ -151,8 +156,8 @@ def content(url: Location, limit_bytes: int) -> bytes | None:
     return found
 
 
-def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str]]:
-    """The hashes of files; one whose size and stamp are as `known` says is not read again.
+def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str | None]]:
+    """Hashes of files, None for one with a `problem`; one whose size and stamp are as `known` says is not read again.
 
     Args:
         files: the files.
@@ -168,22 +173,25 @@ def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) 
     for file in files:
         if file.stamp and (sha256 := hashes.get((file.url, file.bytes, file.stamp))):
             tick(file.bytes)
+        elif file.problem:
+            sha256 = None
         else:
             with reading(file, tick) as stream:
                 sha256 = stream.sha256()
         yield file, sha256
 
 
-def remember(known: Path, hashes: Iterable[tuple[Input, str]]) -> None:
+def remember(known: Path, hashes: Iterable[tuple[Input, str | None]]) -> None:
     """Write down the hashes of files with their sizes and stamps, for `sha256_of`."""
     aside = known.with_name(f".{known.name}")
     with json_lines.Writer(aside) as writer:
         for file, sha256 in hashes:
-            writer.write({"url": file.url, "bytes": file.bytes, "stamp": file.stamp, "sha256": sha256})
+            if sha256 is not None:
+                writer.write({"url": file.url, "bytes": file.bytes, "stamp": file.stamp, "sha256": sha256})
     aside.replace(known)
 
 
-def digest(hashes: Iterable[tuple[Input, str]]) -> JsonDict:
+def digest(hashes: Iterable[tuple[Input, str | None]]) -> JsonDict:
     """What a manifest says of files: how many, their bytes, one hash over their names and hashes."""
     files = size_bytes = 0
     whole = hashlib.sha256()
@@ -218,18 +226,22 @@ def _expand(pattern: Location, suffixes: tuple[str, ...], beside: tuple[str, ...
     if not taken:
         raise BadInput(f"{pattern}: nothing there ends in {', '.join(suffixes)}")
     if others:
-        print(f"{pattern}: {_by_ending(others)}")
+        print(f"{_printable(pattern)}: {_by_ending(others)}")
     for info in taken:
-        name = info["name"]
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            raise BadInput(f"{name!a}: its name is not UTF-8; rename it") from None
-        if _is_local(fs) and not os.access(name, os.R_OK):
-            raise BadInput(f"{name}: Permission denied")
+        # What is not UTF-8 can neither be printed nor stored; in a name, its bytes stand for it from here on.
+        name, problem = _printable(info["name"]), None
+        if name != info["name"]:
+            problem = f"{name}: its name is not UTF-8; rename it"
+        elif _is_local(fs) and not os.access(name, os.R_OK):
+            problem = f"{name}: Permission denied"
         state = next((str(info[key]) for key in STATES if info.get(key)), "")
         url = Location(name if _is_local(fs) else fs.unstrip_protocol(name))
-        yield Input(without_query(name).removeprefix(root).lstrip("/"), url, int(info.get("size") or 0), state)
+        short = without_query(name).removeprefix(_printable(root)).lstrip("/")
+        yield Input(short, url, int(info.get("size") or 0), state, problem=problem)
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="surrogateescape").decode(errors="backslashreplace")
 
 
 def _by_ending(names: Sequence[str]) -> str:

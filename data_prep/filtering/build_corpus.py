@@ -90,6 +90,9 @@ def build_corpus(
     evaluation = inputs.find(decontaminate, decontamination.SUFFIXES) if decontaminate else []
     asides = {"exclude_pmids": pmid_files, "decontaminate": evaluation}
     files = {name: source.find(patterns) for name, (source, patterns) in sources.items()}
+    problems = [file.problem for members in files.values() for file in members if file.problem]
+    if problems and on_error == "stop":
+        raise BadInput(f"{problems[0]}, or leave it out with --on-error skip")
     arguments: JsonDict = {
         "sources": {name: asdict(source) for name, (source, _) in sources.items()},  # pyright: ignore[reportArgumentType]
         "val_fraction": val_fraction,
@@ -213,7 +216,7 @@ def _choose(
 
 def _list_inputs(
     batches: Sequence[Batch], work: Path, partial: Path, dropped: Counter[str], bad: list[JsonDict]
-) -> tuple[dict[str, list[tuple[Input, str]]], int, Counter[str]]:
+) -> tuple[dict[str, list[tuple[Input, str | None]]], int, Counter[str]]:
     """Write the lists of inputs and of bad records.
 
     Args:
@@ -227,7 +230,7 @@ def _list_inputs(
         Each source's inputs with their hashes; all entries; the documents that each rule for characters changed.
     """
     entries, characters = 0, Counter[str]()
-    hashes: dict[str, list[tuple[Input, str]]] = {}
+    hashes: dict[str, list[tuple[Input, str | None]]] = {}
     with json_lines.Writer(partial / INPUTS) as listing:
         for batch in batches:
             summary = spool.summary(batch, work)
@@ -290,7 +293,7 @@ def _results(tallies: Mapping[str, Tally], dropped: Mapping[str, int], val_text:
     }
 
 
-def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str]]:
+def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str | None]]:
     total = sum(file.bytes for file in files)
     with tqdm(desc="hash", total=total, unit="B", unit_scale=True, disable=None) as progress:
         yield from inputs.sha256_of(files, known, progress.update)

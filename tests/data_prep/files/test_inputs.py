@@ -25,6 +25,12 @@ def names(*patterns: object) -> list[str]:
     return [file.name for file in inputs.find([str(pattern) for pattern in patterns], SUFFIXES)]
 
 
+def read_none_of(pattern: Path, problem: str) -> None:
+    for file in inputs.find([str(pattern)], SUFFIXES):
+        with pytest.raises(BadInput, match=problem), inputs.reading(file):
+            pass
+
+
 def test_files_folders_and_globs(tmp_path: Path):
     touch(tmp_path, "n10.jsonl", "n9.jsonl", "sub/deep/a.txt", "sub/b.md", "odd[1].txt")
     assert names(tmp_path) == ["n9.jsonl", "n10.jsonl", "odd[1].txt", "sub/deep/a.txt"]
@@ -81,8 +87,7 @@ def test_what_cannot_be_an_input_is_named(tmp_path: Path):
 def test_unreadable_files_and_folders_are_named(tmp_path: Path):
     touch(tmp_path, "a.txt", "sub/b.txt")
     (tmp_path / "a.txt").chmod(0)
-    with pytest.raises(BadInput, match=r"a\.txt: Permission denied"):
-        names(tmp_path / "a.txt")
+    read_none_of(tmp_path / "a.txt", r"a\.txt: Permission denied")
     (tmp_path / "a.txt").chmod(0o600)
     (tmp_path / "sub").chmod(0)
     try:
@@ -95,8 +100,18 @@ def test_unreadable_files_and_folders_are_named(tmp_path: Path):
 def test_unreadable_files_are_named_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     touch(tmp_path, "a.txt")
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(BadInput, match=r"a\.txt: Permission denied"):
-        names(tmp_path)
+    read_none_of(tmp_path, r"a\.txt: Permission denied")
+
+
+def test_names_that_are_not_utf8_are_shown_by_their_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    folder = tmp_path / os.fsdecode(b"na\xefve")
+    folder.mkdir()
+    for path in (tmp_path / os.fsdecode(b"caf\xe9.txt"), folder / "a.txt", folder / "b.md"):
+        path.write_bytes(b"text")
+    assert names(tmp_path) == [r"caf\xe9.txt", r"na\xefve/a.txt"]
+    read_none_of(tmp_path, r"(caf\\xe9|na\\xefve/a)\.txt: its name is not UTF-8; rename it")
+    assert names(folder) == ["a.txt"]
+    assert r"na\xefve: left out 1 files of other kinds: 1 .md ('b.md')" in capfd.readouterr().out
 
 
 def test_object_store(s3: Any, tmp_path: Path):

@@ -348,6 +348,24 @@ def test_bad_records_stop_or_are_skipped_counted_and_listed(tmp_path: Path):
     assert manifest["counts"]["train"]["documents"] + manifest["counts"]["val"]["documents"] >= 60
 
 
+def test_a_file_whose_name_is_not_utf8_stops_the_build_at_once_or_is_skipped(tmp_path: Path):
+    write_lines(tmp_path / "in" / "a.jsonl.zst", [{"text": f"text {n}"} for n in range(60)])
+    (tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(b"no JSON")
+    (tmp_path / "in" / "b.jsonl").write_bytes(b"none either")
+    with pytest.raises(
+        BadInput, match=r"caf\\xe9\.jsonl: its name is not UTF-8; rename it, or leave it out with --on-err"
+    ):
+        build_text(tmp_path / "corpus", tmp_path / "in")
+    manifest = build_text(tmp_path / "corpus", tmp_path / "in", on_error="skip")
+    assert [(r["file"], r["place"]) for _, r in json_lines.read(tmp_path / "corpus" / BAD)] == [
+        ("b.jsonl", "line 1"),
+        (r"caf\xe9.jsonl", "as a whole"),
+    ]
+    made = (tmp_path / "corpus").stat().st_ino
+    assert build_text(tmp_path / "corpus", tmp_path / "in", on_error="skip") == manifest
+    assert (tmp_path / "corpus").stat().st_ino == made  # found made, not made anew
+
+
 def test_ids_with_two_texts_can_be_skipped(tmp_path: Path):
     write_lines(tmp_path / "in" / "a.jsonl.zst", [{"id": n % 30, "text": f"text {n}"} for n in range(35)])
     with pytest.raises(BadInput, match=r"two texts for 0, in a\.jsonl\.zst and in a\.jsonl\.zst \(5 such\)"):
