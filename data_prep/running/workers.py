@@ -326,8 +326,10 @@ def connected(or_begin: bool = False) -> Iterator[Any]:
     if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
         # `ray start --head` asks for a token where it finds one, but a connection to an address does not look for it.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
-    import ray
-
+    try:
+        import ray
+    except ModuleNotFoundError:
+        raise BadInput("a Ray cluster needs ray, on each machine: make .venv/development brings it") from None
     if ray.is_initialized():  # the caller's own
         yield ray
         return

@@ -60,7 +60,7 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
         import gradio as gr
         from starlette.middleware import Middleware
     except ModuleNotFoundError as error:
-        raise BadInput(f"the page needs {error.name}: .venv/bin/pip install -e '.[web]'") from None
+        raise BadInput(f"the page needs {error.name}: make .venv/development brings it") from None
 
     warnings.filterwarnings("ignore", module=r"gradio\.")  # of its own code's age, in the user's terminal
     theme = gr.themes.Default(font="system-ui", font_mono="monospace").set(block_info_text_color="*neutral_500")
