@@ -56,8 +56,12 @@ def imports() -> Iterator[tuple[str, str, bool]]:
     """Each import of code that is neither the project's nor Python's: place, package, whether a function does it."""
     for path in (p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text())):
-            names = [a.name for a in node.names] if isinstance(node, ast.Import) else []
-            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                names = [node.module]
+            else:
+                continue
             for package in {name.partition(".")[0] for name in names} - {*ROOMS, *sys.stdlib_module_names}:
                 yield f"{path.relative_to(ROOT)}:{node.lineno}", package, node.col_offset > 0
 
