@@ -42,7 +42,7 @@ class GenerateSamples(Callback):
         self.steps = min(max_new_tokens, n_positions - max(map(len, self.ids)))
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Write them. Not to W&B, whose tables ask its server, offline too, and wait for it for ever (wandb 0.18)."""
+        """Write them."""
         written = self._write(state)
         if dist.get_global_rank() != 0:
             return
@@ -51,6 +51,8 @@ class GenerateSamples(Callback):
         with self.path.open("a", encoding="utf-8") as file:
             for prompt, text in zip(self.prompts, texts, strict=True):
                 file.write(json.dumps({"batch": batch, "tokens": tokens, "prompt": prompt, "text": text}) + "\n")
+        rows = [[prompt, text] for prompt, text in zip(self.prompts, texts, strict=True)]
+        logger.log_table(["prompt", "text"], rows, "texts", batch)
 
     def _text(self, ids: list[int], start: int) -> str:
         end_of_text = set(self.tokenizer.get_added_tokens_decoder())

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import netrc
-import os
-from pathlib import Path
-from urllib.parse import urlsplit
-
 from data_prep.common.errors import BadInput
 from recipes.config.schema import FinetuneConfig, RunConfig, SchedulerConfig, TrainConfig, batches_of
 
@@ -78,25 +73,3 @@ def check_every_run(cfg: RunConfig, name: str) -> None:
         whole = batches_of(permanent) % batches_of(cfg.save_interval) == 0
         multiple = f"it must be a multiple of save_interval = {cfg.save_interval}"
         relations.require(whole, "save_permanent_interval", permanent, multiple)
-
-
-def check_account(cfg: RunConfig) -> None:
-    """Refuse to start a run that W&B would stop, after minutes, for want of a key; none is read here.
-
-    Raises:
-        BadInput: `loggers.wandb.mode` is `online`, and neither WANDB_API_KEY nor a netrc file has a key.
-    """
-    if not cfg.loggers.wandb or cfg.loggers.wandb.mode != "online" or os.environ.get("WANDB_API_KEY"):
-        return
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    files = [Path(os.environ.get("NETRC", "~/.netrc")), Path("~/_netrc")]
-    for file in filter(Path.is_file, (path.expanduser() for path in files)):
-        try:
-            if netrc.netrc(file).authenticators(host):
-                return
-        except netrc.NetrcParseError:
-            continue
-    raise BadInput(
-        f"loggers.wandb.mode = 'online', and there is no key for {host}: run `wandb login`, or set WANDB_API_KEY, "
-        "or say loggers.wandb.mode=offline (nothing leaves the machine) or loggers.wandb=null"
-    )

@@ -309,7 +309,7 @@ class CallbacksConfig:
 
 @dataclass
 class WandBConfig:
-    """composer.loggers.WandBLogger. Nothing leaves the machine unless `mode` is `online`."""
+    """recipes.training.wandb_run, Composer's WandBLogger. Nothing leaves the machine unless `mode` is `online`."""
 
     project: Name = "biomedlm"
     mode: Annotated[str, OneOf(("offline", "online"))] = "offline"
@@ -320,7 +320,7 @@ class WandBConfig:
 
 @dataclass
 class TensorboardConfig:
-    """composer.loggers.TensorboardLogger, into the run folder: tensorboard --logdir runs."""
+    """recipes.training.tensorboard_files, into the run folder: tensorboard --logdir runs."""
 
     flush_interval: Count = 100  # batches
 

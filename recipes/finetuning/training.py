@@ -13,9 +13,9 @@ from data_prep.tasks.description import describe
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Splits, TaskSet
 from recipes.checkpointing.trained_model import Source, find_source
-from recipes.config.checks import check_account
 from recipes.config.loading import to_yaml
 from recipes.config.schema import FinetuneConfig
+from recipes.config.wandb_account import check_account
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.finetuning.data import build_task_dataloader, encode, encoded_sha256, load_tokenizer
 from recipes.finetuning.kind import Encoder
@@ -45,14 +45,14 @@ def finetune(cfg: FinetuneConfig) -> bool:
     """Fine-tune `cfg`; whether there was anything to train: False if its run folder already holds the finished run.
 
     Raises:
-        BadInput: the model, the set or the run folder does not fit the configuration, or W&B has no key.
+        BadInput: the model, the set or the run folder does not fit the configuration, or W&B does not take the run.
     """
-    check_account(cfg)
+    folder = Path(cfg.run_dir)
+    check_account(cfg, resumed=(folder / RECORD).is_file())
     ranks = world()
     task, source = load(cfg.task, Path(cfg.data)), find_source(Path(cfg.model), None)
     parts = splits(task)
     plan = make_finetune_plan(cfg, architecture(source), task, len(parts["train"]), ranks.size)
-    folder = Path(cfg.run_dir)
     if ranks.rank == 0:
         print(f"{describe(task)}\n{format_finetune_plan(plan, cfg)}", flush=True)
     wanted = finetuning_fingerprint(cfg, plan, task, source)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from data_prep.common.world import world
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.origin import begin_with, check_tokens, origin_facts, origin_sha256
-from recipes.config.checks import check_account
 from recipes.config.schema import TrainConfig
+from recipes.config.wandb_account import check_account
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.modeling.model_config import CONFIG_JSON
 from recipes.modeling.tokenizer_folder import TOKENIZER_FILES
@@ -21,7 +21,7 @@ from recipes.planning.run_plan import RANKS_PER_NODE, Plan, check_shards, make_p
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
 from recipes.runs.folder import check_space, finish_run, is_finished, pretraining_facts
 from recipes.runs.lock import held_by_rank_zero
-from recipes.runs.names import COMPILED
+from recipes.runs.names import COMPILED, RECORD
 from recipes.runs.signals import leave_at_once_when_told
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ def train(cfg: TrainConfig) -> Trainer | None:
     """Train `cfg`; the Trainer, or None if its run folder already holds the finished run.
 
     Raises:
-        BadInput: the shards, tokenizer or run folder do not fit the configuration, or W&B has no key.
+        BadInput: the shards, tokenizer or run folder do not fit the configuration, or W&B does not take the run.
         Unavailable: the remote of its checkpoints does not answer.
     """
-    check_account(cfg)
+    folder = Path(cfg.run_dir)
+    check_account(cfg, resumed=(folder / RECORD).is_file())
     if cfg.data.remote:
         from recipes.dataloading.mds_reader import fetch_manifest  # imports the clients of object stores, and torch
 
@@ -47,7 +48,6 @@ def train(cfg: TrainConfig) -> Trainer | None:
     shards = check_shards(cfg)
     check_tokens(cfg, shards)
     plan = make_plan(cfg, world().size, shards, ranks_per_node())
-    folder = Path(cfg.run_dir)
     if world().rank == 0:
         print(format_plan(plan, cfg), flush=True)
     wanted = pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg))

@@ -204,7 +204,12 @@ def build_trainer(
         seed=cfg.seed,
         dist_timeout=cfg.dist_timeout_s,
         callbacks=callbacks,
-        loggers=build_loggers(cfg, parts.batches, {"rewinds": prepared.start.rewinds, "computed_with": told}),
+        loggers=build_loggers(
+            cfg,
+            parts.batches,
+            prepared.start.load_path is not None,
+            {"rewinds": prepared.start.rewinds, "computed_with": told},
+        ),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,
         load_path=prepared.start.load_path,

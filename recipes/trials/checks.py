@@ -11,8 +11,8 @@ from data_prep.common.world import world
 from data_prep.sharding import verification
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.origin import origin_sha256
-from recipes.config.checks import check_account
 from recipes.config.schema import TrainConfig
+from recipes.config.wandb_account import check_account
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, check_shards, make_plan
@@ -72,8 +72,8 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
 
 
 def _account(cfg: TrainConfig) -> str:
-    check_account(cfg)
-    return "W&B has a key" if cfg.loggers.wandb and cfg.loggers.wandb.mode == "online" else "none is needed"
+    check_account(cfg, resumed=False)
+    return "W&B takes the key" if cfg.loggers.wandb and cfg.loggers.wandb.mode == "online" else "none is needed"
 
 
 def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> str:

@@ -25,24 +25,15 @@ from data_prep.sharding.shard_format import DOCUMENTS, read_documents, read_shar
 from data_prep.sources.document import ABSTRACTS, ARTICLES
 from data_prep.tokenizing import tokenizer_format
 from project import ROOT
-from recipes.config.checks import check_account
+from recipes.config import wandb_account
 from recipes.config.loading import load_config
-from recipes.config.schema import TrainConfig
+from recipes.config.wandb_account import check_account
 from recipes.dataloading.loader import build_dataloader
 from recipes.modeling.token_loss import TokenLoss, read_token_sources
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, NOT_METRICS, TRAIN_LOSS, read_run
 from recipes.training import pretraining
 from recipes.training.metrics_file import MetricsFile
-
-
-def configure(data: Path, tokens: Path, run: Path, *more: str) -> TrainConfig:
-    return load_config(
-        ROOT / "yamls/smoke-cpu.yaml",
-        [f"data.shards={data}", f"data.tokenizer={tokens}", f"run_dir={run}", "data.seq_len=64", "data.num_workers=0",
-         "model.vocab_size=600", "model.n_positions=64", "model.n_embd=32", "model.n_layer=2", "max_duration=12ba",
-         "global_train_batch_size=8", "device_train_microbatch_size=4", "scheduler.t_warmup=2ba", "eval_interval=6ba",
-         "save_interval=12ba", "loggers.wandb=null", "model.attn_pdrop=0.1", "model.resid_pdrop=0.1", *more],
-    )  # fmt: skip
+from tiny_run import configure
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -219,18 +210,19 @@ def test_wandb_online_needs_a_key_before_anything_starts(
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(wandb_account, "_problem", lambda url, key: "" if key == "hidden" else "another key")
     with pytest.raises(BadInput, match=r"no key for api\.wandb\.ai: run `wandb login`"):
         pretraining.train(cfg)
     assert not (tmp_path / "run").exists()
     (tmp_path / "netrc").write_text("machine elsewhere login user password hidden\n")
     with pytest.raises(BadInput, match="no key") as refused:
-        check_account(cfg)
+        check_account(cfg, resumed=False)
     assert "hidden" not in str(refused.value)
     (tmp_path / "netrc").write_text("machine api.wandb.ai login user password hidden\n")
-    check_account(cfg)
+    check_account(cfg, resumed=False)
     (tmp_path / "netrc").unlink()
     monkeypatch.setenv("WANDB_API_KEY", "hidden")
-    check_account(cfg)
+    check_account(cfg, resumed=False)
 
 
 @pytest.mark.parametrize(
