@@ -101,10 +101,11 @@ def random_pickle(draw: random.Random) -> bytes:
     return bytes(out) + b"."
 
 
-def test_what_is_followed_to_its_end_looks_up_nothing_else() -> None:
+@pytest.mark.parametrize("pickles", [1_500, pytest.param(30_000, marks=pytest.mark.chaos)])
+def test_what_is_followed_to_its_end_looks_up_nothing_else(pickles: int) -> None:
     """Any pickle that passes is then read for real, while Python reports each name that it looks up."""
     draw, passed, called = random.Random(7), 0, 0
-    for _ in range(6_000):
+    for _ in range(pickles):
         data = random_pickle(draw)
         named.clear()
         try:
@@ -117,7 +118,7 @@ def test_what_is_followed_to_its_end_looks_up_nothing_else() -> None:
             pickle.loads(data)
         called += len(named)
         assert {*named} <= {*IN_INDEX}
-    assert passed > 30 and called > 10, "the generator makes pickles that pass"
+    assert passed > pickles // 200 and called > pickles // 600, "the generator makes pickles that pass"
 
 
 def honest() -> dict[str, Any]:
