@@ -5,8 +5,11 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib
+import itertools
 import random
+import re
 import shlex
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -126,19 +129,59 @@ def test_a_list_may_have_blanks() -> None:
     assert language_codes(" eng, fre") == "eng,fre"
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+# What a block of a page may call besides: programs of others.
+OTHERS = {"git", "cd", ".", "cp", "mkdir", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard", "export"}
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """Lines, those that go on in the next one put together."""
+    lines = iter(text.splitlines())
+    for line in lines:
+        while line.endswith("\\"):
+            line = line[:-1] + next(lines)
+        yield line
+
+
+def in_line(words: list[str]) -> Iterator[tuple[str, list[str]]]:
+    """The project's commands that a command line calls, each with what follows it."""
+    if words[:1] == ["make"]:
+        made = ("-o", ".venv/installed", "-o", ".venv/development", "-o", ".venv/chromium")
+        said = subprocess.run(["make", "-n", *made, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert said.returncode == 0, f"{shlex.join(words)}: {said.stderr}"
+        for line in lines_of(said.stdout):
+            if line.startswith(("@.venv/bin/", ".venv/bin/")):
+                yield from in_line(shlex.split(line))
+        return
+    if "yamls/cluster/slurm.sbatch" in words:
+        after = words[words.index("yamls/cluster/slurm.sbatch") + 1 :]
+        yield ("recipes/sweep.py" if any("--array" in word for word in words) else "recipes/train.py"), after
+    for number, word in enumerate(words):
+        if " " in word:  # a line that another program runs
+            yield from in_line(shlex.split(word.replace(";", " ; ")))
+        elif word in COMMANDS:
+            yield (
+                word,
+                list(itertools.takewhile(lambda word: word not in ("|", "&&", ">", "&", ";"), words[number + 1 :])),
+            )
+
+
 def examples() -> Iterator[tuple[str, list[str]]]:
     """Each command line of each `--help`: the command and what follows it."""
     for command in COMMANDS:
         doc = importlib.import_module(command.removesuffix(".py").replace("/", ".")).__doc__ or ""
-        lines = iter(doc.splitlines())
-        for line in lines:
-            while line.endswith("\\"):
-                line = line[:-1] + next(lines)
-            words = (
-                shlex.split(line, comments=True) if f"python {command}" in line or f"composer {command}" in line else []
-            )
-            if command in words and "…" not in line:
-                yield command, words[words.index(command) + 1 :]
+        for line in lines_of(doc):
+            if "…" not in line and (f"python {command}" in line or f"composer {command}" in line):
+                yield from in_line(shlex.split(line, comments=True))
+
+
+def on_pages() -> Iterator[tuple[str, str]]:
+    """Each command line of a block of each page: the page and the line."""
+    for page in PAGES:
+        for block in re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            for line in lines_of(block):
+                if line.strip() and "…" not in line and not line.startswith((" ", "#", "<")):
+                    yield page.name, line
 
 
 EXAMPLES = list(examples())
@@ -146,13 +189,41 @@ EXAMPLES = list(examples())
 
 def test_the_examples_are_found() -> None:
     assert {command for command, _ in EXAMPLES} == set(COMMANDS) and len(EXAMPLES) > 40
+    assert len(list(on_pages())) > 60
 
 
 @pytest.mark.parametrize(("command", "words"), EXAMPLES, ids=lambda one: one if isinstance(one, str) else " ".join(one))
 def test_an_example_of_the_help_is_accepted(
     command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the parser; and where it runs a configuration, by that."""
+    accepts(command, words, tmp_path, monkeypatch)
+
+
+@pytest.mark.parametrize("page", [page.name for page in PAGES])
+def test_the_commands_on_a_page_are_accepted(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in (line for name, line in on_pages() if name == page):
+        words = shlex.split(line, comments=True)
+        called = list(in_line(words))
+        program = next((word for word in words if "=" not in word), "")
+        assert called or program in {*OTHERS, "make"} or is_a_script(words), f"{page}: what does this call? {line}"
+        for number, (command, after) in enumerate(called):
+            folder = tmp_path / f"{abs(hash(line))}-{number}"
+            folder.mkdir()
+            with monkeypatch.context() as patch:
+                try:
+                    accepts(command, after, folder, patch)
+                except BadInput as error:
+                    pytest.fail(f"{page}: {line}\n{error}")
+
+
+def is_a_script(words: list[str]) -> bool:
+    """Whether a line calls a benchmark or a helper that is there, or pytest."""
+    paths = [ROOT / word for word in words if word.startswith(("benchmarks/", "tests/"))]
+    return bool(paths) and all(Path(str(path).partition("::")[0]).exists() for path in paths)
+
+
+def accepts(command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command's parser takes the words; and where it runs a configuration, that takes them."""
     given = [part for word in words for part in (("*" in word and sorted(map(str, ROOT.glob(word)))) or [word])]
     (tmp_path / "runs/smoke").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
