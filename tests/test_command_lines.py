@@ -130,8 +130,10 @@ def test_a_list_may_have_blanks() -> None:
 
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
-# What a block of a page may call besides: programs of others.
-OTHERS = {"git", "cd", ".", "cp", "mkdir", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard", "export"}
+ENDS = ("|", "&&", ">", "&", ";")  # of one command of a line
+# What a block of a page may call besides: the shell's own words, and programs of others.
+OTHERS = {"cd", ".", "cp", "mkdir", "export", "[", "exit"}
+OTHERS |= {"git", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard"}
 
 
 def lines_of(text: str) -> Iterator[str]:
@@ -204,8 +206,8 @@ def test_the_commands_on_a_page_are_accepted(page: str, tmp_path: Path, monkeypa
     for line in (line for name, line in on_pages() if name == page):
         words = shlex.split(line, comments=True)
         called = list(in_line(words))
-        program = next((word for word in words if "=" not in word), "")
-        assert called or program in {*OTHERS, "make"} or is_a_script(words), f"{page}: what does this call? {line}"
+        program = next((word for word in words if "=" not in word), "")  # none: only a variable is set
+        assert called or program in {*OTHERS, "make", ""} or is_a_script(words), f"{page}: what does this call? {line}"
         for number, (command, after) in enumerate(called):
             folder = tmp_path / f"{abs(hash(line))}-{number}"
             folder.mkdir()
@@ -224,7 +226,9 @@ def is_a_script(words: list[str]) -> bool:
 
 def accepts(command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's parser takes the words; and where it runs a configuration, that takes them."""
-    given = [part for word in words for part in (("*" in word and sorted(map(str, ROOT.glob(word)))) or [word])]
+    given = [
+        part for word in words for part in (("*" in word and sorted(map(str, ROOT.glob(word.lstrip("/"))))) or [word])
+    ]
     (tmp_path / "runs/smoke").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     monkeypatch.chdir(tmp_path)
