@@ -133,7 +133,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 ENDS = ("|", "&&", ">", "&", ";")  # of one command of a line
 # What a block of a page may call besides: the shell's own words, and programs of others.
 OTHERS = {"cd", ".", "cp", "mkdir", "export", "[", "exit"}
-OTHERS |= {"git", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard"}
+OTHERS |= {"git", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard", "hf"}
 
 
 def lines_of(text: str) -> Iterator[str]:
