@@ -10,6 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 
+from data_prep.sources.changes import listener
 from data_prep.sources.document import pieces
 
 PLAIN = bytes([*b"\t\n", *range(0x20, 0x7F)])
@@ -88,13 +89,18 @@ def cleaned(text: str) -> tuple[str, set[str]]:
     parts: list[str] = []
     used: set[str] = set()
     hyphenated: set[str] | None = None
+    record, end = listener(), 0
     for piece in pieces(text):
+        end += len(piece)
         if _is_odd(piece):
             if hyphenated is None:
                 hyphenated = set(HYPHENATED.findall(text[:EVIDENCE_CHARACTERS]))
             for name, rule in RULES.items():
                 if (changed := rule(piece, hyphenated)) != piece:
                     used.add(name)
+                    if record:
+                        before, after = "".join(parts), text[end:]
+                        record.whole(f"{before}{piece}{after}", f"{before}{changed}{after}", name)
                     piece = changed
         parts.append(piece)
     return ("".join(parts).strip(), used) if used else (text, used)

@@ -28,9 +28,18 @@ from data_prep.common.limits import Text
 from data_prep.common.pmid import parse_pmid
 from data_prep.files import inputs
 from data_prep.files.inputs import Input, Stream
+from data_prep.sources.changes import METADATA, listener
 from data_prep.sources.document import ABSTRACTS, DELETED, Bad, Document, Dropped, Entry, fold, switch
 from data_prep.sources.entities import replace_entities, with_doctype
-from data_prep.sources.medline_text import says_nothing, text_of, without_notice
+from data_prep.sources.medline_text import (
+    LABELS,
+    NOTICES,
+    OTHERS,
+    PLACEHOLDERS,
+    says_nothing,
+    text_of,
+    without_notice,
+)
 from data_prep.sources.xml_size import XmlSize
 
 ROOT, CITATION_ENDS = b"PubmedArticleSet", (b"</PubmedArticle>", b"</PubmedBookArticle>")
@@ -60,6 +69,7 @@ class _Kind:
         self.titles = etree.XPath(f"{article}/ArticleTitle")
         self.sections = etree.XPath(f"{article}/Abstract/AbstractText")
         self.others = etree.XPath(f"{head}/OtherAbstract")
+        self.unread = etree.XPath(f"{article}/VernacularTitle | {article}/Abstract/*[not(self::AbstractText)]")
         self.date_parts = etree.XPath(f"{date}/*")
         self.retracted = etree.XPath(f"boolean({retracted})")
 
@@ -147,29 +157,60 @@ class Medline:
             return Dropped("retracted", id, version)
         if self.languages is not None and not set(self.languages.split(",")) & set(kind.languages(record)):
             return Dropped("of other languages", id, version)
-        title = " ".join(map(text_of, kind.titles(record) or BOOK_TITLES(record)))
+        title = self._title(kind.titles(record) or BOOK_TITLES(record))
         abstracts = [self._abstract(kind.sections(record)), *self._others(kind.others(record))]
         if not (abstract := "\n\n".join(filter(None, abstracts))):
             return Dropped("without abstract", id, version)
-        text = abstract if says_nothing(title) else f"{title}\n{abstract}"
+        if told := listener():
+            for element in kind.unread(record):
+                told.left_out("".join(element.itertext()), METADATA)
+        text = f"{title}\n{abstract}" if title else abstract
         date = _date({part.tag: part.text or "" for part in kind.date_parts(record)})
         return Document(id, text, ABSTRACTS, None, date, pmid, version)
 
+    def _title(self, titles: Sequence[etree._Element]) -> str:
+        """The title; nothing where it says that there is none."""
+        return _said(" ".join(map(text_of, titles)), len(titles))
+
     def _abstract(self, sections: Iterable[etree._Element]) -> str:
         """The sections of an abstract; nothing where they say that there is none."""
+        record = listener()
+        before = record.lines if record else 0
         abstract = " ".join(filter(None, map(self._section, sections)))
-        return "" if says_nothing(abstract) else abstract
+        return _said(abstract, record.lines - before if record else 0)
 
     def _others(self, abstracts: Iterable[etree._Element]) -> Iterator[str]:
-        if self.other_abstracts is not None:
-            languages = self.other_abstracts.split(",")
-            for abstract in abstracts:
-                if abstract.get("Language", "eng") in languages:
-                    yield self._abstract(abstract.iterfind("AbstractText"))
+        languages = self.other_abstracts.split(",") if self.other_abstracts is not None else ()
+        for abstract in abstracts:
+            if abstract.get("Language", "eng") in languages:
+                yield self._abstract(abstract.iterfind("AbstractText"))
+            elif record := listener():
+                record.left_out("".join(abstract.itertext()), OTHERS)
 
     def _section(self, element: etree._Element) -> str:
-        text, label = without_notice(text_of(element)), fold(element.get("Label") or "")
-        return f"{label}: {text}" if self.section_labels and text and label not in ("", "UNLABELLED") else text
+        label, record = fold(element.get("Label") or ""), listener()
+        label = "" if label == "UNLABELLED" else label
+        if record and label:
+            record.line(f"{label}:")
+            record.became(f"{label}:" if self.section_labels else "", LABELS)
+        text = without_notice(text_of(element))
+        if record:
+            record.became(text, NOTICES)
+        return f"{label}: {text}" if self.section_labels and text and label else text
+
+
+def _said(text: str, lines: int) -> str:
+    """A title or an abstract; nothing where it says that there is none.
+
+    Args:
+        text: as it was read.
+        lines: how many were told of it to who listens.
+    """
+    if not says_nothing(text):
+        return text
+    if record := listener():
+        record.became("", PLACEHOLDERS, lines)
+    return ""
 
 
 def citations(stream: Stream, name: str) -> Iterator[etree._Element]:

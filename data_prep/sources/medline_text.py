@@ -13,10 +13,15 @@ from collections import defaultdict
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.sources.changes import FORMULA, METADATA, NUMBERS, listener
 from data_prep.sources.document import fold
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
 from data_prep.sources.mathml import MATH, math_text
 
+# The rules, as `changes` tells them.
+HEADINGS, ESCAPES, NOTICES = "headings", "markup escaped twice", "copyright notices"
+PLACEHOLDERS, LABELS, OTHERS = "placeholders", "section labels", "other abstracts"
+RULES = (FORMULA, NUMBERS, HEADINGS, ESCAPES, NOTICES, PLACEHOLDERS, LABELS, OTHERS, METADATA)
 SCRIPTS = {"sup": RAISED, "sub": LOWERED}
 # Around bold text, and after a displayed formula, until what stands beside is known; XML cannot contain them.
 BOLD, BOLD_END, FORMULA_END = "\x04", "\x05", "\x06"
@@ -79,12 +84,18 @@ PLACEHOLDER = re.compile(
 
 def text_of(element: etree._Element) -> str:
     """The text of an element, on one line."""
-    line = _inner(element) if len(element) else element.text or ""
+    inner = line = _inner(element) if len(element) else element.text or ""
     if "&" in line or "<" in line:
         line = unescaped(line)
+    bare = line
     if BOLD in line or FORMULA_END in line:
         line = SIGNS.sub("", BORDERS.sub(" ", HEADING.sub(r"\1 ", line)))
-    return fold(numbers_apart(line))
+    text = fold(numbers_apart(line))
+    if record := listener():
+        record.line("".join(element.itertext()))
+        for became, rule in ((inner, FORMULA), (bare, ESCAPES), (line, HEADINGS), (text, NUMBERS)):
+            record.became(became, rule)
+    return text
 
 
 def _inner(element: etree._Element) -> str:

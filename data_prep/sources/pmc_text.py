@@ -8,9 +8,11 @@ paragraph follows it, so that the sentence around it stays whole; a label (`2.1`
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
+from data_prep.sources.changes import FORMULA, METADATA, NUMBERS, Note, listener, place_in
 from data_prep.sources.document import fold
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
 from data_prep.sources.mathml import MATH, math_text
@@ -38,11 +40,15 @@ FLOATS = {
     "boxed-text", "chem-struct-wrap", "fig", "fig-group", "fn", "fn-group", "supplementary-material", "table-wrap",
     "table-wrap-group",
 }
+# Elements that are left out, by what they are called to who looks.
 DROPPED = {
-    "alt-text", "array", "chem-struct", "disp-formula", "disp-formula-group", "graphic", "index-term", "long-desc",
-    "object-id", "permissions", "ref", "ref-list", "sec-meta", "table", "table-wrap-foot",
+    "alt-text": "descriptions of pictures", "array": "table cells", "chem-struct": "displayed formulas",
+    "disp-formula": "displayed formulas", "disp-formula-group": "displayed formulas", "graphic": "pictures",
+    "index-term": METADATA, "long-desc": "descriptions of pictures", "object-id": METADATA,
+    "permissions": METADATA, "ref": "references", "ref-list": "references", "sec-meta": METADATA,
+    "table": "table cells", "table-wrap-foot": "table notes",
 }
-DROPPED_INLINE = {"glyph-data", "inline-graphic"}
+DROPPED_INLINE = {"glyph-data": "pictures", "inline-graphic": "pictures"}
 # fmt: on
 FORMULAS = {"alternatives", "inline-formula"}
 SCRIPTS = {"sup": RAISED, "sub": LOWERED}
@@ -72,6 +78,9 @@ BOILERPLATE = re.compile(
     r"|Pre-publication history|The pre-publication history for this paper can be accessed here:?(?: ?https?://\S+)?",
     re.IGNORECASE,
 )
+# The rules that change what is read, as `changes` tells them.
+MARKS, LINES, BACK_MATTER, OTHER_TEXTS = "citation marks", "boilerplate", "back matter", "reviews and translations"
+RULES = tuple(dict.fromkeys((MARKS, NUMBERS, FORMULA, LINES, *DROPPED.values(), BACK_MATTER, OTHER_TEXTS, METADATA)))
 TABLE_MARK = re.compile(r"[a-j]|[*†‡§¶#‖]+")
 TEX_DOCUMENT = re.compile(r"\\begin\s*\{document\}(.*)\\end\s*\{document\}", re.DOTALL)
 
@@ -85,31 +94,60 @@ def article_lines(article: etree._Element, back: str) -> list[str]:
     """
     writer = _Writer()
     lines = _title(article)
-    for abstract in article.iterfind("front/article-meta/abstract"):
-        writer.block(abstract)
-    for body in article.iterfind("body"):
-        writer.block(body)
-    for element in article.iterfind("back/*"):
-        if element.tag in BACK[back]:
-            writer.block(element)
-    for tag in ("floats-group", "floats-wrap"):
-        for element in article.iterfind(tag):
-            writer.block(element)
+    blocks = [
+        *article.iterfind("front/article-meta/abstract"),
+        *article.iterfind("body"),
+        *(element for element in article.iterfind("back/*") if element.tag in BACK[back]),
+        *article.iterfind("floats-group"),
+        *article.iterfind("floats-wrap"),
+    ]
+    for element in blocks:
+        writer.block(element)
+    if record := listener():
+        for text, rule in _unread(article, {*blocks, *_titles(article)}):
+            record.left_out(text, rule)
     return lines + writer.lines
+
+
+def _titles(article: etree._Element) -> list[etree._Element]:
+    group = "front/article-meta/title-group"
+    return [element for tag in ("article-title", "subtitle") for element in article.iterfind(f"{group}/{tag}")]
+
+
+def _unread(element: etree._Element, read: set[etree._Element], inside: str = "") -> Iterator[tuple[str, str]]:
+    """The text in an element that is in none of those that are read, each with its rule."""
+    yield element.text or "", METADATA
+    for child in element:
+        if child not in read:
+            if any(one in read for one in child.iterdescendants()):
+                yield from _unread(child, read, child.tag)
+            else:
+                other = OTHER_TEXTS if child.tag in ("response", "sub-article") else METADATA
+                rule = DROPPED.get(child.tag) or (BACK_MATTER if inside == "back" else other)
+                yield _all_text(child), rule
+        yield child.tail or "", METADATA
 
 
 def _title(article: etree._Element) -> list[str]:
     """Title and subtitles as one line, `Title: Subtitle`; then what floats in them."""
     title, others = "", []
-    for tag in ("article-title", "subtitle"):
-        for element in article.iterfind(f"front/article-meta/title-group/{tag}"):
-            writer = _Writer()
-            writer.block(element)
-            first, *rest = writer.lines or [""]
-            colon = ":" if title and first and title[-1] not in ":.?!;,-–—" else ""
-            title = f"{title}{colon} {first}".strip()
-            others += rest
+    for element in _titles(article):
+        writer = _Writer()
+        writer.block(element)
+        first, *rest = writer.lines or [""]
+        colon = ":" if title and first and title[-1] not in ":.?!;,-–—" else ""
+        title = f"{title}{colon} {first}".strip()
+        others += rest
     return [title, *others] if title else others
+
+
+def _all_text(element: etree._Element) -> str:
+    """All text in an element, with white space at the borders of elements that are not in a line."""
+    parts = [element.text or ""]
+    for child in element:
+        border = "" if child.tag in INLINE or child.tag in SCRIPTS or child.tag == "xref" else " "
+        parts += border, _all_text(child), border, child.tail or ""
+    return "".join(parts)
 
 
 class _Writer:
@@ -123,6 +161,8 @@ class _Writer:
         self._border = " "  # of elements that are neither inline nor blocks
         self._math_is_read = True  # no TeX says the same
         self._waiting: list[etree._Element] = []
+        self._record = listener()
+        self._notes: list[Note] = []  # of the last line
 
     def block(self, element: etree._Element) -> None:
         """An element that is in lines of its own, then what waited in it."""
@@ -170,15 +210,15 @@ class _Writer:
         elif tag in BLOCKS or tag in FLOATS:
             self.block(child)
         elif tag in DROPPED:
-            self._sign(f" {HOLE} ")
+            self._leave_out(child, DROPPED[tag], " ")
         elif tag in DROPPED_INLINE:
-            self._sign(HOLE)
+            self._leave_out(child, DROPPED_INLINE[tag], "")
         elif tag in FORMULAS:
             self._formula(child)
         elif tag == "tex-math":
-            self._put_formula(_tex(child))
+            self._put_formula(child, _tex(child))
         elif tag == MATH:
-            self._put_formula(math_text(child) if self._math_is_read else "")
+            self._put_formula(child, math_text(child) if self._math_is_read else "")
         else:
             is_first = self._is_label or not self._has_text
             outside, self._border = self._border, HOLE if tag in CITATIONS else self._border
@@ -191,6 +231,11 @@ class _Writer:
     def _sign(self, sign: str) -> None:
         self._parts.append(sign)
         self._has_signs = True
+
+    def _leave_out(self, element: etree._Element, rule: str, border: str) -> None:
+        if self._record:
+            self._notes.append(Note(place_in(self._parts), f"{border}{_all_text(element)}{border}", "", rule))
+        self._sign(f"{border}{HOLE}{border}")
 
     def _link(self, link: etree._Element) -> None:
         begin, end = signs_of("".join(link.itertext()), link.get("ref-type"), "".join(self._parts[-8:]))
@@ -208,7 +253,9 @@ class _Writer:
         self._content(formula)
         self._math_is_read = outside
 
-    def _put_formula(self, text: str) -> None:
+    def _put_formula(self, element: etree._Element, text: str) -> None:
+        if self._record:
+            self._notes.append(Note(place_in(self._parts), "".join(element.itertext()), text, FORMULA))
         if text:
             self._put(text)
         else:
@@ -220,15 +267,24 @@ class _Writer:
         text = "\n".join(lines).strip("\n")
         if text:
             self.lines.append(text)
+            if self._record:
+                self._record.verbatim(text)
 
     def _end_line(self) -> None:
-        line = fold("".join(self._parts))
+        raw = line = fold("".join(self._parts))
         if self._has_signs:
             line = fold(numbers_apart(without_marks(line)))
         self._parts.clear()
         self._has_text = self._is_label = self._has_signs = False
-        if line and not BOILERPLATE.fullmatch(line):
+        is_text = line and not BOILERPLATE.fullmatch(line)
+        if is_text:
             self.lines.append(line)
+        if self._record and raw:
+            self._record.line(raw, self._notes)
+            self._record.became(without_marks(raw), MARKS)
+            self._record.became(line, NUMBERS)
+            self._record.became(line if is_text else "", LINES)
+            self._notes = []
 
 
 def _is_table_mark(element: etree._Element) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 from data_prep.sources import pmc_text, sample
+from data_prep.sources.changes import ADDED, REMOVED, listening
 from data_prep.sources.document import Document
 from data_prep.sources.pmc_article import read_articles
 from hunting import hunt, hunt_on
@@ -21,7 +23,7 @@ from words import faults
 NAMESPACES = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML"'
 # Elements that the code names, and others that PMC's articles hold in their texts.
 NAMED = (
-    pmc_text.INLINE | pmc_text.BLOCKS | pmc_text.FLOATS | pmc_text.DROPPED | pmc_text.DROPPED_INLINE
+    pmc_text.INLINE | pmc_text.BLOCKS | pmc_text.FLOATS | set(pmc_text.DROPPED) | set(pmc_text.DROPPED_INLINE)
     | pmc_text.FORMULAS | pmc_text.LEADING | set(pmc_text.SCRIPTS) | pmc_text.PREFORMATTED | pmc_text.CITATIONS
 ) - {"body", "ref"}  # fmt: skip
 OTHERS = {
@@ -107,11 +109,18 @@ def article(body: str, back: str = "") -> bytes:
 
 
 def wrong(content: bytes) -> list[str]:
-    """What is wrong with the text of an article."""
-    (document,) = read_articles(io.BytesIO(content), "a.nxml", "text")
+    """What is wrong with the text of an article, and with what is told of its changes."""
+    with listening() as record:
+        (document,) = read_articles(io.BytesIO(content), "a.nxml", "text")
     assert isinstance(document, Document)
     root = etree.fromstring(content, etree.XMLParser(remove_comments=True, remove_pis=True))
     found = [str(fault) for fault in faults(article_pieces(root), document.text)]
+    told = record.take().pieces(document.text)
+    if "".join(piece.text for piece in told if piece.kind != REMOVED) != document.text:
+        found.append("the pieces are not the text")
+    signs = Counter("".join("".join(piece.text for piece in told if piece.kind != ADDED).split()))
+    if signs != (there := Counter("".join("".join(root.itertext()).split()))):
+        found.append(f"the pieces have {signs - there} too much and lack {there - signs}")
     return [content.decode(), document.text, *found] if found else []
 
 
