@@ -123,6 +123,7 @@ def tiny_source(documents: list[Document]) -> Source:
     class TinySource:
         newest_wins: ClassVar[bool] = False
         needs_input: ClassVar[bool] = False
+        sets: ClassVar[tuple[str, ...]] = (ABSTRACTS, ARTICLES)
 
         def find(self, patterns: Sequence[str]) -> list[Input]:
             return [Input("tiny", Location(os.devnull), 1, "")]

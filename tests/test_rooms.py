@@ -14,7 +14,7 @@ data_prep/common
 data_prep/files data_prep/running
 data_prep/sources data_prep/tasks
 data_prep/fetching data_prep/filtering
-data_prep/tokenizing
+data_prep/tokenizing data_prep/looking
 data_prep/sharding
 data_prep
 recipes/config recipes/scoring

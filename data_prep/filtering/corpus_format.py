@@ -47,12 +47,12 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
             yield from read_part(folder / name, output["sha256"])
 
 
-def read_part(path: Path, sha256: str) -> Iterator[Document]:
+def read_part(path: Path, sha256: str | None) -> Iterator[Document]:
     """The documents of one part.
 
     Args:
         path: the file.
-        sha256: what the manifest says of it.
+        sha256: what the manifest says of it; None where only its beginning is read.
 
     Raises:
         BadInput: it is missing, cut off, damaged or altered, or a line is not a document.

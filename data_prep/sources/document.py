@@ -97,6 +97,11 @@ class Source(Protocol):
     newest_wins: ClassVar[bool]
     """A later entry of an id replaces the earlier ones; if not, an id with two texts is an error."""
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What the documents' `source` may be."""
+        ...
+
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files to read, in the order in which their entries count.
 

@@ -122,6 +122,7 @@ class Medline:
     )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
+    sets: ClassVar[tuple[str, ...]] = (ABSTRACTS,)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files in numeric order."""

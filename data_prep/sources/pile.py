@@ -35,6 +35,7 @@ class Pile:
 
     newest_wins: ClassVar[bool] = False
     needs_input: ClassVar[bool] = True
+    sets: ClassVar[tuple[str, ...]] = SETS
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files, with their splits where val or test is among them."""

@@ -25,7 +25,7 @@ from data_prep.common.limits import OneOf
 from data_prep.common.location import without_query
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import Bad, Document, Dropped, Entry, switch
+from data_prep.sources.document import ARTICLES, Bad, Document, Dropped, Entry, switch
 from data_prep.sources.pmc_article import read_articles
 from data_prep.sources.pmc_licenses import TIER, TIERS, in_tier
 from data_prep.sources.pmc_text import BACK
@@ -58,6 +58,7 @@ class Pmc:
     )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
+    sets: ClassVar[tuple[str, ...]] = (ARTICLES,)
 
     def __post_init__(self) -> None:
         TIER.check("--licenses", self.licenses)

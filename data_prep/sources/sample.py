@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from data_prep.common.errors import BadInput
 from data_prep.files.inputs import Input, Stream
-from data_prep.sources.document import Entry
+from data_prep.sources.document import ABSTRACTS, ARTICLES, Entry
 from data_prep.sources.medline import Medline
 from data_prep.sources.pmc import Pmc
 
@@ -27,6 +27,7 @@ class Sample:
 
     newest_wins: ClassVar[bool] = True
     needs_input: ClassVar[bool] = False
+    sets: ClassVar[tuple[str, ...]] = (ABSTRACTS, ARTICLES)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The package's files; no input can be given."""

@@ -52,6 +52,11 @@ class Text:
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = False
 
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """The one that was named."""
+        return (self.set_name,)
+
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files of the formats above, in folders at any depth."""
         return inputs.find(patterns, (*LINES, *PARQUET, *PLAIN))

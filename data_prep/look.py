@@ -1,0 +1,95 @@
+"""Read a corpus before it is trained on: documents at random on one page, with what each rule removed and added.
+
+python data_prep/look.py data/sample/corpus                              # 20 documents, data/sample/corpus-look.html
+python data_prep/look.py data/sample/corpus --sample 50 --seed 2         # others
+python data_prep/look.py data/pmc/corpus --source pmc --out pmc.html     # of one source
+python data_prep/look.py data/sample/corpus --changed "citation marks"   # documents that a rule changed
+python data_prep/look.py data/sample/corpus --id PMC1790863              # one document; 34091678 is a PubMed number
+
+What was removed stands in the inputs of the corpus, which are read again where they still are, and unchanged.
+"""
+
+from __future__ import annotations
+
+import data_prep.common.script_folder  # noqa: F401
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_prep.common.command_line import Allowed, FileToWrite, new_parser
+from data_prep.common.errors import BadInput, run
+from data_prep.common.files import write_text
+from data_prep.common.limits import LINE, OneOf, Whole
+from data_prep.common.lock import hold
+from data_prep.looking.corpus_parts import Corpus
+from data_prep.looking.page import RULES, page
+from data_prep.looking.sampling import Shown, one, sample
+from data_prep.looking.survey import survey
+from data_prep.sources.changes import JOINED
+
+ENDING = ".html"
+COUNT = Whole(1, 1000)
+SEED = Whole(0, 2**32)
+RULE = OneOf(tuple(rule for rule in RULES if rule != JOINED))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line."""
+    parser = new_parser(__doc__)
+    add = parser.add_argument
+    add("corpus", type=Path, help="corpus folder, as corpus.py makes it")
+    add("--sample", type=Allowed(COUNT), default=20, help="how many documents (default 20)")
+    add("--seed", type=Allowed(SEED), default=17, help="of the choice; the same seed shows the same (default 17)")
+    add("--source", help="only of this source, as given to corpus.py")
+    add(
+        "--changed",
+        type=Allowed(RULE),
+        metavar="RULE",
+        help=f"only documents that this rule changed: {', '.join(RULE.choices)}",
+    )
+    add("--id", type=Allowed(LINE), help="this document alone: its id, PMC number or PubMed number")
+    add("--out", type=FileToWrite((ENDING,)), help=f"the page (default: beside the corpus, CORPUS-look{ENDING})")
+    args = parser.parse_args(argv)
+    if args.id is not None and (args.source is not None or args.changed is not None):
+        raise BadInput(f"--{'source' if args.source is not None else 'changed'} beside --id, which says the document")
+    corpus = Corpus(args.corpus)
+    out = args.out or _beside(args.corpus)
+    with hold(out):
+        shown = [one(corpus, args.id)] if args.id is not None else _sample(corpus, args)
+        write_text(out, page(corpus, shown, survey(corpus, args.seed), args.seed, _chosen(args)))
+    known = sum(each.told is not None for each in shown)
+    for problem in dict.fromkeys(each.problem for each in shown if each.problem):
+        print(f"text alone: {problem}")
+    print(f"{out}: {len(shown):,} documents of {args.corpus}, {known:,} of them with what was removed and added")
+    print(f"next: open it; python data_prep/look.py {args.corpus} --id {shown[0].document.id} shows one of them alone")
+
+
+def _beside(corpus: Path) -> Path:
+    """Where the page goes unless --out says it: not into the corpus, whose manifest lists its files."""
+    named = corpus if corpus.name not in ("", "..") else corpus.resolve()
+    try:
+        return FileToWrite((ENDING,))(str(named.with_name(f"{named.name}-look{ENDING}")))
+    except argparse.ArgumentTypeError as error:
+        raise BadInput(f"{error}; --out names another") from None
+
+
+def _sample(corpus: Corpus, args: argparse.Namespace) -> list[Shown]:
+    shown = sample(corpus, args.sample, args.seed, args.source, args.changed)
+    if not shown:
+        why = f" that the rule {args.changed!r} changed, of inputs that are still there" if args.changed else ""
+        raise BadInput(f"no document of {args.corpus} was found{why}; nothing is written")
+    return shown
+
+
+def _chosen(args: argparse.Namespace) -> str:
+    """By what the documents were chosen, in words."""
+    if args.id is not None:
+        return "by its id"
+    of = f" of the source {args.source}" if args.source is not None else ""
+    changed = f", those that the rule for {args.changed} changed" if args.changed is not None else ""
+    return f"at random{of}{changed}"
+
+
+if __name__ == "__main__":
+    run(main)

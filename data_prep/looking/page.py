@@ -1,0 +1,171 @@
+"""The page: documents with what was removed and added in its place, one HTML file that loads and runs nothing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from data_prep.filtering.card import step_of
+from data_prep.looking.corpus_parts import Corpus
+from data_prep.looking.sampling import Shown
+from data_prep.looking.survey import KINDS, PERCENTILES, Survey
+from data_prep.sources import characters, medline_text, pmc_text
+from data_prep.sources.changes import ADDED, JOINED, KEPT, REMOVED, Piece
+from data_prep.sources.document import Document
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
+
+TEMPLATE = Path(__file__).with_name("look.html.jinja")
+RULES = tuple(dict.fromkeys((*pmc_text.RULES, *medline_text.RULES, *characters.RULES, JOINED)))
+FOLDED_CHARACTERS = 200  # what was removed and is longer is folded
+DOCUMENT_CHARACTERS = 300_000  # of a document, with what was removed; the rest is counted
+MOST_REMOVED = 3  # documents that are named
+
+
+@dataclass
+class Uses:
+    """What a rule did in the documents that are shown."""
+
+    documents: int = 0
+    places: int = 0
+    removed: int = 0
+    added: int = 0
+
+
+@dataclass
+class View:
+    """A document as the page shows it."""
+
+    shown: Shown
+    _named: set[str] = field(default_factory=set)  # rules whose name was printed
+
+    @property
+    def document(self) -> Document:
+        """What the corpus has."""
+        return self.shown.document
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The text, with what was removed and added where that is known."""
+        told, text = self.shown.told, self.document.text
+        return [Piece(text)] if told is None else told.pieces(text)
+
+    @property
+    def removed_percent(self) -> float:
+        """Of the characters that the input has here."""
+        sizes = Counter[str]()
+        for piece in self.pieces:
+            sizes[piece.kind] += len(piece.text)
+        return 100 * sizes[REMOVED] / max(1, sizes[KEPT] + sizes[REMOVED])
+
+    @property
+    def hidden(self) -> int:
+        """Characters that are too many to be shown."""
+        return max(0, sum(len(piece.text) for piece in self.pieces) - DOCUMENT_CHARACTERS)
+
+    def html(self) -> list[Markup]:
+        """The pieces, escaped."""
+        self._named.clear()
+        left, found = DOCUMENT_CHARACTERS, []
+        for piece in self.pieces:
+            if left > 0:
+                found.append(self._html(Piece(piece.text[:left], piece.kind, piece.rule)))
+            left -= len(piece.text)
+        return found
+
+    def _html(self, piece: Piece) -> Markup:
+        from markupsafe import Markup
+
+        if piece.kind == KEPT:
+            return visible(piece.text)
+        values = {"hue": hue(piece.rule), "rule": piece.rule, "text": visible(piece.text)}
+        if piece.kind == REMOVED and len(piece.text) > FOLDED_CHARACTERS:
+            form = (
+                '<details class="cut" style="--h:{hue}"><summary><b>{rule}</b> {words:,} words</summary>'
+                "<del>{text}</del></details>"
+            )
+            return Markup(form).format(**{**values, "text": visible(piece.text.strip())}, words=len(piece.text.split()))
+        tag = "del" if piece.kind == REMOVED else "ins"
+        if piece.kind == ADDED and piece.text.isspace():
+            values["text"] = visible(piece.text.replace(" ", "␣"))
+        name = "" if piece.rule in self._named else " class=first"
+        self._named.add(piece.rule)
+        form = f'<{tag} style="--h:{{hue}}" title="{{rule}}"{name}><b>{{rule}}</b>{{text}}</{tag}>'
+        return Markup(form).format(**values)
+
+
+def page(corpus: Corpus, shown: Sequence[Shown], looked: Survey, seed: int, chosen: str) -> str:
+    """The page as HTML.
+
+    Args:
+        corpus: the corpus.
+        shown: documents of it.
+        looked: what one part of each split says.
+        seed: by which both were chosen.
+        chosen: by what else the documents were chosen, in words.
+    """
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    views = [View(one) for one in shown]
+    known = [view for view in views if view.shown.told is not None]
+    manifest = corpus.manifest
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True
+    )
+    environment.filters["visible"] = visible
+    return environment.get_template(TEMPLATE.name).render(
+        name=corpus.folder.resolve().name,
+        manifest=manifest,
+        documents=sum(counts["documents"] for counts in manifest["counts"].values()),
+        megabytes=sum(counts["bytes"] for counts in manifest["counts"].values()) / 1e6,
+        dropped=dict(sorted(manifest["dropped"].items(), key=lambda item: step_of(item[0]))),
+        characters=manifest.get("characters", {}),
+        views=views,
+        known=len(known),
+        removed_most=sorted(known, key=lambda view: -view.removed_percent)[:MOST_REMOVED],
+        uses=uses(known),
+        hue=hue,
+        survey=looked,
+        percentiles=PERCENTILES,
+        kinds=KINDS,
+        seed=seed,
+        chosen=chosen,
+    )
+
+
+def uses(views: Sequence[View]) -> dict[str, Uses]:
+    """What each rule did, in the order of `RULES`."""
+    found = {rule: Uses() for rule in RULES}
+    for view in views:
+        for rule in {piece.rule for piece in view.pieces if piece.rule}:
+            found[rule].documents += 1
+        for piece in view.pieces:
+            if piece.rule:
+                use = found[piece.rule]
+                use.places += 1
+                use.removed += len(piece.text) if piece.kind == REMOVED else 0
+                use.added += len(piece.text) if piece.kind == ADDED else 0
+    return {rule: use for rule, use in found.items() if use.places}
+
+
+def hue(rule: str) -> int:
+    """The colour of a rule, in degrees."""
+    return 137 * RULES.index(rule) % 360
+
+
+def visible(text: str) -> Markup:
+    """A text, escaped, with its line ends and what no reader sees as signs."""
+    from markupsafe import Markup, escape
+
+    lines = []
+    for line in text.split("\n"):
+        parts = [
+            escape(sign) if sign.isprintable() else Markup("<u>U+{:04X}</u>").format(ord(sign)) for sign in line
+        ]  # fmt: skip
+        lines.append(escape(line) if line.isprintable() else Markup("").join(parts))
+    return Markup("<s>↵</s>\n").join(lines)

@@ -1,0 +1,97 @@
+"""What is odd in a corpus, and how long its texts are, from one part of it: parts are random samples of all."""
+
+from __future__ import annotations
+
+import heapq
+import random
+import re
+from dataclasses import dataclass, field
+
+from data_prep.looking.corpus_parts import Corpus
+
+PERCENTILES = (0, 10, 50, 90, 99, 100)
+ODDITIES = 3  # of each kind
+LEAST_CHARACTERS = 100  # of a text whose share of other signs than letters says something
+EXCERPT_CHARACTERS = 160
+LETTERS_AND_SPACE = re.compile(r"[^\W\d_]+|\s+")
+SHORTEST, LONGEST, SIGNS = "shortest", "longest", "most signs and digits"
+KINDS = {SHORTEST: "characters", LONGEST: "characters", SIGNS: "% of the characters are no letters"}
+
+
+@dataclass(frozen=True, order=True)
+class Oddity:
+    """A document that is worth reading first; `value` by which it was chosen."""
+
+    value: float
+    id: str
+    split: str
+    excerpt: str
+
+
+@dataclass
+class Lengths:
+    """Lengths of the texts of one set, in characters and in words."""
+
+    characters: list[int] = field(default_factory=list)
+    words: list[int] = field(default_factory=list)
+
+    def percentiles(self) -> dict[str, list[int]]:
+        """By unit, the lengths at `PERCENTILES`."""
+        units = {"characters": sorted(self.characters), "words": sorted(self.words)}
+        return {
+            unit: [values[(len(values) - 1) * percent // 100] for percent in PERCENTILES]
+            for unit, values in units.items()
+        }
+
+
+@dataclass
+class Survey:
+    """What one part of each split says.
+
+    Attributes:
+        documents: that were read for it.
+        sets: source of documents -> their lengths.
+        oddities: kind, a key of `KINDS` -> documents, the oddest first.
+    """
+
+    documents: int = 0
+    sets: dict[str, Lengths] = field(default_factory=dict)
+    oddities: dict[str, list[Oddity]] = field(default_factory=dict)
+
+
+def survey(corpus: Corpus, seed: int) -> Survey:
+    """Look through one part of each split, chosen by the seed."""
+    draw, found = random.Random(seed), Survey()
+    oddest: dict[str, list[tuple[float, str, str]]] = {kind: [] for kind in KINDS}
+    texts: dict[str, str] = {}
+    for split, names in corpus.parts.items():
+        for document in corpus.documents(split, draw.choice(names)).values():
+            found.documents += 1
+            words = document.text.split()
+            characters, signs = len(document.text), sum(map(len, words))
+            lengths = found.sets.setdefault(document.source, Lengths())
+            lengths.characters.append(characters)
+            lengths.words.append(len(words))
+            others = len(LETTERS_AND_SPACE.sub("", document.text))
+            _keep(oddest[SHORTEST], (-characters, document.id, split))
+            _keep(oddest[LONGEST], (characters, document.id, split))
+            if characters >= LEAST_CHARACTERS:
+                _keep(oddest[SIGNS], (round(100 * others / signs, 1), document.id, split))
+            texts |= {document.id: _excerpt(document.text)} if _is_kept(document.id, oddest) else {}
+    for kind, kept in oddest.items():
+        found.oddities[kind] = [
+            Oddity(abs(rank), id, split, texts[id]) for rank, id, split in sorted(kept, reverse=True)
+        ]
+    return found
+
+
+def _keep(kept: list[tuple[float, str, str]], one: tuple[float, str, str]) -> None:
+    heapq.heappush(kept, one) if len(kept) < ODDITIES else heapq.heappushpop(kept, one)
+
+
+def _is_kept(id: str, oddest: dict[str, list[tuple[float, str, str]]]) -> bool:
+    return any(id == one[1] for kept in oddest.values() for one in kept)
+
+
+def _excerpt(text: str) -> str:
+    return text if len(text) <= EXCERPT_CHARACTERS else f"{text[:EXCERPT_CHARACTERS]} …"
