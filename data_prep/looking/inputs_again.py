@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path, PurePosixPath
 
 from data_prep.common.errors import BadInput
@@ -125,15 +126,20 @@ class Kind:
         self.numbers, self._sums = array("Q"), array("Q")
         self.spent: set[int] = set()  # of which no more documents can be had
 
+    @property
+    def entries(self) -> int:
+        """Of all of them."""
+        return self._sums[-1] if self._sums else 0
+
     def add(self, number: int, entries: int) -> None:
         """One input more."""
         self.numbers.append(number)
-        self._sums.append((self._sums[-1] if self._sums else 0) + entries)
+        self._sums.append(self.entries + entries)
 
     def draw(self, draw: random.Random) -> int | None:
         """The number of an input that is not spent, at random by its entries; None where all are."""
-        for _ in range(64 if self._sums[-1] else 0):
-            number = self.numbers[bisect_right(self._sums, draw.randrange(self._sums[-1]))]
+        for _ in range(64 if self.entries else 0):
+            number = self.numbers[bisect_right(self._sums, draw.randrange(self.entries))]
             if number not in self.spent:
                 return number
         left = [number for number in self.numbers if number not in self.spent]
@@ -176,21 +182,24 @@ def read_again(
     """
     assert origin.file is not None
     left = list(starts)
-    with inputs.reading(origin.file, tick) as stream, listening() as record:
+    with inputs.reading(origin.file, tick) as stream:
         entries = source.read(origin.file, stream)
         with closing(entries):  # pyright: ignore[reportArgumentType] (generators all)
-            for number, entry in enumerate(entries):
-                if left and number >= left[0] and isinstance(entry, Document):
-                    if not keep_characters:
-                        entry = replace(entry, text=cleaned(entry.text)[0])
-                    again = Again(entry, record.take())
-                    if fits(again):
-                        yield again
-                        left.pop(0)
-                        if not left:
-                            break
+            for number in count():
+                if number < left[0]:
+                    record, entry = None, next(entries, None)
                 else:
-                    record.take()
+                    with listening() as record:
+                        entry = next(entries, None)
+                        if isinstance(entry, Document) and not keep_characters:
+                            entry = replace(entry, text=cleaned(entry.text)[0])
+                if entry is None:
+                    break
+                if record and isinstance(entry, Document) and fits(again := Again(entry, record.take())):
+                    yield again
+                    left.pop(0)
+                    if not left:
+                        break
         if stream.sha256() != origin.sha256:
             raise BadInput(f"{origin.file.url} has other content than when the corpus was made")
 

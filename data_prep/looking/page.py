@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -164,8 +165,9 @@ def visible(text: str) -> Markup:
 
     lines = []
     for line in text.split("\n"):
-        parts = [
-            escape(sign) if sign.isprintable() else Markup("<u>U+{:04X}</u>").format(ord(sign)) for sign in line
-        ]  # fmt: skip
-        lines.append(escape(line) if line.isprintable() else Markup("").join(parts))
-    return Markup("<s>↵</s>\n").join(lines)
+        parts: list[str] = []
+        for is_seen, signs in groupby(line, str.isprintable):
+            part = "".join(signs)
+            parts += [escape(part)] if is_seen else [f"<u>U+{ord(sign):04X}</u>" for sign in part]
+        lines.append(Markup("".join(parts)))
+    return Markup("<s>¶</s>\n").join(lines)

@@ -69,10 +69,9 @@ def sample(corpus: Corpus, count: int, seed: int, source: str | None = None, rul
     active = [kind for (name, _), kind in sorted(listing.kinds.items()) if source in (None, name)]
     shown: list[Shown] = []
     while active and len(shown) < count:
-        missing = count - len(shown)
-        for number, kind in enumerate(list(active)):
-            share = missing * (number + 1) // len(active) - missing * number // len(active)
-            shown += sampler.of_kind(kind, share)
+        for place, kind in enumerate(sorted(active, key=lambda kind: kind.entries)):
+            share = (count - len(shown)) // (len(active) - place)
+            shown += sampler.of_kind(kind, min(share, kind.entries))
         active = [kind for kind in active if len(kind.spent) < len(kind.numbers)]
     return sorted(shown, key=lambda one: (one.document.source, one.document.id))
 

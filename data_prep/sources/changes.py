@@ -68,6 +68,7 @@ class _Strand:
     text: str
     notes: Sequence[Note] = ()
     steps: list[tuple[str, str]] = field(default_factory=list)  # (rule, text)
+    last: str = ""  # text, with its signs
 
 
 @dataclass(slots=True)
@@ -119,16 +120,18 @@ class Record:
 
     def line(self, text: str, notes: Sequence[Note] = ()) -> None:
         """Begin a line, as the source has it; signs in it are none of its text."""
-        self._told.strands.append(_Strand(plain(text), notes))
+        self._told.strands.append(_Strand(plain(text), notes, last=text))
 
     def verbatim(self, text: str) -> None:
         """A line that keeps its white space."""
-        self._told.strands.append(_Strand(text))
+        self._told.strands.append(_Strand(text, last=text))
 
     def became(self, text: str, rule: str, lines: int = 1) -> None:
         """What a rule made of the last line; nothing, if of several."""
         for strand in self._told.strands[-lines:] if lines else ():
-            strand.steps.append((rule, plain(text)))
+            if text != strand.last:
+                strand.steps.append((rule, plain(text)))
+                strand.last = text
 
     def left_out(self, text: str, rule: str) -> None:
         """Something that is no line of the text, by a rule."""
