@@ -14,11 +14,12 @@ from __future__ import annotations
 import data_prep.common.script_folder  # noqa: F401
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
-from data_prep.common.errors import BadInput, run
+from data_prep.common.errors import BadInput, escaped, run
 from data_prep.common.files import write_text
 from data_prep.common.limits import LINE, OneOf, Whole
 from data_prep.common.lock import hold
@@ -62,7 +63,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for problem in dict.fromkeys(each.problem for each in shown if each.problem):
         print(f"text alone: {problem}")
     print(f"{out}: {len(shown):,} documents of {args.corpus}, {known:,} of them with what was removed and added")
-    print(f"next: open it; python data_prep/look.py {args.corpus} --id {shown[0].document.id} shows one of them alone")
+    named = shlex.join(["python", "data_prep/look.py", str(args.corpus), "--id", shown[0].document.id])
+    print(f"next: open it; {escaped(named)} shows one of them alone")
 
 
 def _beside(corpus: Path) -> Path:

@@ -123,7 +123,10 @@ def tiny_source(documents: list[Document]) -> Source:
     class TinySource:
         newest_wins: ClassVar[bool] = False
         needs_input: ClassVar[bool] = False
-        sets: ClassVar[tuple[str, ...]] = (ABSTRACTS, ARTICLES)
+
+        @property
+        def sets(self) -> tuple[str, ...]:
+            return (ABSTRACTS, ARTICLES)
 
         def find(self, patterns: Sequence[str]) -> list[Input]:
             return [Input("tiny", Location(os.devnull), 1, "")]

@@ -84,19 +84,22 @@ class View:
 
         if piece.kind == KEPT:
             return visible(piece.text)
-        values = {"hue": hue(piece.rule), "rule": piece.rule, "text": visible(piece.text)}
+        # What was no line of the text stands on one of its own, which ends with it.
+        is_apart = piece.kind == REMOVED and piece.text.startswith("\n") and not piece.text.isspace()
+        values = {"hue": hue(piece.rule), "rule": piece.rule, "text": visible(piece.text[is_apart:])}
         if piece.kind == REMOVED and len(piece.text) > FOLDED_CHARACTERS:
             form = (
                 '<details class="cut" style="--h:{hue}"><summary><b>{rule}</b> {words:,} words</summary>'
                 "<del>{text}</del></details>"
             )
-            return Markup(form).format(**{**values, "text": visible(piece.text.strip())}, words=len(piece.text.split()))
+            return Markup(form).format(**values, words=len(piece.text.split()))
         tag = "del" if piece.kind == REMOVED else "ins"
         if piece.kind == ADDED and piece.text.isspace():
             values["text"] = visible(piece.text.replace(" ", "␣"))
         name = "" if piece.rule in self._named else " class=first"
         self._named.add(piece.rule)
-        form = f'<{tag} style="--h:{{hue}}" title="{{rule}}"{name}><b>{{rule}}</b>{{text}}</{tag}>'
+        begin = "<br>" if is_apart else ""
+        form = f'<{tag} style="--h:{{hue}}" title="{{rule}}"{name}>{begin}<b>{{rule}}</b>{{text}}</{tag}>'
         return Markup(form).format(**values)
 
 

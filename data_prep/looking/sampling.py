@@ -168,9 +168,8 @@ def one(corpus: Corpus, id: str) -> Shown:
     for origin in _where(corpus, listing, document, problems):
         source = listing.source(origin.source_name)
         assert source is not None
-        is_it = _is(document, problems)
         try:
-            for again in read_again(origin, source, [0], is_it, corpus.keeps_characters):
+            for again in list(read_again(origin, source, [0], _is(document, problems), corpus.keeps_characters)):
                 return Shown(*hit, again.told, origin.name)
         except BadInput as error:
             problems[str(error)] = None

@@ -15,7 +15,7 @@ LEAST_CHARACTERS = 100  # of a text whose share of other signs than letters says
 EXCERPT_CHARACTERS = 160
 LETTERS_AND_SPACE = re.compile(r"[^\W\d_]+|\s+")
 SHORTEST, LONGEST, SIGNS = "shortest", "longest", "most signs and digits"
-KINDS = {SHORTEST: "characters", LONGEST: "characters", SIGNS: "% of the characters are no letters"}
+KINDS = {SHORTEST: "{:,.0f} characters", LONGEST: "{:,.0f} characters", SIGNS: "{:.0f} % of the characters"}
 
 
 @dataclass(frozen=True, order=True)

@@ -122,7 +122,11 @@ class Medline:
     )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
-    sets: ClassVar[tuple[str, ...]] = (ABSTRACTS,)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What its documents' `source` may be."""
+        return (ABSTRACTS,)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files in numeric order."""

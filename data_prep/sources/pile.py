@@ -35,7 +35,11 @@ class Pile:
 
     newest_wins: ClassVar[bool] = False
     needs_input: ClassVar[bool] = True
-    sets: ClassVar[tuple[str, ...]] = SETS
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What its documents' `source` may be."""
+        return SETS
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files, with their splits where val or test is among them."""

@@ -58,11 +58,15 @@ class Pmc:
     )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
-    sets: ClassVar[tuple[str, ...]] = (ARTICLES,)
 
     def __post_init__(self) -> None:
         TIER.check("--licenses", self.licenses)
         BACK_MATTER.check("--back-matter", self.back_matter)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What its documents' `source` may be."""
+        return (ARTICLES,)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The files, by name."""

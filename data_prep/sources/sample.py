@@ -27,7 +27,11 @@ class Sample:
 
     newest_wins: ClassVar[bool] = True
     needs_input: ClassVar[bool] = False
-    sets: ClassVar[tuple[str, ...]] = (ABSTRACTS, ARTICLES)
+
+    @property
+    def sets(self) -> tuple[str, ...]:
+        """What its documents' `source` may be."""
+        return (ABSTRACTS, ARTICLES)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
         """The package's files; no input can be given."""
