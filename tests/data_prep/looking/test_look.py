@@ -26,6 +26,7 @@ from data_prep.looking.corpus_parts import Corpus
 from data_prep.looking.inputs_again import known_inputs
 from data_prep.looking.sampling import one, sample
 from data_prep.looking.survey import PERCENTILES, survey
+from data_prep.sources import medline_text
 from data_prep.sources import sample as bundled
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 from data_prep.sources.medline import Medline
@@ -249,6 +250,16 @@ def test_where_an_input_is_not_what_it_was_the_text_stands_alone(
     out = capsys.readouterr().out
     assert re.search(f"text alone: .*{says}", out) and f"{len(shown) - len(alone)} of them with what was removed" in out
     assert one(Corpus(copied), next(iter(alone))).problem
+
+
+def test_where_rules_are_others_now_the_text_stands_alone(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The inputs are as they were, and another version reads them."""
+    corpus, documents = built
+    monkeypatch.setattr(medline_text, "numbers_apart", lambda line: line.replace("\x01", "").replace("\x03", ""))
+    found = sample(Corpus(corpus), 4, seed=1, source="medline")
+    assert len(found) == 4 and all(documents[shown.document.id] == shown.document for shown in found)
+    for shown in (*found, one(Corpus(corpus), "130")):
+        assert shown.told is None and "another version of the rules" in shown.problem
 
 
 def test_the_summary_is_of_the_corpus(built: Built, tmp_path: Path) -> None:
