@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import random
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from data_prep.looking.corpus_parts import Corpus
@@ -77,7 +78,7 @@ def survey(corpus: Corpus, seed: int) -> Survey:
             _keep(oddest[LONGEST], (characters, document.id, split))
             if characters >= LEAST_CHARACTERS:
                 _keep(oddest[SIGNS], (round(100 * others / signs, 1), document.id, split))
-            texts |= {document.id: _excerpt(document.text)} if _is_kept(document.id, oddest) else {}
+            texts |= {document.id: _excerpt(words)} if _is_kept(document.id, oddest) else {}
     for kind, kept in oddest.items():
         found.oddities[kind] = [
             Oddity(abs(rank), id, split, texts[id]) for rank, id, split in sorted(kept, reverse=True)
@@ -93,5 +94,7 @@ def _is_kept(id: str, oddest: dict[str, list[tuple[float, str, str]]]) -> bool:
     return any(id == one[1] for kept in oddest.values() for one in kept)
 
 
-def _excerpt(text: str) -> str:
-    return text if len(text) <= EXCERPT_CHARACTERS else f"{text[:EXCERPT_CHARACTERS]} …"
+def _excerpt(words: Sequence[str]) -> str:
+    """The beginning of a text, on one line."""
+    line = " ".join(words[:EXCERPT_CHARACTERS])
+    return line if len(line) <= EXCERPT_CHARACTERS else f"{line[:EXCERPT_CHARACTERS]} …"
