@@ -40,13 +40,9 @@ from data_prep.sources.medline_text import (
     text_of,
     without_notice,
 )
+from data_prep.sources.medline_unread import ROOT, without_unread
 from data_prep.sources.xml_size import XmlSize
 
-ROOT, CITATION_ENDS = b"PubmedArticleSet", (b"</PubmedArticle>", b"</PubmedBookArticle>")
-# Parts of a citation without text of ours, three quarters of its elements. Building elements takes most of the time of
-# reading, so these are cut out of the bytes before; what is wrong in them goes unseen.
-UNREAD = (b"MeshHeadingList", b"PubmedData", b"AuthorList", b"ChemicalList")
-INSTRUCTION = re.compile(rb"<\?[^<>]*\?>")  # such as `<?pmcsd ?>`, which many abstracts hold
 BLOCK_BYTES = 1 << 18  # of XML at a time
 VERSIONS = re.compile("[1-9][0-9]{0,3}")
 
@@ -58,13 +54,11 @@ class _Kind:
         head: the element that holds the PMID.
         article: the element that holds title, abstract and languages.
         date: the element whose children are parts of the date.
-        retracted: there is such an element where the article was retracted; the notice that says so of another is a
-            document.
+        retracted: true where the article was retracted; the notice that says so of another is a document.
     """
 
     def __init__(self, head: str, article: str, date: str, retracted: str):
-        self.pmid = etree.XPath(f"string({head}/PMID)")
-        self.version = etree.XPath(f"string({head}/PMID/@Version)")
+        self.pmids = etree.XPath(f"{head}/PMID")
         self.languages = etree.XPath(f"{article}/Language/text()")
         self.titles = etree.XPath(f"{article}/ArticleTitle")
         self.sections = etree.XPath(f"{article}/Abstract/AbstractText")
@@ -82,7 +76,7 @@ KINDS = {
         "MedlineCitation/Article/Journal/JournalIssue/PubDate",
         # "Retracted Publication" in MeSH
         "MedlineCitation/Article/PublicationTypeList/PublicationType[@UI='D016441'] "
-        "| MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']",
+        "or MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']",
     ),
     "PubmedBookArticle": _Kind(
         "BookDocument", "BookDocument", "BookDocument/Book/PubDate", "BookDocument/PublicationType[@UI='D016441']"
@@ -152,23 +146,26 @@ class Medline:
                 yield Dropped(f"records <{element.tag}>")
 
     def _entry(self, record: etree._Element, kind: _Kind) -> Entry:
-        said = kind.pmid(record).strip()
+        said, said_version = _said(*kind.pmids(record)[:1])
         if (pmid := parse_pmid(said)) is None:
             return Bad(f"line {record.sourceline}", f"a citation with the PMID {said!r}")
-        if (version := _version(kind.version(record))) is None:
-            return Bad(f"line {record.sourceline}", f"PMID {pmid} with the Version {kind.version(record)!r}")
+        if (version := _version(said_version)) is None:
+            return Bad(f"line {record.sourceline}", f"PMID {pmid} with the Version {said_version!r}")
         id = f"pmid:{pmid}"
         if kind.retracted(record):
             return Dropped("retracted", id, version)
         if self.languages is not None and not set(self.languages.split(",")) & set(kind.languages(record)):
             return Dropped("of other languages", id, version)
-        title = self._title(kind.titles(record) or BOOK_TITLES(record))
-        abstracts = [self._abstract(kind.sections(record)), *self._others(kind.others(record))]
-        if not (abstract := "\n\n".join(filter(None, abstracts))):
+        sections, record_of = kind.sections(record), listener()
+        others = kind.others(record) if self.other_abstracts is not None or record_of else []
+        if not sections and not others:
             return Dropped("without abstract", id, version)
-        if told := listener():
+        title = self._title(kind.titles(record) or BOOK_TITLES(record))
+        if not (abstract := "\n\n".join(filter(None, [self._abstract(sections), *self._others(others)]))):
+            return Dropped("without abstract", id, version)
+        if record_of:
             for element in kind.unread(record):
-                told.left_out("".join(element.itertext()), METADATA)
+                record_of.left_out("".join(element.itertext()), METADATA)
         text = f"{title}\n{abstract}" if title else abstract
         date = _date({part.tag: part.text or "" for part in kind.date_parts(record)})
         return Document(id, text, ABSTRACTS, None, date, pmid, version)
@@ -193,7 +190,8 @@ class Medline:
                 record.left_out("".join(abstract.itertext()), OTHERS)
 
     def _section(self, element: etree._Element) -> str:
-        label, record = fold(element.get("Label") or ""), listener()
+        record = listener()
+        label = fold(element.get("Label") or "") if self.section_labels or record else ""
         label = "" if label == "UNLABELLED" else label
         if record and label:
             record.line(f"{label}:")
@@ -242,7 +240,7 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
     size = XmlSize(name)
     try:
         with igzip.IGzipFile(fileobj=io.BufferedReader(stream, 1 << 20), mode="rb") as unpacked:
-            blocks = _trimmed(iter(lambda: unpacked.read(BLOCK_BYTES), b""))
+            blocks = without_unread(iter(lambda: unpacked.read(BLOCK_BYTES), b""))
             for block in chain([with_doctype(next(blocks))], blocks):
                 size.add(block)
                 parser.feed(block)
@@ -267,52 +265,18 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
         raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
 
 
-def _trimmed(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The XML without what is `UNREAD`, in lines of the same numbers.
-
-    A part goes where it begins and ends in one block and no citation ends between. All stays from the first `<!` after
-    the root's name on, and from the first instruction that is no `INSTRUCTION`: in a comment, a CDATA section or an
-    instruction what looks like an element may be none.
-    """
-    names = [(b"<" + name, b"</" + name + b">") for name in UNREAD]
-    begun, trim, tail = False, True, b""
-    for block in blocks:
-        # To the end of a tag, so that neither these marks nor an instruction are cut in two.
-        block, end, tail = (tail + block).rpartition(b">")
-        block += end
-        if not end:
-            block, tail, trim = tail, b"", False
-        inner = block
-        if not begun:
-            _, root, inner = block.partition(b"<" + ROOT)
-            begun = bool(root)
-        instructions = inner.count(b"<?")
-        if b"<!" in inner or (instructions and instructions != len(INSTRUCTION.findall(inner))):
-            trim = False
-        if trim and begun:
-            for start, end in names:
-                block = _without(block, start, end)
-        yield block
-    yield tail
-
-
-def _without(block: bytes, start: bytes, end: bytes) -> bytes:
-    head, *others = block.split(start)
-    kept = [head]
-    for other in others:
-        part, found, rest = other.partition(end)
-        whole = found and part[:1] in (b">", b" ") and not any(end in part for end in CITATION_ENDS)
-        kept += [b"\n" * part.count(b"\n"), rest] if whole else [start, other]
-    return b"".join(kept)
-
-
 def _deletion(pmid: etree._Element) -> Entry:
-    said = (pmid.text or "").strip()
+    said, said_version = _said(pmid)
     if (number := parse_pmid(said)) is None:
         return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {said!r}")
-    if (version := _version(pmid.get("Version", ""))) is None:
-        return Bad(f"line {pmid.sourceline}", f"the deletion of PMID {number} with the Version {pmid.get('Version')!r}")
+    if (version := _version(said_version)) is None:
+        return Bad(f"line {pmid.sourceline}", f"the deletion of PMID {number} with the Version {said_version!r}")
     return Dropped(DELETED, f"pmid:{number}", version)
+
+
+def _said(pmid: etree._Element | None = None) -> tuple[str, str]:
+    """The number and the version that a `PMID` says; nothing where there is none."""
+    return ("", "") if pmid is None else ((pmid.text or "").strip(), pmid.get("Version", ""))
 
 
 def _version(said: str) -> int | None:

@@ -20,6 +20,7 @@ class XmlSize:
     def reset(self) -> None:
         """Begin with the next record."""
         self._bytes = self._marks = self._references = 0
+        self._uncounted: list[bytes] = []
 
     def add(self, block: bytes) -> None:
         """Count what comes next.
@@ -28,8 +29,11 @@ class XmlSize:
             BadInput: the record is too large for memory.
         """
         self._bytes += len(block)
-        self._marks += block.count(b"<") + block.count(b"=")
-        self._references += block.count(b"&")
+        self._uncounted.append(block)
+        if self._bytes > XML_MARKS:  # fewer bytes hold no more marks
+            self._marks += sum(block.count(b"<") + block.count(b"=") for block in self._uncounted)
+            self._references += sum(block.count(b"&") for block in self._uncounted)
+            self._uncounted.clear()
         if self._bytes > XML_BYTES or max(self._marks, self._references) > XML_MARKS:
             raise BadInput(
                 f"{self._name}: a record of more than {XML_BYTES:,} bytes of XML, or of {XML_MARKS:,} tags and "

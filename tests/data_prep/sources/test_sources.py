@@ -24,9 +24,10 @@ from data_prep.files.inputs import reading
 from data_prep.filtering import corpus_format, spool
 from data_prep.filtering.build_corpus import build_corpus
 from data_prep.filtering.corpus_format import SPLITS
-from data_prep.sources import medline
+from data_prep.sources import medline_unread, sample
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Bad, Document, Dropped, Entry, Source, fold
 from data_prep.sources.medline import KINDS, Medline
+from data_prep.sources.medline_unread import without_unread
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import Pmc
 from data_prep.sources.pmc_licenses import TIERS
@@ -254,23 +255,21 @@ def test_md5_beside_a_file_is_checked(tmp_path: Path, form: str):
         entries(Medline(), tmp_path)
 
 
-UNREAD = (
-    '<AuthorList CompleteYN="Y">\n<Author/></AuthorList>',
-    "<ChemicalList>\n</ChemicalList>",
-    "<MeshHeadingList><MeshHeading>\n</MeshHeading></MeshHeadingList>",
-)
-
-
 def full_citation(pmid: int, **parts: str) -> str:
-    whole = citation(pmid, **parts).replace("</Article>", f"{UNREAD[0]}</Article><?pmcsd ?>{UNREAD[1]}{UNREAD[2]}")
-    return whole.replace("</PubmedArticle>", "<PubmedData>\n<History/></PubmedData></PubmedArticle>")
+    """One with a part of each name that is not read, each before, after or within what is read."""
+    unread = [
+        f'<{name.decode()} Of="1">\n<PMID>9</PMID><Year>1</Year>\n</{name.decode()}>' for name in medline_unread.UNREAD
+    ]
+    whole = citation(pmid, **parts).replace("<Article>", f"{''.join(unread[:4])}<Article>")
+    whole = whole.replace("</Article>", f"{''.join(unread[4:8])}</Article><?pmcsd ?>")
+    return whole.replace("</PubmedArticle>", f"{''.join(unread[8:])}</PubmedArticle>")
 
 
 def trimmed(text: str, block_bytes: int) -> bytes:
     """A file's XML as it is parsed, when it comes in blocks of this size after its head."""
     head, body = b"<PubmedArticleSet>", f"{text}</PubmedArticleSet>".encode()
     blocks = (body[start : start + block_bytes] for start in range(0, len(body), block_bytes))
-    return b"".join(medline._trimmed(iter([head, *blocks])))
+    return b"".join(without_unread(iter([head, *blocks])))
 
 
 def test_what_is_not_read_is_cut_out_and_nothing_else():
@@ -282,8 +281,30 @@ def test_what_is_not_read_is_cut_out_and_nothing_else():
         root = etree.fromstring(trimmed(text, block_bytes))
         assert [Medline()._entry(element, KINDS[element.tag]) for element in root.iter("PubmedArticle")] == expected
         assert root.findtext("DeleteCitation/PMID") == "3"
-    names = [element.tag for element in etree.fromstring(trimmed(text, 1 << 18)).iter()]
-    assert names.count("AbstractText") == 4 and not {"AuthorList", "ChemicalList", "MeshHeading", "History"} & {*names}
+    left = trimmed(text, 1 << 18)
+    names = [element.tag for element in etree.fromstring(left).iter()]
+    assert names.count("AbstractText") == 4 and not {name.decode() for name in medline_unread.UNREAD} & {*names}
+    assert left.count(b"\n") == text.count("\n") and names.count("PMID") == 3
+
+
+@pytest.mark.parametrize("path", sample.paths(".xml.gz"), ids=lambda path: Path(path).name)
+def test_real_records_are_the_same_with_and_without_what_is_not_read(path: str):
+    with gzip.open(path) as file:
+        content = file.read(3_000_000)
+    whole = content[: content.rindex(b"</PubmedArticle>")] + b"</PubmedArticle></PubmedArticleSet>"
+    left = b"".join(without_unread(iter([whole[at : at + 200_000] for at in range(0, len(whole), 200_000)])))
+    assert len(left) < 0.5 * len(whole) and left.count(b"\n") == whole.count(b"\n")
+    read = [
+        [Medline(other_abstracts="fre")._entry(record, KINDS[record.tag]) for record in etree.fromstring(xml)]
+        for xml in (whole, left)
+    ]
+    assert read[0] == read[1] and len(read[0]) > 150
+
+
+def test_parts_that_never_end_are_looked_for_once():
+    """A pattern that took the square of their number would not end here."""
+    text = citation(1) + "".join(f"<{name.decode()} >" * 200_000 for name in medline_unread.UNREAD)
+    assert trimmed(text, 1 << 18).decode().endswith(f"{text}</PubmedArticleSet>")
 
 
 def test_lines_keep_their_numbers(tmp_path: Path):
@@ -292,9 +313,11 @@ def test_lines_keep_their_numbers(tmp_path: Path):
     assert bad.place == f"line {2 + full_citation(1).count(chr(10))}"
 
 
-def test_no_citation_is_cut_out_with_an_unclosed_part(tmp_path: Path):
-    first, second = full_citation(1).replace("</ChemicalList>", ""), full_citation(2).replace("<ChemicalList>", "")
-    path = pubmed_file(tmp_path / "a.xml.gz", first, second)
+@pytest.mark.parametrize("name", [name.decode() for name in medline_unread.UNREAD])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_citation_is_cut_out_with_an_unclosed_part(tmp_path: Path, kind: str, name: str):
+    first, second = (full_citation(n).replace("PubmedArticle>", f"{kind}>") for n in (1, 2))
+    path = pubmed_file(tmp_path / "a.xml.gz", first.replace(f"</{name}>", ""), second.replace(f'<{name} Of="1">', ""))
     with pytest.raises(BadInput, match="not XML"):
         entries(Medline(), path)
 
