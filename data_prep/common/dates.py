@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import date
+from functools import lru_cache
 
 MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
 ISO = re.compile(r"([0-9]{4})(?:-([0-9]{2})(?:-([0-9]{2})(?:[T ].*)?)?)?", re.DOTALL)
@@ -24,6 +25,7 @@ def is_day(text: str) -> bool:
     return len(text) == len("2021-03-09") and parse_date(text) == text
 
 
+@lru_cache(maxsize=4096)  # the records of a file are of few days
 def iso_date(year: str | None, month: str | None, day: str | None) -> str | None:
     """An ISO 8601 date as exact as its parts allow; `month` is a number or an English name, a season counts as none."""
     year, month, day = ((part or "").strip().lower() for part in (year, month, day))

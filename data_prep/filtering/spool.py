@@ -265,10 +265,12 @@ class _Frames:
 def _cleaned(document: Document, characters: Counter[str]) -> Document | Dropped:
     """The document with its characters as they are read; `characters` counts by the rules that change them."""
     text, used = cleaned(document.text)
+    if not used:
+        return document
     characters.update(used)
     if not text:
         return Dropped("without text", document.id, document.version)
-    return replace(document, text=text) if used else document
+    return replace(document, text=text)
 
 
 def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _FileState) -> Iterator[Entry]:

@@ -36,7 +36,7 @@ ZERO_WIDTH = re.compile(
 )
 SOFT_HYPHEN = re.compile(r"\xad+(?:[ \t]*(?:\n[ \t]*)?(?=[^\W\d_A-Z]))?")
 LIGATURE = re.compile("[\ufb00-\ufb06]")
-LINE_ENDS_TO_SEE = (b"-\n", b" \n", b"\t\n", "\u2010\n".encode())  # a hyphen may stand there
+HYPHEN_OR_BLANK = ("-", "\u2010", " ", "\t")  # at the end of a line that may end in a hyphen
 HYPHENS = re.compile(r"[-\u2010][ \t]*\n")
 HYPHEN_AT_LINE_END = re.compile(r"(?<=\w)[-\u2010][ \t]*\n[ \t]*(?=\w)")
 WORD_CHARACTERS = 40  # of a word that is cut at a line's end
@@ -108,10 +108,9 @@ def cleaned(text: str) -> tuple[str, set[str]]:
 
 def _is_odd(text: str) -> bool:
     """Whether a rule may change a text; of most texts a few passes in C say that none does."""
-    data = text.encode()
-    others = data.translate(None, PLAIN).decode()
+    others = text.encode().translate(None, PLAIN).decode()
     return bool(
-        (any(end in data for end in LINE_ENDS_TO_SEE) and HYPHENS.search(text))
+        (any(line.endswith(HYPHEN_OR_BLANK) for line in text.split("\n")[:-1]) and HYPHENS.search(text))
         or (others and ODD.search(others))
         or (others and max(others) >= MAY_BE_DECOMPOSED and not unicodedata.is_normalized("NFC", text))
     )

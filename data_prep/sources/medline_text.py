@@ -84,13 +84,14 @@ PLACEHOLDER = re.compile(
 
 def text_of(element: etree._Element) -> str:
     """The text of an element, on one line."""
-    inner = line = _inner(element) if len(element) else element.text or ""
+    is_plain = not len(element)  # then XML can have put none of the signs into it
+    inner = line = element.text or "" if is_plain else _inner(element)
     if "&" in line or "<" in line:
-        line = unescaped(line)
+        line, is_plain = unescaped(line), False
     bare = line
-    if BOLD in line or FORMULA_END in line:
+    if not is_plain and (BOLD in line or FORMULA_END in line):
         line = SIGNS.sub("", BORDERS.sub(" ", HEADING.sub(r"\1 ", line)))
-    text = fold(numbers_apart(line))
+    text = fold(line if is_plain else numbers_apart(line))
     if record := listener():
         record.line("".join(element.itertext()))
         for became, rule in ((inner, FORMULA), (bare, ESCAPES), (line, HEADINGS), (text, NUMBERS)):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import sys
 import unicodedata
+from itertools import product
 from pathlib import Path
 
 import pytest
 
 from data_prep.filtering import corpus_format, spool
 from data_prep.filtering.build_corpus import build_corpus
-from data_prep.sources import document
+from data_prep.sources import characters, document
 from data_prep.sources.characters import RULES, cleaned, readings
 from data_prep.sources.text import Text
 
@@ -69,6 +70,17 @@ def test_every_character_of_unicode_between_letters() -> None:
                 assert found == unicodedata.normalize("NFC", f"x{character}y"), character
             elif category in ("Zs", "Zl", "Zp"):
                 assert found in ("x y", "x\ny"), character
+
+
+def test_a_text_that_no_rule_is_asked_about_is_one_that_none_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = "\r\x85\x92\xa0\xad\u200b\u200d\ufeff\ufb01\u0301"
+    texts = ["".join(signs) for size in range(1, 6) for signs in product("ab-\u2010 \t\n"[:size], repeat=size)]
+    texts += ["".join(signs) for signs in product("ab", "ab", "-\u2010", *2 * ["\n \t"], "b", "b")]
+    texts += ["".join(signs) for signs in product("a-", f"{odd}é\n", odd, "a\n")]
+    found = [cleaned(text) for text in texts]
+    monkeypatch.setattr(characters, "_is_odd", lambda _: True)
+    assert found == [cleaned(text) for text in texts]
+    assert len({rule for _, used in found for rule in used}) == len(RULES)
 
 
 def test_cuts_of_a_long_text_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
