@@ -12,8 +12,11 @@ from collections.abc import Iterable
 RAISED, LOWERED, SCRIPT_END = "\x01", "\x02", "\x03"
 SIGNS = (RAISED, LOWERED, SCRIPT_END)
 SIGNED_NUMBER = r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d"
-POWER = re.compile(rf"(?<=\d){SCRIPT_END}*{RAISED}+(?={SIGNED_NUMBER})")
-DIGITS_AFTER = re.compile(rf"(?<=\d){SCRIPT_END}+{LOWERED}*(?=\d)")
+# What stands before is looked at after the first sign: a pattern that begins with a sign leaps from one to the next.
+POWER = re.compile(
+    rf"(?:{SCRIPT_END}(?<=\d{SCRIPT_END}){SCRIPT_END}*{RAISED}|{RAISED}(?<=\d{RAISED})){RAISED}*(?={SIGNED_NUMBER})"
+)
+DIGITS_AFTER = re.compile(rf"{SCRIPT_END}(?<=\d{SCRIPT_END}){SCRIPT_END}*{LOWERED}*(?=\d)")
 
 
 def numbers_apart(line: str) -> str:

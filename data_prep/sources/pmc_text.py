@@ -238,7 +238,8 @@ class _Writer:
         self._sign(f"{border}{HOLE}{border}")
 
     def _link(self, link: etree._Element) -> None:
-        begin, end = signs_of("".join(link.itertext()), link.get("ref-type"), "".join(self._parts[-8:]))
+        text = "".join(link.itertext()) if len(link) else link.text or ""
+        begin, end = signs_of(text, link.get("ref-type"), "".join(self._parts[-8:]))
         if begin:
             self._sign(begin)
             self._content(link)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+from itertools import product
+
 import pytest
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
+from data_prep.sources.markup import DIGITS_AFTER, LOWERED, POWER, RAISED, SCRIPT_END, SIGNED_NUMBER, numbers_apart
 from data_prep.sources.mathml import math_text
 from words import Markup, faults, pieces
 
@@ -31,6 +34,17 @@ MARKUP = Markup(
 def test_numbers_that_are_raised_or_lowered_stay_apart(line: str, expected: str) -> None:
     signs = {"<": RAISED, "[": LOWERED, ">": SCRIPT_END, "]": SCRIPT_END}
     assert numbers_apart("".join(signs.get(sign, sign) for sign in line)) == expected
+
+
+def test_the_patterns_say_what_their_plain_forms_say() -> None:
+    """Plain, they begin with what stands before, and are looked for at every character."""
+    power = re.compile(rf"(?<=\d){SCRIPT_END}*{RAISED}+(?={SIGNED_NUMBER})")
+    digits_after = re.compile(rf"(?<=\d){SCRIPT_END}+{LOWERED}*(?=\d)")
+    for length in range(1, 6):
+        for signs in product("1a-", *[f"1-{RAISED}{LOWERED}{SCRIPT_END}"] * (length - 1), "1a-"):
+            line = "".join(signs)
+            assert POWER.sub("^", line) == power.sub("^", line)
+            assert DIGITS_AFTER.sub(" ", line) == digits_after.sub(" ", line)
 
 
 @pytest.mark.parametrize(
