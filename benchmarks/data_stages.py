@@ -2,6 +2,7 @@
 
     python benchmarks/data_stages.py --environments data/environments --make-environments --out docs/data_prep.md
     python benchmarks/data_stages.py --flat
+    python benchmarks/data_stages.py --xml
 
 Ours and its peers are run as whole processes by their own command lines, pinned to one core and to two, one after the
 other in each round, on the installed sample repeated. What a process needs before it works (imports, 16 s in one case)
@@ -130,6 +131,7 @@ def versions(environments: Path | None) -> str:
 def xml_speed(paths: Sequence[Path], work: Path, rounds: int) -> str:
     """The corpus stage, from XML to the written corpus, beside pubmed_parser, on one core."""
     rows: Rows = []
+    together_s: dict[str, list[float]] = {"ours": [0.0] * rounds, "theirs": [0.0] * rounds}
     for path in paths:
         out = work / "xml"
         stage: list[Run] = []
@@ -149,13 +151,20 @@ def xml_speed(paths: Sequence[Path], work: Path, rounds: int) -> str:
             ("the same, CPU", [r.cpu_s for r in stage], [r.cpu_s for r in theirs]),
             ("parsing alone, CPU", [float(r.output) for r in parse], [float(r.output) for r in theirs]),
         ):
-            ratios = [b / a for a, b in zip(mine, other, strict=True)]
-            rows.append([f"{path.name}: {what}", spread(mine), spread(other), spread(ratios)])
+            rows.append([f"{path.name}: {what}", *_compared(mine, other)])
+        for name, runs in (("ours", stage), ("theirs", theirs)):
+            together_s[name] = [s + run.cpu_s for s, run in zip(together_s[name], runs, strict=True)]
         peaks = [statistics.median(r.peak_bytes for r in runs) / 1e6 for runs in (stage, theirs)]
         rows.append(
             [f"{path.name}: peak memory, MB", *(f"{peak:,.0f}" for peak in peaks), f"{peaks[1] / peaks[0]:.2f}"]
         )
+    rows.append(["all files: XML to a written corpus, whole processes, CPU", *_compared(*together_s.values())])
     return table(["", "ours, s", "pubmed_parser, s", "pubmed_parser / ours"], rows)
+
+
+def _compared(mine_s: Sequence[float], other_s: Sequence[float]) -> list[str]:
+    ratios = [other / mine for mine, other in zip(mine_s, other_s, strict=True)]
+    return [spread(mine_s), spread(other_s), spread(ratios)]
 
 
 @dataclass
@@ -620,6 +629,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--flat", nargs="*", type=float, metavar="MB", help=f"memory alone, on so much text (default {FLAT_MB})"
     )
+    parser.add_argument("--xml", action="store_true", help="XML to a corpus alone, beside pubmed_parser")
     parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
     args = parser.parse_args(argv)
     work: Path = args.work.resolve()
@@ -632,11 +642,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if missing:
         raise BadInput(f"{missing[0]} is not there; make it with --make-environments")
     sections = [f"## {date.today()}\n\n{machine()}; {versions(environments)}."]
-    texts, tokenizer = prepare(work)
-    if args.flat is not None:
+    citation_files = [Path(path) for path in sample.paths(".xml.gz")]
+    texts, tokenizer = ([], work) if args.xml else prepare(work)
+    if args.xml:
+        sections.append(f"### XML\n\n{xml_speed(citation_files, work, args.rounds)}")
+    elif args.flat is not None:
         sections.append(f"### Memory\n\n{flat(texts, work, tokenizer, args.flat or FLAT_MB, 2)}")
     else:
-        citation_files = [Path(path) for path in sample.paths(".xml.gz")]
         sections.append(f"### XML\n\n{xml_speed(citation_files, work, args.rounds)}")
         sections.append(f"### Characters kept\n\n{kept_table(citation_files)}")
         prepare_sizes(texts, work, args.repeat, TINY_DOCUMENTS)
