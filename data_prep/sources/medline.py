@@ -146,7 +146,7 @@ class Medline:
                 yield Dropped(f"records <{element.tag}>")
 
     def _entry(self, record: etree._Element, kind: _Kind) -> Entry:
-        said, said_version = _said(*kind.pmids(record)[:1])
+        said, said_version = _number_said(*kind.pmids(record)[:1])
         if (pmid := parse_pmid(said)) is None:
             return Bad(f"line {record.sourceline}", f"a citation with the PMID {said!r}")
         if (version := _version(said_version)) is None:
@@ -172,14 +172,14 @@ class Medline:
 
     def _title(self, titles: Sequence[etree._Element]) -> str:
         """The title; nothing where it says that there is none."""
-        return _said(" ".join(map(text_of, titles)), len(titles))
+        return _or_nothing(" ".join(map(text_of, titles)), len(titles))
 
     def _abstract(self, sections: Iterable[etree._Element]) -> str:
         """The sections of an abstract; nothing where they say that there is none."""
         record = listener()
         before = record.lines if record else 0
         abstract = " ".join(filter(None, map(self._section, sections)))
-        return _said(abstract, record.lines - before if record else 0)
+        return _or_nothing(abstract, record.lines - before if record else 0)
 
     def _others(self, abstracts: Iterable[etree._Element]) -> Iterator[str]:
         languages = self.other_abstracts.split(",") if self.other_abstracts is not None else ()
@@ -202,7 +202,7 @@ class Medline:
         return f"{label}: {text}" if self.section_labels and text and label else text
 
 
-def _said(text: str, lines: int) -> str:
+def _or_nothing(text: str, lines: int) -> str:
     """A title or an abstract; nothing where it says that there is none.
 
     Args:
@@ -266,7 +266,7 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
 
 
 def _deletion(pmid: etree._Element) -> Entry:
-    said, said_version = _said(pmid)
+    said, said_version = _number_said(pmid)
     if (number := parse_pmid(said)) is None:
         return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {said!r}")
     if (version := _version(said_version)) is None:
@@ -274,7 +274,7 @@ def _deletion(pmid: etree._Element) -> Entry:
     return Dropped(DELETED, f"pmid:{number}", version)
 
 
-def _said(pmid: etree._Element | None = None) -> tuple[str, str]:
+def _number_said(pmid: etree._Element | None = None) -> tuple[str, str]:
     """The number and the version that a `PMID` says; nothing where there is none."""
     return ("", "") if pmid is None else ((pmid.text or "").strip(), pmid.get("Version", ""))
 
