@@ -12,9 +12,9 @@ from data_prep.common.manifest import difference, manifest_sha256
 from recipes.checkpointing.checkpoint import fault, manifest_of, newest_intact
 from recipes.config.loading import load_recorded_config
 from recipes.modeling.model_config import CONFIG_JSON, read_model_config
-from recipes.modeling.model_folder import new_gpt2, open_gpt2, refuse_adapter
+from recipes.modeling.model_folder import ADAPTER, check_folder, new_gpt2, open_gpt2
 from recipes.modeling.tokenizer_folder import TOKENIZER_JSON, check_entries, check_tokenizer, open_tokenizer
-from recipes.modeling.weights import WEIGHTS, weight_files, weights_sha256
+from recipes.modeling.weights import WEIGHTS, weights_sha256
 from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD, TOKENIZER
 
 if TYPE_CHECKING:
@@ -37,10 +37,8 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
     Raises:
         BadInput: it is none of these, or lacks a tokenizer.
     """
-    refuse_adapter(path)
-    if any((path / name).is_file() for name in (CONFIG_JSON, *WEIGHTS)):
-        weight_files(path)
-        read_model_config(path)
+    if any((path / name).is_file() for name in (ADAPTER, CONFIG_JSON, *WEIGHTS)):
+        check_folder(path, tokenizer)
         source = Source(path, tokenizer or path, None, weights_sha256(path))
     else:
         if (path / RECORD).is_file():
@@ -56,7 +54,7 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
         if not (folder / RECORD).is_file():
             raise BadInput(f"{checkpoint} does not lie in a run folder (no {folder / RECORD})")
         source = Source(checkpoint, tokenizer or folder / TOKENIZER, folder, manifest_sha256(checkpoint))
-    check_tokenizer(source.tokenizer)
+        check_tokenizer(source.tokenizer)
     return source
 
 

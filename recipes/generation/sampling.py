@@ -18,8 +18,7 @@ from data_prep.common.limits import Real, Whole
 from recipes.config.schema import NEW_TOKENS, TEMPERATURE
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.task_head import read_task
-from recipes.modeling.model_config import read_model_config
-from recipes.modeling.model_folder import find_device, move, open_folder
+from recipes.modeling.model_folder import check_folder, find_device, move, open_folder
 
 NOTICE = (
     "For research only. This model's text is often false; its licence forbids medical advice and the interpretation "
@@ -77,15 +76,9 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
     The tokenizer of a model that was fine-tuned on pairs ends each prompt with the token that starts a target.
 
     Raises:
-        BadInput: the folder is not a causal language model, it was fine-tuned to answer without writing, or its
-            attention is scaled by layer, which transformers' fast attention ignores without a word
-            (huggingface/transformers#44380).
+        BadInput: the folder is not a causal language model, or it was fine-tuned to answer without writing.
     """
-    if read_model_config(folder).get("scale_attn_by_inverse_layer_idx"):
-        raise BadInput(
-            f"{folder} has attention scaled by layer, which transformers computes wrongly under its default attention; "
-            f"mend it first: python recipes/export.py --checkpoint {folder} --out {folder}-fixed"
-        )
+    check_folder(folder)
     task = read_task(folder)
     start = KINDS[task["kind"]].target_start if task else ""
     if task and not start:

@@ -39,7 +39,8 @@ def read_model_config(folder: Path) -> JsonDict:
     path = folder / CONFIG_JSON
     if not path.is_file():
         raise BadInput(
-            f"{folder} is not a Hugging Face folder (no {CONFIG_JSON}); recipes/export.py makes one of a run"
+            f"{folder} is not a Hugging Face folder (no {CONFIG_JSON}); of a run or checkpoint make one with "
+            f"`python recipes/export.py --checkpoint {folder} --out {folder / 'model'}`"
         )
     config = read_json_object(path)
     if config.get("model_type") != "gpt2":

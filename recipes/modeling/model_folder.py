@@ -32,8 +32,12 @@ ADAPTER, CARD = "adapter_config.json", "README.md"
 EXPORT, FINETUNE = "export", "finetune"
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse what is not a GPT-2 folder, before torch is imported.
+def check_folder(folder: Path, tokenizer: Path | None = None) -> None:
+    """Refuse what is not a GPT-2 folder, before torch is imported. Every command that takes one asks here first.
+
+    Args:
+        folder: of the model.
+        tokenizer: of its tokenizer; None: the same.
 
     Raises:
         BadInput: no config.json, another kind of model, no weights, an adapter in place of them, or no tokenizer.
@@ -41,7 +45,7 @@ def check_folder(folder: Path) -> None:
     refuse_adapter(folder)
     read_model_config(folder)
     weight_files(folder)
-    check_tokenizer(folder)
+    check_tokenizer(tokenizer or folder)
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -170,11 +174,26 @@ def open_as_stock(folder: Path, attention: str) -> GPT2LMHeadModel:
 def open_folder(folder: Path, dtype: str) -> tuple[GPT2LMHeadModel, Any]:
     """The model of a folder, under sdpa and in evaluation mode, and its tokenizer.
 
+    Attention scaled by layer (BioMedLM's `scale_attn_by_inverse_layer_idx`) is computed by the fused kernel with its
+    own scale, and compared with transformers' eager path before the model is handed out.
+
+    Args:
+        folder: an exported model, or one as BioMedLM was published.
+        dtype: torch's name; `auto`: that of the weights.
+
     Raises:
-        BadInput: as `open_gpt2`; or the tokenizer is damaged or has entries that the model has not.
+        BadInput: as `open_gpt2`; the tokenizer is damaged or has entries that the model has not; or the attention
+            computes another model.
     """
+    check_folder(folder)
+    from recipes.modeling.attention import attention_parity, use_scaled_attention
+
     tokenizer, model = open_tokenizer(folder), open_gpt2(folder, "sdpa", dtype)
     check_entries(tokenizer, model.config.vocab_size, folder)
+    use_scaled_attention(model).eval()
+    parity = attention_parity(model, model.dtype)
+    if not parity.passed:
+        raise BadInput(f"{folder}: its attention is not computed as the model has it: {parity}")
     return model, tokenizer
 
 
@@ -211,10 +230,7 @@ def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -
 
 
 def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -> tuple[GPT2LMHeadModel, Any]:
-    """The model, in evaluation mode, and its tokenizer.
-
-    Attention scaled by layer (BioMedLM's `scale_attn_by_inverse_layer_idx`) is computed by the fused kernel with its
-    own scale, and compared with transformers' eager path before the model is handed out.
+    """The model, in evaluation mode, and its tokenizer; opened in fp32, as `open_folder` does it.
 
     Args:
         folder: an exported model, or one as BioMedLM was published.
@@ -222,18 +238,10 @@ def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -
         device: torch's name of the device to compute on.
 
     Raises:
-        BadInput: the folder cannot be loaded, the tokenizer has more entries than the model, or the attention computes
-            another model.
+        BadInput: as `open_folder`; or there is no such device.
     """
-    check_folder(folder)
-    from recipes.modeling.attention import attention_parity, use_scaled_attention
-
     model, tokenizer = open_folder(folder, "float32")
     # transformers looks for this id in every batch without a mask, to warn; ours are padded on the right, which causal
     # attention never looks at.
     model.config.pad_token_id = None
-    use_scaled_attention(model).eval()
-    parity = attention_parity(model)
-    if not parity.passed:
-        raise BadInput(f"{folder}: its attention is not computed as the model has it: {parity}")
     return move(model, device, dtype), tokenizer

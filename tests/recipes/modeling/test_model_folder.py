@@ -18,14 +18,16 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
 from project import ROOT
-from recipes import export, generate
+from recipes import evaluate, export, generate
 from recipes.checkpointing.checkpoint import MONOLITH
+from recipes.checkpointing.origin import read_origin
 from recipes.checkpointing.safe_loading import load_model_weights
 from recipes.checkpointing.trained_model import find_source, load_trained
 from recipes.finetuning import heads
 from recipes.finetuning.heads import FineTuned
 from recipes.finetuning.task_head import TaskHead, read_task
 from recipes.finetuning.verdict import Verdict
+from recipes.generation.sampling import Continuation, load_model
 from recipes.modeling.model_folder import load_pretrained
 from recipes.modeling.release import logits
 
@@ -427,6 +429,82 @@ def test_every_command_refuses_a_folder_that_lacks_a_tensor(honest: Path, tuned:
         with pytest.raises(BadInput, match=f"lacks {name}"):
             way()
     assert not (tmp_path / "out").exists()
+
+
+def unusable(folder: Path) -> Iterator[tuple[str, Change]]:
+    """What keeps a folder from being a model, all that is seen before its weights are read."""
+    yield "nothing in it", lambda m: [path.unlink() for path in m.iterdir()]
+    for name in ("config.json", FILE):
+        yield f"no {name}", lambda m, name=name: (m / name).unlink()
+    yield "no tokenizer", lambda m: [path.unlink() for path in m.iterdir() if path.name not in ("config.json", FILE)]
+    yield "an adapter", lambda m: (m / "adapter_config.json").write_text("{}")
+    yield (
+        "an adapter alone",
+        lambda m: [
+            *(path.unlink() for path in m.iterdir()),
+            (m / "adapter_config.json").write_text("{}"),
+        ],
+    )
+    yield "another model", with_json("config.json", "model_type", "llama")
+    yield "no size", with_json("config.json", "n_embd")
+    yield "quantized", overwrite("config.json", lambda b: b.replace(b"{", b'{"quantization_config": {"bits": 4},', 1))
+    yield "not JSON", overwrite("config.json", lambda b: b[:-9])
+    yield "half a tokenizer", overwrite("tokenizer_config.json", lambda b: b[:-9])
+
+
+def test_every_command_names_what_a_folder_lacks_alike(honest: Path, tmp_path: Path) -> None:
+    """By one function; a folder without any model may be a run or a checkpoint to those that take these."""
+    for what, change in unusable(honest):
+        folder = shutil.copytree(honest, tmp_path / "m")
+        change(folder)
+        ways: dict[str, Callable[[], object]] = {
+            "export": lambda folder=folder: export.main(["--checkpoint", str(folder), "--out", str(tmp_path / "out")]),
+            "generate": lambda folder=folder: generate.main(["--model", str(folder), "--prompt", "x"]),
+            "the page": lambda folder=folder: load_model(folder, "cpu"),
+            "evaluate": lambda folder=folder: evaluate.main(
+                ["--model", str(folder), "--tasks", "medqa", "--out", str(tmp_path / "scores")]
+            ),
+            "finetune": lambda folder=folder: find_source(folder, None),
+            "init_from": lambda folder=folder: read_origin(folder),
+        }
+        said = {}
+        for name, way in ways.items():
+            with pytest.raises(BadInput) as refused:
+                way()
+            said[name] = str(refused.value).removeprefix(f"init_from = {folder}: ")
+        if what == "nothing in it":
+            said = {name: text for name, text in said.items() if name in ("generate", "the page", "evaluate")}
+            assert f"python recipes/export.py --checkpoint {folder} --out " in said["generate"]
+        assert len(set(said.values())) == 1 and str(folder) in said["generate"], f"{what}: {said}"
+        shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_every_command_computes_attention_scaled_by_layer(dtype: str, honest: Path, tmp_path: Path) -> None:
+    """As BioMedLM was published; transformers' fast attention would leave the scale out without a word."""
+    folder, exported = tmp_path / "m", tmp_path / "exported"
+    model = GPT2LMHeadModel.from_pretrained(honest, scale_attn_by_inverse_layer_idx=True, attn_implementation="eager")
+    model.to(getattr(torch, dtype)).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
+    AutoTokenizer.from_pretrained(honest).save_pretrained(folder)
+    export.main(["--checkpoint", str(folder), "--out", str(exported)])
+    expected = logits(model.float().eval())
+    plain, _ = load_model(exported, "cpu")
+    drawn, tokenizer = load_model(folder, "cpu")
+    assert drawn.dtype == getattr(torch, dtype)
+    bound = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}[dtype] * expected.abs().max()
+    for found in (logits(plain), logits(drawn), logits(load_pretrained(folder)[0])):
+        assert (found - expected).abs().max() <= bound
+    with torch.no_grad():
+        for attention in drawn.transformer.h:
+            attention.attn.scale_attn_by_inverse_layer_idx = False
+    assert (logits(drawn) - expected).abs().max() > 2 * bound, "the test would not see the scale left out"
+    assert sample_text(load_pretrained(folder)[0], tokenizer) == sample_text(plain.float(), tokenizer)
+
+
+def sample_text(model: Any, tokenizer: Any) -> str:
+    """What a model writes, its cache in use."""
+    settings = {"max_new_tokens": 12, "temperature": 0.0, "repetition_penalty": 1.0, "seed": 1}
+    return "".join(Continuation(model, tokenizer, "ba", settings))
 
 
 def test_there_is_one_way_to_open_a_folder() -> None:
