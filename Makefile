@@ -1,12 +1,18 @@
 # Thin on purpose: each target is the command that one would type. `make` alone lists them.
+# sample, text, or one or several of PUBLISHED, which go into one corpus.
 SOURCE  ?= sample
-# A file, folder, glob or URL, blanks in it or not; the sample needs none. CORPUS adds any other switch of
-# data_prep/corpus.py, as --input MORE FILES.
+PUBLISHED := pile medline pmc
+# A file, folder, glob or URL, blanks in it or not. The sample needs none; what is published is read from data/NAME/files,
+# where data_prep/acquire.py is told to put it. CORPUS adds any other switch of data_prep/corpus.py, as --input MORE FILES.
 INPUT   ?=
 CORPUS  ?=
-DATA    ?= data/$(SOURCE)
+# What is published goes where yamls/biomedlm-*.yaml read.
+DATA    ?= $(if $(filter-out $(PUBLISHED),$(SOURCE)),data/$(SOURCE),data/pubmed)
 SEQ_LEN ?= 1024
-SHARDS  ?= $(DATA)/shards
+# A folder for each kind of shards: shards, shards-256, shards-no-eos.
+SHARDS  ?= $(DATA)/shards$(if $(filter-out 1024,$(SEQ_LEN)),-$(SEQ_LEN))$(if $(filter 0,$(EOS)),-no-eos)
+# Entries of the tokenizer that is trained on the corpus; empty: BioMedLM's 28,896, fewer of less text.
+VOCAB   ?=
 # A tokenizer folder, or a model's, whose training is continued; empty: one is trained on the corpus.
 TOKENIZER ?=
 # EOS=0 leaves <|endoftext|> out between documents, as in 2022.
@@ -31,6 +37,14 @@ PYTHON  ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3;
 BIN     := .venv/bin
 UV      ?= $(or $(shell command -v uv),$(BIN)/uv)
 quoted   = '$(subst ','\'',$(1))'
+one_read = --source $(1) $(if $(filter $(1),$(PUBLISHED)),--input data/$(1)/files)
+read     = $(if $(INPUT),--source $(SOURCE) --input $(call quoted,$(INPUT)),$(foreach name,$(SOURCE),$(call one_read,$(name))))
+define ONE_INPUT
+SOURCE='$(SOURCE)'$(if $(INPUT), INPUT='$(INPUT)'): say one source with its INPUT, and the others in CORPUS, as in
+  make shards SOURCE=medline INPUT=baseline CORPUS='--source pmc --input articles'
+  make shards SOURCE=text INPUT=notes CORPUS='--source medline --input data/medline/files' DATA=data/mine
+Several without INPUT are of $(PUBLISHED), and are read from data/NAME/files
+endef
 # Images for containers often forbid Python to keep what it compiles: then each start compiles torch and Composer again,
 # 22 s in place of 9, and the tests start hundreds.
 export PYTHONDONTWRITEBYTECODE :=
@@ -70,13 +84,14 @@ ladder: .venv/installed ## small runs -> loss against compute -> what a large on
 preflight: .venv/installed ## data, ranks, network, memory, a few real steps and a resumption, before a run (YAML=… FAKE_WORLD=128)
 	@$(BIN)/$(if $(FAKE_WORLD),python,composer) recipes/preflight.py $(YAML) $(if $(FAKE_WORLD),--fake-world $(FAKE_WORLD)) $(PREFLIGHT)
 
-shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE=pile INPUT='pile/*.jsonl.zst' SEQ_LEN=1024 EOS=1 DATA=data/pile CLUSTER=ray REMOTE=s3://…)
-	$(BIN)/python data_prep/corpus.py --source $(SOURCE) $(if $(INPUT),--input $(call quoted,$(INPUT))) --out $(call quoted,$(DATA)/corpus) --cluster $(CLUSTER) $(CORPUS)
-	$(if $(TOKENIZER),,$(BIN)/python data_prep/tokenizer.py --corpus $(call quoted,$(DATA)/corpus) --out $(call quoted,$(DATA)/tokenizer))
+shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE='medline pmc' INPUT=… SEQ_LEN=1024 EOS=1 VOCAB=… DATA=data/pubmed CLUSTER=ray REMOTE=s3://…)
+	$(if $(word 2,$(SOURCE)),$(if $(INPUT)$(filter-out $(PUBLISHED),$(SOURCE)),$(error $(ONE_INPUT))))
+	$(BIN)/python data_prep/corpus.py $(read) --out $(call quoted,$(DATA)/corpus) --cluster $(CLUSTER) $(CORPUS)
+	$(if $(TOKENIZER),,$(BIN)/python data_prep/tokenizer.py --corpus $(call quoted,$(DATA)/corpus) --out $(call quoted,$(DATA)/tokenizer) $(if $(VOCAB),--vocab-size $(call quoted,$(VOCAB))))
 	$(BIN)/python data_prep/shards.py --corpus $(call quoted,$(DATA)/corpus) --tokenizer $(call quoted,$(or $(TOKENIZER),$(DATA)/tokenizer)) --out $(call quoted,$(SHARDS)) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos) --cluster $(CLUSTER) $(if $(REMOTE),--remote $(call quoted,$(REMOTE)))
 
 smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a trained, exported, talking model
-	@$(MAKE) --no-print-directory shards SOURCE=sample DATA=data/sample SEQ_LEN=256 SHARDS=data/sample/shards-256
+	@$(MAKE) --no-print-directory shards SOURCE=sample DATA=data/sample SEQ_LEN=256 EOS=1 SHARDS=data/sample/shards-256
 	$(BIN)/python recipes/train.py yamls/smoke-cpu.yaml
 	$(BIN)/python recipes/export.py --checkpoint runs/smoke --out runs/smoke/model
 	$(BIN)/python recipes/generate.py --model runs/smoke/model --out runs/smoke/samples.json

@@ -32,6 +32,8 @@ from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.spike_guard import SpikeGuard
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.schema import RunConfig, batches_of
+from recipes.dataloading.beginnings import beginnings
+from recipes.dataloading.token_dataset import TokenShards
 from recipes.modeling.token_loss import TokenSources
 from recipes.planning.gpus import CUDA_NAMES, GPUS
 from recipes.runs.names import METRICS, TEXTS
@@ -46,6 +48,7 @@ class RunContext:
         replicas: copies of a sharded model; None: it is not sharded.
         shards: what is trained on; None: not token shards, but a task.
         sources: of the tokens of the validation split, if there are several.
+        val: samples of the validation split; None: as for `shards`.
         rng: restores the random state of a checkpoint.
         first_batch: compares the first batch after a load.
         sums: what callbacks ask of all ranks.
@@ -56,6 +59,7 @@ class RunContext:
     replicas: int | None = None
     shards: ShardsInfo | None = None
     sources: TokenSources | None = None
+    val: TokenShards | None = None
     rng: RestoreRNG = field(default_factory=RestoreRNG)
     first_batch: FirstBatch = field(default_factory=FirstBatch)
     sums: RankSums = field(default_factory=RankSums)
@@ -95,7 +99,11 @@ def _data_monitor(values: Any, cfg: Any, run: RunContext) -> Callback | None:
 
 def _generate_samples(values: Any, cfg: Any, run: RunContext) -> Callback:
     written, tokenizer = Path(cfg.run_dir) / TEXTS, Path(cfg.data.tokenizer)
-    return GenerateSamples(written, tokenizer, values.prompts, values.max_new_tokens, cfg.model.n_positions, cfg.seed)
+    prompts = values.prompts
+    if prompts is None:
+        assert run.val is not None, "check_finetuning refuses it where there are no shards"
+        prompts = beginnings(run.val, tokenizer)
+    return GenerateSamples(written, tokenizer, prompts, values.max_new_tokens, cfg.model.n_positions, cfg.seed)
 
 
 def _speed_monitor(values: Any, cfg: Any, run: RunContext) -> Callback:

@@ -11,6 +11,7 @@ import data_prep.common.script_folder  # noqa: F401
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
@@ -18,14 +19,20 @@ from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import DAY
 from data_prep.common.lock import hold
-from data_prep.filtering.build_corpus import NEAR_DUPLICATES, VAL_FRACTION, build_corpus
+from data_prep.filtering.build_corpus import (
+    DEFAULT_VAL_FRACTION,
+    NEAR_DUPLICATES,
+    VAL_DOCUMENTS,
+    VAL_FRACTION,
+    build_corpus,
+)
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sources.document import Source
 from data_prep.sources.registry import SOURCES
 
 
 class _AddSource(argparse.Action):
-    """`--source` begins a source, `--input` and its switches belong to the last one begun."""
+    """`--source` begins a source; `--input` belongs to the last one begun, a switch to the last one that has it."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None):
         sources: dict[str, JsonDict] = namespace.sources
@@ -38,13 +45,15 @@ class _AddSource(argparse.Action):
             return
         if not sources:
             raise BadInput(f"{self.option_strings[0]} comes before the --source that it belongs to")
-        name = list(sources)[-1]
+        begun = list(sources)[::-1]
         if self.dest == "input":
-            sources[name]["input"] += values
-        elif self.dest in {switch.name for switch in fields(SOURCES[name])}:
-            sources[name][self.dest] = values if self.nargs is None else True
-        else:
-            raise BadInput(f"{self.option_strings[0]} is not a switch of the source {name}")
+            sources[begun[0]]["input"] += values
+            return
+        for name in begun:
+            if self.dest in {switch.name for switch in fields(SOURCES[name])}:
+                sources[name][self.dest] = values if self.nargs is None else True
+                return
+        raise BadInput(f"{self.option_strings[0]} is not a switch of the source {' or '.join(begun)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -56,7 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--source", action=_AddSource, required=True, help=f"where the text comes from: {names}; may come again")
     add("--input", action=_AddSource, nargs="+", help="its files, folders, globs or URLs (s3://, hf://)")
     add("--out", type=folder_to_make, required=True, help="the corpus folder to make")
-    add("--val-fraction", type=Allowed(VAL_FRACTION), default=0.01, help="share of documents in val (default 0.01)")
+    add(
+        "--val-fraction",
+        type=Allowed(VAL_FRACTION),
+        default=DEFAULT_VAL_FRACTION,
+        help=f"share of documents in val (default {DEFAULT_VAL_FRACTION}, and at the least {VAL_DOCUMENTS} documents, "
+        "or a tenth of all)",
+    )
     add("--on-error", choices=("stop", "skip"), default="stop", help="at a record that cannot be read (default stop)")
     add_workers(parser)
     add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
@@ -88,6 +103,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         patterns = switches.pop("input")
         if not patterns and SOURCES[name].needs_input:
             raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
+        if patterns == [here := f"data/{name}/files"] and not Path(here).exists():  # as the Makefile gives it
+            raise BadInput(
+                f"{here} does not exist; fetch it with `python data_prep/acquire.py {name} --out {here}`, or name what "
+                "you have: INPUT=FILES"
+            )
         sources[name] = (SOURCES[name](**switches), patterns)
     with hold(args.out):
         build_corpus(

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
-from data_prep.common.limits import BUCKET, SEQ_LEN
+from data_prep.common.limits import BUCKET, DEFAULT_SEQ_LEN, SEQ_LEN
 from data_prep.common.lock import hold
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sharding.build_shards import COMPRESSION, SIZE_LIMIT_MB, build_shards
@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
     parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder, or a model's")
     parser.add_argument("--out", type=folder_to_make, required=True, help="the shards folder to make")
-    parser.add_argument("--seq-len", type=Allowed(SEQ_LEN), default=1024, help="tokens a sample (default 1024)")
+    parser.add_argument(
+        "--seq-len", type=Allowed(SEQ_LEN), default=DEFAULT_SEQ_LEN, help=f"tokens a sample (default {DEFAULT_SEQ_LEN})"
+    )
     parser.add_argument("--no-eos", action="store_true", help="no end-of-text between documents, as in 2022")
     parser.add_argument("--compression", choices=sorted(COMPRESSION), default="zstd", help="of shards (default zstd)")
     parser.add_argument(

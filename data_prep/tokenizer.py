@@ -14,8 +14,8 @@ from pathlib import Path
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
 from data_prep.common.lock import hold
-from data_prep.tokenizing.tokenizer_format import END_OF_TEXT
-from data_prep.tokenizing.training import VOCAB_SIZE, VOCAB_SIZES, build_tokenizer
+from data_prep.tokenizing.tokenizer_format import END_OF_TEXT, VOCAB_SIZE
+from data_prep.tokenizing.training import BYTES_PER_ENTRY, VOCAB_SIZES, build_tokenizer
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -26,8 +26,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vocab-size",
         type=Allowed(VOCAB_SIZES),
-        default=VOCAB_SIZE,
-        help=f"entries with {END_OF_TEXT} (default {VOCAB_SIZE})",
+        help=f"entries with {END_OF_TEXT} (default {VOCAB_SIZE}, fewer of less than "
+        f"{VOCAB_SIZE * BYTES_PER_ENTRY / 1e6:.0f} MB of text)",
     )
     parser.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt, to compare with")
     args = parser.parse_args(argv)

@@ -155,3 +155,4 @@ DAY = Text(is_day, "a day such as 2026-01-31")
 BUCKET = Text(re.compile(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?").fullmatch, "of the form s3://bucket/prefix")
 DEVICE = Text(re.compile(r"cpu|cuda(:\d{1,3})?").fullmatch, "cpu, cuda, or one of several such as cuda:1")
 SEQ_LEN = Whole(2, 2**20)  # tokens of a sample; the second is predicted from the first
+DEFAULT_SEQ_LEN = 1024  # BioMedLM's

@@ -10,6 +10,7 @@ for the whole chain. They hold no clock and no path: the same input gives the sa
 from __future__ import annotations
 
 import hashlib
+import shlex
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import version
@@ -51,12 +52,13 @@ def read_manifest(folder: Path, stage: str, made_by: str, shape: Shape = dict) -
     Args:
         folder: the stage's output folder.
         stage: the stage that must have written it.
-        made_by: the command that makes such a folder, for the message.
+        made_by: the command that makes such a folder, for the message; `{folder}` in it is the folder.
         shape: what the manifests of this stage hold, as far as it is read.
 
     Raises:
         BadInput: there is no such folder, it is unfinished or altered, or another stage wrote it.
     """
+    made_by = made_by.replace("{folder}", shlex.quote(str(folder)))
     if not (folder / MANIFEST).is_file():
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise BadInput(f"{folder} {what}, so it is not a finished {stage} folder; make one with `{made_by}`")

@@ -46,6 +46,8 @@ from data_prep.sources.document import Source
 
 XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
 VAL_FRACTION = Real(0, 1, above=True, below=True)
+DEFAULT_VAL_FRACTION = 0.01
+VAL_DOCUMENTS = 20  # that val has at the least where nobody has said its share, or a tenth of a smaller corpus
 NEAR_DUPLICATES = Real(0, 1, above=True)
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 
@@ -53,7 +55,7 @@ INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md
 def build_corpus(
     sources: Mapping[str, tuple[Source, Sequence[str]]],
     out: Path,
-    val_fraction: float = 0.01,
+    val_fraction: float = DEFAULT_VAL_FRACTION,
     on_error: str = "stop",
     exclude_pmids: Sequence[str] = (),
     decontaminate: Sequence[str] = (),
@@ -67,7 +69,8 @@ def build_corpus(
     Args:
         sources: name -> the source and its inputs (paths, folders, globs, URLs).
         out: the folder to make.
-        val_fraction: share of the documents that go to val, 0 to 1, both excluded.
+        val_fraction: share of the documents that go to val, 0 to 1, both excluded. At its default, val has
+            `VAL_DOCUMENTS` at the least, or a tenth of a corpus that is too small for that.
         on_error: `stop` at the first record that cannot be read, or `skip` it: it is counted in the manifest and
             listed in `bad_records.jsonl.zst`.
         exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
@@ -151,6 +154,11 @@ def _build(
     with Selection(work) as selection:
         selection.load(batches, work)
         bad, overlap = _choose(selection, rules, request["arguments"], pmids)
+        own_splits = any(file.split for batch in batches for file in batch.files)
+        if rules.val_fraction == DEFAULT_VAL_FRACTION and not own_splits:
+            counts = selection.documents()
+            total = sum(counts.get(split, 0) for split in SPLITS)
+            selection.fill_val(min(VAL_DOCUMENTS, max(1, total // 10)) if total > 1 else 0)
         _check_splits(selection.documents(), batches, rules)
         # What stays depends on all of these, so the parts of another build are not this one's.
         decides = {"arguments": request["arguments"], "batches": [batch.key for batch in batches], "pmids": pmids}
@@ -174,7 +182,6 @@ def _build(
     sample = _val_text(partial)
     results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": overlap}
     results["characters"] = {name: characters[name] for name in RULES if characters[name]}
-    own_splits = any(file.split for batch in batches for file in batch.files)
     write_text(partial / CARD, corpus_card({**request, **results, "own_splits": own_splits}))
     for name, counts in results["counts"].items():
         print(f"{name:6} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
@@ -251,9 +258,15 @@ def _list_inputs(
 def _check_splits(documents: Mapping[str, int], batches: Sequence[Batch], rules: Rules) -> None:
     for split in SPLITS:
         if split not in documents:
-            names = ", ".join(dict.fromkeys(batch.source_name for batch in batches))
+            names, total = ", ".join(dict.fromkeys(batch.source_name for batch in batches)), sum(documents.values())
+            if total == 1:
+                raise BadInput(
+                    f"the source {names} holds one document, and {' and '.join(SPLITS)} need one each: give more, "
+                    "or cut plain text into documents, as with --document-characters 10000 (make shards … "
+                    "CORPUS='--document-characters 10000')"
+                )
             raise BadInput(
-                f"of {sum(documents.values())} documents in the source {names} none fell into {split} "
+                f"of {total} documents in the source {names} none fell into {split} "
                 f"with --val-fraction {rules.val_fraction}; give more input or another fraction"
             )
 

@@ -13,6 +13,7 @@ from data_prep.files import json_lines
 from data_prep.sources.document import Document
 
 STAGE = "corpus"
+MADE_BY = "python data_prep/corpus.py --source NAME --input FILES --out {folder}"
 # Of what a command makes of its input; documents of all formats are read alike. Since 4 the text of articles
 # and abstracts is made by the rules of docs/data.md, and that of files of one's own as before.
 FORMAT = 4
@@ -41,7 +42,7 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
     Raises:
         BadInput: no finished corpus there, a part is missing, cut off, damaged or altered, or a line is not a document.
     """
-    manifest = read_manifest(folder, STAGE, "make corpus", SHAPE)
+    manifest = read_manifest(folder, STAGE, MADE_BY, SHAPE)
     for name, output in sorted(manifest["outputs"].items()):
         if name.startswith(f"{split}-"):
             yield from read_part(folder / name, output["sha256"])

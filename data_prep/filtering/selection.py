@@ -256,6 +256,14 @@ class Selection:
             "FROM entries WHERE reason IS NULL) WHERE turn > 1",
         )
 
+    def fill_val(self, least: int) -> None:
+        """Move documents of train to val, the first by a hash of their ids, until val has `least`."""
+        missing = least - self.documents().get("val", 0)
+        if missing > 0:
+            found = self._db.execute("SELECT id, number FROM entries WHERE reason IS NULL AND split = 1").fetchall()
+            found.sort(key=lambda one: spool.share_of(one[0]))
+            self._db.executemany("UPDATE entries SET split = 0 WHERE number = ?", ((n,) for _, n in found[:missing]))
+
     def dropped(self) -> Counter[str]:
         """How many went, by reason."""
         return Counter(

@@ -79,8 +79,12 @@ class Batch:
 
 def split_of(document_id: str, val_fraction: float) -> str:
     """`train` or `val`, from the id alone: order, workers and re-runs cannot move a document."""
-    digest = hashlib.sha256(document_id.encode()).digest()
-    return "val" if int.from_bytes(digest[:8], "big") < val_fraction * 2**64 else "train"
+    return "val" if share_of(document_id) < val_fraction * 2**64 else "train"
+
+
+def share_of(document_id: str) -> int:
+    """A hash of an id, below 2**64: the documents with the smallest ones are val."""
+    return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
 
 
 def place_of(document_id: str) -> bytes:

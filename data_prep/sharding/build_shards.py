@@ -24,7 +24,7 @@ import zstandard
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, canonical_json
-from data_prep.common.limits import SEQ_LEN, Whole
+from data_prep.common.limits import DEFAULT_SEQ_LEN, SEQ_LEN, Whole
 from data_prep.common.manifest import begin, finished, library_versions, manifest_sha256, publish, read_manifest
 from data_prep.filtering import corpus_format
 from data_prep.running.progress import Done
@@ -44,7 +44,7 @@ def build_shards(
     corpus_folder: Path,
     tokenizer_folder: Path,
     out: Path,
-    seq_len: int = 1024,
+    seq_len: int = DEFAULT_SEQ_LEN,
     eos_between_documents: bool = True,
     compression: str = "zstd",
     size_limit_mb: int = 64,
@@ -69,7 +69,7 @@ def build_shards(
             that differs from the tokenizer, or no room on the disk.
     """
     _check_arguments(seq_len, size_limit_mb, encoder_name)
-    corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, "make corpus", corpus_format.SHAPE)
+    corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, corpus_format.MADE_BY, corpus_format.SHAPE)
     vocabulary, tokenizer_sha256 = read_vocabulary(tokenizer_folder)
     request: JsonDict = {
         "stage": STAGE,

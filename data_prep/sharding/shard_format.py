@@ -39,6 +39,7 @@ from data_prep.filtering.corpus_format import FACTS
 from data_prep.tokenizing.tokenizer_format import VOCABULARY
 
 STAGE = "shards"
+MADE_BY = "python data_prep/shards.py --corpus CORPUS --tokenizer TOKENIZER --out {folder}"
 FORMAT = 2
 COLUMN = "tokens"
 SPLITS = ("train", "val")
@@ -149,13 +150,17 @@ class ShardsInfo:
     manifest: dict[str, Any]
 
 
-def read_shards_info(folder: Path) -> ShardsInfo:
+def read_shards_info(folder: Path, made_by: str = MADE_BY) -> ShardsInfo:
     """Read and check a shards folder's manifest.
+
+    Args:
+        folder: the shards.
+        made_by: the command that makes such a folder, for the message.
 
     Raises:
         BadInput: no finished shards folder, or one of another format version.
     """
-    manifest = read_manifest(folder, STAGE, "make shards")
+    manifest = read_manifest(folder, STAGE, made_by)
     if manifest.get("format") != FORMAT:
         raise BadInput(f"{folder} has shard format {manifest.get('format')!r}, this version reads {FORMAT}; rebuild it")
     check_shape(manifest, SHAPE, str(folder / MANIFEST))

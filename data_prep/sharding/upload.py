@@ -9,7 +9,7 @@ from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files.object_store import THREADS, Store
 from data_prep.running.progress import Progress
-from data_prep.sharding.shard_format import STAGE
+from data_prep.sharding.shard_format import MADE_BY, STAGE
 
 UPLOAD_FILES = 64  # are uploaded, then listed and read back, at a time
 UPLOADS = 3  # of a file that does not arrive as it was written
@@ -29,7 +29,7 @@ def upload(folder: Path, url: str) -> None:
         Unavailable: the store does not answer, or a file does not arrive as it was written.
     """
     far = Store(url, "--remote")
-    outputs = read_manifest(folder, STAGE, "make shards")["outputs"]
+    outputs = read_manifest(folder, STAGE, MADE_BY)["outputs"]
     manifest, contents = (folder / MANIFEST).read_bytes(), far.contents()
     if MANIFEST in contents:
         if far.get(MANIFEST) != manifest:

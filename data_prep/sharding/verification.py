@@ -23,6 +23,7 @@ from data_prep.files import json_lines
 from data_prep.sharding.shard_format import (
     COLUMN,
     DOCUMENTS,
+    MADE_BY,
     SPLITS,
     STAGE,
     ShardsInfo,
@@ -54,7 +55,7 @@ def verify(folder: Path) -> ShardsInfo:
 
 def check_manifest(folder: Path) -> None:
     """The manifest vouches for all other files, its seal for itself."""
-    read_manifest(folder, STAGE, "make shards")
+    read_manifest(folder, STAGE, MADE_BY)
     path = folder / MANIFEST
     manifest = read_json(path)
     if manifest.get("seal") != seal(manifest) or path.read_text(encoding="utf-8") != canonical_json(manifest):

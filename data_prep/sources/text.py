@@ -1,4 +1,4 @@
-"""Text of one's own: JSON lines, Parquet, or plain text, one file of which is one document.
+"""Text of one's own: JSON lines, Parquet, or plain text, one file of which is one document or is cut into several.
 
 JSON lines and Parquet hold one document a line or row: its text, and where there are such keys its id, date, licence
 and PubMed number. A document without an id is called by its file and line, `notes/a.jsonl:17`. An id `pmid:17`, as
@@ -7,13 +7,16 @@ PubMed's documents have in a corpus, says a PubMed number; an id that is a bare 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, ClassVar, cast
 
 from data_prep.common.bounds import PARQUET_BATCH_BYTES, PARQUET_BYTES, RECORD_BYTES, check_bytes
+from data_prep.common.command_line import Allowed
 from data_prep.common.dates import parse_date
 from data_prep.common.errors import BadInput
+from data_prep.common.limits import Whole
 from data_prep.common.pmid import parse_pmid, pmid_of_id
 from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import Input, Stream
@@ -28,6 +31,9 @@ PLAIN = (".txt", ".txt.zst", ".txt.gz", ".txt.xz")
 PARQUET = (".parquet",)
 ROWS = 16  # of a Parquet file at a time: what its metadata say of their sizes may be wrong
 READ_BYTES = 1 << 20  # of it
+DOCUMENT_CHARACTERS = Whole(1, RECORD_BYTES)
+LINE_END = re.compile(r"\n")
+EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Text:
         license_key: of a licence code such as `CC BY`.
         pmid_key: of the PubMed number, by which documents are held out and articles matched with their abstracts.
         set_name: what documents' `source` says.
+        document_characters: plain text is cut into documents of so many or a paragraph more; None: a file is one.
     """
 
     text_key: str = switch("text", "key or column (default text)")
@@ -49,6 +56,11 @@ class Text:
     license_key: str = switch("license", "key or column (default license)")
     pmid_key: str = switch("pmid", "key or column (default pmid)")
     set_name: str = switch("text", "what the documents' source is called (default text)")
+    document_characters: int | None = switch(
+        None,
+        "cut plain text between paragraphs into documents of about so many characters (default: a file is one)",
+        Allowed(DOCUMENT_CHARACTERS),
+    )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = False
 
@@ -64,7 +76,7 @@ class Text:
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
         """The file's documents."""
         if file.name.endswith(PLAIN):
-            yield self._plain(file, stream)
+            yield from self._plain(file, stream)
         elif file.name.endswith(PARQUET):
             keys = (self.text_key, self.id_key, self.date_key, self.license_key, self.pmid_key)
             for number, row in enumerate(parquet_rows(file, stream, keys), start=1):
@@ -85,7 +97,7 @@ class Text:
                     else self._entry(record, place, f"{file.name}:{number}")
                 )
 
-    def _plain(self, file: Input, stream: Stream) -> Entry:
+    def _plain(self, file: Input, stream: Stream) -> Iterator[Entry]:
         content = bytearray()
         for block in json_lines.blocks(stream, file.url):
             content += block
@@ -93,8 +105,15 @@ class Text:
         try:
             text = tidy(content.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            return Bad(f"byte {error.start}", f"not UTF-8 ({error.reason})")
-        return Document(file.name, text, self.set_name, None, None) if text else Dropped("without text")
+            yield Bad(f"byte {error.start}", f"not UTF-8 ({error.reason})")
+            return
+        if not text:
+            yield Dropped("without text")
+        elif self.document_characters is None:
+            yield Document(file.name, text, self.set_name, None, None)
+        else:
+            for number, part in enumerate(cut(text, self.document_characters), start=1):
+                yield Document(f"{file.name}:{number}", part, self.set_name, None, None)
 
     def _entry(self, record: dict[str, Any], place: str, fallback_id: str) -> Entry:
         text = _value(record, self.text_key)
@@ -124,6 +143,19 @@ class Text:
 def tidy(text: str) -> str:
     """Line ends as line feeds, no white space at the ends; else as it is."""
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def cut(text: str, characters: int) -> Iterator[str]:
+    """The text in parts of whole paragraphs: the shortest that have so many characters.
+
+    Empty lines part paragraphs; in a text without any, each line is one.
+    """
+    start, gaps = 0, EMPTY_LINES if EMPTY_LINES.search(text) else LINE_END
+    for gap in gaps.finditer(text):
+        if gap.start() - start >= characters:
+            yield text[start : gap.start()]
+            start = gap.end()
+    yield text[start:]
 
 
 def _value(record: dict[str, Any], key: str) -> Any:

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 STAGE = "tokenizer"
+MADE_BY = "python data_prep/tokenizer.py --corpus CORPUS --out {folder}"
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
+VOCAB_SIZE = 28_896  # BioMedLM's
 VOCABULARY = {"vocab_size": int, "eos_token_id": int, "sha256": str}
 SHAPE = {"tokenizer": VOCABULARY}  # of its manifest
 TOKENIZER_JSON, MODEL_CONFIG = "tokenizer.json", "config.json"
@@ -34,7 +36,7 @@ def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
     """
     path = folder / TOKENIZER_JSON
     if not (folder / MODEL_CONFIG).is_file():
-        vocabulary = read_manifest(folder, STAGE, "make tokenizer", SHAPE)["tokenizer"]
+        vocabulary = read_manifest(folder, STAGE, MADE_BY, SHAPE)["tokenizer"]
         if not path.is_file() or sha256_file(path) != vocabulary["sha256"]:
             raise BadInput(f"{path} was altered after it was made; make the folder again")
         return vocabulary, manifest_sha256(folder)

@@ -18,6 +18,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.limits import PATH
 from data_prep.common.redaction import without_credentials_within
+from data_prep.tokenizing.tokenizer_format import TOKENIZER_JSON, VOCAB_SIZE, read_vocabulary
 from recipes.config.checks import check_every_run, check_finetuning, check_pretraining
 from recipes.config.old_keys import refuse_old_keys, translate_old_keys
 from recipes.config.schema import FinetuneConfig, RunConfig, TrainConfig
@@ -110,10 +111,33 @@ def load_recorded_config(path: Path) -> TrainConfig:
 
 
 def _pretraining(layers: Sequence[Layer], name: str) -> TrainConfig:
+    _fill_in_the_vocabulary(layers)
     cfg = _merge(TrainConfig, layers, name)
     check_every_run(cfg, name)
     check_pretraining(cfg, name)
     return cfg
+
+
+def _fill_in_the_vocabulary(layers: Sequence[Layer]) -> None:
+    """Put the entries of `data.tokenizer` where `model.vocab_size` is null, BioMedLM's as long as there is none.
+
+    Whether the shards have as many, `check_shards` sees.
+
+    Raises:
+        BadInput: a tokenizer that was altered.
+    """
+
+    models, data = (
+        [layer[name] for _, layer in layers if isinstance(layer.get(name), dict)] for name in ("model", "data")
+    )
+    unsaid = [model for model in models if "vocab_size" in model and model["vocab_size"] is None]
+    if not unsaid:
+        return
+    tokenizer, vocab_size = next((one["tokenizer"] for one in reversed(data) if "tokenizer" in one), None), VOCAB_SIZE
+    if isinstance(tokenizer, str) and (Path(tokenizer) / TOKENIZER_JSON).is_file():
+        vocab_size = read_vocabulary(Path(tokenizer))[0]["vocab_size"]
+    for model in unsaid:
+        model["vocab_size"] = str(vocab_size)
 
 
 def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:

@@ -135,6 +135,7 @@ TAG = Text(lambda text: 0 < len(text.strip()) <= 64 and text.isprintable(), "a t
 class ModelConfig:
     """The architecture, under GPT2Config's names."""
 
+    # Null in a YAML: that of `data.tokenizer`, and BioMedLM's until there is one.
     vocab_size: Annotated[int, Whole(2, 2**24)] = MISSING
     n_positions: Positions = MISSING
     n_embd: Annotated[int, Whole(1, 2**16)] = MISSING
@@ -259,8 +260,8 @@ class DataMonitorConfig:
 class GenerateSamplesConfig:
     """callbacks.GenerateSamples: texts that the model writes from these prompts after each evaluation."""
 
-    # Each is a text to continue; for none, null in the place of `generate_samples`.
-    prompts: Annotated[list[Annotated[str, PROSE]], Items(1, 1000)] = field(default_factory=list)
+    # Each is a text to continue; null: how samples of val begin. For no texts, null in the place of `generate_samples`.
+    prompts: Annotated[list[Annotated[str, PROSE]], Items(1, 1000)] | None = None
     max_new_tokens: Annotated[int, NEW_TOKENS] = 48
 
 

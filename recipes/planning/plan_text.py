@@ -46,6 +46,7 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),
         ("data", data),
         ("passes", passes),
+        *_too_little_text(plan),
         ("memory a rank", _memory_row(plan, cfg)),
         ("FLOPs a token", f"{plan.flops_per_token / 1e9:.4g} GFLOP, {plan.flops_per_token * plan.tokens:.3g} in all"),
         ("learning rate", f"0 -> {lr:g} in {plan.warmup_batches} batches, {shape}"),
@@ -62,6 +63,20 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         rows.insert(5, ("between nodes", _network_row(plan, cfg)))
     width = max(len(name) for name, _ in rows)
     return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def _too_little_text(plan: Plan) -> list[tuple[str, str]]:
+    """What a text with fewer tokens than the model has parameters will not teach it."""
+    if not plan.train_tokens or plan.train_tokens >= plan.parameters:
+        return []
+    return [
+        (
+            "too little text",
+            f"{plan.train_tokens:,} tokens for {plan.parameters:,} parameters, where 20 for each are usual (arXiv "
+            "2203.15556): it learns how the text sounds, and will not learn what it says. Give it more text, or "
+            "continue a trained model: yamls/continue/domain.yaml",
+        )
+    ]
 
 
 def _memory_row(plan: Plan, cfg: TrainConfig) -> str:

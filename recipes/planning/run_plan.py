@@ -11,6 +11,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 from data_prep.sharding.shard_format import ShardsInfo, read_shards_info
 from recipes.config.schema import Duration, TrainConfig, batches_of
+from recipes.config.shards_command import shards_command
 from recipes.modeling.size import checkpoint_bytes, flops_per_token, parameter_count
 
 STATES = ("parameters", "gradients", "optimizer")
@@ -59,7 +60,7 @@ def check_shards(cfg: TrainConfig) -> ShardsInfo:
         BadInput: no shards; another seq_len, vocabulary or tokenizer; with end-of-text where none is asked for.
     """
     folder, tokenizer = Path(cfg.data.shards), Path(cfg.data.tokenizer)
-    info = read_shards_info(folder)
+    info = read_shards_info(folder, shards_command(cfg))
     for key, wanted, found in (
         ("data.seq_len", cfg.data.seq_len, info.seq_len),
         ("data.eos_between_documents", cfg.data.eos_between_documents, info.eos_between_documents),
@@ -157,7 +158,8 @@ def count_batches(cfg: TrainConfig, batches_per_epoch: int | None) -> int:
     if duration.unit == "ep":
         if not batches_per_epoch:
             raise BadInput(
-                f"max_duration = {cfg.max_duration} counts epochs, but {cfg.data.shards} is not built (make shards)"
+                f"max_duration = {cfg.max_duration} counts epochs, but {cfg.data.shards} is not built; build it with "
+                f"`{shards_command(cfg)}`"
             )
         batches = duration.value * batches_per_epoch
     else:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from composer import Callback, Trainer
@@ -111,7 +112,10 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
         # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
         warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and prepared.fsdp else None
-    run = RunContext(build_writer(cfg, prepared, parts.batches, replicas), replicas, parts.shards, parts.sources)
+    writer = build_writer(cfg, prepared, parts.batches, replicas)
+    loader: Any = parts.eval_dataloader.dataloader
+    val = loader.dataset if parts.shards else None
+    run = RunContext(writer, replicas, parts.shards, parts.sources, val)
     told = computed_with(cfg, prepared.fingerprint, prepared.fsdp is not None, parts.device_train_microbatch_size)
     trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)], told)
     run.evaluation.metrics, run.evaluation.batches = Path(cfg.run_dir) / METRICS, parts.batches

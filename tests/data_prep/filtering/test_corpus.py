@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import orjson
 import pytest
@@ -142,7 +143,7 @@ def test_unknown_source_lists_the_known_ones(tmp_path: Path):
 
 
 def test_reading_an_unfinished_folder_names_the_way_out(tmp_path: Path):
-    with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
+    with pytest.raises(BadInput, match=r"does not exist.*python data_prep/corpus\.py .*--out \S*/none`"):
         list(corpus_format.read_documents(tmp_path / "none", "train"))
 
 
@@ -241,6 +242,74 @@ def write_lines(path: Path, records: list[dict[str, Any]]) -> Path:
 
 def build_text(out: Path, folder: Path, **arguments: Any) -> JsonDict:
     return build_corpus({"text": (Text(), [str(folder)])}, out, 0.2, **arguments)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9, 10, 35, 199, 400])
+def test_a_small_corpus_has_some_documents_in_val(count: int, tmp_path: Path):
+    """Whose share, 1 in 100, would be none; those that the share gives are among them."""
+    for n in range(count):
+        (tmp_path / f"{n}.txt").write_text(f"text {n}")
+    manifest = build_corpus({"text": (Text(), [str(tmp_path)])}, tmp_path.with_name(f"{tmp_path.name}-corpus"))
+    kept = {
+        split: {d.id for d in corpus_format.read_documents(tmp_path.with_name(f"{tmp_path.name}-corpus"), split)}
+        for split in SPLITS
+    }
+    names = {f"{n}.txt" for n in range(count)}
+    assert kept["train"] | kept["val"] == names and not kept["train"] & kept["val"]
+    assert len(kept["val"]) == min(20, max(1, count // 10)) == manifest["counts"]["val"]["documents"]
+    assert {name for name in names if spool.split_of(name, 0.01) == "val"} <= kept["val"]
+    assert max(map(spool.share_of, kept["val"])) < min(map(spool.share_of, kept["train"]))
+
+
+def test_a_share_that_was_given_and_splits_of_the_collection_stay(tmp_path: Path):
+    write_lines(tmp_path / "a.jsonl.zst", [{"text": f"text {n}", "id": f"a{n}"} for n in range(400)])
+    manifest = build_corpus({"text": (Text(), [str(tmp_path)])}, tmp_path / "given", 0.02)
+    assert manifest["counts"]["val"]["documents"] == sum(spool.split_of(f"a{n}", 0.02) == "val" for n in range(400))
+    assert manifest["counts"]["val"]["documents"] < 20
+    meta = {"pile_set_name": "PubMed Abstracts"}
+    for name, count in (("00", 300), ("val", 1)):
+        lines = [{"text": f"{name} {n}", "meta": meta} for n in range(count)]
+        write_lines(tmp_path / "pile" / f"{name}.jsonl.zst", lines)
+    manifest = build_corpus({"pile": (Pile(), [str(tmp_path / "pile")])}, tmp_path / "pile-corpus")
+    assert [manifest["counts"][split]["documents"] for split in ("train", "val")] == [300, 1]
+
+
+@pytest.mark.parametrize("end", ["\n\n", "\n \t\n\n", "\n"])
+def test_one_long_text_is_cut_as_its_refusal_says(end: str, tmp_path: Path):
+    book = tmp_path / "book.txt"
+    text = end.join(f"Paragraph {n}, {'word ' * (n % 7)}end." for n in range(3000))
+    book.write_text(text)
+    line = ["--source", "text", "--input", str(book), "--out", str(tmp_path / "corpus"), "--workers", "1"]
+    with pytest.raises(BadInput, match="holds one document") as refused:
+        corpus.main(line)
+    (said,) = re.findall(r"as with (--document-characters \d+)", str(refused.value))
+    corpus.main([*line, *said.split()])
+    documents = [d for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)]
+    documents.sort(key=lambda d: int(d.id.removeprefix("book.txt:")))
+    assert end.join(d.text for d in documents) == text and len(documents) > 5
+    assert all(len(d.text) >= int(said.split()[1]) for d in documents[:-1])
+
+
+def test_a_switch_goes_to_the_last_source_that_has_it(tmp_path: Path):
+    """As CORPUS of make, behind all sources, needs it."""
+    for name in ("a", "b"):
+        write_lines(tmp_path / f"{name}.jsonl.zst", [{"text": f"text {name} {n}"} for n in range(20)])
+    sources = ["--source", "text", "--input", str(tmp_path), "--source", "sample"]
+    parsed = {}
+    with mock.patch.object(corpus, "build_corpus", lambda sources, *_, **__: parsed.update(sources)):
+        corpus.main([*sources, "--set-name", "mine", "--out", str(tmp_path / "corpus")])
+    assert parsed["text"][0].set_name == "mine"
+    with pytest.raises(BadInput, match="--languages is not a switch of the source sample or text"):
+        corpus.main([*sources, "--languages", "eng", "--out", str(tmp_path / "corpus")])
+
+
+def test_a_folder_that_make_takes_for_granted_is_named_with_what_fetches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("pile", "medline", "pmc"):
+        with pytest.raises(BadInput, match=rf"python data_prep/acquire\.py {name} --out data/{name}/files`"):
+            corpus.main(["--source", name, "--input", f"data/{name}/files", "--out", "corpus"])
 
 
 def test_source_switches_belong_to_the_source_before_them(tmp_path: Path):

@@ -21,7 +21,7 @@ from data_prep.common.manifest import read_manifest
 from data_prep.filtering import corpus_format, spool
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 from data_prep.tokenizing import tokenizer_format
-from data_prep.tokenizing.training import build_tokenizer
+from data_prep.tokenizing.training import build_tokenizer, vocab_size_for
 
 VOCAB_SIZE = 600
 LAST = VOCAB_SIZE - 1
@@ -159,10 +159,10 @@ def test_second_call_does_nothing(tiny_corpus: Path, tiny_tokenizer: Path, capsy
 
 def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Document], make_corpus: MakeCorpus):
     with pytest.raises(BadInput, match=r"vocabulary of [\d,]+ entries, not 28,896; use a larger corpus or"):
-        build_tokenizer(tiny_corpus, tmp_path / "tokenizer")
+        build_tokenizer(tiny_corpus, tmp_path / "tokenizer", 28_896)
     with pytest.raises(BadInput, match="--vocab-size = 257, but it must be a whole number from 258"):
         build_tokenizer(tiny_corpus, tmp_path / "tokenizer", 257)
-    with pytest.raises(BadInput, match=r"does not exist.*make corpus"):
+    with pytest.raises(BadInput, match=r"does not exist.*python data_prep/corpus\.py"):
         build_tokenizer(tmp_path / "none", tmp_path / "tokenizer")
     held_out = {d.id for d in tiny_documents if spool.split_of(d.id, 0.1) == "val"}
     documents = [replace(d, source=ARTICLES) if d.id in held_out else d for d in tiny_documents]
@@ -170,6 +170,39 @@ def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Docum
     with pytest.raises(BadInput, match="has no PubMed Abstracts in val"):
         build_tokenizer(articles, tmp_path / "tokenizer")
     assert not (tmp_path / "tokenizer").exists()
+
+
+def test_the_amount_of_text_decides_how_many_entries_there_are():
+    sizes = [vocab_size_for(size) for size in range(0, 20_000_000, 9_973)]
+    assert sizes == sorted(sizes) and sizes[0] == 512 and {size % 32 for size in sizes} == {0}
+    assert sizes[-1] == vocab_size_for(43_847_418) == 28_896  # of the sample, as smoke-cpu.yaml has it
+    assert vocab_size_for(800_000) == 1984
+
+
+def test_text_with_few_words_gives_what_it_holds_unless_a_number_was_asked_for(
+    tmp_path: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str]
+):
+    """Of 0.1 MB in a language of 60 words."""
+    out = tmp_path / "tokenizer"
+    made = build_tokenizer(tiny_corpus, out)["tokenizer"]
+    assert made == json.loads((out / "manifest.json").read_text())["tokenizer"]
+    assert made["vocab_size"] == len(tokenizer_format.load_tokenizer(out).get_vocab()) == made["eos_token_id"] + 1
+    assert f"a vocabulary of {made['vocab_size']:,} entries" in capsys.readouterr().out
+    build_tokenizer(tiny_corpus, out)
+    assert capsys.readouterr().out == f"{out} is up to date\n"
+    most = made["vocab_size"] if made["vocab_size"] < 512 else 10_000
+    with pytest.raises(BadInput, match=r"vocabulary of [\d,]+ entries, not"):
+        build_tokenizer(tiny_corpus, tmp_path / "other", most + 500)
+
+
+def test_a_number_that_was_asked_for_is_refused_where_fewer_were_made(
+    tmp_path: Path, make_corpus: MakeCorpus, tiny_documents: list[Document]
+):
+    poor = [replace(d, text=f"ba bo {n}", source="notes") for n, d in enumerate(tiny_documents)]
+    out, folder = tmp_path / "tokenizer", make_corpus(tmp_path / "corpus", poor)
+    assert build_tokenizer(folder, out)["tokenizer"]["vocab_size"] < 512
+    with pytest.raises(BadInput, match="entries, not 512"):
+        build_tokenizer(folder, out, 512)
 
 
 def test_a_corpus_without_abstracts_is_read_whole(

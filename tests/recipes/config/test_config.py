@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import shutil
 import subprocess
 import sys
 import typing
@@ -42,7 +43,8 @@ KEYS = schema_keys(TrainConfig)
 
 
 def test_all_yamls_are_found() -> None:
-    names = {"biomedlm-125m", "biomedlm-2.7b", "biomedlm-2.7b-2022", "smoke-cpu", "smoke-gpu"}
+    names = {"biomedlm-125m", "biomedlm-2.7b", "biomedlm-2.7b-2022", "own-text-cpu", "own-text-gpu"}
+    names |= {"smoke-cpu", "smoke-gpu"}
     assert {path.stem for path in YAMLS} == names and len(YAMLS) == len(names)
 
 
@@ -55,6 +57,19 @@ def test_every_yaml_loads_and_plans(path: Path, tmp_path: Path) -> None:
     resolved = tmp_path / "config.yaml"
     resolved.write_text(to_yaml(cfg))
     assert load_config(resolved) == cfg
+
+
+def test_a_vocabulary_of_null_is_the_tokenizers(tiny_tokenizer: Path, tmp_path: Path) -> None:
+    null, tokenizer = "model.vocab_size=null", f"data.tokenizer={tiny_tokenizer}"
+    for order in ([null, tokenizer], [tokenizer, null], ["model.vocab_size=7", null, tokenizer]):
+        assert load_config(SMOKE, order).model.vocab_size == 600
+    assert load_config(ROOT / "yamls/own-text-cpu.yaml", [tokenizer]).model.vocab_size == 600
+    assert load_config(SMOKE, [null, tokenizer, "model.vocab_size=7"]).model.vocab_size == 7
+    assert load_config(SMOKE, [null, f"data.tokenizer={tmp_path}"]).model.vocab_size == 28_896
+    altered = shutil.copytree(tiny_tokenizer, tmp_path / "altered")
+    (altered / "tokenizer.json").write_text("{}")
+    with pytest.raises(BadInput, match="was altered"):
+        load_config(SMOKE, [null, f"data.tokenizer={altered}"])
 
 
 @pytest.mark.parametrize("key", KEYS)

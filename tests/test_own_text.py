@@ -1,0 +1,97 @@
+"""Text of one's own: the blocks of docs/own-text.md, typed as they stand into an empty clone, end in a model."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_prep.filtering.corpus_format import read_documents
+from project import ROOT
+from recipes.config.loading import load_config
+from warm import Ended, run
+
+BLOCK, ON_A_GPU, _ = re.findall(r"```\n(.*?)```", (ROOT / "docs/own-text.md").read_text(encoding="utf-8"), re.DOTALL)
+# The training that the doc has takes minutes; what is left out of it has tests of its own.
+SHORT = ["max_duration=2ba", "scheduler.t_warmup=1ba", "eval_interval=1ba", "data.num_workers=0", "loggers.wandb=null"]
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What git has, and a folder of notes that are enough for a batch and a sample of val."""
+    folder, draw = tmp_path_factory.mktemp("clone"), random.Random(5)
+    for name in ("Makefile", "recipes", "data_prep", "callbacks", "yamls"):
+        (folder / name).symlink_to(ROOT / name)
+    (folder / "notes").mkdir()
+    words = ["".join(draw.choices("abcdefghiklmnoprstu", k=draw.randint(2, 9))) for _ in range(800)]
+    for n in range(30):
+        text = "\n".join(" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(24))
+        (folder / f"notes/{n}.txt").write_text(text)
+    return folder
+
+
+def commands(line: str, folder: Path) -> list[list[str]]:
+    """What a line of the block runs, by this Python; a training is short."""
+    if line.startswith("make"):
+        dry = line.replace("make", "make -n -o .venv/installed PYTHON=none", 1)
+        said = subprocess.run(["bash", "-c", dry], cwd=folder, capture_output=True, text=True, check=True).stdout
+        return [words for each in said.splitlines() for words in commands(each, folder)]
+    words = shlex.split(line)
+    assert words[0] == ".venv/bin/python", line
+    return [[sys.executable, *words[1:], *(SHORT if words[1] == "recipes/train.py" else [])]]
+
+
+@pytest.fixture(scope="module")
+def ended(clone: Path) -> dict[str, Ended]:
+    found = {}
+    for line in BLOCK.splitlines():
+        for command in commands(line, clone):
+            found[command[1]] = done = run(command, clone)
+            assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    return found
+
+
+def test_the_block_ends_in_a_model_that_writes(clone: Path, ended: dict[str, Ended]) -> None:
+    assert list(ended) == [
+        "data_prep/corpus.py", "data_prep/tokenizer.py", "data_prep/shards.py",
+        "recipes/train.py", "recipes/export.py", "recipes/generate.py",
+    ]  # fmt: skip
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        path.name for path in (clone / "runs/own-text/model").iterdir()
+    }
+    assert "[The first words of a text]" in ended["recipes/generate.py"].stdout
+
+
+def test_the_model_has_the_vocabulary_of_the_text_and_the_plan_says_what_it_is_too_little_for(
+    clone: Path, ended: dict[str, Ended]
+) -> None:
+    entries = json.loads((clone / "data/text/tokenizer/manifest.json").read_text())["tokenizer"]["vocab_size"]
+    assert json.loads((clone / "runs/own-text/model/config.json").read_text())["vocab_size"] == entries < 28_896
+    assert f"a vocabulary of {entries:,} entries" in ended["data_prep/tokenizer.py"].stdout
+    assert "too little text" in ended["recipes/train.py"].stdout
+
+
+def test_it_is_asked_to_go_on_as_texts_of_val_begin(clone: Path, ended: dict[str, Ended]) -> None:
+    texts = [" ".join(document.text.split()) for document in read_documents(clone / "data/text/corpus", "val")]
+    written = [json.loads(line) for line in (clone / "runs/own-text/texts.jsonl").read_text().splitlines()]
+    prompts = {line["prompt"] for line in written}
+    assert len(prompts) == 3
+    for prompt in prompts:
+        assert len(prompt.split()) > 1 and any(" ".join(prompt.split()) in text for text in texts), prompt
+
+
+def test_the_gpu_reads_the_same_shards_and_its_block_names_its_own_run() -> None:
+    cpu, gpu = (load_config(ROOT / f"yamls/own-text-{kind}.yaml") for kind in ("cpu", "gpu"))
+    assert (cpu.data.shards, cpu.data.tokenizer, cpu.data.seq_len) == (
+        gpu.data.shards, gpu.data.tokenizer, gpu.data.seq_len,
+    )  # fmt: skip
+    train, export = ON_A_GPU.splitlines()
+    assert train.endswith("recipes/train.py yamls/own-text-gpu.yaml")
+    assert f"--checkpoint {gpu.run_dir} --out {gpu.run_dir}/model" in export
+    assert gpu.device is None and gpu.precision == "amp_bf16"
