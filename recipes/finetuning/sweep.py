@@ -42,7 +42,8 @@ class Job:
     """A run of the sweep.
 
     Attributes:
-        name: of its folder and log; made of its values, so that a grid may grow while a sweep is under way.
+        number: in the grid, from 0, as `--only` and a scheduler's array count.
+        name: of its folder; made of its values, so that a grid may grow while a sweep is under way.
         values: of the grid's keys.
         folder: its run folder.
         overrides: what its command has after the YAML.
@@ -54,6 +55,7 @@ class Job:
         world_size: ranks.
     """
 
+    number: int
     name: str
     values: JsonDict
     folder: Path
@@ -210,7 +212,8 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
         examples = plan.batches * cfg.global_train_batch_size
         tokens = examples * cfg.seq_len * kind.sequences
         flops = tokens * flops_per_token(model, cfg.seq_len)
-        jobs[name] = Job(name, values, folder, changes, identity, plan, examples, tokens, flops, cfg.world_size)
+        here = (len(jobs), name, values, folder)
+        jobs[name] = Job(*here, changes, identity, plan, examples, tokens, flops, cfg.world_size)
     print(describe(task), flush=True)
     return Sweep(common.run_name, Path(common.run_dir), base, grid, kind.metric, tuple(jobs.values()))
 
@@ -220,11 +223,11 @@ def format_sweep(sweep: Sweep) -> str:
     width = max(len(job.name) for job in sweep.jobs)
     lines = [
         f"{sweep.name}: {len(sweep.jobs)} runs of {len(sweep.configurations)} configurations, in {sweep.folder}",
-        f"  {'run':<{width}}  {'batches':>9}  {'examples':>9}",
+        f"  {'--only':>6}  {'run':<{width}}  {'batches':>9}  {'examples':>9}",
     ]
     for job in sweep.jobs:
         state = f"finished, dev {sweep.metric} {100 * dev_score(job, sweep):.1f}" if job.scores else "to do"
-        lines.append(f"  {job.name:<{width}}  {job.plan.batches:>9,}  {job.examples:>9,}  {state}")
+        lines.append(f"  {job.number:>6}  {job.name:<{width}}  {job.plan.batches:>9,}  {job.examples:>9,}  {state}")
     left = tuple(job for job in sweep.jobs if not job.scores)
     for what, jobs in {"total": sweep.jobs, **({"to do": left} if left != sweep.jobs else {})}.items():
         batches, examples, tokens = (
@@ -270,8 +273,9 @@ def run_on_ray(commands: Iterable[tuple[Job, list[str], Path]]) -> Iterator[tupl
 
 def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | None) -> list[Job]:
     """Run, with progress; those that failed."""
-    logs, split = sweep.folder / LOGS, "test" if score_test else "dev"
-    commands = [(job, job.command(sweep.base, score_test), logs / f"{job.name}.log") for job in jobs]
+    split = "test" if score_test else "dev"
+    logs = {job.name: sweep.folder / LOGS / f"{job.number}-{job.name}.log" for job in jobs}
+    commands = [(job, job.command(sweep.base, score_test), logs[job.name]) for job in jobs]
     failed, started_s, batches_done = [], time.monotonic(), 0
     batches = sum(job.plan.batches for job in jobs)
     for number, (job, code) in enumerate((run_on_ray if cluster == "ray" else run_here)(commands), 1):
@@ -282,7 +286,7 @@ def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | 
         score = job.scores.get(split, {}).get(sweep.metric)
         if code or score is None:
             failed.append(job)
-            log = logs / f"{job.name}.log"
+            log = logs[job.name]
             print(f"{where} failed with exit code {code}: {last_line(log)}\n  see {log}; {left}", flush=True)
         else:
             print(f"{where}: {split} {sweep.metric} {100 * score['value']:.1f}; {left}", flush=True)

@@ -18,7 +18,7 @@ from data_prep.common.files import JsonDict
 from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation, load_model, printable
 from recipes.generation.web_guard import PageOnly
 
-THIS_MACHINE = ("127.0.0.1", "localhost")
+THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
 MAX_WAITING = 32  # requests that wait for the model; further ones are told to come back
 # The notice stays in sight wherever one scrolls, on a phone too; messages of Gradio come in at the top.
 CSS = """
@@ -46,8 +46,10 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
     Raises:
         BadInput: Gradio is not installed, a model cannot be loaded, or the port is taken.
     """
+    host = host.removeprefix("[").removesuffix("]")
+    family, in_url = (socket.AF_INET6, f"[{host}]") if ":" in host else (socket.AF_INET, host)
     try:
-        socket.create_server((host, port)).close()
+        socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
         raise BadInput(f"--host {host} --port {port} cannot be listened on: {error}") from None
     # Gradio reads the first when it is imported, and asks its own server whether it is up, which a proxy cannot know.
@@ -70,12 +72,12 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
             f"warning: --host {host}: whoever reaches port {port} of this machine can use the page, without a password",
             file=sys.stderr,
         )
-    guard = Middleware(cast(Any, PageOnly), hosts=frozenset(THIS_MACHINE) if host in THIS_MACHINE else None)
+    guard = Middleware(cast(Any, PageOnly), hosts=frozenset((*THIS_MACHINE, "[::1]")) if host in THIS_MACHINE else None)
     page.queue(max_size=MAX_WAITING).launch(
-        server_name=host, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,
+        server_name=in_url, server_port=port, share=False, ssr_mode=False, prevent_thread_lock=True, quiet=True,
         footer_links=[], enable_monitoring=False, theme=theme, css=CSS, app_kwargs={"middleware": [guard]},
     )  # fmt: skip
-    print(f"the page is at http://{host}:{port}; Ctrl-C ends it\nnote: {NOTICE}", flush=True)
+    print(f"the page is at http://{in_url}:{port}; Ctrl-C ends it\nnote: {NOTICE}", flush=True)
     try:
         while True:
             time.sleep(3600)

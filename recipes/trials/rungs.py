@@ -15,7 +15,7 @@ from recipes.config.loading import load_config
 from recipes.config.schema import TrainConfig
 from recipes.planning.cluster_estimate import make_forecast, needed_bytes
 from recipes.planning.estimate_text import refusal
-from recipes.planning.gpus import CUDA_NAMES, LOCK
+from recipes.planning.gpus import CUDA_NAMES, GPUS, LOCK
 from recipes.planning.memory import Layout, peak, step_memory
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, check_shards, make_plan
@@ -280,8 +280,17 @@ def format_ladder(
             f"{cost:>13}  {state}"
         )
     lines += [f"left out: {name}: {reason}" for name, reason in reasons.items()]
-    if gpu is None and not all(map(on_cpu, rungs)):
-        lines.append("hours and cost: --gpu NAME, price_per_gpu_hour=…")
+    timed = [rung for rung in rungs if not on_cpu(rung)]
+    if gpu is None and timed:
+        lines.append(
+            "hours, GPU-hours and what fits: --gpu NAME fills them in, and with price_per_gpu_hour=… the cost; NAME is "
+            f"one of {', '.join(GPUS)}"
+        )
+    elif timed:
+        speed = "from the slowest to the fastest that was published" if mfu is None else f"at MFU {mfu:g}"
+        no_price = any(rung.cfg.price_per_gpu_hour is None for rung in timed)
+        cost = "; price_per_gpu_hour=… fills in the cost" if no_price else ""
+        lines.append(f"hours and GPU-hours: on a rung's world_size GPUs {gpu}, {speed}{cost}")
     return "\n".join(lines)
 
 

@@ -522,6 +522,22 @@ def test_the_job_file_is_sound_shell() -> None:
         assert done.returncode == 0, done.stdout
 
 
+def test_the_job_file_says_where_it_is_submitted_from(tmp_path: Path) -> None:
+    """And with no line of the user's, srun is given none: `srun` prints what it was."""
+    script = (ROOT / SBATCH).read_text()
+    env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "j"}
+    run = ["bash", "-s", "some.yaml"]
+    done = subprocess.run(run, input=script, cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert f"no .venv in {tmp_path}; submit from the checkout's root after make .venv/installed" in done.stderr
+    (tmp_path / ".venv/bin").mkdir(parents=True)
+    (tmp_path / ".venv/bin/activate").write_text("scontrol() { echo n; }; srun() { printf '<%s>' \"$@\"; }")
+    for container, first in (("", "<--ntasks=1>"), ("'--image=a b'", "<--image=a b><--ntasks=1>")):
+        own = script.replace("container=()", f"container=({container})")
+        done = subprocess.run(run, input=own, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0 and first in done.stdout and "exit code 0" in done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_each_file_names_switches_keys_and_files_that_there_are(name: str) -> None:
     """What follows `composer` and recipes/train.py: the launcher's switches, a YAML, keys of the schema."""

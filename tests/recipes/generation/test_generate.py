@@ -280,6 +280,32 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
         server.wait()
 
 
+def test_the_page_is_served_at_an_address_of_ipv6(folder: Path) -> None:
+    """Under its name in brackets, and under no other."""
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
+            port = free.getsockname()[1]
+    except OSError as error:
+        pytest.skip(f"this machine has no ::1 ({error})")
+    line = [sys.executable, *greedy(folder, "--web", "--host", "::1", "--port", str(port))]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
+        try:
+            assert page.stdout
+            said = ""
+            while "Ctrl-C ends it" not in said:
+                one = page.stdout.readline()
+                assert one, said
+                said += one
+            assert f"the page is at http://[::1]:{port};" in said and "warning" not in said
+            for host, status in ((f"[::1]:{port}", 200), (f"localhost:{port}", 200), (f"evil.example:{port}", 421)):
+                connection = http.client.HTTPConnection("::1", port, timeout=patience_s())
+                connection.request("GET", "/", headers={"Host": host})
+                assert connection.getresponse().status == status, host
+                connection.close()
+        finally:
+            page.kill()
+
+
 @pytest.fixture(scope="module")
 def address(server: tuple[str, int]) -> str:
     return server[0]
