@@ -21,6 +21,7 @@ from contextlib import nullcontext
 
 from data_prep.common.command_line import Allowed, Parser, folder_to_make, new_parser
 from data_prep.common.errors import run
+from data_prep.common.last_line import say_made, variable
 from data_prep.common.limits import DAY, Text, Whole
 from data_prep.common.location import Location
 from data_prep.common.lock import hold
@@ -79,7 +80,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with nullcontext() if args.dry_run else hold(args.out):
         _acquire(args)
     if not args.dry_run:
-        print(f"next: make shards SOURCE={args.source} INPUT={args.out}")
+        make = ("make", "shards", f"SOURCE={args.source}", variable("INPUT", args.out))
+        say_made(args.out, f"what {args.source} has published", *make)
 
 
 def _acquire(args: argparse.Namespace) -> None:

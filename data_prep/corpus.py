@@ -17,6 +17,7 @@ from typing import Any
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import DAY
 from data_prep.common.lock import hold
 from data_prep.filtering.build_corpus import (
@@ -110,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         sources[name] = (SOURCES[name](**switches), patterns)
     with hold(args.out):
-        build_corpus(
+        manifest = build_corpus(
             sources,
             args.out,
             val_fraction=args.val_fraction,
@@ -122,6 +123,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             keep_characters=args.keep_characters,
             workers=Workers(args.workers, args.cluster),
         )
+    counts = " and ".join(f"{c['documents']:,} documents of {split}" for split, c in manifest["counts"].items())
+    tokenizer = ("python", "data_prep/tokenizer.py", "--corpus", args.out, "--out", args.out.parent / "tokenizer")
+    say_made(args.out, counts, *tokenizer)
 
 
 if __name__ == "__main__":

@@ -14,10 +14,13 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import BUCKET, DEFAULT_SEQ_LEN, SEQ_LEN
 from data_prep.common.lock import hold
 from data_prep.running.workers import Workers, add_workers
 from data_prep.sharding.build_shards import COMPRESSION, SIZE_LIMIT_MB, build_shards
+from data_prep.sharding.readers import reading_command
+from data_prep.sharding.shard_format import read_shards_info
 from data_prep.sharding.upload import upload
 from data_prep.tokenizing.encoder import ENCODERS
 
@@ -58,6 +61,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         if args.remote:
             upload(args.out, args.remote)
+    info = read_shards_info(args.out)
+    samples = f"{info.counts['train'].samples:,} samples of {info.seq_len:,} tokens"
+    say_made(args.out, samples, *reading_command(info, args.tokenizer))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import run
+from data_prep.common.last_line import say_made
 from data_prep.common.lock import hold
 from data_prep.tokenizing.tokenizer_format import END_OF_TEXT, VOCAB_SIZE
 from data_prep.tokenizing.training import BYTES_PER_ENTRY, VOCAB_SIZES, build_tokenizer
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt, to compare with")
     args = parser.parse_args(argv)
     with hold(args.out):
-        build_tokenizer(args.corpus, args.out, args.vocab_size, args.gpt2)
+        manifest = build_tokenizer(args.corpus, args.out, args.vocab_size, args.gpt2)
+    shards = ("--corpus", args.corpus, "--tokenizer", args.out, "--out", args.out.parent / "shards")
+    entries = f"a vocabulary of {manifest['tokenizer']['vocab_size']:,} entries"
+    say_made(args.out, entries, "python", "data_prep/shards.py", *shards)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from pathlib import Path
 
 from data_prep.common.command_line import new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.last_line import say_made
 from data_prep.common.lock import hold
+from data_prep.sharding.readers import reading_command
 from data_prep.sharding.repair import repair
 from data_prep.sharding.verification import verify
 
@@ -37,7 +39,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{split:5} {c.documents:>11,} {c.samples:>11,} {c.tokens:>15,} {c.dropped_tokens:>8,} "
             f"{c.bytes_per_token:>12.3f}"
         )
-    print(f"{info.folder} is what was written: {len(info.manifest['outputs'])} files, {info.sha256[:12]}")
+    good = f"{len(info.manifest['outputs'])} files are what was written, {info.sha256[:12]}"
+    say_made(info.folder, good, *reading_command(info, args.shards.parent / "tokenizer"))
 
 
 if __name__ == "__main__":

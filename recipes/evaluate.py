@@ -23,6 +23,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, names, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import DEVICE, Whole
 from data_prep.common.lock import hold
 from data_prep.tasks.description import describe
@@ -84,6 +85,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.runs:
         evaluate_runs(arguments.runs, arguments.out)
         print((arguments.out / "table.md").read_text(encoding="utf-8"), end="")
+        report = ("recipes/report.py", *arguments.runs, "--out", arguments.out / "runs.html")
+        say_made(arguments.out, f"scores over {len(arguments.runs)} runs", "python", *report)
         return
     head = None
     if arguments.model:
@@ -108,7 +111,14 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise BadInput("--model is missing: the folder of the model to evaluate")
     evaluate(arguments, tasks, head)
     print((arguments.out / "table.md").read_text(encoding="utf-8"), end="")
-    print(f"{arguments.out / 'results.json'}, {arguments.out / 'table.html'}")
+    more = ("--corpus", arguments.corpus) if arguments.corpus else ()
+    again = ("--data", arguments.data, *more, "--out", f"{arguments.out}-5shot", "--shots", 5)
+    next_words = ("recipes/evaluate.py", "--model", arguments.model, "--tasks", ",".join(arguments.tasks), *again)
+    if head:
+        next_words = ("recipes/report.py", arguments.model.parent)
+    elif arguments.shots:
+        next_words = ("recipes/generate.py", "--model", arguments.model, "--interactive")
+    say_made(arguments.out, "results.json, table.md and table.html", "python", *next_words)
 
 
 if __name__ == "__main__":

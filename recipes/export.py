@@ -21,6 +21,7 @@ from typing import Any
 from data_prep.common.command_line import folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
+from data_prep.common.last_line import say_made
 from data_prep.common.lock import hold
 from data_prep.common.manifest import begin, finished, library_versions, publish
 from recipes.checkpointing.checkpoint import saved_at
@@ -99,7 +100,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except RuntimeError as error:
         raise BadInput(str(error)) from None
     shares = ", ".join(f"{name} {share:.1e}" for name, share in manifest["logit_difference"].items())
-    print(f"{arguments.out}: logits differ from the trained model's by {shares} of the largest")
+    same = f"logits differ from the trained model's by {shares} of the largest"
+    say_made(arguments.out, same, "python", "recipes/generate.py", "--model", arguments.out, "--interactive")
 
 
 if __name__ == "__main__":

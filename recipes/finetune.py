@@ -23,11 +23,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import run
+from data_prep.common.last_line import launcher, say_made
 from data_prep.common.world import world
 from data_prep.tasks.registry import formats, load
 from recipes.checkpointing.trained_model import find_source
 from recipes.config.command_line import parse_run
 from recipes.config.loading import load_finetune_config, to_yaml
+from recipes.finetuning.names import MODEL
 from recipes.finetuning.planning import architecture, format_finetune_plan, make_finetune_plan, splits
 from recipes.finetuning.training import finetune
 from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launcher
@@ -41,12 +43,17 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     cfg = load_finetune_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:
         finetune(cfg)
+        model, score = Path(cfg.run_dir) / MODEL, ("--tasks", cfg.task, "--data", cfg.data)
+        out = ("--out", Path(cfg.run_dir) / "scores")
+        say_made(model, f"tuned on {cfg.task}", "python", "recipes/evaluate.py", "--model", model, *score, *out)
         return
     task = load(cfg.task, Path(cfg.data))
     model = architecture(find_source(Path(cfg.model), None))
     world_size = world().size if world().launched else cfg.world_size
     print(to_yaml(cfg))
     print(format_finetune_plan(make_finetune_plan(cfg, model, task, len(splits(task)["train"]), world_size), cfg))
+    again = ("recipes/finetune.py", arguments.yaml, *arguments.overrides)
+    say_made(arguments.yaml, "nothing was run yet", launcher(), *again)
 
 
 def _describe(parser: argparse.ArgumentParser) -> None:

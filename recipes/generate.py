@@ -21,6 +21,7 @@ from pathlib import Path
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import DEVICE, Whole
 from data_prep.common.lock import hold
 from recipes.generation.samples import sample
@@ -71,6 +72,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         with hold(arguments.out) if arguments.out else nullcontext():
             sample(folders[0], arguments.device, arguments.prompt or list(PROMPTS), settings, arguments.out)
+        talk_to_it = ("python", "recipes/generate.py", "--model", folders[0], "--interactive")
+        say_made(arguments.out or folders[0], f"{len(arguments.prompt or PROMPTS)} prompts continued", *talk_to_it)
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, folder_to_make, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import Real
 from data_prep.common.lock import hold
 from recipes.config.schema import MFU
@@ -91,6 +92,7 @@ def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequ
     stack = arguments.stack if arguments.gpu else None  # here torch itself is asked, when a rung starts
     print(format_ladder(rungs, reasons, arguments.gpu or here.name, arguments.mfu, stack), flush=True)
     if arguments.dry_run:
+        say_made(yamls[0], "nothing was run yet", "python", "recipes/ladder.py", *arguments.given)
         return
     used = [rung for rung in rungs if rung.name not in reasons]
     if len(used) < LEAST_RUNGS:
@@ -110,7 +112,8 @@ def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequ
     run_all([rung for rung in used if not rung.finished], out)
     results = write_results(out, rungs, reasons, targets, arguments.floor)
     print(format_results(results))
-    print(f"{out / PAGE}, {out / PICTURE}, {out / RESULTS}")
+    plan = ("recipes/train.py", targets[0].yaml, "--dry-run")
+    say_made(out, f"{PAGE}, {PICTURE} and {RESULTS} of {len(used)} rungs", "python", *plan)
 
 
 def floor_too_high(floor: float | None, rungs: Sequence[Rung]) -> bool:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import Real, Whole
 from data_prep.common.manifest import MANIFEST
 from recipes.checkpointing.origin import load_training_config
@@ -78,6 +79,9 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     )
     if not cast.fits:
         raise BadInput(estimate_text.refusal(cast, cfg, plan))
+    if not given.json:
+        preflight = ("recipes/preflight.py", given.yaml, *given.overrides, "--fake-world", plan.world_size)
+        say_made(given.yaml, "it fits", "python", *preflight)
 
 
 if __name__ == "__main__":

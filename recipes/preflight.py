@@ -17,6 +17,7 @@ from typing import Any
 
 from data_prep.common.command_line import Allowed
 from data_prep.common.errors import run
+from data_prep.common.last_line import launcher, say_made
 from recipes.checkpointing.origin import load_training_config
 from recipes.config.command_line import parse_run
 from recipes.config.schema import WORLD_SIZE
@@ -43,9 +44,13 @@ def command_line(argv: Sequence[str] | None = None) -> None:
         find_gpu(arguments.gpu, arguments.stack)
     if arguments.fake_world is not None:
         fake_world(cfg, arguments.fake_world, arguments.gpu, arguments.stack)
+        on_the_ranks = ("composer", "recipes/preflight.py", arguments.yaml, *arguments.overrides)
+        say_made(arguments.yaml, f"the parts of {arguments.fake_world} ranks can be built", *on_the_ranks)
         return
     leave_with_the_launcher()
     run_checks(cfg, arguments.verify_all)
+    start = ("recipes/train.py", arguments.yaml, *arguments.overrides)
+    say_made(arguments.yaml, "the run can start", launcher(), *start)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
 from data_prep.common.errors import BadInput, run
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import Whole
 from data_prep.common.lock import hold
 from recipes.checkpointing.listing import format_listing, list_checkpoints, refuse_damaged
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join(format_listing(folder, listed) for folder, listed in found.items()), flush=True)
         for listed in found.values():
             refuse_damaged(listed)
+        if found[folders[-1]]:
+            say_made(folders[-1], "none of its checkpoints is damaged", *_export(folders[-1]))
         return
     window = (arguments.from_batch, arguments.to_batch)
     if window[1] is not None and window[1] < window[0]:
@@ -79,12 +82,13 @@ def _write(arguments: Namespace, path: Path, window: tuple[int, int | None]) -> 
     if arguments.log:
         for data in runs:
             append_log(data, LOG)
+        say_made(LOG, f"{len(runs)} entries more", "python", "recipes/report.py", runs[0].folder)
     elif arguments.plot:
         figures = plots(runs, arguments.x, *window)
         if "Loss" not in figures:
             raise BadInput(f"{runs[0].folder} has logged no loss yet")
         save(figures["Loss"], arguments.plot, dpi=160)
-        print(arguments.plot)
+        say_made(arguments.plot, "the loss curve", "python", "recipes/report.py", runs[0].folder)
     elif arguments.watch:
         try:
             watch(arguments.run, path, arguments.x)
@@ -100,6 +104,14 @@ def _write(arguments: Namespace, path: Path, window: tuple[int, int | None]) -> 
             width = max(map(len, rows))
             print(f"\n{data.folder}")
             print("\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items()))
+        scores = ("--out", Path(f"{runs[0].folder}-scores"))
+        evaluate = ("python", "recipes/evaluate.py", "--runs", *(data.folder for data in runs), *scores)
+        say_made(written, "the report", *(_export(runs[0].folder) if runs[0].pretraining else evaluate))
+
+
+def _export(run: Path) -> tuple[str | Path, ...]:
+    """The words of the command that makes a model of a run."""
+    return "python", "recipes/export.py", "--checkpoint", run, "--out", run / "model"
 
 
 def _refuse_beside_checkpoints(arguments: Namespace) -> None:

@@ -26,6 +26,7 @@ from pathlib import Path
 from data_prep.common.command_line import Allowed
 from data_prep.common.errors import BadInput, run
 from data_prep.common.files import JsonDict, read_json, write_json, write_text
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import Whole
 from data_prep.common.lock import hold
 from recipes.config.command_line import parse_run
@@ -119,13 +120,17 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     sweep = load_sweep(Path(arguments.yaml), arguments.overrides)
     print(format_sweep(sweep), flush=True)
     if arguments.dry_run:
+        again = ("recipes/sweep.py", arguments.yaml, *arguments.overrides)
+        say_made(arguments.yaml, "nothing was run yet", "python", *again)
         return
     if arguments.only is not None:
         run_only(sweep, arguments.only)
         return
-    run_sweep(sweep, arguments.cluster, arguments.without_failed)
+    results = run_sweep(sweep, arguments.cluster, arguments.without_failed)
     print((sweep.folder / TABLE).read_text(encoding="utf-8"), end="")
-    print(f"{sweep.folder / RESULTS}, {sweep.folder / PICTURE}")
+    best = next(job.folder for job in sweep.jobs if job.name in results["configurations"][0]["runs"])
+    told = f"{RESULTS}, {TABLE} and {PICTURE} of {len(sweep.jobs)} runs"
+    say_made(sweep.folder, told, "python", "recipes/report.py", best)
 
 
 if __name__ == "__main__":

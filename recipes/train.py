@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.errors import run
+from data_prep.common.last_line import launcher, say_made
 from data_prep.common.manifest import MANIFEST
 from data_prep.common.world import world
 from recipes.checkpointing.origin import load_training_config
@@ -33,10 +34,15 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     cfg = load_training_config(arguments.yaml, arguments.overrides)
     if not arguments.dry_run:  # what watches the run meanwhile: callbacks/registry.py
         train(cfg)
+        model = ("--out", Path(cfg.run_dir) / "model")
+        say_made(cfg.run_dir, "a trained run", "python", "recipes/export.py", "--checkpoint", cfg.run_dir, *model)
         return
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     print(to_yaml(cfg))
     print(format_plan(make_plan(cfg, world().size if world().launched else cfg.world_size, shards), cfg))
+    say_made(
+        arguments.yaml, "nothing was run yet", launcher(), "recipes/train.py", arguments.yaml, *arguments.overrides
+    )
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import ast
 import functools
 import importlib
 import itertools
@@ -258,6 +259,17 @@ def accepts(command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.
                 assert cfg.seq_len <= load_config(ROOT / "yamls/smoke-cpu.yaml").model.n_positions
         else:
             loaded(ROOT / name, tuple(overrides))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_each_command_ends_with_what_it_made_and_the_next_one(command: str) -> None:
+    """Whether that line is right, the tests that run a command ask (`last_line.next_command`)."""
+    tree = ast.parse((ROOT / command).read_text(encoding="utf-8"))
+    said = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "say_made"]
+    assert said, "data_prep.common.last_line.say_made"
+    tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
+    ways = (Path(command).name, *(f"{Path(command).stem}.{main}(" for main in ("main", "command_line")))
+    assert any("next_command(" in text and any(way in text for way in ways) for text in tests)
 
 
 loaded = functools.cache(load_config)

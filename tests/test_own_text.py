@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.filtering.corpus_format import read_documents
+from last_line import next_command
 from project import ROOT
 from recipes.config.loading import load_config
 from warm import Ended, run
@@ -75,6 +76,24 @@ def test_the_model_has_the_vocabulary_of_the_text_and_the_plan_says_what_it_is_t
     assert json.loads((clone / "runs/own-text/model/config.json").read_text())["vocab_size"] == entries < 28_896
     assert f"a vocabulary of {entries:,} entries" in ended["data_prep/tokenizer.py"].stdout
     assert "too little text" in ended["recipes/train.py"].stdout
+
+
+def test_each_command_says_the_next_one(clone: Path, ended: dict[str, Ended]) -> None:
+    """Of the block, where it goes on as the doc does, and of those that look at what it made."""
+    following = list(ended)[1:]
+    for command, done in ended.items():
+        said = next_command(done.stdout, clone)
+        assert command == "recipes/generate.py" or said[1] == following.pop(0)
+    for command in (
+        ["data_prep/verify.py", "--shards", "data/text/shards-256"],
+        ["recipes/report.py", "runs/own-text"],
+        ["recipes/train.py", "yamls/own-text-cpu.yaml", "seed=3", "--dry-run"],
+        ["recipes/plan.py", "yamls/own-text-gpu.yaml", "--gpu", "a10"],
+    ):
+        done = run([sys.executable, *command], clone)
+        assert done.returncode == 0, done.stderr
+        said = next_command(done.stdout, clone)
+        assert said[1] != command[0] or "--dry-run" in command, said
 
 
 def test_it_is_asked_to_go_on_as_texts_of_val_begin(clone: Path, ended: dict[str, Ended]) -> None:

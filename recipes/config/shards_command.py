@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+from data_prep.common.last_line import variable
 from data_prep.common.limits import DEFAULT_SEQ_LEN
 from data_prep.tokenizing.tokenizer_format import TOKENIZER_JSON, VOCAB_SIZE
 from recipes.config.schema import TrainConfig
@@ -27,9 +28,9 @@ def shards_command(cfg: TrainConfig) -> str:
     trained_here = cfg.init_from is None and tokenizer.name == TOKENIZER
     data = tokenizer.parent if trained_here else shards.parent
     known = SOURCES.get(str(data))
-    words = ["SOURCE=NAME", "INPUT=FILES", _variable("DATA", data)] if known is None else list(known)
+    words = ["SOURCE=NAME", "INPUT=FILES", variable("DATA", data)] if known is None else list(known)
     if not trained_here:
-        words.append(_variable("TOKENIZER", tokenizer))
+        words.append(variable("TOKENIZER", tokenizer))
     elif cfg.model.vocab_size != VOCAB_SIZE and not (tokenizer / TOKENIZER_JSON).is_file():
         words.append(f"VOCAB={cfg.model.vocab_size}")
     name = "shards"  # as the Makefile makes it
@@ -40,10 +41,5 @@ def shards_command(cfg: TrainConfig) -> str:
         words.append("EOS=0")
         name += "-no-eos"
     if shards != data / name:
-        words.append(_variable("SHARDS", shards))
-    return " ".join(["make shards", *words])
-
-
-def _variable(name: str, path: Path) -> str:
-    """An assignment on make's command line, quoted for the shell, with the sign that make would expand doubled."""
-    return shlex.quote(f"{name}={path}".replace("$", "$$"))
+        words.append(variable("SHARDS", shards))
+    return shlex.join(["make", "shards", *words])

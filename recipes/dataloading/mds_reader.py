@@ -208,7 +208,8 @@ def _way_out(folder: Path, remote: str | None) -> str:
     if remote:
         return f"data.remote = {Location(remote)} must hold the shards that {folder / MANIFEST} describes"
     return (
-        f"`python data_prep/verify.py --shards {folder}` checks the whole folder; build it again (make shards), "
+        f"`python data_prep/verify.py --shards {folder}` checks the whole folder; build it again (make shards, with "
+        "the variables that it was made with), "
         f"or set data.remote to a good copy of it"
     )
 

@@ -38,6 +38,7 @@ from data_prep.sources.medline import Medline
 from data_prep.sources.pile import Pile
 from data_prep.sources.pmc import Pmc
 from holder import Holder
+from last_line import next_command
 from patience import patience_s, start_s
 from project import ROOT
 
@@ -283,7 +284,9 @@ def assert_as_published(site: Site, out: Path):
 def test_medline_is_fetched_once_and_read_by_the_corpus_stage(pubmed: Site, tmp_path: Path, capsys: Any):
     out = tmp_path / "files"
     assert acquire_medline(pubmed, out) == 0
-    assert "4 files fetched" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "4 files fetched" in said
+    assert next_command(said, tmp_path) == ["make", "shards", "SOURCE=medline", f"INPUT={out}"]
     assert_as_published(pubmed, out)
     with (out / "acquired.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))

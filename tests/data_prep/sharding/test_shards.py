@@ -345,7 +345,7 @@ def test_second_call_does_nothing(
 ):
     arguments = ["--corpus", str(tiny_corpus), "--tokenizer", str(tiny_tokenizer), "--out", str(tiny_shards)]
     shards.main([*arguments, "--seq-len", str(SEQ_LEN), "--workers", "7"])
-    assert capsys.readouterr().out == f"{tiny_shards} is up to date\n"
+    assert capsys.readouterr().out.startswith(f"{tiny_shards} is up to date\n")
     with pytest.raises(BadInput, match=r"eos_between_documents: True -> False\n  arguments\.seq_len: 64 -> 128"):
         shards.main([*arguments, "--seq-len", "128", "--no-eos"])
 

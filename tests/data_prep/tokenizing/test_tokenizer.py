@@ -152,7 +152,7 @@ def test_another_tokenizer_can_stand_beside_it(tmp_path: Path, tiny_corpus: Path
 def test_second_call_does_nothing(tiny_corpus: Path, tiny_tokenizer: Path, capsys: pytest.CaptureFixture[str]):
     arguments = ["--corpus", str(tiny_corpus), "--out", str(tiny_tokenizer)]
     tokenizer.main([*arguments, "--vocab-size", str(VOCAB_SIZE)])
-    assert capsys.readouterr().out == f"{tiny_tokenizer} is up to date\n"
+    assert capsys.readouterr().out.startswith(f"{tiny_tokenizer} is up to date\n")
     with pytest.raises(BadInput, match=r"arguments\.vocab_size: 600 -> 601"):
         tokenizer.main([*arguments, "--vocab-size", "601"])
 

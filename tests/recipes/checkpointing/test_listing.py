@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_prep.common.errors import BadInput
+from last_line import next_command
 from recipes import report
 from recipes.checkpointing import checkpoint
 from recipes.checkpointing.checkpoint import newest_intact
@@ -32,13 +33,17 @@ def run(tmp_path: Path) -> Path:
 
 
 def listed(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str]:
-    """The lines that are printed, and what the command ends with: nothing, or its error."""
+    """The lines that are printed, without the last, which says what is next; and the error that it ends with."""
     error = ""
     try:
         report.main([str(run), "--checkpoints"])
     except BadInput as refused:
         error = str(refused)
-    return capsys.readouterr().out.splitlines(), error
+    lines = capsys.readouterr().out.splitlines()
+    if error or not any((run / WHERE).iterdir()):
+        return lines, error
+    assert next_command(lines[-1], run)[:4] == ["python", "recipes/export.py", "--checkpoint", str(run)]
+    return lines[:-1], error
 
 
 def test_whole_ones_are_listed_by_batch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -29,6 +29,7 @@ from data_prep.sources.document import Document
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Question, TaskSet, part_by_hash
 from data_prep.tasks.token_classification import SCHEMES, count
+from last_line import next_command
 from patience import patience_s
 from project import ROOT
 from recipes import evaluate, export
@@ -358,6 +359,7 @@ def test_the_command_line(
     assert results["inputs"]["tasks"]["medmcqa"]["dev.json"] and results["environment"]["versions"]["torch"]
     assert results["text"]["all"]["all"]["documents"] == 3
     printed = capsys.readouterr().out
+    assert next_command(printed, tmp_path)[1] == "recipes/evaluate.py"
     assert "| *medmcqa* | *BioMedLM* | *published* | *57.3* |" in printed and "| medmcqa | scaled | 0-shot" in printed
     page = (out / "table.html").read_text()
     assert "<tr class=published><td>medmcqa<td>BioMedLM<td>published<td>57.3</tr>" in page

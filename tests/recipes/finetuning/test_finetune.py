@@ -21,6 +21,7 @@ from data_prep.common.errors import BadInput
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Pair, Question, Sentence
 from holder import Holder
+from last_line import next_command
 from project import ROOT
 from recipes import evaluate
 from recipes.checkpointing import checkpoint
@@ -364,6 +365,7 @@ def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_
     (tmp_path / "two.yaml").write_text(to_yaml(cfg))
     done = warm.run([warm.COMPOSER, "-n", "2", "recipes/finetune.py", tmp_path / "two.yaml"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert next_command(done.stdout, ROOT)[1:4] == ["recipes/evaluate.py", "--model", str(tmp_path / "two/model")]
 
     def losses(folder: Path) -> list[float]:
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 import warm
 from data_prep.common.errors import BadInput
 from holder import Holder
+from last_line import next_command
 from patience import patience_s
 from project import ROOT
 from recipes import finetune, sweep
@@ -138,6 +140,10 @@ def test_the_best_by_dev_is_tested_once(
     assert (folder / "dev.png").read_bytes().startswith(b"\x89PNG")
     said = capsys.readouterr().out
     assert "toy-sweep: 4 runs of 2 configurations" in said and "[4/4] lr-0.003_seed-2: dev acc" in said
+    assert next_command(said, tmp_path)[1] == "recipes/report.py"
+    loaded = sweep.load_sweep(Path(arguments(GRID)[0]), arguments(GRID)[1:])
+    logs = {path.name for path in (folder / "logs").iterdir()}
+    assert logs == {f"{number}-{job.name}.log" for number, job in enumerate(loaded.jobs)}, "as --only counts"
 
     untested = folder / "runs/lr-1e-06_seed-1"
     with pytest.raises(
@@ -407,6 +413,10 @@ def test_the_published_grid(base: Path, tmp_path: Path, capsys: pytest.CaptureFi
     sweep.command_line([*given, "--dry-run"])
     said = capsys.readouterr().out
     assert "pubmedqa-sweep: 72 runs of 24 configurations, in runs/pubmedqa-sweep" in said
+    assert next_command(said, ROOT)[1:] == ["recipes/sweep.py", *given]
+    jobs = sweep.load_sweep(yaml, given[1:]).jobs
+    rows = re.findall(r"^ +(\d+)  (lr-\S+)", said, re.MULTILINE)
+    assert rows == [(str(number), job.name) for number, job in enumerate(jobs)] and len(rows) == 72
     batches = 2 * 3 * sum(epochs * (450 // size) for epochs in (5, 10, 20, 50) for size in (8, 16, 32))
     assert f"total: 72 runs, {batches:,} batches" in said
     assert "lr-5e-06_global_train_batch_size-32_max_duration-50ep_seed-3" in said

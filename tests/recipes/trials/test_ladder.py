@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from data_prep.common.errors import BadInput, run
+from last_line import next_command
 from project import ROOT
 from recipes import ladder
 from recipes.config.loading import load_config
@@ -24,7 +25,7 @@ from recipes.runs import processes
 from recipes.training import pretraining
 from recipes.trials import rungs as reading_of_rungs
 from recipes.trials.ladder import LEVEL, Point, answer, cannot_tell, fit_laws
-from recipes.trials.rungs import Machine, evaluated, left_out, read_rung
+from recipes.trials.rungs import Machine, evaluated, format_ladder, left_out, read_rung
 
 LADDER = sorted((ROOT / "yamls/ladder").glob("*.yaml"))
 TINY = sorted((ROOT / "yamls/ladder/tiny").glob("*.yaml"))
@@ -184,6 +185,18 @@ def test_the_ladder_of_gpus_fits_what_it_was_made_for() -> None:
     assert not left_out([read_rung(yaml) for yaml in LADDER], NO_GPU, "a100-40gb", False)
 
 
+def test_a_ladder_says_what_gpu_and_price_fill_in() -> None:
+    """Each column of dashes is named with what fills it in, and only such."""
+    for gpu in (None, "h100"):
+        for price in ([], ["price_per_gpu_hour=2"]):
+            rungs = [read_rung(yaml, price) for yaml in LADDER]
+            *table, said = format_ladder(rungs, {}, gpu, None).splitlines()
+            row = re.split(r"  +", table[1])[-4:-1]  # hours, GPU-hours, cost
+            named = "--gpu NAME fills them in" in said and "one of a100-40gb, " in said
+            assert named == (row == ["–"] * 3) == (gpu is None), said
+            assert ("price_per_gpu_hour=" in said) == (row[2] == "–"), said
+
+
 def test_what_does_not_fit_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     rungs = [read_rung(yaml, ["device_train_microbatch_size=32"]) for yaml in LADDER]
     reasons = left_out(rungs, NO_GPU, "a100-40gb", False)
@@ -284,6 +297,7 @@ def test_a_ladder_is_run_smallest_first_and_once(made: Any, capsys: pytest.Captu
     assert InProcess.started == [], "finished rungs are not run again"
     assert {name: (folder / name / "run.json").stat().st_mtime_ns for name in "abc"} == stamps
     said = capsys.readouterr().out
+    assert next_command(said, folder)[1] == "recipes/train.py"
     assert "finished" in said and "what this cannot tell" in said and "none" not in said
     results = json.loads((folder / "out/ladder.json").read_text())
     assert [point["name"] for point in results["points"]] == ["a", "b", "c"]

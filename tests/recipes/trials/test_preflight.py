@@ -18,6 +18,7 @@ import torch.version
 import warm
 from data_prep.common.errors import BadInput
 from holder import Holder
+from last_line import next_command
 from project import ROOT
 from recipes import preflight
 from recipes.config.loading import load_config, to_yaml
@@ -77,6 +78,7 @@ def test_two_ranks(configure: Configure, tmp_path: Path):
     (tmp_path / "run.yaml").write_text(to_yaml(configure()))
     done = warm.run([warm.COMPOSER, "-n", "2", "recipes/preflight.py", tmp_path / "run.yaml"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert next_command(done.stdout, tmp_path)[:2] == ["composer", "recipes/train.py"]
     found = checked(done.stdout)
     assert found["network"] == found["resume"] == found["clocks"] == "ok" and "FAILED" not in found.values()
     speeds = re.findall(r"(\d+) MiB ([\d.]+)/([\d.]+)", done.stdout)
@@ -274,6 +276,7 @@ def fake(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_flagship_on_128_ranks_that_are_not_there():
     done = fake(str(FLAGSHIP), "--fake-world", "128", "--gpu", "a100-40gb")
     assert done.returncode == 0, done.stderr
+    assert next_command(done.stdout, ROOT) == ["composer", "recipes/preflight.py", str(FLAGSHIP)]
     assert "128 ranks on 16 nodes, FULL_SHARD: each 8 sequences a batch in 1 microbatches of 8" in done.stdout
     assert "rank 127: 0.0807 GB" in done.stdout and "fits" in done.stdout and "ready" in done.stdout
 
