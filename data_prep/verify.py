@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{split:5} {c.documents:>11,} {c.samples:>11,} {c.tokens:>15,} {c.dropped_tokens:>8,} "
             f"{c.bytes_per_token:>12.3f}"
         )
-    good = f"{len(info.manifest['outputs'])} files are what was written, {info.sha256[:12]}"
+    good = f"is what was written: {len(info.manifest['outputs'])} files, {info.sha256[:12]}"
     say_made(info.folder, good, *reading_command(info, args.shards.parent / "tokenizer"))
 
 
