@@ -14,13 +14,13 @@ from __future__ import annotations
 import data_prep.common.script_folder  # noqa: F401
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 from data_prep.common.command_line import Allowed, FileToWrite, new_parser
-from data_prep.common.errors import BadInput, escaped, run
+from data_prep.common.errors import BadInput, run
 from data_prep.common.files import write_text
+from data_prep.common.last_line import say_made
 from data_prep.common.limits import LINE, OneOf, Whole
 from data_prep.common.lock import hold
 from data_prep.looking.corpus_parts import Corpus
@@ -62,9 +62,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     known = sum(each.told is not None for each in shown)
     for problem in dict.fromkeys(each.problem for each in shown if each.problem):
         print(f"text alone: {problem}")
-    print(f"{out}: {len(shown):,} documents of {args.corpus}, {known:,} of them with what was removed and added")
-    named = shlex.join(["python", "data_prep/look.py", str(args.corpus), "--id", shown[0].document.id])
-    print(f"next: open it; {escaped(named)} shows one of them alone")
+    made = f"{len(shown):,} documents of {args.corpus}, {known:,} of them with what was removed and added; open it"
+    tokenizer = (
+        "python",
+        "data_prep/tokenizer.py",
+        "--corpus",
+        args.corpus,
+        "--out",
+        args.corpus.with_name("tokenizer"),
+    )
+    say_made(out, made, *tokenizer)
 
 
 def _beside(corpus: Path) -> Path:
