@@ -32,6 +32,7 @@ from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 from data_prep.sources.medline import Medline
 from data_prep.sources.pmc import Pmc
 from data_prep.sources.text import Text
+from last_line import next_command
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -138,10 +139,9 @@ def test_the_page_shows_each_document_as_it_is_and_what_was_taken_out(
             assert {"copyright notices": 1, "section labels": 1}.items() <= one_shown["removed"].items()
     assert sum(one_shown["removed"]["references"] for one_shown in shown.values()) == 6, "two have no list"
     assert shown["own:7"]["removed"] == {"soft hyphens": 1}
-    said = capsys.readouterr().out.splitlines()
-    count = len(documents)
-    assert said[-2] == f"{out}: {count} documents of {corpus}, {count} of them with what was removed and added"
-    assert said[-1].startswith(f"next: open it; python data_prep/look.py {corpus} --id ")
+    said, count = capsys.readouterr().out, len(documents)
+    assert f"{out}: {count} documents of {corpus}, {count} of them with what was removed and added; open it" in said
+    assert next_command(said, tmp_path)[1] == "data_prep/tokenizer.py"
 
 
 def test_the_text_of_a_hostile_document_is_text(
