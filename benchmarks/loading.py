@@ -55,6 +55,7 @@ from recipes.dataloading.loader import collate
 from recipes.dataloading.mds_reader import TokenShard
 from recipes.dataloading.shared_memory import registering
 from recipes.dataloading.token_dataset import TokenShards, TokenStream
+from recipes.planning.mixing import ShardFolder
 
 VOCAB_SIZE, SEQ_LEN, SHARD_SAMPLES = 28_896, 1024, 256
 ORDER: dict[str, Any] = {"shuffle": True, "shuffle_seed": 17, "num_canonical_nodes": 1, "batch_size": 8}
@@ -103,7 +104,9 @@ def make_shards(folder: Path, shards: int, compression: str | None) -> ShardsInf
 def verified(info: ShardsInfo) -> StreamingDataset:
     """The dataset that training reads."""
     with registering():
-        return TokenShards(streams=[TokenStream(info, "train", None)], **ORDER)
+        return TokenShards(
+            streams=[TokenStream(ShardFolder(None, info, None, info.counts["train"].samples), "train")], **ORDER
+        )
 
 
 def plain(info: ShardsInfo) -> StreamingDataset:

@@ -1,12 +1,15 @@
-"""How long the run waits for its data, and how much of it it has seen."""
+"""How long the run waits for its data, how much of it it has seen, and from which folders."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 from composer import Callback, Logger, State
 from composer.utils import dist
+
+from recipes.planning.mixing import ShardFolder
 
 
 class DataMonitor(Callback):
@@ -17,14 +20,19 @@ class DataMonitor(Callback):
     | throughput/data_wait_share | of the interval's time in batches, 0 to 1: waiting for a batch,  |
     |                            | on the rank that waited longest                                  |
     | time/passes                | passes over the training split                                   |
+    | data/share/NAME            | of the interval's samples, 0 to 1: those of a folder of data.mix |
 
     Args:
         interval_batches: between two values.
-        train_tokens: of the training split.
+        folders: of token shards that the run reads.
     """
 
-    def __init__(self, interval_batches: int, train_tokens: int) -> None:
-        self.interval_batches, self.train_tokens = interval_batches, train_tokens
+    def __init__(self, interval_batches: int, folders: Sequence[ShardFolder]) -> None:
+        self.interval_batches, self.folders = interval_batches, folders
+        self.train_tokens = sum(folder.samples_a_pass for folder in folders) * folders[0].info.seq_len
+        # Samples of all folders are numbered one folder after another.
+        ends = torch.tensor([folder.info.counts["train"].samples for folder in folders]).cumsum(0)
+        self._first_of_next, self._read = ends[:-1], torch.zeros(len(folders), dtype=torch.int64)
         self._asked_s = time.monotonic()
         self._waited_s = self._batches_s = 0.0
 
@@ -39,11 +47,23 @@ class DataMonitor(Callback):
     def batch_end(self, state: State, logger: Logger) -> None:
         """Evaluations and saves, which come after, are not of the interval."""
         self._batches_s += time.monotonic() - self._asked_s
+        of = torch.bucketize(state.batch["sample_ids"].cpu(), self._first_of_next, right=True)
+        self._read += torch.bincount(of, minlength=len(self.folders))
         if int(state.timestamp.batch) % self.interval_batches:
             return
         waited_s = state.device.tensor_to_device(torch.tensor([self._waited_s]))
         dist.all_reduce(waited_s, reduce_operation="MAX")
         passes = int(state.timestamp.token) / self.train_tokens
         share = min(1.0, waited_s.item() / max(self._batches_s, 1e-9))
-        logger.log_metrics({"throughput/data_wait_share": share, "time/passes": passes})
+        logger.log_metrics({"throughput/data_wait_share": share, "time/passes": passes, **self._shares(state)})
         self._waited_s = self._batches_s = 0.0
+        self._read = torch.zeros_like(self._read)
+
+    def _shares(self, state: State) -> dict[str, float]:
+        """Of the interval's samples on all ranks, those of each folder that is mixed in."""
+        if len(self.folders) == 1:
+            return {}
+        read = state.device.tensor_to_device(self._read)
+        dist.all_reduce(read)
+        shares = (read / read.sum()).tolist()
+        return {f"data/share/{of.name}": share for of, share in zip(self.folders, shares, strict=True) if of.name}

@@ -42,7 +42,9 @@ class GenerateSamples(Callback):
         self.steps = min(max_new_tokens, n_positions - max(map(len, self.ids)))
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Write them."""
+        """Write them once all splits are evaluated."""
+        if state.dataloader_label != state.evaluators[-1].label:
+            return
         written = self._write(state)
         if dist.get_global_rank() != 0:
             return

@@ -9,6 +9,8 @@ from composer import Callback, Logger, State
 
 from recipes.modeling.token_loss import metric_name
 
+BytesPerToken = Mapping[str | None, float]  # of a source -> UTF-8 bytes of text a token; None: of all
+
 
 class LanguageMetrics(Callback):
     """Logs what a loss in nats per token means.
@@ -21,24 +23,18 @@ class LanguageMetrics(Callback):
     | metrics/eval/BitsPerByte             | validation loss in bits, per UTF-8 byte of text; comparable between |
     |                                      | tokenizers                                                          |
     | metrics/eval/BitsPerByte/SOURCE      | of the text of one source                                           |
+    | metrics/eval-NAME/…                  | the same of a folder of data.mix                                    |
 
     A sample's first token is not predicted; it is taken to cost what the others cost.
 
     Args:
         train_bytes_per_token: of the training split.
-        eval_bytes_per_token: of the validation split.
-        eval_bytes_per_token_by_source: of each of its sources, where they are told apart.
+        eval_bytes_per_token: what Composer calls a validation split -> of all of its text, and of the sources that are
+            told apart.
     """
 
-    def __init__(
-        self,
-        train_bytes_per_token: float,
-        eval_bytes_per_token: float,
-        eval_bytes_per_token_by_source: Mapping[str, float],
-    ) -> None:
-        self.train_bytes_per_token = train_bytes_per_token
-        self.eval_bytes_per_token: dict[str | None, float] = {None: eval_bytes_per_token}
-        self.eval_bytes_per_token.update(eval_bytes_per_token_by_source)
+    def __init__(self, train_bytes_per_token: float, eval_bytes_per_token: Mapping[str, BytesPerToken]) -> None:
+        self.train_bytes_per_token, self.eval_bytes_per_token = train_bytes_per_token, eval_bytes_per_token
 
     def batch_end(self, state: State, logger: Logger) -> None:
         """What the training loss means, which Trainer has averaged over ranks and microbatches."""
@@ -54,12 +50,14 @@ class LanguageMetrics(Callback):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Validation perplexity and bits per byte, of all text and by source."""
-        for source, bytes_per_token in self.eval_bytes_per_token.items():
-            nats = float(state.eval_metrics["eval"][metric_name(source)].compute())
-            name = f"metrics/eval/BitsPerByte/{source}" if source else "metrics/eval/BitsPerByte"
+        label = state.dataloader_label
+        assert label is not None
+        for source, bytes_per_token in self.eval_bytes_per_token[label].items():
+            nats = float(state.eval_metrics[label][metric_name(source)].compute())
+            name = f"metrics/{label}/BitsPerByte" + (f"/{source}" if source else "")
             logger.log_metrics({name: nats / math.log(2) / bytes_per_token})
             if source is None:
-                logger.log_metrics({"metrics/eval/Perplexity": _perplexity(nats)})
+                logger.log_metrics({f"metrics/{label}/Perplexity": _perplexity(nats)})
 
 
 def _perplexity(nats: float) -> float:

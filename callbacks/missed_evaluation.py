@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from composer import Callback, Logger, State
 from composer.utils import dist
 
 from recipes.distributed.rank_zero import on_rank_zero
-from recipes.runs.reading import EVAL, read_metrics
+from recipes.runs.reading import read_metrics
 
 
 class MissedEvaluation(Callback):
@@ -41,12 +41,15 @@ class MissedEvaluation(Callback):
         due = batch > 0 and (batch % self.interval_batches == 0 or batch == self.batches)
         if not due or metrics is None or self.evaluate is None:
             return
-        if on_rank_zero(lambda: _is_evaluated(metrics, batch)):
+        splits = [evaluator.label for evaluator in state.evaluators]
+        if on_rank_zero(lambda: _is_evaluated(metrics, batch, splits)):
             return
         if dist.get_global_rank() == 0:
             print(f"batch {batch} was to be evaluated when the run stopped: that is done now", flush=True)
         self.evaluate()
 
 
-def _is_evaluated(metrics: Path, batch: int) -> bool:
-    return any(name.startswith(EVAL) and batch in values for name, values in read_metrics(metrics).metrics.items())
+def _is_evaluated(metrics: Path, batch: int, splits: Sequence[str]) -> bool:
+    """Whether the metrics of all splits were logged, one split's after another's."""
+    logged = [name for name, values in read_metrics(metrics).metrics.items() if batch in values]
+    return all(any(name.startswith(f"metrics/{split}/") for name in logged) for split in splits)

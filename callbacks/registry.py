@@ -5,7 +5,7 @@ A new callback is a file in this folder, a line here, its section in recipes/con
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from callbacks.data_monitor import DataMonitor
 from callbacks.first_batch import FirstBatch
 from callbacks.generate_samples import GenerateSamples
 from callbacks.hang_detector import HangDetector
-from callbacks.language_metrics import LanguageMetrics
+from callbacks.language_metrics import BytesPerToken, LanguageMetrics
 from callbacks.missed_evaluation import MissedEvaluation
 from callbacks.nan_guard import NanGuard
 from callbacks.norm_monitor import NormMonitor
@@ -30,12 +30,12 @@ from callbacks.rank_sums import RankSums
 from callbacks.restore_rng import RestoreRNG
 from callbacks.sample_fingerprint import SampleFingerprint
 from callbacks.spike_guard import SpikeGuard
-from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.schema import RunConfig, batches_of
 from recipes.dataloading.beginnings import beginnings
 from recipes.dataloading.token_dataset import TokenShards
 from recipes.modeling.token_loss import TokenSources
 from recipes.planning.gpus import CUDA_NAMES, GPUS
+from recipes.planning.mixing import ShardFolder
 from recipes.runs.names import METRICS, TEXTS
 
 
@@ -46,9 +46,9 @@ class RunContext:
     Attributes:
         writer: saves the checkpoints.
         replicas: copies of a sharded model; None: it is not sharded.
-        shards: what is trained on; None: not token shards, but a task.
+        folders: token shards that are trained on; none: it is a task.
         sources: of the tokens of the validation split, if there are several.
-        val: samples of the validation split; None: as for `shards`.
+        val: samples of the validation split; None: it is a task.
         rng: restores the random state of a checkpoint.
         first_batch: compares the first batch after a load.
         sums: what callbacks ask of all ranks.
@@ -57,7 +57,7 @@ class RunContext:
 
     writer: CheckpointWriter
     replicas: int | None = None
-    shards: ShardsInfo | None = None
+    folders: Sequence[ShardFolder] = ()
     sources: TokenSources | None = None
     val: TokenShards | None = None
     rng: RestoreRNG = field(default_factory=RestoreRNG)
@@ -86,15 +86,18 @@ class Entry:
 
 
 def _language_metrics(_: Any, cfg: Any, run: RunContext) -> Callback | None:
-    if run.shards is None:
+    if not run.folders:
         return None
-    bytes_per_token = {split: counts.bytes_per_token for split, counts in run.shards.counts.items()}
-    by_source = dict(zip(run.sources.names, run.sources.bytes_per_token, strict=True)) if run.sources else {}
-    return LanguageMetrics(bytes_per_token["train"], bytes_per_token["val"], by_source)
+    samples = sum(folder.samples_a_pass for folder in run.folders)
+    train = sum(of.samples_a_pass * of.info.counts["train"].bytes_per_token for of in run.folders) / samples
+    val: dict[str, BytesPerToken] = {of.eval_label: {None: of.info.counts["val"].bytes_per_token} for of in run.folders}
+    main, sources = run.folders[0].eval_label, run.sources
+    by_source = dict(zip(sources.names, sources.bytes_per_token, strict=True)) if sources else {}
+    return LanguageMetrics(train, {**val, main: {**val[main], **by_source}})
 
 
 def _data_monitor(values: Any, cfg: Any, run: RunContext) -> Callback | None:
-    return DataMonitor(batches_of(values.interval), run.shards.counts["train"].tokens) if run.shards else None
+    return DataMonitor(batches_of(values.interval), run.folders) if run.folders else None
 
 
 def _generate_samples(values: Any, cfg: Any, run: RunContext) -> Callback:
@@ -130,11 +133,12 @@ CALLBACKS = (
     Entry(RankSums, None, "each batch", (), lambda _, cfg, run: run.sums),
     Entry(
         LanguageMetrics, None, "each batch, each evaluation",
-        ("loss/train/perplexity", "loss/train/bits_per_byte", "metrics/eval/Perplexity", "metrics/eval/BitsPerByte*"),
+        ("loss/train/perplexity", "loss/train/bits_per_byte", "metrics/eval*/Perplexity", "metrics/eval*/BitsPerByte*"),
         _language_metrics,
     ),
     Entry(
-        DataMonitor, "data_monitor", "each interval", ("throughput/data_wait_share", "time/passes"), _data_monitor
+        DataMonitor, "data_monitor", "each interval",
+        ("throughput/data_wait_share", "time/passes", "data/share/*"), _data_monitor,
     ),
     Entry(GenerateSamples, "generate_samples", "each evaluation", (), _generate_samples),
     Entry(

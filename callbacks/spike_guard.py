@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from composer import Callback, Logger, State
 from composer.utils import dist
 from torch.utils.data import DataLoader
@@ -150,27 +151,34 @@ class SpikeGuard(Callback):
         batch_size = int(loader.batch_size or 0) * dist.get_world_size()
         goal = self.writer.saved_before(first)
         here = {"epoch": int(state.timestamp.epoch), "sample_in_epoch": int(state.timestamp.sample_in_epoch)}
-        windows = _between(goal, here, data.skipped, data.size // batch_size * batch_size)
+        windows = _between(goal, here, data.skipped, data.epoch_size // batch_size * batch_size)
         samples = [
             int(sample)
             for epoch, begin, end in windows
             for position, sample in enumerate(data.sample_order(epoch, batch_size)[begin:end], begin)
             if not skipped_data.is_skipped(data.skipped, epoch, position)
         ]
-        folder = Path(data.streams[0].local)
-        documents = []
-        if (folder / DOCUMENTS).is_file():  # not where shards are fetched from `data.remote`
-            documents = skipped_data.documents_of(folder, samples, state.batch["input_ids"].shape[1])
+        left_out = {
+            folder: _with_documents(folder, found.tolist(), state.batch["input_ids"].shape[1])
+            for folder, found in data.by_folder(np.array(samples, np.int64)).items()
+        }
         # First, so that a run that is killed here meets the spike again, and does not go on behind it.
         self.writer.discard_from(first)
         entry = {"from_batch": batch, "to_batch": goal["batch"], "losses": list(self._spiking), "limit": self._limit()}
-        skipped_data.append(self.folder, {**entry, "windows": windows}, samples, documents)
+        skipped_data.append(self.folder, {**entry, "windows": windows}, left_out)
+        documents = sum(len(ids) for _, ids in left_out.values())
         print(
             f"warning: {spike}: back to batch {goal['batch']}, leaving out {len(samples):,} samples of "
-            f"{len(documents):,} documents ({self.folder / skipped_data.LEDGER})",
+            f"{documents:,} documents ({self.folder / skipped_data.LEDGER})",
             flush=True,
         )
         return True
+
+
+def _with_documents(folder: Path, samples: list[int], seq_len: int) -> tuple[list[int], list[str]]:
+    """Samples of a split, and the ids of their documents; none where shards that are fetched come without the list."""
+    there = (folder / DOCUMENTS).is_file()
+    return samples, skipped_data.documents_of(folder, samples, seq_len) if there else []
 
 
 def _between(

@@ -199,6 +199,18 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
     return out
 
 
+@pytest.fixture(scope="session")
+def old_shards(tiny_documents: list[Document], tiny_tokenizer: Path, make_corpus: Callable[..., Path]) -> Path:
+    """Shards of other texts, by the tokenizer of `tiny_shards`: what is mixed in."""
+    old = [
+        Document(f"pmid:{5000 + number}", " ".join(reversed(document.text.split())), ABSTRACTS, None, "2019")
+        for number, document in enumerate(tiny_documents[4:104])
+    ]
+    out = tiny_tokenizer.with_name("old-shards")
+    build_shards(make_corpus(tiny_tokenizer.with_name("old-corpus"), old), tiny_tokenizer, out, seq_len=TINY_SEQ_LEN)
+    return out
+
+
 @pytest.fixture
 def kill_at_random_moments(
     tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]]

@@ -19,7 +19,8 @@ data_prep/sharding
 data_prep
 recipes/config recipes/scoring
 recipes/modeling recipes/distributed
-recipes/dataloading recipes/planning
+recipes/planning
+recipes/dataloading
 recipes/runs
 recipes/checkpointing
 callbacks

@@ -29,6 +29,9 @@ def check_pretraining(cfg: TrainConfig, name: str) -> None:
     relations.require(whole, "model.n_embd", model.n_embd, f"it must divide by n_head = {model.n_head}")
     positions = f"the model has n_positions = {model.n_positions}: say data.seq_len={model.n_positions} or less"
     relations.require(seq_len <= model.n_positions, "data.seq_len", seq_len, positions)
+    shares = {name: of.share for name, of in (cfg.data.mix or {}).items()}
+    leaves = "the shares leave nothing of a pass to data.shards; their sum must be below 1"
+    relations.require(sum(shares.values()) < 1, "data.mix", shares, leaves)
     _check_kernels(relations, cfg)
     _check_schedule(relations, cfg.scheduler)
 

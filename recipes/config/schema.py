@@ -6,6 +6,7 @@ Composer's elsewhere. What hangs on several keys at once is in `checks`.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -128,6 +129,10 @@ NEW_TOKENS = Whole(1, 100_000)
 TEMPERATURE = Real(0.01, 10, also=0)  # logits are divided by it; 0: the likeliest token
 PRICE = Real(0, 10**6)
 MFU = Real(1e-6, 1)
+# Of a folder that is mixed in: a part of the names of metrics and of keys.
+MIX_NAME = Text(
+    lambda text: re.fullmatch(r"\w[\w-]{0,31}", text, re.ASCII), "a name of 1 to 32 letters, digits, - or _"
+)
 TAG = Text(lambda text: 0 < len(text.strip()) <= 64 and text.isprintable(), "a text of 1 to 64 characters")  # W&B's
 
 
@@ -152,6 +157,15 @@ class ModelConfig:
 
 
 @dataclass
+class MixConfig:
+    """A further folder of token shards, of which each pass reads a share: old text that is not to be forgotten."""
+
+    shards: Folder = MISSING
+    remote: Folder | None = None  # as data.remote
+    share: Annotated[float, Real(0, 1, above=True, below=True)] = MISSING  # of the samples of a pass
+
+
+@dataclass
 class DataConfig:
     """Where the token shards lie, what they must be, and how they are read."""
 
@@ -159,6 +173,8 @@ class DataConfig:
     remote: Folder | None = (
         None  # folder or s3://, gs://, … of the same shards: what `shards` lacks is fetched from there
     )
+    # Name -> a folder that is mixed in; its validation loss has that name. `shards` is read whole in each pass.
+    mix: dict[str, MixConfig] | None = None
     tokenizer: Folder = MISSING  # folder of the tokenizer that made the shards
     seq_len: Positions = MISSING  # tokens a sample; must be the shards' own
     eos_between_documents: bool = True  # must be the shards' own

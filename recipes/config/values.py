@@ -20,6 +20,7 @@ import yaml
 from data_prep.common.bounds import YAML_CHARACTERS, YAML_DEPTH, YAML_VALUES
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import OneOf, Rule
+from recipes.config.schema import MIX_NAME
 
 SWITCH = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 NULL = ("null", "~", "")
@@ -107,6 +108,11 @@ class Hint:
         """What the schema says of each value of a list; None: it is no list."""
         return Hint(get_args(self.type)[0]) if get_origin(self.type) is list else None
 
+    @property
+    def named(self) -> type | None:
+        """The section that stands under each name of a mapping; None: it is no mapping."""
+        return get_args(self.type)[1] if get_origin(self.type) is dict else None
+
     def refuse(self, key: str, value: object) -> BadInput:
         """The error of a value that is not allowed."""
         rule = self.rule or OneOf(("true", "false"))
@@ -156,6 +162,8 @@ def _read(value: Any, hint: Hint, key: str) -> Any:
         return None
     if isinstance(hint.type, type) and is_dataclass(hint.type):
         return read_section(value, hint.type, f"{key}.")
+    if hint.named:
+        return _read_named(value, hint.named, key)
     if hint.items:
         if not isinstance(value, list):
             raise BadInput(f"{hint.refuse(key, value)}: write {key}=[…, …]")
@@ -174,6 +182,16 @@ def _read(value: Any, hint: Hint, key: str) -> Any:
             raise hint.refuse(key, value) from None
     _check(read, hint, key)
     return read
+
+
+def _read_named(given: Any, section: type, key: str) -> dict[str, Any]:
+    """A mapping of names to sections."""
+    if not isinstance(given, Mapping) or not given:
+        keys = ", ".join(hints_of(section))
+        raise BadInput(f"{key} = {given!r}, but it holds sections by names of your own: {key}.NAME, each with {keys}")
+    for name in given:
+        MIX_NAME.check(f"{key}: the name", str(name))
+    return {name: read_section(value, section, f"{key}.{name}.") for name, value in given.items()}
 
 
 def _refuse_resolvers(text: str, key: str) -> None:
@@ -228,6 +246,9 @@ def check_section(section: Any, prefix: str = "") -> None:
         value, key = getattr(section, name), f"{prefix}{name}"
         if is_dataclass(value):
             check_section(value, f"{key}.")
+        elif hint.named:
+            for one, of_it in (value or {}).items():
+                check_section(of_it, f"{key}.{one}.")
         elif value is not None:
             _check(value, hint, key)
             for n, one in enumerate(value if hint.items else ()):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,12 +16,12 @@ from composer.core import DataSpec
 from streaming import StreamingDataLoader
 
 from data_prep.common.errors import BadInput
-from data_prep.sharding.shard_format import read_shards_info
 from recipes.config.schema import TrainConfig
 from recipes.dataloading import skipped_data
 from recipes.dataloading.shared_memory import registering, remove_locks_at_exit
 from recipes.dataloading.token_dataset import Sample, TokenShards, TokenStream
 from recipes.modeling.token_loss import TokenSources
+from recipes.planning.mixing import shard_folders
 
 
 class ShortEpoch(Exception):
@@ -55,7 +54,7 @@ class TokenLoader(StreamingDataLoader):
 
     def _planned_samples(self, position: int) -> int:
         """Samples that an epoch owes this rank from a position on, those left out among them."""
-        size = self._dataset.size
+        size = self._dataset.epoch_size
         if not self.drop_last:
             return -(-size // self._world_size)
         batch = self._device_batch_size * self._world_size
@@ -79,8 +78,8 @@ class TokenLoader(StreamingDataLoader):
                 if not skipped_data.is_skipped(self._dataset.skipped, epoch, here):
                     yield batch
             if delivered < planned:
-                split = self._dataset.streams[0].local
-                raise ShortEpoch(f"{split}: an epoch delivered {delivered} of {planned} samples")
+                splits = ", ".join(stream.local for stream in self._dataset.streams)
+                raise ShortEpoch(f"{splits}: an epoch delivered {delivered} of {planned} samples")
         except Exception as error:
             stop_workers(self)
             if isinstance(error, BadInput):  # from a worker, it comes wrapped in the worker's traceback
@@ -119,8 +118,11 @@ def build_dataloader(
     world_size: int,
     skipped: Sequence[skipped_data.Window] = (),
     sources: TokenSources | None = None,
+    mixed: str | None = None,
 ) -> DataSpec:
     """The loader of one split for this rank.
+
+    Training samples come from all folders that the run reads, those of validation from one.
 
     The order of training samples depends on `seed` and `data.num_canonical_nodes` alone, so the same samples make up
     each global batch on any number of ranks. The last, partial batch of a training epoch is dropped for that reason:
@@ -132,15 +134,17 @@ def build_dataloader(
         world_size: ranks.
         skipped: positions that the run leaves out, as `skipped_data.merge` returns them.
         sources: of the split's tokens; batches then have their `sources`.
+        mixed: in `data.mix`, the folder whose `val` is read; None: that of `data.shards`.
 
     Raises:
         BadInput: no finished shards, or their index is damaged or of another format.
     """
     train = split == "train"
     batch_size = cfg.global_train_batch_size // world_size if train else cfg.device_eval_batch_size
+    folders = [folder for folder in shard_folders(cfg) if train or folder.name == mixed]
     with registering():
         dataset = TokenShards(
-            streams=[TokenStream(read_shards_info(Path(cfg.data.shards)), split, cfg.data.remote)],
+            streams=[TokenStream(folder, split) for folder in folders],
             shuffle=train,
             shuffle_algo="py1e",
             shuffle_seed=cfg.seed,

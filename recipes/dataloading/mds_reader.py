@@ -30,13 +30,19 @@ from data_prep.common.manifest import MANIFEST, seal
 from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, read_index, token_dtype
 from recipes.dataloading.checked_files import Source, fetches, obtain
 
+REMOTE = "data.remote"  # the key of the configuration, for messages
 READ_ATTEMPTS = 3  # of a sample of a shard that changes while it is read
 
 log = logging.getLogger(__name__)
 
 
-def fetch_manifest(folder: Path, remote: str) -> None:
+def fetch_manifest(folder: Path, remote: str, key: str = REMOTE) -> None:
     """Put the manifest of the shards at `remote` into `folder`, unless a good one is there.
+
+    Args:
+        folder: of the shards.
+        remote: where the manifest is fetched from.
+        key: of the configuration that says so, for the message.
 
     Raises:
         BadInput: no good manifest can be fetched.
@@ -55,17 +61,18 @@ def fetch_manifest(folder: Path, remote: str) -> None:
         path,
         check,
         fetches(remote, MANIFEST, path),
-        f"data.remote = {Location(remote)} must hold finished token shards",
+        f"{key} = {Location(remote)} must hold finished token shards",
     )
 
 
-def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenShard]:
+def open_shards(info: ShardsInfo, split: str, remote: str | None, key: str = REMOTE) -> list[TokenShard]:
     """The shards of a split, none of them opened yet.
 
     Args:
         info: the folder and its manifest.
         split: `train` or `val`.
         remote: where a missing or damaged file is fetched, None for nowhere.
+        key: of the configuration that says so, for messages.
 
     Raises:
         BadInput: the index is damaged, or describes something else than samples of `seq_len` tokens: a column of
@@ -78,7 +85,9 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenS
         found = hashlib.sha256(data).hexdigest()
         return "" if found == expected else f"sha256 is {found}, the manifest says {expected}"
 
-    data = obtain(info.folder / name, check, fetches(remote, name, info.folder / name), _way_out(info.folder, remote))
+    data = obtain(
+        info.folder / name, check, fetches(remote, name, info.folder / name), _way_out(info.folder, remote, key)
+    )
     assert data is not None  # it was waited for
     entries = read_index(folder, data)
     encoding = mds_encoding(info.vocab_size, info.seq_len)
@@ -90,7 +99,7 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None) -> list[TokenS
             )
     if (samples := sum(entry["samples"] for entry in entries)) != info.counts[split].samples:
         raise BadInput(f"{folder} holds {samples} samples, the manifest says {info.counts[split].samples}")
-    return [TokenShard(info, split, entry, remote) for entry in entries]
+    return [TokenShard(info, split, entry, remote, key) for entry in entries]
 
 
 class TokenShard(Reader):
@@ -101,7 +110,7 @@ class TokenShard(Reader):
     Not through a memory map: reading beyond the end of a file that was cut would kill the process without a word.
     """
 
-    def __init__(self, info: ShardsInfo, split: str, entry: JsonDict, remote: str | None):
+    def __init__(self, info: ShardsInfo, split: str, entry: JsonDict, remote: str | None, key: str = REMOTE):
         super().__init__(
             str(info.folder / split), None, entry["compression"], entry["hashes"], entry["samples"], entry["size_limit"]
         )
@@ -110,7 +119,7 @@ class TokenShard(Reader):
         self._dtype = np.dtype(token_dtype(info.vocab_size))
         self._sample_bytes = info.seq_len * self._dtype.itemsize
         self._check = partial(_differs, raw)
-        self._way_out = _way_out(info.folder, remote)
+        self._way_out = _way_out(info.folder, remote, key)
         if packed:
             path = self._path.with_name(packed["basename"])
             origins: list[Source] = [(str(path), path.read_bytes)]
@@ -204,13 +213,12 @@ class TokenShard(Reader):
         return {COLUMN: np.frombuffer(data, self._dtype)}
 
 
-def _way_out(folder: Path, remote: str | None) -> str:
+def _way_out(folder: Path, remote: str | None, key: str) -> str:
     if remote:
-        return f"data.remote = {Location(remote)} must hold the shards that {folder / MANIFEST} describes"
+        return f"{key} = {Location(remote)} must hold the shards that {folder / MANIFEST} describes"
     return (
         f"`python data_prep/verify.py --shards {folder}` checks the whole folder; build it again (make shards, with "
-        "the variables that it was made with), "
-        f"or set data.remote to a good copy of it"
+        f"the variables that it was made with), or set {key} to a good copy of it"
     )
 
 

@@ -1,6 +1,7 @@
 """What a run left out of its data after loss spikes: `skipped.jsonl` in its folder, one line a rewind.
 
-Each line names a file beside it, `skipped-1.jsonl.zst` and so on, with the ids of the samples and documents.
+Each line names a file beside it, `skipped-1.jsonl.zst` and so on, with the folders that the samples were read from, and
+the ids of the samples and documents in them.
 
 A window is `(epoch, first, end)`: positions `first` to `end - 1` of that epoch's sample order. Positions are the same
 for any number of ranks, and for any batch size. The loader passes over them, so a run that is resumed, or rewound
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import bisect
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_prep.common import json_text
@@ -46,17 +47,25 @@ def read(folder: Path) -> list[JsonDict]:
     return entries
 
 
-def append(folder: Path, entry: JsonDict, samples: Sequence[int], documents: Sequence[str]) -> None:
-    """Add an entry, and what was left out; the entry is on disk when this returns, whole or not at all."""
+def append(folder: Path, entry: JsonDict, left_out: Mapping[Path, tuple[Sequence[int], Sequence[str]]]) -> None:
+    """Add an entry, and what was left out; the entry is on disk when this returns, whole or not at all.
+
+    Args:
+        folder: of the run.
+        entry: as `ENTRY` says.
+        left_out: folder of token shards -> the samples and documents of it.
+    """
     path = folder / LEDGER
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
     details = folder / DETAILS.replace("*", str(before.count("\n") + 1))
     with json_lines.Writer(details) as writer:
-        for sample in samples:
-            writer.write({"sample": sample})
-        for document in documents:
-            writer.write({"document": document})
-    counts = {"samples": len(samples), "documents": len(documents), "details": details.name}
+        for shards, (samples, documents) in left_out.items():
+            for sample in samples:
+                writer.write({"shards": str(shards), "sample": sample})
+            for document in documents:
+                writer.write({"shards": str(shards), "document": document})
+    samples, documents = (sum(len(of[n]) for of in left_out.values()) for n in (0, 1))
+    counts = {"samples": samples, "documents": documents, "details": details.name}
     write_text(path, f"{before}{json.dumps({**entry, **counts})}\n")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -16,9 +17,9 @@ from streaming.base.partition import get_partitions
 from streaming.base.shuffle import get_shuffle
 from streaming.base.world import World
 
-from data_prep.sharding.shard_format import ShardsInfo
 from recipes.dataloading import skipped_data
 from recipes.dataloading.mds_reader import TokenShard, open_shards
+from recipes.planning.mixing import ShardFolder
 
 SHARDS_AHEAD = 4  # of a worker: found good, or fetched, before their first sample is due
 Sample = dict[str, Any]
@@ -31,9 +32,10 @@ class TokenStream(Stream):
     folder that the shared memory of a killed run could contest.
     """
 
-    def __init__(self, info: ShardsInfo, split: str, remote: str | None):
-        super().__init__(local=str(info.folder / split))
-        self._arguments = info, split, remote
+    def __init__(self, folder: ShardFolder, split: str):
+        chosen = folder.samples_a_pass if split == "train" else folder.info.counts[split].samples
+        super().__init__(local=str(folder.info.folder / split), choose=chosen)
+        self._arguments = folder.info, split, folder.remote, f"{folder.key}.remote"
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
         """The shards of the split; no type is safe but the one that the writer writes."""
@@ -109,6 +111,46 @@ class TokenShards(StreamingDataset):
         self.shuffle_seed, self.num_canonical_nodes = saved  # as workers do
         super().load_state_dict({**obj, "sample_in_epoch": self._resumed[1]})
 
+    def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """The samples of a pass, folder by folder, and their runs of one shard: what is then shuffled.
+
+        StreamingDataset draws a folder's samples anew in each pass, so that some come again before others came once.
+        Here a folder is gone through in a random order of its samples, from pass to pass where the last one stopped,
+        and in another order once all have been read. A folder of which a pass takes each sample once, as
+        `data.shards`, gives what StreamingDataset gives.
+
+        Args:
+            epoch: the pass, from 0.
+            stream_id: one folder alone; None: all.
+
+        Returns:
+            The lengths of the runs, and the ids of the samples.
+        """
+        runs, ids = [], []
+        for stream in range(self.num_streams) if stream_id is None else [stream_id]:
+            size, chosen = int(self.samples_per_stream[stream]), self.streams[stream].choose
+            at, end = epoch * chosen, (epoch + 1) * chosen
+            while at < end:
+                turn, first = divmod(at, size)
+                last = min(size, first + end - at)
+                order = np.arange(size)
+                if last - first < size:
+                    np.random.default_rng([self.shuffle_seed, stream, turn]).shuffle(order)
+                drawn = np.sort(order[first:last]) + self.sample_offset_per_stream[stream]
+                shards = np.searchsorted(self.sample_offset_per_shard, drawn, side="right") - 1
+                runs.append(np.unique(shards, return_counts=True)[1])
+                ids.append(drawn)
+                at += last - first
+        return np.concatenate(runs), np.concatenate(ids)
+
+    def by_folder(self, samples: NDArray[np.int64]) -> dict[Path, NDArray[np.int64]]:
+        """Samples by the folder of the split that they lie in, which numbers its own from 0."""
+        streams = np.searchsorted(self.sample_offset_per_stream, samples, side="right") - 1
+        return {
+            Path(stream.local): samples[streams == n] - self.sample_offset_per_stream[n]
+            for n, stream in enumerate(self.streams)
+        }
+
     def next_position(self) -> tuple[int, int]:
         """The epoch about to start, and the position in it, which is not 0 if the run was resumed there."""
         epoch, position = self._resumed
@@ -130,7 +172,7 @@ class TokenShards(StreamingDataset):
             self._set_shuffle_block_size(self._parallel_rank_world)  # as a worker does before its first sample
             block = cast(int, self.shuffle_block_size)
             order = get_shuffle(self.shuffle_algo, shard_samples, nodes, self.shuffle_seed, epoch, block)[order]
-        return sample_of[order[: self.size // batch_size * batch_size]]
+        return sample_of[order[: self.epoch_size // batch_size * batch_size]]
 
 
 class _LookAhead(threading.Thread):

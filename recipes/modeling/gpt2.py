@@ -99,7 +99,7 @@ class BioMedLM(ComposerModel):
         kernels: how it is computed.
         recomputed_blocks: the first blocks that recompute their activations; None: all, where any does.
         draw_weights: False leaves them as the memory was, for a checkpoint to fill: drawing the 2.7B's takes 81 s.
-        eval_samples: of the validation split; 0 for a model that is not evaluated.
+        eval_samples: of the largest validation split; 0 for a model that is not evaluated.
         eval_sources: names of the sources whose validation losses are told apart.
 
     Attributes:

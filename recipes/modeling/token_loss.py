@@ -73,7 +73,7 @@ class TokenLoss(Metric):
     sample, and ranks add theirs here, not through torchmetrics, which would gather all ranks' tables on each.
 
     Args:
-        samples: of the split.
+        samples: of the split, or more.
         source: tokens of this one alone count, an index of `TokenSources.names`; None: all.
     """
 

@@ -62,7 +62,7 @@ class Forecast:
     link_bytes: float  # that a GPU sends to others for one batch
     node_bytes: float  # that a node sends to others for one batch
     network_gbit_s: float | None
-    shard_bytes: int | None  # of the training split, if it is built
+    shard_bytes: int | None  # that a pass reads, if the shards are built
     token_bytes: int
 
     @property

@@ -7,13 +7,14 @@ from dataclasses import replace
 from recipes.config.schema import SCHEDULES, TrainConfig
 from recipes.planning.memory import Layout, peak, step_memory, with_reserve
 from recipes.planning.network import node_sends_bytes
-from recipes.planning.run_plan import STATE_BYTES_PER_PARAMETER, STATES, Plan
+from recipes.planning.run_plan import STATE_BYTES_PER_PARAMETER, STATES, Mixed, Plan
 
 
 def format_plan(plan: Plan, cfg: TrainConfig) -> str:
     """The plan as the table that every run prints first."""
     if plan.passes:
-        data = f"{plan.train_tokens:,} tokens in {cfg.data.shards}, {plan.batches_per_epoch:,} batches a pass"
+        own_tokens = (plan.train_tokens or 0) - sum(of.tokens_a_pass for of in plan.mix)
+        data = f"{own_tokens:,} tokens in {cfg.data.shards}, {plan.batches_per_epoch:,} batches a pass"
         passes = f"{plan.passes:.2f}"
     else:
         data, passes = f"{cfg.data.shards} is not built yet", "unknown until the shards are built"
@@ -45,6 +46,7 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         ("batches", f"{plan.batches:,}"),
         ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),
         ("data", data),
+        *((f"mixed in: {of.name}", mixed_row(of, plan)) for of in plan.mix),
         ("passes", passes),
         *_too_little_text(plan),
         ("memory a rank", _memory_row(plan, cfg)),
@@ -77,6 +79,15 @@ def _too_little_text(plan: Plan) -> list[tuple[str, str]]:
             "continue a trained model: yamls/continue/domain.yaml",
         )
     ]
+
+
+def mixed_row(of: Mixed, plan: Plan) -> str:
+    """What a run reads of a folder that is mixed in, and how often."""
+    assert plan.train_tokens and plan.passes
+    times = plan.passes * of.tokens_a_pass / of.tokens
+    share = of.tokens_a_pass / plan.train_tokens
+    told = f"each is read {times:.2f} times" if times > 1 else f"the run reads {times:.2%} of them, once"
+    return f"{of.tokens_a_pass:,} tokens a pass ({share:.2%}) of {of.tokens:,} in {of.shards}; {told}"
 
 
 def _memory_row(plan: Plan, cfg: TrainConfig) -> str:

@@ -4,21 +4,33 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
-from data_prep.sharding.shard_format import ShardsInfo, read_shards_info
+from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.schema import Duration, TrainConfig, batches_of
 from recipes.config.shards_command import shards_command
 from recipes.modeling.size import checkpoint_bytes, flops_per_token, parameter_count
+from recipes.planning.mixing import ShardFolder, refuse_the_same_twice, section_of, shard_folders
 
 STATES = ("parameters", "gradients", "optimizer")
 STATE_BYTES_PER_PARAMETER = 16  # those and the gradient, on the GPUs
 # What the plan takes a node to hold, unless the launcher was told of several nodes and knows.
 RANKS_PER_NODE = 8
 MAX_RANKS = 1024  # up to which the plan looks for numbers of ranks to resume on
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """What a run reads of a folder of `data.mix`."""
+
+    name: str
+    shards: str  # the folder
+    shards_sha256: str
+    tokens: int  # of its training split
+    tokens_a_pass: int  # that a pass takes of them
 
 
 @dataclass(frozen=True)
@@ -36,11 +48,12 @@ class Plan:
     tokens_per_batch: int
     batches: int
     warmup_batches: int
-    train_tokens: int | None
+    train_tokens: int | None  # that a pass reads, those of `mix` among them
     batches_per_epoch: int | None
     checkpoint_bytes: int
     checkpoints: int  # on disk at the end, at most
     evaluations: int
+    mix: list[Mixed] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
@@ -49,18 +62,29 @@ class Plan:
 
     @property
     def passes(self) -> float | None:
-        """How often the run sees each training token."""
+        """How often the run sees each training token of `data.shards`."""
         return self.tokens / self.train_tokens if self.train_tokens else None
 
 
 def check_shards(cfg: TrainConfig) -> ShardsInfo:
-    """Read the shards' manifest and refuse shards that this configuration does not describe.
+    """Read the manifests of the shards and refuse shards that this configuration does not describe.
+
+    Returns:
+        What that of `data.shards` says.
 
     Raises:
-        BadInput: no shards; another seq_len, vocabulary or tokenizer; with end-of-text where none is asked for.
+        BadInput: no shards; another seq_len, vocabulary or tokenizer; with end-of-text where none is asked for; the
+            same shards twice; a share of `data.mix` that is not one sample.
     """
-    folder, tokenizer = Path(cfg.data.shards), Path(cfg.data.tokenizer)
-    info = read_shards_info(folder, shards_command(cfg))
+    folders = shard_folders(cfg)
+    for folder in folders:
+        _check_folder(cfg, folder)
+    refuse_the_same_twice(folders)
+    return folders[0].info
+
+
+def _check_folder(cfg: TrainConfig, of: ShardFolder) -> None:
+    info, folder, tokenizer = of.info, of.info.folder, Path(cfg.data.tokenizer)
     for key, wanted, found in (
         ("data.seq_len", cfg.data.seq_len, info.seq_len),
         ("data.eos_between_documents", cfg.data.eos_between_documents, info.eos_between_documents),
@@ -68,7 +92,8 @@ def check_shards(cfg: TrainConfig) -> ShardsInfo:
     ):
         if wanted != found:
             raise BadInput(
-                f"{key} = {wanted}, but {folder} was built with {found}; set {key}={found}, or rebuild the shards"
+                f"{key} = {wanted}, but {folder} was built with {found}; "
+                + (f"set {key}={found}, or rebuild the shards" if of.name is None else _way_out_of_mix(of))
             )
     if not (tokenizer / "tokenizer.json").is_file():
         raise BadInput(f"data.tokenizer = {tokenizer} holds no tokenizer.json; it is the folder that made the shards")
@@ -76,8 +101,13 @@ def check_shards(cfg: TrainConfig) -> ShardsInfo:
         raise BadInput(
             f"data.tokenizer = {tokenizer} is not the tokenizer of {folder}: sha256 {found[:12]}, "
             f"the shards were made with {info.tokenizer_sha256[:12]}"
+            + ("" if of.name is None else f"; {_way_out_of_mix(of)}")
         )
-    return info
+
+
+def _way_out_of_mix(of: ShardFolder) -> str:
+    key = section_of(of.name)
+    return f"all shards of a run must be alike: build those of {key}.shards anew, or say data.mix=null"
 
 
 def nodes_fit(nodes: int, num_canonical_nodes: int) -> bool:
@@ -194,12 +224,13 @@ def make_plan(
     device_batch, microbatch = split_batch(cfg, world_size, ranks_per_node, counts)
     batch = cfg.global_train_batch_size
     batches_per_epoch = train_tokens = None
+    folders = shard_folders(cfg, shards) if shards else []
     if shards:
-        train = shards.counts["train"]
-        train_tokens, batches_per_epoch = train.tokens, train.samples // batch
+        samples = sum(folder.samples_a_pass for folder in folders)
+        train_tokens, batches_per_epoch = samples * shards.seq_len, samples // batch
         if not batches_per_epoch:
             raise BadInput(
-                f"{shards.folder} holds {train.samples} training samples, fewer than one batch of {batch}; "
+                f"{shards.folder} holds {samples} training samples, fewer than one batch of {batch}; "
                 f"build shards from more text, or lower global_train_batch_size"
             )
     batches = count_batches(cfg, batches_per_epoch)
@@ -225,4 +256,12 @@ def make_plan(
         checkpoint_bytes=checkpoint_bytes(cfg.model, sharded=bool(cfg.fsdp) and world_size > 1),
         checkpoints=checkpoints,
         evaluations=math.ceil(batches / batches_of(cfg.eval_interval)),
+        mix=[_mixed(folder) for folder in folders if folder.name is not None],
     )
+
+
+def _mixed(folder: ShardFolder) -> Mixed:
+    assert folder.name is not None
+    info = folder.info
+    tokens, tokens_a_pass = info.counts["train"].tokens, folder.samples_a_pass * info.seq_len
+    return Mixed(folder.name, str(info.folder), info.sha256, tokens, tokens_a_pass)

@@ -30,6 +30,8 @@ _SHAPE = "the weights in its checkpoints have that shape"
 FIXED = {
     "tokenizer_sha256": "the run has learned the tokens of its tokenizer",
     "shards_sha256": _ORDER,
+    "mix": _ORDER,
+    "mix.*": _ORDER,
     "sample_order.*": _ORDER,
     "batch.sequences": _ORDER,
     "batch.examples": _ORDER,
@@ -67,12 +69,15 @@ def pretraining_fingerprint(
     """
     model = asdict(cfg.model)
     model.pop("attn_implementation")  # the same mathematics by another kernel
+    hashes = {of.name: of.shards_sha256 for of in plan.mix}
+    mix = {name: {"shards_sha256": hashes.get(name), "share": of.share} for name, of in (cfg.data.mix or {}).items()}
     return {
         **common_fingerprint(cfg),
         "model": model,
         "init_from": origin_sha256,
         "tokenizer_sha256": shards.tokenizer_sha256 if shards else None,
         "shards_sha256": shards.sha256 if shards else None,
+        **({"mix": mix} if mix else {}),
         "sample_order": {"seed": cfg.seed, "num_canonical_nodes": cfg.data.num_canonical_nodes},
         "batch": {"sequences": cfg.global_train_batch_size, "seq_len": cfg.data.seq_len},
         "schedule": {"batches": plan.batches, **asdict(cfg.scheduler)},

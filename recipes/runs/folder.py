@@ -29,6 +29,7 @@ from data_prep.common.redaction import without_credentials_within
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.config.loading import to_yaml
 from recipes.config.schema import RunConfig
+from recipes.planning.mixing import ShardFolder
 from recipes.planning.run_plan import Plan
 from recipes.runs.environment import environment, read_code
 from recipes.runs.fingerprint import changes, check_fingerprint
@@ -133,16 +134,32 @@ def open_run(
         write_bytes(folder / f"uncommitted-{code.diff_sha256[:12]}.diff", code.diff)
 
 
-def pretraining_facts(plan: Plan, shards: ShardsInfo) -> JsonDict:
-    """What the record of a pre-training run says of its plan and data."""
+def pretraining_facts(plan: Plan, folders: Sequence[ShardFolder]) -> JsonDict:
+    """What the record of a pre-training run says of its plan and data.
+
+    Args:
+        plan: of the run.
+        folders: token shards that it reads, `data.shards` first.
+    """
+    main, *mixed = folders
+    mix = {of.name: {**_data_facts(of.info), **_share_facts(of, folders)} for of in mixed}
     return {
         "plan": {**asdict(plan), "tokens": plan.tokens, "passes": plan.passes},
-        "data": {
-            "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
-            "baselines": shards.baselines,
-            "corpus": shards.manifest["corpus"],
-        },
+        "data": {**_data_facts(main.info), **({"mix": mix} if mix else {})},
     }
+
+
+def _data_facts(shards: ShardsInfo) -> JsonDict:
+    return {
+        "counts": {split: asdict(counts) for split, counts in shards.counts.items()},
+        "baselines": shards.baselines,
+        "corpus": shards.manifest["corpus"],
+    }
+
+
+def _share_facts(of: ShardFolder, folders: Sequence[ShardFolder]) -> JsonDict:
+    share = of.samples_a_pass / sum(folder.samples_a_pass for folder in folders)
+    return {"shards": str(of.info.folder), "shards_sha256": of.info.sha256, "share": share}
 
 
 def is_finished(folder: Path, record: JsonDict | None, wanted: JsonDict) -> bool:

@@ -11,6 +11,7 @@ from yaml import YAMLError, safe_load
 from data_prep.common.files import JsonDict, write_text
 from data_prep.sources.document import ABSTRACTS, ARTICLES
 from recipes.config.loading import load_recorded_config
+from recipes.runs.mixed_data import mixed_in, text_of
 from recipes.runs.names import CONFIG, METRICS, RECORD
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, changed_settings, read_metrics
 from recipes.runs.record import read_told_record
@@ -44,7 +45,7 @@ def write_model_card(
     """
     told: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
     if run:
-        record = read_told_record(run / RECORD)
+        record, metrics = read_told_record(run / RECORD), read_metrics(run / METRICS).metrics
         told = {
             "run": record,
             "cfg": load_recorded_config(run / CONFIG),
@@ -52,6 +53,7 @@ def write_model_card(
             "license": (record.get("origin") or {}).get("license", LICENSE),
             "about_pubmed": is_about_pubmed(record),
             "corpus": text_of(record["data"]["corpus"]),
+            "mixed": mixed_in(record, lambda metric: metrics.get(metric, {}).get(batch)),
             "seen": seen(record["plan"], batch),
             "evaluation": evaluation(run / METRICS, batch, (EVAL_LOSS, EVAL_BITS)),
             "commits": commits(record),
@@ -95,26 +97,11 @@ def stated_license(folder: Path) -> str | None:
     return found if isinstance(found, str) else None
 
 
-def text_of(corpus: JsonDict) -> JsonDict:
-    """The corpus in all of its splits, as its licences and dates are counted.
-
-    Returns:
-        `splits`, `documents`, `sources` (name -> documents), `licenses`, `dates`.
-    """
-    sources: dict[str, int] = {}
-    for counts in corpus["counts"].values():
-        for name, of in counts["sources"].items():
-            sources[name] = sources.get(name, 0) + of["documents"]
-    documents = sum(counts["documents"] for counts in corpus["counts"].values())
-    return {
-        "splits": list(corpus["counts"]), "documents": documents, "sources": sources,
-        "licenses": corpus["licenses"], "dates": corpus["dates"],
-    }  # fmt: skip
-
-
 def is_about_pubmed(record: JsonDict) -> bool:
     """Whether a pre-training run, by its record, read abstracts or articles of PubMed."""
-    return bool({ABSTRACTS, ARTICLES} & text_of(record["data"]["corpus"])["sources"].keys())
+    data = record["data"]
+    corpora = [data["corpus"], *(of["corpus"] for of in data.get("mix", {}).values())]
+    return any({ABSTRACTS, ARTICLES} & text_of(corpus)["sources"].keys() for corpus in corpora)
 
 
 def seen(plan: JsonDict, batch: int) -> JsonDict:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from recipes.runs.figures import new_figure
+from recipes.runs.mixed_data import eval_metrics
 from recipes.runs.reading import EVAL, EVAL_BITS, EVAL_LOSS, LR, SPEED, TRAIN_LOSS, RunData
 
 PANELS = (  # title, metric, unit
@@ -84,9 +85,9 @@ class _Panels:
         loss = self.panel("Loss", ", ".join(dict.fromkeys(data.loss_unit for data in self.runs)), curves)
         sources = sorted({name for data in self.runs for name in data.series if name.startswith(f"{EVAL_BITS}/")})
         styles = ({"ls": style} for style in ("--", "-.", ":", (0, (1, 4))))
-        by_source = [
-            (name, name.removeprefix(f"{EVAL_BITS}/"), style) for name, style in zip(sources, styles, strict=False)
-        ]
+        mixed = {eval_metrics(name)[1]: name for data in self.runs for name in data.record["data"].get("mix", {})}
+        names = {**{name: name.removeprefix(f"{EVAL_BITS}/") for name in sources}, **mixed}
+        by_source = [(metric, name, style) for (metric, name), style in zip(names.items(), styles, strict=False)]
         all_of_it = (EVAL_BITS, "all" if by_source else "model", dots)
         bits = self.panel("Bits per byte of validation text", "bits per byte", [all_of_it, *by_source])
         alike = {str(data.record["data"].get("baselines")) for data in self.runs}

@@ -19,6 +19,7 @@ from data_prep.common.redaction import without_credentials, without_credentials_
 from recipes.config.loading import read_typed_yaml
 from recipes.dataloading import skipped_data
 from recipes.runs.logged_lines import read_lines
+from recipes.runs.mixed_data import mixed_in
 from recipes.runs.names import CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 from recipes.runs.record import read_told_record
 
@@ -224,6 +225,7 @@ def summary(data: RunData) -> dict[str, str]:
         for name in sorted(data.series):
             if name.startswith(f"{EVAL_BITS}/"):
                 rows[f"… of {name.removeprefix(f'{EVAL_BITS}/')}"] = _value(data.last(name))
+        rows |= {f"mixed in: {name}": told for name, told in mixed_in(data.record, data.last).items()}
     else:
         rows["parameters"] = f"{plan['parameters']:,}, {plan['trained_parameters']:,} of them trained"
         rows["trained on"] = f"{batches:,} of {plan['batches']:,} batches"

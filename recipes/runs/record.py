@@ -19,6 +19,13 @@ _CORPUS: Shape = {
     "dropped": {"*": int},
     "dates": {"first": (str, type(None)), "last": (str, type(None))},
 }
+_MIXED: Shape = {
+    "shards": str,
+    "shards_sha256": str,
+    "share": NUMBER,
+    "counts": {"train": _COUNTS, "val": _COUNTS},
+    "corpus": _CORPUS,
+}
 # What every command reads of a record; and what a report or a card says, of pre-training more.
 RECORD: Shape = {"identity": dict, "finished": bool, "starts": [dict]}
 _ORIGIN: Shape = {"path": str, "sha256": str, "license?": (str, type(None))}
@@ -37,6 +44,7 @@ TOLD_OF_PRETRAINING: Shape = {
         "counts": {"train": _COUNTS, "val": _COUNTS, "*": _COUNTS},
         "baselines": {"unigram_nats_per_token": NUMBER, "xz9_bits_per_byte": NUMBER},
         "corpus": _CORPUS,
+        "mix?": {"*": _MIXED},
     },
 }
 TOLD_OF_FINE_TUNING: Shape = {**TOLD, "plan": {"parameters": int, "batches": int, "trained_parameters": int}}

@@ -9,6 +9,8 @@ from composer import Logger, State
 from composer.loggers import LoggerDestination
 from composer.utils import dist
 
+from recipes.planning.mixing import MIXED_EVAL
+
 # What is shown beside the rest, where it is logged.
 SHOWN = {
     "throughput/device/mfu": "{:.1%} MFU",
@@ -78,7 +80,9 @@ class Console(LoggerDestination):
 
     def eval_end(self, state: State, logger: Logger) -> None:
         """Print the evaluation: of a language model what its loss means, of any other its metrics by their names."""
-        prefix = "metrics/eval/"
+        label = state.dataloader_label or "eval"
+        prefix = f"metrics/{label}/"
+        of = f" of {label.removeprefix(MIXED_EVAL)}" if label.startswith(MIXED_EVAL) else ""
         if self._on and f"{prefix}LanguageCrossEntropy" not in self._last:
             found = (
                 f"{name[len(prefix) :]} {float(value):.4f}" for name, value in self._last.items() if prefix in name
@@ -86,10 +90,10 @@ class Console(LoggerDestination):
             print(f"  validation at batch {int(state.timestamp.batch)}: {', '.join(found)}", flush=True)
             return
         names = ("LanguageCrossEntropy", "Perplexity", "BitsPerByte")
-        loss, perplexity, bits = (float(self._last.get(f"metrics/eval/{name}", float("nan"))) for name in names)
+        loss, perplexity, bits = (float(self._last.get(f"{prefix}{name}", float("nan"))) for name in names)
         if self._on:
             print(
-                f"  validation at batch {int(state.timestamp.batch)}: loss {loss:.4f} {self._loss_unit}, "
+                f"  validation{of} at batch {int(state.timestamp.batch)}: loss {loss:.4f} {self._loss_unit}, "
                 f"perplexity {perplexity:.1f}, {bits:.4f} bits/byte",
                 flush=True,
             )

@@ -16,6 +16,7 @@ from recipes.config.wandb_account import check_account
 from recipes.distributed.hang_detector import watching_the_start
 from recipes.modeling.model_config import CONFIG_JSON
 from recipes.modeling.tokenizer_folder import TOKENIZER_FILES
+from recipes.planning.mixing import ShardFolder, section_of, shard_folders
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import RANKS_PER_NODE, Plan, check_shards, make_plan
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
@@ -41,10 +42,7 @@ def train(cfg: TrainConfig) -> Trainer | None:
     """
     folder = Path(cfg.run_dir)
     check_account(cfg, resumed=(folder / RECORD).is_file())
-    if cfg.data.remote:
-        from recipes.dataloading.mds_reader import fetch_manifest  # imports the clients of object stores, and torch
-
-        fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
+    fetch_manifests(cfg)
     shards = check_shards(cfg)
     check_tokens(cfg, shards)
     plan = make_plan(cfg, world().size, shards, ranks_per_node())
@@ -68,6 +66,20 @@ def train(cfg: TrainConfig) -> Trainer | None:
             # The loss spiked: again, from before it, around its data.
             leave_at_once_when_told()  # nothing is to be saved before the next fit
             give_memory_back()  # the model's and its optimizer's; the loaders' workers end
+
+
+def fetch_manifests(cfg: TrainConfig) -> None:
+    """Put the manifests of shards that are fetched into their folders.
+
+    Raises:
+        BadInput: one cannot be fetched.
+    """
+    mix = {section_of(name): (of.shards, of.remote) for name, of in (cfg.data.mix or {}).items()}
+    for key, (shards, remote) in {"data": (cfg.data.shards, cfg.data.remote), **mix}.items():
+        if remote:
+            from recipes.dataloading.mds_reader import fetch_manifest  # imports the clients of object stores, and torch
+
+            fetch_manifest(Path(shards), remote, f"{key}.remote")
 
 
 def ranks_per_node() -> int:
@@ -101,12 +113,14 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
 
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
     fingerprint = pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg))
-    facts = {**pretraining_facts(plan, shards), **origin_facts(cfg)}
+    folders = shard_folders(cfg, shards)
+    facts = {**pretraining_facts(plan, folders), **origin_facts(cfg)}
     tokenizer = partial(shutil.copytree, cfg.data.tokenizer, ignore=_all_but_the_tokenizer)
     start = find_start(Path(cfg.run_dir), cfg, fingerprint, remote)
     prepared = prepare_run(cfg, start, fingerprint, facts, tokenizer, plan.world_size, remote)
     sources = read_token_sources(shards.folder / "val", shards.seq_len)
-    model = build_model(cfg, shards, sources, prepared)
+    model = build_model(cfg, folders, sources, prepared)
+    mixed = {of.eval_label: build_dataloader(cfg, "val", plan.world_size, mixed=of.name) for of in folders if of.name}
     parts = TrainingParts(
         model=model,
         scheduler=SCHEDULES[cfg.scheduler.name](cfg.scheduler),
@@ -114,8 +128,9 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
         eval_dataloader=build_dataloader(cfg, "val", plan.world_size, sources=sources),
         batches=plan.batches,
         device_train_microbatch_size=plan.device_train_microbatch_size,
-        shards=shards,
+        folders=folders,
         sources=sources,
+        mixed_eval_dataloaders=mixed,
         watching=watching,
     )
     with attention_backend(cfg.kernels):
@@ -130,7 +145,9 @@ def _all_but_the_tokenizer(folder: str, names: list[str]) -> set[str]:
     return {*names} - {*TOKENIZER_FILES} if CONFIG_JSON in names else set()
 
 
-def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | None, prepared: PreparedRun) -> BioMedLM:
+def build_model(
+    cfg: TrainConfig, folders: Sequence[ShardFolder], sources: TokenSources | None, prepared: PreparedRun
+) -> BioMedLM:
     """The model as it is trained: weights drawn, blocks compiled or recomputed.
 
     Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
@@ -147,11 +164,11 @@ def build_model(cfg: TrainConfig, shards: ShardsInfo, sources: TokenSources | No
     with torch.device("meta" if drawn_elsewhere else "cpu"):
         model = BioMedLM(
             cfg.model,
-            shards.eos_token_id,
+            folders[0].info.eos_token_id,
             cfg.kernels,
             cfg.activation_checkpointing_blocks,
             draw_weights=begins and cfg.init_from is None,
-            eval_samples=shards.counts["val"].samples,
+            eval_samples=max(folder.info.counts["val"].samples for folder in folders),
             eval_sources=sources.names if sources else (),
         )
     if cfg.init_from is not None and begins and not drawn_elsewhere:

@@ -6,8 +6,8 @@ import atexit
 import gc
 import sys
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from composer import Callback, Trainer
 from composer.algorithms import GradientClipping
-from composer.core import DataSpec, Event
+from composer.core import DataSpec, Evaluator, Event
 from composer.models import ComposerModel
 from composer.optim import ComposerScheduler
 from composer.utils import dist, get_device
@@ -26,7 +26,6 @@ from callbacks.checkpoint_writer import CheckpointWriter
 from callbacks.registry import RunContext, build_callbacks
 from callbacks.spike_guard import Rewind
 from data_prep.common.files import JsonDict
-from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.bit_sums import check_loaded
 from recipes.checkpointing.computed_with import computed_with
 from recipes.checkpointing.probe import Probe
@@ -36,7 +35,8 @@ from recipes.dataloading.loader import stop_workers
 from recipes.distributed.cpu_patches import keep_freed_memory, repair_gloo_gradient_average, repair_hybrid_sharding
 from recipes.distributed.rendezvous import data_must_pass, meet, peers_may_be_lost
 from recipes.modeling.decoupled_adamw import DecoupledAdamW
-from recipes.modeling.token_loss import TokenSources
+from recipes.modeling.token_loss import LOSS, TokenSources
+from recipes.planning.mixing import ShardFolder
 from recipes.runs.environment import software
 from recipes.runs.names import CHECKPOINTS, METRICS
 from recipes.runs.signals import leave_at_once_when_told
@@ -85,8 +85,9 @@ class TrainingParts:
         eval_dataloader: what is evaluated at `cfg.eval_interval`.
         batches: length of the run.
         device_train_microbatch_size: sequences that a rank computes at once.
-        shards: token shards that are trained on; None: it is a task.
+        folders: token shards that are trained on; none: it is a task.
         sources: sources of the tokens of the validation split, if there are several.
+        mixed_eval_dataloaders: what Composer calls it -> the validation split of a folder that is mixed in.
         watching: callbacks beside those that the configuration asks for.
     """
 
@@ -96,8 +97,9 @@ class TrainingParts:
     eval_dataloader: DataSpec
     batches: int
     device_train_microbatch_size: int
-    shards: ShardsInfo | None = None
+    folders: Sequence[ShardFolder] = ()
     sources: TokenSources | None = None
+    mixed_eval_dataloaders: Mapping[str, DataSpec] = field(default_factory=dict)
     watching: Sequence[Callback] = ()
 
 
@@ -114,8 +116,8 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and prepared.fsdp else None
     writer = build_writer(cfg, prepared, parts.batches, replicas)
     loader: Any = parts.eval_dataloader.dataloader
-    val = loader.dataset if parts.shards else None
-    run = RunContext(writer, replicas, parts.shards, parts.sources, val)
+    val = loader.dataset if parts.folders else None
+    run = RunContext(writer, replicas, parts.folders, parts.sources, val)
     told = computed_with(cfg, prepared.fingerprint, prepared.fsdp is not None, parts.device_train_microbatch_size)
     trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)], told)
     run.evaluation.metrics, run.evaluation.batches = Path(cfg.run_dir) / METRICS, parts.batches
@@ -143,7 +145,7 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
         close(trainer)
         return None
     finally:
-        for loader in (parts.train_dataloader, parts.eval_dataloader):
+        for loader in (parts.train_dataloader, parts.eval_dataloader, *parts.mixed_eval_dataloaders.values()):
             stop_workers(loader.dataloader)
     close(trainer)
     run.writer.finish()
@@ -197,7 +199,7 @@ def build_trainer(
         step_schedulers_every_batch=True,
         algorithms=[GradientClipping("norm", clip)] if clip else None,
         train_dataloader=parts.train_dataloader,
-        eval_dataloader=parts.eval_dataloader,
+        eval_dataloader=build_evaluators(parts),
         eval_interval=cfg.eval_interval,
         eval_subset_num_batches=cfg.eval_subset_num_batches,
         max_duration=f"{parts.batches}ba",
@@ -219,6 +221,20 @@ def build_trainer(
         load_path=prepared.start.load_path,
         load_ignore_keys=prepared.start.ignore_absent_callbacks,
     )
+
+
+def build_evaluators(parts: TrainingParts) -> DataSpec | list[Evaluator]:
+    """What is evaluated: the validation split with all metrics, and that of each folder that is mixed in with its loss.
+
+    Composer searches the names of metrics for the pattern.
+    """
+    if not parts.mixed_eval_dataloaders:
+        return parts.eval_dataloader
+    mixed = parts.mixed_eval_dataloaders.items()
+    return [
+        Evaluator(label="eval", dataloader=parts.eval_dataloader),
+        *(Evaluator(label=label, dataloader=loader, metric_names=[f"{LOSS}$"]) for label, loader in mixed),
+    ]
 
 
 def apply_configuration(trainer: Trainer, cfg: RunConfig) -> None:

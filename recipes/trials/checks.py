@@ -14,10 +14,11 @@ from recipes.checkpointing.origin import origin_sha256
 from recipes.config.schema import TrainConfig
 from recipes.config.wandb_account import check_account
 from recipes.distributed.hang_detector import watching_the_start
+from recipes.planning.mixing import shard_folders
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import Plan, check_shards, make_plan
 from recipes.runs.fingerprint import check_fingerprint, pretraining_fingerprint
-from recipes.training.pretraining import ranks_per_node
+from recipes.training.pretraining import fetch_manifests, ranks_per_node
 from recipes.trials.check_runner import Checks
 from recipes.trials.machine_checks import check_clocks, check_network, check_ranks
 from recipes.trials.memory_check import check_memory
@@ -35,14 +36,10 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
 
     def data() -> str:
         nonlocal shards, plan
-        if cfg.data.remote:
-            from recipes.dataloading.mds_reader import fetch_manifest
-
-            fetch_manifest(Path(cfg.data.shards), cfg.data.remote)
+        fetch_manifests(cfg)
         shards = check_shards(cfg)
         plan = make_plan(cfg, world_size, shards, ranks_per_node())
-        train = shards.counts["train"]
-        passes = f"{plan.passes:.2f} passes of {train.tokens:,} tokens"
+        passes = f"{plan.passes:.2f} passes of {plan.train_tokens:,} tokens"
         return f"{plan.batches:,} batches on {world_size} ranks, {passes}; the tokenizer is the shards' own"
 
     # Before the ranks meet, which takes torch: what a laptop would find, too.
@@ -83,16 +80,22 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
         return ""
     from recipes.dataloading.mds_reader import open_shards
 
-    if verify_all and not cfg.data.remote:
-        verification.verify(shards.folder)
-        return "every file hashed, every token counted"
-    looked_at = 0
-    for split in shards.counts:
-        found = open_shards(shards, split, cfg.data.remote)
-        for shard in {found[0], found[len(found) // 2], found[-1]}:
-            shard.prepare()
-            looked_at += 1
-    return f"{looked_at} of them read and hashed; --verify-all reads all"
+    folders, looked_at = shard_folders(cfg, shards), 0
+    for folder in folders:
+        if verify_all and not folder.remote:
+            verification.verify(folder.info.folder)
+            continue
+        for split in folder.info.counts:
+            found = open_shards(folder.info, split, folder.remote, f"{folder.key}.remote")
+            for shard in {found[0], found[len(found) // 2], found[-1]}:
+                shard.prepare()
+                looked_at += 1
+    every = "every file hashed, every token counted"
+    if verify_all and not looked_at:
+        return every
+    told = f"{looked_at} of them read and hashed; "
+    whole = [str(folder.info.folder) for folder in folders if verify_all and not folder.remote]
+    return told + (f"of {', '.join(whole)} {every}" if whole else "--verify-all reads all")
 
 
 def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:

@@ -10,6 +10,7 @@ from recipes.config.schema import TrainConfig
 from recipes.planning.cluster_estimate import needed_bytes
 from recipes.planning.gpus import LOCK, find_gpu
 from recipes.planning.memory import Layout, peak, step_memory
+from recipes.planning.mixing import ShardFolder, shard_folders
 from recipes.planning.plan_text import gigabytes
 from recipes.planning.run_plan import check_shards, make_plan
 
@@ -40,7 +41,7 @@ def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None, stack: str = 
     )
     print(f"  checkpoint: {gigabytes(plan.checkpoint_bytes)}, {gigabytes(plan.checkpoint_bytes / world_size)} a rank")
     if shards:
-        size = sum(output["bytes"] for name, output in shards.manifest["outputs"].items() if name.startswith("train/"))
+        size = sum(map(_train_bytes_a_pass, shard_folders(cfg, shards)))
         a_node = gigabytes(size / nodes)
         print(f"  token shards: {gigabytes(size)} of train; each of {nodes} nodes reads about {a_node} a pass")
     else:
@@ -55,3 +56,9 @@ def fake_world(cfg: TrainConfig, world_size: int, gpu: str | None, stack: str = 
     if not max(parts) >= planned * 0.999 or max(parts) > planned * 1.05 + (1 << 20):
         raise BadInput(f"a rank's parameters are {gigabytes(max(parts))}, the plan says {gigabytes(planned)}")
     print("ready: the run can be split so")
+
+
+def _train_bytes_a_pass(folder: ShardFolder) -> float:
+    outputs = folder.info.manifest["outputs"].items()
+    whole = sum(output["bytes"] for name, output in outputs if name.startswith("train/"))
+    return whole * folder.samples_a_pass / folder.info.counts["train"].samples

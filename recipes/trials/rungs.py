@@ -129,6 +129,10 @@ def read_rung(yaml: Path, overrides: Sequence[str] = ()) -> Rung:
     cfg = load_config(yaml, overrides)
     if cfg.init_from is not None:
         raise BadInput(f"{yaml}: init_from = {cfg.init_from}, and a ladder is of runs that begin with drawn weights")
+    if cfg.data.mix:
+        raise BadInput(
+            f"{yaml}: data.mix has {', '.join(cfg.data.mix)}, and the rungs of a ladder read data.shards alone"
+        )
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     return Rung(cfg.run_name, yaml, cfg, make_plan(cfg, cfg.world_size, shards), shards, tuple(overrides))
 

@@ -34,7 +34,7 @@ def test_entries_come_back_and_a_damaged_one_is_refused(tmp_path: Path) -> None:
     assert skipped_data.read(tmp_path) == []
     for number in (1, 2):
         entry = {"from_batch": number, "to_batch": 1, "windows": [(0, 8, 16 * number)]}
-        skipped_data.append(tmp_path, entry, [3, 4], ["pmid:1"])
+        skipped_data.append(tmp_path, entry, {tmp_path: ([3, 4], ["pmid:1"])})
     entries = skipped_data.read(tmp_path)
     assert [entry["windows"] for entry in entries] == [[(0, 8, 16)], [(0, 8, 32)]]
     assert [entry["details"] for entry in entries] == ["skipped-1.jsonl.zst", "skipped-2.jsonl.zst"]

@@ -126,7 +126,7 @@ def full_run(make_run: MakeRun, name: str, loss: float, config: str) -> Path:
     lines += [at(30, **evaluation), at(60, **evaluation)]
     folder = make_run(name, lines, config)
     entry = {"from_batch": 38, "to_batch": 30, "losses": [9.0], "limit": 8.0, "windows": [[0, 240, 304]]}
-    skipped_data.append(folder, entry, [1], ["pmid:1"])
+    skipped_data.append(folder, entry, {folder: ([1], ["pmid:1"])})
     texts = [
         {"batch": batch, "tokens": 1, "prompt": "Thrombin", "text": f" is <b>text</b> {batch} " + "x" * 200}
         for batch in (30, 60)

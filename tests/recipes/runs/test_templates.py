@@ -198,7 +198,7 @@ OF_THE_REPORT: dict[str, tuple[Change, str]] = {
     f"{R}record.data.counts.*.dropped_tokens": (record(f"{COUNTS}.val.dropped_tokens", 204), "<td>204</td>"),
     f"{R}record.data.counts.*.bytes": (record(f"{COUNTS}.val.bytes", 2_005), "<td>2,005</td>"),
     f"{R}record.finished": (record("finished", False), "not finished"),
-    f"{R}rewinds": (lambda run: skipped_data.append(run, REWIND, [1], []), "went back 1 time "),
+    f"{R}rewinds": (lambda run: skipped_data.append(run, REWIND, {run: ([1], [])}), "went back 1 time "),
     f"{R}samples.*.prompt": (write("samples.json", {"samples": [{**SAMPLE, "prompt": "Insulin"}]}), "<b>Insulin</b>"),
     f"{R}samples.*.text": (write("samples.json", {"samples": [{**SAMPLE, "text": " was"}]}), "</b> was<"),
     f"{R}samples.*.stopped": (write("samples.json", {"samples": [{**SAMPLE, "stopped": False}]}), "</b> is …<"),
