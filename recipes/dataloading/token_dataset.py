@@ -112,12 +112,11 @@ class TokenShards(StreamingDataset):
         super().load_state_dict({**obj, "sample_in_epoch": self._resumed[1]})
 
     def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The samples of a pass, folder by folder, and their runs of one shard: what is then shuffled.
+        """The samples of a pass in the order of their shards, in runs that are then shuffled.
 
-        StreamingDataset draws a folder's samples anew in each pass, so that some come again before others came once.
-        Here a folder is gone through in a random order of its samples, from pass to pass where the last one stopped,
-        and in another order once all have been read. A folder of which a pass takes each sample once, as
-        `data.shards`, gives what StreamingDataset gives.
+        StreamingDataset has a run for what a pass takes of a shard, and with few shards the share of a folder is then
+        half as large again at both ends of the pass. Here each run is mixed: it has what the folder that gives most has
+        in one shard, and of the other folders their shares. One folder alone is read as StreamingDataset reads it.
 
         Args:
             epoch: the pass, from 0.
@@ -126,22 +125,34 @@ class TokenShards(StreamingDataset):
         Returns:
             The lengths of the runs, and the ids of the samples.
         """
-        runs, ids = [], []
-        for stream in range(self.num_streams) if stream_id is None else [stream_id]:
-            size, chosen = int(self.samples_per_stream[stream]), self.streams[stream].choose
-            at, end = epoch * chosen, (epoch + 1) * chosen
-            while at < end:
-                turn, first = divmod(at, size)
-                last = min(size, first + end - at)
-                order = np.arange(size)
-                if last - first < size:
-                    np.random.default_rng([self.shuffle_seed, stream, turn]).shuffle(order)
-                drawn = np.sort(order[first:last]) + self.sample_offset_per_stream[stream]
-                shards = np.searchsorted(self.sample_offset_per_shard, drawn, side="right") - 1
-                runs.append(np.unique(shards, return_counts=True)[1])
-                ids.append(drawn)
-                at += last - first
-        return np.concatenate(runs), np.concatenate(ids)
+        drawn = [self._drawn(n, epoch) for n in (range(self.num_streams) if stream_id is None else [stream_id])]
+        most = max(drawn, key=len)
+        shards = np.searchsorted(self.sample_offset_per_shard, most, side="right")
+        ends = np.append(np.flatnonzero((np.diff(shards) != 0) | (np.diff(most) <= 0)) + 1, len(most))
+        if len(drawn) == 1:
+            return np.diff(ends, prepend=0), most
+        places = np.concatenate([(np.arange(len(one)) + 0.5) / len(one) for one in drawn])
+        order = np.argsort(places, kind="stable")
+        return np.diff(np.searchsorted(places[order], ends / len(most)), prepend=0), np.concatenate(drawn)[order]
+
+    def _drawn(self, stream: int, epoch: int) -> NDArray[np.int64]:
+        """The samples of a folder in a pass, each turn through the folder in order.
+
+        StreamingDataset draws them anew in each pass, so that some come again before others came once. Here a folder is
+        gone through in a random order, from pass to pass where the last one stopped, and in another order once all of
+        its samples have been read.
+        """
+        size, chosen = int(self.samples_per_stream[stream]), int(self.streams[stream].choose)
+        at, end, turns = epoch * chosen, (epoch + 1) * chosen, []
+        while at < end:
+            turn, first = divmod(at, size)
+            last = min(size, first + end - at)
+            order = np.arange(size)
+            if last - first < size:
+                np.random.default_rng([self.shuffle_seed, stream, turn]).shuffle(order)
+            turns.append(np.sort(order[first:last]))
+            at += last - first
+        return np.concatenate(turns) + self.sample_offset_per_stream[stream]
 
     def by_folder(self, samples: NDArray[np.int64]) -> dict[Path, NDArray[np.int64]]:
         """Samples by the folder of the split that they lie in, which numbers its own from 0."""

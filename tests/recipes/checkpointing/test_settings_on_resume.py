@@ -53,6 +53,8 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{name}"
         if is_dataclass(hint.type):
             yield from keys_of(hint.type, f"{prefix}{name}.")
+        elif hint.named:
+            yield from keys_of(hint.named, f"{prefix}{name}.NAME.")
 
 
 Changes = dict[str, Any]  # key -> value
@@ -224,6 +226,10 @@ ELSEWHERE_IN_ALL = {
 ELSEWHERE_IN_PRETRAINING = ELSEWHERE_IN_ALL | {
     "kernels.compile": "rounding alone, and a minute of compiling: test_speedups.py",
     "model.attn_implementation": "rounding alone; it takes a GPU: test_attention.py",
+    **dict.fromkeys(
+        ("data.mix", "data.mix.NAME.shards", "data.mix.NAME.share"), "test_mixed_training.py: another mix is refused"
+    ),
+    "data.mix.NAME.remote": "test_mixed_training.py: as data.remote",
     "data.remote": "test_data_integrity.py: where shards are fetched from that are compared by hash",
 }
 ELSEWHERE_IN_FINETUNING = ELSEWHERE_IN_ALL | {

@@ -63,6 +63,8 @@ def leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Hint]]:
     for name, hint in hints_of(section).items():
         if isinstance(hint.type, type) and dataclasses.is_dataclass(hint.type):
             yield from leaves(hint.type, f"{prefix}{name}.")
+        elif hint.named:
+            yield from leaves(hint.named, f"{prefix}{name}.one.")
         else:
             yield f"{prefix}{name}", hint
 
@@ -250,7 +252,7 @@ def test_a_value_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 
 def test_no_value_in_its_range_hangs_or_overflows_the_plan() -> None:
     """At both ends of each number, the plan and the memory come out, or are refused."""
-    whole = load_config(ROOT / "yamls/biomedlm-2.7b.yaml")
+    whole = load_config(ROOT / "yamls/biomedlm-2.7b.yaml", ["data.mix.one={shards: old, share: 0.5}"])
     planned = 0
     for key, hint in leaves(TrainConfig):
         *sections, last = key.split(".")
@@ -261,7 +263,9 @@ def test_no_value_in_its_range_hangs_or_overflows_the_plan() -> None:
             ends = [f"{n}{unit}" for unit in hint.rule.units for n in (hint.rule.least, LONGEST[unit])]
         for value in ends:
             cfg: Any = copy.deepcopy(whole)
-            holder = functools.reduce(getattr, sections, cfg)
+            holder = functools.reduce(
+                lambda of, name: of[name] if isinstance(of, dict) else getattr(of, name), sections, cfg
+            )
             if holder is None or sections[:1] in (["callbacks"], ["loggers"]):
                 continue  # nothing of the plan hangs on them
             setattr(holder, last, value)

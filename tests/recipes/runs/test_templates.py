@@ -73,6 +73,8 @@ def resumed(run: Path) -> None:
 
 CHANGED = "from batch 6: optimizer.lr: 0.02 -> 0.01"
 CORPUS, COUNTS = "data.corpus", "data.counts"
+RECORDED = json.loads((RUN / "run.json").read_text())["data"]
+MIXED = {"shards": "old", "shards_sha256": "feed" * 16, "share": 0.25, **{k: RECORDED[k] for k in ("corpus", "counts")}}
 SOURCES = {"PubMed Abstracts": {"documents": 77, "bytes": 7_000}}
 # Of the card: field -> its cause, which is a change of the run folder or an argument; what the page then says.
 OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
@@ -95,6 +97,8 @@ OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     f"evaluation.{EVAL_LOSS}": (log(**{EVAL_LOSS: 3.25}), "3.2500 nats per token"),
     "license": ({"run": None}, "look for theirs before"),
     "max_length": ({"facts": {**FACTS, "n_positions": 40}}, "max_length=40"),
+    "mixed.*": (record("data.mix", {"old": MIXED}), "25.00% of a pass, of 101 documents, 4,160 tokens; shards"),
+    "mixed.key": (record("data.mix", {"pile": MIXED}), "| mixed in: pile |"),
     "n_parameters": ({"facts": {**FACTS, "n_parameters": 12_345}}, "12,345 parameters"),
     "n_positions": ({"facts": {**FACTS, "n_positions": 1024}}, "the 1024 tokens that it reads"),
     "origin.path": (record("origin", {"path": "old/model", "sha256": "0"}), "the weights of old/model, sha256 0 |"),
