@@ -84,6 +84,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="put what is dated after this day into a split `recent`",
     )
     add(
+        "--dated-after",
+        type=Allowed(DAY),
+        metavar="YYYY-MM-DD",
+        help="keep only what is dated after this day: a new year, to continue a model with",
+    )
+    add(
         "--near-duplicates",
         type=Allowed(NEAR_DUPLICATES),
         metavar="SHARE",
@@ -119,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             exclude_pmids=args.exclude_pmids,
             decontaminate=args.decontaminate,
             recent_after=args.recent_after,
+            dated_after=args.dated_after,
             near_duplicates=args.near_duplicates,
             keep_characters=args.keep_characters,
             workers=Workers(args.workers, args.cluster),

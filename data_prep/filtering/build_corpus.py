@@ -60,6 +60,7 @@ def build_corpus(
     exclude_pmids: Sequence[str] = (),
     decontaminate: Sequence[str] = (),
     recent_after: str | None = None,
+    dated_after: str | None = None,
     near_duplicates: float | None = None,
     keep_characters: bool = False,
     workers: Workers = HERE,
@@ -76,6 +77,7 @@ def build_corpus(
         exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
         decontaminate: files of evaluation texts (`decontamination.load`); documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
+        dated_after: `YYYY-MM-DD`; what is not dated after this day is left out, and so is what has no date.
         near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
         keep_characters: leave all characters of the texts as they are; else `characters.cleaned` says what changes.
         workers: where the tasks run.
@@ -87,6 +89,13 @@ def build_corpus(
     VAL_FRACTION.check("--val-fraction", val_fraction)
     if recent_after is not None:
         DAY.check("--recent-after", recent_after)
+    if dated_after is not None:
+        DAY.check("--dated-after", dated_after)
+        if recent_after is not None and recent_after <= dated_after:
+            raise BadInput(
+                f"--recent-after = {recent_after} leaves nothing to train on: with --dated-after = {dated_after} "
+                "it must be a later day"
+            )
     if near_duplicates is not None:
         NEAR_DUPLICATES.check("--near-duplicates", near_duplicates)
     pmid_files = inputs.find(exclude_pmids, ("",)) if exclude_pmids else []
@@ -105,6 +114,8 @@ def build_corpus(
         "recent_after": recent_after,
         "near_duplicates": near_duplicates,
         "keep_characters": keep_characters,
+        # Only where it is given, so that a corpus of before there was such a switch is the same one.
+        **({"dated_after": dated_after} if dated_after else {}),
     }
     request: JsonDict = {"stage": STAGE, "format": FORMAT, "arguments": arguments}
     known = out.with_name(f"{out.name}.inputs.jsonl.zst")
@@ -203,6 +214,8 @@ def _choose(
     bad = selection.drop_repeated_ids(rules.skip)
     selection.drop_pmids(pmids)
     selection.drop_abstracts_of_articles()
+    if dated_after := arguments.get("dated_after"):
+        selection.drop_old(dated_after)
     if recent_after := arguments["recent_after"]:
         selection.part_recent(recent_after)
     selection.drop_same_texts()

@@ -15,6 +15,8 @@ STEPS = (
     "duplicates",
     "held out by PMID",
     "abstracts of articles",
+    "without a date, so not known to be after --dated-after",
+    "not known to be after --dated-after",
     "before or after --recent-after",
     "same text",
     "near-duplicates",
@@ -42,6 +44,7 @@ def corpus_card(manifest: JsonDict) -> str:
     )
     return environment.get_template(TEMPLATE.name).render(
         **manifest,
+        dated_after=manifest["arguments"].get("dated_after"),
         documents=sum(counts["documents"] for counts in manifest["counts"].values()),
         bytes=sum(counts["bytes"] for counts in manifest["counts"].values()),
         funnel=funnel,

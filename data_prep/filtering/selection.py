@@ -162,6 +162,18 @@ class Selection:
             "SELECT number FROM entries WHERE reason IS NULL AND pmid IN (SELECT pmid FROM excluded)",
         )
 
+    def drop_old(self, day: str) -> None:
+        """What is not dated after a day goes; a month or year that holds the day may be older, and goes, too."""
+        self._drop(
+            "without a date, so not known to be after --dated-after",
+            "SELECT number FROM entries WHERE reason IS NULL AND date IS NULL",
+        )
+        self._drop(
+            "not known to be after --dated-after",
+            "SELECT number FROM entries WHERE reason IS NULL AND substr(date || '-01-01', 1, 10) <= ?",
+            (day,),
+        )
+
     def part_recent(self, day: str) -> None:
         """What is dated after a day goes to `recent`; a month or year that holds the day may be either, and goes."""
         self._db.execute(

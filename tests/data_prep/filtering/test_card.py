@@ -43,7 +43,7 @@ def build(folder: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) 
     made: dict[str, Any] = {
         "records": records(), "pile": None, "set_name": "notes", "pmids": [0, 1], "evaluation": [LEAK, PHRASE, "short"],
         "fraction": 0.3, "recent_after": "2021-01-01",
-        "keep_characters": False,
+        "keep_characters": False, "dated_after": None,
     }  # fmt: skip
     if change:
         change(made)
@@ -66,6 +66,7 @@ def build(folder: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) 
             exclude_pmids=[str(folder / "held.txt")] if made["pmids"] else [],
             decontaminate=[str(folder / "eval.txt")] if made["evaluation"] else [],
             recent_after=made["recent_after"],
+            dated_after=made["dated_after"],
             keep_characters=made["keep_characters"],
         )
     return shown(template, (folder / "corpus" / CARD).read_text(encoding="utf-8"))
@@ -92,6 +93,8 @@ CAUSES: dict[str, Change] = {
     '"{:,}".format(n.documents)': ONE_MORE,
     '"{:,.2f}".format(n.bytes / 1e6)': LONGER,
     "arguments.val_fraction": setting(fraction=0.4),
+    "dated_after": setting(dated_after="2000-01-01"),
+    "if dated_after": setting(dated_after="2000-01-01"),
     "arguments.recent_after": setting(recent_after="2021-06-01"),
     '"{:,}".format(undated)': ONE_MORE,
     '"{:,}".format(files.files)': PILE,

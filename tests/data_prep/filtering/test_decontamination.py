@@ -209,6 +209,33 @@ def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documen
             make_corpus(tmp_path / "other", tiny_documents, recent_after=wrong)
 
 
+def test_only_what_is_dated_after_a_day_is_kept(tmp_path: Path, make_corpus: MakeCorpus):
+    """A month or a year that holds the day may lie before it, and what has no date may, too."""
+    dates = {
+        "2021-06-30": False, "2021-07-01": True, "2021-06": False, "2021-07": True, "2020": False, "2021": False,
+        "2022": True, None: False,
+    }  # fmt: skip
+    documents = [
+        Document(f"{date}-{number}", f"text {number} of {date}", ABSTRACTS, None, date)
+        for date in dates for number in range(20)
+    ]  # fmt: skip
+    manifest, left = build(make_corpus, tmp_path / "corpus", documents, dated_after="2021-06-30")
+    assert left == {document.id for document in documents if dates[document.date]}
+    reasons = {"without a date, so not known to be after --dated-after": 20, "not known to be after --dated-after": 80}
+    assert manifest["dropped"] == reasons and manifest["arguments"]["dated_after"] == "2021-06-30"
+    assert manifest["dates"]["first"] == "2021-07" and manifest["undated"] == 0
+    card = (tmp_path / "corpus" / CARD).read_text()
+    assert "All of it is dated after 2021-06-30" in card and all(
+        f"| {why} | {n} |" in card for why, n in reasons.items()
+    )
+    make_corpus(tmp_path / "all", documents)
+    assert "dated_after" not in read_manifest(tmp_path / "all", "corpus", "")["arguments"]
+    with pytest.raises(BadInput, match=r"--dated-after = '2021', but it must be a day"):
+        make_corpus(tmp_path / "other", documents, dated_after="2021")
+    with pytest.raises(BadInput, match=r"--recent-after = 2021-06-30 leaves nothing to train on"):
+        make_corpus(tmp_path / "other", documents, dated_after="2021-06-30", recent_after="2021-06-30")
+
+
 def test_the_card_balances_and_states_nlms_terms(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
     manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, tiny_documents[0]])
     assert manifest["entries"] == len(left) + sum(manifest["dropped"].values()) == 331
