@@ -10,6 +10,7 @@ from data_prep.common.errors import BadInput
 from data_prep.common.world import world
 from data_prep.sharding import verification
 from data_prep.sharding.shard_format import ShardsInfo
+from recipes.checkpointing.origin import check_tokens, origin_sha256
 from recipes.checkpointing.origin import origin_sha256
 from recipes.config.schema import TrainConfig
 from recipes.config.wandb_account import check_account
@@ -38,6 +39,7 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
         nonlocal shards, plan
         fetch_manifests(cfg)
         shards = check_shards(cfg)
+        check_tokens(cfg, shards)
         plan = make_plan(cfg, world_size, shards, ranks_per_node())
         passes = f"{plan.passes:.2f} passes of {plan.train_tokens:,} tokens"
         return f"{plan.batches:,} batches on {world_size} ranks, {passes}; the tokenizer is the shards' own"

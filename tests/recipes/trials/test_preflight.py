@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,10 +18,13 @@ import torch.version
 
 import warm
 from data_prep.common.errors import BadInput
+from data_prep.common.files import read_json, sha256_file, write_json
+from data_prep.common.manifest import MANIFEST, seal
 from holder import Holder
 from last_line import next_command
 from project import ROOT
 from recipes import preflight
+from recipes.checkpointing.origin import load_training_config
 from recipes.config.loading import load_config, to_yaml
 from recipes.config.schema import TrainConfig
 from recipes.training import device_check, pretraining
@@ -72,6 +76,46 @@ def test_a_good_run_is_ready_and_left_alone(
         r"\d+ tensors of weights and moments come back bit for bit; the next batch has the same loss", printed
     )
     assert folder_bytes(tmp_path / "run") == before and [path.name for path in tmp_path.iterdir()] == ["run"]
+
+
+def test_a_run_that_continues_a_model_with_replay_is_ready(
+    configure: Configure, tiny_shards: Path, tiny_tokenizer: Path, old_shards: Path, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """And is refused with shards of a tokenizer that the model has not learned, or with none of the old text."""
+    pretraining.train(configure("max_duration=6ba", "save_interval=6ba"))
+    capsys.readouterr()
+
+    def check(shards: Path, tokenizer: Path, old: Path) -> str:
+        settings = [
+            f"init_from={tmp_path / 'run'}", f"data.shards={shards}", f"data.tokenizer={tokenizer}", "data.seq_len=64",
+            f"data.mix.old.shards={old}", f"run_dir={tmp_path / 'refreshed'}", "global_train_batch_size=8",
+            "scheduler.t_warmup=2ba", "device=cpu", "precision=fp32", "loggers.wandb=null", "data.num_workers=0",
+        ]  # fmt: skip
+        with suppress(BadInput):
+            run_checks(load_training_config(ROOT / "yamls/continue/refresh.yaml", settings), verify_all=True)
+        return capsys.readouterr().out
+
+    printed = check(tiny_shards, tiny_tokenizer, old_shards)
+    assert set(checked(printed).values()) == {"ok"} and printed.rstrip().endswith("ready: refresh can start"), printed
+    assert "every file hashed" in printed and not (tmp_path / "refreshed").exists()
+    printed = check(tiny_shards, tiny_tokenizer, tmp_path / "nowhere")
+    assert checked(printed)["data"] == "FAILED" and f"data.mix.old.shards: {tmp_path / 'nowhere'} does not" in printed
+    relabelled = shutil.copytree(tiny_tokenizer, tmp_path / "other")
+    content = read_json(relabelled / "tokenizer.json")
+    vocabulary = content["model"]["vocab"]
+    one, another = sorted(vocabulary, key=vocabulary.get)[-2:]
+    vocabulary[one], vocabulary[another] = vocabulary[another], vocabulary[one]
+    write_json(relabelled / "tokenizer.json", content)
+    shards = []
+    for folder in (tiny_shards, old_shards):
+        copy = shutil.copytree(folder, tmp_path / f"{folder.name}-relabelled")
+        manifest = read_json(copy / MANIFEST)
+        manifest["tokenizer"]["sha256"] = sha256_file(relabelled / "tokenizer.json")
+        write_json(copy / MANIFEST, {**manifest, "seal": seal(manifest)})
+        shards.append(copy)
+    printed = check(shards[0], relabelled, shards[1])
+    assert checked(printed)["data"] == "FAILED" and "was not made with the tokenizer of init_from" in printed
 
 
 def test_two_ranks(configure: Configure, tmp_path: Path):
