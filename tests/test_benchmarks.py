@@ -233,3 +233,13 @@ def test_saving_is_measured_beside_the_disk(
     (export,) = re.findall(rf"^\| of {parts} \| (\d\.\d\d) \| [\d.]+ \| ([\d.]+) \|", said, re.M)
     assert float(export[1]) > float(export[0])  # libraries, at this size
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.chaos
+def test_replay_is_compared_by_old_and_new_text(tmp_path: Path):
+    said = printed("continuing.py", "--folder", str(tmp_path), "--batches", "30", "--seeds", "1", "--shares", "0.5")
+    rows = re.findall(r"^\| ([a-z 0-9.,]+) \| ([\d.]+) \([\d.]+ to [\d.]+\) \| ([\d.]+) \(", said, re.M)
+    assert [name for name, *_ in rows] == [
+        "trained on the old text", "continued, no replay", "continued, replay 0.5", "new text from scratch",
+    ]  # fmt: skip
+    assert all(3 < float(loss) < 9 for _, *both in rows for loss in both)

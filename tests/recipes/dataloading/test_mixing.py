@@ -26,6 +26,8 @@ from recipes.dataloading.next_samples import next_samples
 from recipes.planning.mixing import shard_folders
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import check_shards, make_plan
+from recipes.training.pretraining import fetch_manifests
+from recipes.trials.rungs import read_rung
 
 BATCH = 8
 
@@ -253,3 +255,27 @@ def test_shards_that_do_not_go_together_are_refused_by_folder(
         manifest[keys[0]][keys[1]] = value
         write_json(folder / MANIFEST, {**manifest, "seal": seal(manifest)})
         refused(rf"{says}.*build those of data\.mix\.old\.shards anew", *mixed(folder, 0.2))
+
+
+def test_a_mixed_folder_is_fetched(settings: list[str], old_shards: Path, tmp_path: Path) -> None:
+    """Its manifest and shards come from its own remote, and what is wrong there is said by its own key."""
+    cache, remote = tmp_path / "cache", tmp_path / "remote"
+    there = configure(settings, *mixed(old_shards, 0.3))
+    fetched = configure(settings, *mixed(cache, 0.3), f"data.mix.old.remote={remote}")
+    with pytest.raises(BadInput, match=r"data\.mix\.old\.remote = .*remote must hold finished token shards"):
+        fetch_manifests(fetched)
+    shutil.copytree(old_shards, remote)
+    fetch_manifests(fetched)
+    loaders: list[Any] = [build_dataloader(cfg, "train", 1).dataloader for cfg in (there, fetched)]
+    one, another = ([batch["input_ids"] for batch in loader] for loader in loaders)
+    assert all((a == b).all() for a, b in zip(one, another, strict=True))
+    assert (cache / "train/index.json").is_file()
+    shutil.rmtree(remote)
+    shutil.rmtree(cache / "train")
+    with pytest.raises(BadInput, match=r"data\.mix\.old\.remote = .* must hold the shards that"):
+        build_dataloader(fetched, "train", 1)
+
+
+def test_a_ladder_is_of_one_text(settings: list[str], old_shards: Path) -> None:
+    with pytest.raises(BadInput, match=r"data\.mix has old, and the rungs of a ladder read data\.shards alone"):
+        read_rung(ROOT / "yamls/smoke-cpu.yaml", [*settings, *mixed(old_shards, 0.3)])
