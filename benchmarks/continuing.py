@@ -1,6 +1,6 @@
 """What a share of the old text is worth: losses on old and new text of a model that is continued with and without it.
 
-python benchmarks/continuing.py --folder /tmp/continuing          # half an hour on two cores; typed again, what is missing
+python benchmarks/continuing.py --folder /tmp/continuing   # half an hour on two cores; typed again, what is missing
 
 The old text is that of the sample's records up to --day, the new text what is dated after it. A small model is trained
 on the old text, and continued on the new text with no replay and with each of --shares, for as many batches; a further
