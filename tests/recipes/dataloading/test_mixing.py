@@ -135,12 +135,16 @@ def test_each_pass_has_the_share_and_goes_on_where_the_last_one_stopped(
 @pytest.mark.parametrize("canonical_nodes", [1, 2])
 @pytest.mark.parametrize("share", [0.1, 0.25, 0.75])
 def test_the_share_is_the_same_all_along_a_pass(
-    share: float, canonical_nodes: int, settings: list[str], tiny_shards: Path, old_shards: Path
+    share: float, canonical_nodes: int, settings: list[str], old_shards: Path
 ) -> None:
-    """Within what chance does to a share of so many samples (five standard deviations), summed over passes."""
+    """As if of folders of many shards; within five standard deviations of chance, summed over passes."""
     cfg = configure(settings, *mixed(old_shards, share), f"data.num_canonical_nodes={canonical_nodes}")
     data: Any = build_dataloader(cfg, "train", 1).dataloader.dataset
-    main, passes = read_shards_info(tiny_shards).counts["train"].samples, 40
+    main, passes = data.samples_per_stream[0], 60
+    firsts = [np.arange(0, main, 40), np.arange(main, data.num_samples, 10)]
+    data.sample_offset_per_shard = np.concatenate(firsts)
+    data.samples_per_shard = np.diff(np.append(data.sample_offset_per_shard, data.num_samples))
+    data.shard_offset_per_stream, data.shards_per_stream = [0, len(firsts[0])], [*map(len, firsts)]
     is_old = np.stack([data.sample_order(epoch, 1) >= main for epoch in range(passes)])
     for part in np.array_split(is_old, 8, axis=1):
         assert abs(part.mean() - share) < 5 * (share * (1 - share) / part.size) ** 0.5 + 1 / is_old.shape[1]
