@@ -65,7 +65,8 @@ def pass_of(loader: Any) -> list[list[int]]:
 
 def dealt(cfg: TrainConfig, ranks: int, workers: int, epoch: int, position: int) -> list[list[int]]:
     """The sorted sample ids of each global batch, as streaming deals them out to so many ranks and workers."""
-    data: Any = build_dataloader(cfg, "train", ranks).dataloader.dataset
+    loader: Any = build_dataloader(cfg, "train", ranks).dataloader
+    data = loader.dataset
     world = World(1, ranks, workers, 0)
     data._set_shuffle_block_size(world)
     work = generate_work(data.batching_method, data, world, epoch, position)  # nodes, ranks, workers, batches, samples
@@ -111,7 +112,8 @@ def test_each_pass_has_the_share_and_goes_on_where_the_last_one_stopped(
 ) -> None:
     """All of the main folder once a pass; of the other, no sample comes again before all have come."""
     cfg = configure(settings, *mixed(old_shards, share))
-    data: Any = build_dataloader(cfg, "train", 1).dataloader.dataset
+    loader: Any = build_dataloader(cfg, "train", 1).dataloader
+    data = loader.dataset
     main, old = (read_shards_info(folder).counts["train"].samples for folder in (tiny_shards, old_shards))
     drawn: list[int] = []
     for epoch in range(12):
@@ -139,7 +141,8 @@ def test_the_share_is_the_same_all_along_a_pass(
 ) -> None:
     """As if of folders of many shards; within five standard deviations of chance, summed over passes."""
     cfg = configure(settings, *mixed(old_shards, share), f"data.num_canonical_nodes={canonical_nodes}")
-    data: Any = build_dataloader(cfg, "train", 1).dataloader.dataset
+    loader: Any = build_dataloader(cfg, "train", 1).dataloader
+    data = loader.dataset
     main, passes = data.samples_per_stream[0], 60
     firsts = [np.arange(0, main, 40), np.arange(main, data.num_samples, 10)]
     data.sample_offset_per_shard = np.concatenate(firsts)
@@ -152,7 +155,8 @@ def test_the_share_is_the_same_all_along_a_pass(
 
 def test_one_folder_is_read_as_streaming_reads_it(settings: list[str]) -> None:
     """So that a run of before is resumed in its order."""
-    data: Any = build_dataloader(configure(settings), "train", 1).dataloader.dataset
+    loader: Any = build_dataloader(configure(settings), "train", 1).dataloader
+    data = loader.dataset
     for epoch in range(3):
         ours, theirs = data.resample_streams(epoch), StreamingDataset.resample_streams(data, epoch)
         assert all(np.array_equal(one, another) for one, another in zip(ours, theirs, strict=True))
@@ -181,7 +185,8 @@ def test_validation_is_of_one_folder(settings: list[str], tiny_shards: Path, old
 
 
 def test_what_is_left_out_is_named_by_folder(settings: list[str], tiny_shards: Path, old_shards: Path) -> None:
-    data: Any = build_dataloader(configure(settings, *mixed(old_shards, 0.4)), "train", 1).dataloader.dataset
+    loader: Any = build_dataloader(configure(settings, *mixed(old_shards, 0.4)), "train", 1).dataloader
+    data = loader.dataset
     main = read_shards_info(tiny_shards).counts["train"].samples
     found = data.by_folder(np.array([main + 3, 1, main]))
     assert {folder: ids.tolist() for folder, ids in found.items()} == {
@@ -201,7 +206,11 @@ def test_the_plan_says_what_is_read_of_each_folder(
         plan = make_plan(cfg, 1, check_shards(cfg))
         (of,) = plan.mix
         samples = main.samples + of.tokens_a_pass // 64
-        assert plan.train_tokens == samples * 64 and plan.batches == plan.batches_per_epoch == samples // BATCH
+        assert (
+            plan.train_tokens
+            and plan.train_tokens == samples * 64
+            and plan.batches == plan.batches_per_epoch == samples // BATCH
+        )
         assert of.tokens_a_pass / plan.train_tokens == pytest.approx(share, abs=0.002) and of.tokens == old.tokens
         text = format_plan(plan, cfg)
         assert f"{main.tokens:,} tokens in {tiny_shards}, {plan.batches:,} batches a pass" in text
