@@ -11,7 +11,6 @@ from data_prep.common.world import world
 from data_prep.sharding import verification
 from data_prep.sharding.shard_format import ShardsInfo
 from recipes.checkpointing.origin import check_tokens, origin_sha256
-from recipes.checkpointing.origin import origin_sha256
 from recipes.config.schema import TrainConfig
 from recipes.config.wandb_account import check_account
 from recipes.distributed.hang_detector import watching_the_start
