@@ -133,7 +133,7 @@ def test_a_list_may_have_blanks() -> None:
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENDS = ("|", "&&", ">", "&", ";")  # of one command of a line
 # What a block of a page may call besides: the shell's own words, and programs of others.
-OTHERS = {"cd", ".", "cp", "mkdir", "export", "[", "exit"}
+OTHERS = {"cd", ".", "cp", "mkdir", "export", "[", "exit", "for", "done", "grep"}
 OTHERS |= {"git", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard", "hf"}
 
 
@@ -181,10 +181,11 @@ def examples() -> Iterator[tuple[str, list[str]]]:
 def on_pages() -> Iterator[tuple[str, str]]:
     """Each command line of a block of each page: the page and the line."""
     for page in PAGES:
-        for block in re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
-            for line in lines_of(block):
-                if line.strip() and "…" not in line and not line.startswith((" ", "#", "<")):
-                    yield page.name, line
+        text = page.read_text(encoding="utf-8")
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for line in (line.strip() for kind, block in blocks if not kind for line in lines_of(block)):
+            if line and "…" not in line and not line.startswith(("#", "<")):
+                yield page.name, line
 
 
 EXAMPLES = list(examples())
