@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.id is not None and (args.source is not None or args.changed is not None):
         raise BadInput(f"--{'source' if args.source is not None else 'changed'} beside --id, which says the document")
-    corpus = Corpus(args.corpus)
     out = args.out or _beside(args.corpus)
     with hold(out):
+        corpus = Corpus(args.corpus)
         shown = [one(corpus, args.id)] if args.id is not None else _sample(corpus, args)
         write_text(out, page(corpus, shown, survey(corpus, args.seed), args.seed, _chosen(args)))
     known = sum(each.told is not None for each in shown)

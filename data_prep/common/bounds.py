@@ -17,6 +17,11 @@ WINDOW_BYTES = 128 * MIB
 # Unpacked at a time: a block of zstd has 4 bytes at the least and unpacks to 128 KiB at the most: 128 MiB in all.
 PACKED_BYTES = 4096
 
+# What a file unpacks to: one of 49 KB can hold billions of line ends, each of which takes its time. JSON lines pack
+# to a tenth, lines that differ in a number alone to a hundredth.
+UNPACKED_BYTES = 96 * MIB
+UNPACKED_TIMES = 250  # its size, beside these bytes
+
 # Records.
 # A line of JSON, a plain text, a text in a row: the longest of the Pile have some 30 MB. One rare character, and Python
 # keeps a text at four bytes a character, some three times over.

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from data_prep.common.errors import BadInput, escaped
 
+NAME_BYTES = 255  # that Linux' file systems take for one name
+
 
 def plain_name(name: object, where: str) -> str:
     """The name of one file in a folder, and not of one elsewhere.
@@ -33,8 +35,11 @@ def plain_path(name: object, where: str) -> str:
 
 def is_plain(name: object) -> bool:
     """Whether it can be printed and is the name of one file in a folder, and not of one elsewhere."""
-    return isinstance(name, str) and name.isprintable() and not {*name} & {*"/\\"} and name not in ("", ".", "..")
+    good = isinstance(name, str) and name.isprintable() and not {*name} & {*"/\\"} and name not in ("", ".", "..")
+    return good and len(str(name).encode()) <= NAME_BYTES
 
 
 def _outside(name: object, where: str) -> BadInput:
-    return BadInput(f"{where} names a file outside its folder: {escaped(str(name))}; do not use it")
+    said = str(name)
+    said = said if len(said) <= NAME_BYTES else f"{said[:NAME_BYTES]}…"
+    return BadInput(f"{where} names a file outside its folder: {escaped(said)}; do not use it")

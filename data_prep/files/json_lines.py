@@ -14,7 +14,7 @@ from typing import IO, Any, Protocol
 import orjson
 import zstandard
 
-from data_prep.common.bounds import PACKED_BYTES, RECORD_BYTES, WINDOW_BYTES
+from data_prep.common.bounds import PACKED_BYTES, RECORD_BYTES, UNPACKED_BYTES, UNPACKED_TIMES, WINDOW_BYTES
 from data_prep.common.errors import BadInput
 from data_prep.common.json_text import too_full
 from data_prep.common.location import without_query
@@ -186,13 +186,20 @@ def blocks(stream: Readable, name: str) -> Iterator[bytes]:
         return
     start, padding = UNPACK[suffix], b"\0" if suffix in PADDED else b""
     kind = {".zst": "zstd", ".gz": "gzip", ".xz": "xz"}[suffix]
-    frame, begun, ended, position = start(), False, False, 0
+    frame, begun, ended, position, unpacked_bytes = start(), False, False, 0, 0
     try:
         while chunk := stream.read(READ_BYTES):
             for offset in range(0, len(chunk), PACKED_BYTES):
                 piece = chunk[offset : offset + PACKED_BYTES]
                 while piece := piece.lstrip(padding) if ended and not begun and padding else piece:
                     unpacked = frame.decompress(piece)
+                    unpacked_bytes += len(unpacked)
+                    packed_bytes = position + offset + len(piece)
+                    if unpacked_bytes > UNPACKED_BYTES + UNPACKED_TIMES * packed_bytes:
+                        raise BadInput(
+                            f"{name} unpacks to more than {UNPACKED_TIMES} times its size ({unpacked_bytes:,} bytes "
+                            f"from {packed_bytes:,}); if that is meant to be, unpack it first"
+                        )
                     yield from _cut(unpacked)
                     del unpacked
                     piece, begun = frame.unused_data, not frame.eof

@@ -124,14 +124,14 @@ def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarra
             raise BadInput(f"{raw} has columns {shard['column_names']} of {shard['column_encodings']}, not {encoding}")
         if shard["zip_data"]:
             path = folder / shard["zip_data"]["basename"]
-            data = path.read_bytes()
+            data = _content(path)
             _check_hashes(path, data, shard["zip_data"])
             if raw.exists():
                 _check_hashes(raw, raw.read_bytes(), shard["raw_data"])
             data = _unpacked(path, shard["raw_data"]["bytes"])
         else:
             path = raw
-            data = path.read_bytes()
+            data = _content(path)
         _check_hashes(path, data, shard["raw_data"])
         if len(data) < 8 or len(data) < 4 * (2 + int(np.frombuffer(data, np.uint32, 1)[0])):
             raise BadInput(f"{path} is too short to hold what it begins with")
@@ -144,6 +144,13 @@ def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarra
             raise BadInput(f"{path} has samples elsewhere than where its list of them says")
         tokens = np.frombuffer(data, token_dtype(info.vocab_size), samples * info.seq_len, int(offsets[0]))
         yield path, tokens.reshape(samples, info.seq_len)
+
+
+def _content(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:  # a manifest that was altered need not list what the index names
+        raise BadInput(f"{path}, which the index of its split names: {error.strerror}; make the shards again") from None
 
 
 def _unpacked(path: Path, size_bytes: int) -> bytes:

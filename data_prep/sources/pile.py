@@ -58,6 +58,8 @@ class Pile:
         """The documents of the two sets; lines of other sets are not parsed."""
         stem, other = _stem(file), Dropped("of other sets")
         for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
+            if not line:  # of which a small packed file can hold many
+                continue
             if KEY in line and not any(name in line for name in NAMES) and not ESCAPE.search(line):
                 yield other
                 continue

@@ -36,9 +36,14 @@ def scorecard(texts: Sequence[str], tokenizers: dict[str, Tokenizer]) -> dict[st
     Returns:
         name -> `bytes_per_token`; `tokens_per_word`, words being parted by white space; `round_trip`, the share of
         documents that decode to themselves; `words`, for each of `WORDS` the tokens it takes `[alone, after a space]`.
+
+    Raises:
+        BadInput: there are no words.
     """
     size_bytes = sum(len(text.encode()) for text in texts)
     words = sum(len(text.split()) for text in texts)
+    if not words:
+        raise BadInput("the val split of the corpus has no words that a tokenizer could be scored on; make it again")
     card: dict[str, Any] = {}
     for name, tokenizer in tokenizers.items():
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]

@@ -28,6 +28,7 @@ GIVEN = {
     "data_prep/corpus.py": ["--source", "sample"],
     "recipes/ladder.py": sorted(map(str, (ROOT / "yamls/ladder/tiny").glob("*.yaml"))),
     "recipes/report.py": ["missing-run"],
+    "data_prep/look.py": ["missing"],
 }
 # Outputs that no option names as one. What runs a configuration writes a run folder: a test of its own, in its room.
 MORE = [

@@ -18,7 +18,8 @@ from data_prep.common.names import plain_name, plain_path
 from data_prep.sharding.shard_format import STAGE, read_index
 
 OUTSIDE = [
-    "../x", "../../x", "/etc/passwd", "a/../../x", "..", ".", "", "a//b", "a\\b", "a\0b", "a\nb", "\x1b[2Jb", "\u202eb"
+    "../x", "../../x", "/etc/passwd", "a/../../x", "..", ".", "", "a//b", "a\\b", "a\0b", "a\nb", "\x1b[2Jb", "\u202eb",
+    "9" * 256, "é" * 128,
 ]  # fmt: skip
 NO_TEXT: list[Any] = [None, 3, ["a"], {"a": 1}]
 

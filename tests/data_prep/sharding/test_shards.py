@@ -19,6 +19,7 @@ import pytest
 from data_prep import corpus, shards, verify
 from data_prep.common import manifest
 from data_prep.common.errors import BadInput
+from data_prep.common.files import write_json
 from data_prep.common.manifest import MANIFEST, read_manifest
 from data_prep.files import json_lines
 from data_prep.filtering import corpus_format, spool
@@ -424,6 +425,17 @@ def test_verify_names_missing_and_foreign_files(tmp_path: Path, tiny_shards: Pat
     (folder / "val" / "notes.txt").unlink()
     (folder / "val" / DOCUMENTS).unlink()
     with pytest.raises(BadInput, match=r"documents\.jsonl\.zst is missing"):
+        verification.verify(folder)
+
+
+def test_verify_names_a_shard_that_only_the_index_names(tmp_path: Path, tiny_shards: Path):
+    folder = shutil.copytree(tiny_shards, tmp_path / "shards")
+    content = json.loads((folder / MANIFEST).read_text())
+    shard = next(name for name in content["outputs"] if name.startswith("val/shard"))
+    del content["outputs"][shard]
+    write_json(folder / MANIFEST, {**content, "seal": manifest.seal(content)})
+    (folder / shard).unlink()
+    with pytest.raises(BadInput, match=rf"{shard}, which the index of its split names: No such file"):
         verification.verify(folder)
 
 

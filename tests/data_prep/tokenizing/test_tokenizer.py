@@ -21,6 +21,7 @@ from data_prep.common.manifest import read_manifest
 from data_prep.filtering import corpus_format, spool
 from data_prep.sources.document import ABSTRACTS, ARTICLES, Document
 from data_prep.tokenizing import tokenizer_format
+from data_prep.tokenizing.scorecard import scorecard
 from data_prep.tokenizing.training import build_tokenizer, vocab_size_for
 
 VOCAB_SIZE = 600
@@ -138,6 +139,12 @@ def test_scorecard(tiny_corpus: Path, tiny_tokenizer: Path):
     assert len(card["words"]) == 10
     assert card["words"]["ECG"] == [len(loaded.encode("ECG").ids), len(loaded.encode(" ECG").ids)]
     assert "bytes per token" in (tiny_tokenizer / "scorecard.md").read_text()
+
+
+@pytest.mark.parametrize("texts", [[], ["", " \n"]])
+def test_no_words_are_no_score(tiny_tokenizer: Path, texts: list[str]):
+    with pytest.raises(BadInput, match="has no words that a tokenizer could be scored on"):
+        scorecard(texts, {"this": tokenizer_format.load_tokenizer(tiny_tokenizer)})
 
 
 def test_another_tokenizer_can_stand_beside_it(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path):
