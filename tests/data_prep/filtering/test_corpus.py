@@ -295,8 +295,13 @@ def test_a_switch_goes_to_the_last_source_that_has_it(tmp_path: Path):
     for name in ("a", "b"):
         write_lines(tmp_path / f"{name}.jsonl.zst", [{"text": f"text {name} {n}"} for n in range(20)])
     sources = ["--source", "text", "--input", str(tmp_path), "--source", "sample"]
-    parsed = {}
-    with mock.patch.object(corpus, "build_corpus", lambda sources, *_, **__: parsed.update(sources)):
+    parsed: dict[str, Any] = {}
+
+    def build(sources: dict[str, Any], *_: Any, **__: Any) -> dict[str, Any]:
+        parsed.update(sources)
+        return {"counts": {}}
+
+    with mock.patch.object(corpus, "build_corpus", build):
         corpus.main([*sources, "--set-name", "mine", "--out", str(tmp_path / "corpus")])
     assert parsed["text"][0].set_name == "mine"
     with pytest.raises(BadInput, match="--languages is not a switch of the source sample or text"):
