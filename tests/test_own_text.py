@@ -40,7 +40,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def commands(line: str, folder: Path) -> list[list[str]]:
     """What a line of the block runs, by this Python; a training is short."""
     if line.startswith("make"):
-        dry = line.replace("make", "make -n -o .venv/installed PYTHON=none", 1)
+        dry = line.replace("make", "make --no-print-directory -n -o .venv/installed PYTHON=none", 1)
         said = subprocess.run(["bash", "-c", dry], cwd=folder, capture_output=True, text=True, check=True).stdout
         return [words for each in said.splitlines() for words in commands(each, folder)]
     words = shlex.split(line)

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from data_prep.common.redaction import redacted
 from data_prep.common.world import world
 
 
@@ -19,7 +20,7 @@ def say_made(where: str | Path, what: str, *command: object) -> None:
         what: what is there now.
         command: the words of the next command; `python` and `composer` are those of this environment.
     """
-    words = [str(word) for word in command]
+    words = [str(redacted(str(word))) for word in command]  # an override may hold a URL with its password
     if words[0] in ("python", "composer"):
         words[0] = _in_this_environment(words[0])
     if world().rank == 0:

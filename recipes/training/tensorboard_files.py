@@ -32,10 +32,14 @@ class TensorBoardFiles(BatchMetrics):
         self._writer: Any = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Begin a file; what earlier ones hold of later batches counts no longer."""
+        """Begin a file."""
+        self._begin(state)
+
+    def _begin(self, state: State) -> None:
+        """What earlier files hold of later batches counts no longer. An evaluation may come before the first batch."""
         from torch.utils.tensorboard import SummaryWriter
 
-        if not self._on:  # else every rank begins a file with nothing in it
+        if not self._on or self._writer is not None:  # else every rank begins a file with nothing in it
             return
         batch = int(state.timestamp.batch)
         self._writer = SummaryWriter(str(self._folder), purge_step=batch + 1 if batch else None)
@@ -45,6 +49,7 @@ class TensorBoardFiles(BatchMetrics):
 
     def write(self, metrics: dict[str, Any], state: State) -> None:
         """Each finite number as a point of its curve; TensorBoard draws no others."""
+        self._begin(state)
         batch = int(state.timestamp.batch)
         for name, value in metrics.items():
             if name not in NO_CURVES and isinstance(value, int | float) and math.isfinite(value):

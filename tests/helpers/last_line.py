@@ -16,6 +16,8 @@ from data_prep.common.command_line import Parser
 from project import COMMANDS, ROOT
 from recipes.config.loading import load_config, load_finetune_config
 
+LAUNCHER = "Waiting up to"  # what Composer's launcher says when its ranks have ended
+
 
 def next_command(stdout: str, folder: Path) -> list[str]:
     """The words of the next command, which was looked at.
@@ -24,7 +26,8 @@ def next_command(stdout: str, folder: Path) -> list[str]:
         stdout: of a command that has ended.
         folder: that it ran in.
     """
-    line = stdout.rstrip("\n").rpartition("\n")[2]
+    lines = [line for line in stdout.splitlines() if not line.startswith(LAUNCHER)]
+    line = lines[-1] if lines else ""
     found = re.fullmatch(r"(.+?): (.+); next: (.+)", line)
     assert found, f"no last line that says what was made, where, and what is next: {line!r}"
     assert (folder / found[1]).exists() or (ROOT / found[1]).exists(), f"{line!r}: there is no {found[1]}"

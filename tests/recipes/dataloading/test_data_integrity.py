@@ -397,7 +397,9 @@ def test_no_number_of_ranks_makes_an_epoch_shorter_or_longer(
     more = 0
     for size, canonical, ranks, workers, seen in product(range(40, 56), (1, 4), (1, 2, 4, 8), (1, 3), (0, 8, 24)):
         loader = TokenLoader.__new__(TokenLoader)
-        loader.__dict__.update(_dataset=type("Sized", (), {"size": size}), _world_size=ranks, drop_last=True)
+        loader.__dict__.update(
+            _dataset=type("Sized", (), {"size": size, "epoch_size": size}), _world_size=ranks, drop_last=True
+        )
         loader._device_batch_size = BATCH // ranks
         dealt = get_partitions("relaxed", size, canonical, 1, ranks, workers, BATCH // ranks, seen)
         for rank in range(ranks):

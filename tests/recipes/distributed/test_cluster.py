@@ -582,6 +582,7 @@ CONTAINER = {
 }  # fmt: skip
 POD = {
     "restartPolicy": None, "terminationGracePeriodSeconds": None, "containers": [CONTAINER],
+    "securityContext": {"runAsUser": None, "runAsGroup": None, "fsGroup": None},
     "volumes": [
         {
             "name": None, "persistentVolumeClaim": {"claimName": None},
