@@ -20,7 +20,7 @@ LAUNCHER = "Waiting up to"  # what Composer's launcher says when its ranks have 
 
 
 def next_command(stdout: str, folder: Path) -> list[str]:
-    """The words of the next command, which was looked at.
+    """The words of the next command, which was looked at; the first without its folder.
 
     Args:
         stdout: of a command that has ended.
@@ -38,7 +38,7 @@ def next_command(stdout: str, folder: Path) -> list[str]:
     else:
         assert Path(words[0]).name in ("python", "composer") and words[1] in COMMANDS, line
         accept(words[1], words[2:], folder)
-    return words
+    return [Path(words[0]).name, *words[1:]]
 
 
 def accept(command: str, words: list[str], folder: Path) -> None:
