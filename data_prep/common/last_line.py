@@ -24,7 +24,7 @@ def say_made(where: str | Path, what: str, *command: object) -> None:
     if words[0] in ("python", "composer"):
         words[0] = _in_this_environment(words[0])
     if world().rank == 0:
-        print(f"{where}: {what}; next: {shlex.join(words)}", flush=True)
+        print(f"{redacted(str(where))}: {what}; next: {shlex.join(words)}", flush=True)
 
 
 def launcher() -> str:

@@ -125,11 +125,13 @@ class _Sampler:
             shown.append(Shown(*hit, again.told, origin.name))
             return True
 
+        def tick(size_bytes: int) -> None:
+            progress.tick(bytes=size_bytes)
+
         starts = sorted(self._draw.randrange(max(1, origin.entries)) for _ in range(count))
         for numbers in (starts, [0] * count):  # from the drawn ones to the end, then from the first one on
             wanted = numbers[len(shown) :]
             if wanted:
-                tick = lambda size_bytes: progress.tick(bytes=size_bytes)  # noqa: E731
                 list(read_again(origin, source, wanted, fits, self._corpus.keeps_characters, tick))
         if not shown and others:
             raise BadInput(OTHER_TEXT)
