@@ -8,10 +8,10 @@ python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=full 
 python recipes/finetune.py --describe                                                          # how a set is written
 
 `model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. It must be
-able to read `seq_len` tokens: 512 unless it is given, and the model of `make smoke` reads 256. Typing the same command
-again goes on where the run stopped. Afterwards the run folder holds `model/`, a prediction for every question, pair or
+able to read `seq_len` tokens: 512 unless it is given, and the model of `make smoke` reads 256. Type the same command
+again to resume the run. Afterwards the run folder holds `model/`, a prediction for every question, pair or
 sentence of dev and test, and scores.json; several seeds are put together by `python recipes/evaluate.py --runs …`. With
-`score_test=false` test is left alone until the same command is typed without it.
+`score_test=false` test is left alone until the same command is typed without it. Every key: docs/configuration.md
 """
 
 from __future__ import annotations

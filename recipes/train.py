@@ -1,9 +1,11 @@
-"""Train: one configuration in, one run folder out. Typing the same command again goes on where the run stopped.
+"""Train: one configuration in, one run folder out. Type the same command again to resume it.
 
 composer recipes/train.py yamls/biomedlm-2.7b.yaml                       # all GPUs of a node
 python recipes/train.py yamls/smoke-cpu.yaml run_name=mine seed=18       # one process, two values changed
 composer recipes/train.py yamls/continue/domain.yaml init_from=biomedlm  # begin with the weights of a model
 python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print the configuration and plan, stop
+
+Every key: docs/configuration.md
 """
 
 from __future__ import annotations

@@ -98,9 +98,11 @@ class Real(Rule):
         return value == self.also or (over and (value < self.high if self.below else value <= self.high))
 
     def __str__(self) -> str:
-        ends = f"{'above' if self.above else 'at least'} {_plain(self.low)}"
-        beside = "" if self.also is None else f", or {_plain(self.also)}"
-        return f"a number {ends} and {'below' if self.below else 'at most'} {_plain(self.high)}{beside}"
+        low, high = _plain(self.low), _plain(self.high)
+        ends = f"from {low} to {high}"
+        if self.above or self.below:
+            ends = f"{'above' if self.above else 'at least'} {low} and {'below' if self.below else 'at most'} {high}"
+        return f"a number {ends}" + ("" if self.also is None else f", or {_plain(self.also)}")
 
 
 def _plain(number: float) -> str:

@@ -138,62 +138,84 @@ TAG = Text(lambda text: 0 < len(text.strip()) <= 64 and text.isprintable(), "a t
 
 @dataclass
 class ModelConfig:
-    """The architecture, under GPT2Config's names."""
+    """The architecture, under GPT2Config's names. With `init_from` it is read from there, and may be left out."""
 
-    # Null in a YAML: that of `data.tokenizer`, and BioMedLM's until there is one.
     vocab_size: Annotated[int, Whole(2, 2**24)] = MISSING
+    """Rows of the token embedding. Null in a YAML: the size of `data.tokenizer`, and 28,896 until that is trained."""
     n_positions: Positions = MISSING
+    """Longest sequence in tokens; rows of the position embedding."""
     n_embd: Annotated[int, Whole(1, 2**16)] = MISSING
+    """Width: features of a token between blocks. A multiple of `n_head`."""
     n_layer: Annotated[int, Whole(1, 1000)] = MISSING
+    """Number of blocks."""
     n_head: Annotated[int, Whole(1, 1024)] = MISSING
+    """Attention heads of a block."""
     activation_function: Annotated[str, OneOf(("gelu_new",))] = "gelu_new"
+    """Activation of the MLP: the tanh form of GELU, as GPT-2 has it."""
     layer_norm_epsilon: Epsilon = 1e-5
+    """Added to the variance in each LayerNorm."""
     initializer_range: Above0 = 0.02
+    """Standard deviation of the weights at the start."""
     attn_pdrop: Share = 0.1
+    """Dropout of attention weights."""
     resid_pdrop: Share = 0.1
+    """Dropout of what attention and MLP add to the residual stream."""
     embd_pdrop: Share = 0.1
+    """Dropout of the embeddings."""
     scale_attn_by_inverse_layer_idx: bool = True
+    """Divide attention logits by the number of the layer, too, as BioMedLM does."""
     attn_implementation: Annotated[str, OneOf(("sdpa", "flash_attention_2"))] = "sdpa"
+    """Attention of torch, or of the package flash-attn (GPUs only)."""
 
 
 @dataclass
 class MixConfig:
-    """A further folder of token shards, of which each pass reads a share: old text that is not to be forgotten."""
+    """A further folder of token shards, of which each pass reads a share: old text that must not be forgotten."""
 
     shards: Folder = MISSING
-    remote: Folder | None = None  # as data.remote
-    share: Annotated[float, Real(0, 1, above=True, below=True)] = MISSING  # of the samples of a pass
+    """Folder with train/, val/ and manifest.json."""
+    remote: Folder | None = None
+    """Where files that `shards` lacks are fetched from, as in `data.remote`."""
+    share: Annotated[float, Real(0, 1, above=True, below=True)] = MISSING
+    """Share of the samples of a pass. The shares of all folders leave the rest to `data.shards`."""
 
 
 @dataclass
 class DataConfig:
-    """Where the token shards lie, what they must be, and how they are read."""
+    """Where the token shards are, what they must be, and how they are read."""
 
-    shards: Folder = MISSING  # folder with train/, val/, manifest.json
-    remote: Folder | None = (
-        None  # folder or s3://, gs://, … of the same shards: what `shards` lacks is fetched from there
-    )
-    # Name -> a folder that is mixed in; its validation loss has that name. `shards` is read whole in each pass.
+    shards: Folder = MISSING
+    """Folder with train/, val/ and manifest.json, made by data_prep/shards.py. Each pass reads all of it."""
+    remote: Folder | None = None
+    """Folder or object store (s3://, gs://, …) with the same shards: files that `shards` lacks are fetched from it."""
     mix: dict[str, MixConfig] | None = None
-    tokenizer: Folder = MISSING  # folder of the tokenizer that made the shards
-    seq_len: Positions = MISSING  # tokens a sample; must be the shards' own
-    eos_between_documents: bool = True  # must be the shards' own
-    # Fixes the sample order for any number of nodes that divides it or that it divides.
+    """Name -> a folder that is mixed in. Its validation loss is logged under that name."""
+    tokenizer: Folder = MISSING
+    """Folder of the tokenizer that made the shards; another one is refused."""
+    seq_len: Positions = MISSING
+    """Tokens of a sample. Must be the shards' own."""
+    eos_between_documents: bool = True
+    """Whether an end-of-text token stands between documents. Must be the shards' own."""
     num_canonical_nodes: Annotated[int, Whole(1, 1024)] = 1
-    num_workers: Annotated[int, Whole(0, 256)] = 2  # loader processes a rank
-    prefetch_factor: Annotated[int, Whole(1, 1024)] = 4  # batches each of them holds ready
+    """Fixes the order of samples for every number of nodes that divides it or that it divides."""
+    num_workers: Annotated[int, Whole(0, 256)] = 2
+    """Processes of a rank that load data; 0: the rank loads it itself."""
+    prefetch_factor: Annotated[int, Whole(1, 1024)] = 4
+    """Batches that each of these processes holds ready."""
 
 
 @dataclass
 class KernelsConfig:
-    """How the model is computed: the same mathematics with other roundings; all off: transformers' own operations."""
+    """How the model is computed: the same mathematics, rounded otherwise. All off: transformers' own operations."""
 
-    fused_gelu: bool = False  # gelu_new in one pass, which keeps its input only
-    # Tokens whose logits are in fp32 at once; null: all of a microbatch.
+    fused_gelu: bool = False
+    """Compute gelu_new in one pass that keeps only its input, for less memory."""
     loss_chunk_tokens: Annotated[int, Whole(1, 2**24)] | None = None
-    # Null: torch picks.
+    """Tokens whose logits are in fp32 at a time, for less memory; null: all of a microbatch."""
     sdpa_backend: Annotated[str, OneOf(("flash", "cudnn", "efficient", "math"))] | None = None
-    compile: bool = False  # torch.compile of each block
+    """Attention kernel of torch; null: torch chooses."""
+    compile: bool = False
+    """Compile each block with torch.compile."""
 
 
 @dataclass
@@ -201,116 +223,140 @@ class OptimizerConfig:
     """DecoupledAdamW. Decoupled: a step shrinks weights by (lr / initial lr) · weight_decay."""
 
     lr: Above0 = MISSING
+    """Learning rate after warm-up, the highest of the run."""
     betas: Annotated[list[Share], Items(2, 2)] = field(default_factory=lambda: [0.9, 0.95])
+    """Decay of the running means of the gradient and of its square."""
     eps: Epsilon = 1e-8
+    """Added to the root of the running mean of squares."""
     weight_decay: Annotated[float, Real(0, 1)] = MISSING
+    """Share by which a step at the highest learning rate shrinks the weights: lr times what torch's AdamW is given."""
 
 
 @dataclass
 class SchedulerConfig:
-    """Learning rate: linear warm-up from 0 to lr, then the shape that `name` gives, ending at alpha_f · lr."""
+    """Learning rate: a linear warm-up from 0 to lr, then the shape that `name` gives, down to alpha_f · lr."""
 
     name: Annotated[str, OneOf(tuple(SCHEDULES))] = "cosine"
+    """Shape after the warm-up."""
     t_warmup: Annotated[str, Span(least=0)] = MISSING
-    alpha_f: Annotated[float, Real(0, 1)] = 0.1  # share of lr
-    # Of the run, for warmup_stable_decay: its last part, which falls.
+    """Length of the warm-up."""
+    alpha_f: Annotated[float, Real(0, 1)] = 0.1
+    """Learning rate at the end of the run, as a share of lr. 1 for `constant`."""
     decay_share: Annotated[float, Real(0, 1, above=True, below=True)] | None = None
+    """Last part of the run, in which warmup_stable_decay falls, as a share of it. Null for other shapes."""
 
 
 @dataclass
 class FSDPConfig:
     """Fully sharded data parallelism over all ranks."""
 
-    version: Annotated[int, Whole(1, 2)] = 2  # FSDP2; 1: FSDP1, on GPUs only
-    # Composer's: DEFAULT = parameters in `precision`, fp32 reduction; PURE = both low; FULL = both fp32.
+    version: Annotated[int, Whole(1, 2)] = 2
+    """FSDP2, or FSDP1 (GPUs only)."""
     mixed_precision: Annotated[str, OneOf(("DEFAULT", "PURE", "FULL"))] = "DEFAULT"
-    reshard_after_forward: bool = True  # ZeRO-3; false keeps gathered parameters until backward (ZeRO-2)
-    # Copies of the model, each sharded over ranks / this (HSDP).
+    """Composer's names. DEFAULT: parameters in `precision`, gradients reduced in fp32; PURE: both in `precision`; FULL:
+    both in fp32."""
+    reshard_after_forward: bool = True
+    """Free gathered parameters after forward (ZeRO-3); false keeps them until backward (ZeRO-2)."""
     data_parallel_replicate_degree: Annotated[int, WORLD_SIZE] = 1
+    """Copies of the model, each sharded over this part of the ranks (HSDP)."""
 
 
 @dataclass
 class SpeedMonitorConfig:
-    """composer.callbacks.SpeedMonitor."""
+    """composer.callbacks.SpeedMonitor: throughput."""
 
     window_size: Count = 10
+    """Batches that it averages over."""
     time_unit: Unit = "hours"
+    """Unit of the times that it logs."""
     gpu_flops_available: Annotated[float, Real(0, 1e18, above=True)] | None = None
+    """Peak FLOP/s of a GPU, for the MFU; null: Composer's number for the device."""
 
 
 @dataclass
 class LRMonitorConfig:
-    """composer.callbacks.LRMonitor."""
+    """composer.callbacks.LRMonitor: the learning rate of each batch."""
 
 
 @dataclass
 class MemoryMonitorConfig:
-    """composer.callbacks.MemoryMonitor."""
+    """composer.callbacks.MemoryMonitor: what torch's allocator holds on the GPU."""
 
     dist_aggregate_batch_interval: Count | None = None
+    """Batches between two collections from all ranks; null: rank 0 alone."""
 
 
 @dataclass
 class RuntimeEstimatorConfig:
-    """composer.callbacks.RuntimeEstimator."""
+    """composer.callbacks.RuntimeEstimator: the time that is left."""
 
     skip_batches: Annotated[int, Whole(0, 10**6)] = 1
+    """Batches at the start that it does not time."""
     time_unit: Unit = "hours"
+    """Unit of the time that it logs."""
 
 
 @dataclass
 class NormMonitorConfig:
-    """callbacks.NormMonitor: global norms of the gradient, before it is clipped, and of the weights."""
+    """callbacks.NormMonitor: norms of the gradient, before it is clipped, and of the weights."""
 
     interval: Batches = "10ba"
+    """How often they are computed."""
 
 
 @dataclass
 class DataMonitorConfig:
-    """callbacks.DataMonitor: the share of time that waits for data, and passes over it."""
+    """callbacks.DataMonitor: the share of time that waits for data, and the number of passes over them."""
 
     interval: Batches = "10ba"
+    """How often they are logged."""
 
 
 @dataclass
 class GenerateSamplesConfig:
-    """callbacks.GenerateSamples: texts that the model writes from these prompts after each evaluation."""
+    """callbacks.GenerateSamples: texts that the model writes after each evaluation."""
 
-    # Each is a text to continue; null: how samples of val begin. For no texts, null in the place of `generate_samples`.
     prompts: Annotated[list[Annotated[str, PROSE]], Items(1, 1000)] | None = None
+    """Texts that it continues; null: beginnings of samples of val. For no texts, say generate_samples=null."""
     max_new_tokens: Annotated[int, NEW_TOKENS] = 48
+    """Tokens that it writes at most."""
 
 
 @dataclass
 class ConsoleConfig:
-    """callbacks.Console: one readable line per interval."""
+    """callbacks.Console: a readable line an interval."""
 
     interval: Batches = "10ba"
+    """How often a line is printed."""
 
 
 @dataclass
 class NanGuardConfig:
-    """callbacks.NanGuard: batches with NaN or Inf are skipped; so many in a row end the run."""
+    """callbacks.NanGuard: skips batches whose loss or gradient is NaN or Inf."""
 
     max_in_a_row: Count = 3
+    """So many of them in a row end the run with exit code 3."""
 
 
 @dataclass
 class SpikeGuardConfig:
-    """callbacks.SpikeGuard: back to before a loss spike, and around its data."""
+    """callbacks.SpikeGuard: rewinds to a checkpoint from before a loss spike, and skips the data of the spike."""
 
     window_batches: Count = 100
-    threshold: Annotated[float, Real(0, 10**6, above=True)] = (
-        8.0  # robust standard deviations above the median of the window
-    )
-    min_rise: Annotated[float, Real(0, 100, above=True)] = 0.2  # nats a token above it
+    """A loss is compared with the median of so many batches before it."""
+    threshold: Annotated[float, Real(0, 10**6, above=True)] = 8.0
+    """A spike is at least so many robust standard deviations above that median."""
+    min_rise: Annotated[float, Real(0, 100, above=True)] = 0.2
+    """A spike is at least so many nats a token above it, too."""
     patience_batches: Count = 3
+    """A spike lasts at least so many batches."""
     max_rewinds: Count = 3
+    """A spike after so many rewinds ends the run with exit code 3."""
 
 
 @dataclass
 class CallbacksConfig:
-    """Which callbacks run, and their arguments; null leaves one out."""
+    """Which callbacks run, and with what; null leaves one out."""
 
     speed_monitor: SpeedMonitorConfig | None = None
     lr_monitor: LRMonitorConfig | None = None
@@ -326,20 +372,26 @@ class CallbacksConfig:
 
 @dataclass
 class WandBConfig:
-    """recipes.training.wandb_run, Composer's WandBLogger. Nothing leaves the machine unless `mode` is `online`."""
+    """Weights & Biases, by Composer's WandBLogger. Nothing leaves the machine unless `mode` is `online`."""
 
     project: Name = "biomedlm"
+    """Project that the run is shown under."""
     mode: Annotated[str, OneOf(("offline", "online"))] = "offline"
+    """offline: written into the run folder, for `wandb sync`; online: sent to the server as well."""
     entity: Name | None = None
+    """User or team; null: the account's own."""
     group: Line | None = None
+    """Group that the run is shown in."""
     tags: Annotated[list[Annotated[str, TAG]], Items(0, 100)] = field(default_factory=list)
+    """Tags of the run."""
 
 
 @dataclass
 class TensorboardConfig:
-    """recipes.training.tensorboard_files, into the run folder: tensorboard --logdir runs."""
+    """Event files in the run folder, for `tensorboard --logdir runs`."""
 
-    flush_interval: Count = 100  # batches
+    flush_interval: Count = 100
+    """Batches after which they are written to disk."""
 
 
 @dataclass
@@ -354,9 +406,10 @@ class LoggersConfig:
 class ResumeConfig:
     """How a run is resumed."""
 
-    # What may differ from the run that the folder holds, by the names that the refusal prints.
     allow: Annotated[list[Line], Items(0, 1000)] = field(default_factory=list)
-    replay: bool = True  # compute the first batch twice, and compare it with what was recorded of it
+    """Settings that may differ from those of the run in the folder, under the names that the refusal prints."""
+    replay: bool = True
+    """Compute the first batch twice, and compare it with what was recorded of it."""
 
 
 @dataclass
@@ -364,40 +417,60 @@ class RunConfig:
     """What every run has, whatever it trains."""
 
     run_name: Name = MISSING
-    run_dir: Folder = "runs/${run_name}"  # any path
+    """Name of the run, its folder, its copy in `save_remote` and in W&B."""
+    run_dir: Folder = "runs/${run_name}"
+    """Folder of the run: checkpoints, metrics, report. A run is resumed by starting it again with the same folder."""
     seed: Annotated[int, Whole(0, 2**31 - 1)] = 17  # the ranks add their numbers, and libraries take 32 bits
+    """Seed of weights, dropout and the order of the data."""
 
-    max_duration: Annotated[str, Span(("tok", "ba", "ep"))] = MISSING  # 300e9tok, 286102ba or 8ep
+    max_duration: Annotated[str, Span(("tok", "ba", "ep"))] = MISSING
+    """Length of the run, such as 300e9tok, 286102ba or 8ep."""
     global_train_batch_size: Sequences = MISSING
-    device_train_microbatch_size: Sequences = MISSING  # that a rank computes at once
+    """Sequences of a batch, over all ranks."""
+    device_train_microbatch_size: Sequences = MISSING
+    """Sequences that a rank computes at a time; more of them take more memory."""
     device_eval_batch_size: Sequences = MISSING
+    """Sequences that a rank evaluates at a time."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    gradient_clipping_norm: Annotated[float, Real(0, 10**9, above=True)] | None = 1.0  # null: none
+    gradient_clipping_norm: Annotated[float, Real(0, 10**9, above=True)] | None = 1.0
+    """Norm that the gradient is clipped to; null: not clipped."""
 
-    device: Annotated[str, OneOf(("cpu", "gpu"))] | None = None  # null: a GPU if there is one
+    device: Annotated[str, OneOf(("cpu", "gpu"))] | None = None
+    """Null: a GPU if there is one."""
     precision: Annotated[str, OneOf(("fp32", "amp_bf16"))] = MISSING
-    world_size: Annotated[int, WORLD_SIZE] = (
-        1  # ranks that the plan is made for; the launcher decides how many there are
-    )
-    fsdp: FSDPConfig | None = None  # used on 2 ranks and more
+    """Precision of the matrix products; a CPU trains in fp32."""
+    world_size: Annotated[int, WORLD_SIZE] = 1
+    """Number of ranks (processes, one a GPU) that the plan is made for. The launcher decides how many there are."""
+    fsdp: FSDPConfig | None = None
+    """How two ranks and more share the model; null: each holds all of it (DDP)."""
     activation_checkpointing: bool = False
-    connect_timeout_s: Seconds = 300.0  # longest that the ranks wait for each other at the start
-    # Longest that a rank waits in a collective; above stall_timeout_s, which says where, as NCCL's end does not.
+    """Keep only the inputs of blocks, and compute them again in backward: less memory, a third more work."""
+    connect_timeout_s: Seconds = 300.0
+    """Longest that the ranks wait for each other at the start."""
     dist_timeout_s: Seconds = 1800.0
+    """Longest that a rank waits in a collective. Above `stall_timeout_s`, whose message says where a rank hangs."""
 
     eval_interval: Batches = MISSING
-    eval_subset_num_batches: Annotated[int, Whole(1, 10**9, also=-1)] = -1  # -1: all of val
+    """How often val is evaluated."""
+    eval_subset_num_batches: Annotated[int, Whole(1, 10**9, also=-1)] = -1
+    """Batches of val that are evaluated; -1: all."""
     save_interval: Batches = MISSING
-    save_num_checkpoints_to_keep: Annotated[int, Whole(1, 10**6, also=-1)] = -1  # of the newest; -1: all
-    save_permanent_interval: Batches | None = None  # these are kept for ever
-    save_remote: Annotated[str, BUCKET] | None = None  # the run folder is copied to prefix/run_name; null: nowhere
-    # What a full disk or a failed upload does to the run.
+    """How often a checkpoint is saved."""
+    save_num_checkpoints_to_keep: Annotated[int, Whole(1, 10**6, also=-1)] = -1
+    """Newest checkpoints that are kept; -1: all."""
+    save_permanent_interval: Batches | None = None
+    """How often a checkpoint is kept for ever. A multiple of `save_interval`."""
+    save_remote: Annotated[str, BUCKET] | None = None
+    """Object store (s3://, gs://, …) to which the run folder is copied, under run_name; null: none."""
     on_save_error: Annotated[str, OneOf(("stop", "continue"))] = "stop"
+    """What a full disk or a failed upload does to the run."""
     resume: ResumeConfig = field(default_factory=ResumeConfig)
-    stall_timeout_s: Seconds | None = 900.0  # longest that a batch or a save may take; null: for ever
-    # In any currency: what the run has cost so far is logged.
+    stall_timeout_s: Seconds | None = 900.0
+    """Longest that a batch or a save may take before the run ends with the stacks of all threads; null: for ever."""
     price_per_gpu_hour: Annotated[float, PRICE] | None = None
-    progress_bar: bool = True  # on a terminal; never into a file or pipe
+    """In any currency; the cost of the run so far is logged."""
+    progress_bar: bool = True
+    """On a terminal; never in a file or pipe."""
     callbacks: CallbacksConfig = field(default_factory=CallbacksConfig)
     loggers: LoggersConfig = field(default_factory=LoggersConfig)
 
@@ -406,11 +479,10 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Everything that decides a pre-training run."""
 
-    # Model folder, run folder or checkpoint whose weights the run begins with; `model` is then what it is, and may be
-    # left out. Null: weights are drawn.
     init_from: Folder | None = None
-    # Of the model's, the first; null: all.
+    """Model folder, run folder or checkpoint whose weights the run starts from; null: random weights."""
     activation_checkpointing_blocks: Annotated[int, Whole(1, 1000)] | None = None
+    """First blocks that `activation_checkpointing` is for; null: all."""
     model: ModelConfig = field(default_factory=ModelConfig)
     kernels: KernelsConfig = field(default_factory=KernelsConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -422,8 +494,11 @@ class LoraConfig:
     """peft.LoraConfig: low-rank changes of all linear maps of the blocks; the weights themselves stay as they are."""
 
     r: Annotated[int, Whole(1, 2**16)] = 16
+    """Rank of the changes."""
     lora_alpha: Count = 32
+    """The changes are multiplied by lora_alpha / r."""
     lora_dropout: Share = 0.05
+    """Dropout of their input."""
 
 
 @dataclass
@@ -431,27 +506,42 @@ class GenerationConfig:
     """How targets are written: beam search, or sampling where `temperature` is above 0."""
 
     num_beams: Annotated[int, Whole(1, 100)] = 5
-    no_repeat_ngram_size: Annotated[int, Whole(0, 1000)] = 6  # 0: any may be repeated
+    """Number of beams."""
+    no_repeat_ngram_size: Annotated[int, Whole(0, 1000)] = 6
+    """No sequence of so many tokens is written twice; 0: any may be."""
     length_penalty: Annotated[float, Real(-100, 100)] = -0.5
+    """Exponent of the length by which a beam's score is divided; below 0, short targets are preferred."""
     max_new_tokens: Annotated[int, NEW_TOKENS] = 128
+    """Longest target in tokens."""
     temperature: Annotated[float, TEMPERATURE] = 0.0
+    """Logits are divided by it; 0: beam search."""
     top_p: Above0 = 0.95
+    """Sampling chooses among the likeliest tokens that have this share of the probability together."""
 
 
 @dataclass
 class FinetuneConfig(RunConfig):
     """Everything that decides a fine-tuning run."""
 
-    preset: Name = "one-gpu-80gb"  # a file of yamls/finetune/presets: what fits where
-    task: Name = MISSING  # a folder in `data`; which files it holds: finetune.py --describe
-    model: Folder = MISSING  # exported folder, original-style BioMedLM folder, run folder or checkpoint
+    preset: Name = "one-gpu-80gb"
+    """A file of yamls/finetune/presets: settings that fit a device."""
+    task: Name = MISSING
+    """Folder in `data` with the questions; `python recipes/finetune.py --describe` prints the formats."""
+    model: Folder = MISSING
+    """Exported folder, folder in BioMedLM's published form, run folder or checkpoint."""
     max_duration: Annotated[str, Span(("ba", "ep"))] = MISSING
-    data: Folder = "data/tasks"  # holds a folder a task
-    seq_len: Positions = 512  # tokens an example is cut to
-    warmup_share: Share = 0.5  # of the run; linear from 0, then linear to 0
-    lora: LoraConfig | None = None  # null: all weights are trained
-    score_test: bool = True  # false: dev alone, to choose by; true on a run that is finished adds test
-    gpu_memory_gb: Annotated[float, Real(0, 10_000, above=True)] | None = (
-        None  # the plan must fit into it; null: not checked
-    )
+    """Length of the run, such as 8ep."""
+    data: Folder = "data/tasks"
+    """Folder that holds a folder a task."""
+    seq_len: Positions = 512
+    """Tokens that an example is cut to."""
+    warmup_share: Share = 0.5
+    """Part of the run in which the learning rate rises linearly from 0; then it falls linearly to 0."""
+    lora: LoraConfig | None = None
+    """Null: all weights are trained."""
+    score_test: bool = True
+    """Score test as well as dev. False: dev alone, to choose settings by; starting the finished run again with true
+    adds the score of test."""
+    gpu_memory_gb: Annotated[float, Real(0, 10_000, above=True)] | None = None
+    """Memory that the plan must fit into; null: not checked."""
     generation: GenerationConfig = field(default_factory=GenerationConfig)

@@ -135,7 +135,7 @@ def test_a_failure_of_the_model_is_not_a_silence(loaded: tuple[Any, Any], monkey
 
 @pytest.mark.parametrize(
     ("name", "value", "says"),
-    [("top_p", "2", r"top-p = 2\.0, but it must be a number at least 0\.01 and at most 1"),
+    [("top_p", "2", r"top-p = 2\.0, but it must be a number from 0\.01 to 1"),
      ("seed", "1.5", "'1.5', but it must be a whole number"), ("temperature", "nan", "at most 10, or 0"),
      ("temperature", "hot", "'hot', but it must be a number"), ("temperature", 1e-9, "at least 0.01"),
      ("top_k", None, "a whole number")],
@@ -201,7 +201,7 @@ def test_a_pipe_is_read_line_by_line(
     assert written.out == f"{first}{first}top-k is 7\n{second}"
     errors = [line for line in written.err.splitlines() if line.startswith("error")]
     assert errors == [
-        "error: temperature = 'hot', but it must be a number at least 0.01 and at most 10, or 0",
+        "error: temperature = 'hot', but it must be a number from 0.01 to 10, or 0",
         "error: /nothing is not a command; /help lists them",
         r"error: the prompt 'caf\udce9' is not text: '\udce9' is no character of UTF-8",
     ]
@@ -227,7 +227,7 @@ def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None
     terminal.expect_exact(text_of("Cytase is\nbatoma"))
 
     terminal.send("/top-p 2\r")
-    terminal.expect_exact("error: top-p = 2.0, but it must be a number at least 0.01 and at most 1")
+    terminal.expect_exact("error: top-p = 2.0, but it must be a number from 0.01 to 1")
     terminal.send("/max-new-tokens 1000\r")
     terminal.expect_exact("max-new-tokens is 1000")
     terminal.send("\x1b[A" * 3 + "\r")  # three lines back in the history: the paste
