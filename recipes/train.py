@@ -22,6 +22,7 @@ from data_prep.common.world import world
 from recipes.checkpointing.origin import load_training_config
 from recipes.config.command_line import parse_run
 from recipes.config.loading import to_yaml
+from recipes.config.shards_command import shards_words
 from recipes.planning.plan_text import format_plan
 from recipes.planning.run_plan import check_shards, make_plan
 from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launcher
@@ -42,9 +43,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     print(to_yaml(cfg))
     print(format_plan(make_plan(cfg, world().size if world().launched else cfg.world_size, shards), cfg))
-    say_made(
-        arguments.yaml, "nothing was run yet", launcher(), "recipes/train.py", arguments.yaml, *arguments.overrides
-    )
+    the_run = [launcher(), "recipes/train.py", arguments.yaml, *arguments.overrides]
+    say_made(arguments.yaml, "nothing was run yet", *(the_run if shards or cfg.data.remote else shards_words(cfg)))
 
 
 if __name__ == "__main__":

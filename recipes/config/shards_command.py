@@ -16,7 +16,12 @@ TOKENIZER = "tokenizer"  # where a tokenizer lies below DATA that is trained on 
 
 
 def shards_command(cfg: TrainConfig) -> str:
-    """The command line, to be typed in the project's folder.
+    """The command line, to be typed in the project's folder; `shards_words` has its words."""
+    return shlex.join(shards_words(cfg))
+
+
+def shards_words(cfg: TrainConfig) -> list[str]:
+    """The words of the command.
 
     Where `data.shards` and `data.tokenizer` lie in no folder of the Makefile's own, the text is for the user to name:
     `SOURCE=NAME INPUT=FILES`.
@@ -42,4 +47,4 @@ def shards_command(cfg: TrainConfig) -> str:
         name += "-no-eos"
     if shards != data / name:
         words.append(variable("SHARDS", shards))
-    return shlex.join(["make", "shards", *words])
+    return ["make", "shards", *words]

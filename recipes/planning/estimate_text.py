@@ -12,7 +12,7 @@ from recipes.config.schema import TrainConfig
 from recipes.planning.cluster_estimate import LAUNCHER_GRACE_S, Forecast, largest_divisor, make_forecast, needed_bytes
 from recipes.planning.gpus import GPUS, LOCK, STACKS, dotted, gpus_of
 from recipes.planning.memory import DRIVER_BYTES, peak
-from recipes.planning.plan_text import gigabytes
+from recipes.planning.plan_text import gigabytes, resumes_row
 from recipes.planning.run_plan import Plan, make_plan
 
 BAR_WIDTH = 60
@@ -272,8 +272,7 @@ def _fit_of_numbers(cfg: TrainConfig, plan: Plan, cast: Forecast) -> str:
             f"multiple of 8{'' if power >= 8 else ', which it is NOT'}, and do best with 64",
             f"  heads          {model.n_head} x {head}; fused attention takes multiples of 8 up to 256"
             + ("" if head % 8 == 0 and head <= 256 else ", which this is NOT"),
-            f"  resumes on     {', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch; "
-            f"bit for bit on {plan.world_size}",
+            f"  resumes on     {resumes_row(plan, cfg)}",
             *software,
         ]
     )

@@ -35,14 +35,10 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         ),
         (
             "batch split",
-            f"{plan.world_size} ranks x {plan.device_train_microbatch_size} sequences x "
+            f"{plan.world_size} ranks (processes, one a GPU) x {plan.device_train_microbatch_size} sequences at once x "
             f"{plan.grad_accumulation} accumulation",
         ),
-        (
-            "resumes on",
-            f"{', '.join(map(str, plan.rank_counts))} ranks with the same samples a batch; "
-            f"bit for bit on {plan.world_size}",
-        ),
+        ("resumes on", resumes_row(plan, cfg)),
         ("batches", f"{plan.batches:,}"),
         ("total tokens", f"{plan.tokens:,} ({plan.tokens / 1e9:.4g}B)"),
         ("data", data),
@@ -65,6 +61,12 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
         rows.insert(5, ("between nodes", _network_row(plan, cfg)))
     width = max(len(name) for name, _ in rows)
     return "\n".join([f"plan of {cfg.run_name}", *(f"  {name:<{width}}  {value}" for name, value in rows)])
+
+
+def resumes_row(plan: Plan, cfg: TrainConfig) -> str:
+    """On how many ranks the run can be resumed, and how exactly."""
+    same = f"bit for bit on {plan.world_size}" if cfg.device == "cpu" else "losses agree to rounding"
+    return f"{', '.join(map(str, plan.rank_counts))} ranks, with the same samples in each batch; {same}"
 
 
 def _too_little_text(plan: Plan) -> list[tuple[str, str]]:

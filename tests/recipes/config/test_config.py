@@ -21,7 +21,7 @@ from recipes.config.schema import CallbacksConfig, TrainConfig
 from recipes.modeling.size import flops_per_token, parameter_count
 from recipes.planning.memory import Layout
 from recipes.planning.network import node_sends_bytes
-from recipes.planning.plan_text import format_plan
+from recipes.planning.plan_text import format_plan, resumes_row
 from recipes.planning.run_plan import make_plan
 
 YAMLS = sorted((ROOT / "yamls").glob("*.yaml"))
@@ -247,7 +247,13 @@ def test_the_plan_says_where_a_run_can_go_on(batch: int, canonical: int) -> None
             assert "must be evenly divisible" in str(refused)
     plan = make_plan(cfg, 1, None)
     assert plan.rank_counts == found
-    assert f"{found[-2]}, {found[-1]} ranks with the same samples a batch; bit for bit on 1" in format_plan(plan, cfg)
+    assert f"{found[-2]}, {found[-1]} ranks, with the same samples in each batch" in format_plan(plan, cfg)
+
+
+@pytest.mark.parametrize(("device", "same"), [("cpu", "bit for bit on 1"), (None, "losses agree to rounding")])
+def test_the_plan_promises_the_same_bits_to_cpus_alone(device, same):
+    cfg = replace(load_config(ROOT / "yamls/smoke-cpu.yaml"), device=device)
+    assert resumes_row(make_plan(cfg, 1, None), cfg).endswith(f"; {same}")
 
 
 @pytest.mark.parametrize(
