@@ -6,7 +6,7 @@ python benchmarks/checkpoint.py model.n_layer=4 --yaml yamls/biomedlm-2.7b.yaml 
 A run saves every second batch. Before or after each save, in turn, each rank writes as many bytes as its part of the
 checkpoint has to a plain file: what the disk can do at that moment. Nothing is removed meanwhile, since memory that a
 file had gives the next one a start; so --folder needs room for twice as many checkpoints as there are saves. The first
-save is not timed. Then the same command goes on from the newest checkpoint, and the model is exported; before both, the
+save is not timed. Then the same command resumes from the newest checkpoint, and the model is exported; before both, the
 page cache lets go of the files.
 """
 
@@ -57,7 +57,7 @@ def configuration(yaml: str, overrides: Sequence[str], folder: Path) -> TrainCon
 
 
 def one(what: str, cfg: TrainConfig, saves: int) -> None:
-    """Save so often, or go on from the last save, on this rank; rank 0 prints the seconds of each phase, last."""
+    """Save so often, or resume from the last save, on this rank; rank 0 prints the seconds of each phase, last."""
     from composer import Callback, Logger, State
     from composer.utils import checkpoint as composer_checkpoint
 

@@ -5,7 +5,7 @@ python benchmarks/startup.py --yaml yamls/smoke-gpu.yaml kernels.compile=true
 
 Each round starts a process of its own. "Imports" of the launcher are those of `composer`, which imports Composer once
 more before the ranks do. Blocks are compiled, where the configuration asks for it, in the first batch: "cold" has no
-cache, "warm" has what that left, as a run that goes on has in its folder.
+cache, "warm" has what that left, as a resumed run has in its folder.
 """
 
 from __future__ import annotations

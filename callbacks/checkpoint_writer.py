@@ -34,7 +34,7 @@ class CheckpointError(RuntimeError):
 class CheckpointWriter(Callback):
     """Saves `ep0-ba100` folders: written aside, hashed, flushed, renamed; then removes what need not be kept.
 
-    With a remote, rank 0 then uploads it in one thread while the training goes on. The next save waits for that, so
+    With a remote, rank 0 then uploads it in one thread while training continues. The next save waits for that, so
     that no checkpoint is removed while it is read, and uploads what failed to arrive before.
 
     In place of Composer's CheckpointSaver, which writes under the final name. A sharded run writes a few files a rank,
@@ -150,7 +150,7 @@ class CheckpointWriter(Callback):
             if self.stop_on_error or batch == self.batches:  # without its last checkpoint no run is finished
                 raise CheckpointError(message)
             if dist.get_global_rank() == 0:
-                print(f"warning: {message}; the run goes on", flush=True)
+                print(f"warning: {message}; the run continues", flush=True)
             return
         self.saved_batch = batch
         self.wait_for_upload()

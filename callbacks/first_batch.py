@@ -30,7 +30,7 @@ from recipes.runs.reading import TRAIN_LOSS
 WAY_OUT = (
     "Nothing was saved. Type the same command again, better on other hardware; if it ends so again, what is named here "
     "has changed since the checkpoint, or the checkpoint is not what it should be: remove it, and the one before it is "
-    "taken. resume.replay=false goes on without this comparison"
+    "taken. resume.replay=false resumes without this comparison"
 )
 
 

@@ -22,7 +22,7 @@ class BadNumbers(SystemExit):
 class NanGuard(Callback):
     """Skips the optimizer step, on every rank, of a batch whose loss or gradient is NaN or Inf on any rank.
 
-    Gradients are dropped, so weights and Adam's moments stay as they were; the schedule goes on. The samples of each
+    Gradients are dropped, so weights and Adam's moments stay as they were; the schedule continues. The samples of each
     such batch are logged and printed.
 
     | key                    | unit                                      |

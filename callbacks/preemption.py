@@ -84,7 +84,7 @@ class Preemption(Callback):
         if dist.get_global_rank() == 0:
             print(
                 f"{'interrupted' if code == INTERRUPTED else 'preempted'} after batch {int(state.timestamp.batch)}: "
-                f"saved, exit code {code}; the same command goes on from here",
+                f"saved, exit code {code}; the same command resumes from here",
                 flush=True,
             )
         dist.barrier()

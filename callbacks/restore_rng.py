@@ -1,4 +1,4 @@
-"""Dropout goes on where it stopped when a run is resumed."""
+"""Dropout continues where it stopped when a run is resumed."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ _FIRST, _SECOND = -4658895280553007687, -7723592293110705685
 class SampleFingerprint(Callback):
     """Logs a hash of the set of training samples in each global batch.
 
-    Equal numbers, equal samples: a resumed run can be compared with the run that it goes on from, and a run on two
+    Equal numbers, equal samples: a resumed run can be compared with the run that it resumes, and a run on two
     ranks with one on eight, in metrics.jsonl. Each sample's id is mixed, and the sum does not depend on which rank had
     the sample.
 

@@ -162,7 +162,7 @@ class SpikeGuard(Callback):
             folder: _with_documents(folder, found.tolist(), state.batch["input_ids"].shape[1])
             for folder, found in data.by_folder(np.array(samples, np.int64)).items()
         }
-        # First, so that a run that is killed here meets the spike again, and does not go on behind it.
+        # First, so that a run that is killed here meets the spike again, and does not continue behind it.
         self.writer.discard_from(first)
         entry = {"from_batch": batch, "to_batch": goal["batch"], "losses": list(self._spiking), "limit": self._limit()}
         skipped_data.append(self.folder, {**entry, "windows": windows}, left_out)

@@ -53,7 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--year", type=Allowed(YEAR), help="of the baseline, as 26 (default: the newest)")
     add("--baseline", dest="sets", action="append_const", const="baseline", help="the yearly baseline alone")
     add("--updates", dest="sets", action="append_const", const="updatefiles", help="the daily updates alone")
-    add("--accept", nargs="+", default=(), metavar="NAME", help="go on whatever the records of these files, or without")
+    add(
+        "--accept",
+        nargs="+",
+        default=(),
+        metavar="NAME",
+        help="continue whatever the records of these files, or without",
+    )
     add("--workers", type=Allowed(DOWNLOADS), default=4, help="files fetched at a time (default 4)")
     add("--url", default=PUBMED_URL, help=f"where baseline/ and updatefiles/ are (default {PUBMED_URL})")
 

@@ -5,7 +5,7 @@ python recipes/ladder.py yamls/ladder/*.yaml                                # ru
 python recipes/ladder.py yamls/ladder/tiny/*.yaml --predict yamls/smoke-cpu.yaml --out runs/ladder-tiny  # on a CPU
 
 Each rung is a run of recipes/train.py in its own run folder, with `key=value` for all of them: a rung that is finished,
-here or elsewhere, is not run again, and typing the same command goes on where it stopped. The folder --out then holds
+here or elsewhere, is not run again, and the same command resumes where it stopped. The folder --out then holds
 ladder.html, ladder.png and ladder.json: points, laws, predictions with their intervals, and what they cannot tell.
 """
 

@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--x", choices=AXES, default=BATCHES, help="what curves are drawn against (default batch)")
     parser.add_argument("--from-batch", type=Allowed(BATCH), default=0, help="the first batch to draw")
     parser.add_argument("--to-batch", type=Allowed(BATCH), help="the last batch to draw")
-    parser.add_argument("--watch", action="store_true", help="write the page again while the runs go on")
+    parser.add_argument("--watch", action="store_true", help="write the page again while the runs train")
     parser.add_argument("--log", action="store_true", help=f"append an entry to {LOG.parent.name}/{LOG.name}, no page")
     parser.add_argument("--plot", type=FileToWrite(PICTURES), help="write the loss curve there and no page")
     parser.add_argument(

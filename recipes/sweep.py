@@ -7,7 +7,7 @@ python recipes/sweep.py yamls/finetune/pubmedqa-sweep.yaml model=biomedlm --only
 
 The YAML holds `base`, a configuration of recipes/finetune.py beside it, and `grid`: for each key the values to try.
 What follows it holds for all runs. The folder, runs/NAME of the YAML or run_dir=…, gets a run folder and a log for each
-run. Typing the same command again goes on: finished runs stay, unfinished ones resume, failed ones are tried again.
+run. The same command resumes it: finished runs stay, unfinished ones resume, failed ones are tried again.
 
 No run scores test. When all are finished, the configuration with the best mean over its seeds on dev is written down in
 results.json, and then its runs alone score test, once; another grid needs another folder from there on. On Ray, every
@@ -89,7 +89,7 @@ def run_sweep(sweep: Sweep, cluster: str | None, without_failed: bool) -> JsonDi
         if results["test"] is None:
             jobs = [job for job in sweep.jobs if job.name in best["runs"]]
             if failed := run_all(sweep, [job for job in jobs if "test" not in job.scores], True, cluster):
-                print(f"test of {', '.join(job.name for job in failed)} failed: type the same command to go on")
+                print(f"test of {', '.join(job.name for job in failed)} failed: type the same command to resume")
                 raise SystemExit(1)
             with hold(folder / TEST):
                 evaluate_runs([job.folder for job in jobs], folder / TEST, sweep.name)

@@ -223,7 +223,7 @@ def test_loading_is_measured_on_made_shards():
 def test_saving_is_measured_beside_the_disk(
     tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path, ranks: int, parts: str
 ):
-    """Each save has its parts and a plain file of as many bytes; the run goes on, and is exported."""
+    """Each save has its parts and a plain file of as many bytes; the run is resumed, and exported."""
     options = ["--ranks", str(ranks), "--saves", "2", "--folder", str(tmp_path)]
     said = printed("checkpoint.py", *tiny(tiny_shards, tiny_tokenizer), *options)
     rows = {name: [float(cell) for cell in cells.split(" | ")] for name, cells in re.findall(ROW, said, re.M)}

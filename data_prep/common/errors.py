@@ -77,7 +77,7 @@ def escaped(text: str) -> str:
 def say_interrupted() -> None:
     """The last line after Ctrl-C, of rank 0 alone."""
     if world().rank == 0:
-        print("\ninterrupted: type the same command to go on", file=sys.stderr, flush=True)
+        print("\ninterrupted: type the same command to resume", file=sys.stderr, flush=True)
 
 
 def _let_rank_zero_go_first() -> None:

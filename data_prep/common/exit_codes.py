@@ -11,7 +11,7 @@ UNAVAILABLE = 69  # the store could not be asked whether it holds checkpoints
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
 INTERRUPTED = 130  # 128 + SIGINT: Ctrl-C; a run that trains has saved
 BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has gone
-GO_ON = "the same command goes on from the newest checkpoint"
+RESUMES = "the same command resumes from the newest checkpoint"
 # All that a command ends with -> how its line in docs/operations.md begins.
 MEANINGS = {
     0: "finished",

@@ -18,7 +18,7 @@ sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in _COMMA
 def leave_at_once(*_: object) -> None:
     """Answer Ctrl-C while there is nothing to undo: as `errors.run` does later on, without its modules."""
     if os.environ.get("RANK", "0") == "0":
-        os.write(2, b"\ninterrupted: type the same command to go on\n")
+        os.write(2, b"\ninterrupted: type the same command to resume\n")
     os._exit(130)
 
 

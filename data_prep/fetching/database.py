@@ -59,7 +59,7 @@ def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
 
 
 def _full(folder: Path) -> BadInput:
-    return BadInput(f"no room left for {folder}; make some and type the same command, it goes on")
+    return BadInput(f"no room left for {folder}; make some, then type the same command to resume")
 
 
 def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> None:

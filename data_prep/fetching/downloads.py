@@ -1,6 +1,6 @@
 """HTTP for bulk downloads: what comes back is what was asked for, or an error that names the URL.
 
-5xx, 429, timeouts and connections that break are tried again, with growing waits, and a file goes on where it stopped
+5xx, 429, timeouts and connections that break are tried again, with growing waits, and a file resumes where it stopped
 if the server can say that it is still the same file (`If-Range`). 403, 404 and whatever else the request itself is to
 blame for are final. Bytes are taken as they are stored: a `.gz` stays packed whatever the server calls it.
 """
@@ -186,7 +186,7 @@ class Web:
                 failures += 1
                 if failures >= ATTEMPTS:
                     raise Unavailable(
-                        f"{url}: {fault}, at {ATTEMPTS} attempts in a row; type the same command later to go on"
+                        f"{url}: {fault}, at {ATTEMPTS} attempts in a row; type the same command later to resume"
                     ) from None
                 if self._stop.wait(min(max(fault.wait_s, WAIT_S * 2 ** (failures - 1)), MAX_WAIT_S)):
                     raise _Stopped from None

@@ -27,7 +27,7 @@ from data_prep.files.inputs import Input, Tick
 MD5 = re.compile(rb"\b[0-9a-f]{32}\b")
 BASELINE_RECORDS = 30_000  # of a baseline file but the last, where no neighbour is known
 NEIGHBOURS = 10
-MAX_FAULTS = 20  # files that cannot be had, after which it is no use to go on
+MAX_FAULTS = 20  # files that cannot be had, after which it is no use to continue
 MARKS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
@@ -319,7 +319,7 @@ def _check_neighbours(
     """A baseline file holds about as many records as those beside it; the last one may have fewer.
 
     Raises:
-        BadInput: it does not, though it is what its source says. It goes on lying there as a part.
+        BadInput: it does not, though it is what its source says. It stays there as a part.
     """
     records = arrived.file.records
     if not (file.group or "").startswith("baseline") or file.last or file.name in accepted:

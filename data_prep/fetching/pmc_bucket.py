@@ -50,7 +50,7 @@ from data_prep.sources.pmc_licenses import in_tier, license_and_retraction
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"
 MD5 = re.compile(r"[0-9a-f]{32}")
 SAMPLE = 200  # articles whose metadata are fetched for the estimate of --dry-run
-MAX_FAULTS = 100  # articles that cannot be had; if more than one in a hundred is such, it is no use to go on
+MAX_FAULTS = 100  # articles that cannot be had; if more than one in a hundred is such, it is no use to continue
 SHOWN_FAULTS = 20
 
 TABLES = """

@@ -31,7 +31,7 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
     What is known of the site, from listings that public projects quote in their tests and from NLM's own pages:
     `baseline/` and `updatefiles/` below `https://ftp.ncbi.nlm.nih.gov/pubmed` are HTML indexes as Apache makes them;
     each `pubmedYYnNNNN.xml.gz` has a `.md5` beside it, `MD5(pubmed26n0001.xml.gz)= hex`; a new year's baseline replaces
-    all that was before it, and the numbers of the update files go on where the baseline's end.
+    all that was before it, and the numbers of the update files continue where the baseline's end.
 
     Args:
         web: the client.
@@ -93,7 +93,7 @@ def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:
     missing = [re.sub(r"n\d+", f"n{number:04}", names[max(names)]) for number in gaps]
     return [
         f"{name} is not in NLM's listing, and its neighbours are: NLM may be changing its files, try later; "
-        f"or go on without it with --accept {name}"
+        f"or continue without it with --accept {name}"
         for name in missing
         if name not in accepted
     ]

@@ -143,7 +143,7 @@ def build_corpus(
     except (OSError, sqlite3.OperationalError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "full" in str(error):
-            raise BadInput(f"no room left for {out}; make some and type the same command, it goes on") from None
+            raise BadInput(f"no room left for {out}; make some, then type the same command to resume") from None
         raise
 
 

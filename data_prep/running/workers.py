@@ -147,7 +147,7 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
         except BrokenProcessPool:
             raise BadInput(
                 f"a worker process was ended from outside while it had {', '.join(progress.waiting_for)}, most likely "
-                "for want of memory; type the same command to go on, with fewer --workers"
+                "for want of memory; type the same command to resume, with fewer --workers"
             ) from None
         except KeyboardInterrupt:
             for process in active_children():  # tasks can be cut short anywhere
@@ -228,7 +228,7 @@ def _lost(name: str, error: Exception) -> BadInput:
     """What it means that Ray gave a task back undone. Ray's own text is a page, and quotes its logs."""
     from ray.exceptions import LocalRayletDiedError, NodeDiedError, WorkerCrashedError
 
-    kind, again = type(error).__name__, "then type the same command to go on"
+    kind, again = type(error).__name__, "then type the same command to resume"
     if isinstance(error, LocalRayletDiedError):  # which Ray does not try again: there is nobody to ask
         return BadInput(
             f"Ray on this machine ended while {name} was under way ({kind}); start it again (`ray start --head`, or "
@@ -271,7 +271,7 @@ class _Head:
                 raise BadInput(
                     f"the head of the Ray cluster at {self._address} has not answered for {silent_s:.0f} s ({why}): it "
                     "died or cannot be reached; start the cluster again (`ray start --head` there, `ray start "
-                    "--address=HOST:6379` on the others), then type the same command to go on"
+                    "--address=HOST:6379` on the others), then type the same command to resume"
                 ) from None
             if first:
                 print(f"the head of the Ray cluster at {self._address} does not answer ({why})", file=sys.stderr)

@@ -128,7 +128,7 @@ def _named_disk_errors(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(f"no room left for {out}; make some and type the same command, it goes on") from None
+            raise BadInput(f"no room left for {out}; make some, then type the same command to resume") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise BadInput(f"cannot write {error.filename}: {error.strerror}") from None
         raise

@@ -114,7 +114,7 @@ class RemoteRun(Store):
             out: its place; the folder's name is the checkpoint's. What lies there is replaced.
             contents: of the store.
             accept: is called with the checkpoint's address and identity before anything large is fetched, and raises
-                if the run cannot go on from it.
+                if the run cannot be resumed from it.
 
         Returns:
             What is wrong with the store's copy, which is then left; None if nothing is and `out` is there.

@@ -89,8 +89,8 @@ class Start:
 def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | None = None) -> Start:
     """Find the newest intact checkpoint, on rank 0, and tell all ranks.
 
-    A run on several ranks with FSDP is sharded, and so is one that goes on from a sharded checkpoint, on one rank too.
-    One that began unsharded on one rank and goes on with FSDP on several has its checkpoint copied into that layout.
+    A run on several ranks with FSDP is sharded; so is one that is resumed from a sharded checkpoint, even on one rank.
+    One that began unsharded on one rank and is resumed with FSDP on several has its checkpoint copied into that layout.
 
     Where the remote holds a newer checkpoint, or an intact one of the same batch, it is fetched into the folder; if the
     run has gone on elsewhere, its record and metrics are too.
@@ -124,7 +124,7 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
     except Unavailable as error:
         raise Unavailable(
             f"{error}\nSo whether there are checkpoints at {remote and remote.url} is not known, and nothing was "
-            "started; the same command later goes on"
+            "started; type the same command later to resume"
         ) from None
     for fault in faults:
         print(f"warning: passed over a checkpoint: {fault}", flush=True)

@@ -105,7 +105,7 @@ def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[di
 
 
 def _ignore_usr1(worker: int) -> None:
-    """A worker goes on delivering when Slurm tells all processes of a step to leave: its rank decides.
+    """A worker keeps delivering when Slurm tells all processes of a step to leave: its rank decides.
 
     Not so SIGTERM, with which Python ends the workers themselves.
     """

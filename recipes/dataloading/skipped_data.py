@@ -31,7 +31,7 @@ def read(folder: Path) -> list[JsonDict]:
     """The entries of a run's ledger, oldest first; none if it never rewound.
 
     Raises:
-        BadInput: a line is damaged. To go on without it would train on what was left out.
+        BadInput: a line is damaged. Resuming without it would train on what was skipped.
     """
     path = folder / LEDGER
     entries = []

@@ -16,7 +16,7 @@ from typing import Any
 from torch.distributed import DistError, TCPStore
 
 from data_prep.common.errors import BadInput
-from data_prep.common.exit_codes import BAD_INPUT, GO_ON
+from data_prep.common.exit_codes import BAD_INPUT, RESUMES
 from data_prep.common.files import JsonDict
 from data_prep.common.manifest import difference
 from data_prep.common.world import world
@@ -63,7 +63,9 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
             store.add("met/read", 1)
     except DistError as error:
         reason = str(error).splitlines()[0]
-        raise LostPeers(f"rank {rank}: rank 0 at {address}:{port} was there and is gone ({reason}); {GO_ON}") from None
+        raise LostPeers(
+            f"rank {rank}: rank 0 at {address}:{port} was there and is gone ({reason}); {RESUMES}"
+        ) from None
     if verdict:
         raise BadInput(verdict)
     return store
@@ -191,7 +193,7 @@ def peers_may_be_lost() -> Iterator[None]:
             raise
         raise LostPeers(
             f"rank {os.environ.get('RANK', '0')} on {socket.gethostname()}: another rank has gone, or the network to "
-            f"it: {str(error).splitlines()[0]}. The first that ended says why; {GO_ON}"
+            f"it: {str(error).splitlines()[0]}. The first that ended says why; {RESUMES}"
         ) from None
 
 

@@ -22,7 +22,7 @@ COMMANDS = {
 def talk(model: Any, tokenizer: Any, settings: JsonDict) -> None:
     """Continue one line after the other until the input ends.
 
-    What cannot be used is said, and the dialogue goes on.
+    What cannot be used is named, and the dialogue continues.
 
     Args:
         model: from `load_model`.

@@ -49,7 +49,7 @@ def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
         cache: folder of compiled code, unless TORCHINDUCTOR_CACHE_DIR names another.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
-    # By default torch goes on, uncompiled and with a line of log at most, when it has compiled a function too often.
+    # By default torch continues, uncompiled and with a line of log at most, when it has compiled a function too often.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in model.transformer.h:
         block.forward = torch.compile(block.forward)

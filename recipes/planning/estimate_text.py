@@ -251,7 +251,7 @@ def _traffic(cast: Forecast, plan: Plan) -> str:
 
 
 def _fit_of_numbers(cfg: TrainConfig, plan: Plan, cast: Forecast) -> str:
-    """Divisibility, where the run can go on, and on what software."""
+    """Divisibility, on how many ranks the run can be resumed, and the software."""
     model = cfg.model
     power = math.gcd(model.vocab_size, 128)
     head = model.n_embd // model.n_head

@@ -44,7 +44,7 @@ SEEN_WITHIN_S = 60.0
 def reached_batch(folder: Path) -> int:
     """The last batch that a run has come to by its metrics, -1 if it has none.
 
-    Not that of the last line: a run that is started again begins with a line of the batch that it goes on from.
+    Not that of the last line: a run that is started again begins with a line of the batch that it resumes from.
     """
     batches = (line.get("batch") for line in read_lines(folder / METRICS, skip_damaged=True))
     return max((batch for batch in batches if type(batch) is int), default=-1)

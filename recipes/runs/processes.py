@@ -79,6 +79,6 @@ def run_here(commands: Iterable[tuple[Run, list[str], Path]]) -> Iterator[tuple[
         code = child.wait()
         leave_at_once_when_told()  # until there is a run again that has something to save
         if told or code in STOP_SIGNALS.values():
-            print(f"stopped in {run.name}: type the same command to go on", flush=True)
+            print(f"stopped in {run.name}: type the same command to resume", flush=True)
             raise Stopped(told[0] if told else code)
         yield run, code

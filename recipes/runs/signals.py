@@ -95,7 +95,7 @@ def _leave_at_once(number: int, _: FrameType | None) -> None:
 def leave_with_the_launcher() -> None:
     """Have a rank that a launcher started get SIGTERM when the launcher dies: nobody else would end an orphan.
 
-    Linux only. A process that was started without a launcher goes on without its parent, a shell for one.
+    Linux only. A process that was started without a launcher outlives its parent, a shell for one.
     """
     if not world().launched:
         return

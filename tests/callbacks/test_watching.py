@@ -1,4 +1,4 @@
-"""What a run tells of itself while it goes on, against what can be computed beside it."""
+"""What a run tells of itself while it trains, against what can be computed beside it."""
 
 from __future__ import annotations
 

@@ -743,7 +743,7 @@ def test_interrupted_it_ends_at_once(site: Site, big: bytes, tmp_path: Path):
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=patience_s())
     site.drips = False
-    assert process.returncode == 130 and "type the same command to go on" in error and "Traceback" not in error
+    assert process.returncode == 130 and "type the same command to resume" in error and "Traceback" not in error
 
 
 def test_import_and_help_load_nothing_slow_and_reach_nothing():

@@ -611,7 +611,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
         try:
             build_text(disk / "corpus", tmp_path / "in")
         except BadInput as error:
-            assert re.search(r"no room left for .*corpus; make some and type the same command, it goes on", str(error))
+            assert re.search(r"no room left for .*corpus; make some, then type the same command to resume", str(error))
             refused += 1
             assert not (disk / "corpus").exists()
     build_text(small_disk(8 * needed) / "corpus", tmp_path / "in")

@@ -17,7 +17,7 @@ from oracle import half_written
 from patience import patience_s, start_s
 from project import ROOT
 
-SAID = "interrupted: type the same command to go on"
+SAID = "interrupted: type the same command to resume"
 
 
 def group(process: int) -> list[str]:

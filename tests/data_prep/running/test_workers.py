@@ -242,7 +242,7 @@ def test_a_task_that_ray_gives_back_is_told_in_a_line():
             patch.setattr(kind, "__str__", Exception.__str__)
             said = str(workers._lost("train-00017", error))
         assert "\n" not in said and "state-dump" not in said and kind.__name__ in said
-        assert "train-00017" in said and said.endswith("type the same command to go on")
+        assert "train-00017" in said and said.endswith("type the same command to resume")
         tried_again = kind in (exceptions.NodeDiedError, exceptions.WorkerCrashedError)
         assert ("17 times" in said) == tried_again, said
 
@@ -312,6 +312,6 @@ def test_a_head_that_dies_midway(what: str, tmp_path: Path, outcome: Callable[[s
         env=environment, capture_output=True, text=True, timeout=patience_s(),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert "type the same command to go on" in done.stderr.splitlines()[-1]
+    assert "type the same command to resume" in done.stderr.splitlines()[-1]
     assert "state-dump" not in done.stdout + done.stderr and "times" not in done.stderr
     outcome(f"Ray's head dies midway ({what})", done.stderr.splitlines()[-1], "what was under way")

@@ -302,7 +302,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
         try:
             shard_building.build_shards(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
         except BadInput as error:
-            assert re.search(r"no room left for .*shards; make some and type the same command, it goes on", str(error))
+            assert re.search(r"no room left for .*shards; make some, then type the same command to resume", str(error))
             refused += 1
             assert not (disk / "shards").exists()
     assert refused >= 3

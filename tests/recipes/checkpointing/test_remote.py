@@ -676,4 +676,4 @@ def test_two_ranks_agree_on_an_upload_that_fails(
     stops = command("stops", f"save_remote=s3://{bucket}/y", "on_save_error=stop", ranks=2)
     done = run_to_end(stops, 1)
     assert "CheckpointError: upload to" in done.stderr
-    outcome("remote: 503 to an upload, two ranks", "goes on or stops, as configured", "nothing here")
+    outcome("remote: 503 to an upload, two ranks", "continues or stops, as configured", "nothing here")

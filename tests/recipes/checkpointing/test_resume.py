@@ -258,7 +258,7 @@ def test_ctrl_c_saves_and_says_what_to_type(
     assert process.wait(patience_s()) == INTERRUPTED
     said = log.read_text()
     batch = int(complete_checkpoints(tmp_path / "left/checkpoints")[-1].name.split("ba")[-1])
-    assert f"interrupted after batch {batch}: saved, exit code 130; the same command goes on from here" in said
+    assert f"interrupted after batch {batch}: saved, exit code 130; the same command resumes from here" in said
     assert "Ctrl-C again leaves at once" in said
     if ranks == 1:  # of two, Composer's launcher prints where it stood itself
         assert "Traceback" not in said, said
@@ -279,7 +279,7 @@ def test_ctrl_c_before_there_is_anything_to_save_and_twice(command: Callable[...
         if moment == "start":
             await_handler(process, signal.SIGUSR1)
             process.send_signal(signal.SIGINT)
-            expected = "interrupted: type the same command to go on"
+            expected = "interrupted: type the same command to resume"
         else:
             await_output(log, "hangs", process)
             process.send_signal(signal.SIGINT)
@@ -512,13 +512,13 @@ def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: 
 @pytest.mark.chaos
 def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("goes-on", "on_save_error=continue", "max_duration=30ba", faults=["small-disk:0:10"], code=1)
-    assert done.stdout.count("was not written") == 2 and "the run goes on" in done.stdout
+    assert done.stdout.count("was not written") == 2 and "the run continues" in done.stdout
     assert "ep0-ba30 was not written" in done.stderr, "without its last checkpoint no run is finished"
     assert [p.name for p in (tmp_path / "goes-on/checkpoints").iterdir()] == ["ep0-ba8"]
     done = run("stops", "on_save_error=stop", faults=["small-disk:0:10"], code=1)
     assert "the earlier ones are intact" in done.stderr
     assert [p.name for p in (tmp_path / "stops/checkpoints").iterdir()] == ["ep0-ba8"]
-    outcome("full disk while saving", "goes on or stops, as configured", "the checkpoints that did not fit")
+    outcome("full disk while saving", "continues or stops, as configured", "the checkpoints that did not fit")
 
 
 @pytest.mark.chaos
@@ -541,7 +541,7 @@ def test_a_read_only_folder_is_named(outcome: Outcome, run: Run, small_disk: Cal
     small_disk(50_000_000, "rw")
     run("left", f"run_dir={disk / 'run'}")
     assert read_run(disk / "run").starts == [0, 10]
-    outcome("a file system that was mounted read-only", "exit code 2, it is named; later it goes on", "nothing")
+    outcome("a file system that was mounted read-only", "exit code 2, it is named; later it resumes", "nothing")
 
 
 @pytest.mark.chaos

@@ -24,7 +24,7 @@ import yaml
 
 import warm
 from data_prep.common.errors import BadInput
-from data_prep.common.exit_codes import BAD_INPUT, BAD_NUMBERS, GO_ON, PREEMPTED, STALLED
+from data_prep.common.exit_codes import BAD_INPUT, BAD_NUMBERS, PREEMPTED, RESUMES, STALLED
 from patience import patience_s, start_s
 from project import ROOT
 from recipes.config.loading import load_config
@@ -307,7 +307,7 @@ def test_a_link_that_is_cut_ends_the_run_on_both_hosts(
     for rank, host in enumerate(hosts):
         out, errors = host.communicate(timeout=patience_s())
         assert host.returncode == code, f"{out}\n{errors}"
-        assert f"rank {rank} on {socket.gethostname()}: {message}" in errors and GO_ON in errors, errors
+        assert f"rank {rank} on {socket.gethostname()}: {message}" in errors and RESUMES in errors, errors
     assert time.monotonic() - begin_s < limit_s + patience_s(2), "the lower limit counts"
     two_hosts.link("up")
     two_hosts.run([*command, f"run_dir={tmp_path / 'cut'}"])
@@ -438,7 +438,7 @@ def checkout(folder: Path, environment: Path) -> Path:
 def test_slurm_preempts_requeues_and_ends_the_same_run(
     outcome: Outcome, slurm: Slurm, settings: list[str], tmp_path: Path
 ) -> None:
-    """The walltime's signal reaches a run on two nodes; Slurm's requeue makes it go on."""
+    """The walltime's signal reaches a run on two nodes; Slurm's requeue resumes it."""
     if not (Path(sys.prefix) / "bin/activate").is_file():
         pytest.skip("slurm: run pytest from a virtual environment, which the job file activates")
     here = checkout(tmp_path / "checkout", Path(sys.prefix))

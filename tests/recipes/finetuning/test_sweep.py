@@ -1,4 +1,4 @@
-"""A sweep goes on after a kill, names what fails, chooses by dev alone and looks at test once."""
+"""A sweep resumes after a kill, names what fails, chooses by dev alone and looks at test once."""
 
 from __future__ import annotations
 
@@ -238,7 +238,7 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.chaos
 def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
-    """SIGKILL while its second run trains: the run ends with it, and goes on from its checkpoint with it."""
+    """SIGKILL while its second run trains: the run ends with it, and resumes from its checkpoint with it."""
     given = arguments({"max_duration": ["20ba", "400ba"]})
     quick, slow = grid.load_sweep(Path(given[0]), given[1:]).jobs
     assert Forked(quick.command(ROOT / "yamls/finetune/medmcqa.yaml", False), tmp_path / "log", ROOT).wait() == 0

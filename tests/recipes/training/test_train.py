@@ -113,7 +113,7 @@ def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
 def test_resume_is_bit_identical_with_dropout(
     overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run cut after its first checkpoint goes on with the same losses and ends with the same weights."""
+    """A run cut after its first checkpoint resumes with the same losses and ends with the same weights."""
     whole = pretraining.train(configure(overrides()))
     folder = tmp_path / "run"
     expected = losses(folder)

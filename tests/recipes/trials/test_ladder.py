@@ -356,7 +356,7 @@ def test_a_rung_that_fails_ends_it_with_its_code_and_name(
     assert not (folder / "out/ladder.json").exists()
     monkeypatch.setattr(processes, "start", InProcess)
     ladder.command_line(command)
-    assert InProcess.started == ["b", "b", "c"], "the same command goes on"
+    assert InProcess.started == ["b", "b", "c"], "the same command resumes"
 
 
 Spoil = Callable[[Path, list[str]], list[str]]
