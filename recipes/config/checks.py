@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from data_prep.common.errors import BadInput
-from recipes.config.schema import FinetuneConfig, RunConfig, SchedulerConfig, TrainConfig, batches_of
+from recipes.config.schema import SCHEDULES, FinetuneConfig, RunConfig, SchedulerConfig, TrainConfig, batches_of
 
 
 class _Relations:
@@ -49,9 +49,10 @@ def _check_kernels(relations: _Relations, cfg: TrainConfig) -> None:
 
 def _check_schedule(relations: _Relations, schedule: SchedulerConfig) -> None:
     name, end, share = schedule.name, schedule.alpha_f, schedule.decay_share
-    flat = "scheduler.name = constant ends at its peak: say scheduler.alpha_f=1"
-    relations.require(name != "constant" or end == 1, "scheduler.alpha_f", end, flat)
-    falls = name == "warmup_stable_decay"
+    told = SCHEDULES[name]  # names the keys that act
+    flat = f"scheduler.name = {name} ends at its peak: say scheduler.alpha_f=1"
+    relations.require("{end" in told or end == 1, "scheduler.alpha_f", end, flat)
+    falls = "{share" in told
     none, some = (
         f"scheduler.name = {name} has no such part; say null",
         "it is the share of the run that falls, such as 0.1",

@@ -102,7 +102,8 @@ class Items(Rule):
         return f"a list of {self.least if self.least == self.most else f'{self.least} to {self.most}'} values"
 
 
-# What `scheduler.name` may be -> what the plan says of it. recipes/training/schedules.py computes them.
+# What `scheduler.name` may be -> what the plan says of it. With {end} it reads alpha_f, with {share} decay_share; a key
+# that it does not read is refused. recipes/training/schedules.py computes them.
 SCHEDULES = {
     "cosine": "cosine to {end:g}",
     "linear": "linear to {end:g}",
@@ -241,9 +242,9 @@ class SchedulerConfig:
     t_warmup: Annotated[str, Span(least=0)] = MISSING
     """Length of the warm-up."""
     alpha_f: Annotated[float, Real(0, 1)] = 0.1
-    """Learning rate at the end of the run, as a share of lr. 1 for `constant`."""
+    """Learning rate at the end of the run, as a share of lr. 1 for a schedule that ends at its highest rate."""
     decay_share: Annotated[float, Real(0, 1, above=True, below=True)] | None = None
-    """Last part of the run, in which warmup_stable_decay falls, as a share of it. Null for other shapes."""
+    """Last part of the run, in which a schedule that holds its highest rate falls, as a share of it. Null for others."""
 
 
 @dataclass

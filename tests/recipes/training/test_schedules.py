@@ -53,6 +53,24 @@ def test_a_schedule_is_what_it_is_called(name: str) -> None:
         assert scheduler(at) == pytest.approx(expected), batch
 
 
+@pytest.mark.parametrize(("key", "values"), {"alpha_f": ("0.1", "0.3"), "decay_share": ("0.2", "0.4")}.items())
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_a_key_acts_or_is_refused(name: str, key: str, values: tuple[str, str]) -> None:
+    """Whatever the table says: with two values of a key the learning rate differs, or one of the two is refused."""
+    at: Any = SimpleNamespace(
+        max_duration=Time.from_timestring(f"{BATCHES}ba"), timestamp=Timestamp(batch=85), dataloader_len=None
+    )
+    found = set()
+    for value in values:
+        changes = [*CHANGES[name], f"scheduler.{key}={value}", f"max_duration={BATCHES}ba", "scheduler.t_warmup=5ba"]
+        try:
+            found.add(SCHEDULES[name](load_config(YAML, changes).scheduler)(at))
+        except BadInput as refusal:
+            assert f"scheduler.{key} = " in str(refusal)
+            found.add(None)
+    assert found == {None} or (len(found) == 2 and None not in found)
+
+
 def test_plan_and_fingerprint_tell_schedules_apart() -> None:
     told, fingerprints = set(), []
     for changes in CHANGES.values():
