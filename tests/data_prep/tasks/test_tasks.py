@@ -14,7 +14,7 @@ from openpyxl import Workbook
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 from data_prep.tasks.description import describe, repeated_texts
-from data_prep.tasks.registry import load
+from data_prep.tasks.registry import READERS, formats, load
 from data_prep.tasks.task_set import Question, Sentence, TaskSet, split_by_hash
 from data_prep.tasks.token_classification import labels
 
@@ -145,6 +145,11 @@ def read(tmp_path: Path) -> Callable[[str], TaskSet]:
         return load(name, tmp_path)
 
     return write_and_read
+
+
+def test_every_set_of_the_table_is_described() -> None:
+    described = formats()
+    assert not [name for name in READERS if f"\n    {name} " not in described]
 
 
 def test_medqa_in_both_forms(read: Callable[[str], TaskSet], tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from data_prep.common.errors import BadInput
 from data_prep.tasks.registry import load
 from data_prep.tasks.task_set import Pair, Question, Sentence
 from holder import Holder
+from kind_examples import ASKED
 from last_line import next_command
 from project import ROOT
 from recipes import evaluate
@@ -674,8 +675,7 @@ def test_tag_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> Non
 def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: Callable[..., Encoder]) -> None:
     encoder = encoders(kind)
     trained = small(base, kind, len(encoder.tokenizer))
-    pairs = [Pair(q.id, q.question, q.options[0], "") for q in QUESTIONS]
-    examples = {"pairs": pairs, "tags": SENTENCES}.get(kind, QUESTIONS)
+    examples = [ASKED[kind].of_card, *ASKED[kind].others]
 
     def answers(batch: dict[str, torch.Tensor]) -> torch.Tensor:
         """A row an example; of `tags` the scores at which tags are told, then NaN."""

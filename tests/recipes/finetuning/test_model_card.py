@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
-from data_prep.tasks.task_set import Pair, Question, Sentence
+from data_prep.tasks.task_set import Pair
+from kind_examples import ASKED
 from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig, LoraConfig, OptimizerConfig
 from recipes.finetuning import heads
@@ -26,14 +27,6 @@ from recipes.finetuning.task_head import TaskHead
 from recipes.modeling.release import make_ready
 from template_fields import template_fields
 
-# What the card asks the model, as an example of each kind of task.
-ASKED: dict[str, Any] = {
-    "choice": Question("1", "Which of these thins the blood?", ("Aspirin", "Insulin"), 0, ""),
-    "verdict": Question("1", "Does it help?", ("yes", "no", "maybe"), 0, "", context="Aspirin was given to 9 of 18."),
-    "pairs": Pair("1", "Aspirin", "x", ""),
-    "tags": Sentence("1", ("Aspirin", "inhibits", "COX-1"), ("O", "O", "O"), "file 1"),
-}
-LABELS = {"verdict": ("yes", "no", "maybe"), "tags": ("O", "B-Drug")}
 START = {"commit": "0123abc", "uncommitted": [], "world_size": 1, "gpus": [], "processor": "a CPU"}
 PLAN = {"parameters": 11_904, "trained_parameters": 11_904, "batches": 20, "batches_per_epoch": 4}
 RECORD = {"identity": {}, "finished": True, "plan": PLAN, "data": {}, "starts": [START]}
@@ -67,7 +60,7 @@ def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
         source = Source(folder.parent / "checkpoints/ep0-ba1", folder, folder.parent, "")
     settings = {"task": "mine", "run_name": "mine-1", "run_dir": str(run), **changes.pop("cfg", {})}
     head = TaskHead(
-        **{"task": "mine", "kind": kind, "labels": LABELS.get(kind, ()), "seq_len": 60, **changes.pop("head", {})}
+        **{"task": "mine", "kind": kind, "labels": ASKED[kind].labels, "seq_len": 60, **changes.pop("head", {})}
     )
     parts = {split: [None] * n for split, n in changes.pop("parts", {"train": 5, "dev": 2}).items()}
     write_model_card(folder, FinetuneConfig(**settings), source, head, parts, {**FACTS, **changes})  # pyright: ignore[reportArgumentType]
@@ -84,7 +77,7 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     torch.manual_seed(1)
     n = len(tokenizer)
     config = GPT2Config(vocab_size=n, n_positions=64, n_embd=16, n_layer=2, n_head=2, initializer_range=0.4)
-    model = FineTuned(GPT2LMHeadModel(config), TaskHead("mine", kind, LABELS.get(kind, ()), 60))
+    model = FineTuned(GPT2LMHeadModel(config), TaskHead("mine", kind, ASKED[kind].labels, 60))
     make_ready(model.model, tokenizer.eos_token_id, tokenizer.pad_token_id)
     folder = tmp_path / "model"
     heads.save(model, tokenizer, folder)
@@ -94,19 +87,17 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     exec(snippet, ran)
     printed = capsys.readouterr().out.strip()
     tuned, tokenizer = heads.load(folder)
-    example, cfg = ASKED[kind], FinetuneConfig(device_eval_batch_size=4)
-    if kind == "pairs":
+    example, cfg = ASKED[kind].of_card, FinetuneConfig(device_eval_batch_size=4)
+    if isinstance(example, Pair) and kind == "pairs":
         source, _ = Pairs().source(example, Encoder(tokenizer, Pairs(), 60), 50)
         ids = torch.tensor([source])
         text = tuned.model.generate(ids, attention_mask=torch.ones_like(ids), max_length=50)[0, ids.shape[1] :]
         assert printed == tokenizer.decode(text, skip_special_tokens=True).strip() != ""
         return
     (record,) = predict(tuned, tokenizer, [example], cfg)
-    if kind == "tags":
-        assert printed == str(record["tags"])
-        return
-    assert list(map(float, ran["scores"])) == pytest.approx(record["scores"], rel=1e-4)
-    assert printed == example.options[record["scores"].index(max(record["scores"]))]
+    assert printed == ASKED[kind].printed(record)
+    if "scores" in record:
+        assert list(map(float, ran["scores"])) == pytest.approx(record["scores"], rel=1e-4)
 
 
 # Field -> the change of its cause; what the card then says.
