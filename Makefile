@@ -32,6 +32,8 @@ LADDER  ?=
 # On the ranks of this machine; FAKE_WORLD=128 builds the parts of so many ranks here and runs nothing.
 FAKE_WORLD ?=
 PREFLIGHT  ?=
+# make quick compares with this branch or commit; empty: main.
+BASE    ?=
 # The first Python of the project's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
 BIN     := .venv/bin
@@ -50,7 +52,7 @@ endef
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help plan ladder preflight shards bench smoke test chaos nocuda check lock clean
+.PHONY: help plan ladder preflight shards bench smoke test quick chaos nocuda check lock clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -115,6 +117,9 @@ bench: .venv/development ## tables of what everything takes here, quick forms; d
 # Three at once on two cores: a third of the time the tests wait for processes of their own.
 test: .venv/development .venv/chromium ## the tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+
+quick: .venv/development ## the tests of what changed against main, within a minute (BASE=HEAD~1)
+	@OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/quick.py $(if $(BASE),--base $(call quoted,$(BASE)))
 
 chaos: .venv/development ## all injections, and what else is long: kills, signals, damage, full disk, hangs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html

@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+import quick
 from data_prep import corpus
 from data_prep.common.location import Location
 from data_prep.files import object_store
@@ -71,11 +72,12 @@ def outcome(record_property: Callable[[str, str], None]) -> Outcome:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What was left out and what would bring it; then the table of injected faults.
+    """What was left out and what would bring it, how long each file took; then the table of injected faults.
 
     A test that failed before it said what it saw stands there under its name.
     """
     say_what_was_left_out(terminalreporter)
+    quick.remember(config, (report for reports in terminalreporter.stats.values() for report in reports))
     path: Path | None = config.getoption("--fault-report")
     if path is None:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from graphlib import TopologicalSorter
 
@@ -66,3 +67,14 @@ def test_no_file_has_the_name_of_a_package_that_the_stack_may_import() -> None:
     # Benchmarks are scripts, whose folder Python puts before the project's own.
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert not scripts & {*taken, *(module.partition("/")[0] for module in FILES)}
+
+
+def test_the_map_of_the_tests_has_each_folder_and_its_marks() -> None:
+    page = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(tests[\w/]*)` \| (.+?) \| (\d+) \| (.*?) ?\|$", page, re.MULTILINE)
+    marks: dict[str, set[str]] = {}
+    for path in (ROOT / "tests").rglob("test_*.py"):
+        found = set(re.findall(r"pytest\.mark\.(chaos|nocuda)", path.read_text()))
+        marks.setdefault(path.parent.relative_to(ROOT).as_posix(), set()).update(found)
+    assert [folder for folder, *_ in rows] == sorted(marks)
+    assert {folder: set(of.split()) for folder, _, _, of in rows} == marks

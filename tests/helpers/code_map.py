@@ -23,16 +23,21 @@ rooms stand on each other is in the README; how to add to them, in [extending.md
 """
 
 
-def imported(path: Path) -> set[str]:
-    """The project's modules that a file imports, at its top or later."""
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imports(text: str) -> set[str]:
+    """The modules that code imports, at its top or later, as paths: of `from a import b` both `a` and `a/b`."""
+    names = set[str]()
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
             module = (node.module or "").replace(".", "/")
             names |= {module, *(f"{module}/{alias.name}" for alias in node.names)}
         elif isinstance(node, ast.Import):
             names |= {alias.name.replace(".", "/") for alias in node.names}
-    return names & FILES.keys()
+    return names
+
+
+def imported(path: Path) -> set[str]:
+    """The project's modules that a file imports."""
+    return imports(path.read_text(encoding="utf-8")) & FILES.keys()
 
 
 def room_of(module: str) -> str:
