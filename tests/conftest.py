@@ -49,8 +49,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure a start before the workers make the machine busy; they find it in their environment."""
-    if getattr(config.option, "numprocesses", None):
+    """Measure a start before the workers make the machine busy; they find it in their environment.
+
+    Of a quick run few tests want it, and a worker measures it when one does.
+    """
+    if getattr(config.option, "numprocesses", None) and not config.pluginmanager.has_plugin(quick.BUDGET):
         start_s()
 
 

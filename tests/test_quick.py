@@ -149,7 +149,7 @@ def test_when_the_time_is_up_it_says_what_was_left_out(clone: Clone) -> None:
     """Whatever the tests that are running do."""
     clone.write(OTHER, "import time\n\n\ndef test_other() -> None:\n    while True:\n        time.sleep(1)\n")
     clone.write(OF_A, "def test_a() -> None:\n    assert False\n")
-    code, said = clone.quick("--seconds", "20")
+    code, said = clone.quick("--seconds", "15")
     assert re.search(r"^[01] of 2 test files run in \d+ s; the rest: make test$", said, re.MULTILINE), said
     assert code or "0 of 2" in said, "a failure of before is one"
 

@@ -35,12 +35,15 @@ THINS, HELPS = "Which of these thins the blood?", "Aspirin was given to 9 of 18.
 ASKED: dict[str, Asked] = {
     "choice": Asked(
         Question("1", THINS, DRUGS, 0, ""),
-        (Question("2", "Why?", ("so", "no", "cyt gen hep"), 1, ""), Question("3", THINS * 2, DRUGS[::-1], 1, "")),
+        (Question("2", "Why?", ("so", "no", "cyt gen hep"), 1, ""), Question("3", "cyt gen ro?", DRUGS[::-1], 1, "")),
         likeliest(*DRUGS),
     ),
     "verdict": Asked(
         Question("1", "Does it help?", VERDICTS, 0, "", context=HELPS),
-        (Question("2", "Why?", VERDICTS, 1, "", context="cyt"), Question("3", THINS, VERDICTS, 2, "", context=HELPS)),
+        (
+            Question("2", "Why?", VERDICTS, 1, "", context="cyt"),
+            Question("3", "Is it?", VERDICTS, 2, "", context=THINS),
+        ),
         likeliest(*VERDICTS),
         VERDICTS,
     ),
@@ -53,7 +56,7 @@ ASKED: dict[str, Asked] = {
         Sentence("1", ("Aspirin", "inhibits", "COX-1"), ("O", "O", "B-Gene"), "file 1"),
         (
             Sentence("2", ("cyt",), ("O",), "file 5"),
-            Sentence("3", tuple(HELPS.split()), ("B-Gene", "I-Gene", *["O"] * 4), "file 7"),
+            Sentence("3", tuple(HELPS.split()), ("B-Gene", "I-Gene", *["O"] * 5), "file 7"),
         ),
         lambda record: str(record["tags"]),
         ("O", "B-Gene", "I-Gene"),

@@ -8,6 +8,7 @@ are the test files that changed, that import or name what changed, and those in 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import signal
@@ -18,6 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
+import psutil
 import pytest
 
 from code_map import imports
@@ -25,7 +27,8 @@ from project import ROOT
 
 BEGIN_S = time.monotonic()
 BUDGET_S = 60.0
-ENDING_S = 13.0  # longest that workers take to leave a test when they are told to: pytest-xdist kills them after ten
+ENDING_S = 5.0  # of it, for the end: all that the tests have started is killed
+BUDGET = "budget"  # what the plugin is called
 SECONDS = "quick/seconds"  # of pytest's cache: test file -> the most seconds that it was seen to take
 BASES = ("main", "origin/main")
 ROOMS = ("callbacks", "data_prep", "recipes")
@@ -112,17 +115,25 @@ class Budget:
 
     Args:
         tests: files that are run.
-        seconds: for them, from their start.
     """
 
-    def __init__(self, tests: Sequence[str], seconds: float) -> None:
-        self.seconds = max(0.1, seconds)
+    __name__ = BUDGET
+
+    def __init__(self, tests: Sequence[str]) -> None:
         self.left = dict.fromkeys(tests, 1)  # tests that have not ended; until they are counted one each
         self.failed = self.cut = False
 
-    def pytest_sessionstart(self) -> None:
+    def run(self, seconds: float) -> int:
+        """Run them for so long; pytest's exit code."""
         signal.signal(signal.SIGALRM, self.end)
-        signal.setitimer(signal.ITIMER_REAL, self.seconds)
+        signal.setitimer(signal.ITIMER_REAL, max(0.1, seconds))
+        try:
+            how = ("-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
+            return pytest.main([*how, *self.left], plugins=[self])
+        except pytest.exit.Exception:  # the time was up before there was a session
+            return pytest.ExitCode.OK
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
         counts = Counter(test.partition("::")[0] for test in ids)
@@ -138,6 +149,9 @@ class Budget:
 
     def end(self, *_: object) -> None:
         self.cut = True
+        for process in psutil.Process().children(recursive=True):  # workers, and what their tests wait for
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
         pytest.exit("the time is up", returncode=pytest.ExitCode.OK)
 
     def finished(self) -> int:
@@ -189,9 +203,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.list or not tests:
         print(*tests or ["no test imports or names them; make test runs all tests"], sep="\n")
         return 0
-    budget = Budget(tests, arguments.seconds - ENDING_S - (time.monotonic() - BEGIN_S))
-    how = ("-q", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder")
-    code = pytest.main([*how, *tests], plugins=[budget])
+    budget = Budget(tests)
+    code = budget.run(arguments.seconds - ENDING_S - (time.monotonic() - BEGIN_S))
     took = f"{budget.finished()} of {len(tests)} test files run in {time.monotonic() - BEGIN_S:.0f} s"
     print(took + ("; the rest: make test" if budget.cut else ""))
     return int(budget.failed or code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED))
