@@ -22,7 +22,8 @@ PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
 # A walk-through: its heading -> its text. The first part of the page is a table.
 WALKS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
 PRINTED = re.compile(r"^`(\S+)`:\n\n```(python|diff)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
-COPIED = ("callbacks", "data_prep", "recipes", "tests", "yamls", "docs", "pyproject.toml", "README.md", "Makefile")
+COPIED = ("callbacks", "data_prep", "recipes", "tests", "yamls", "docs", "benchmarks")
+COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
 # What the project imports of others and takes long: commands of the copy are forks of a process that has it.
 SLOW = ("composer", "pytest", "peft", "streaming", "torch", "transformers", "wandb")
 # A run of seconds on the tiny shards of the tests, behind what the page prints.
@@ -132,6 +133,7 @@ def test_the_printed_tests_pass_and_the_commands_show_it(
 ) -> None:
     """One test, as its parts share a copy and a process that has imported what they import."""
     data = [f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}"]
+    check_style(extended)
     write_inputs(extended)
     pytest_of_all(extended)
     for walk in WALKS:
@@ -167,6 +169,12 @@ def write_inputs(folder: Path) -> None:
         (folder / f"data/tasks/biosses/{split}.jsonl").write_text("".join(lines))
 
 
+def check_style(folder: Path) -> None:
+    for check in (["format", "--check"], ["check"]):
+        done = subprocess.run([sys.executable, "-m", "ruff", *check, "."], cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout
+
+
 def pytest_of_all(folder: Path) -> None:
     """What the page types to test each, at once."""
     typed_words = [words[2:] for walk in WALKS for words in commands(walk, of_tests=True)]
@@ -191,8 +199,6 @@ OF_TABLES = (
 @pytest.mark.parametrize("walk", WALKS)
 def test_each_alone_leaves_the_tests_of_the_tables_as_they_were(walk: str, tmp_path: Path) -> None:
     folder = extend(tmp_path / "biomedlm", [walk])
-    for check in (["ruff", "format", "--check", "."], ["ruff", "check", "."]):
-        done = subprocess.run([sys.executable, "-m", *check], cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    check_style(folder)
     done = typed(["-m", "pytest", *OF_TABLES], folder)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
