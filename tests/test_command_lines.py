@@ -8,7 +8,6 @@ import functools
 import importlib
 import itertools
 import random
-import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from data_prep.common.command_line import Allowed, FileToWrite, Parser, folder_t
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import OneOf, Real, Text, Whole
 from data_prep.sources.medline import language_codes
+from pages import PAGES, blocks
 from project import COMMANDS, ROOT
 from recipes.config.loading import load_config, load_finetune_config
 from recipes.finetuning.sweep import read_grid
@@ -130,7 +130,6 @@ def test_a_list_may_have_blanks() -> None:
     assert language_codes(" eng, fre") == "eng,fre"
 
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 ENDS = ("|", "&&", ">", "&", ";")  # of one command of a line
 # What a block of a page may call besides: the shell's own words, and programs of others.
 OTHERS = {"cd", ".", "cp", "mkdir", "export", "[", "exit", "for", "done", "grep"}
@@ -181,9 +180,8 @@ def examples() -> Iterator[tuple[str, list[str]]]:
 def on_pages() -> Iterator[tuple[str, str]]:
     """Each command line of a block of each page: the page and the line."""
     for page in PAGES:
-        text = page.read_text(encoding="utf-8")
-        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-        for line in (line.strip() for kind, block in blocks if not kind for line in lines_of(block)):
+        typed = (block.text for block in blocks(page) if block.is_of_commands)
+        for line in (line.strip() for text in typed for line in lines_of(text)):
             if line and "…" not in line and not line.startswith(("#", "<")):
                 yield page.name, line
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import re
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from data_prep.filtering.corpus_format import read_documents
 from last_line import next_command
 from project import ROOT
 from recipes.config.loading import load_config
+from scratch_clone import write_notes
 from warm import Ended, run
 
 BLOCK, ON_A_GPU, _ = re.findall(r"```\n(.*?)```", (ROOT / "docs/own-text.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -25,15 +25,11 @@ SHORT = ["max_duration=2ba", "scheduler.t_warmup=1ba", "eval_interval=1ba", "dat
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What git has, and a folder of notes that are enough for a batch and a sample of val."""
-    folder, draw = tmp_path_factory.mktemp("clone"), random.Random(5)
+    """What git has, and a folder of notes."""
+    folder = tmp_path_factory.mktemp("clone")
     for name in ("Makefile", "recipes", "data_prep", "callbacks", "yamls"):
         (folder / name).symlink_to(ROOT / name)
-    (folder / "notes").mkdir()
-    words = ["".join(draw.choices("abcdefghiklmnoprstu", k=draw.randint(2, 9))) for _ in range(800)]
-    for n in range(30):
-        text = "\n".join(" ".join(draw.choices(words, k=12)).capitalize() + "." for _ in range(24))
-        (folder / f"notes/{n}.txt").write_text(text)
+    write_notes(folder / "notes")
     return folder
 
 
