@@ -8,7 +8,7 @@ from pathlib import Path
 from composer import Callback, Logger, State
 from composer.utils import dist
 
-from recipes.runs.logged_lines import read_lines
+from recipes.runs.spent import spent
 
 
 class CostMonitor(Callback):
@@ -31,7 +31,7 @@ class CostMonitor(Callback):
     def fit_start(self, state: State, logger: Logger) -> None:
         """Count what was before."""
         if dist.get_global_rank() == 0:
-            self._earlier_gpu_s = spent_gpu_s(self.metrics)
+            self._earlier_gpu_s = spent(self.metrics).device_seconds
         self._start_s = time.monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -40,15 +40,3 @@ class CostMonitor(Callback):
         logger.log_metrics({"cost/gpu_hours": gpu_s / 3600})
         if self.price_per_gpu_hour is not None:
             logger.log_metrics({"cost/total": gpu_s / 3600 * self.price_per_gpu_hour})
-
-
-def spent_gpu_s(metrics: Path) -> float:
-    """Ranks x seconds from each start of a run to its last line; where the clock was set back, from there on."""
-    total_s, ranks, last_s = 0.0, 0, 0.0
-    for line in read_lines(metrics, skip_damaged=True):
-        if line.get("event") == "start":
-            ranks = line.get("ranks", 1)
-        else:
-            total_s += ranks * max(0.0, line["time_s"] - last_s)
-        last_s = line["time_s"]
-    return total_s

@@ -28,7 +28,7 @@ from recipes.finetuning.sweep import read_grid
 
 # What is read: whoever reads it says what is wrong with it. What is written has a type of its own.
 READ = {"model", "data", "runs", "run", "corpus", "tokenizer", "gpt2", "shards", "checkpoint", "predict"}
-READ |= {"input", "decontaminate", "exclude_pmids"}
+READ |= {"scores", "license_file", "input", "decontaminate", "exclude_pmids"}
 # Texts that are looked up where they are used, at once, or that are free.
 TEXTS = {"yaml", "overrides", "given", "source", "gpu", "host", "prompt", "accept", "files"}
 TEXTS |= {"url", "repository", "revision", "remote"}

@@ -155,6 +155,7 @@ PROSE = Text(lambda text: text.strip() and "\0" not in text, "a text, not empty"
 
 DAY = Text(is_day, "a day such as 2026-01-31")
 BUCKET = Text(re.compile(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?").fullmatch, "of the form s3://bucket/prefix")
+REPOSITORY = Text(re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII).fullmatch, "of the form OWNER/NAME")
 DEVICE = Text(re.compile(r"cpu|cuda(:\d{1,3})?").fullmatch, "cpu, cuda, or one of several such as cuda:1")
 SEQ_LEN = Whole(2, 2**20)  # tokens of a sample; the second is predicted from the first
 DEFAULT_SEQ_LEN = 1024  # BioMedLM's

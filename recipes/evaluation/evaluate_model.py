@@ -18,14 +18,15 @@ from recipes.evaluation.answers import Form, answer_by_head, ask, head_sha256
 from recipes.evaluation.contamination import Leaks, find_leaks
 from recipes.evaluation.perplexity import perplexity
 from recipes.evaluation.prompts import HARNESS, make_prompts
+from recipes.evaluation.results import RESULTS, STAGE, WEIGHTS, how_asked
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.names import MODEL
 from recipes.modeling.model_folder import find_device, folder_sha256, load_pretrained
+from recipes.modeling.weights import weights_sha256
 from recipes.runs.environment import environment
 from recipes.scoring.bootstrap import Score, bootstrap, measures
-from recipes.scoring.results_table import Row, cut_of, percent, published_rows, to_html, to_markdown
+from recipes.scoring.results_table import Row, percent, published_rows, to_html, to_markdown
 
-STAGE = "evaluation"
 FORMAT = 3
 DTYPES = ("float32", "bfloat16")
 # Sets, models and prompts lie on disk; what the libraries below would ask the hub for, they do not.
@@ -64,24 +65,14 @@ def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[
             name = f"{task.name}: {part}" if part != "all" else task.name
             for form, groups in result["forms"].items():
                 for metric, score in groups.get(part, {}).items():
-                    if form == "letter" and metric != "acc":
-                        continue  # all letters are of one length
-                    label = {"acc": "", "acc_norm": ", by length"}.get(metric, f", {metric}")
-                    how = ", ".join(filter(None, (result["how"][form] + label, *_facts(result, form, part))))
-                    rows.append(Row(name, model_name, how, percent(Score(**score)), False))
+                    if how := how_asked(result, form, part, metric):
+                        rows.append(Row(name, model_name, how, percent(Score(**score)), False))
             if part == "all" and result["balance"]:
                 majority = 100 * max(result["balance"].values())
                 rows.append(Row(name, "always the commonest answer", "baseline", f"{majority:.1f}", False))
             if part != "clean":
                 rows += published_rows(task.name, subject)
     return rows
-
-
-def _facts(result: JsonDict, form: str, part: str) -> tuple[str, str]:
-    """What a row says of its questions: that they are a part of the split, and how many of them were cut."""
-    total, n = result["counts"][result["split"]], result["scored"]
-    of_part = "" if n == total else f"a part, {n:,} of {total:,}"
-    return of_part, cut_of(result["cut"][form], n) if part == "all" else ""
 
 
 def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
@@ -164,8 +155,15 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
     write_text(partial / "table.md", to_markdown(rows))
     write_text(partial / "table.html", to_html(rows, f"Scores of {name}"))
     write_json(
-        partial / "results.json",
-        {**request, "model": name, "tasks": results, "text": text, "environment": facts},
+        partial / RESULTS,
+        {
+            **request,
+            "model": name,
+            WEIGHTS: weights_sha256(arguments.model),
+            "tasks": results,
+            "text": text,
+            "environment": facts,
+        },
     )
     versions = library_versions("torch", "transformers", "lm-eval")
     return publish(partial, arguments.out, request, {"versions": versions})

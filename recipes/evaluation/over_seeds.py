@@ -13,7 +13,8 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file, write_json, write_text
 from data_prep.common.json_text import check_shape
 from data_prep.common.manifest import begin, finished, library_versions, publish
-from recipes.evaluation.evaluate_model import FORMAT, STAGE
+from recipes.evaluation.evaluate_model import FORMAT
+from recipes.evaluation.results import STAGE
 from recipes.finetuning.names import PREDICTIONS, SCORES
 from recipes.runs.environment import environment
 from recipes.runs.fingerprint import changes, complete

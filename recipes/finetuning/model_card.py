@@ -10,6 +10,7 @@ from recipes.checkpointing.trained_model import Source
 from recipes.config.schema import FinetuneConfig
 from recipes.finetuning.kinds import KINDS
 from recipes.finetuning.task_head import TaskHead
+from recipes.runs.card_metadata import metadata
 from recipes.runs.model_card import (
     CARD,
     LICENSE,
@@ -23,6 +24,7 @@ from recipes.runs.model_card import (
 from recipes.runs.names import METRICS, RECORD
 from recipes.runs.reading import EVAL, read_metrics
 from recipes.runs.record import read_told_record
+from recipes.runs.spent import spent
 
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 
@@ -50,21 +52,24 @@ def write_model_card(
         for name, values in logged.items()
         if name.startswith(EVAL) and batch in values
     }
+    license = LICENSE if source.run else stated_license(source.weights)
+    about_pubmed = bool(source.run) and is_about_pubmed(read_told_record(source.run / RECORD))
     card = render(
         TEMPLATE,
+        metadata=metadata(license, kind.pipeline_tag, about_pubmed),
         cfg=cfg,
         head=head,
         base=f"{source.run.name}, checkpoint {source.weights.name}" if source.run else source.weights.absolute().name,
         base_sha256=source.sha256,
-        license=LICENSE if source.run else stated_license(source.weights),
-        about_pubmed=bool(source.run) and is_about_pubmed(read_told_record(source.run / RECORD)),
-        pipeline_tag=kind.pipeline_tag,
+        license=license,
+        about_pubmed=about_pubmed,
         answers=kind.does,
         code=render_text(kind.card_code, head=head, max_length=min(PROMPT_TOKENS, head.seq_len)),
         examples={split: len(part) for split, part in parts.items()},
         plan=record["plan"],
         on_dev=on_dev,
         commits=commits(record),
+        spent=spent(run / METRICS, batch),
         **facts,
     )
     write_text(folder / CARD, card)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,10 +12,12 @@ from yaml import YAMLError, safe_load
 from data_prep.common.files import JsonDict, write_text
 from data_prep.sources.document import ABSTRACTS, ARTICLES
 from recipes.config.loading import load_recorded_config
+from recipes.runs.card_metadata import emissions, metadata, model_index
 from recipes.runs.mixed_data import mixed_in, text_of
 from recipes.runs.names import CONFIG, METRICS, RECORD
-from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, changed_settings, read_metrics
+from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, changed_settings, hardware, read_metrics
 from recipes.runs.record import read_told_record
+from recipes.runs.spent import Spent, spent
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -25,6 +28,24 @@ LICENSE = "bigscience-bloom-rail-1.0"  # of weights that this recipe trains, as 
 PROMPT_TOKENS = 50  # what the card's example writes at most, its prompt counted
 
 
+@dataclass(frozen=True)
+class Stated:
+    """What a release states and no record holds.
+
+    Attributes:
+        base_model: `owner/name` on the hub of what the weights began with.
+        device_watts: W that a device took with its share of the machine, cooling included.
+        grid_g_per_kwh: g of CO2-equivalent a kWh of the grid.
+    """
+
+    base_model: str | None = None
+    device_watts: float | None = None
+    grid_g_per_kwh: float | None = None
+
+
+NOTHING_STATED = Stated()
+
+
 def write_model_card(
     folder: Path,
     weights: Path,
@@ -32,8 +53,10 @@ def write_model_card(
     batch: int,
     differences: Mapping[str, float],
     facts: Mapping[str, Any],
+    stated: Stated = NOTHING_STATED,
+    scores: Sequence[JsonDict] = (),
 ) -> None:
-    """README.md of the model: the run's facts, loading, intended use and limits, licence.
+    """README.md of the model: what the hub reads, the run's facts, loading, scores, use and limits, licence.
 
     Args:
         folder: the exported model's.
@@ -42,8 +65,11 @@ def write_model_card(
         batch: of the checkpoint; 0 for a model folder.
         differences: attention backend -> largest difference of logits, as a share of the largest.
         facts: of the model: `dtype`, `n_parameters`, `n_positions`, `tied` (embedding and head are one weight).
+        stated: what no record holds.
+        scores: of these weights: `task`, `how`, `score`, and `result` for the hub.
     """
     told: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
+    name, known = weights.absolute().name, {}
     if run:
         record, metrics = read_told_record(run / RECORD), read_metrics(run / METRICS).metrics
         told = {
@@ -58,10 +84,31 @@ def write_model_card(
             "evaluation": evaluation(run / METRICS, batch, (EVAL_LOSS, EVAL_BITS)),
             "commits": commits(record),
             "changed": changed_settings(record),
+            "spent": (took := spent(run / METRICS, batch)),
+            "hardware": hardware(record["starts"][-1]),
+            "grams": None,
+            **asdict(stated),
         }
+        name = told["cfg"].run_name
+        if stated.device_watts is not None and stated.grid_g_per_kwh is not None:
+            told["grams"] = emitted_g(took, stated.device_watts, stated.grid_g_per_kwh)
+            basis = (
+                f"{took.device_hours:.4g} device-hours x {stated.device_watts:g} W x {stated.grid_g_per_kwh:g} g/kWh"
+            )
+            known = emissions(told["grams"], f"{basis}; watts and grid as stated, not measured", told["hardware"])
+    known |= model_index(name, [score["result"] for score in scores])
+    head = metadata(told["license"], "text-generation", told["about_pubmed"], base_model=stated.base_model, **known)
     length = min(PROMPT_TOKENS, facts["n_positions"])
-    card = render(TEMPLATE, checkpoint=weights.name, differences=differences, max_length=length, **facts, **told)
+    card = render(
+        TEMPLATE, metadata=head, name=name, checkpoint=weights.name, differences=differences, max_length=length,
+        scores=scores, **facts, **told,
+    )  # fmt: skip
     write_text(folder / CARD, card)
+
+
+def emitted_g(took: Spent, device_watts: float, grid_g_per_kwh: float) -> float:
+    """Grams of CO2-equivalent of a run."""
+    return took.device_hours * device_watts / 1000 * grid_g_per_kwh
 
 
 def render(template: Path, **fields: Any) -> str:

@@ -31,6 +31,7 @@ from recipes.config.wandb_account import check_account
 from recipes.dataloading.loader import build_dataloader
 from recipes.modeling.token_loss import TokenLoss, read_token_sources
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, NOT_METRICS, TRAIN_LOSS, read_run
+from recipes.runs.spent import spent
 from recipes.training import pretraining
 from recipes.training.metrics_file import MetricsFile
 from tiny_run import configure
@@ -174,14 +175,15 @@ def test_cost_counts_what_a_crash_threw_away(tmp_path: Path, monkeypatch: pytest
         '{"event": "start", "batch": 0, "time_s": 100.0, "ranks": 8}\n{"batch": 9, "time_s": 160.0}\n'
         '{"event": "start", "batch": 5, "time_s": 1000.0, "ranks": 4}\n{"batch": 6, "time_s": 1030.0}\n{"batch": 7, "ti'
     )
-    assert cost_monitor.spent_gpu_s(log) == 8 * 60 + 4 * 30
-    assert cost_monitor.spent_gpu_s(tmp_path / "none") == 0
+    assert spent(log) == (60 + 30, 8 * 60 + 4 * 30)
+    assert spent(log, to_batch=9) == (60, 8 * 60) and spent(log, to_batch=8) == spent(log)
+    assert spent(tmp_path / "none") == (0, 0)
     set_back = tmp_path / "set_back.jsonl"
     set_back.write_text(
         '{"event": "start", "batch": 0, "time_s": 5000.0, "ranks": 8}\n{"batch": 1, "time_s": 5010.0}\n'
         '{"batch": 2, "time_s": 1400.0}\n{"batch": 3, "time_s": 1410.0}\n'
     )
-    assert cost_monitor.spent_gpu_s(set_back) == 8 * 20
+    assert spent(set_back) == (20, 8 * 20)
     monitor, logged = CostMonitor(log, 36.0), {}
     logger: Any = SimpleNamespace(log_metrics=logged.update)
     state: Any = None

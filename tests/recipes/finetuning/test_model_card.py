@@ -41,7 +41,8 @@ OF_PRETRAINING = {
     },
 }
 FACTS = {"dtype": "float32", "n_parameters": 11_904, "n_positions": 64, "batch": 8, "difference": 1e-7}
-LINE = {"batch": 8, "tokens": 8, "time_s": 8, "metrics/eval/Accuracy": 0.75}
+HOURS = '{"event": "start", "batch": 0, "tokens": 0, "time_s": 8, "ranks": 8}\n'
+LINE = {"batch": 8, "tokens": 8, "time_s": 7208, "metrics/eval/Accuracy": 0.75}
 
 
 def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
@@ -50,7 +51,7 @@ def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
     run.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
     (run / "run.json").write_text(json.dumps({**RECORD, **changes.pop("record", {})}))
-    (run / "metrics.jsonl").write_text(json.dumps(changes.pop("line", LINE)))
+    (run / "metrics.jsonl").write_text(changes.pop("hours", "") + json.dumps(changes.pop("line", LINE)))
     source = Source(folder.parent / "base", folder, None, changes.pop("sha256", "abc123"))
     source = changes.pop("source", source)
     if (sources := changes.pop("base_sources", None)) is not None:  # the base model is a run's
@@ -136,7 +137,9 @@ TRACED: dict[str, tuple[dict[str, Any], str]] = {
     "n_positions": ({"n_positions": 128}, "128 are what the model reads"),
     "on_dev.*": ({"line": {**LINE, "metrics/eval/Accuracy": 0.5}}, "Accuracy 0.5000, at batch 8"),
     "on_dev.key": ({"line": {**LINE, "metrics/eval/F1": 0.5}}, "F1 0.5000"),
-    "pipeline_tag": ({"kind": "choice"}, "pipeline_tag: question-answering"),
+    "metadata": ({"kind": "choice"}, "pipeline_tag: question-answering"),
+    "spent.device_hours": ({"hours": HOURS}, "= 16 device-hours"),
+    "spent.hours": ({"hours": HOURS}, "| 2 hours"),
     "plan.batches": ({"record": {"plan": {**PLAN, "batches": 21}}}, "of 21 batches"),
     "plan.batches_per_epoch": ({"record": {"plan": {**PLAN, "batches_per_epoch": 3}}}, "3 a pass"),
 }  # fmt: skip

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hub_head import head_of
 from recipes import evaluate
 from recipes.config.schema import FinetuneConfig
 from recipes.finetuning import training
+from recipes.finetuning.kinds import KINDS
 
 LABELS = ("mild", "moderate", "severe")
 
@@ -34,6 +36,7 @@ def test_from_a_csv_to_scores(
     scores = json.loads((tmp_path / "run/scores.json").read_text())
     assert scores["scores"]["test"]["acc"]["n"] > 10
     assert json.loads((tmp_path / "run/model/task.json").read_text())["kind"] == kind
+    assert head_of(tmp_path / "run/model")["pipeline_tag"] == KINDS[kind].pipeline_tag
     asked = ["--tasks", "mine", "--data", str(tmp_path / "data")]
     for name, model, more in (
         ("head", tmp_path / "run/model", []),

@@ -16,7 +16,7 @@ import pytest
 from project import ROOT
 from recipes.dataloading import skipped_data
 from recipes.runs import model_card, report_page
-from recipes.runs.model_card import write_model_card
+from recipes.runs.model_card import Stated, write_model_card
 from recipes.runs.plots import POINTS
 from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, SPEED, TRAIN_LOSS, read_run, summary
 from template_fields import template_fields
@@ -75,6 +75,13 @@ CHANGED = "from batch 6: optimizer.lr: 0.02 -> 0.01"
 CORPUS, COUNTS = "data.corpus", "data.counts"
 RECORDED = json.loads((RUN / "run.json").read_text())["data"]
 MIXED = {"shards": "old", "shards_sha256": "feed" * 16, "share": 0.25, **{k: RECORDED[k] for k in ("corpus", "counts")}}
+STATED: dict[str, Any] = {"stated": Stated(device_watts=400, grid_g_per_kwh=250)}
+RESULT = {"task": {}, "dataset": {}, "metrics": []}
+SCORE = {"task": "mmlu", "how": "0-shot, letter", "score": "25.0 [20.0, 30.0]", "result": RESULT}
+HOURS = (
+    '{"event": "start", "batch": 0, "tokens": 0, "time_s": 100, "ranks": 8}\n'
+    '{"batch": 12, "tokens": 1, "time_s": 7300}\n{"batch": 13, "tokens": 1, "time_s": 9000}\n'
+)
 SOURCES = {"PubMed Abstracts": {"documents": 77, "bytes": 7_000}}
 # Of the card: field -> its cause, which is a change of the run folder or an argument; what the page then says.
 OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
@@ -95,10 +102,16 @@ OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "dtype": ({"facts": {**FACTS, "dtype": "bfloat16"}}, "in bfloat16"),
     f"evaluation.{EVAL_BITS}": (log(**{EVAL_BITS: 1.75}), "1.7500 bits per byte"),
     f"evaluation.{EVAL_LOSS}": (log(**{EVAL_LOSS: 3.25}), "3.2500 nats per token"),
+    "device_watts": (STATED, "x 400 W a device"),
+    "grams": (STATED, "g of CO2-equivalent: device-hours"),
+    "grid_g_per_kwh": (STATED, "/ 1000 x 250 g a kWh"),
+    "hardware": (record("starts.0.gpus", ["NVIDIA H100"]), "at last on 1 × NVIDIA H100"),
     "license": ({"run": None}, "look for theirs before"),
+    "metadata": ({"stated": Stated(base_model="owner/name")}, "base_model: owner/name"),
     "max_length": ({"facts": {**FACTS, "n_positions": 40}}, "max_length=40"),
     "mixed.*": (record("data.mix", {"old": MIXED}), "25.00% of a pass, of 101 documents, 4,160 tokens; shards"),
     "mixed.key": (record("data.mix", {"pile": MIXED}), "| mixed in: pile |"),
+    "name": (config("run_name: old", "run_name: mine"), "# mine"),
     "n_parameters": ({"facts": {**FACTS, "n_parameters": 12_345}}, "12,345 parameters"),
     "n_positions": ({"facts": {**FACTS, "n_positions": 1024}}, "the 1024 tokens that it reads"),
     "origin.path": (record("origin", {"path": "old/model", "sha256": "0"}), "the weights of old/model, sha256 0 |"),
@@ -108,6 +121,11 @@ OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "run.identity.shards_sha256": (record("identity.shards_sha256", "abc123"), "shards manifest abc123"),
     "run.plan.batches": (record("plan.batches", 99), "of 99 batches"),
     "run.plan.tokens_per_batch": (record("plan.tokens_per_batch", 130), "batches of 130 tokens"),
+    "scores.*.how": ({"scores": [SCORE]}, "| mmlu | 0-shot, letter |"),
+    "scores.*.score": ({"scores": [SCORE]}, "| 25.0 [20.0, 30.0]"),
+    "scores.*.task": ({"scores": [SCORE]}, "| mmlu |"),
+    "spent.device_hours": (write("metrics.jsonl", HOURS), "= 16 device-hours"),
+    "spent.hours": (write("metrics.jsonl", HOURS), "| 2 hours"),
     "seen.batch": ({"batch": 11}, "in 11 of 12 batches"),
     "seen.passes": (record("plan.train_tokens", 768), "= 2.00 passes"),
     "seen.tokens": ({"batch": 11}, "1,408 tokens"),
@@ -123,7 +141,6 @@ OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "cfg.optimizer.lr": (config("lr: 0.01", "lr: 0.02"), "lr 0.02"),
     "cfg.optimizer.weight_decay": (config("weight_decay: 0.00015", "weight_decay: 0.1"), "weight decay 0.1"),
     "cfg.precision": (config("device: cpu\nprecision: fp32", "device: gpu\nprecision: amp_bf16"), "amp_bf16"),
-    "cfg.run_name": (config("run_name: old", "run_name: mine"), "# mine"),
     "cfg.scheduler.alpha_f": (config("alpha_f: 0.1", "alpha_f: 0.3"), "final share 0.3"),
     "cfg.scheduler.name": (config("scheduler:\n", "scheduler:\n  name: linear\n"), "| schedule | linear"),
     "cfg.scheduler.t_warmup": (config("t_warmup: 2ba", "t_warmup: 3ba"), "warm-up 3ba"),

@@ -1,0 +1,39 @@
+"""The head of a model card, looked at with all that the Hugging Face hub's library can tell without the hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData, metadata_load
+from huggingface_hub.repocard_data import eval_results_to_model_index, model_index_to_eval_results
+from huggingface_hub.utils import validate_repo_id
+from transformers.pipelines import SUPPORTED_TASKS
+from yaml import safe_load
+
+from recipes.runs.card_metadata import LICENSES
+
+
+def head_of(folder: Path) -> dict[str, Any]:
+    """The head of a card, as the hub's library reads it, and writes it again the same."""
+    content = (folder / "README.md").read_text(encoding="utf-8")
+    head = metadata_load(folder / "README.md")
+    assert head is not None and content.startswith("---\n")
+    check(head)
+    return head
+
+
+def check(head: dict[str, Any]) -> None:
+    """All that can be asked without the hub: its own types, and what it has a closed list of."""
+    named = {"model_name": head["model-index"][0]["name"]} if "model-index" in head else {}
+    assert safe_load(ModelCardData(**head, **named).to_yaml()) == head
+    assert head.get("license", "mit") in LICENSES.split()
+    assert ("license_name" in head) == (head.get("license") == "other")
+    assert head["library_name"] == "transformers" and head["pipeline_tag"] in SUPPORTED_TASKS
+    assert all(isinstance(tag, str) for tag in head["tags"])
+    assert "datasets" not in head, "no text of ours comes from a data set of the hub"
+    if "base_model" in head:
+        validate_repo_id(head["base_model"])
+    if "model-index" in head:
+        name, results = model_index_to_eval_results(head["model-index"])
+        assert eval_results_to_model_index(name, results) == head["model-index"] and results
