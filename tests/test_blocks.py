@@ -86,7 +86,7 @@ RUNS = (
     Run("docs/data.md", "make shards SOURCE=medline", (
         SHARDS.format("medline/shards"), SHARDS.format("pmc/shards"), SHARDS.format("text/shards-256")), long=True),
     Run("docs/data.md", "make shards CORPUS", (SHARDS.format("sample/shards"),), fresh=("data/sample",), long=True),
-    Run("docs/data.md", "python data_prep/look.py", ("data/sample/corpus-look.html",), ("PMC1790863",)),
+    Run("docs/data.md", "python data_prep/look.py", ("data/sample/corpus-look.html",), (": 50 documents",)),
     Run("docs/evaluation.md", "mkdir", ("scores/results.json", MODEL.format("mine-17")), long=True),
     Run("docs/finetuning.md", "python recipes/evaluate.py --runs", ("scores/results.json",),
         before=TUNE.format(1) + TUNE.format(2), long=True),
@@ -110,8 +110,9 @@ OF_COMMANDS = [block for page in PAGES for block in blocks(page) if block.is_of_
 def how(run: Run) -> Block:
     """The block that a row of `RUNS` is about."""
     mine = [block for block in OF_COMMANDS if block.page == run.page and block.text.startswith(run.begins)]
-    (found,) = [block for block in mine if block.mark is None]
-    return found
+    found = [block for block in mine if block.mark is None]
+    assert len(found) == 1, f"{run.page}: {len(found)} blocks without a mark begin with {run.begins!r}"
+    return found[0]
 
 
 def test_every_block_is_run_or_says_why_not() -> None:

@@ -12,7 +12,7 @@ from project import ROOT
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 COMMANDS_OF = ("", "bash", "sh", "shell", "console")  # kinds of blocks to type
 DATA_OF = ("json", "python", "text", "yaml")  # kinds of blocks to read
-MARK = re.compile(r"<!--\s*not run\b(.*?)-->", re.DOTALL)
+MARK = re.compile(r"^ *<!--\s*not run\b(.*?)-->", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(r"(?ms)^( *)(`{3,}|~{3,})[ ]*([^\n`]*)\n(.*?)^ *\2[`~]* *$")
 
 
