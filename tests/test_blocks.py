@@ -92,7 +92,7 @@ RUNS = (
         before=TUNE.format(1) + TUNE.format(2), long=True),
     Run("docs/finetuning.md", "python recipes/sweep.py", says=(r"(?m)^ *71\b",)),
     Run("docs/ladder.md", "make ladder", says=(r"ladder-1\.3b .*\d",), whole=True),
-    Run("docs/ladder.md", "make shards SEQ_LEN=256", ("runs/ladder-tiny/report.html",), fresh=("data/sample",),
+    Run("docs/ladder.md", "make shards SEQ_LEN=256", ("runs/ladder-tiny/ladder.html",), fresh=("data/sample",),
         long=True),
     Run("docs/own-text.md", "make shards SOURCE=text INPUT=notes SEQ_LEN=256", (MODEL.format("own-text"),),
         (r"\[The first words of a text\]",), long=True),
