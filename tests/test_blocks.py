@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from pages import DATA_OF, MARK, PAGES, Block, blocks, blocks_of
+from pages import DATA_OF, MARK, PAGES, RUN_BY, Block, blocks, blocks_of
 from project import ROOT
 from scratch_clone import copy_project, make_runs, make_small, type_in
 from warm_python import Warm
@@ -74,6 +74,7 @@ RUNS = (
     Run("README.md", "python recipes/report.py", ("runs/biomedlm-2.7b/report.html",), ("finished",)),
     Run("docs/cluster.md", ". .venv/bin/activate", says=(*PLAN, "128"), whole=True, long=True),
     Run("docs/cluster.md", "python recipes/sweep.py", says=(r"(?m)^ *71\b",)),
+    Run("docs/configuration.md", "python recipes/train.py", says=(r"lr: 0\.0002", "wandb: null", "next: ")),
     Run("docs/continue.md", "grep", says=(r'"last": "\d{4}',)),
     Run("docs/continue.md", "make shards SOURCE=medline", ("runs/refresh/checkpoints",),
         fresh=("data/refresh", "runs/refresh"), long=True),
@@ -104,7 +105,7 @@ RUNS = (
     Run("docs/training.md", "python recipes/report.py", ("a-and-b.html", "spike.html"), ("docs/runs.md",)),
     Run("docs/training.md", "python recipes/export.py", ("biomedlm/README.md",), fresh=("biomedlm",)),
 )  # fmt: skip
-OF_COMMANDS = [block for page in PAGES for block in blocks(page) if block.is_of_commands]
+OF_COMMANDS = [block for page in PAGES for block in blocks(page) if block.is_of_commands and block.page not in RUN_BY]
 
 
 def how(run: Run) -> Block:
@@ -120,6 +121,8 @@ def test_every_block_is_run_or_says_why_not() -> None:
     for block in OF_COMMANDS:
         if block.mark is None:
             assert block.commands in run, f"{block.place}: RUNS lacks it, or it lacks <!-- not run: REASON -->"
+    for page, test in RUN_BY.items():
+        assert Path(page).name in test.read_text(encoding="utf-8")
     places = [how(run).place for run in RUNS]
     assert len(set(places)) == len(RUNS) > 25
 

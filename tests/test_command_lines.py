@@ -21,7 +21,7 @@ from data_prep.common.command_line import Allowed, FileToWrite, Parser, folder_t
 from data_prep.common.errors import BadInput
 from data_prep.common.limits import OneOf, Real, Text, Whole
 from data_prep.sources.medline import language_codes
-from pages import PAGES, blocks
+from pages import PAGES, RUN_BY, blocks
 from project import COMMANDS, ROOT
 from recipes.config.loading import load_config, load_finetune_config
 from recipes.finetuning.sweep import read_grid
@@ -179,7 +179,7 @@ def examples() -> Iterator[tuple[str, list[str]]]:
 
 def on_pages() -> Iterator[tuple[str, str]]:
     """Each command line of a block of each page: the page and the line."""
-    for page in PAGES:
+    for page in (page for page in PAGES if str(page.relative_to(ROOT)) not in RUN_BY):
         typed = (block.text for block in blocks(page) if block.is_of_commands)
         for line in (line.strip() for text in typed for line in lines_of(text)):
             if line and "…" not in line and not line.startswith(("#", "<")):

@@ -244,7 +244,7 @@ class SchedulerConfig:
     alpha_f: Annotated[float, Real(0, 1)] = 0.1
     """Learning rate at the end of the run, as a share of lr. 1 for a schedule that ends at its highest rate."""
     decay_share: Annotated[float, Real(0, 1, above=True, below=True)] | None = None
-    """Last part of the run, in which a schedule that holds its highest rate falls, as a share of it. Null for others."""
+    """Last part of the run, in which a schedule that held its highest rate falls, as a share. Null for others."""
 
 
 @dataclass

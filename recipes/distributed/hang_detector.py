@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_prep.common.exit_codes import GO_ON, STALLED
+from data_prep.common.exit_codes import RESUMES, STALLED
 from data_prep.common.world import world
 
 _detector: _Detector | None = None
@@ -44,7 +44,7 @@ class _Detector(threading.Thread):
         path = self.folder / f"stall-rank{self.rank}.txt"
         message = (
             f"error: rank {self.rank} on {socket.gethostname()}: nothing for {idle_s:.0f} s since {self.last}; stacks "
-            f"in {path}. A rank, a disk or the network stands still; {GO_ON}"
+            f"in {path}. A rank, a disk or the network stands still; {RESUMES}"
         )
         print(message, file=sys.stderr, flush=True)
         try:

@@ -10,8 +10,10 @@ from pathlib import Path
 from project import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+# A page whose blocks need what it adds to the project: one test runs them in one copy.
+RUN_BY = {"docs/extending.md": ROOT / "tests/test_extending.py"}
 COMMANDS_OF = ("", "bash", "sh", "shell", "console")  # kinds of blocks to type
-DATA_OF = ("json", "python", "text", "yaml")  # kinds of blocks to read
+DATA_OF = ("diff", "json", "python", "text", "yaml")  # kinds of blocks to read
 MARK = re.compile(r"^ *<!--\s*not run\b(.*?)-->", re.DOTALL | re.MULTILINE)
 _FENCE = re.compile(r"(?ms)^( *)(`{3,}|~{3,})[ ]*([^\n`]*)\n(.*?)^ *\2[`~]* *$")
 
