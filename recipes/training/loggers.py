@@ -11,7 +11,7 @@ from typing import Any
 from composer.loggers import LoggerDestination
 
 from data_prep.common.files import JsonDict
-from data_prep.common.redaction import redacted
+from data_prep.common.redaction import redacted, without_credentials_within
 from recipes.config.schema import RunConfig, batches_of
 from recipes.config.wandb_account import problem_online
 from recipes.runs.names import CONFIG, METRICS
@@ -36,14 +36,11 @@ def _wandb(cfg: RunConfig, batches: int, resumed: bool) -> LoggerDestination | N
     if not cfg.loggers.wandb:
         return None
     arguments = asdict(cfg.loggers.wandb)
-    wanted = arguments.pop("mode")
-    mode = (
-        "offline" if problem_online(cfg) else wanted
-    )  # said by `check_account`, which let none but a resumed run pass
-    # Its console capture would swallow ours; its closing table repeats metrics.jsonl; online, its link is wanted. The
-    # command line, which it keeps, may hold a password.
-    settings = {"console": "off", "silent": mode == "offline", "_args": [str(redacted(part)) for part in sys.argv[1:]]}
-    return WandBRun(resumed, **arguments, init_kwargs={"mode": mode, "dir": cfg.run_dir, "settings": settings})
+    online = arguments.pop("mode") == "online" and not problem_online(cfg)  # `check_account` has said it
+    # Its console capture would swallow ours; the command line, which it keeps, may hold a password.
+    settings = {"console": "off", "_args": [str(redacted(part)) for part in sys.argv[1:]]}
+    init = {"dir": cfg.run_dir, "settings": settings, "config": without_credentials_within(asdict(cfg))}
+    return WandBRun(Path(cfg.run_dir) / METRICS, online, resumed, init, **arguments)
 
 
 LOGGERS: tuple[Callable[[RunConfig, int, bool], LoggerDestination | None], ...] = (
@@ -59,7 +56,7 @@ def build_loggers(cfg: RunConfig, batches: int, resumed: bool, about_start: Json
     Args:
         cfg: the configuration.
         batches: length of the run.
-        resumed: whether it is loaded from a checkpoint.
+        resumed: whether it began earlier.
         about_start: what metrics.jsonl says of this start.
     """
     asked_for = [logger for build in LOGGERS if (logger := build(cfg, batches, resumed)) is not None]

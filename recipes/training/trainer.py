@@ -213,7 +213,7 @@ def build_trainer(
         loggers=build_loggers(
             cfg,
             parts.batches,
-            prepared.start.load_path is not None,
+            prepared.start.load_path is not None or prepared.start.rewinds > 0,
             {"rewinds": prepared.start.rewinds, "computed_with": told},
         ),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),

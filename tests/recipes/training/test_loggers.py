@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,25 +15,27 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import wandb
-from composer.loggers import WandBLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from wandb.errors import CommError
 
 from data_prep.common.errors import BadInput
+from patience import patience_s
 from recipes.config import wandb_account
 from recipes.config.wandb_account import check_account
-from recipes.training import pretraining
+from recipes.training import pretraining, wandb_live
+from recipes.training.metrics_file import MetricsFile
 from recipes.training.tensorboard_files import NO_CURVES, TensorBoardFiles
 from recipes.training.wandb_run import WandBRun
 from tiny_run import configure
+from wandb_server import WandBServer, wandb_server
 
 KEY = "k" * 40
 
 
 def at(batch: int) -> Any:
-    return SimpleNamespace(timestamp=SimpleNamespace(batch=batch), run_name="run")
+    return SimpleNamespace(timestamp=SimpleNamespace(batch=batch, token=0), run_name="run")
 
 
 def curves(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[str]]]:
@@ -84,15 +90,25 @@ def test_a_text_is_shown_as_it_is(tmp_path: Path):
     assert shown.splitlines()[2] == "| a&#124;b | &#60;script&#62;&#42;x&#42;<br>2 |"
 
 
-def wandb_run(resumed: bool) -> WandBRun:
-    return WandBRun(resumed, init_kwargs={"mode": "online"})
+@pytest.fixture
+def wandb_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandBServer]:
+    """A server of W&B's at which this process has a key."""
+    with wandb_server() as server:
+        monkeypatch.setenv("WANDB_API_KEY", KEY)
+        monkeypatch.setenv("WANDB_BASE_URL", server.url)
+        yield server
 
 
-def test_wandb_has_the_step_of_the_run_folder(monkeypatch: pytest.MonkeyPatch):
+def wandb_run(folder: Path, resumed: bool = False, online: bool = True) -> WandBRun:
+    init = {"dir": str(folder), "settings": {"console": "off"}, "project": "biomedlm"}
+    return WandBRun(folder / "metrics.jsonl", online, resumed, init)
+
+
+def test_wandb_has_the_step_of_the_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     logged: list[tuple[dict[str, Any], int]] = []
     monkeypatch.setattr(wandb, "log", lambda metrics, step: logged.append((metrics, step)))
     logger: Any = SimpleNamespace()
-    run = wandb_run(False)
+    run = wandb_run(tmp_path)
     run.log_metrics({"loss/train/total": 2.0}, step=6)
     run.log_metrics({"loss/train/perplexity": 7.4}, step=7)
     run.batch_end(at(7), logger)
@@ -105,21 +121,104 @@ def test_wandb_has_the_step_of_the_run_folder(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
-def test_a_run_that_wandb_does_not_take(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    begun: list[str] = []
+def of_the_run(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Step -> metrics, without W&B's own."""
+    return {line["_step"]: {k: v for k, v in line.items() if not k.startswith("_")} for line in history}
 
-    def init(self: Any, state: Any, logger: Any) -> None:
-        begun.append(self._init_kwargs["mode"])
-        if begun[-1] == "online":
-            raise CommError("no such entity")
 
-    monkeypatch.setattr(WandBLogger, "init", init)
+def in_the_folder(metrics: Path) -> dict[int, dict[str, Any]]:
+    """The same of metrics.jsonl."""
+    steps: dict[int, dict[str, Any]] = {}
+    for line in map(json.loads, metrics.read_text().splitlines()):
+        if "event" not in line:
+            step = steps.setdefault(line.pop("batch"), {})
+            step |= {name: value for name, value in line.items() if name not in ("tokens", "time_s")}
+    return steps
+
+
+def test_wandb_online_has_what_the_run_folder_has(
+    tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path, wandb_at: WandBServer, capfd: pytest.CaptureFixture[str]
+):
+    run = tmp_path / "run"
+    pretraining.train(configure(tiny_shards, tiny_tokenizer, run, "loggers.wandb={mode: online}"))
+    ((run_id, history),) = wandb_at.history.items()
+    assert of_the_run(history) == in_the_folder(run / "metrics.jsonl")
+    assert "wandb sync" not in (printed := "".join(capfd.readouterr())) and f"W&B: {wandb_at.url}" in printed
+    (files,) = (path for path in (run / "wandb").iterdir() if path.is_dir() and not path.is_symlink())
+    assert files.name.startswith("offline-run-") and files.name.endswith(run_id), "for `wandb sync`, and nothing beside"
+
+
+def goes_on(process: psutil.Process) -> bool:
+    """Whether it is there and is no zombie, of which some machine's first process takes its time to hear."""
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# What befalls W&B, or the process that sends to it, in the middle of a run.
+FAULTS = ("hang", "500", "killed", "halted")
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_wandb_goes_away(
+    fault: str, tmp_path: Path, wandb_at: WandBServer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    """It says where the run's files are, which `wandb sync` sends whole, and leaves no process."""
+    monkeypatch.setattr(wandb_live, "LAST_S", 0.5)
     logger: Any = None
-    with pytest.raises(BadInput, match=r"no such entity.*loggers\.wandb\.mode=offline"):
-        wandb_run(False).init(at(0), logger)
-    wandb_run(True).init(at(0), logger)
-    assert begun == ["online", "online", "offline"]
-    assert "no such entity" in capsys.readouterr().err
+    run, file = wandb_run(tmp_path), MetricsFile(tmp_path / "metrics.jsonl", {})
+    run.init(at(0), logger)
+    assert run._live
+    process = psutil.Process(run._live._process.pid)
+    family = [process, *process.children(recursive=True)]
+    assert "wandb-core" in {one.name() for one in family}
+    for batch in range(1, 301):
+        for destination in (run, file):
+            destination.log_metrics({"loss/train/total": 1 / batch})
+            destination.batch_end(at(batch), logger)
+        if batch == 100:
+            wandb_at.fault = fault
+            if fault in ("killed", "halted"):
+                process.send_signal({"killed": signal.SIGKILL, "halted": signal.SIGSTOP}[fault])
+    run.post_close()
+    said = capsys.readouterr().err
+    (folder,) = tmp_path.glob("wandb/offline-run-*")
+    assert f"wandb sync {folder}" in said
+    deadline_s = time.monotonic() + patience_s()
+    while any(map(goes_on, family)):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.1)
+    assert not list(tmp_path.glob("wandb/live-*"))
+    if fault == "hang":
+        wandb_at.fault = ""
+        wandb_at.released.set()
+        monkeypatch.delenv("WANDB_SERVICE")  # of this process
+        synced = subprocess.run([sys.executable, "-m", "wandb", "sync", folder], capture_output=True, text=True)
+        assert synced.returncode == 0, synced.stdout + synced.stderr
+        ((run_id, history),) = wandb_at.history.items()
+        assert folder.name.endswith(run_id), "the same run"
+        assert of_the_run(history) == in_the_folder(tmp_path / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(("fault", "problem"), [("refuse", "no such entity"), ("hang", "no answer in")])
+def test_a_run_that_wandb_does_not_take(
+    fault: str, problem: str, tmp_path: Path, wandb_at: WandBServer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+):  # fmt: skip
+    logger: Any = None
+    wandb_at.fault = fault
+    monkeypatch.setattr(wandb_live, "LAST_S", 0.5)
+    if fault == "hang":
+        monkeypatch.setattr(wandb_live, "BEGIN_S", 0.5)
+    with pytest.raises(BadInput, match=rf"{problem}.*loggers\.wandb\.mode=offline"):
+        wandb_run(tmp_path).init(at(0), logger)
+    resumed = wandb_run(tmp_path, resumed=True)
+    resumed.init(at(0), logger)
+    resumed.post_close()
+    assert problem in (said := capsys.readouterr().err) and "wandb sync" not in said
+    assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
 @contextmanager

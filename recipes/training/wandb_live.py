@@ -1,0 +1,160 @@
+"""The live half of a run on Weights & Biases: a process of its own, which sends what metrics.jsonl gains.
+
+wandb (0.18.7) takes no more numbers once its server has been away for some thousand batches, and `wandb.finish` waits
+for that server for ever. Both stop this process and not the training, whose own W&B files are written offline.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import psutil
+
+from data_prep.common.redaction import redacted
+
+ROOT = Path(__file__).parents[2]
+BEGIN_S = 60.0  # until W&B has taken the run
+LAST_S = 10.0  # for what is left to send when the run ends
+READ_S = 1.0  # between two looks at metrics.jsonl
+PLACE = ("tokens", "time_s", "batch")  # of a line, beside its metrics
+
+
+class LiveRun:
+    """That process, seen from the training.
+
+    Args:
+        metrics: the run's metrics.jsonl; what it holds already belongs to an earlier start.
+        init: arguments of `wandb.init`, with its `dir` and `settings`.
+
+    Raises:
+        ConnectionError: W&B has not taken the run; it says why.
+    """
+
+    def __init__(self, metrics: Path, init: dict[str, Any]) -> None:
+        folder = Path(init["dir"]).absolute() / "wandb"
+        folder.mkdir(exist_ok=True)
+        metrics.touch()
+        self._files = TemporaryDirectory(prefix="live-", dir=folder, ignore_cleanup_errors=True)
+        settings = {**init["settings"], "program": sys.argv[0], "_stats_pid": os.getpid()}
+        asked = {
+            "metrics": str(metrics.absolute()),
+            "from_byte": metrics.stat().st_size,
+            "begin_s": BEGIN_S,
+            "last_s": LAST_S,
+            "init": {**init, "dir": self._files.name, "settings": settings},
+        }
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "recipes.training.wandb_live"],
+            cwd=ROOT,
+            # WANDB_SERVICE names the wandb-core of this process, which it would share.
+            env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,  # Ctrl-C is the training's to answer
+        )
+        assert self._process.stdin and self._process.stdout
+        try:
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
+            answer = json.loads(self._process.stdout.readline() or '{"problem": "its process has ended"}')
+        except BrokenPipeError:
+            answer = {"problem": "its process has ended"}
+        if "url" not in answer:
+            self.end()
+            raise ConnectionError(redacted(answer["problem"]))
+        self.url = redacted(answer["url"])
+
+    def end(self) -> bool:
+        """Let it send what is left, for `LAST_S`; whether W&B has all."""
+        assert self._process.stdin and self._process.stdout
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        try:
+            return self._process.wait(LAST_S) == 0
+        except subprocess.TimeoutExpired:
+            _kill(psutil.Process(self._process.pid))
+            self._process.wait()
+            return False
+        finally:
+            self._process.stdout.close()
+            self._files.cleanup()
+
+
+def _kill(process: psutil.Process) -> None:
+    """It and its wandb-core, which would go on asking for minutes."""
+    for one in [*process.children(recursive=True), process]:
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+
+
+def main() -> None:
+    """Begin the run at W&B, say whether it took it, and send until the training closes our standard input."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a scheduler tells every process of a job
+        signal.signal(number, signal.SIG_IGN)
+    asked = json.loads(sys.stdin.readline())
+    begun, ended = threading.Event(), threading.Event()
+
+    def leave_unless(event: threading.Event, wait_s: float) -> None:
+        if not event.wait(wait_s):
+            _answer({"problem": f"no answer in {wait_s:g} s"})
+            _kill(psutil.Process())
+
+    def leave_after_the_training() -> None:
+        sys.stdin.read()
+        ended.set()
+        time.sleep(2 * asked["last_s"])  # the training kills this process earlier, unless it was killed itself
+        _kill(psutil.Process())
+
+    threading.Thread(target=leave_unless, args=(begun, asked["begin_s"]), daemon=True).start()
+    threading.Thread(target=leave_after_the_training, daemon=True).start()
+    import wandb
+
+    try:
+        run = wandb.init(**asked["init"])
+    except Exception as error:
+        _answer({"problem": " ".join(str(error).split()) or type(error).__name__})
+        return _kill(psutil.Process())
+    begun.set()
+    _answer({"url": run.get_url() or ""})
+    with Path(asked["metrics"]).open("rb") as file:
+        file.seek(asked["from_byte"])
+        for line in _lines(file.readline, ended):
+            if "event" not in line:
+                metrics = {name: value for name, value in line.items() if name not in PLACE}
+                run.log(metrics, step=line["batch"])
+    run.finish()
+    os._exit(0)
+
+
+def _lines(readline: Callable[[], bytes], ended: threading.Event) -> Iterator[dict[str, Any]]:
+    """The lines of a file that grows, until it has ended."""
+    part = b""
+    while True:
+        last = ended.is_set()  # asked before the file is
+        while piece := readline():
+            part += piece
+            if part.endswith(b"\n"):
+                yield json.loads(part)
+                part = b""
+        if last:
+            return
+        ended.wait(READ_S)
+
+
+def _answer(answer: dict[str, str]) -> None:
+    print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
