@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from pathlib import Path
 from typing import Any
 
+# Of a page that is 320 px wide, text in a figure of this width has 10 px.
+WIDTH_INCHES, TEXT_POINTS = 5.0, 11.5
+LABEL_CHARACTERS, SHORT_LABEL_CHARACTERS = 44, 18  # of a line of a legend in one column, and in two
 
-def new_figure(width: float = 7.2, height: float = 3.6) -> tuple[Any, Any]:
+
+def new_figure(width: float = WIDTH_INCHES, height: float = 3.4) -> tuple[Any, Any]:
     """A figure of so many inches, and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
+    matplotlib.rcParams.update({"font.size": TEXT_POINTS, "axes.titlesize": TEXT_POINTS + 1})
+    for of in ("xtick.labelsize", "ytick.labelsize", "axes.labelsize", "legend.fontsize"):
+        matplotlib.rcParams[of] = TEXT_POINTS
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(width, height), layout="constrained")
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
+
+
+def add_legend(figure: Any) -> None:
+    """Beneath the axes, where no line lies; the figure grows by it. Nothing where nothing has a label."""
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    if not labels:
+        return
+    columns = 2 if max(map(len, labels)) <= SHORT_LABEL_CHARACTERS else 1
+    lines = [textwrap.fill(label, LABEL_CHARACTERS) for label in labels]
+    rows = sum(line.count("\n") + 1 for line in lines)
+    figure.set_figheight(figure.get_figheight() + 0.24 * -(-rows // columns))
+    figure.legend(handles, lines, loc="outside lower center", frameon=False, ncols=columns)
 
 
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
@@ -36,8 +56,10 @@ def svg(figure: Any) -> str:
     from matplotlib import pyplot as plt
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "report"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):  # text stays text
+        figure.savefig(
+            buffer, format="svg", metadata={"Date": None}, transparent=True
+        )  # the page's ground, light or dark
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
-from recipes.runs.figures import new_figure
+from recipes.runs.figures import add_legend, new_figure
 from recipes.runs.mixed_data import eval_metrics
 from recipes.runs.reading import EVAL, EVAL_BITS, EVAL_LOSS, LR, SPEED, TRAIN_LOSS, RunData
 
@@ -43,7 +43,7 @@ def plots(runs: Sequence[RunData], axis: str = "batch", first: int = 0, last: in
         if ax and panels.whole:
             ax.set_ylim(bottom=0)
     for figure in panels.figures.values():
-        _add_legend(figure)
+        add_legend(figure)
     return panels.figures
 
 
@@ -68,6 +68,7 @@ class _Panels:
         first, last = self.first, self.last
         self.figures[title], ax = new_figure()
         ax.set(xlabel=AXES[self.axis], ylabel=unit, title=title)
+        ax.locator_params(axis="x", nbins=6, integer=self.axis != "hours", min_n_ticks=1)
         for n, data in shown:
             for metric, label, style in curves:
                 points = [p for p in data.series.get(metric, ()) if first <= p[0] <= (last or p[0])]
@@ -110,31 +111,26 @@ class _Panels:
             self.panel(f"{name.removeprefix(EVAL)} on dev", "", [(name, "", {"marker": "o", "ms": 4, "lw": 1.6})])
 
 
-def _add_legend(figure: Any) -> None:
-    """In the axes if it is short, else below them."""
-    ax = figure.axes[0]
-    labels = ax.get_legend_handles_labels()[1]
-    longest = max(map(len, labels), default=0)
-    if len(labels) > 5 or longest > 40:
-        columns = 1 if longest > 40 else 2
-        figure.set_figheight(3.6 + 0.2 * -(-len(labels) // columns))
-        figure.legend(loc="outside lower center", frameon=False, fontsize=9, ncols=columns)
-    elif labels:
-        ax.legend(frameon=False, fontsize=9)
-
-
 def _curve(ax: Any, xs: list[float], ys: list[float], style: dict[str, Any]) -> None:
     """A line; of many points one through the middle of each stretch, in a band from its least to its greatest."""
     if len(xs) > POINTS:
         size = -(-len(xs) // POINTS)
-        stretches = [sorted(ys[n : n + size]) for n in range(0, len(ys), size)]
+        stretches = [sorted(filter(math.isfinite, ys[n : n + size])) or [math.nan] for n in range(0, len(ys), size)]
         xs = [statistics.fmean(xs[n : n + size]) for n in range(0, len(xs), size)]
         least, greatest = [part[0] for part in stretches], [part[-1] for part in stretches]
         ax.fill_between(xs, least, greatest, color=style["color"], alpha=0.2, lw=0)
         ys = [part[len(part) // 2] for part in stretches]
     if not style["label"]:
         style = {**style, "label": "_"}
+    if "marker" not in style and (alone := _without_neighbours(ys)):
+        style = {**style, "marker": "o", "ms": 4, "markevery": alone}
     ax.plot(xs, ys, **style)
+
+
+def _without_neighbours(ys: Sequence[float]) -> list[int]:
+    """Where a value stands alone, as the only one or between NaNs: a line shows nothing of it."""
+    there = [False, *map(math.isfinite, ys), False]
+    return [n for n in range(len(ys)) if there[n + 1] and not (there[n] or there[n + 2])]
 
 
 def _marks(ax: Any, data: RunData, place: Any, first: int, last: int | None, legend: bool) -> None:

@@ -5,12 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import statistics
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from yaml import safe_load
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json
@@ -40,6 +36,8 @@ class RunData:
         starts: batches after which a process began.
         rewinds: (batch of a loss spike, batch that the run went back to).
         skipped: batches that nan_guard left out.
+        last_time_s: when the last line was logged, in seconds of Unix time; None: nothing was.
+        pause_s: the longest time between two lines of the last start.
     """
 
     folder: Path
@@ -50,6 +48,8 @@ class RunData:
     starts: list[int]
     rewinds: list[tuple[int, int]]
     skipped: list[int]
+    last_time_s: float | None
+    pause_s: float
     texts: dict[str, list[JsonDict]]
     samples: list[JsonDict]
     scorecard: JsonDict
@@ -89,6 +89,20 @@ class RunData:
         return max((hours for _, hours in self.places.values()), default=0.0)
 
     @property
+    def left_s(self) -> float | None:
+        """Seconds to the end at the pace of the last start, what it waited for included; None: that is not known."""
+        first, batches = self.starts[-1] if self.starts else 0, self.trained_batches
+        if batches <= first or first not in self.places:
+            return None
+        hours_each = (self.hours - self.places[first][1]) / (batches - first)
+        return 3600 * hours_each * max(0, self.record["plan"]["batches"] - batches)
+
+    @property
+    def left(self) -> str:
+        """`about 2.1 h left`, of a run that goes on; empty where that is not known."""
+        return "" if self.left_s is None or self.record["finished"] else f"about {_hours(self.left_s / 3600)} left"
+
+    @property
     def changed(self) -> list[str]:
         """What was changed when the run was resumed: `from batch 100: optimizer.lr: 0.001 -> 0.0005`."""
         return changed_settings(self.record)
@@ -111,21 +125,24 @@ class MetricsLog:
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
     places: dict[int, tuple[int, float]] = field(default_factory=dict)
     starts: list[int] = field(default_factory=list)
+    last_time_s: float | None = None
+    pause_s: float = 0.0
     _hours: float = 0.0
-    _time_s: float | None = None
 
     def add(self, line: JsonDict) -> None:
         """The next line; one that says that a process began takes back what was logged of later batches."""
         batch = line["batch"]
         if line.get("event") == "start":
             self.starts.append(batch)
-            self._time_s = None
+            self.last_time_s, self.pause_s = None, 0.0
             for values in (*self.metrics.values(), self.places):
                 for lost in [n for n in values if n > batch] if values and max(values) > batch else ():
                     del values[lost]
-        if self._time_s is not None:
-            self._hours += max(0.0, line["time_s"] - self._time_s) / 3600
-        self._time_s = line["time_s"]
+        if self.last_time_s is not None:
+            passed_s = max(0.0, line["time_s"] - self.last_time_s)
+            self._hours += passed_s / 3600
+            self.pause_s = max(self.pause_s, passed_s)
+        self.last_time_s = line["time_s"]
         self.places[batch] = (line["tokens"], self._hours)
         for name, value in line.items():
             if name not in NOT_METRICS and isinstance(value, int | float):
@@ -176,6 +193,8 @@ def read_run(folder: Path) -> RunData:
         starts=log.starts,
         rewinds=rewinds,
         skipped=sorted(log.metrics.get("guard/skipped_batches", ())),
+        last_time_s=log.last_time_s,
+        pause_s=log.pause_s,
         texts={prompt: [found[batch] for batch in sorted(found)] for prompt, found in by_prompt.items()},
         samples=told_samples["samples"],
         scorecard=told_scores,
@@ -259,17 +278,3 @@ def _hours(hours: float) -> str:
 
 def _value(number: float | None) -> str:
     return "not evaluated" if number is None else f"{number:.4f}"
-
-
-def differences(runs: Sequence[RunData]) -> dict[str, list[str]]:
-    """Keys of the configurations whose values are not all the same -> each run's."""
-    flat = [_flat(safe_load(data.config)) for data in runs]
-    keys = dict.fromkeys(key for one in flat for key in one)
-    rows = {key: [str(one.get(key, "–")) for one in flat] for key in keys}
-    return {key: values for key, values in rows.items() if len(set(values)) > 1}
-
-
-def _flat(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
-        return {prefix.rstrip("."): tree}
-    return {key: value for name, sub in tree.items() for key, value in _flat(sub, f"{prefix}{name}.").items()}

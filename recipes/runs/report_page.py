@@ -9,17 +9,19 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from data_prep.common.files import write_text
+from recipes.runs.comparison import differences, losses_compared
 from recipes.runs.figures import svg
 from recipes.runs.plots import POINTS, plots
-from recipes.runs.reading import RunData, differences, read_run, summary
+from recipes.runs.reading import RunData, read_run, summary
 
 REPORT = "report.html"
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MADE_BY = (
     TEMPLATE,
-    *(Path(__file__).with_name(f"{name}.py") for name in ("figures", "plots", "reading", "report_page")),
+    *(Path(__file__).with_name(f"{name}.py") for name in ("comparison", "figures", "plots", "reading", "report_page")),
 )
 WATCH_S = 10.0
+LEAST_PATIENCE_S, PAUSES = 60.0, 3  # a run stands still that logs nothing for so long, and so many of its pauses
 
 
 def write_report(
@@ -58,11 +60,32 @@ def write_report(
         refresh_s=refresh_s,
         thinned=any(len(points) > POINTS for data in runs for points in data.series.values()),
         summaries=[summary(data) for data in runs],
+        told=[standing(data) for data in runs],
         differences=differences(runs) if len(runs) > 1 else {},
+        losses=losses_compared(runs) if len(runs) > 1 else "",
         figures={title: svg(figure) for title, figure in plots(runs, axis, first, last).items()},
     )
     write_text(path, page)
     return path
+
+
+def standing(data: RunData) -> dict[str, str | float] | None:
+    """Where a run that is not finished stands; how long ago that was is for the browser to say.
+
+    Returns:
+        `done` and `left` as texts; `time_s` and `at`, when the last line was logged; `patience_s`, after which a run
+            that has logged nothing more stands still: no pause so far was near it. None: finished, or nothing logged.
+    """
+    if data.record["finished"] or data.last_time_s is None:
+        return None
+    at = datetime.fromtimestamp(data.last_time_s, timezone.utc)
+    return {
+        "done": f"batch {data.trained_batches:,} of {data.record['plan']['batches']:,}",
+        "left": data.left,
+        "time_s": data.last_time_s,
+        "at": f"{at:%Y-%m-%d %H:%M:%S} UTC",
+        "patience_s": LEAST_PATIENCE_S + PAUSES * data.pause_s,
+    }
 
 
 def watch(folders: Sequence[Path], path: Path, axis: str, interval_s: float = WATCH_S) -> None:
@@ -74,7 +97,9 @@ def watch(folders: Sequence[Path], path: Path, axis: str, interval_s: float = WA
         finished = all(data.record["finished"] for data in runs)
         if seen != (seen := [data.inputs_sha256 for data in runs]):
             write_report(runs, path, axis, refresh_s=None if finished else interval_s)
-            told = ", ".join(f"{data.name}: batch {data.trained_batches:,}" for data in runs)
+            told = "; ".join(
+                ", ".join(filter(None, (f"{of.name}: batch {of.trained_batches:,}", of.left))) for of in runs
+            )
             print(f"{datetime.now(timezone.utc).astimezone():%H:%M:%S} {told}", flush=True)
         if finished:
             print(f"finished: {path}")

@@ -11,7 +11,7 @@ import numpy as np
 
 from data_prep.common.files import JsonDict, write_json, write_text
 from recipes.planning import scaling_law
-from recipes.runs.figures import new_figure, save, svg
+from recipes.runs.figures import add_legend, new_figure, save, svg
 from recipes.trials.ladder import LEVEL, Point, answer, cannot_tell, fit_laws, measure, predict
 from recipes.trials.rungs import Rung
 
@@ -42,7 +42,7 @@ def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions:
         axes.errorbar(
             at, one["loss"], error, fmt="D", color="#b5532a", capsize=4, ms=5, label="" if number else "predicted"
         )
-        axes.annotate(one["name"], (at, high), (0, 5), textcoords="offset points", ha="center", fontsize=8)
+        axes.annotate(one["name"], (at, high), (0, 5), textcoords="offset points", ha="center")
     measured = [(one["compute"], one["measured"]) for one in predictions if one["measured"]]
     if measured:
         axes.plot(*zip(*measured, strict=True), "x", color="black", ms=8, mew=2, label="measured")
@@ -52,7 +52,7 @@ def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions:
     axes.yaxis.set_major_locator(MaxNLocator(6))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.yaxis.set_minor_formatter(NullFormatter())
-    axes.legend(frameon=False, fontsize=8)
+    add_legend(figure)
     return figure
 
 

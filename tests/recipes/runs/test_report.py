@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +18,10 @@ from data_prep.common.errors import BadInput
 from patience import patience_s
 from project import ROOT
 from recipes import report
-from recipes.dataloading import skipped_data
 from recipes.runs import report_page
 from recipes.runs.plots import POINTS, plots
-from recipes.runs.reading import EVAL_BITS, EVAL_LOSS, LR, SPEED, TRAIN_LOSS, read_run
-
-SOURCES = {"PubMed Abstracts": {"documents": 9, "bytes": 900}, "PubMed Central": {"documents": 1, "bytes": 500}}
-START = {
-    "commit": "0123456789abcdef", "uncommitted": [], "python": "3.11.7", "versions": {"torch": "2.7.0"}, "gpus": [],
-    "command": ["train.py", "yamls/smoke-cpu.yaml"], "processor": "x86_64", "world_size": 2, "time_s": 1.7e9,
-}  # fmt: skip
-
-MakeRun = Callable[..., Path]
-
-
-def at(batch: int, time_s: float = 0, **metrics: float) -> dict[str, Any]:
-    """A line of metrics.jsonl."""
-    return {"batch": batch, "tokens": batch * 1000, "time_s": time_s or batch, **metrics}
-
-
-def start(batch: int, time_s: float = 0) -> dict[str, Any]:
-    return {"event": "start", "ranks": 2, **at(batch, time_s)}
-
-
-def losses(first: int, end: int, loss: float = 5.0) -> list[dict[str, Any]]:
-    return [at(batch, **{TRAIN_LOSS: loss - batch / 100}) for batch in range(first, end)]
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run("a", lines, config="lr: 1", finished=True)`: a run folder as pre-training leaves it."""
-
-    def make(name: str, lines: Sequence[dict[str, Any]], config: str = "seed: 1\n", finished: bool = True) -> Path:
-        folder = tmp_path / name
-        (folder / "tokenizer").mkdir(parents=True)
-        counts = {"documents": 10, "samples": 9, "tokens": 900, "dropped_tokens": 0, "bytes": 4500}
-        corpus = {
-            "counts": {split: {"documents": 10, "bytes": 1400, "sources": SOURCES} for split in ("train", "val")},
-            "dates": {"first": "1976", "last": "2021-12"}, "dropped": {"same text": 16}, "licenses": {"CC BY": 3},
-        }  # fmt: skip
-        record = {
-            "finished": finished, "identity": {}, "starts": [START],
-            "plan": {"batches": 100, "tokens_per_batch": 1000, "train_tokens": 900, "parameters": 4_500_000},
-            "data": {
-                "counts": {"train": counts, "val": counts}, "corpus": corpus,
-                "baselines": {"unigram_nats_per_token": 7.5, "xz9_bits_per_byte": 2.4},
-            },
-        }  # fmt: skip
-        (folder / "run.json").write_text(json.dumps(record))
-        (folder / "config.yaml").write_text(config)
-        (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-        return folder
-
-    return make
+from recipes.runs.reading import TRAIN_LOSS, read_run
+from run_folders import MakeRun, at, full_run, losses, start
 
 
 def test_what_a_crash_threw_away_is_not_shown(make_run: MakeRun):
@@ -109,30 +60,6 @@ def test_a_spike_is_seen_among_many_batches(make_run: MakeRun):
     assert len(line.get_xdata()) <= POINTS and band.get_paths()[0].vertices[:, 1].max() == 777.0
     closer = plots([read_run(make_run("b", lines))], first=12_300, last=12_400)["Loss"].axes[0]
     assert max(closer.lines[0].get_ydata()) == 777.0 and len(closer.lines[0].get_xdata()) == 101
-
-
-def full_run(make_run: MakeRun, name: str, loss: float, config: str) -> Path:
-    """Started twice, rewound once, with a batch of NaN and all that is logged."""
-    lines = [start(0), *losses(1, 40, loss), start(30, 50), *losses(31, 61, loss)]
-    for line in lines:
-        if TRAIN_LOSS in line:
-            line |= {LR: 1e-3, SPEED: 5000.0, "l2_norm/grad/global": 1.5, "cost/gpu_hours": 0.1}
-    lines.append(at(45, **{"guard/skipped_batches": 1}))
-    evaluation = {
-        EVAL_LOSS: 4.2,
-        EVAL_BITS: 1.3,
-        **{f"{EVAL_BITS}/{name}": 1.2 for name in SOURCES},
-    }
-    lines += [at(30, **evaluation), at(60, **evaluation)]
-    folder = make_run(name, lines, config)
-    entry = {"from_batch": 38, "to_batch": 30, "losses": [9.0], "limit": 8.0, "windows": [[0, 240, 304]]}
-    skipped_data.append(folder, entry, {folder: ([1], ["pmid:1"])})
-    texts = [
-        {"batch": batch, "tokens": 1, "prompt": "Thrombin", "text": f" is <b>text</b> {batch} " + "x" * 200}
-        for batch in (30, 60)
-    ]
-    (folder / "texts.jsonl").write_text("".join(f"{json.dumps(text)}\n" for text in texts))
-    return folder
 
 
 @pytest.mark.parametrize("width", [1280, 390])
