@@ -244,8 +244,9 @@ OF_THE_REPORT: dict[str, tuple[Change, str]] = {
         f'{{"batch": {n}, "tokens": {n}, "time_s": {n}, "{TRAIN_LOSS}": 1.0}}\n' for n in range(POINTS + 2))),
         "Of long curves each stretch"),
 }  # fmt: skip
-# What follows the arguments, two runs, or the drawing, has a test of its own below.
-BESIDE = {"key", "refresh_s", "figures.key", "figures.*", "differences.key", "differences.*.*"}
+# What follows the arguments, two runs, the drawing or the clock has a test of its own, below or in test_report_page.py.
+BESIDE = {"key", "refresh_s", "figures.key", "figures.*", "differences.key", "differences.*.*", "losses"}
+BESIDE |= {f"told.*.{fact}" for fact in ("at", "done", "left", "patience_s", "time_s")}
 
 
 @pytest.fixture
@@ -279,7 +280,9 @@ def test_the_report_follows(field: str, run: Path) -> None:
 def test_the_report_follows_its_arguments_and_what_differs(run: Path) -> None:
     other = shutil.copytree(run, run.with_name("other"))
     alone, both = page(run), page(run, other)
-    assert "What differs" not in both and 'http-equiv="refresh"' not in alone
+    assert (
+        "What differs" not in alone and "Nothing, but for their names" in both and 'http-equiv="refresh"' not in alone
+    )
     assert '<meta http-equiv="refresh" content="7.5">' in page(run, refresh_s=7.5)
     config("seed: 17", "seed: 18")(other)
     assert "<tr><td>seed</td><td>17</td><td>18</td></tr>" in page(run, other)
