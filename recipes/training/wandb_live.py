@@ -55,7 +55,7 @@ class LiveRun:
             "init": {**init, "dir": self._files.name, "settings": settings},
         }
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "recipes.training.wandb_live"],
+            [sys.executable, "-c", f"from {__name__} import main; main()"],
             cwd=ROOT,
             # WANDB_SERVICE names the wandb-core of this process, which it would share.
             env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
@@ -154,7 +154,3 @@ def _lines(readline: Callable[[], bytes], ended: threading.Event) -> Iterator[di
 
 def _answer(answer: dict[str, str]) -> None:
     print(json.dumps(answer), flush=True)
-
-
-if __name__ == "__main__":
-    main()
