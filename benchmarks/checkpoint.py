@@ -71,7 +71,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
     shards = check_shards(cfg)
     plan = make_plan(cfg, world_size, shards)
     Path(cfg.run_dir).mkdir(exist_ok=True)
-    found: list[dict[str, float]] = []
+    measured: list[dict[str, float]] = []
     save = CheckpointWriter.save
 
     def watched_save(writer: CheckpointWriter, state: State) -> None:
@@ -90,7 +90,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
             patch.object(checkpoints, "publish", phases.timed("hashing", checkpoints.publish)),
         ):
             phases.timed("else", save)(writer, state)
-        found.append({**phases.spent_s, "plain": plain_s if first else write_plain(plain, size_bytes)})
+        measured.append({**phases.spent_s, "plain": plain_s if first else write_plain(plain, size_bytes)})
 
     class Watch(Callback):
         def fit_start(self, state: State, logger: Logger) -> None:
@@ -112,7 +112,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
         trainer.connect(cfg)
         pretraining.fit(cfg, plan, shards, [Watch()])
     if rank == 0:
-        say_result({"saves": found, "parameters": plan.parameters, **phases.spent_s})
+        say_result({"saves": measured, "parameters": plan.parameters, **phases.spent_s})
 
 
 def own_files(checkpoint: Path, rank: int) -> list[Path]:

@@ -95,10 +95,10 @@ def main() -> None:
         except subprocess.CalledProcessError as error:
             print(f"| {name} | | failed | {error.stderr.strip().splitlines()[-1]} | |", flush=True)
             continue
-        found = np.array(theirs["logits"])
+        computed = np.array(theirs["logits"])
         ids = "equal" if theirs["ids"] == ours["ids"] else "differ"
-        far = np.abs(found - logits).max() / np.abs(logits).max() if found.shape == logits.shape else np.nan
-        same = np.mean(found.argmax(-1) == logits.argmax(-1)) if found.shape == logits.shape else np.nan
+        far = np.abs(computed - logits).max() / np.abs(logits).max() if computed.shape == logits.shape else np.nan
+        same = np.mean(computed.argmax(-1) == logits.argmax(-1)) if computed.shape == logits.shape else np.nan
         print(f"| {name} | {theirs['versions']} | {ids} | {far:.1e} | {same:.0%} equal |", flush=True)
 
 

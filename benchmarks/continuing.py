@@ -73,8 +73,8 @@ def train(
 def losses(folder: Path, own: str) -> tuple[float, float]:
     """The last validation losses of a run on the text `own`: of old and of new text, nats a token."""
     data, other = read_run(folder), "old" if own == "new" else "new"
-    found = {own: data.last(EVAL_LOSS), other: data.last(f"metrics/{MIXED_EVAL}{other}/LanguageCrossEntropy")}
-    old, new = found["old"], found["new"]
+    by_text = {own: data.last(EVAL_LOSS), other: data.last(f"metrics/{MIXED_EVAL}{other}/LanguageCrossEntropy")}
+    old, new = by_text["old"], by_text["new"]
     assert old is not None and new is not None
     return old, new
 
@@ -86,9 +86,9 @@ def measure(folder: Path, text: dict[str, Path], shares: Sequence[float], batche
     base = train(folder / f"old-{name}", text, "old", UNSEEN, batches, 3e-3, seeded)
     runs = {"trained on the old text": base}
     for share in (UNSEEN, *shares):
-        told = "no replay" if share == UNSEEN else f"replay {share:g}"
+        replay = "no replay" if share == UNSEEN else f"replay {share:g}"
         out = folder / f"continued-{share:g}-{name}"
-        runs[f"continued, {told}"] = train(out, text, "new", share, batches, 1.5e-3, [*seeded, f"init_from={base}"])
+        runs[f"continued, {replay}"] = train(out, text, "new", share, batches, 1.5e-3, [*seeded, f"init_from={base}"])
     runs["new text from scratch"] = train(folder / f"new-{name}", text, "new", UNSEEN, batches, 3e-3, seeded)
     return runs
 
@@ -108,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if UNSEEN in args.shares:
         raise BadInput(f"--shares: {UNSEEN:g} is what a run without replay is given")
     text = make_text(args.folder, args.day)
-    found: dict[str, list[tuple[float, float]]] = {}
+    rows: dict[str, list[tuple[float, float]]] = {}
     for seed in range(17, 17 + args.seeds):
         for row, folder in measure(args.folder, text, args.shares, args.batches, seed).items():
-            found.setdefault(row, []).append(losses(folder, "old" if row == "trained on the old text" else "new"))
+            rows.setdefault(row, []).append(losses(folder, "old" if row == "trained on the old text" else "new"))
     print(f"\n{machine()}\n{args.seeds} seeds, {args.batches} batches of {BATCH * SEQ_LEN:,} tokens, nats a token\n")
     print("| model | loss on old text | loss on new text |\n|---|---:|---:|")
-    for row, pairs in found.items():
+    for row, pairs in rows.items():
         cells = [f"{statistics.mean(of):.3f} ({min(of):.3f} to {max(of):.3f})" for of in zip(*pairs, strict=True)]
         print(f"| {row} | {cells[0]} | {cells[1]} |")
 

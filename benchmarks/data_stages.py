@@ -374,11 +374,11 @@ def speeds(tools: Sequence[Tool], work: Path, rounds: int, cores: Sequence[int])
     Raises:
         BadInput: a tool failed, or made tokens of more or less text than another.
     """
-    found = {(tool.name, n): Speed() for n in cores for tool in tools}
+    by_tool = {(tool.name, n): Speed() for n in cores for tool in tools}
     for _ in range(rounds):
         for n in cores:
             for tool in tools:
-                speed = found[tool.name, n]
+                speed = by_tool[tool.name, n]
                 for name, runs in (("tiny", speed.tiny), ("full", speed.full)):
                     out = work / "out"
                     shutil.rmtree(out, ignore_errors=True)
@@ -396,26 +396,26 @@ def speeds(tools: Sequence[Tool], work: Path, rounds: int, cores: Sequence[int])
                         speed.cache_bytes = folder_bytes(out / "cache")
                         kept = ("shards", "tokens", "dataset")
                         speed.disk_bytes = sum(folder_bytes(out / name) for name in kept)
-    most = max(speed.tokens for speed in found.values())
-    for (name, _), speed in found.items():
+    most = max(speed.tokens for speed in by_tool.values())
+    for (name, _), speed in by_tool.items():
         # Peers leave out the last partial sample, run_clm that of each batch of 1,000 documents.
         if speed.tokens < 0.99 * most:
             raise BadInput(
                 f"{name} made {speed.tokens:,} tokens where another made {most:,}; they did not read the same"
             )
     shutil.rmtree(work / "out", ignore_errors=True)
-    return found
+    return by_tool
 
 
-def speed_table(found: Mapping[tuple[str, int], Speed], work: Path) -> str:
+def speed_table(speeds: Mapping[tuple[str, int], Speed], work: Path) -> str:
     """Rates beyond the tiny text, memory, disk; ratios are of each tool and our first, round by round."""
     full_bytes, tiny_bytes = (texts_bytes(work / name) for name in ("full", "tiny"))
-    first = next(iter(found))[0]
+    first = next(iter(speeds))[0]
     rows: Rows = []
-    for (name, cores), speed in found.items():
+    for (name, cores), speed in speeds.items():
         beyond_tokens = speed.tokens * (1 - tiny_bytes / full_bytes)
         steady_s, steady_cpu_s = speed.steady("wall_s"), speed.steady("cpu_s")
-        base = found[first, cores]
+        base = speeds[first, cores]
         rows.append([
             name, str(cores),
             spread([beyond_tokens / 1e6 / s for s in steady_s]),
@@ -475,7 +475,7 @@ def make_environments(folder: Path) -> None:
 # What bounds us
 
 
-def bound(work: Path, tokenizer: Path, found: Mapping[tuple[str, int], Speed]) -> str:
+def bound(work: Path, tokenizer: Path, speeds: Mapping[tuple[str, int], Speed]) -> str:
     """Each part of the shards stage alone, on one core in this process, and how far the stage is from their sum.
 
     CPU time, so that other work on the machine disturbs less; that of writing to disk is wall time.
@@ -487,9 +487,9 @@ def bound(work: Path, tokenizer: Path, found: Mapping[tuple[str, int], Speed]) -
     finally:
         os.sched_setaffinity(0, affinity)
     full_bytes = texts_bytes(work / "full")
-    name, cores = next(iter(found))
+    name, cores = next(iter(speeds))
     stage_s = (
-        statistics.median(found[name, cores].steady("cpu_s")) * full_bytes / (full_bytes - texts_bytes(work / "tiny"))
+        statistics.median(speeds[name, cores].steady("cpu_s")) * full_bytes / (full_bytes - texts_bytes(work / "tiny"))
     )
     total_s = sum(parts.values())
     alone = {**parts, "all of them": total_s, f"{name}, one core, without its start": stage_s}
@@ -529,7 +529,7 @@ def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
     return parts, len(content) / sum(len(text.encode()) for text in texts)
 
 
-def estimate(work: Path, found: Mapping[tuple[str, int], Speed]) -> str:
+def estimate(work: Path, speeds: Mapping[tuple[str, int], Speed]) -> str:
     """The time of the whole corpus on many cores, from what one and two cores took.
 
     Amdahl's law through both: T(n) = serial + parallel / n, so serial = 2 T(2) - T(1) and parallel = 2 (T(1) - T(2)).
@@ -537,17 +537,17 @@ def estimate(work: Path, found: Mapping[tuple[str, int], Speed]) -> str:
     full_bytes = texts_bytes(work / "full")
     beyond_bytes = full_bytes - texts_bytes(work / "tiny")
     stages = {
-        "shards.py": ([statistics.median(found[PACKED, n].steady("wall_s")) for n in CORES], beyond_bytes),
-        "corpus.py": ([statistics.median(found[BOTH, n].corpus) for n in CORES], full_bytes),
+        "shards.py": ([statistics.median(speeds[PACKED, n].steady("wall_s")) for n in CORES], beyond_bytes),
+        "corpus.py": ([statistics.median(speeds[BOTH, n].corpus) for n in CORES], full_bytes),
     }
     rows: Rows = []
     for name, ((one_s, two_s), size_bytes) in stages.items():
         serial_s, parallel_s = max(0.0, 2 * two_s - one_s), 2 * (one_s - two_s)
         one_h, many_h = (s * PILE_BYTES / size_bytes / 3600 for s in (one_s, serial_s + parallel_s / CLUSTER_CORES))
-        told = [f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"]
+        cells = [f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"]
         if two_s >= one_s:  # other work had the second core: nothing follows for more
-            told = ["unknown", f"{one_h:.1f}", "unknown"]
-        rows.append([name, f"{one_s / two_s:.2f}", *told])
+            cells = ["unknown", f"{one_h:.1f}", "unknown"]
+        rows.append([name, f"{one_s / two_s:.2f}", *cells])
     header = ["", "one core / two", "serial share", "one core, hours", f"{CLUSTER_CORES} cores, hours"]
     return table(header, rows) + (
         f"\n\nFor {PILE_BYTES / 1e9:.1f} GB of text. Assumed: time grows as the text does, the serial share found with "
@@ -575,11 +575,9 @@ def flat(texts: Sequence[str], work: Path, tokenizer: Path, sizes_mb: Sequence[f
         }  # fmt: skip
         row = [f"{size_bytes / 1e6:,.0f}"]
         for name, command in commands.items():
-            found = measured(command, min(workers, len(os.sched_getaffinity(0))), OURS_ENVIRONMENT)
-            _say(f"{name} on {size_mb:,} MB: {found.wall_s:.0f} s, {found.peak_bytes / 1e6:,.0f} MB")
-            row += [f"{n / 1e6:,.0f}" for n in (found.peak_bytes, found.largest_process_bytes)] + [
-                f"{found.wall_s:,.0f}"
-            ]
+            run = measured(command, min(workers, len(os.sched_getaffinity(0))), OURS_ENVIRONMENT)
+            _say(f"{name} on {size_mb:,} MB: {run.wall_s:.0f} s, {run.peak_bytes / 1e6:,.0f} MB")
+            row += [f"{n / 1e6:,.0f}" for n in (run.peak_bytes, run.largest_process_bytes)] + [f"{run.wall_s:,.0f}"]
         rows.append(row)
         shutil.rmtree(folder)
     stages = [
@@ -653,12 +651,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         sections.append(f"### Characters kept\n\n{kept_table(citation_files)}")
         prepare_sizes(texts, work, args.repeat, TINY_DOCUMENTS)
         tools = our_tools(tokenizer) + (peer_tools(environments, tokenizer) if environments else [])
-        found = speeds(tools, work, args.rounds, CORES)
+        by_tool = speeds(tools, work, args.rounds, CORES)
         sections.append(
-            f"### Tokens\n\nThe sample {args.repeat:g} times, {args.rounds} rounds.\n\n{speed_table(found, work)}"
+            f"### Tokens\n\nThe sample {args.repeat:g} times, {args.rounds} rounds.\n\n{speed_table(by_tool, work)}"
         )
-        sections.append(f"### What bounds us\n\n{bound(work, tokenizer, found)}")
-        sections.append(f"### The whole corpus\n\n{estimate(work, found)}")
+        sections.append(f"### What bounds us\n\n{bound(work, tokenizer, by_tool)}")
+        sections.append(f"### The whole corpus\n\n{estimate(work, by_tool)}")
     text = "\n\n".join(sections) + "\n"
     print(text)
     if args.out:

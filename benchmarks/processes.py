@@ -57,7 +57,7 @@ def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str
     threads = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # processes are the parallelism of all that is run
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start_s = time.perf_counter()
-    found = Run()
+    run = Run()
     with tempfile.TemporaryFile("w+") as output:
         process = psutil.Popen(
             [str(part) for part in command],
@@ -72,20 +72,20 @@ def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str
             for pid, size_bytes, seconds in _seen(process):
                 sizes.append(size_bytes)
                 cpu_s[pid] = seconds
-            found.peak_bytes = max(found.peak_bytes, sum(sizes))
-            found.largest_process_bytes = max(found.largest_process_bytes, *sizes, 0)
+            run.peak_bytes = max(run.peak_bytes, sum(sizes))
+            run.largest_process_bytes = max(run.largest_process_bytes, *sizes, 0)
             with suppress(psutil.TimeoutExpired):
                 process.wait(POLL_S)
-        found.wall_s = time.perf_counter() - start_s
+        run.wall_s = time.perf_counter() - start_s
         output.seek(0)
-        found.output = output.read()
+        run.output = output.read()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # The kernel counts a process to its parent's children when the parent waits for it, which not all parents do.
     waited_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    found.cpu_s = max(waited_s, sum(cpu_s.values()))
+    run.cpu_s = max(waited_s, sum(cpu_s.values()))
     if process.returncode != 0:
-        raise BadInput(f"exit code {process.returncode}: {' '.join(map(str, command))}\n{found.output[-2000:]}")
-    return found
+        raise BadInput(f"exit code {process.returncode}: {' '.join(map(str, command))}\n{run.output[-2000:]}")
+    return run
 
 
 def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:

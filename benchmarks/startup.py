@@ -96,11 +96,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     compiles = load_config(args.yaml, overrides).kernels.compile
     kinds = ("cold", "warm") if compiles else ("",)
-    found: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    by_kind: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
     for n in range(args.rounds):
         folder = Path(tempfile.mkdtemp(prefix="startup-"))
         try:
-            for kind, phases in found.items():
+            for kind, phases in by_kind.items():
                 phases.append(seconds(args.yaml, overrides, folder))
                 print(f"round {n + 1} {kind}: {sum(phases[-1].values()):.1f} s", file=sys.stderr, flush=True)
                 shutil.rmtree(folder / "run")
@@ -110,11 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{args.yaml} {' '.join(args.overrides)}; {args.rounds} rounds, median; {machine()}; {versions}.\n")
     print("| phase | " + " | ".join(f"seconds {kind}".strip() for kind in kinds) + " |")
     print("| --- |" + " ---: |" * len(kinds))
-    names = list(found[kinds[0]][0])
+    names = list(by_kind[kinds[0]][0])
     for name in names:
-        row = [f"{statistics.median(phases[name] for phases in found[kind]):.2f}" for kind in kinds]
+        row = [f"{statistics.median(phases[name] for phases in by_kind[kind]):.2f}" for kind in kinds]
         print(f"| {name} | {' | '.join(row)} |")
-    totals = [f"{statistics.median(sum(phases.values()) for phases in found[kind]):.1f}" for kind in kinds]
+    totals = [f"{statistics.median(sum(phases.values()) for phases in by_kind[kind]):.1f}" for kind in kinds]
     print(f"| all | {' | '.join(totals)} |")
 
 

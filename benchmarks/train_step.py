@@ -340,9 +340,9 @@ def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batche
     steps_s = [end - begin for begin, end in zip(times.ends_s[WARM_UP - 1 :], times.ends_s[WARM_UP:], strict=False)]
     peak_bytes = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
     name = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    found = {"step_s": statistics.median(steps_s), "mean_s": statistics.fmean(steps_s), "losses": times.losses}
+    summary = {"step_s": statistics.median(steps_s), "mean_s": statistics.fmean(steps_s), "losses": times.losses}
     if world().rank == 0:
-        say_result({**found, "gpu": name, "peak_bytes": peak_bytes})
+        say_result({**summary, "gpu": name, "peak_bytes": peak_bytes})
 
 
 def spread(values: Sequence[float], digits: int) -> str:
@@ -384,26 +384,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = [row for row in each if _is_row(row, args)]
     if not rows:
         raise BadInput("no engine that was named has a variant that was named: layout is of bare alone")
-    found: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
+    results: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
     failed: dict[Row, str] = {}
     for n in range(args.rounds):
         for row in (row for row in rows if row not in failed):
             try:
-                found[row].append(measure(row, args, overrides))
+                results[row].append(measure(row, args, overrides))
             except BadInput as error:
                 failed[row] = str(error).strip().splitlines()[-1][:120]
                 print(f"round {n + 1}, {name_of(row)}: {error}", file=sys.stderr, flush=True)
             else:
-                said = f"round {n + 1}, {name_of(row)}: {found[row][-1]['step_s'] * 1e3:.1f} ms a batch"
+                said = f"round {n + 1}, {name_of(row)}: {results[row][-1]['step_s'] * 1e3:.1f} ms a batch"
                 print(said, file=sys.stderr, flush=True)
-    found = {row: lines for row, lines in found.items() if row not in failed}
-    if not found:
+    results = {row: lines for row, lines in results.items() if row not in failed}
+    if not results:
         raise BadInput(f"every run failed; the last: {list(failed.values())[-1]}")
-    gpu = next(iter(found.values()))[0]["gpu"]
+    gpu = next(iter(results.values()))[0]["gpu"]
     say_where(args, cfg, plan, gpu)
-    say_table(found, failed, plan, GPUS[CUDA_NAMES[gpu]].bf16_flops if gpu in CUDA_NAMES else None)
+    say_table(results, failed, plan, GPUS[CUDA_NAMES[gpu]].bf16_flops if gpu in CUDA_NAMES else None)
     if args.plot:
-        draw({name_of(row): lines[0]["losses"] for row, lines in found.items()}, args.plot)
+        draw({name_of(row): lines[0]["losses"] for row, lines in results.items()}, args.plot)
 
 
 def name_of(row: Row) -> str:
@@ -466,17 +466,17 @@ def say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str) 
 
 
 def say_table(
-    found: dict[Row, list[dict[str, Any]]], failed: dict[Row, str], plan: Plan, peak_flops: float | None
+    results: dict[Row, list[dict[str, Any]]], failed: dict[Row, str], plan: Plan, peak_flops: float | None
 ) -> None:
     """A row a run: the first is what the others are compared with."""
-    (first, against), *_ = found.items()
-    cores, ranks_too = len(os.sched_getaffinity(0)), any(row[2] > 1 for row in found)
+    (first, against), *_ = results.items()
+    cores, ranks_too = len(os.sched_getaffinity(0)), any(row[2] > 1 for row in results)
     columns = ["ms a batch", "tokens/s", f"time / {name_of(first)}", "peak memory, GB", "losses apart"]
     columns += ["of the time for so many cores"] * ranks_too
     columns += [f"MFU of {peak_flops / 1e12:g} TFLOP/s"] if peak_flops else []
     print("| engine | variant | ranks | " + " | ".join(columns) + " |")
     print("| --- | --- | ---: |" + " ---: |" * len(columns))
-    for (engine, variant, ranks), lines in found.items():
+    for (engine, variant, ranks), lines in results.items():
         steps_s = [line["step_s"] for line in lines]
         rates = [plan.tokens_per_batch / s for s in steps_s]
         ratios = [s / other["step_s"] for s, other in zip(steps_s, against, strict=False)]

@@ -192,14 +192,14 @@ class CheckpointWriter(Callback):
             BadInput: the remote refuses.
             Unavailable: the remote does not answer.
         """
-        here = {path.name: path for path in checkpoint.complete_checkpoints(self.folder)}
+        local = {path.name: path for path in checkpoint.complete_checkpoints(self.folder)}
         far = checkpoints_in(self.remote.contents()) if self.remote else {}
         there = [name for name, complete in far.items() if complete]
-        for name in sorted({*here, *there}, key=checkpoint.checkpoint_batch, reverse=True):
+        for name in sorted({*local, *there}, key=checkpoint.checkpoint_batch, reverse=True):
             if checkpoint.checkpoint_batch(name) >= batch:
                 continue
-            if name in here and checkpoint.fault(here[name]) is None:
-                return checkpoint.saved_at(here[name])
+            if name in local and checkpoint.fault(local[name]) is None:
+                return checkpoint.saved_at(local[name])
             if self.remote and name in there and (manifest := self.remote.manifest(name)):
                 return manifest["saved_at"]
         return {"batch": 0, "epoch": 0, "sample_in_epoch": 0}

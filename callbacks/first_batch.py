@@ -108,12 +108,12 @@ class FirstBatch(Callback):
         if self.start.probe is None:
             self._said.append("the checkpoint keeps no loss of a fixed batch: an earlier version saved it")
             return
-        now, then, found = self.probe.computed_with, self.start.probe["computed_with"], self.probe.losses(state)
+        now, then, losses = self.probe.computed_with, self.start.probe["computed_with"], self.probe.losses(state)
         may_differ, kept = tolerance(now, then), self.start.probe["losses"]
         if may_differ is None:
             self._said.append(f"the fixed batch is not compared: {_why_not(now, then)}")
             return
-        pairs = zip(found, kept, strict=False)  # without dropout all ranks have the same, whatever their number
+        pairs = zip(losses, kept, strict=False)  # without dropout all ranks have the same, whatever their number
         for rank, (one, other) in enumerate(pairs):
             loss, was = (math.nan if value is None else value for value in (one, other))
             if apart(loss, was) > may_differ:
@@ -151,15 +151,15 @@ class FirstBatch(Callback):
     def _compare_twice(self, state: State, first: Computed, second: Computed) -> None:
         """Raises: BadInput: on all ranks: the batch computed twice is not the same."""
         assert self.start is not None and self.probe is not None
-        told, batch = self.probe.computed_with, self.start.batch + 1
+        computed, batch = self.probe.computed_with, self.start.batch + 1
         of_loss = max(map(apart, first.losses, second.losses))
         of_norm = apart(first.norm, second.norm)
         other = [name for name, a, b in zip(first.names, first.bits, second.bits, strict=True) if a != b]
         # The average over three ranks and more is added up in another order once DDP has filled its buckets anew.
         of_ddp = isinstance(state.model, DistributedDataParallel) and dist.get_world_size() > 2
-        rounding: float = told["tolerance"]
-        wrong = of_loss > 0 if told["repeats"] else of_loss > rounding
-        wrong |= bool(other) if told["repeats"] and not of_ddp else of_norm > rounding
+        rounding: float = computed["tolerance"]
+        wrong = of_loss > 0 if computed["repeats"] else of_loss > rounding
+        wrong |= bool(other) if computed["repeats"] and not of_ddp else of_norm > rounding
         problem = (
             f"batch {batch}, the first after {self.start.checkpoint}, was computed twice from the same weights, "
             f"samples and random state. Rank {dist.get_global_rank()} got losses of {says(first.loss)} and "
@@ -167,8 +167,8 @@ class FirstBatch(Callback):
             f"{len(first.names)} gradients differ{f', {other[0]} first' if other else ''}. A processor, its "
             f"memory or a kernel does not repeat itself. {WAY_OUT}"
         )
-        if found := next((text for text in dist.all_gather_object(problem if wrong else None) if text), None):
-            raise BadInput(found)
+        if message := next((text for text in dist.all_gather_object(problem if wrong else None) if text), None):
+            raise BadInput(message)
         same = "the same loss and gradient, bit for bit"
         if other or of_loss:
             same = f"losses {of_loss:.1e} and gradient norms {of_norm:.1e} apart, as shares"

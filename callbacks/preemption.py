@@ -73,9 +73,9 @@ class Preemption(Callback):
         self._leave_if_told(state)
 
     def _leave_if_told(self, state: State) -> None:
-        told = state.device.tensor_to_device(torch.tensor([self._code]))
-        dist.all_reduce(told, reduce_operation="MAX")  # Ctrl-C, if anyone got it, over the SIGTERM of its launcher
-        code = int(told.item())
+        codes = state.device.tensor_to_device(torch.tensor([self._code]))
+        dist.all_reduce(codes, reduce_operation="MAX")  # Ctrl-C, if anyone got it, over the SIGTERM of its launcher
+        code = int(codes.item())
         if not code:
             return
         self.writer.save(state)

@@ -30,10 +30,10 @@ class RankSums(Callback):
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
         """Between the last backward pass and the optimizer step. All numbers travel in one copy each way."""
-        found = [of_rank(state) for of_rank in self._asked.values()]
-        known = torch.tensor([0 if isinstance(value, torch.Tensor) else value for value in found])
+        values = [of_rank(state) for of_rank in self._asked.values()]
+        known = torch.tensor([0 if isinstance(value, torch.Tensor) else value for value in values])
         sums = state.device.tensor_to_device(known)  # a process group of GPUs takes no other tensor
-        for n, value in enumerate(found):
+        for n, value in enumerate(values):
             if isinstance(value, torch.Tensor):
                 sums[n] += value
         dist.all_reduce(sums)

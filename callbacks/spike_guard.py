@@ -150,8 +150,8 @@ class SpikeGuard(Callback):
         data = cast(TokenShards, loader.dataset)
         batch_size = int(loader.batch_size or 0) * dist.get_world_size()
         goal = self.writer.saved_before(first)
-        here = {"epoch": int(state.timestamp.epoch), "sample_in_epoch": int(state.timestamp.sample_in_epoch)}
-        windows = _between(goal, here, data.skipped, data.epoch_size // batch_size * batch_size)
+        now = {"epoch": int(state.timestamp.epoch), "sample_in_epoch": int(state.timestamp.sample_in_epoch)}
+        windows = _between(goal, now, data.skipped, data.epoch_size // batch_size * batch_size)
         samples = [
             int(sample)
             for epoch, begin, end in windows
@@ -159,8 +159,8 @@ class SpikeGuard(Callback):
             if not skipped_data.is_skipped(data.skipped, epoch, position)
         ]
         left_out = {
-            folder: _with_documents(folder, found.tolist(), state.batch["input_ids"].shape[1])
-            for folder, found in data.by_folder(np.array(samples, np.int64)).items()
+            folder: _with_documents(folder, places.tolist(), state.batch["input_ids"].shape[1])
+            for folder, places in data.by_folder(np.array(samples, np.int64)).items()
         }
         # First, so that a run that is killed here meets the spike again, and does not continue behind it.
         self.writer.discard_from(first)
@@ -182,15 +182,15 @@ def _with_documents(folder: Path, samples: list[int], seq_len: int) -> tuple[lis
 
 
 def _between(
-    goal: JsonDict, here: JsonDict, skipped: Sequence[skipped_data.Window], epoch_end: int
+    goal: JsonDict, end: JsonDict, skipped: Sequence[skipped_data.Window], epoch_end: int
 ) -> list[skipped_data.Window]:
     """The positions from `goal` to `here`; both say `epoch` and `sample_in_epoch`, in samples that were trained on."""
     windows = []
-    for epoch in range(goal["epoch"], here["epoch"] + 1):
+    for epoch in range(goal["epoch"], end["epoch"] + 1):
         begin = skipped_data.position(skipped, epoch, goal["sample_in_epoch"]) if epoch == goal["epoch"] else 0
         last = (
-            skipped_data.position(skipped, epoch, here["sample_in_epoch"] - 1)
-            if epoch == here["epoch"]
+            skipped_data.position(skipped, epoch, end["sample_in_epoch"] - 1)
+            if epoch == end["epoch"]
             else epoch_end - 1
         )
         windows.append((epoch, begin, last + 1))

@@ -110,10 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         patterns = switches.pop("input")
         if not patterns and SOURCES[name].needs_input:
             raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
-        if patterns == [here := f"data/{name}/files"] and not Path(here).exists():  # as the Makefile gives it
+        if patterns == [folder := f"data/{name}/files"] and not Path(folder).exists():  # as the Makefile gives it
             raise BadInput(
-                f"{here} does not exist; fetch it with `python data_prep/acquire.py {name} --out {here}`, or name what "
-                "you have: INPUT=FILES"
+                f"{folder} does not exist; fetch it with `python data_prep/acquire.py {name} --out {folder}`, or name "
+                "what you have: INPUT=FILES"
             )
         sources[name] = (SOURCES[name](**switches), patterns)
     with hold(args.out):

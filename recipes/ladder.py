@@ -87,10 +87,10 @@ def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequ
     rungs = load_rungs(yamls, overrides)
     targets = [read_rung(path) for path in arguments.predict or [FLAGSHIP]]
     planned_for = arguments.gpu if arguments.dry_run else None
-    here = Machine(0, 0, None) if planned_for or all(map(on_cpu, rungs)) else this_machine()
-    reasons = left_out(rungs, here, planned_for, arguments.with_repeated, arguments.stack)
+    machine = Machine(0, 0, None) if planned_for or all(map(on_cpu, rungs)) else this_machine()
+    reasons = left_out(rungs, machine, planned_for, arguments.with_repeated, arguments.stack)
     stack = arguments.stack if arguments.gpu else None  # here torch itself is asked, when a rung starts
-    print(format_ladder(rungs, reasons, arguments.gpu or here.name, arguments.mfu, stack), flush=True)
+    print(format_ladder(rungs, reasons, arguments.gpu or machine.name, arguments.mfu, stack), flush=True)
     if arguments.dry_run:
         say_made(yamls[0], "nothing was run yet", "python", "recipes/ladder.py", *arguments.given)
         return

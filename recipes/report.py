@@ -54,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     folders: list[Path] = arguments.run
     if arguments.checkpoints:
         _refuse_beside_checkpoints(arguments)
-        found = {folder: list_checkpoints(folder) for folder in folders}
-        print("\n".join(format_listing(folder, listed) for folder, listed in found.items()), flush=True)
-        for listed in found.values():
+        listings = {folder: list_checkpoints(folder) for folder in folders}
+        print("\n".join(format_listing(folder, listed) for folder, listed in listings.items()), flush=True)
+        for listed in listings.values():
             refuse_damaged(listed)
-        if found[folders[-1]]:
+        if listings[folders[-1]]:
             say_made(folders[-1], "none of its checkpoints is damaged", *_export(folders[-1]))
         return
     window = (arguments.from_batch, arguments.to_batch)

@@ -129,8 +129,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     results = run_sweep(sweep, arguments.cluster, arguments.without_failed)
     print((sweep.folder / TABLE).read_text(encoding="utf-8"), end="")
     best = next(job.folder for job in sweep.jobs if job.name in results["configurations"][0]["runs"])
-    told = f"{RESULTS}, {TABLE} and {PICTURE} of {len(sweep.jobs)} runs"
-    say_made(sweep.folder, told, "python", "recipes/report.py", best)
+    made = f"{RESULTS}, {TABLE} and {PICTURE} of {len(sweep.jobs)} runs"
+    say_made(sweep.folder, made, "python", "recipes/report.py", best)
 
 
 if __name__ == "__main__":

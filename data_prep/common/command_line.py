@@ -50,10 +50,10 @@ class Allowed:
 
 def names(text: str) -> list[str]:
     """The type of an option with names of folders, parted by commas and any blanks; none comes twice."""
-    found = [name.strip() for name in text.split(",")]
-    for name in found:
+    listed = [name.strip() for name in text.split(",")]
+    for name in listed:
         Allowed(FILE_NAME)(name)
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(listed))
 
 
 def folder_to_make(text: str) -> Path:

@@ -13,10 +13,10 @@ NUMBER = re.compile(r"[0-9]{1,4}")
 
 def parse_date(text: str) -> str | None:
     """`2021`, `2021-03` or `2021-03-09`, of a time its day; None if it is no such date of the calendar."""
-    found = ISO.fullmatch(text)
-    if found is None:
+    match = ISO.fullmatch(text)
+    if match is None:
         return None
-    parts = [part for part in found.groups() if part]
+    parts = [part for part in match.groups() if part]
     return "-".join(parts) if _exists(*map(int, parts)) else None
 
 

@@ -63,9 +63,9 @@ def read_manifest(folder: Path, stage: str, made_by: str, shape: Shape = dict) -
         what = "has no manifest.json" if folder.is_dir() else "does not exist"
         raise BadInput(f"{folder} {what}, so it is not a finished {stage} folder; make one with `{made_by}`")
     manifest = read_json(folder / MANIFEST)
-    found = manifest.get("stage") if isinstance(manifest, dict) else None
-    if found != stage:
-        raise BadInput(f"{folder} holds the output of stage {found!r}, not {stage!r}; make one with `{made_by}`")
+    recorded = manifest.get("stage") if isinstance(manifest, dict) else None
+    if recorded != stage:
+        raise BadInput(f"{folder} holds the output of stage {recorded!r}, not {stage!r}; make one with `{made_by}`")
     if "seal" in manifest and manifest["seal"] != seal(manifest):
         raise BadInput(f"{folder / MANIFEST} was altered after it was written; make the folder again with `{made_by}`")
     outputs_of(manifest, str(folder / MANIFEST))

@@ -17,5 +17,5 @@ def parse_pmid(value: object) -> int | None:
 
 def pmid_of_id(id_: str) -> int | None:
     """The PubMed number that a document's id `pmid:N` names; None for any other id, a bare number among them."""
-    found = ID.fullmatch(id_)
-    return int(found[1]) if found else None
+    match = ID.fullmatch(id_)
+    return int(match[1]) if match else None

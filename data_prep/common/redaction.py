@@ -49,10 +49,10 @@ def without_credentials_within(value: Any) -> Any:
 
 def redacted(text: object) -> Redacted:
     """Any text, such as a library's error or a command, without credentials and the keys of the environment."""
-    found = _PARAMETER.sub(_masked, _USER.sub(f"{MASK}@", str(text)))
+    masked = _PARAMETER.sub(_masked, _USER.sub(f"{MASK}@", str(text)))
     for secret in _secrets_of_environment():
-        found = found.replace(secret, MASK)
-    return Redacted(found)
+        masked = masked.replace(secret, MASK)
+    return Redacted(masked)
 
 
 def _masked(parameter: re.Match[str]) -> str:
@@ -78,10 +78,10 @@ def redact_what_is_reported() -> None:
     def record(*arguments: Any, **named: Any) -> logging.LogRecord:
         made = make(*arguments, **named)
         try:
-            told = made.getMessage()
+            message = made.getMessage()
         except Exception:  # the library's own slip, which logging reports
             return made
-        if (shown := redacted(told)) != told:
+        if (shown := redacted(message)) != message:
             made.msg, made.args = shown, ()
         return made
 

@@ -66,10 +66,10 @@ def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> Non
     """Write what a query finds as `acquired.csv`, with the names of its columns."""
     aside = folder / f".{LISTING}"
     with aside.open("w", encoding="utf-8", newline="") as file:
-        found = database.execute(query)
+        rows = database.execute(query)
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(column[0] for column in found.description)
-        writer.writerows(map(_as_text, row) for row in found)
+        writer.writerow(column[0] for column in rows.description)
+        writer.writerows(map(_as_text, row) for row in rows)
     aside.replace(folder / LISTING)
 
 
@@ -85,5 +85,5 @@ def stamp(path: Path) -> str | None:
     """Changes when a file does, as far as can be seen without reading it; None where there is none."""
     if not path.is_file():
         return None
-    found = path.stat()
-    return f"{found.st_size}:{found.st_mtime_ns}"
+    status = path.stat()
+    return f"{status.st_size}:{status.st_mtime_ns}"

@@ -200,21 +200,21 @@ class Web:
 
     def _continued(self, url: Location, part: Path, limit_bytes: int, tick: Tick) -> Mapping[str, str]:
         known = part.with_name(f"{part.name}.etag")
-        here = _size(part)
+        part_bytes = _size(part)
         request: dict[str, str] = {}
-        if here and known.is_file():
+        if part_bytes and known.is_file():
             # The last byte again, so that there is a range to ask for when all of it lies there.
-            request = {"Range": f"bytes={here - 1}-", "If-Range": known.read_text(encoding="utf-8")}
+            request = {"Range": f"bytes={part_bytes - 1}-", "If-Range": known.read_text(encoding="utf-8")}
         with self._opened("GET", url, request) as response:
             if response.status_code == 416 or (response.status_code == 206 and not _goes_on(response, request)):
-                tick(-here)
+                tick(-part_bytes)
                 discard(part)
                 raise _Passing(f"the part that was here does not fit what is there now ({response.status_code})")
             if response.status_code == 206:
                 tick(-1)
-                start = here - 1
+                start = part_bytes - 1
             else:
-                tick(-here)
+                tick(-part_bytes)
                 discard(part)
                 start = 0
                 if validator := _validator(response):

@@ -156,9 +156,9 @@ def fetch(
     wanted = listed[:limit]
     with state(out, dry_run) as database:
         acquired = Acquired(database)
-        here = acquired.all()
-        todo = [file for file in wanted if not _is_intact(out, file, here.get(file.name), acquired)]
-        _say_what_is_gone(listed, here, out)
+        fetched = acquired.all()
+        todo = [file for file in wanted if not _is_intact(out, file, fetched.get(file.name), acquired)]
+        _say_what_is_gone(listed, fetched, out)
         if dry_run:
             for file in todo:
                 print(f"{_listed_size(file):>17}  {file.url}")
@@ -169,7 +169,7 @@ def fetch(
             )
         elif todo:
             try:
-                faults = [*faults, *_fetch_all(web, todo, listed, out, count, workers, accepted, acquired, here)]
+                faults = [*faults, *_fetch_all(web, todo, listed, out, count, workers, accepted, acquired, fetched)]
             finally:
                 write_listing(database, out, "SELECT * FROM files ORDER BY name")
         else:
@@ -187,7 +187,7 @@ def _fetch_all(
     workers: int,
     accepted: Sequence[str],
     acquired: Acquired,
-    here: dict[str, Fetched],
+    fetched: dict[str, Fetched],
 ) -> list[str]:
     """Fetch files and put them in their places; returns what is wrong with those that could not be had."""
     _check_room(out, sum(file.bytes for file in todo))
@@ -205,15 +205,15 @@ def _fetch_all(
                     try:
                         if isinstance(arrived, BadInput):
                             raise arrived
-                        _check_neighbours(file, arrived, listed, here, accepted)
+                        _check_neighbours(file, arrived, listed, fetched, accepted)
                     except BadInput as error:
                         faults.append(str(error))
                         if len(faults) == MAX_FAULTS:
                             faults.append("that many are enough to stop")
                             break
                     else:
-                        here[file.name] = _placed(arrived, out / file.name)
-                        acquired.put(here[file.name])
+                        fetched[file.name] = _placed(arrived, out / file.name)
+                        acquired.put(fetched[file.name])
                         size_bytes += arrived.file.bytes
                         done += 1
         except Unavailable:
@@ -314,7 +314,7 @@ def as_input(path: Path, name: str) -> Input:
 
 
 def _check_neighbours(
-    file: Wanted, arrived: _Arrived, listed: Sequence[Wanted], here: Mapping[str, Fetched], accepted: Sequence[str]
+    file: Wanted, arrived: _Arrived, listed: Sequence[Wanted], fetched: Mapping[str, Fetched], accepted: Sequence[str]
 ) -> None:
     """A baseline file holds about as many records as those beside it; the last one may have fewer.
 
@@ -325,9 +325,9 @@ def _check_neighbours(
     if not (file.group or "").startswith("baseline") or file.last or file.name in accepted:
         return
     beside = sorted(
-        (abs(number_of(other.name) - number_of(file.name)), here[other.name].records)
+        (abs(number_of(other.name) - number_of(file.name)), fetched[other.name].records)
         for other in listed
-        if other.group == file.group and not other.last and other.name != file.name and other.name in here
+        if other.group == file.group and not other.last and other.name != file.name and other.name in fetched
     )
     counts = [records for _, records in beside[:NEIGHBOURS]] or [BASELINE_RECORDS]
     if not min(counts) / 2 <= records <= max(counts) * 2:
@@ -339,8 +339,8 @@ def _check_neighbours(
 
 def number_of(name: str) -> int:
     """The number in the name of one of PubMed's files, 0 if there is none."""
-    found = re.search(r"n(\d+)\.xml", name)
-    return int(found[1]) if found else 0
+    match = re.search(r"n(\d+)\.xml", name)
+    return int(match[1]) if match else 0
 
 
 def _placed(arrived: _Arrived, path: Path) -> Fetched:
@@ -370,9 +370,9 @@ def _is_intact(out: Path, wanted: Wanted, known: Fetched | None, acquired: Acqui
     return False
 
 
-def _say_what_is_gone(listed: Sequence[Wanted], here: Mapping[str, Fetched], out: Path) -> None:
+def _say_what_is_gone(listed: Sequence[Wanted], fetched: Mapping[str, Fetched], out: Path) -> None:
     names, groups = {file.name for file in listed}, {file.group for file in listed} - {None}
-    for file in here.values():
+    for file in fetched.values():
         if file.group in groups and file.name not in names:
             print(f"{file.name} is no longer listed at its source; it stays in {out}")
 

@@ -71,7 +71,7 @@ def _entries(body: bytes, page: str) -> list[tuple[str, int, str, str | None]]:
     Raises:
         BadInput: it lists something else.
     """
-    found = []
+    entries = []
     try:
         if problem := too_full(body):
             raise ValueError(problem)
@@ -82,10 +82,10 @@ def _entries(body: bytes, page: str) -> list[tuple[str, int, str, str | None]]:
                 raise TypeError
             if not isinstance(sha256, (str, type(None))):
                 raise TypeError
-            found.append((path, size_bytes, oid, sha256))
+            entries.append((path, size_bytes, oid, sha256))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise BadInput(f"{page} is not the listing of a dataset; it begins with {body[:60]!r}") from None
-    return found
+    return entries
 
 
 def count_lines(path: Path, name: str) -> int:
@@ -107,5 +107,5 @@ def count_lines(path: Path, name: str) -> int:
 
 def _next_page(link: str) -> Location | None:
     """The address of the next page in a `Link` header."""
-    found = re.search(r'<([^<>]{1,2000})>;\s{0,10}rel="next"', link)
-    return Location(found[1]) if found else None
+    match = re.search(r'<([^<>]{1,2000})>;\s{0,10}rel="next"', link)
+    return Location(match[1]) if match else None

@@ -189,19 +189,19 @@ def _article(web: Web, url: Location, version: Version, tier: str, limit_bytes: 
         outcome, license, md5 = _judged(described, version, tier)
         if outcome != FETCHED and not version.packed:
             return Article(outcome, license)
-        found = web.get(url / f"{version.name}/{version.name}.xml", limit_bytes)
+        answer = web.get(url / f"{version.name}/{version.name}.xml", limit_bytes)
     except Missing:
         return Article(GONE)
-    _check_etag(found, f"{version.name}.xml")
-    if md5 is not None and (seen := md5_hex(found.body)) != md5:
+    _check_etag(answer, f"{version.name}.xml")
+    if md5 is not None and (seen := md5_hex(answer.body)) != md5:
         raise Wrong(f"the MD5 of {version.name}.xml is {seen}, its metadata say {md5}")
     try:
-        root = _root(found.body)
+        root = _root(answer.body)
     except etree.XMLSyntaxError as error:
-        raise Wrong(f"{version.name}.xml is not XML ({error.msg}); it begins with {found.body[:60]!r}") from None
+        raise Wrong(f"{version.name}.xml is not XML ({error.msg}); it begins with {answer.body[:60]!r}") from None
     if root != "article":
         raise Wrong(f"{version.name}.xml has the root element <{root}>, not <article>")
-    return Article(outcome, license, described.body, found.body)
+    return Article(outcome, license, described.body, answer.body)
 
 
 class _FirstElement:

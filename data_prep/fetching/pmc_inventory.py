@@ -88,8 +88,8 @@ def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> Non
 def _versions(lines: Iterator[bytes], places: list[int]) -> Iterator[tuple[int, int, str, str]]:
     for row in csv.reader(f"{line.decode()}\n" for line in lines):
         key, modified, etag = (row[place] for place in places)
-        if found := KEY.fullmatch(unquote(key)):
-            yield int(found[1]), int(found[2]), etag.strip('"'), modified
+        if match := KEY.fullmatch(unquote(key)):
+            yield int(match[1]), int(match[2]), etag.strip('"'), modified
 
 
 def _newest_inventory(web: Web, url: Location) -> tuple[str, JsonDict]:

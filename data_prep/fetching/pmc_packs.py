@@ -145,8 +145,8 @@ class Packer:
 
 
 def _number(path: Path) -> int:
-    found = PACK.fullmatch(path.name)
-    return int(found[1]) if found else 0
+    match = PACK.fullmatch(path.name)
+    return int(match[1]) if match else 0
 
 
 def forget_lost_packs(database: sqlite3.Connection, out: Path, dry_run: bool) -> None:

@@ -42,7 +42,7 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
     Raises:
         BadInput: the listing is none, or has no files of this year.
     """
-    found: list[Wanted] = []
+    wanted: list[Wanted] = []
     for folder in sets:
         above = url / folder
         answer = web.get(above / "", LISTING_BYTES).body
@@ -64,7 +64,7 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
         for number, name in chosen:
             day, size = listed[name][4] or "", listed[name][5] or ""
             size_bytes = int(float(size.rstrip("KMG")) * UNITS.get(size[-1:], 1)) if size else 0
-            found.append(
+            wanted.append(
                 Wanted(
                     name,
                     above / name,
@@ -75,9 +75,9 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
                     last=number == chosen[-1][0],
                 )
             )
-        if bare := sum(not file.has_md5 for file in found):
+        if bare := sum(not file.has_md5 for file in wanted):
             print(f"{bare:,} files have no .md5 beside them at {above}/; their content alone is checked")
-    return found
+    return wanted
 
 
 def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:

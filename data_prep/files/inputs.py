@@ -99,16 +99,16 @@ def find(patterns: Sequence[str], suffixes: Sequence[str], beside: Sequence[str]
         BadInput: nothing is there, a folder cannot be read, a file has another ending, or two would have one name. A
             file that cannot be read is found with its `problem`.
     """
-    found: dict[str, Input] = {}
+    inputs: dict[str, Input] = {}
     for pattern in patterns:
         for file in _expand(Location(pattern), tuple(suffixes), tuple(beside)):
-            if file.name in found and found[file.name].url != file.url:
+            if file.name in inputs and inputs[file.name].url != file.url:
                 raise BadInput(
-                    f"{found[file.name].url} and {file.url} would both be called {file.name}; "
+                    f"{inputs[file.name].url} and {file.url} would both be called {file.name}; "
                     "give the folder above them as the input"
                 )
-            found[file.name] = file
-    return sorted(found.values(), key=lambda file: natural(file.name))
+            inputs[file.name] = file
+    return sorted(inputs.values(), key=lambda file: natural(file.name))
 
 
 def natural(name: str) -> list[tuple[int, str]]:
@@ -151,9 +151,9 @@ def content(url: Location, limit_bytes: int) -> bytes | None:
         if not fs.exists(path):
             return None
         with fs.open(path, "rb") as file:
-            found = file.read(limit_bytes + 1)
-    check_bytes(len(found), limit_bytes, url, "it is not what its name says; remove it, or get it again")
-    return found
+            data = file.read(limit_bytes + 1)
+    check_bytes(len(data), limit_bytes, url, "it is not what its name says; remove it, or get it again")
+    return data
 
 
 def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str | None]]:
@@ -257,8 +257,8 @@ def _by_ending(names: Sequence[str]) -> str:
 
 def _files(fs: Any, folder: str) -> list[JsonDict]:
     # An unreadable folder is an error, where fsspec leaves it out without a word.
-    found = fs.find(folder, detail=True, **({"on_error": "raise"} if _is_local(fs) else {}))
-    return list(found.values())
+    entries = fs.find(folder, detail=True, **({"on_error": "raise"} if _is_local(fs) else {}))
+    return list(entries.values())
 
 
 def _file_system(url: Location) -> tuple[Any, str]:

@@ -130,8 +130,8 @@ def lines(stream: Readable, name: str) -> Iterator[bytes]:
     """
     rest: list[bytes] = []
     rest_bytes = 0
-    found = blocks(stream, name)
-    for block in chain([next(found, b"").removeprefix(BOM_UTF8)], found):
+    read = blocks(stream, name)
+    for block in chain([next(read, b"").removeprefix(BOM_UTF8)], read):
         first, *others = block.split(b"\n")
         if rest_bytes <= RECORD_BYTES:
             rest.append(first)

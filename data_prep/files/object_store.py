@@ -92,8 +92,8 @@ class Store:
                 job.result()
         contents = self.contents()
         for name, path in files.items():
-            if (found := contents.get(name, 0)) != (size := path.stat().st_size):
-                raise Unavailable(f"{self.url}/{name} arrived with {found:,} of {size:,} bytes")
+            if (arrived := contents.get(name, 0)) != (size := path.stat().st_size):
+                raise Unavailable(f"{self.url}/{name} arrived with {arrived:,} of {size:,} bytes")
 
     def sha256(self, name: str) -> str:
         """The hash of what the store gives back for an object, in hex; nothing if it differs from its own checksum."""

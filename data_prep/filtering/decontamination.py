@@ -98,13 +98,13 @@ class Grams:
 
     def within(self, text: str) -> list[int]:
         """The numbers, of 63 bits, of the grams that a text holds, each once."""
-        found: set[int] = set()
+        numbers: set[int] = set()
         for words in words_in_pieces(text, GRAM_WORDS - 1, readings):
             for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # few, and some of them by chance
                 for size in self._sizes:
                     if number := self._numbers.get(b" ".join(words[start : start + size])):
-                        found.add(number)
-        return sorted(found)
+                        numbers.add(number)
+        return sorted(numbers)
 
     def _places(self, words: Sequence[bytes]) -> np.ndarray:
         """Where in the table each run of `SHORTEST_WORDS` words belongs; shape (runs,)."""
@@ -153,9 +153,9 @@ def words_in_pieces(
     """
     before: list[list[bytes]] = [[]]
     for piece in pieces(text):
-        found = [words_of(reading) for reading in read(piece)]
-        ways = range(max(len(before), len(found)))
-        tails, ends = ([lists[way] if way < len(lists) else lists[0] for way in ways] for lists in (before, found))
+        latest = [words_of(reading) for reading in read(piece)]
+        ways = range(max(len(before), len(latest)))
+        tails, ends = ([lists[way] if way < len(lists) else lists[0] for way in ways] for lists in (before, latest))
         before = [tail[max(0, len(tail) - again) :] + words for tail, words in zip(tails, ends, strict=True)]
         yield from before
 

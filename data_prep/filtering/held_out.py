@@ -28,9 +28,9 @@ def read_pmids(files: Sequence[Input]) -> Iterator[int]:
                 line = line.removeprefix(b"\xef\xbb\xbf").rstrip(b"\r")
                 if b"\r" in line:
                     raise BadInput(f"{file.url}, line {number}: its lines end in CR alone; end them in LF")
-                if found := PMID_LINE.match(line):
+                if match := PMID_LINE.match(line):
                     count += 1
-                    yield int(found[1])
+                    yield int(match[1])
                 elif line.strip() and (number > 1 or not HEADING.match(line)):
                     raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
         if not count:

@@ -67,26 +67,26 @@ def write_bucket(
         members: a batch's key, the split of each entry of it that stays, and the places of its frames.
         tick: is told the spool's bytes that were read, and the documents.
     """
-    found = [
+    documents = [
         (place_of(document.id), chosen[entry], document)
         for key, chosen, places in members
         for entry, document in spool.documents(key, work, places)
         if entry in chosen
     ]
-    found.sort(key=lambda item: item[0])
+    documents.sort(key=lambda item: item[0])
     tallies: dict[str, Tally] = {}
-    for split in sorted({split for _, split, _ in found}):
+    for split in sorted({split for _, split, _ in documents}):
         tally = tallies[split] = Tally()
         with (
             written_aside(out / f"{split}-{bucket:05}{PART}") as path,
             json_lines.Writer(path) as writer,
         ):
-            for _, own, document in found:
+            for _, own, document in documents:
                 if own == split:
                     tally.add(document, len(document.text.encode()))
                     writer.write(record_of(document))
     write_json(out / f"bucket-{bucket:05}.json", {split: asdict(tally) for split, tally in tallies.items()})
-    tick(bytes=sum(size for *_, places in members for _, size in places), documents=len(found))
+    tick(bytes=sum(size for *_, places in members for _, size in places), documents=len(documents))
 
 
 def write_parts(out: Path, batches: Sequence[Batch], selection: Selection, work: Path, workers: Workers) -> None:

@@ -236,16 +236,16 @@ class Selection:
             grams: numbers of the grams by the names of the files.
         """
         self._db.execute("CREATE TEMP TABLE of_file (gram INTEGER PRIMARY KEY)")
-        found = Counter[str]()
+        counts = Counter[str]()
         for name, numbers in grams.items():
             self._db.execute("DELETE FROM of_file")
             self._db.executemany("INSERT OR IGNORE INTO of_file VALUES (?)", ((number,) for number in numbers))
-            found[name] = self._db.execute(
+            counts[name] = self._db.execute(
                 "SELECT COUNT(DISTINCT number) FROM grams JOIN of_file USING (gram) JOIN entries USING (number) "
                 "WHERE reason = ? AND gram NOT IN (SELECT gram FROM common)",
                 (OVERLAP,),
             ).fetchone()[0]
-        return found
+        return counts
 
     def without(self, column: str) -> int:
         """How many of the documents that stay have no `pmid` or no `date`."""
@@ -272,9 +272,9 @@ class Selection:
         """Move documents of train to val, the first by a hash of their ids, until val has `least`."""
         missing = least - self.documents().get("val", 0)
         if missing > 0:
-            found = self._db.execute("SELECT id, number FROM entries WHERE reason IS NULL AND split = 1").fetchall()
-            found.sort(key=lambda one: spool.share_of(one[0]))
-            self._db.executemany("UPDATE entries SET split = 0 WHERE number = ?", ((n,) for _, n in found[:missing]))
+            moved = self._db.execute("SELECT id, number FROM entries WHERE reason IS NULL AND split = 1").fetchall()
+            moved.sort(key=lambda one: spool.share_of(one[0]))
+            self._db.executemany("UPDATE entries SET split = 0 WHERE number = ?", ((n,) for _, n in moved[:missing]))
 
     def dropped(self) -> Counter[str]:
         """How many went, by reason."""
@@ -284,8 +284,8 @@ class Selection:
 
     def documents(self) -> dict[str, int]:
         """How many stay, by split."""
-        found = self._db.execute("SELECT split, COUNT(*) FROM entries WHERE reason IS NULL GROUP BY split")
-        return {SPLITS[split]: count for split, count in found}
+        counts = self._db.execute("SELECT split, COUNT(*) FROM entries WHERE reason IS NULL GROUP BY split")
+        return {SPLITS[split]: count for split, count in counts}
 
     def chosen(self) -> Iterator[tuple[int, dict[int, dict[int, str]]]]:
         """What stays: each bucket in order with batch -> entry -> split."""

@@ -41,8 +41,8 @@ class Corpus:
         self.manifest = read_manifest(folder, STAGE, "python data_prep/corpus.py", LISTED)
         self.parts: dict[str, list[str]] = {}
         for name in sorted(self.manifest["outputs"]):
-            if found := NAME.fullmatch(name):
-                self.parts.setdefault(found[1], []).append(name)
+            if match := NAME.fullmatch(name):
+                self.parts.setdefault(match[1], []).append(name)
         if not self.parts:
             raise BadInput(f"{folder} has no documents; make it again with `python data_prep/corpus.py`")
         self._first: dict[str, bytes] = {}
@@ -88,11 +88,11 @@ class Corpus:
         names = [(split, name) for split, names in self.parts.items() for name in names]
         sizes = [self.manifest["outputs"][name]["bytes"] for _, name in names]
         for split, name in draw.choices(names, sizes, k=PARTS_TRIED):
-            found = [
+            documents = [
                 one for one in self.documents(split, name).values() if one.source in sets and one.id not in without
             ]
-            if found:
-                return split, draw.choice(found)
+            if documents:
+                return split, draw.choice(documents)
         return None
 
     def _first_place(self, split: str, name: str) -> bytes:

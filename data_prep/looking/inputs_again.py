@@ -63,19 +63,19 @@ class Inputs:
 
     def source(self, name: str) -> Source | None:
         """The source as the corpus was made with it; None where this version has no such one."""
-        found = self._sources[name]
-        return None if isinstance(found, str) else found
+        source = self._sources[name]
+        return None if isinstance(source, str) else source
 
     def origins(self, numbers: Collection[int]) -> dict[int, Origin]:
         """Inputs by their numbers in the list, with the file where it is there, as long and as large as then."""
-        found: dict[int, Origin] = {}
+        origins: dict[int, Origin] = {}
         sizes: dict[int, int] = {}
         for number, record in self._records():
             if number in numbers:
                 values = (record[key] for key in ("source", "name", "entries", "sha256"))
-                found[number], sizes[number] = Origin(*values), record["bytes"]
-        places = self._places({origin.sha256 for origin in found.values()})
-        return {number: self._located(origin, sizes[number], places) for number, origin in found.items()}
+                origins[number], sizes[number] = Origin(*values), record["bytes"]
+        places = self._places({origin.sha256 for origin in origins.values()})
+        return {number: self._located(origin, sizes[number], places) for number, origin in origins.items()}
 
     def numbers(self, fits: Callable[[JsonDict], bool]) -> list[int]:
         """The numbers of the inputs that a test finds fit, in their order."""

@@ -53,8 +53,8 @@ class View:
     @cached_property
     def pieces(self) -> list[Piece]:
         """The text, with what was removed and added where that is known."""
-        told, text = self.shown.told, self.document.text
-        return [Piece(text)] if told is None else told.pieces(text)
+        changes, text = self.shown.told, self.document.text
+        return [Piece(text)] if changes is None else changes.pieces(text)
 
     @property
     def removed_percent(self) -> float:
@@ -72,12 +72,12 @@ class View:
     def html(self) -> list[Markup]:
         """The pieces, escaped."""
         self._named.clear()
-        left, found = DOCUMENT_CHARACTERS, []
+        left, parts = DOCUMENT_CHARACTERS, []
         for piece in self.pieces:
             if left > 0:
-                found.append(self._html(Piece(piece.text[:left], piece.kind, piece.rule)))
+                parts.append(self._html(Piece(piece.text[:left], piece.kind, piece.rule)))
             left -= len(piece.text)
-        return found
+        return parts
 
     def _html(self, piece: Piece) -> Markup:
         from markupsafe import Markup
@@ -144,17 +144,17 @@ def page(corpus: Corpus, shown: Sequence[Shown], looked: Survey, seed: int, chos
 
 def uses(views: Sequence[View]) -> dict[str, Uses]:
     """What each rule did, in the order of `RULES`."""
-    found = {rule: Uses() for rule in RULES}
+    by_rule = {rule: Uses() for rule in RULES}
     for view in views:
         for rule in {piece.rule for piece in view.pieces if piece.rule}:
-            found[rule].documents += 1
+            by_rule[rule].documents += 1
         for piece in view.pieces:
             if piece.rule:
-                use = found[piece.rule]
+                use = by_rule[piece.rule]
                 use.places += 1
                 use.removed += len(piece.text) if piece.kind == REMOVED else 0
                 use.added += len(piece.text) if piece.kind == ADDED else 0
-    return {rule: use for rule, use in found.items() if use.places}
+    return {rule: use for rule, use in by_rule.items() if use.places}
 
 
 def hue(rule: str) -> int:

@@ -83,19 +83,19 @@ class _Sampler:
 
     def of_kind(self, kind: Kind, count: int) -> list[Shown]:
         """So many documents of inputs of one kind; fewer where there are no more."""
-        found: list[Shown] = []
-        while len(found) < count:
-            drawn = Counter(n for n in (kind.draw(self._draw) for _ in range(count - len(found))) if n is not None)
+        chosen: list[Shown] = []
+        while len(chosen) < count:
+            drawn = Counter(n for n in (kind.draw(self._draw) for _ in range(count - len(chosen))) if n is not None)
             if not drawn:
                 break
             origins = self._listing.origins(drawn)
             with Progress("read inputs", sum(o.file.bytes for o in origins.values() if o.file)) as progress:
                 for number, wanted in sorted(drawn.items()):
                     some = self._of_input(origins[number], wanted, progress)
-                    found += some
+                    chosen += some
                     if len(some) < wanted:
                         kind.spent.add(number)
-        return found
+        return chosen
 
     def _of_input(self, origin: Origin, count: int, progress: Progress) -> list[Shown]:
         source, problem = self._listing.source(origin.source_name), origin.problem
@@ -190,8 +190,8 @@ def _is(document: Document, problems: dict[str, None]) -> Callable[[Again], bool
 
 def _where(corpus: Corpus, listing: Inputs, document: Document, problems: dict[str, None]) -> Iterator[Origin]:
     """The inputs that may hold a document, the likeliest first; why others cannot be looked into."""
-    found = NUMBERED.fullmatch(document.id)
-    digits = str(found[1]) if found else None
+    match = NUMBERED.fullmatch(document.id)
+    digits = str(match[1]) if match else None
     in_name = re.compile(rf"(?<!\d){digits}(?!\d)") if digits else None
 
     def may_hold(record: JsonDict) -> bool:

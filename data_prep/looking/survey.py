@@ -62,15 +62,15 @@ class Survey:
 
 def survey(corpus: Corpus, seed: int) -> Survey:
     """Look through one part of each split, chosen by the seed."""
-    draw, found = random.Random(seed), Survey()
+    draw, summary = random.Random(seed), Survey()
     oddest: dict[str, list[tuple[float, str, str]]] = {kind: [] for kind in KINDS}
     texts: dict[str, str] = {}
     for split, names in corpus.parts.items():
         for document in corpus.documents(split, draw.choice(names)).values():
-            found.documents += 1
+            summary.documents += 1
             words = document.text.split()
             characters, signs = len(document.text), sum(map(len, words))
-            lengths = found.sets.setdefault(document.source, Lengths())
+            lengths = summary.sets.setdefault(document.source, Lengths())
             lengths.characters.append(characters)
             lengths.words.append(len(words))
             others = len(LETTERS_AND_SPACE.sub("", document.text))
@@ -80,10 +80,10 @@ def survey(corpus: Corpus, seed: int) -> Survey:
                 _keep(oddest[SIGNS], (round(100 * others / signs, 1), document.id, split))
             texts |= {document.id: _excerpt(words)} if _is_kept(document.id, oddest) else {}
     for kind, kept in oddest.items():
-        found.oddities[kind] = [
+        summary.oddities[kind] = [
             Oddity(abs(rank), id, split, texts[id]) for rank, id, split in sorted(kept, reverse=True)
         ]
-    return found
+    return summary
 
 
 def _keep(kept: list[tuple[float, str, str]], one: tuple[float, str, str]) -> None:

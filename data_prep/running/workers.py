@@ -196,7 +196,7 @@ def _call(function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
 def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Path, progress: Progress) -> None:
     mark = uuid4().hex
     write_text(folder / MARK, mark)
-    here = _Node(folder.absolute(), mark, library_versions(*LIBRARIES))
+    driver = _Node(folder.absolute(), mark, library_versions(*LIBRARIES))
     with connected() as ray:
         from ray.exceptions import RayError, RayTaskError
 
@@ -206,7 +206,7 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Pat
         pending: dict[Any, str] = {}
         while True:
             while len(pending) < 2 * slots and (task := next(todo, None)):
-                pending[call.remote(here, function, task.arguments)] = task.name
+                pending[call.remote(driver, function, task.arguments)] = task.name
             if not pending:
                 return
             progress.waiting_for = list(pending.values())[:slots]
@@ -296,9 +296,9 @@ class _Node:
             raise BadInput(f"node {name} has other libraries: {', '.join(lines)}; install requirements.txt there")
 
 
-def _call_on_ray(here: _Node, function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:
+def _call_on_ray(driver: _Node, function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:
     """What the task did comes back when it ends."""
-    here.check()
+    driver.check()
     total = Done()
 
     def tick(bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
@@ -335,8 +335,8 @@ def connected(or_begin: bool = False) -> Iterator[Any]:
         return
     address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if found := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself looks for it for many minutes
-            socket.create_connection((found[1], int(found[2])), CONNECT_TIMEOUT_S).close()
+        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself looks for it for many minutes
+            socket.create_connection((match[1], int(match[2])), CONNECT_TIMEOUT_S).close()
         if or_begin and address == "auto":
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
         else:

@@ -92,8 +92,8 @@ def _fetch(url: Location, path: Path, expected: dict[str, Any]) -> None:
             ):
                 with aside.open("wb") as file:
                     shutil.copyfileobj(stream, file, 1 << 20)
-                if (found := stream.sha256()) != expected["sha256"]:
-                    raise BadInput(f"{url} is not what was written either: its sha256 is {found}")
+                if (sha256 := stream.sha256()) != expected["sha256"]:
+                    raise BadInput(f"{url} is not what was written either: its sha256 is {sha256}")
             return
         except BadInput as error:
             problem = error

@@ -50,7 +50,7 @@ def upload(folder: Path, url: str) -> None:
                     far.put_files({name: folder / name for name in left})
                 there = group if attempt == 0 else left
                 hashes = dict(zip(there, pool.map(far.sha256, there), strict=True))
-                left = [name for name, found in hashes.items() if found != outputs[name]["sha256"]]
+                left = [name for name, sha256 in hashes.items() if sha256 != outputs[name]["sha256"]]
                 if not left:
                     break
             else:

@@ -65,22 +65,22 @@ def check_manifest(folder: Path) -> None:
 def _check_files(info: ShardsInfo) -> None:
     """Every file is there and has its hash, and no other one lies beside them but a shard that was unpacked."""
     outputs = info.manifest["outputs"]
-    here = {path.relative_to(info.folder).as_posix() for path in info.folder.rglob("*") if path.is_file()}
-    if missing := sorted(outputs.keys() - here):
+    present = {path.relative_to(info.folder).as_posix() for path in info.folder.rglob("*") if path.is_file()}
+    if missing := sorted(outputs.keys() - present):
         raise BadInput(f"{info.folder / missing[0]} is missing ({len(missing)} of {len(outputs)} files are)")
     for name, expected in tqdm(outputs.items(), desc="hash", unit=" files", disable=None):
         path = info.folder / name
-        found = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        measured = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
         for key, value in expected.items():
-            if found[key] != value:
-                raise BadInput(f"{path}: {key} is {found[key]}, the manifest says {value}")
+            if measured[key] != value:
+                raise BadInput(f"{path}: {key} is {measured[key]}, the manifest says {value}")
     unpacked = {
         f"{split}/{shard['raw_data']['basename']}"
         for split in SPLITS
         for shard in read_index(info.folder / split)
         if shard["zip_data"]
     }
-    if foreign := sorted(here - outputs.keys() - unpacked - {MANIFEST}):
+    if foreign := sorted(present - outputs.keys() - unpacked - {MANIFEST}):
         raise BadInput(f"{info.folder / foreign[0]} does not belong to the shards ({len(foreign)} such files)")
 
 
@@ -170,5 +170,5 @@ def _check_hashes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
     for name, value in expected["hashes"].items():
         if name not in HASHES:
             raise BadInput(f"{path}: the index gives its {name}, which is none of {', '.join(HASHES)}")
-        if (found := HASHES[name](data).hexdigest()) != value:
-            raise BadInput(f"{path}: {name} is {found}, the index says {value}")
+        if (computed := HASHES[name](data).hexdigest()) != value:
+            raise BadInput(f"{path}: {name} is {computed}, the index says {value}")

@@ -95,21 +95,21 @@ class Told:
         Args:
             text: what became of the entry.
         """
-        found: list[Piece] = []
+        pieces: list[Piece] = []
         for strand in self.strands:
             line = _noted(strand)
             for rule, after in strand.steps:
                 line = changed(line, after, rule)
             line = [piece for piece in line if piece.text]
             is_text = any(piece.kind != REMOVED for piece in line)
-            if found and line:
-                found.append(Piece("\n\n") if is_text else Piece("\n", REMOVED, line[0].rule))
-            found += line
-        if not found:
-            found = [Piece(self.whole[0][1] if self.whole else text)]
+            if pieces and line:
+                pieces.append(Piece("\n\n") if is_text else Piece("\n", REMOVED, line[0].rule))
+            pieces += line
+        if not pieces:
+            pieces = [Piece(self.whole[0][1] if self.whole else text)]
         for rule, before, after in self.whole:
-            found = changed(changed(found, before, JOINED), after, rule)
-        return _joined(changed(found, text, JOINED))
+            pieces = changed(changed(pieces, before, JOINED), after, rule)
+        return _joined(changed(pieces, text, JOINED))
 
 
 class Record:
@@ -149,8 +149,8 @@ class Record:
 
     def take(self) -> Told:
         """What was told since the last time."""
-        told, self._told = self._told, Told()
-        return told
+        changes, self._told = self._told, Told()
+        return changes
 
 
 _listening: list[Record] = []
@@ -194,38 +194,38 @@ def changed(pieces: Sequence[Piece], text: str, rule: str) -> list[Piece]:
     edits = list(_edits(before, text))
     if not edits:
         return list(pieces)
-    found: list[Piece] = []
+    result: list[Piece] = []
     at = 0
     edits.append((len(before) + 1, len(before) + 1, ""))
     start, end, new = edits.pop(0)
     for piece in pieces:
         if piece.kind == REMOVED:
-            found.append(piece)
+            result.append(piece)
             continue
         rest = piece.text
         while rest:
             if at < start:  # before the next edit
                 kept, rest = rest[: start - at], rest[start - at :]
-                found.append(Piece(kept, piece.kind, piece.rule))
+                result.append(Piece(kept, piece.kind, piece.rule))
                 at += len(kept)
                 continue
             gone, rest = rest[: end - at], rest[end - at :]
             silent = rule == JOINED and not gone.strip() and not new.strip()
             if gone and piece.kind == KEPT and not silent:
-                found.append(Piece(gone, REMOVED, rule))
+                result.append(Piece(gone, REMOVED, rule))
             at += len(gone)
             if at == end:
                 if new:
-                    found.append(Piece(new) if silent else Piece(new, ADDED, rule))
+                    result.append(Piece(new) if silent else Piece(new, ADDED, rule))
                 start, end, new = edits.pop(0)
     if new:  # at the very end
-        found.append(Piece(new) if rule == JOINED and not new.strip() else Piece(new, ADDED, rule))
-    return found
+        result.append(Piece(new) if rule == JOINED and not new.strip() else Piece(new, ADDED, rule))
+    return result
 
 
 def _noted(strand: _Strand) -> list[Piece]:
     """A line as pieces, with what its notes say."""
-    found: list[Piece] = []
+    pieces: list[Piece] = []
     at = place = 0
     text = strand.text
     for note in strand.notes:
@@ -234,11 +234,11 @@ def _noted(strand: _Strand) -> list[Piece]:
         if length:  # white space before it is the line's
             at = _after(text, at, 1) - 1
         end = _after(text, at, length)
-        found.append(Piece(text[begin:at]))
+        pieces.append(Piece(text[begin:at]))
         if note.before.strip():
-            found += changed([Piece(WHITE_SPACE.sub(" ", note.before))], text[at:end], note.rule)
+            pieces += changed([Piece(WHITE_SPACE.sub(" ", note.before))], text[at:end], note.rule)
         at, place = end, note.place + length
-    return [*found, Piece(text[at:])]
+    return [*pieces, Piece(text[at:])]
 
 
 def _after(text: str, start: int, count: int) -> int:
@@ -284,10 +284,10 @@ def _common(one: str, other: str) -> int:
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
     """Neighbours of one kind and rule as one."""
-    found: list[Piece] = []
+    joined: list[Piece] = []
     for piece in pieces:
-        if found and (found[-1].kind, found[-1].rule) == (piece.kind, piece.rule):
-            found[-1] = Piece(found[-1].text + piece.text, piece.kind, piece.rule)
+        if joined and (joined[-1].kind, joined[-1].rule) == (piece.kind, piece.rule):
+            joined[-1] = Piece(joined[-1].text + piece.text, piece.kind, piece.rule)
         elif piece.text:
-            found.append(piece)
-    return found
+            joined.append(piece)
+    return joined

@@ -53,21 +53,21 @@ CUT = re.compile(rf"(?<=\w)[-\u2010\xad][{UNSEEN}]*\s+(?=\w)")
 CUT_AT_LINE_END = re.compile(rf"(?<=\w)[-\u2010\xad][{UNSEEN}]*[^\S\n]*\n\s*(?=\w)")
 
 
-def _control(found: re.Match[str]) -> str:
+def _control(match: re.Match[str]) -> str:
     """What Windows means by a byte that was read as Latin-1, as 0x92 for an apostrophe; else nothing."""
-    return bytes([ord(found[0])]).decode("cp1252", "ignore") if "\x80" <= found[0] <= "\x9f" else ""
+    return bytes([ord(match[0])]).decode("cp1252", "ignore") if "\x80" <= match[0] <= "\x9f" else ""
 
 
-def _rejoined(found: re.Match[str], hyphenated: set[str]) -> str:
+def _rejoined(match: re.Match[str], hyphenated: set[str]) -> str:
     """Nothing, where a word was cut; the hyphen, where it is the word's own; all of it, where the hyphen ends one."""
-    text, start, end = found.string, found.start(), found.end()
+    text, start, end = match.string, match.start(), match.end()
     if SUSPENDED.match(text, end):
-        return found[0]
+        return match[0]
     before = re.search(rf"{SMALL}*$", text[max(0, start - WORD_CHARACTERS) : start])
     after = re.match(rf"{SMALL}*", text[end : end + WORD_CHARACTERS])
     assert before and after
     is_cut = len(before[0]) > 1 and after[0] and f"{before[0]}-{after[0]}" not in hyphenated
-    return "" if is_cut else found[0][0]
+    return "" if is_cut else match[0][0]
 
 
 # In their order; the names are those of the manifest.

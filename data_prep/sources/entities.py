@@ -37,8 +37,8 @@ OTHERS = {"b.thetas": "θ", "b.phis": "φ", "jnodot": "ȷ"}
 
 def with_doctype(first: bytes) -> bytes:
     """The first bytes of an XML file, with a DOCTYPE where it has none; lines keep their numbers."""
-    found = NO_DOCTYPE.match(first)
-    return first[: found.end()] + DOCTYPE + first[found.end() :] if found else first
+    match = NO_DOCTYPE.match(first)
+    return first[: match.end()] + DOCTYPE + first[match.end() :] if match else first
 
 
 def replace_entities(root: etree._Element, name: str) -> None:
@@ -96,7 +96,7 @@ class _Texts:
                 raise BadInput(f"{where} is {'a file' if content is None else 'markup'}; put its text in its place")
             if entity in inside or len(inside) > 8:
                 raise BadInput(f"{where} holds itself, or others too deep; put its text in its place")
-            text = REFERENCE.sub(lambda found: self._referred(found, where, (*inside, entity)), content)
+            text = REFERENCE.sub(lambda match: self._referred(match, where, (*inside, entity)), content)
         else:
             plain = html.entities.html5.get(f"{entity.removeprefix('b.')};")
             text = plain or GREEK.get(entity) or OTHERS.get(entity)
@@ -109,11 +109,11 @@ class _Texts:
             raise BadInput(f"{where} makes the text longer by more than {ENTITY_CHARACTERS:,} characters; leave it out")
         return text
 
-    def _referred(self, found: re.Match[str], where: str, inside: tuple[str, ...]) -> str:
-        decimal, hexadecimal, entity = found.groups()
+    def _referred(self, match: re.Match[str], where: str, inside: tuple[str, ...]) -> str:
+        decimal, hexadecimal, entity = match.groups()
         if entity:
             return self._text(entity, where, inside)
         number = int(decimal) if decimal else int(hexadecimal, 16)
         if number > 0x10FFFF or 0xD800 <= number < 0xE000:
-            raise BadInput(f"{where} holds {found[0]}, no character; put its text in its place")
+            raise BadInput(f"{where} holds {match[0]}, no character; put its text in its place")
         return chr(number)

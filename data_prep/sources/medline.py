@@ -302,5 +302,5 @@ def _date(parts: Mapping[str, str]) -> str | None:
     """`Year`, `Month`, `Day`; or the first year of a `MedlineDate` such as `1979 Nov-1980 May`."""
     if year := parts.get("Year"):
         return iso_date(year, parts.get("Month"), parts.get("Day"))
-    found = re.search("[0-9]{4}", parts.get("MedlineDate", ""))
-    return iso_date(found.group(), None, None) if found else None
+    match = re.search("[0-9]{4}", parts.get("MedlineDate", ""))
+    return iso_date(match.group(), None, None) if match else None

@@ -123,8 +123,8 @@ def unescaped(line: str) -> str:
     A tag counts with the one that closes it: of `n<b and c>d`, or a lone `<i>`, nothing is taken for markup.
     """
     for _ in range(TIMES_ESCAPED):
-        line, found = ESCAPED.subn(lambda match: html.unescape(match[0]), line)
-        if not found:
+        line, replaced = ESCAPED.subn(lambda match: html.unescape(match[0]), line)
+        if not replaced:
             break
     tags = list(TAG.finditer(line)) if "<" in line else []
     open_: defaultdict[str, list[int]] = defaultdict(list)
@@ -156,8 +156,8 @@ def _sign(tag: re.Match[str]) -> str:
 def without_notice(text: str) -> str:
     """A section without the publisher's notice of copyright at its end."""
     end = text[-NOTICE_CHARACTERS:]
-    found = NOTICE.search(text, len(text) - len(end)) if any(part in end for part in IN_NOTICES) else None
-    return text[: found.start()] if found else text
+    match = NOTICE.search(text, len(text) - len(end)) if any(part in end for part in IN_NOTICES) else None
+    return text[: match.start()] if match else text
 
 
 def says_nothing(text: str) -> bool:

@@ -192,8 +192,8 @@ def _metadata(file: Input) -> JsonDict:
 
 def _metadata_name(name: str) -> str | None:
     """Where the metadata of an article of the bucket lie; None for other files."""
-    found = BUCKET.fullmatch(name)
-    return f"{found[1]}metadata/{found[2]}.json" if found else None
+    match = BUCKET.fullmatch(name)
+    return f"{match[1]}metadata/{match[2]}.json" if match else None
 
 
 def _parsed(content: bytes | None, name: str) -> JsonDict:

@@ -50,7 +50,7 @@ def paths(suffix: str) -> list[str]:
         listed = files(PACKAGE) or []
     except PackageNotFoundError:
         raise BadInput(f"the sample lies in the package {PACKAGE}, which is not installed; {WAY_OUT}") from None
-    found = [str(f.locate()) for f in listed if f.parent.as_posix() == "data" and f.name.endswith(suffix)]
-    if not found or not all(Path(path).is_file() for path in found):
+    located = [str(f.locate()) for f in listed if f.parent.as_posix() == "data" and f.name.endswith(suffix)]
+    if not located or not all(Path(path).is_file() for path in located):
         raise BadInput(f"the installed {PACKAGE} lacks its data/*{suffix}; {WAY_OUT}")
-    return found
+    return located

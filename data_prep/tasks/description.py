@@ -60,4 +60,4 @@ def repeated_texts(task: TaskSet) -> int:
         for example in examples:
             options = "\0".join(example.options) if isinstance(example, Question) else ""
             splits.setdefault(f"{example.text}\0{options}", set()).add(split)
-    return sum(len(found) > 1 for found in splits.values())
+    return sum(len(names) > 1 for names in splits.values())

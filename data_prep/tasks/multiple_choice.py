@@ -54,8 +54,8 @@ def _json_lines(
     splits: tuple[str, ...],
     scored: str = "test",
 ) -> TaskSet:
-    found = {split: the_file(folder, pattern.format(split), optional=split != scored) for split in splits}
-    paths = {split: path for split, path in found.items() if path}
+    files = {split: the_file(folder, pattern.format(split), optional=split != scored) for split in splits}
+    paths = {split: path for split, path in files.items() if path}
     questions = {
         split: [
             parse(record, where, f"{split}-{number:05}")
@@ -110,8 +110,8 @@ def mmlu(folder: Path) -> TaskSet:
     splits: dict[str, list[Question]] = {}
     paths = []
     for split in ("dev", "val", "test"):
-        found = {s: the_file(folder, f"{s}_{split}.csv", optional=True) for s in MMLU_SUBJECTS}
-        there = {subject: path for subject, path in found.items() if path}
+        files = {s: the_file(folder, f"{s}_{split}.csv", optional=True) for s in MMLU_SUBJECTS}
+        there = {subject: path for subject, path in files.items() if path}
         if there:
             splits[split] = [q for subject, path in there.items() for q in _subject(path, subject, split)]
             paths += there.values()

@@ -52,16 +52,16 @@ def find(folder: Path) -> dict[str, Path]:
     Raises:
         BadInput: a split in two forms, or several files of which none is a split.
     """
-    found: dict[str, Path] = {}
+    files: dict[str, Path] = {}
     paths = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS and path.is_file())
     for path in paths:
         if path.stem not in SPLITS:
             continue
-        if path.stem in found:
-            raise BadInput(f"{folder} holds {path.stem} twice: {found[path.stem]}, {path}; keep one")
-        found[path.stem] = path
-    if len(found) > 1 or "test" in found:
-        return {split: found[split] for split in SPLITS if split in found}
+        if path.stem in files:
+            raise BadInput(f"{folder} holds {path.stem} twice: {files[path.stem]}, {path}; keep one")
+        files[path.stem] = path
+    if len(files) > 1 or "test" in files:
+        return {split: files[split] for split in SPLITS if split in files}
     if len(paths) > 1:
         names = ", ".join(str(path.relative_to(folder)) for path in paths)
         raise BadInput(f"{folder} holds {names}; name them train, dev and test, or leave one, which is split by a hash")
@@ -184,10 +184,10 @@ def _answer(record: Record, options: Sequence[str]) -> int:
     """The index of the option that the answer names: by its text, else by its letter."""
     by_text = {options.index(record.answer)} if record.answer in options else set()
     letter = LETTERS.find(record.answer) if len(record.answer) == 1 and record.options else -1
-    found = by_text | ({letter} if 0 <= letter < len(options) else set())
-    if len(found) == 1:
-        return found.pop()
-    problem = "is the text of one option and the letter of another" if found else "is no option's text, and no letter"
+    meant = by_text | ({letter} if 0 <= letter < len(options) else set())
+    if len(meant) == 1:
+        return meant.pop()
+    problem = "is the text of one option and the letter of another" if meant else "is no option's text, and no letter"
     answer, listed = record.answer[:80], ", ".join(options)[:200]
     raise BadInput(f"{record.where}: the column 'answer' is {answer!r}, which {problem}; the options are {listed}")
 

@@ -34,8 +34,8 @@ def text(path: Path) -> str:
     except UnicodeDecodeError as error:
         line = content[: error.start].count(b"\n") + 1
         raise BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file") from None
-    if found := LONE_CR.search(decoded):
-        line = decoded.count("\n", 0, found.start()) + 1
+    if match := LONE_CR.search(decoded):
+        line = decoded.count("\n", 0, match.start()) + 1
         raise BadInput(f"{path}, line {line}: a CR stands in it without LF; end all lines in LF or CR LF")
     return decoded
 
@@ -84,11 +84,11 @@ def _parsed(content: str, where: str) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> JsonDict:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    record = dict(pairs)
+    if len(record) < len(pairs):
         names = [name for name, _ in pairs]
         raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
-    return found
+    return record
 
 
 def field(record: JsonDict, name: str, where: str, kind: type = str) -> Any:
@@ -99,8 +99,8 @@ def field(record: JsonDict, name: str, where: str, kind: type = str) -> Any:
     """
     value = record.get(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        found = "is missing" if name not in record else f"is {repr(value)[:80]}, not {KINDS[kind]}"
-        raise BadInput(f"{where}: {name} {found}")
+        problem = "is missing" if name not in record else f"is {repr(value)[:80]}, not {KINDS[kind]}"
+        raise BadInput(f"{where}: {name} {problem}")
     return value
 
 
@@ -110,11 +110,11 @@ def items(record: JsonDict, name: str, where: str, kind: type = str) -> list[Any
     Raises:
         BadInput: it is missing, no list, or something in it is of another type than `kind`.
     """
-    found = field(record, name, where, list)
-    for number, item in enumerate(found, start=1):
+    values = field(record, name, where, list)
+    for number, item in enumerate(values, start=1):
         if not isinstance(item, kind):
             raise BadInput(f"{where}: {name}, entry {number} is {repr(item)[:80]}, not {KINDS[kind]}")
-    return found
+    return values
 
 
 def id_of(record: JsonDict, default: str, where: str, name: str = "id") -> str:

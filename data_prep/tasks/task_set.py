@@ -203,12 +203,12 @@ def the_file(folder: Path, pattern: str, optional: bool = False) -> Path | None:
     Raises:
         BadInput: there is none, or there are several.
     """
-    found = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    if len(found) > 1:
-        raise BadInput(f"{folder} holds {pattern} {len(found)} times: {', '.join(map(str, found))}; keep one")
-    if not found and not optional:
+    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
+    if len(files) > 1:
+        raise BadInput(f"{folder} holds {pattern} {len(files)} times: {', '.join(map(str, files))}; keep one")
+    if not files and not optional:
         raise BadInput(f"{folder} holds no {pattern}")
-    return found[0] if found else None
+    return files[0] if files else None
 
 
 def need(folder: Path, pattern: str) -> Path:
@@ -217,9 +217,9 @@ def need(folder: Path, pattern: str) -> Path:
     Raises:
         BadInput: there is none, or there are several.
     """
-    found = the_file(folder, pattern)
-    assert found is not None
-    return found
+    file = the_file(folder, pattern)
+    assert file is not None
+    return file
 
 
 def the_form(folder: Path, forms: Mapping[str, Sequence[str]]) -> str:
@@ -232,8 +232,8 @@ def the_form(folder: Path, forms: Mapping[str, Sequence[str]]) -> str:
     Raises:
         BadInput: none, or several.
     """
-    found = {form: next((p for pattern in forms[form] for p in folder.rglob(pattern)), None) for form in forms}
-    there = {form: path for form, path in found.items() if path}
+    files = {form: next((p for pattern in forms[form] for p in folder.rglob(pattern)), None) for form in forms}
+    there = {form: path for form, path in files.items() if path}
     if len(there) > 1:
         names = ", ".join(f"{form} ({path.relative_to(folder)})" for form, path in there.items())
         raise BadInput(f"{folder} holds the set in {len(there)} forms: {names}; keep one")

@@ -44,10 +44,10 @@ def find(folder: Path, split: str) -> Path | None:
     Raises:
         BadInput: there are several.
     """
-    found = sorted(path for name in NAMES[split] for suffix in SUFFIXES for path in folder.rglob(name + suffix))
-    if len(found) > 1:
-        raise BadInput(f"{folder} holds {len(found)} files for {split}: {', '.join(map(str, found))}; keep one")
-    return found[0] if found else None
+    files = sorted(path for name in NAMES[split] for suffix in SUFFIXES for path in folder.rglob(name + suffix))
+    if len(files) > 1:
+        raise BadInput(f"{folder} holds {len(files)} files for {split}: {', '.join(map(str, files))}; keep one")
+    return files[0] if files else None
 
 
 def conll(folder: Path) -> TaskSet:
@@ -145,22 +145,22 @@ def scheme_of(where: Mapping[str, str]) -> str:
     Raises:
         BadInput: they are of no scheme, or of several.
     """
-    found = {tag: TAG.fullmatch(tag) for tag in where if tag != "O"}
-    if "O" not in where and not any(found.values()):
+    matches = {tag: TAG.fullmatch(tag) for tag in where if tag != "O"}
+    if "O" not in where and not any(matches.values()):
         return ""
-    for tag, match in found.items():
+    for tag, match in matches.items():
         if not match:
             raise BadInput(
                 f"{where[tag]}: the tag {tag!r} is of no scheme that is read: O with B, I (and E, S or L, U), such as "
                 "B-Disease or B; or plain tags, without any O"
             )
-    typed = {bool(match[2]): tag for tag, match in found.items() if match}
+    typed = {bool(match[2]): tag for tag, match in matches.items() if match}
     if len(typed) > 1:
         raise BadInput(f"{where[typed[False]]}: the tag {typed[False]!r} has no type, as {typed[True]!r} has one")
-    letters = {tag[0] for tag in found}
+    letters = {tag[0] for tag in matches}
     scheme = next((scheme for scheme, known in SCHEMES.items() if letters <= set(known)), None)
     if scheme is None:
-        strange = next(tag for tag in found if tag[0] not in "BIES")
+        strange = next(tag for tag in matches if tag[0] not in "BIES")
         raise BadInput(f"{where[strange]}: the tag {strange!r} is of BILOU, others are of BIOES; a set has one scheme")
     return scheme
 
@@ -190,10 +190,10 @@ def _check_types(splits: dict[str, list[Sentence]]) -> None:
     """Refuse splits without entities, as of published tests without answers, and types that train lacks."""
     kinds = {split: {tag[1:] if TAG.fullmatch(tag) else tag for s in sentences for tag in s.tags if tag != "O"}
              for split, sentences in splits.items()}  # fmt: skip
-    for split, found in kinds.items():
-        if not found:
+    for split, types in kinds.items():
+        if not types:
             raise BadInput(f"{splits[split][0].where}: {split} has no entity, every tag is O; are its tags withheld?")
-        for kind in sorted(found - kinds.get("train", found)):
+        for kind in sorted(types - kinds.get("train", types)):
             where = next(s.where_of(n) for s in splits[split] for n, t in enumerate(s.tags) if t in (kind, t[0] + kind))
             raise BadInput(
                 f"{where}: train has no {kind.lstrip('-')}, so that nothing can learn to find it; leave it out of "
@@ -246,8 +246,8 @@ def entities(tags: Sequence[str], scheme: str) -> set[Entity]:
         return set()
     from seqeval import scheme as schemes  # its metrics would import scikit-learn
 
-    found = schemes.Tokens(list(tags), getattr(schemes, scheme)).entities
-    return {(entity.tag, entity.start, entity.end) for entity in found}
+    spans = schemes.Tokens(list(tags), getattr(schemes, scheme)).entities
+    return {(entity.tag, entity.start, entity.end) for entity in spans}
 
 
 def count(right: Sequence[str], given: Sequence[str], scheme: str) -> dict[str, list[int]]:

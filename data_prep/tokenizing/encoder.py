@@ -91,10 +91,10 @@ class Encoder:
                 ids = np.concatenate(rows)
         sizes_bytes = np.array([len(text) if text.isascii() else len(text.encode()) for text in texts])
         ends = np.concatenate([[0], np.cumsum(self._bytes[ids])])[np.cumsum(counts)]
-        found = np.diff(ends, prepend=0)
-        if len(wrong := np.flatnonzero(found != sizes_bytes)):
+        decoded_bytes = np.diff(ends, prepend=0)
+        if len(wrong := np.flatnonzero(decoded_bytes != sizes_bytes)):
             n = wrong[0]
-            raise BadInput(f"{self._name} made tokens of {found[n]} bytes of a text of {sizes_bytes[n]}")
+            raise BadInput(f"{self._name} made tokens of {decoded_bytes[n]} bytes of a text of {sizes_bytes[n]}")
         return Encoded(ids, counts, sizes_bytes)
 
     def compare(self, text: str) -> bool:

@@ -97,10 +97,10 @@ def differing(parts: Mapping[str, Part], saved: Mapping[str, int], device: Devic
         saved: name -> sum.
         device: as in `first_copy_sums`.
     """
-    found = _over_ranks({name: part.bits for name, part in parts.items()}, device)
+    loaded = _over_ranks({name: part.bits for name, part in parts.items()}, device)
     # 64 bits may overflow where many copies are added up; a bit that differs changes what is left all the same.
     return [
-        name for name, bits in saved.items() if name not in found or (found[name] - parts[name].copies * bits) % 2**64
+        name for name, bits in saved.items() if name not in loaded or (loaded[name] - parts[name].copies * bits) % 2**64
     ]
 
 

@@ -51,8 +51,8 @@ def checkpoint_batch(path: Path | str) -> int:
 def complete_checkpoints(folder: Path) -> list[Path]:
     """All checkpoints of a run that have a manifest, oldest first."""
     paths = folder.iterdir() if folder.is_dir() else ()
-    found = [path for path in paths if CHECKPOINT_NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
-    return sorted(found, key=checkpoint_batch)
+    checkpoints = [path for path in paths if CHECKPOINT_NAME.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    return sorted(checkpoints, key=checkpoint_batch)
 
 
 def manifest_of(checkpoint: Path) -> JsonDict:
@@ -139,9 +139,9 @@ def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_bat
         keep: how many of the newest to keep; -1 keeps all.
         permanent_interval_batches: keep those of every so many batches for ever; None keeps none beyond `keep`.
     """
-    found = sorted((name for name in names if checkpoint_batch(name) <= batch), key=checkpoint_batch)
+    saved = sorted((name for name in names if checkpoint_batch(name) <= batch), key=checkpoint_batch)
     every = permanent_interval_batches
-    old = [] if keep < 0 else found[:-keep]
+    old = [] if keep < 0 else saved[:-keep]
     return [name for name in old if every is None or checkpoint_batch(name) % every]
 
 
@@ -183,7 +183,7 @@ def file_faults(checkpoint: Path, outputs: JsonDict) -> dict[str, str]:
 
     names = sorted(outputs)
     with ThreadPoolExecutor(8) as pool:  # hashing lets go of the interpreter
-        return {name: found for name, found in zip(names, pool.map(check, names), strict=True) if found}
+        return {name: problem for name, problem in zip(names, pool.map(check, names), strict=True) if problem}
 
 
 def newest_intact(
@@ -200,16 +200,16 @@ def newest_intact(
         BadInput: there are checkpoints and none is intact. Starting anew would throw the run away.
     """
     faults: list[str] = []
-    here = {checkpoint.name: partial(fault, checkpoint) for checkpoint in complete_checkpoints(folder)}
+    local = {checkpoint.name: partial(fault, checkpoint) for checkpoint in complete_checkpoints(folder)}
     elsewhere = elsewhere or {}
-    for name in sorted(here.keys() | elsewhere.keys(), key=checkpoint_batch, reverse=True):
-        for look in (here.get(name), elsewhere.get(name)):
+    for name in sorted(local.keys() | elsewhere.keys(), key=checkpoint_batch, reverse=True):
+        for look in (local.get(name), elsewhere.get(name)):
             if look is None:
                 continue
-            found = look()
-            if found is None:
+            problem = look()
+            if problem is None:
                 return folder / name, faults
-            faults.append(found)
+            faults.append(problem)
     if faults:
         raise BadInput(
             f"no checkpoint in {folder}{' or on its remote' if elsewhere else ''} is intact:\n  "

@@ -42,7 +42,7 @@ def computed_with(cfg: RunConfig, fingerprint: JsonDict, sharded: bool, microbat
     device = get_device(cfg.device).name
     repeats = device == "cpu" or torch.are_deterministic_algorithms_enabled()
     pretraining = cfg if isinstance(cfg, TrainConfig) else None
-    told = software()
+    env = software()
     return {
         "forward": _hash({key: value for key, value in fingerprint.items() if key not in ("optimizer", "schedule")}),
         "step": _hash(fingerprint),
@@ -58,10 +58,10 @@ def computed_with(cfg: RunConfig, fingerprint: JsonDict, sharded: bool, microbat
             "activation_checkpointing": cfg.activation_checkpointing,
             "devices": sorted(set(dist.all_gather_object(_processor(device)))),
             "threads": torch.get_num_threads(),
-            "commit": told["commit"] + (f" and {told['uncommitted_sha256'][:12]}" if told["uncommitted"] else ""),
-            "python": told["python"],
-            "cuda": told["cuda"],
-            "versions": told["versions"],
+            "commit": env["commit"] + (f" and {env['uncommitted_sha256'][:12]}" if env["uncommitted"] else ""),
+            "python": env["python"],
+            "cuda": env["cuda"],
+            "versions": env["versions"],
         },
     }
 
@@ -82,10 +82,10 @@ def _processor(device: str) -> str:
     if device != "cpu":
         return torch.cuda.get_device_name()
     try:
-        told = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:  # not Linux
-        told = []
-    model = next((line.partition(":")[2].strip() for line in told if line.startswith("model name")), "CPU")
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "CPU")
     return f"{model}, {torch.backends.cpu.get_cpu_capability()}"
 
 

@@ -45,8 +45,8 @@ def list_checkpoints(run: Path) -> list[Listed]:
         raise BadInput(f"{run} holds no run ({RECORD} is missing)")
     folder = run / CHECKPOINTS
     paths = [path for path in (folder.iterdir() if folder.is_dir() else ()) if CHECKPOINT_NAME.fullmatch(path.name)]
-    found = [_look_at(path) for path in sorted(paths, key=checkpoint_batch)]
-    return [one for one in found if one.path.is_dir()]  # a run that trains meanwhile removes old ones
+    listed = [_look_at(path) for path in sorted(paths, key=checkpoint_batch)]
+    return [one for one in listed if one.path.is_dir()]  # a run that trains meanwhile removes old ones
 
 
 def _look_at(path: Path) -> Listed:

@@ -110,11 +110,11 @@ def check_tokens(cfg: TrainConfig, shards: ShardsInfo) -> None:
 
 def _tokens(path: Path) -> tuple[Any, ...]:
     """What decides the ids of a byte-level BPE tokenizer; `save_pretrained` writes the rest in other words."""
-    found: Any = json.loads(path.read_bytes())
-    model = found["model"]
+    spec: Any = json.loads(path.read_bytes())
+    model = spec["model"]
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
-    added = sorted((token["id"], token["content"]) for token in found["added_tokens"])
-    return model["vocab"], merges, added, found.get("normalizer"), found["pre_tokenizer"].get("add_prefix_space")
+    added = sorted((token["id"], token["content"]) for token in spec["added_tokens"])
+    return model["vocab"], merges, added, spec.get("normalizer"), spec["pre_tokenizer"].get("add_prefix_space")
 
 
 def begin_with(model: GPT2LMHeadModel, cfg: TrainConfig) -> float:

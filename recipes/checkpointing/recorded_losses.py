@@ -50,7 +50,7 @@ def recorded_after(metrics: Path, batch: int, rewinds: int) -> dict[int, Recorde
     Raises:
         BadInput: a start says something else than `computed_with` of how it computed.
     """
-    found: dict[int, RecordedLoss] = {}
+    recorded: dict[int, RecordedLoss] = {}
     start: JsonDict = {}
     for line in read_lines(metrics, skip_damaged=True):
         at = line.get("batch")
@@ -59,11 +59,11 @@ def recorded_after(metrics: Path, batch: int, rewinds: int) -> dict[int, Recorde
             if "computed_with" in start:
                 check_shape(start["computed_with"], COMPUTED_WITH, f"{metrics}, a start", "computed_with")
         elif TRAIN_LOSS in line and at == batch:
-            found = {}
+            recorded = {}
         elif isinstance(at, int) and batch < at <= batch + COMPARED_BATCHES and FINGERPRINT in line:
-            loss, fingerprint, told = line.get(TRAIN_LOSS), line[FINGERPRINT], start.get("computed_with")
-            if start.get("rewinds") == rewinds and told and isinstance(loss, float) and isinstance(fingerprint, int):
-                found[at] = RecordedLoss(loss, fingerprint, told)
+            loss, fingerprint, how = line.get(TRAIN_LOSS), line[FINGERPRINT], start.get("computed_with")
+            if start.get("rewinds") == rewinds and how and isinstance(loss, float) and isinstance(fingerprint, int):
+                recorded[at] = RecordedLoss(loss, fingerprint, how)
             else:
-                found.pop(at, None)
-    return found
+                recorded.pop(at, None)
+    return recorded

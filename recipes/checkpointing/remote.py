@@ -126,11 +126,11 @@ class RemoteRun(Store):
         try:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
-            found = self._fetch(aside, f"{CHECKPOINTS}/{out.name}", contents, accept)
-            if found is None:
+            manifest = self._fetch(aside, f"{CHECKPOINTS}/{out.name}", contents, accept)
+            if manifest is None:
                 shutil.rmtree(out, ignore_errors=True)
                 aside.replace(out)
-            return found
+            return manifest
         except OSError as error:
             raise BadInput(f"cannot write {aside}: {error.strerror or error}") from None
         finally:
@@ -199,7 +199,7 @@ class RemoteRun(Store):
         """
         folder = f"{CHECKPOINTS}/{name}/"
         self.delete([f"{folder}{MANIFEST}"])
-        self.delete([found for found in contents if found.startswith(folder)])
+        self.delete([path for path in contents if path.startswith(folder)])
 
 
 def checkpoints_in(contents: Mapping[str, int]) -> dict[str, bool]:
@@ -208,9 +208,9 @@ def checkpoints_in(contents: Mapping[str, int]) -> dict[str, bool]:
     Args:
         contents: of the store, as `RemoteRun.contents` gives them.
     """
-    found: dict[str, bool] = {}
+    complete: dict[str, bool] = {}
     for name in contents:
         match = re.fullmatch(rf"{CHECKPOINTS}/({CHECKPOINT_NAME.pattern})/(.+)", name)
         if match:
-            found[match[1]] = found.get(match[1], False) or match[4] == MANIFEST
-    return found
+            complete[match[1]] = complete.get(match[1], False) or match[4] == MANIFEST
+    return complete

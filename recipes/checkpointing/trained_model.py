@@ -48,8 +48,8 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
             checkpoint = newest
         else:
             checkpoint = path
-            if found := fault(checkpoint):
-                raise BadInput(f"{found}; give a run folder, an intact checkpoint in one, or a model folder")
+            if problem := fault(checkpoint):
+                raise BadInput(f"{problem}; give a run folder, an intact checkpoint in one, or a model folder")
         folder = checkpoint.parent.parent
         if not (folder / RECORD).is_file():
             raise BadInput(f"{checkpoint} does not lie in a run folder (no {folder / RECORD})")

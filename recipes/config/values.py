@@ -123,8 +123,8 @@ class Hint:
 @cache
 def hints_of(section: type) -> dict[str, Hint]:
     """Key -> what the schema says of it."""
-    found = get_type_hints(section, include_extras=True)
-    return {one.name: Hint(found[one.name]) for one in fields(section)}
+    hints = get_type_hints(section, include_extras=True)
+    return {one.name: Hint(hints[one.name]) for one in fields(section)}
 
 
 def read_section(given: Any, section: type, prefix: str = "") -> dict[str, Any]:
@@ -230,10 +230,10 @@ def read_value(key: str, value: Any, schema: type) -> Any:
     Raises:
         BadInput: as `read_section`.
     """
-    found: Any = read_section(nested(key, value), schema)
+    read: Any = read_section(nested(key, value), schema)
     for name in key.split("."):
-        found = found[name]
-    return found
+        read = read[name]
+    return read
 
 
 def check_section(section: Any, prefix: str = "") -> None:

@@ -90,8 +90,8 @@ def _key_of(host: str) -> str:
     files = [Path(os.environ.get("NETRC", "~/.netrc")), Path("~/_netrc")]
     for file in filter(Path.is_file, (path.expanduser() for path in files)):
         try:
-            if found := netrc.netrc(file).authenticators(host):
-                return found[2] or ""
+            if login := netrc.netrc(file).authenticators(host):
+                return login[2] or ""
         except netrc.NetrcParseError:
             continue
     return ""

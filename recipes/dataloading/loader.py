@@ -73,9 +73,9 @@ class TokenLoader(StreamingDataLoader):
             for batch in super().__iter__():
                 if self.drop_last and delivered == planned:
                     return
-                here = position + delivered * self._world_size
+                place = position + delivered * self._world_size
                 delivered += len(batch["input_ids"])
-                if not skipped_data.is_skipped(self._dataset.skipped, epoch, here):
+                if not skipped_data.is_skipped(self._dataset.skipped, epoch, place):
                     yield batch
             if delivered < planned:
                 splits = ", ".join(stream.local for stream in self._dataset.streams)

@@ -82,8 +82,8 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None, key: str = REM
     expected = info.manifest["outputs"][name]["sha256"]
 
     def check(data: bytes) -> str:
-        found = hashlib.sha256(data).hexdigest()
-        return "" if found == expected else f"sha256 is {found}, the manifest says {expected}"
+        sha256 = hashlib.sha256(data).hexdigest()
+        return "" if sha256 == expected else f"sha256 is {sha256}, the manifest says {expected}"
 
     data = obtain(
         info.folder / name, check, fetches(remote, name, info.folder / name), _way_out(info.folder, remote, key)
@@ -226,11 +226,11 @@ def _differs(expected: JsonDict, data: bytes) -> str:
     """How content differs from its entry in the index, empty if it does not."""
     if len(data) != expected["bytes"]:
         return f"has {len(data)} bytes, the index says {expected['bytes']}"
-    found = xxhash.xxh64_hexdigest(data)
+    computed = xxhash.xxh64_hexdigest(data)
     return (
         ""
-        if found == expected["hashes"]["xxh64"]
-        else f"xxh64 is {found}, the index says {expected['hashes']['xxh64']}"
+        if computed == expected["hashes"]["xxh64"]
+        else f"xxh64 is {computed}, the index says {expected['hashes']['xxh64']}"
     )
 
 

@@ -113,10 +113,10 @@ def documents_of(folder: Path, samples: Sequence[int], seq_len: int) -> list[str
         BadInput: the list is damaged or missing.
     """
     wanted = sorted(samples)
-    found = []
+    ids = []
     for start, record in read_documents(folder):
         first, last = start // seq_len, (start + record["tokens"] - 1) // seq_len
         at = bisect.bisect_left(wanted, first)
         if at < len(wanted) and wanted[at] <= last:
-            found.append(record["id"])
-    return found
+            ids.append(record["id"])
+    return ids

@@ -99,10 +99,10 @@ def _open_store(rank: int, address: str, port: int, timeout_s: float, deadline_s
     thread.start()
     while thread.is_alive() and time.monotonic() < deadline_s:
         thread.join(0.05)  # not longer: meanwhile no signal is answered
-    found = outcome[0] if outcome else None
-    if isinstance(found, TCPStore):
-        return found
-    reason = str(found).splitlines()[0] if found else "it accepts and is silent"
+    opened = outcome[0] if outcome else None
+    if isinstance(opened, TCPStore):
+        return opened
+    reason = str(opened).splitlines()[0] if opened else "it accepts and is silent"
     if rank == 0:
         raise BadInput(
             f"rank 0 cannot listen at {address}:{port}, or not reach itself there: {reason}. If another service "
@@ -145,21 +145,21 @@ def _judge(store: TCPStore, world_size: int, deadline_s: float) -> str:
             print(f"waiting for {_name(missing)} of {world_size}", flush=True)
         time.sleep(0.1)
     first, *others = (json.loads(store.get(f"met/{rank}")) for rank in range(world_size))
-    here = first.pop("host")
-    found: dict[str, list[int]] = {}
+    host = first.pop("host")
+    differing: dict[str, list[int]] = {}
     hosts: dict[int, str] = {}
     for rank, facts in enumerate(others, 1):
         hosts[rank] = facts.pop("host")
         if lines := difference(first, facts):
-            found.setdefault("\n  ".join(lines), []).append(rank)
-    if not found:
+            differing.setdefault("\n  ".join(lines), []).append(rank)
+    if not differing:
         return ""
-    told = [
-        f"rank 0 on {here} -> {_name(ranks)} on {', '.join(sorted({hosts[rank] for rank in ranks}))}:\n  {lines}"
-        for lines, ranks in found.items()
+    messages = [
+        f"rank 0 on {host} -> {_name(ranks)} on {', '.join(sorted({hosts[rank] for rank in ranks}))}:\n  {lines}"
+        for lines, ranks in differing.items()
     ]
     return (
-        "the ranks would not compute the same run:\n" + "\n".join(told) + "\n"
+        "the ranks would not compute the same run:\n" + "\n".join(messages) + "\n"
         "Start all of them from the same checkout and environment, with the same command"
     )
 

@@ -103,10 +103,10 @@ def search(grams: Grams, pmids: frozenset[int], part: tuple[Path, str]) -> _Seen
         pmid = record.get("pmid", pmid_of_id(record["id"]))
         seen.documents[split] = seen.documents.get(split, 0) + 1
         seen.with_pmid += pmid is not None
-        found = _Seen({gram: [document] for gram in grams.within(record["text"])})
+        hits = _Seen({gram: [document] for gram in grams.within(record["text"])})
         if pmid in pmids and split == TRAIN:
-            found.pmids[pmid] = [document]
-        seen.add(found)
+            hits.pmids[pmid] = [document]
+        seen.add(hits)
     return seen
 
 
@@ -152,8 +152,8 @@ def find_leaks(examples: Mapping[str, Example], corpus_folder: Path) -> Leaks:
     parts = [(corpus_folder / name, outputs[name]["sha256"]) for name in names]
     texts = [text for of in texts_of.values() for text in of]
     seen = _Seen()
-    found = _search_all(parts, texts, frozenset(pmid for of in pmids_of.values() for pmid in of))
-    for part in tqdm(found, desc="leaks", total=len(parts), unit=" parts", disable=None):
+    results = _search_all(parts, texts, frozenset(pmid for of in pmids_of.values() for pmid in of))
+    for part in tqdm(results, desc="leaks", total=len(parts), unit=" parts", disable=None):
         seen.add(part)
     _check_pmids(corpus_folder, manifest, seen)
     common = {gram for gram, documents in seen.grams.items() if len(documents) > COMMON_DOCUMENTS}

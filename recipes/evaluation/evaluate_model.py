@@ -78,7 +78,7 @@ def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[
 def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
     """Counts for one task; ids of what leaked, so that another run can leave it out; what leaked of each, and where."""
     ids = {f"{task.name}/{example.id}": example.id for example in task.splits[task.scored]}
-    found = [
+    leaked = [
         {"id": ids[name], **leak}
         for name in sorted(leaks.any & ids.keys())
         for leak in (leaks.pmids.get(name), leaks.words.get(name))
@@ -93,7 +93,7 @@ def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
         "common_runs": leaks.common_runs,
         "documents_searched": leaks.documents,
         "ids": sorted(ids[name] for name in leaks.any & ids.keys()),
-        "found": found,
+        "found": leaked,
     }
 
 

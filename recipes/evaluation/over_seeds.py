@@ -90,7 +90,7 @@ def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -
     rows, results = [], {}
     measured = [measures([predictions[id_] for id_ in ids]) for _, _, predictions in runs]
     for metric in measured[0]:
-        values, weights = (np.array([found[metric][part] for found in measured]) for part in (0, 1))
+        values, weights = (np.array([run[metric][part] for run in measured]) for part in (0, 1))
         score, each, deviation = over_seeds(values, weights)
         results[metric] = {
             **asdict(score),

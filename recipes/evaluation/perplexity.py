@@ -33,9 +33,9 @@ def perplexity(
     eos, n_positions = tokenizer.eos_token_id, model.config.n_positions
     for number, document in enumerate(documents):
         ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
-        found = list(document_windows(ids, eos, n_positions))
-        windows += found
-        owners += [number] * len(found)
+        own = list(document_windows(ids, eos, n_positions))
+        windows += own
+        owners += [number] * len(own)
     nats, tokens = [0.0] * len(documents), [0] * len(documents)
     for owner, window, sum_ in zip(owners, windows, log_probs(model, windows, batch_size), strict=True):
         nats[owner] -= sum_

@@ -270,10 +270,10 @@ class KindWithHead(Kind):
             encoded = [encoder(example) for example in part]
             batch = encoder.collate(list(enumerate(encoded)))
             with torch.no_grad():
-                found = self.answers(gpt2, head, {name: values.to(device) for name, values in batch.items()})
-            for example, one, answers, right in zip(part, encoded, found.cpu(), batch["labels"], strict=True):
-                told = {"id": example.id, "cut": one.truncated}
-                records.append({**told, **self.record(example, answers, right, encoder.labels)})
+                given = self.answers(gpt2, head, {name: values.to(device) for name, values in batch.items()})
+            for example, one, answers, right in zip(part, encoded, given.cpu(), batch["labels"], strict=True):
+                about = {"id": example.id, "cut": one.truncated}
+                records.append({**about, **self.record(example, answers, right, encoder.labels)})
             bar.update(len(part))
         bar.close()
         return records

@@ -127,7 +127,7 @@ class Pairs(Kind):
                 )
             written = generated[0, ids.shape[1] :]
             text = tokenizer.decode(written, skip_special_tokens=True).strip()
-            found = {name: value.fmeasure for name, value in rouge.score(pair.target, text).items()}
+            scores = {name: value.fmeasure for name, value in rouge.score(pair.target, text).items()}
             ended = tokenizer.eos_token_id in written.tolist()
-            records.append({"id": pair.id, "cut": cut, "text": text, "ended": ended, **found})
+            records.append({"id": pair.id, "cut": cut, "text": text, "ended": ended, **scores})
         return records

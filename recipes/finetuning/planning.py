@@ -31,15 +31,15 @@ def splits(task: TaskSet) -> Splits:
     Raises:
         BadInput: the set has no train split.
     """
-    found: dict[str, Any] = dict(task.splits)
-    if "train" not in found:
+    parts: dict[str, Any] = dict(task.splits)
+    if "train" not in parts:
         raise BadInput(f"{task.name} has no train split here, so nothing can be trained on it")
-    scored = found[task.scored]
-    if task.scored == "dev" or "dev" not in found:
+    scored = parts[task.scored]
+    if task.scored == "dev" or "dev" not in parts:
         shares = {"dev": DEV_SHARE, "train": 1 - DEV_SHARE}
-        place = {example.id: split_by_hash(example.id, shares) for example in found["train"]}
-        found = {s: [e for e in task.splits["train"] if place[e.id] == s] for s in ("train", "dev")}
-    return {"train": found["train"], "dev": found["dev"], "test": scored}
+        place = {example.id: split_by_hash(example.id, shares) for example in parts["train"]}
+        parts = {s: [e for e in task.splits["train"] if place[e.id] == s] for s in ("train", "dev")}
+    return {"train": parts["train"], "dev": parts["dev"], "test": scored}
 
 
 def architecture(source: Source) -> ModelConfig:

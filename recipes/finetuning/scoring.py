@@ -41,9 +41,9 @@ def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict
         write_text(folder / PREDICTIONS.format(split), "".join(json.dumps(record) + "\n" for record in records))
         cut[split] = sum(record["cut"] for record in records)
         say_cut(split, cut[split], len(records), model.kind)
-        found = {metric: bootstrap(values, weights) for metric, (values, weights) in measures(records).items()}
-        scores[split] = {metric: asdict(value) for metric, value in found.items()}
-        for metric, value in found.items():
+        measured = {metric: bootstrap(values, weights) for metric, (values, weights) in measures(records).items()}
+        scores[split] = {metric: asdict(value) for metric, value in measured.items()}
+        for metric, value in measured.items():
             print(f"{split}: {metric} {percent(value)}", flush=True)
     write_json(folder / SCORES, {"task": cfg.task, "seed": cfg.seed, "scores": scores, "cut": cut})
     current = {PREDICTIONS.format(split) for split in scores}

@@ -121,10 +121,10 @@ class Sweep:
     @property
     def configurations(self) -> dict[str, list[Job]]:
         """Configuration -> its runs, one a seed."""
-        found: dict[str, list[Job]] = {}
+        jobs: dict[str, list[Job]] = {}
         for job in self.jobs:
-            found.setdefault(job.configuration, []).append(job)
-        return found
+            jobs.setdefault(job.configuration, []).append(job)
+        return jobs
 
 
 def _text(value: Any) -> str:
@@ -212,8 +212,8 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
         examples = plan.batches * cfg.global_train_batch_size
         tokens = examples * cfg.seq_len * kind.sequences
         flops = tokens * flops_per_token(model, cfg.seq_len)
-        here = (len(jobs), name, values, folder)
-        jobs[name] = Job(*here, changes, identity, plan, examples, tokens, flops, cfg.world_size)
+        numbered = (len(jobs), name, values, folder)
+        jobs[name] = Job(*numbered, changes, identity, plan, examples, tokens, flops, cfg.world_size)
     print(describe(task), flush=True)
     return Sweep(common.run_name, Path(common.run_dir), base, grid, kind.metric, tuple(jobs.values()))
 

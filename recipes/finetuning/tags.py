@@ -90,13 +90,13 @@ class Tags(KindWithHead):
             while first > 0 and used + len(words[first - 1]) <= room:
                 first -= 1
                 used += len(words[first])
-            sequence, told = [encoder.tokenizer.eos_token_id], [NO_TAG]
+            sequence, labels = [encoder.tokenizer.eos_token_id], [NO_TAG]
             for n in range(first, end):
                 sequence += words[n]
-                told += [NO_TAG] * (len(words[n]) - 1)
-                told.append(encoder.numbers[example.tags[n]] if n >= done else NO_TAG)
+                labels += [NO_TAG] * (len(words[n]) - 1)
+                labels.append(encoder.numbers[example.tags[n]] if n >= done else NO_TAG)
             sequences.append(tuple(sequence))
-            tags.append(tuple(told))
+            tags.append(tuple(labels))
             done = end
         return Encoded(tuple(sequences), tuple(tags), len(sequences) > 1)
 
@@ -132,8 +132,8 @@ class Tags(KindWithHead):
         import torch
 
         sums = []
-        for scores, told in zip(answers.cpu(), batch["labels"].cpu(), strict=True):
-            given, right = tagged(scores, told, labels)
+        for scores, right_tags in zip(answers.cpu(), batch["labels"].cpu(), strict=True):
+            given, right = tagged(scores, right_tags, labels)
             counts = entities(right, given, labels).values()
             sums.append((2 * sum(n[0] for n in counts), sum(n[1] + n[2] for n in counts)))
         return torch.tensor(sums, dtype=torch.float32, device=batch["labels"].device)
@@ -150,20 +150,20 @@ class Tags(KindWithHead):
         """
         assert isinstance(example, Sentence)
         given, wanted = tagged(answers, right, labels)
-        told = {"words": example.words, "tags": given, "right": wanted}
-        return {**told, "entities": entities(wanted, given, labels)}
+        record = {"words": example.words, "tags": given, "right": wanted}
+        return {**record, "entities": entities(wanted, given, labels)}
 
 
-def tagged(scores: torch.Tensor, told: torch.Tensor, labels: Sequence[str]) -> tuple[list[str], list[str]]:
+def tagged(scores: torch.Tensor, right_tags: torch.Tensor, labels: Sequence[str]) -> tuple[list[str], list[str]]:
     """The tags of one sentence's words, in their order: those that its scores give, and the right ones.
 
     Args:
         scores: (O, T, labels) of its windows.
-        told: (O, T) the right ones' indices, at the positions at which a tag is told.
+        right_tags: (O, T) indices of the right tags, at the positions that have one.
         labels: the tags.
     """
-    where = told != NO_TAG
-    given, right = scores.argmax(-1)[where].tolist(), told[where].tolist()
+    where = right_tags != NO_TAG
+    given, right = scores.argmax(-1)[where].tolist(), right_tags[where].tolist()
     return [labels[int(n)] for n in given], [labels[int(n)] for n in right]
 
 

@@ -85,13 +85,13 @@ class Parity:
         return self.difference <= min(self.tolerance, most)
 
     def __str__(self) -> str:
-        told = f"difference {self.difference:.1e}, tolerance {self.tolerance:.0e}; "
+        text = f"difference {self.difference:.1e}, tolerance {self.tolerance:.0e}; "
         if self.unscaled is None:
-            return told + "no layer scaling to see: the model has none, or one layer"
+            return text + "no layer scaling to see: the model has none, or one layer"
         seen = (
             "" if self.tolerance <= SHARE_OF_UNSCALED * self.unscaled else f", of which at most {SHARE_OF_UNSCALED:g}"
         )
-        return f"{told}without the layer scaling it would be {self.unscaled:.1e}{seen}"
+        return f"{text}without the layer scaling it would be {self.unscaled:.1e}{seen}"
 
 
 @torch.no_grad()
@@ -112,15 +112,15 @@ def attention_parity(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float32)
 
     def compare(attention: Callable[..., Any]) -> Callable[..., Any]:
         def compared(module: Any, query: Any, key: Any, value: Any, mask: Any, **arguments: Any) -> Any:
-            found = attention(module, query, key, value, mask, **arguments)
+            output = attention(module, query, key, value, mask, **arguments)
             q, k, v = query.float(), key.float(), value.float()
             with torch.autocast(device.type, enabled=False):
                 eager = eager_attention_forward(module, q, k, v, mask)[0]
                 with _without_layer_scaling(module):
                     unscaled = eager_attention_forward(module, q, k, v, mask)[0]
-            parts = (found[0].float() - eager, unscaled - eager, eager)
+            parts = (output[0].float() - eager, unscaled - eager, eager)
             squares.append(torch.stack([part.square().sum() for part in parts]))
-            return found
+            return output
 
         return compared
 

@@ -58,8 +58,8 @@ def read_model_config(folder: Path) -> JsonDict:
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise BadInput(f"{path}: layer_norm_epsilon = {epsilon!r}, which must be a number between 0 and 1")
-    if found := [name for name in NOT_READ if config.get(name) is not None]:
-        raise BadInput(f"{path} asks for {found[0]}, which this recipe does not read; only a plain GPT-2 is supported")
+    if asked := [name for name in NOT_READ if config.get(name) is not None]:
+        raise BadInput(f"{path} asks for {asked[0]}, which this recipe does not read; only a plain GPT-2 is supported")
     return config
 
 

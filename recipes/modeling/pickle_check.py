@@ -128,12 +128,12 @@ class _Follower(_InPython):
         self._storages: dict[str, tuple[Any, ...]] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        found = self._allowed.get((module, name))
-        if found is None:
+        target = self._allowed.get((module, name))
+        if target is None:
             raise BadInput(
                 f"it would run code when it is loaded: it names {escaped(f'{module}.{name}')}; do not use it"
             )
-        return found
+        return target
 
     def persistent_load(self, pid: Any) -> _Storage:
         """A storage: `("storage", type, key, device, elements)`, and a record of just so many bytes."""
@@ -144,10 +144,10 @@ class _Follower(_InPython):
             raise pickle.UnpicklingError("describes a storage wrongly")
         if self._storages.setdefault(key, pid) != pid:
             raise pickle.UnpicklingError(f"describes storage {key!r} in two ways")
-        found = self._record_bytes.get(f"data/{key}")
-        if found != elements * kind.item_bytes:
+        record_bytes = self._record_bytes.get(f"data/{key}")
+        if record_bytes != elements * kind.item_bytes:
             raise pickle.UnpicklingError(
-                f"claims {elements * kind.item_bytes} bytes of storage {key!r}, which has {found}"
+                f"claims {elements * kind.item_bytes} bytes of storage {key!r}, which has {record_bytes}"
             )
         return _Storage(kind, elements)
 

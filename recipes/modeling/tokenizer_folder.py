@@ -33,8 +33,8 @@ def check_tokenizer(folder: Path) -> None:
 
 def tokenizer_sha256(folder: Path) -> str:
     """One hash of all files that decide how text becomes tokens."""
-    found = [(name, sha256_file(folder / name)) for name in TOKENIZER_FILES if (folder / name).is_file()]
-    return hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in found).encode()).hexdigest()
+    hashes = [(name, sha256_file(folder / name)) for name in TOKENIZER_FILES if (folder / name).is_file()]
+    return hashlib.sha256("".join(f"{name} {sha256}\n" for name, sha256 in hashes).encode()).hexdigest()
 
 
 def open_tokenizer(folder: Path) -> Any:

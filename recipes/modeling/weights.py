@@ -53,12 +53,12 @@ def weight_files(folder: Path) -> list[Path]:
 
 def _weight_map(index: Path) -> dict[str, str]:
     """Tensor -> the file in the same folder that holds it."""
-    found = read_json_object(index).get("weight_map")
-    if not isinstance(found, dict) or not found:
+    weight_map = read_json_object(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(f"{index} has no weight_map; copy the whole folder again")
-    for name, part in found.items():
+    for name, part in weight_map.items():
         plain_name(part, f"{index}: {escaped(name)}")
-    return found
+    return weight_map
 
 
 def weights_sha256(folder: Path) -> str:
@@ -86,15 +86,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         if mapped:
             with path.open("rb") as file:
                 check_archive(file)
-        found = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     except Exception as error:  # each library raises its own, and what a damaged pickle names
         raise BadInput(f"{path} cannot be read as weights ({type(error).__name__}: {str(error)[:300]})") from None
-    return named_tensors(found, path), mapped
+    return named_tensors(loaded, path), mapped
 
 
-def named_tensors(found: object, where: Path) -> dict[str, Tensor]:
+def named_tensors(loaded: object, where: Path) -> dict[str, Tensor]:
     """What was read, if it is tensors by name.
 
     Raises:
@@ -102,9 +102,9 @@ def named_tensors(found: object, where: Path) -> dict[str, Tensor]:
     """
     import torch
 
-    if not isinstance(found, Mapping) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
         raise BadInput(f"{where} holds something else than named tensors")
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in loaded.items()}
 
 
 def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
@@ -121,15 +121,15 @@ def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
     all_mapped = True
     wanted = _weight_map(first) if parts else {}
     for path in parts or [first]:
-        found, mapped = read_tensors(path)
+        part_tensors, mapped = read_tensors(path)
         all_mapped &= mapped
-        if parts and (wrong := {n for n, part in wanted.items() if part == path.name} ^ found.keys()):
+        if parts and (wrong := {n for n, part in wanted.items() if part == path.name} ^ part_tensors.keys()):
             name = min(wrong)
-            says = "holds it and the index does not say so" if name in found else "does not hold it"
+            says = "holds it and the index does not say so" if name in part_tensors else "does not hold it"
             raise BadInput(f"{path}: {first.name} and this file do not agree on {name}: the file {says}")
-        if twice := tensors.keys() & found.keys():
+        if twice := tensors.keys() & part_tensors.keys():
             raise BadInput(f"{path} holds {min(twice)} a second time")
-        tensors |= found
+        tensors |= part_tensors
     if not any(name.startswith(BASE) for name in tensors):
         tensors = {name if name.startswith(HEAD) else f"{BASE}{name}": value for name, value in tensors.items()}
     return tensors, all_mapped
@@ -137,7 +137,7 @@ def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
 
 def without_masks(tensors: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:
     """The tensors but for the causal masks of layers that the model has."""
-    masks = {name for name in tensors if (found := MASK.fullmatch(name)) and int(found[1]) < n_layer}
+    masks = {name for name in tensors if (match := MASK.fullmatch(name)) and int(match[1]) < n_layer}
     return {name: value for name, value in tensors.items() if name not in masks}
 
 
@@ -150,15 +150,15 @@ def check_sizes(config: JsonDict, tensors: Mapping[str, Tensor], folder: Path) -
     token, position = f"{BASE}wte.weight", f"{BASE}wpe.weight"
     if missing := [name for name in (token, position) if name not in tensors or tensors[name].ndim != 2]:
         raise BadInput(f"{folder}: its weights lack {' and '.join(missing)}, as a table of rows")
-    layers = 1 + max((int(found[1]) for name in tensors if (found := LAYER.match(name))), default=-1)
-    for name, where, found in (
+    layers = 1 + max((int(size[1]) for name in tensors if (size := LAYER.match(name))), default=-1)
+    for name, where, size in (
         ("n_layer", "its weights have", layers),
         ("vocab_size", f"the rows of {token} are", tensors[token].shape[0]),
         ("n_embd", f"the columns of {token} are", tensors[token].shape[1]),
         ("n_positions", f"the rows of {position} are", tensors[position].shape[0]),
     ):
-        if config[name] != found:
-            raise BadInput(f"{folder}: config.json says {name} = {config[name]}, {where} {found}")
+        if config[name] != size:
+            raise BadInput(f"{folder}: config.json says {name} = {config[name]}, {where} {size}")
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], mapped: bool, where: Path, prefix: str = "") -> None:

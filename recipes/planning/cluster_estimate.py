@@ -157,8 +157,8 @@ def make_forecast(
     if mfu is not None:
         bases = [(mfu, "given with --mfu")]
     else:
-        found = utilisations(gpu_name.lower(), plan.parameters)
-        bases = [(run.mfu, f"{run.gpus} GPUs, {run.source}") for run in dict.fromkeys([*found[:1], *found[-1:]])]
+        known = utilisations(gpu_name.lower(), plan.parameters)
+        bases = [(run.mfu, f"{run.gpus} GPUs, {run.source}") for run in dict.fromkeys([*known[:1], *known[-1:]])]
     token_bytes = int(token_dtype(cfg.model.vocab_size).removeprefix("uint")) // 8
     return Forecast(
         gpu=gpu_name.lower(),

@@ -150,8 +150,8 @@ def find_gpu(name: str, stack: str | None = LOCK) -> Gpu:
     gpu = GPUS[name.lower()]
     if stack and name.lower() not in (runs := gpus_of(stack)):
         others = [
-            f", or another torch: --stack {other} ({found}, NVIDIA driver {found.driver} or newer)"
-            for other, found in stacks_for(gpu.capability).items()
+            f", or another torch: --stack {other} ({needed}, NVIDIA driver {needed.driver} or newer)"
+            for other, needed in stacks_for(gpu.capability).items()
         ]
         raise BadInput(
             f"--gpu {name} has compute capability {dotted(gpu.capability)}, and {STACKS[stack]} (--stack {stack}) has "

@@ -88,8 +88,8 @@ def mixed_row(of: Mixed, plan: Plan) -> str:
     assert plan.train_tokens and plan.passes
     times = plan.passes * of.tokens_a_pass / of.tokens
     share = of.tokens_a_pass / plan.train_tokens
-    told = f"each is read {times:.2f} times" if times > 1 else f"the run reads {times:.2%} of them, once"
-    return f"{of.tokens_a_pass:,} tokens a pass ({share:.2%}) of {of.tokens:,} in {of.shards}; {told}"
+    read = f"each is read {times:.2f} times" if times > 1 else f"the run reads {times:.2%} of them, once"
+    return f"{of.tokens_a_pass:,} tokens a pass ({share:.2%}) of {of.tokens:,} in {of.shards}; {read}"
 
 
 def _memory_row(plan: Plan, cfg: TrainConfig) -> str:

@@ -85,21 +85,21 @@ def check_shards(cfg: TrainConfig) -> ShardsInfo:
 
 def _check_folder(cfg: TrainConfig, of: ShardFolder) -> None:
     info, folder, tokenizer = of.info, of.info.folder, Path(cfg.data.tokenizer)
-    for key, wanted, found in (
+    for key, wanted, recorded in (
         ("data.seq_len", cfg.data.seq_len, info.seq_len),
         ("data.eos_between_documents", cfg.data.eos_between_documents, info.eos_between_documents),
         ("model.vocab_size", cfg.model.vocab_size, info.vocab_size),
     ):
-        if wanted != found:
+        if wanted != recorded:
             raise BadInput(
-                f"{key} = {wanted}, but {folder} was built with {found}; "
-                + (f"set {key}={found}, or rebuild the shards" if of.name is None else _way_out_of_mix(of))
+                f"{key} = {wanted}, but {folder} was built with {recorded}; "
+                + (f"set {key}={recorded}, or rebuild the shards" if of.name is None else _way_out_of_mix(of))
             )
     if not (tokenizer / "tokenizer.json").is_file():
         raise BadInput(f"data.tokenizer = {tokenizer} holds no tokenizer.json; it is the folder that made the shards")
-    if (found := sha256_file(tokenizer / "tokenizer.json")) != info.tokenizer_sha256:
+    if (recorded := sha256_file(tokenizer / "tokenizer.json")) != info.tokenizer_sha256:
         raise BadInput(
-            f"data.tokenizer = {tokenizer} is not the tokenizer of {folder}: sha256 {found[:12]}, "
+            f"data.tokenizer = {tokenizer} is not the tokenizer of {folder}: sha256 {recorded[:12]}, "
             f"the shards were made with {info.tokenizer_sha256[:12]}"
             + ("" if of.name is None else f"; {_way_out_of_mix(of)}")
         )

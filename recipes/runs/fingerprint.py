@@ -92,16 +92,16 @@ def complete(recorded: JsonDict, wanted: JsonDict, config: Path | None = None) -
         wanted: a fingerprint of today.
         config: the config.yaml beside the record, which says more; without it, a run had what was the default.
     """
-    found = dict(recorded)
-    if missing := [key for key in ("mixed_precision", "generation") if wanted.get(key) and key not in found]:
-        told = read_typed_yaml(config) if config and config.is_file() else {}
-        sharded = told.get("fsdp")
+    completed = dict(recorded)
+    if missing := [key for key in ("mixed_precision", "generation") if wanted.get(key) and key not in completed]:
+        configuration = read_typed_yaml(config) if config and config.is_file() else {}
+        sharded = configuration.get("fsdp")
         mixed = sharded.get("mixed_precision") if isinstance(sharded, dict) else None
-        said = {"mixed_precision": mixed or FSDPConfig.mixed_precision, **told}
-        found |= {key: said.get(key, wanted[key]) for key in missing}
+        said = {"mixed_precision": mixed or FSDPConfig.mixed_precision, **configuration}
+        completed |= {key: said.get(key, wanted[key]) for key in missing}
     if "name" in wanted.get("schedule", {}):  # before it was recorded, it was the default
-        found["schedule"] = {"name": SchedulerConfig.name, "decay_share": None, **found.get("schedule", {})}
-    return found
+        completed["schedule"] = {"name": SchedulerConfig.name, "decay_share": None, **completed.get("schedule", {})}
+    return completed
 
 
 def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> list[str]:

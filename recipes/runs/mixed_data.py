@@ -34,21 +34,21 @@ def mixed_in(record: JsonDict, logged: Callable[[str], float | None]) -> dict[st
         record: of the run.
         logged: the value of a metric, None if there is none.
     """
-    told = {}
+    texts = {}
     for name, of in record["data"].get("mix", {}).items():
         corpus, train = text_of(of["corpus"]), of["counts"]["train"]
         sources = ", ".join(f"{n:,} of {source}" for source, n in corpus["sources"].items())
         licenses = ", ".join(f"{license}: {n:,}" for license, n in corpus["licenses"].items()) or "unknown"
         first, last = corpus["dates"]["first"], corpus["dates"]["last"]
-        told[name] = (
+        texts[name] = (
             f"{of['share']:.2%} of a pass, of {train['documents']:,} documents, {train['tokens']:,} tokens; shards "
             f"manifest {of['shards_sha256'][:16]}; corpus of {corpus['documents']:,} documents: {sources}, "
             f"{f'dated {first} to {last}' if first else 'undated'}; licences {licenses}"
         )
         loss, bits = map(logged, eval_metrics(name))
         if loss is not None and bits is not None:
-            told[name] += f"; validation {loss:.4f} nats per token, {bits:.4f} bits per byte"
-    return told
+            texts[name] += f"; validation {loss:.4f} nats per token, {bits:.4f} bits per byte"
+    return texts
 
 
 def eval_metrics(name: str) -> tuple[str, str]:

@@ -68,11 +68,11 @@ def write_model_card(
         stated: what no record holds.
         scores: of these weights: `task`, `how`, `score`, and `result` for the hub.
     """
-    told: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
+    of_run: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
     name, known = weights.absolute().name, {}
     if run:
         record, metrics = read_told_record(run / RECORD), read_metrics(run / METRICS).metrics
-        told = {
+        of_run = {
             "run": record,
             "cfg": load_recorded_config(run / CONFIG),
             "origin": record.get("origin"),
@@ -89,19 +89,19 @@ def write_model_card(
             "grams": None,
             **asdict(stated),
         }
-        name = told["cfg"].run_name
+        name = of_run["cfg"].run_name
         if stated.device_watts is not None and stated.grid_g_per_kwh is not None:
-            told["grams"] = emitted_g(took, stated.device_watts, stated.grid_g_per_kwh)
+            of_run["grams"] = emitted_g(took, stated.device_watts, stated.grid_g_per_kwh)
             basis = (
                 f"{took.device_hours:.4g} device-hours x {stated.device_watts:g} W x {stated.grid_g_per_kwh:g} g/kWh"
             )
-            known = emissions(told["grams"], f"{basis}; watts and grid as stated, not measured", told["hardware"])
+            known = emissions(of_run["grams"], f"{basis}; watts and grid as stated, not measured", of_run["hardware"])
     known |= model_index(name, [score["result"] for score in scores])
-    head = metadata(told["license"], "text-generation", told["about_pubmed"], base_model=stated.base_model, **known)
+    head = metadata(of_run["license"], "text-generation", of_run["about_pubmed"], base_model=stated.base_model, **known)
     length = min(PROMPT_TOKENS, facts["n_positions"])
     card = render(
         TEMPLATE, metadata=head, name=name, checkpoint=weights.name, differences=differences, max_length=length,
-        scores=scores, **facts, **told,
+        scores=scores, **facts, **of_run,
     )  # fmt: skip
     write_text(folder / CARD, card)
 
@@ -140,8 +140,8 @@ def stated_license(folder: Path) -> str | None:
         head = safe_load(rest.partition("\n---")[0])
     except YAMLError:
         return None
-    found = head.get("license") if isinstance(head, dict) else None
-    return found if isinstance(found, str) else None
+    license = head.get("license") if isinstance(head, dict) else None
+    return license if isinstance(license, str) else None
 
 
 def is_about_pubmed(record: JsonDict) -> bool:
@@ -166,14 +166,14 @@ def evaluation(metrics: Path, batch: int, names: tuple[str, ...]) -> dict[str, f
         names: metrics that must all be there.
     """
     log = read_metrics(metrics).metrics
-    found = {name: log[name][batch] for name in names if batch in log.get(name, {})}
-    return found if found.keys() == set(names) else None
+    values = {name: log[name][batch] for name in names if batch in log.get(name, {})}
+    return values if values.keys() == set(names) else None
 
 
 def commits(record: JsonDict) -> list[str]:
     """The commits that a run was trained by, one after another, each named once."""
-    told = [
+    names = [
         f"{start['commit'] or 'unknown'}{', with uncommitted changes' if start['uncommitted'] else ''}"
         for start in record["starts"]
     ]
-    return list(dict.fromkeys(told))
+    return list(dict.fromkeys(names))

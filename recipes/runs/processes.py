@@ -66,19 +66,19 @@ def run_here(commands: Iterable[tuple[Run, list[str], Path]]) -> Iterator[tuple[
     Raises:
         Stopped: told to stop, with the code of that signal.
     """
-    told: list[int] = []
+    received: list[int] = []
     for run, command, log in commands:
         child = start(command, log, Path.cwd())
 
         def forward(number: int, _: Any, child: subprocess.Popen[bytes] = child) -> None:
-            told.append(STOP_SIGNALS[signal.Signals(number)])
+            received.append(STOP_SIGNALS[signal.Signals(number)])
             # A terminal sends Ctrl-C to both: passed on as such, it would be the second, which leaves without saving.
             child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
         answer_stop_signals(forward)
         code = child.wait()
         leave_at_once_when_told()  # until there is a run again that has something to save
-        if told or code in STOP_SIGNALS.values():
+        if received or code in STOP_SIGNALS.values():
             print(f"stopped in {run.name}: type the same command to resume", flush=True)
-            raise Stopped(told[0] if told else code)
+            raise Stopped(received[0] if received else code)
         yield run, code

@@ -195,7 +195,7 @@ def read_run(folder: Path) -> RunData:
         skipped=sorted(log.metrics.get("guard/skipped_batches", ())),
         last_time_s=log.last_time_s,
         pause_s=log.pause_s,
-        texts={prompt: [found[batch] for batch in sorted(found)] for prompt, found in by_prompt.items()},
+        texts={prompt: [by_batch[batch] for batch in sorted(by_batch)] for prompt, by_batch in by_prompt.items()},
         samples=told_samples["samples"],
         scorecard=told_scores,
         inputs_sha256=hashlib.sha256(content).hexdigest(),
@@ -244,7 +244,7 @@ def summary(data: RunData) -> dict[str, str]:
         for name in sorted(data.series):
             if name.startswith(f"{EVAL_BITS}/"):
                 rows[f"… of {name.removeprefix(f'{EVAL_BITS}/')}"] = _value(data.last(name))
-        rows |= {f"mixed in: {name}": told for name, told in mixed_in(data.record, data.last).items()}
+        rows |= {f"mixed in: {name}": text for name, text in mixed_in(data.record, data.last).items()}
     else:
         rows["parameters"] = f"{plan['parameters']:,}, {plan['trained_parameters']:,} of them trained"
         rows["trained on"] = f"{batches:,} of {plan['batches']:,} batches"

@@ -97,10 +97,10 @@ def watch(folders: Sequence[Path], path: Path, axis: str, interval_s: float = WA
         finished = all(data.record["finished"] for data in runs)
         if seen != (seen := [data.inputs_sha256 for data in runs]):
             write_report(runs, path, axis, refresh_s=None if finished else interval_s)
-            told = "; ".join(
+            state = "; ".join(
                 ", ".join(filter(None, (f"{of.name}: batch {of.trained_batches:,}", of.left))) for of in runs
             )
-            print(f"{datetime.now(timezone.utc).astimezone():%H:%M:%S} {told}", flush=True)
+            print(f"{datetime.now(timezone.utc).astimezone():%H:%M:%S} {state}", flush=True)
         if finished:
             print(f"finished: {path}")
             return

@@ -51,9 +51,9 @@ def leave_at_once_when_told() -> None:
 @cache
 def _watch() -> None:
     """Have a thread hear of signals as they come, and leave if that is what is to be done now."""
-    heard, told = socket.socketpair()
-    told.setblocking(False)
-    signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
+    heard, wakened = socket.socketpair()
+    wakened.setblocking(False)
+    signal.set_wakeup_fd(wakened.fileno(), warn_on_full_buffer=False)
     # What is forked off, such as a loader's worker, would tell this process of its own signals.
     os.register_at_fork(after_in_child=_watch_no_more)
 
@@ -69,7 +69,7 @@ def _watch() -> None:
                     later.daemon = True
                     later.start()
 
-    _kept.append(told)
+    _kept.append(wakened)
     threading.Thread(target=listen, name="stop signals", daemon=True).start()
 
 

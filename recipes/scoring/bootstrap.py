@@ -64,11 +64,11 @@ def measures(records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray[np.fl
         for n, record in enumerate(records):
             for kind, count in record["entities"].items():
                 counts[kinds.index(kind), :, n] = count
-        found, given, there = counts.sum(0)
-        measured |= {"f1": (2 * found, given + there), "precision": (found, given), "recall": (found, there)}
+        correct, given, there = counts.sum(0)
+        measured |= {"f1": (2 * correct, given + there), "precision": (correct, given), "recall": (correct, there)}
         held = [(kind, *count) for kind, count in zip(kinds, counts, strict=True) if count[2].any()]
         if len(held) > 1:
-            measured |= {f"f1 of {kind}": (2 * found, given + there) for kind, found, given, there in held}
+            measured |= {f"f1 of {kind}": (2 * correct, given + there) for kind, correct, given, there in held}
     return dict(sorted(measured.items()))
 
 

@@ -84,10 +84,10 @@ class Console(LoggerDestination):
         prefix = f"metrics/{label}/"
         of = f" of {label.removeprefix(MIXED_EVAL)}" if label.startswith(MIXED_EVAL) else ""
         if self._on and f"{prefix}LanguageCrossEntropy" not in self._last:
-            found = (
+            losses = (
                 f"{name[len(prefix) :]} {float(value):.4f}" for name, value in self._last.items() if prefix in name
             )
-            print(f"  validation at batch {int(state.timestamp.batch)}: {', '.join(found)}", flush=True)
+            print(f"  validation at batch {int(state.timestamp.batch)}: {', '.join(losses)}", flush=True)
             return
         names = ("LanguageCrossEntropy", "Perplexity", "BitsPerByte")
         loss, perplexity, bits = (float(self._last.get(f"{prefix}{name}", float("nan"))) for name in names)

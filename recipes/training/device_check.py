@@ -48,19 +48,19 @@ def check_device(device: str | None, precision: str, on_cpu: str = "device=cpu p
         )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of a GPU that torch has no code for: the error below says it
-        found = torch.cuda.get_device_properties(rank)
-    capability, architectures = (found.major, found.minor), torch.cuda.get_arch_list()
+        gpu = torch.cuda.get_device_properties(rank)
+    capability, architectures = (gpu.major, gpu.minor), torch.cuda.get_arch_list()
     if torch.version.cuda and architectures and not can_run(architectures, capability):
         ways = [
             f": {stack} has it, and needs an NVIDIA driver of {stack.driver} or newer"
             for stack in stacks_for(capability).values()
         ]
         raise BadInput(
-            f"{found.name} has compute capability {dotted(capability)}, and torch {torch.__version__} has "
+            f"{gpu.name} has compute capability {dotted(capability)}, and torch {torch.__version__} has "
             f"{code_of(architectures)}, so nothing runs on it; take a GPU that it has code for, or a torch "
             f"that has code for this one{''.join(ways)}"
         )
-    return f"device = gpu: {found.name}, compute capability {dotted(capability)}"
+    return f"device = gpu: {gpu.name}, compute capability {dotted(capability)}"
 
 
 def loaded_driver() -> str | None:

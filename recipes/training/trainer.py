@@ -54,10 +54,10 @@ def connect(cfg: RunConfig) -> None:
     """
     leave_at_once_when_told()  # Composer has installed a handler of its own
     on_cpu = "preset=cpu" if isinstance(cfg, FinetuneConfig) else "device=cpu precision=fp32"
-    found = check_device(cfg.device, cfg.precision, on_cpu)
+    gpu = check_device(cfg.device, cfg.precision, on_cpu)
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:
-        print(found, flush=True)
+        print(gpu, flush=True)
     # run_dir is looked at from all ranks once it is there.
     facts = {**software(), "configuration": {**asdict(cfg), "run_dir": None}}
     store = meet(facts, cfg.connect_timeout_s)
@@ -118,8 +118,8 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     loader: Any = parts.eval_dataloader.dataloader
     val = loader.dataset if parts.folders else None
     run = RunContext(writer, replicas, parts.folders, parts.sources, val)
-    told = computed_with(cfg, prepared.fingerprint, prepared.fsdp is not None, parts.device_train_microbatch_size)
-    trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)], told)
+    computed = computed_with(cfg, prepared.fingerprint, prepared.fsdp is not None, parts.device_train_microbatch_size)
+    trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)], computed)
     run.evaluation.metrics, run.evaluation.batches = Path(cfg.run_dir) / METRICS, parts.batches
     run.evaluation.interval_batches = batches_of(cfg.eval_interval)
     run.evaluation.evaluate = partial(evaluate, trainer)
@@ -130,7 +130,7 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     if prepared.start.load_path:
         check_loaded(trainer.state, replicas, prepared.start.sums, prepared.start.checkpoint)
     if cfg.resume.replay:
-        run.writer.probe = Probe(parts.train_dataloader.dataloader, parts.device_train_microbatch_size, told)
+        run.writer.probe = Probe(parts.train_dataloader.dataloader, parts.device_train_microbatch_size, computed)
         if prepared.start.load_path:
             first = run.first_batch
             first.start, first.probe, first.sums = prepared.start, run.writer.probe, run.sums
@@ -180,7 +180,7 @@ def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int, replicas: 
 
 
 def build_trainer(
-    cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, callbacks: list[Callback], told: JsonDict
+    cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, callbacks: list[Callback], computed: JsonDict
 ) -> Trainer:
     """Composer's Trainer; it loads the checkpoint that the run starts from.
 
@@ -189,7 +189,7 @@ def build_trainer(
         prepared: the run.
         parts: what it is assembled of.
         callbacks: all of them.
-        told: as `computed_with` returns it.
+        computed: as `computed_with` returns it.
     """
     clip = cfg.gradient_clipping_norm
     return Trainer(
@@ -214,7 +214,7 @@ def build_trainer(
             cfg,
             parts.batches,
             prepared.start.load_path is not None or prepared.start.rewinds > 0,
-            {"rewinds": prepared.start.rewinds, "computed_with": told},
+            {"rewinds": prepared.start.rewinds, "computed_with": computed},
         ),
         progress_bar=cfg.progress_bar and sys.stderr.isatty(),
         run_name=cfg.run_name,

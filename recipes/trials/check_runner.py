@@ -25,13 +25,13 @@ class Checks:
         """
         start_s = time.monotonic()
         try:
-            found, problem = check(), ""
+            result, problem = check(), ""
         except (BadInput, Unavailable) as error:
-            found, problem = "", str(error)
+            result, problem = "", str(error)
         problems = {text: rank for rank, text in reversed(list(enumerate(gathered(problem)))) if text}
         if self.rank == 0:
             took = f"({time.monotonic() - start_s:.1f} s)"
-            print(f"{name:<14} {'FAILED' if problems else 'ok'}{'' if problems else f'  {found}'} {took}", flush=True)
+            print(f"{name:<14} {'FAILED' if problems else 'ok'}{'' if problems else f'  {result}'} {took}", flush=True)
             for text, rank in problems.items():
                 print("\n".join(f"  rank {rank}: {line}" for line in text.splitlines()), flush=True)
         if problems:

@@ -56,13 +56,13 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
         checks.run("clocks", check_clocks)
         if world_size > 1:
             checks.run("network", check_network)
-        if (planned := plan) and (found := shards):
+        if (planned := plan) and (read := shards):
             checks.run("memory", lambda: check_memory(cfg, planned))
-            writable = checks.run("run folder", lambda: _folder(cfg, planned, found))
+            writable = checks.run("run folder", lambda: _folder(cfg, planned, read))
             if writable and not {"memory", "shards"} & {*checks.failed}:
                 from recipes.trials.rehearsal import rehearse
 
-                rehearse(cfg, planned, found, checks)
+                rehearse(cfg, planned, read, checks)
     if checks.failed:
         raise BadInput(f"the run cannot start as it is: {', '.join(checks.failed)}")
     if checks.rank == 0:
@@ -87,16 +87,16 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
             verification.verify(folder.info.folder)
             continue
         for split in folder.info.counts:
-            found = open_shards(folder.info, split, folder.remote, f"{folder.key}.remote")
-            for shard in {found[0], found[len(found) // 2], found[-1]}:
+            opened = open_shards(folder.info, split, folder.remote, f"{folder.key}.remote")
+            for shard in {opened[0], opened[len(opened) // 2], opened[-1]}:
                 shard.prepare()
                 looked_at += 1
     every = "every file hashed, every token counted"
     if verify_all and not looked_at:
         return every
-    told = f"{looked_at} of them read and hashed; "
+    text = f"{looked_at} of them read and hashed; "
     whole = [str(folder.info.folder) for folder in folders if verify_all and not folder.remote]
-    return told + (f"of {', '.join(whole)} {every}" if whole else "--verify-all reads all")
+    return text + (f"of {', '.join(whole)} {every}" if whole else "--verify-all reads all")
 
 
 def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
@@ -120,11 +120,11 @@ def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
             f"{existing} has {gigabytes(free)} free, and {plan.checkpoints} checkpoints take {gigabytes(wanted)}; free "
             "some space, keep fewer (save_num_checkpoints_to_keep), or put run_dir=… elsewhere"
         )
-    told = f"writable, {gigabytes(free)} free, {plan.checkpoints} checkpoints take {gigabytes(wanted)}"
+    text = f"writable, {gigabytes(free)} free, {plan.checkpoints} checkpoints take {gigabytes(wanted)}"
     if cfg.save_remote and rank == 0:
         from data_prep.files.object_store import Store
 
         store = Store(f"{cfg.save_remote.rstrip('/')}/{cfg.run_name}", "save_remote")
         store.check_writable()
-        told += f"; {cfg.save_remote} takes files"
-    return told
+        text += f"; {cfg.save_remote} takes files"
+    return text

@@ -32,8 +32,8 @@ def check_ranks(cfg: TrainConfig) -> str:
     capability = f", compute capability {dotted((properties.major, properties.minor))}" if properties else ""
     kinds = gathered(mine)
     if len(set(kinds)) > 1:
-        told = {kind: [rank for rank, other in enumerate(kinds) if other == kind] for kind in set(kinds)}
-        raise BadInput(f"ranks differ: {', '.join(f'{name} on ranks {ranks}' for (name, _), ranks in told.items())}")
+        by_kind = {kind: [rank for rank, other in enumerate(kinds) if other == kind] for kind in set(kinds)}
+        raise BadInput(f"ranks differ: {', '.join(f'{name} on ranks {ranks}' for (name, _), ranks in by_kind.items())}")
     memory = f" of {gigabytes(mine[1])}" if mine[1] else ""
     cuda = f", CUDA {torch.version.cuda}, driver {loaded_driver() or 'unknown'}" if gpu else ""
     return (
@@ -68,11 +68,11 @@ def judge_clocks(rounds: Sequence[Sequence[float]]) -> str:
     offsets = [statistics.median(of_rank) for of_rank in zip(*ahead, strict=True)]
     unsure_s = max(max(of_rank) - min(of_rank) for of_rank in zip(*ahead, strict=True)) / 2
     apart_s = max(offsets) - min(offsets)
-    told = f"{apart_s:.3f} s apart, ± {unsure_s:.3f} s"
+    text = f"{apart_s:.3f} s apart, ± {unsure_s:.3f} s"
     if apart_s > CLOCKS_APART_S + unsure_s:
         rank = max(range(len(offsets)), key=lambda n: abs(offsets[n]))
-        raise BadInput(f"{told}: rank {rank}'s is {offsets[rank]:+.0f} s off rank 0's; set it by NTP")
-    return told
+        raise BadInput(f"{text}: rank {rank}'s is {offsets[rank]:+.0f} s off rank 0's; set it by NTP")
+    return text
 
 
 def check_network() -> str:
@@ -81,7 +81,7 @@ def check_network() -> str:
     import torch.distributed as distributed
 
     device = "cuda" if distributed.get_backend() == "nccl" else "cpu"
-    ranks, told = distributed.get_world_size(), []
+    ranks, speeds = distributed.get_world_size(), []
     for size_bytes in MESSAGE_BYTES:
         values = torch.ones(size_bytes // 4 // ranks * ranks, device=device)
         part = values.chunk(ranks)[0].clone()
@@ -89,8 +89,8 @@ def check_network() -> str:
         reduce_s = _median_s(lambda values=values: distributed.all_reduce(values), device)
         gather_s = _median_s(lambda whole=whole, part=part: distributed.all_gather_into_tensor(whole, part), device)
         sent = values.nbytes * (ranks - 1) / ranks / 1e9
-        told.append(f"{size_bytes >> 20} MiB {2 * sent / reduce_s:.2f}/{sent / gather_s:.2f}")
-    return f"all-reduce/all-gather GB/s: {', '.join(told)}"
+        speeds.append(f"{size_bytes >> 20} MiB {2 * sent / reduce_s:.2f}/{sent / gather_s:.2f}")
+    return f"all-reduce/all-gather GB/s: {', '.join(speeds)}"
 
 
 def _median_s(action: Callable[[], object], device: str) -> float:

@@ -91,13 +91,13 @@ class Rehearsal(Callback):
         if not torch.cuda.is_available():
             return f"{gigabytes(planned_bytes)} of tensors planned; not compared on a CPU, where freed blocks are kept"
         found_bytes = torch.cuda.max_memory_allocated()
-        told = (
+        text = (
             f"{gigabytes(found_bytes)} of tensors, {gigabytes(planned_bytes)} planned "
             f"({found_bytes / planned_bytes - 1:+.1%}); {gigabytes(torch.cuda.max_memory_reserved())} reserved"
         )
         if found_bytes > planned_bytes * (1 + tolerance):
-            raise BadInput(f"{told}: more than planned, so what make plan says of fitting does not hold here")
-        return told
+            raise BadInput(f"{text}: more than planned, so what make plan says of fitting does not hold here")
+        return text
 
     def told_resumption(self, again: Rehearsal) -> str:
         """What came back from the checkpoint, against what went into it.
@@ -107,12 +107,12 @@ class Rehearsal(Callback):
         """
         if lost := [name for name, value in self.saved.items() if again.loaded.get(name) != value]:
             raise BadInput(f"after loading, {len(lost)} of {len(self.saved)} tensors are not those saved: {lost[0]} …")
-        told = f"{len(self.saved)} tensors of weights and moments come back bit for bit"
+        text = f"{len(self.saved)} tensors of weights and moments come back bit for bit"
         apart = abs(again.loss - self.loss) / max(abs(self.loss), sys.float_info.min)
         if not apart <= SAME_LOSS:
-            raise BadInput(f"{told}, and the next batch has a loss of {again.loss:.6g} in the place of {self.loss:.6g}")
+            raise BadInput(f"{text}, and the next batch has a loss of {again.loss:.6g} in the place of {self.loss:.6g}")
         same = "the same loss" if apart == 0 else f"a loss within {apart:.1e}: kernels here do not repeat themselves"
-        return f"{told}; the next batch has {same}"
+        return f"{text}; the next batch has {same}"
 
 
 def hashes(state: State) -> dict[str, str]:
@@ -120,7 +120,7 @@ def hashes(state: State) -> dict[str, str]:
     for module in state.model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward pass leaves the root's parameters gathered
-    found = {}
+    by_name = {}
     for name, parameter in state.model.named_parameters():
         tensors: dict[str, Any] = {"": parameter, **state.optimizers[0].state.get(parameter, {})}
         for kind, tensor in tensors.items():
@@ -128,8 +128,8 @@ def hashes(state: State) -> dict[str, str]:
                 local: Any = tensor.to_local() if isinstance(tensor, DTensor) else tensor
                 # A copy: FSDP2 could not resize a storage any more that numpy has looked at.
                 data = local.detach().cpu().clone().reshape(-1).view(torch.uint8)
-                found[f"{name} {kind}".strip()] = xxhash.xxh64_hexdigest(data.numpy())
-    return found
+                by_name[f"{name} {kind}".strip()] = xxhash.xxh64_hexdigest(data.numpy())
+    return by_name
 
 
 def rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) -> None:
@@ -200,11 +200,11 @@ def _speed(plan: Plan, rehearsal: Rehearsal) -> str:
     steps_s = gathered(rehearsal.step_s)
     median_s = statistics.median(steps_s)
     tokens_per_s = plan.tokens_per_batch / max(steps_s)
-    told = f"{max(steps_s):.3f} s a batch, {tokens_per_s:,.0f} tokens/s, {plan.tokens / tokens_per_s / 86400:.3g} days"
+    text = f"{max(steps_s):.3f} s a batch, {tokens_per_s:,.0f} tokens/s, {plan.tokens / tokens_per_s / 86400:.3g} days"
     if torch.cuda.is_available() and (known := CUDA_NAMES.get(torch.cuda.get_device_name())):
         peak_flops = GPUS[known].bf16_flops * plan.world_size
-        told += f", MFU {tokens_per_s * plan.flops_per_token / peak_flops:.1%} of {known}'s bf16 peak"
+        text += f", MFU {tokens_per_s * plan.flops_per_token / peak_flops:.1%} of {known}'s bf16 peak"
     slow = [rank for rank, s in enumerate(steps_s) if s > STRAGGLER * median_s]
     if slow:
-        told += f"; slower than the others: ranks {slow} ({max(steps_s) / median_s:.2f} of the median)"
-    return told
+        text += f"; slower than the others: ranks {slow} ({max(steps_s) / median_s:.2f} of the median)"
+    return text
