@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         corpus = Corpus(args.corpus)
         shown = [one(corpus, args.id)] if args.id is not None else _sample(corpus, args)
         write_text(out, page(corpus, shown, survey(corpus, args.seed), args.seed, _chosen(args)))
-    known = sum(each.told is not None for each in shown)
+    known = sum(each.changes is not None for each in shown)
     for problem in dict.fromkeys(each.problem for each in shown if each.problem):
         print(f"text alone: {problem}")
     made = f"{len(shown):,} documents of {args.corpus}, {known:,} of them with what was removed and added; open it"

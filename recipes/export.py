@@ -107,8 +107,8 @@ def export(
         tolerance = {"float32": TOLERANCE, "bfloat16": 1e-1, "float16": 2e-2}[dtype]
         differences = compare_with_stock(partial, expected, tolerance)
         batch = saved_at(source.weights)["batch"] if source.run else 0
-        told = read_scores(scores, weights_sha256(partial)) if scores else ()
-        write_model_card(partial, source.weights, source.run, batch, differences, facts, stated, told)
+        of_scores = read_scores(scores, weights_sha256(partial)) if scores else ()
+        write_model_card(partial, source.weights, source.run, batch, differences, facts, stated, of_scores)
         copy_licenses(source.weights if source.run is None else None, license_file, partial)
         results = {"logit_difference": differences, "versions": library_versions("torch", "transformers")}
         if manifest:

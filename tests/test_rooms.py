@@ -78,3 +78,13 @@ def test_the_map_of_the_tests_has_each_folder_and_its_marks() -> None:
         marks.setdefault(path.parent.relative_to(ROOT).as_posix(), set()).update(found)
     assert [folder for folder, *_ in rows] == sorted(marks)
     assert {folder: set(of.split()) for folder, _, _, of in rows} == marks
+
+
+def test_data_are_named_by_what_they_are() -> None:
+    """`found` is a match, files or a record; `told` a text; `here` a place: the reader is told which."""
+    vague = {"found", "told", "here"}
+    for folder in ("benchmarks", "callbacks", "data_prep", "recipes"):
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
+                assert name not in vague, f"{path}:{getattr(node, 'lineno', 0)}: {name}"

@@ -92,25 +92,25 @@ def check_shape(value: Any, shape: Shape, where: str, key: str = "") -> None:
     if isinstance(shape, Mapping):
         check_shape(value, dict, where, key)
         for name, inner in shape.items():
-            for found in value if name == "*" else (name.removesuffix("?"),):
-                path = f"{key}.{found}" if key else found
-                if found not in value:
+            for present in value if name == "*" else (name.removesuffix("?"),):
+                path = f"{key}.{present}" if key else present
+                if present not in value:
                     if name.endswith("?"):
                         continue
                     raise BadInput(f"{where} has no {path}; it was altered after it was written")
-                check_shape(value[found], inner, where, path)
+                check_shape(value[present], inner, where, path)
         return
     if isinstance(shape, list):
         check_shape(value, list, where, key)
-        for number, found in enumerate(value):
-            check_shape(found, shape[0], where, f"{key}[{number}]")
+        for number, item in enumerate(value):
+            check_shape(item, shape[0], where, f"{key}[{number}]")
         return
     kinds = shape if isinstance(shape, tuple) else (shape,)
     good = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not good or (isinstance(value, (int, float)) and not value >= 0):
         wanted = " or ".join(NAMES[kind] for kind in kinds)
-        found = f" ({value!r:.40})" if isinstance(value, (str, int, float)) else ""
+        shown = f" ({value!r:.40})" if isinstance(value, (str, int, float)) else ""
         wanted += " of 0 or more" if {int, float} & {*kinds} else ""
         raise BadInput(
-            f"{where}: {key or 'it'} is {NAMES[type(value)]}{found}, not {wanted}; it was altered after it was written"
+            f"{where}: {key or 'it'} is {NAMES[type(value)]}{shown}, not {wanted}; it was altered after it was written"
         )

@@ -19,7 +19,7 @@ from data_prep.files import inputs, json_lines
 from data_prep.files.inputs import KNOWN, Input, Tick
 from data_prep.filtering.build_corpus import INPUTS
 from data_prep.looking.corpus_parts import Corpus
-from data_prep.sources.changes import Told, listening
+from data_prep.sources.changes import Changes, listening
 from data_prep.sources.characters import cleaned
 from data_prep.sources.document import Document, Source
 from data_prep.sources.registry import SOURCES
@@ -156,7 +156,7 @@ class Again:
     """A document as its input gives it again, with what was told of its making."""
 
     document: Document
-    told: Told
+    changes: Changes
 
 
 def read_again(

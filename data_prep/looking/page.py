@@ -53,7 +53,7 @@ class View:
     @cached_property
     def pieces(self) -> list[Piece]:
         """The text, with what was removed and added where that is known."""
-        changes, text = self.shown.told, self.document.text
+        changes, text = self.shown.changes, self.document.text
         return [Piece(text)] if changes is None else changes.pieces(text)
 
     @property
@@ -116,7 +116,7 @@ def page(corpus: Corpus, shown: Sequence[Shown], looked: Survey, seed: int, chos
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     views = [View(one) for one in shown]
-    known = [view for view in views if view.shown.told is not None]
+    known = [view for view in views if view.shown.changes is not None]
     manifest = corpus.manifest
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), undefined=StrictUndefined, autoescape=True, trim_blocks=True

@@ -16,7 +16,7 @@ from data_prep.files.inputs import Input
 from data_prep.looking.corpus_parts import Corpus
 from data_prep.looking.inputs_again import Again, Inputs, Kind, Origin, read_again
 from data_prep.running.progress import Progress
-from data_prep.sources.changes import Told
+from data_prep.sources.changes import Changes
 from data_prep.sources.document import Document, Source
 
 MISSES = 64  # documents of one input that are looked up and are not in the corpus, until another input is taken
@@ -32,14 +32,14 @@ class Shown:
     Attributes:
         split: `train`, `val` or `recent`.
         document: as the corpus has it.
-        told: what rules changed in it; None where that is not known.
+        changes: what rules changed in it; None where that is not known.
         file: the input that it comes from, where it is known.
         problem: why it is not known what rules changed; empty where it is.
     """
 
     split: str
     document: Document
-    told: Told | None = None
+    changes: Changes | None = None
     file: str = ""
     problem: str = ""
 
@@ -115,14 +115,14 @@ class _Sampler:
         def fits(again: Again) -> bool:
             nonlocal misses, others
             id = again.document.id
-            if id in self._seen or misses > MISSES or (self._rule and self._rule not in again.told.rules()):
+            if id in self._seen or misses > MISSES or (self._rule and self._rule not in again.changes.rules()):
                 return False
             hit = self._corpus.find(id)
             if hit is None or hit[1].text != again.document.text:
                 misses, others = misses + 1, others + (hit is not None)
                 return False
             self._seen.add(id)
-            shown.append(Shown(*hit, again.told, origin.name))
+            shown.append(Shown(*hit, again.changes, origin.name))
             return True
 
         def tick(size_bytes: int) -> None:
@@ -172,7 +172,7 @@ def one(corpus: Corpus, id: str) -> Shown:
         assert source is not None
         try:
             for again in list(read_again(origin, source, [0], _is(document, problems), corpus.keeps_characters)):
-                return Shown(*hit, again.told, origin.name)
+                return Shown(*hit, again.changes, origin.name)
         except BadInput as error:
             problems[str(error)] = None
     first = next(iter(problems), "none of the inputs that are still there holds it")

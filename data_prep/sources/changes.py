@@ -72,7 +72,7 @@ class _Strand:
 
 
 @dataclass(slots=True)
-class Told:
+class Changes:
     """What was told of one entry: its lines, and what rules for the whole text made of that."""
 
     strands: list[_Strand] = field(default_factory=list)
@@ -116,19 +116,19 @@ class Record:
     """Takes down what rules tell of the entry that is being read."""
 
     def __init__(self) -> None:
-        self._told = Told()
+        self._changes = Changes()
 
     def line(self, text: str, notes: Sequence[Note] = ()) -> None:
         """Begin a line, as the source has it; signs in it are none of its text."""
-        self._told.strands.append(_Strand(plain(text), notes, last=text))
+        self._changes.strands.append(_Strand(plain(text), notes, last=text))
 
     def verbatim(self, text: str) -> None:
         """A line that keeps its white space."""
-        self._told.strands.append(_Strand(text, last=text))
+        self._changes.strands.append(_Strand(text, last=text))
 
     def became(self, text: str, rule: str, lines: int = 1) -> None:
         """What a rule made of the last line; nothing, if of several."""
-        for strand in self._told.strands[-lines:] if lines else ():
+        for strand in self._changes.strands[-lines:] if lines else ():
             if text != strand.last:
                 strand.steps.append((rule, plain(text)))
                 strand.last = text
@@ -136,20 +136,20 @@ class Record:
     def left_out(self, text: str, rule: str) -> None:
         """Something that is no line of the text, by a rule."""
         if text := plain(text):
-            self._told.strands.append(_Strand(text, (), [(rule, "")]))
+            self._changes.strands.append(_Strand(text, (), [(rule, "")]))
 
     def whole(self, before: str, after: str, rule: str) -> None:
         """What a rule made of the whole text."""
-        self._told.whole.append((rule, before, after))
+        self._changes.whole.append((rule, before, after))
 
     @property
     def lines(self) -> int:
         """How many there are by now."""
-        return len(self._told.strands)
+        return len(self._changes.strands)
 
-    def take(self) -> Told:
+    def take(self) -> Changes:
         """What was told since the last time."""
-        changes, self._told = self._told, Told()
+        changes, self._changes = self._changes, Changes()
         return changes
 
 

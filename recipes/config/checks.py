@@ -49,10 +49,10 @@ def _check_kernels(relations: _Relations, cfg: TrainConfig) -> None:
 
 def _check_schedule(relations: _Relations, schedule: SchedulerConfig) -> None:
     name, end, share = schedule.name, schedule.alpha_f, schedule.decay_share
-    told = SCHEDULES[name]  # names the keys that act
+    said = SCHEDULES[name]  # names the keys that act
     flat = f"scheduler.name = {name} ends at its peak: say scheduler.alpha_f=1"
-    relations.require("{end" in told or end == 1, "scheduler.alpha_f", end, flat)
-    falls = "{share" in told
+    relations.require("{end" in said or end == 1, "scheduler.alpha_f", end, flat)
+    falls = "{share" in said
     none, some = (
         f"scheduler.name = {name} has no such part; say null",
         "it is the share of the run that falls, such as 0.1",

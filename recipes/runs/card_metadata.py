@@ -51,8 +51,13 @@ def emissions(grams: float, source: str, hardware: str) -> dict[str, Any]:
         source: how they were found.
         hardware: what was trained on.
     """
-    told = {"emissions": round(grams, 3), "source": source, "training_type": "pre-training", "hardware_used": hardware}
-    return {"co2_eq_emissions": told}
+    stated = {
+        "emissions": round(grams, 3),
+        "source": source,
+        "training_type": "pre-training",
+        "hardware_used": hardware,
+    }
+    return {"co2_eq_emissions": stated}
 
 
 def model_index(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

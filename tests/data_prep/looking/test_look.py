@@ -182,7 +182,7 @@ def test_a_sample_is_spread_over_the_sources_and_reads_few_parts(built: Built, m
     sets = Counter(shown.document.source for shown in found)
     assert sets == {ARTICLES: 3, ABSTRACTS: 3, "<i>own</i>": 3}
     assert len({shown.document.id for shown in found}) == 9
-    assert all(documents[shown.document.id] == shown.document and shown.told for shown in found)
+    assert all(documents[shown.document.id] == shown.document and shown.changes for shown in found)
     read.clear()
     assert len(sample(Corpus(corpus), 1, seed=3)) == 1
     assert len(set(read)) <= 10 < len(list(corpus.glob("*-*.jsonl.zst"))), "the document's, and the beginning of others"
@@ -203,7 +203,7 @@ def test_every_document_is_found_in_its_part_and_no_other(built: Built) -> None:
 def test_a_document_by_its_id(built: Built, asked: str, id: str) -> None:
     corpus, documents = built
     shown = one(Corpus(corpus), asked)
-    assert shown.document == documents[id] and shown.told is not None and not shown.problem
+    assert shown.document == documents[id] and shown.changes is not None and not shown.problem
     assert shown.file in {path.name for path in corpus.parent.rglob("*") if path.is_file()}
 
 
@@ -211,7 +211,7 @@ def test_documents_that_a_rule_changed(built: Built) -> None:
     corpus, _ = built
     found = sample(Corpus(corpus), 50, seed=1, rule="citation marks")
     assert {shown.document.source for shown in found} == {ARTICLES} and 5 < len(found) < 9
-    assert all(shown.told and "citation marks" in shown.told.rules() for shown in found)
+    assert all(shown.changes and "citation marks" in shown.changes.rules() for shown in found)
     assert not sample(Corpus(corpus), 5, seed=1, rule="ligatures", source="text")
     with pytest.raises(BadInput, match=r"no document of .* that the rule 'ligatures' changed"):
         look.main([str(corpus), "--changed", "ligatures", "--source", "text"])
@@ -259,7 +259,7 @@ def test_where_rules_are_others_now_the_text_stands_alone(built: Built, monkeypa
     found = sample(Corpus(corpus), 4, seed=1, source="medline")
     assert len(found) == 4 and all(documents[shown.document.id] == shown.document for shown in found)
     for shown in (*found, one(Corpus(corpus), "130")):
-        assert shown.told is None and "another version of the rules" in shown.problem
+        assert shown.changes is None and "another version of the rules" in shown.problem
 
 
 def test_the_summary_is_of_the_corpus(built: Built, tmp_path: Path) -> None:
