@@ -12,11 +12,13 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from data_prep.common.pmid import parse_pmid
 from data_prep.files.inputs import Stream
+from data_prep.sources.changes import listener
 from data_prep.sources.document import ARTICLES, Bad, Document, Dropped
 from data_prep.sources.entities import replace_entities
 from data_prep.sources.pmc_licenses import date_of, license_and_retraction, license_of
 from data_prep.sources.pmc_text import article_lines
-from data_prep.sources.xml_size import SizedXml
+from data_prep.sources.pmc_unread import parse_article
+from data_prep.sources.xml_size import read_xml
 
 ENVELOPES = {"pmc-articleset": "articles that efetch gave", "OAI-PMH": "an answer of OAI-PMH"}
 
@@ -35,9 +37,9 @@ def read_articles(
     Raises:
         BadInput: it is not XML, holds no article in JATS, or its one article is not as `read_article` needs it.
     """
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
+    xml = read_xml(stream, name)
     try:
-        root = etree.parse(SizedXml(stream, name), parser).getroot()
+        root = parse_article(xml, whole=listener() is not None)
     except etree.XMLSyntaxError as error:
         raise BadInput(f"{name}, line {error.lineno}: not XML ({error.msg}); download it again") from None
     kind = etree.QName(root).localname
@@ -99,7 +101,7 @@ def read_article(article: etree._Element, name: str, back: str, metadata: JsonDi
     pmcid, pmid = f"pmcid:PMC{found.group(1)}", parse_pmid(_id(meta, "pmid"))
     license, is_retracted = license_and_retraction(metadata, name)
     if is_retracted or any(
-        related.get("related-article-type") == "retraction-forward" for related in meta.iterfind("related-article")
+        related.get("related-article-type") == "retraction-forward" for related in meta.iterchildren("related-article")
     ):
         return Dropped("retracted", pmcid)
     lines = article_lines(article, back)
@@ -117,5 +119,5 @@ def _without_namespace(article: etree._Element) -> None:
 
 
 def _id(meta: etree._Element, *kinds: str) -> str:
-    ids = [element.text or "" for element in meta.iterfind("article-id") if element.get("pub-id-type") in kinds]
+    ids = [element.text or "" for element in meta.iterchildren("article-id") if element.get("pub-id-type") in kinds]
     return ids[0].strip() if ids else ""

@@ -13,6 +13,7 @@ from data_prep.common.limits import OneOf
 from data_prep.sources.document import fold
 
 ALI = "{http://www.niso.org/schemas/ali/1.0/}license_ref"
+NOTICES = ("license", "copyright-statement", ALI)  # elements
 HREF = "{http://www.w3.org/1999/xlink}href"
 LICENSE_URL = re.compile(
     r"creativecommons\.org/(?:licenses/(by(?:-nc)?(?:-nd|-sa)?)|publicdomain/(zero|mark))(?:/(\d\.\d))?", re.IGNORECASE
@@ -60,7 +61,7 @@ def license_and_retraction(metadata: JsonDict, name: str) -> tuple[str | None, b
 
 def license_of(meta: etree._Element) -> str | None:
     """`CC BY 4.0` and its like from a link, `CC BY` from words without one, None where neither is there."""
-    notices = list(meta.iter("license", "copyright-statement", ALI))
+    notices = list(meta.iter(*NOTICES))
     links = [element.get(HREF, "") for notice in notices for element in notice.iter("*")]
     words = fold(" ".join("".join(notice.itertext()) for notice in notices))
     if url := LICENSE_URL.search(" ".join([*links, words])):
@@ -76,7 +77,7 @@ def date_of(meta: etree._Element) -> str | None:
     """The earliest day that the article itself appeared; `2011-08-02` goes before a bare `2011` of an issue."""
     dates = [
         iso_date(date.findtext("year"), date.findtext("month"), date.findtext("day"))
-        for date in meta.iterfind("pub-date")
+        for date in meta.iterchildren("pub-date")
         if (date.get("pub-type") or date.get("date-type")) in ("epub", "ppub", "epub-ppub", "collection", "pub")
     ]
     return min(filter(None, dates), key=lambda date: date + "~", default=None)

@@ -9,6 +9,8 @@ from data_prep.common.bounds import XML_BYTES, XML_MARKS
 from data_prep.common.errors import BadInput
 from data_prep.sources.entities import with_doctype
 
+BLOCK_BYTES = 1 << 18  # at a time
+
 
 class XmlSize:
     """Adds up what a parser is given of a record; `name` is what messages call the file."""
@@ -41,17 +43,15 @@ class XmlSize:
             )
 
 
-class SizedXml(io.RawIOBase):
-    """A file of one record with a DOCTYPE, as far as it may be read; raises as `XmlSize.add`."""
+def read_xml(file: IO[bytes] | io.RawIOBase, name: str) -> bytes:
+    """A file of one record, as far as it may be read, with a DOCTYPE.
 
-    def __init__(self, file: IO[bytes] | io.RawIOBase, name: str):
-        self._file, self._size = file, XmlSize(name)
-        self._is_first = True
-
-    def read(self, size: int = -1) -> bytes:
-        """The next bytes."""
-        block = self._file.read(size) or b""
-        self._size.add(block)
-        if self._is_first:
-            self._is_first, block = False, with_doctype(block)
-        return block
+    Raises:
+        BadInput: as `XmlSize.add`.
+    """
+    size = XmlSize(name)
+    blocks: list[bytes] = []
+    while block := file.read(BLOCK_BYTES):
+        size.add(block)
+        blocks.append(block)
+    return with_doctype(b"".join(blocks))
