@@ -21,8 +21,10 @@ DIGITS_AFTER = re.compile(rf"{SCRIPT_END}(?<=\d{SCRIPT_END}){SCRIPT_END}*{LOWERE
 
 def numbers_apart(line: str) -> str:
     """A line without the signs: `^` before a number raised right after a digit, a space between one and a digit."""
+    if RAISED in line:
+        line = POWER.sub("^", line)
     if SCRIPT_END in line:
-        line = DIGITS_AFTER.sub(" ", POWER.sub("^", line))
+        line = DIGITS_AFTER.sub(" ", line)
     return without(line, SIGNS)
 
 

@@ -16,11 +16,13 @@ Who writes a line puts the signs of `signs_of` around a link, and `HOLE` where a
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator, Sequence
 
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, without
 
-MARK, MARK_END, HOLE, GONE, NAME, NAME_END = "\x04", "\x05", "\x06", "\x07", "\x0e", "\x0f"
-SIGNS = (MARK, MARK_END, HOLE, GONE, NAME, NAME_END)
+MARK, MARK_END, HOLE, NAME, NAME_END = "\x04", "\x05", "\x06", "\x0e", "\x0f"
+GONE = f"{HOLE}\x07"  # a hole that was a mark
+SIGNS = (MARK, MARK_END, *GONE, NAME, NAME_END)
 # Unicode's category Pd, and what stands in for a dash: minus, tilde, bullet.
 DASHES = (
     "\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\ufe31\ufe32\ufe58"
@@ -31,14 +33,22 @@ DASHES = (
 YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d(?!\d)")
 NUMBERS = re.compile(r"[\W\d_]*[a-z]?[\W\d_]*")
 NOTE = re.compile(r"[\W\d_]*(?:[a-z]|[A-Z]|[ivx]{1,5}|([a-z])\1)?[\W\d_]*")
-NOTE_LINKS = ("fn", "table-fn", "aff", "corresp", "author-notes")
+REFERENCE_LINK = "bibr"
+MARK_LINKS = (
+    REFERENCE_LINK,
+    "fn",
+    "table-fn",
+    "aff",
+    "corresp",
+    "author-notes",
+)  # that may be marks, by their `ref-type`
 
 JOINING = rf",;:/&+…·•*|\\{DASHES}"
 JOINT = rf"(?:[{JOINING}]|\.(?!\s)|\b(?:and|or|to|through)\b)"
 JOINTS = rf"(?:[\s{RAISED}{LOWERED}{SCRIPT_END}]|{JOINT})"
 ONE = f"{MARK}[^{MARK}{MARK_END}]*{MARK_END}"
 RUN = re.compile(f"{ONE}(?:{JOINTS}*{ONE})*")
-OPENING, CLOSING = "[({", "])}"
+OPENING, CLOSING = ("[", "(", "{"), ("]", ")", "}")
 OTHER = rf"[^\[\](){{}}{MARK}{MARK_END}]*"
 BRACKETS = re.compile(rf"[\[({{]({OTHER}(?:{ONE}{OTHER})+)[\])}}]")
 # What brackets of marks hold beside them, and more numbers of references, which are joined to others.
@@ -62,31 +72,32 @@ NEEDING = REFERRING | {
     "via", "with",
 }
 # fmt: on
-SIGNS_AROUND = (RAISED, LOWERED, SCRIPT_END, NAME, NAME_END)
+SIGNS_AROUND = f"{RAISED}{LOWERED}{SCRIPT_END}{NAME}{NAME_END}"
 JOINED_TO_NAME = re.compile(rf"{NAME_END}(?:(?:\s*{JOINT})+\s*)?$")
 NAME_JOINED = re.compile(rf"(?:(?:\s*{JOINT})+\s*)?{NAME}")
 SENTENCE_END = re.compile(r"(?:^|(?<!\bal)[.!?])$")
-AFTER_WORDS = ".)]}\"'”’%*†"
+AFTER_WORDS = tuple(".)]}\"'”’%*†")
 BEFORE = 40  # characters that are looked at before a mark
 BRACKET_LENGTH = 2000  # within so many characters an opening bracket is looked for
 NESTED = 4  # brackets in brackets
 
-LEFT_OUT = re.compile(f"([{GONE}{HOLE}](?:[ {RAISED}{LOWERED}{SCRIPT_END}]*[{GONE}{HOLE}])*)")
+LEFT_OUT = re.compile(f"({HOLE}(?:[ {RAISED}{LOWERED}{SCRIPT_END}{GONE}]*[{GONE}])?)")
 SEPARATORS = " ,;:"
 
 
-def signs_of(text: str, kind: str | None, before: str) -> tuple[str, str]:
-    """The signs around a link: of a mark, of the name or year of a reference, or none.
+def signs_of(text: str, kind: str, before: Sequence[str]) -> tuple[str, str]:
+    """The signs around a link: of a mark, or of the name or year of a reference.
 
     Args:
         text: of the link.
-        kind: its `ref-type`.
-        before: the text before it, as it ends.
+        kind: its `ref-type`, one of `MARK_LINKS`.
+        before: the parts of the line before it.
     """
-    if kind not in ("bibr", *NOTE_LINKS):
-        return "", ""
-    is_letter_of_year = kind == "bibr" and text.strip().isalpha() and YEAR.search(before[-12:])
-    if (NUMBERS if kind == "bibr" else NOTE).fullmatch(text) and not YEAR.search(text) and not is_letter_of_year:
+    is_reference = kind == REFERENCE_LINK
+    if is_reference and text.isdecimal() and len(text) < 4:  # most are a number and no year
+        return MARK, MARK_END
+    is_letter_of_year = is_reference and text.strip().isalpha() and YEAR.search("".join(before[-8:])[-12:])
+    if (NUMBERS if is_reference else NOTE).fullmatch(text) and not YEAR.search(text) and not is_letter_of_year:
         return MARK, MARK_END
     return NAME, NAME_END
 
@@ -104,25 +115,35 @@ def without_marks(line: str) -> str:
             parts += [before, _decided(line, group, after - len(group), after)]
             end = after
         line = "".join([*parts, line[end:]])
-    if GONE in line or HOLE in line:
+    if HOLE in line:
         line = _closed(LEFT_OUT.split(line))
     return without(line, SIGNS).strip()
 
 
 def _brackets_whole(line: str) -> str:
     """Brackets that hold marks alone, and what may stand beside them, become one mark."""
-
-    def whole(found: re.Match[str]) -> str:
-        if not CITING.fullmatch(found[1]):
-            return found[0]
-        return f"{MARK}{without(found[0], SIGNS)}{MARK_END}"
-
     for _ in range(NESTED):
-        shorter = BRACKETS.sub(whole, line)
-        if shorter == line:
+        parts, end = [], 0
+        for found in _brackets(line):
+            if CITING.fullmatch(found[1]):
+                parts += [line[end : found.start()], MARK, without(found[0], SIGNS), MARK_END]
+                end = found.end()
+        if not parts:
             break
-        line = shorter
+        line = "".join([*parts, line[end:]])
     return line
+
+
+def _brackets(line: str) -> Iterator[re.Match[str]]:
+    """What `BRACKETS` finds; a mark leads to the bracket before it sooner than all brackets lead to a mark."""
+    start, mark = 0, line.find(MARK)
+    while mark >= 0:
+        opening = _last(OPENING, line, start, mark)
+        found = BRACKETS.match(line, opening) if opening >= 0 else None
+        if found:
+            yield found
+        start = found.end() if found else mark
+        mark = line.find(MARK, max(start, mark + 1))
 
 
 def _decided(line: str, group: str, start: int, end: int) -> str:
@@ -133,16 +154,16 @@ def _decided(line: str, group: str, start: int, end: int) -> str:
     if is_joined and RAISED not in group:
         return group
     is_raised = RAISED in group or before.rfind(RAISED) > before.rfind(SCRIPT_END)
-    is_apart = not (spoken[-1:].isalnum() or spoken[-1:] in tuple(AFTER_WORDS))
+    is_apart = not (spoken[-1:].isalnum() or spoken[-1:] in AFTER_WORDS)
     spoken = spoken.rstrip()
-    word = spoken.rpartition(" ")[2].lstrip(OPENING).rstrip(".").lower()
+    word = spoken.rpartition(" ")[2].lstrip("".join(OPENING)).rstrip(".").lower()
     if word in (NEEDING if is_apart and not is_raised else REFERRING):
         return group if is_apart else f" {group}"
-    is_bracketed = group.lstrip(f"{MARK}{RAISED} ")[:1] in OPENING
     if is_apart and not is_raised:
+        is_bracketed = group.lstrip(f"{MARK}{RAISED} ").startswith(OPENING)
         if not is_bracketed and _in_brackets(line, start):
             return group
-        if SENTENCE_END.search(spoken) and line[end : end + 2].lstrip(" ")[:1].islower():
+        if line[end : end + 2].lstrip(" ")[:1].islower() and SENTENCE_END.search(spoken):
             return group
     return GONE
 
@@ -150,9 +171,12 @@ def _decided(line: str, group: str, start: int, end: int) -> str:
 def _in_brackets(line: str, position: int) -> bool:
     """Whether brackets are open at a position."""
     first = max(0, position - BRACKET_LENGTH)
-    return max(line.rfind(sign, first, position) for sign in OPENING) > max(
-        line.rfind(sign, first, position) for sign in CLOSING
-    )
+    return _last(OPENING, line, first, position) > _last(CLOSING, line, first, position)
+
+
+def _last(signs: Iterable[str], line: str, start: int, end: int) -> int:
+    """Where the last of some signs is in a part of a line, or -1."""
+    return max([line.rfind(sign, start, end) for sign in signs])
 
 
 def _closed(parts: list[str]) -> str:
@@ -167,9 +191,9 @@ def _closed(parts: list[str]) -> str:
         line[-1], text = line[-1].rstrip(" "), text.lstrip(" ")
         if GONE in signs:
             text = _without_separators(line, text)
-        before, after = without(line[-1][-BEFORE:], SIGNS_AROUND)[-1:], without(text[:BEFORE], SIGNS_AROUND)[:1]
+        before, after = line[-1][-BEFORE:].rstrip(SIGNS_AROUND)[-1:], text[:BEFORE].lstrip(SIGNS_AROUND)[:1]
         is_spaced = is_spaced or (before.isalnum() and after.isalnum())
-        if is_spaced and after and after not in ",.;:!?)]}" and before not in tuple(OPENING):
+        if is_spaced and after and after not in ",.;:!?)]}" and before not in OPENING:
             line.append(" ")
         line.append(text)
     return "".join(line)
@@ -181,9 +205,9 @@ def _without_separators(line: list[str], text: str) -> str:
     Brackets that held nothing else are taken off, too.
     """
     before = line[-1]
-    while before.endswith(tuple(OPENING)) and (rest := text.lstrip(SEPARATORS))[:1] in tuple(CLOSING):
+    while before.endswith(OPENING) and (rest := text.lstrip(SEPARATORS))[:1] in CLOSING:
         before, text = before[:-1].rstrip(" "), rest[1:]
-    if before.endswith(tuple(OPENING)):
+    if before.endswith(OPENING):
         text = text.lstrip(SEPARATORS)
     elif text.startswith((*CLOSING, SCRIPT_END)):
         before = before.rstrip(SEPARATORS)

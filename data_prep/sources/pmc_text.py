@@ -16,7 +16,7 @@ from data_prep.sources.changes import FORMULA, METADATA, NUMBERS, Note, listener
 from data_prep.sources.document import fold
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
 from data_prep.sources.mathml import MATH, math_text
-from data_prep.sources.pmc_citations import HOLE, MARK, MARK_END, signs_of, without_marks
+from data_prep.sources.pmc_citations import HOLE, MARK, MARK_END, MARK_LINKS, signs_of, without_marks
 
 # fmt: off
 # Elements in a line: nothing stands at their borders. All that are in none of these lists are in the line, too, with
@@ -180,6 +180,8 @@ class _Writer:
     def _content(self, element: etree._Element) -> None:
         if text := element.text:
             self._put(text)
+        if not len(element):  # most have no children, and to ask is cheaper than to look
+            return
         for child in element:
             tag = child.tag
             if tag in INLINE:
@@ -238,14 +240,15 @@ class _Writer:
         self._sign(f"{border}{HOLE}{border}")
 
     def _link(self, link: etree._Element) -> None:
+        kind = link.get("ref-type")
+        if kind not in MARK_LINKS:
+            self._content(link)
+            return
         text = "".join(link.itertext()) if len(link) else link.text or ""
-        begin, end = signs_of(text, link.get("ref-type"), "".join(self._parts[-8:]))
-        if begin:
-            self._sign(begin)
-            self._content(link)
-            self._sign(end)
-        else:
-            self._content(link)
+        begin, end = signs_of(text, kind, self._parts)
+        self._sign(begin)
+        self._content(link)
+        self._sign(end)
 
     def _formula(self, formula: etree._Element) -> None:
         """A formula in a sentence: of TeX and MathML that say the same, TeX is read."""
@@ -272,9 +275,12 @@ class _Writer:
                 self._record.verbatim(text)
 
     def _end_line(self) -> None:
+        if not self._parts:
+            return
         raw = line = fold("".join(self._parts))
         if self._has_signs:
-            line = fold(numbers_apart(without_marks(line)))
+            line = numbers_apart(without_marks(line)).strip(" ")
+            line = fold(line) if "  " in line else line
         self._parts.clear()
         self._has_text = self._is_label = self._has_signs = False
         is_text = line and not BOILERPLATE.fullmatch(line)
