@@ -8,7 +8,8 @@ of the three. Tables and references are taken out of the XML before, so that nob
 who keeps marks of citations may keep them. pandoc is asked for HTML, in which it leaves out least, and its text is
 compared; title and abstract, which it gives as metadata alone, are not asked of it. Of pubmed_parser all that its
 functions give counts: title, abstract, paragraphs, titles of sections, labels of figures; each of them parses the file
-anew. Time is CPU time of reading the whole files; of pandoc that of one process an article.
+anew. Time is CPU time of reading the whole files; of pandoc that of one process an article. The readers take turns, and
+a ratio is one of two turns of the same round; median and quartiles.
 """
 
 from __future__ import annotations
@@ -21,9 +22,10 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
 # Before this folder, whose data_prep.py is not the package; and the oracle of the tests.
@@ -100,25 +102,36 @@ def taken_out(path: Path, folder: Path, is_front_asked: bool) -> tuple[Path, etr
     return folder / path.name, root
 
 
-def measured(
-    reader: Reader, signs: Callable[[str], str], is_front_asked: bool, rounds: int
-) -> tuple[Counter[str], float]:
-    """Words expected and wrong, over all articles, and the CPU seconds of reading them once."""
+def compared(reader: Reader, signs: Callable[[str], str], is_front_asked: bool) -> Counter[str]:
+    """Words expected and wrong, over all articles."""
     counts: Counter[str] = Counter()
-    seconds = 0.0
     with tempfile.TemporaryDirectory() as folder:
         for name in sample.paths(".nxml"):
             path, root = taken_out(Path(name), Path(folder), is_front_asked)
             text = reader(path)
-            start_s = _cpu_s()
-            for _ in range(rounds):
-                reader(Path(name))
-            seconds += (_cpu_s() - start_s) / rounds
             parts = article_pieces(root)
             counts["words"] += len("".join(piece.text for piece in parts if piece.rule is None).split())
             for fault in faults(parts, signs(text)):
                 counts[fault.kind] += 1
-    return counts, seconds
+    return counts
+
+
+def timed(readers: Mapping[str, Reader], rounds: int) -> dict[str, list[float]]:
+    """The CPU seconds of reading all articles, of each reader in each round."""
+    paths = [Path(name) for name in sample.paths(".nxml")]
+    seconds: dict[str, list[float]] = {name: [] for name in readers}
+    for _ in range(rounds):
+        for name, reader in readers.items():
+            start_s = _cpu_s()
+            for path in paths:
+                reader(path)
+            seconds[name].append(_cpu_s() - start_s)
+    return seconds
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    low, middle, high = np.quantile(values, (0.25, 0.5, 0.75))
+    return f"{middle:.{digits}f} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def _cpu_s() -> float:
@@ -132,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--pandoc", type=Path, help="the environment with pypandoc-binary; without it, two readers alone"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often each article is read (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="how often all articles are read (default 5)")
     args = parser.parse_args(argv)
     readers: dict[str, tuple[Reader, Callable[[str], str], bool]] = {
         "ours": (ours, str, True),
@@ -140,10 +153,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if args.pandoc:
         readers["pandoc"] = (with_pandoc(args.pandoc), text_of_html, False)
-    print(f"| | words | {' | '.join(KINDS)} | CPU s |\n|---|---:|{'---:|' * len(KINDS)}---:|")
+    print(f"| | words | {' | '.join(KINDS)} | CPU s | / ours |\n|---|---:|{'---:|' * len(KINDS)}---:|---:|")
+    seconds = timed({name: reader for name, (reader, _, _) in readers.items()}, args.rounds)
     for name, (reader, signs, is_front_asked) in readers.items():
-        counts, seconds = measured(reader, signs, is_front_asked, args.rounds)
-        print(f"| {name} | {counts['words']:,} | {' | '.join(f'{counts[kind]:,}' for kind in KINDS)} | {seconds:.3f} |")
+        counts = compared(reader, signs, is_front_asked)
+        ratios = [theirs / mine for theirs, mine in zip(seconds[name], seconds["ours"], strict=True)]
+        cells = [f"{counts[kind]:,}" for kind in ("words", *KINDS)] + [_spread(seconds[name], 3), _spread(ratios, 2)]
+        print(f"| {name} | {' | '.join(cells)} |")
 
 
 if __name__ == "__main__":
