@@ -73,12 +73,12 @@ def with_pubmed_parser(path: Path) -> str:
 
 def with_pandoc(environment: Path) -> Reader:
     """pandoc's reader of JATS, the one that The Pile's articles went through."""
-    found = sorted(environment.glob("lib/python*/site-packages/pypandoc/files/pandoc"))
-    if not found:
+    programs = sorted(environment.glob("lib/python*/site-packages/pypandoc/files/pandoc"))
+    if not programs:
         raise BadInput(f"{environment} holds no pandoc; make it as the first lines of benchmarks/articles.py say")
 
     def read(path: Path) -> str:
-        command = [found[0], "--from", "jats", "--to", "html", "--wrap", "none", path]
+        command = [programs[0], "--from", "jats", "--to", "html", "--wrap", "none", path]
         return subprocess.run(command, check=True, capture_output=True, text=True).stdout
 
     return read

@@ -95,10 +95,10 @@ def read_article(article: etree._Element, name: str, back: str, metadata: JsonDi
     meta = article.find("front/article-meta")
     if meta is None:
         raise BadInput(f"{name} has an <article> without <article-meta>, not one in JATS")
-    found = re.fullmatch("(?:PMC)?([0-9]+)", _id(meta, "pmc", "pmcid"))
-    if found is None:
+    match = re.fullmatch("(?:PMC)?([0-9]+)", _id(meta, "pmc", "pmcid"))
+    if match is None:
         raise BadInput(f"{name} has no <article-id> with a PMC number")
-    pmcid, pmid = f"pmcid:PMC{found.group(1)}", parse_pmid(_id(meta, "pmid"))
+    pmcid, pmid = f"pmcid:PMC{match.group(1)}", parse_pmid(_id(meta, "pmid"))
     license, is_retracted = license_and_retraction(metadata, name)
     if is_retracted or any(
         related.get("related-article-type") == "retraction-forward" for related in meta.iterchildren("related-article")

@@ -107,9 +107,9 @@ def without_marks(line: str) -> str:
     if MARK in line:
         line = _brackets_whole(line)
         parts, end = [], 0
-        for found in RUN.finditer(line):
-            before, after = line[end : found.start()], found.end()
-            group = found[0]
+        for match in RUN.finditer(line):
+            before, after = line[end : match.start()], match.end()
+            group = match[0]
             if before.endswith(RAISED) and line.startswith(SCRIPT_END, after):
                 before, group, after = before[:-1], f"{RAISED}{group}{SCRIPT_END}", after + 1
             parts += [before, _decided(line, group, after - len(group), after)]
@@ -124,10 +124,10 @@ def _brackets_whole(line: str) -> str:
     """Brackets that hold marks alone, and what may stand beside them, become one mark."""
     for _ in range(NESTED):
         parts, end = [], 0
-        for found in _brackets(line):
-            if CITING.fullmatch(found[1]):
-                parts += [line[end : found.start()], MARK, without(found[0], SIGNS), MARK_END]
-                end = found.end()
+        for match in _brackets(line):
+            if CITING.fullmatch(match[1]):
+                parts += [line[end : match.start()], MARK, without(match[0], SIGNS), MARK_END]
+                end = match.end()
         if not parts:
             break
         line = "".join([*parts, line[end:]])
@@ -139,10 +139,10 @@ def _brackets(line: str) -> Iterator[re.Match[str]]:
     start, mark = 0, line.find(MARK)
     while mark >= 0:
         opening = _last(OPENING, line, start, mark)
-        found = BRACKETS.match(line, opening) if opening >= 0 else None
-        if found:
-            yield found
-        start = found.end() if found else mark
+        match = BRACKETS.match(line, opening) if opening >= 0 else None
+        if match:
+            yield match
+        start = match.end() if match else mark
         mark = line.find(MARK, max(start, mark + 1))
 
 

@@ -68,8 +68,8 @@ def license_of(meta: etree._Element) -> str | None:
         terms, public, version = url.groups()
         name = f"CC {terms.upper()}" if terms else "CC0" if public.lower() == "zero" else "CC PDM"
         return f"{name} {version}" if version else name
-    if found := LICENSE_WORDS.search(words):
-        return "CC BY" + "".join(code for code, term in zip(("-NC", "-ND", "-SA"), found.groups(), strict=True) if term)
+    if match := LICENSE_WORDS.search(words):
+        return "CC BY" + "".join(code for code, term in zip(("-NC", "-ND", "-SA"), match.groups(), strict=True) if term)
     return None
 
 

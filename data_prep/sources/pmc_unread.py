@@ -71,17 +71,17 @@ def without_unread(xml: bytes) -> tuple[bytes, int]:
     """
     kept: list[bytes] = []
     at = scanned = count = 0  # all before `at` is kept or cut out
-    while found := NEXT.search(xml, scanned):
-        scanned = found.end()
-        if found[1]:
-            end = b"</" + found[1] + b">"
+    while part := NEXT.search(xml, scanned):
+        scanned = part.end()
+        if part[1]:
+            end = b"</" + part[1] + b">"
             stop = xml.find(end, scanned)
             inside = xml[scanned:stop]
-            if stop < 0 or not _holds_tags_alone(inside, found[1]):
+            if stop < 0 or not _holds_tags_alone(inside, part[1]):
                 return xml, 0
             scanned = stop + len(end)
             if TEX not in inside and not NAMED.search(inside):
-                kept += xml[at : found.start()], b"<" + found[1] + b"/>", b"\n" * inside.count(b"\n")
+                kept += xml[at : part.start()], b"<" + part[1] + b"/>", b"\n" * inside.count(b"\n")
                 at = scanned
                 count += 1
     return b"".join([*kept, xml[at:]]), count
