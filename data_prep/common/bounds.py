@@ -33,6 +33,10 @@ JSON_DEPTH = 64  # of a manifest, an index, a configuration: theirs are 5 deep
 # A file that is one JSON value: the manifest or the index of the 9,000 shards of 300 billion tokens has 4 MB; a
 # tokenizer.json 33 MB (Gemma 3).
 JSON_BYTES = 64 * MIB
+# A token that a tokenizer adds to its vocabulary, and all of them: the library `tokenizers` takes the square of the
+# longest one's length in time, 2 s for 8,000. The longest honest one has some 40; Gemma 3 adds 6,400 short ones.
+ADDED_TOKEN_CHARACTERS = 256
+ADDED_TOKENS_CHARACTERS = MIB
 # An article, or a citation of PubMed, in XML: the longest articles of PMC have some 30 MB, most of it tables, and a
 # citation with 15,000 authors 10 MB. libxml2 takes some 240 bytes for each tag and attribute: for each `<` and `=`.
 XML_BYTES = 64 * MIB

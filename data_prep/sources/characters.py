@@ -78,7 +78,7 @@ RULES: dict[str, Callable[[str, set[str]], str]] = {
     "zero-width characters": lambda text, _: ZERO_WIDTH.sub("", text),
     "soft hyphens": lambda text, _: SOFT_HYPHEN.sub("", text),
     "other spaces": lambda text, _: SPACE.sub(" ", text),
-    "ligatures": lambda text, _: LIGATURE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), text),
+    "ligatures": lambda text, _: LIGATURE.sub(lambda match: unicodedata.normalize("NFKC", match[0]), text),
     "hyphens at line ends": lambda text, hyphenated: HYPHEN_AT_LINE_END.sub(lambda m: _rejoined(m, hyphenated), text),
     "composed characters (NFC)": lambda text, _: unicodedata.normalize("NFC", text),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from data_prep.common.bounds import ADDED_TOKEN_CHARACTERS, ADDED_TOKENS_CHARACTERS
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file
 from data_prep.common.manifest import manifest_sha256, read_manifest
@@ -23,6 +24,7 @@ VOCAB_SIZE = 28_896  # BioMedLM's
 VOCABULARY = {"vocab_size": int, "eos_token_id": int, "sha256": str}
 SHAPE = {"tokenizer": VOCABULARY}  # of its manifest
 TOKENIZER_JSON, MODEL_CONFIG = "tokenizer.json", "config.json"
+TEMPLATE = "chat_template"  # a text of any length beside the special tokens
 
 
 def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
@@ -53,6 +55,34 @@ def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
     return {"vocab_size": vocab_size, "eos_token_id": ids[END_OF_TEXT], "sha256": sha256}, sha256
 
 
+def refuse_long_added_tokens(path: Path, value: object) -> None:
+    """Refuse a file of a tokenizer whose added tokens would take minutes to load.
+
+    Args:
+        path: tokenizer.json, or a file beside it that names special tokens.
+        value: what it holds.
+
+    Raises:
+        BadInput: a token has more than `ADDED_TOKEN_CHARACTERS`, or all have more than `ADDED_TOKENS_CHARACTERS`.
+    """
+    if path.name == TOKENIZER_JSON and isinstance(value, dict):
+        value = value.get("added_tokens")
+    left, characters = [value], 0
+    while left:
+        inner = left.pop()
+        if isinstance(inner, str):
+            characters += len(inner)
+            if len(inner) > ADDED_TOKEN_CHARACTERS:
+                longest = f"has {len(inner):,} characters; at most {ADDED_TOKEN_CHARACTERS:,} are read"
+                raise BadInput(f"{path}: the token {inner[:40]!r}… {longest}")
+            if characters > ADDED_TOKENS_CHARACTERS:
+                raise BadInput(f"{path}: its added tokens have more than {ADDED_TOKENS_CHARACTERS:,} characters")
+        elif isinstance(inner, dict):
+            left += (part for key, each in inner.items() if key != TEMPLATE for part in (key, each))
+        elif isinstance(inner, list):
+            left += inner
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer as documents are encoded with it: `<|endoftext|>` inside a text is text, not the special token.
 
@@ -64,6 +94,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     path = folder / TOKENIZER_JSON
     if not path.is_file():
         raise BadInput(f"{path} does not exist")
+    refuse_long_added_tokens(path, read_json(path))
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing narrower

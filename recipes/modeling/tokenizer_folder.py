@@ -9,9 +9,10 @@ from typing import Any
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
+from data_prep.tokenizing.tokenizer_format import TOKENIZER_JSON, refuse_long_added_tokens
 from recipes.modeling.model_config import read_json_object
 
-TOKENIZER_JSON, MERGES = "tokenizer.json", "merges.txt"
+MERGES = "merges.txt"
 VOCABULARY = (TOKENIZER_JSON, "vocab.json")  # the latter with the merges
 TOKENIZER_FILES = (*VOCABULARY, MERGES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
@@ -28,7 +29,9 @@ def check_tokenizer(folder: Path) -> None:
         raise BadInput(f"{folder} lacks {MERGES}, without which {VOCABULARY[1]} is half a tokenizer")
     for name in TOKENIZER_FILES:
         if name.endswith(".json") and (folder / name).is_file():
-            read_json_object(folder / name)
+            value = read_json_object(folder / name)
+            if name != VOCABULARY[1]:
+                refuse_long_added_tokens(folder / name, value)
 
 
 def tokenizer_sha256(folder: Path) -> str:

@@ -223,9 +223,10 @@ def test_a_corpus_without_abstracts_is_read_whole(
 
 def test_broken_tokenizer_file_is_named(tmp_path: Path, tiny_tokenizer: Path):
     folder = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
-    (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(BadInput, match=r"tokenizer\.json is not a tokenizer"):
-        tokenizer_format.load_tokenizer(folder)
+    for content, lack in (("{", "JSON"), ("{}", "a tokenizer")):
+        (folder / "tokenizer.json").write_text(content)
+        with pytest.raises(BadInput, match=rf"tokenizer\.json is not {lack}"):
+            tokenizer_format.load_tokenizer(folder)
     (folder / "tokenizer.json").unlink()
     with pytest.raises(BadInput, match=r"tokenizer\.json does not exist"):
         tokenizer_format.load_tokenizer(folder)

@@ -28,7 +28,7 @@ from recipes.finetuning.heads import FineTuned
 from recipes.finetuning.task_head import TaskHead, read_task
 from recipes.finetuning.verdict import Verdict
 from recipes.generation.sampling import Continuation, load_model
-from recipes.modeling.model_folder import load_pretrained
+from recipes.modeling.model_folder import check_folder, load_pretrained
 from recipes.modeling.release import logits
 
 SETTINGS: dict[str, Any] = {
@@ -353,6 +353,37 @@ def test_a_tokenizer_of_another_model_is_refused(honest: Path, tmp_path: Path) -
         opened(folder)
     with pytest.raises(BadInput, match="quite-new"):
         generate.main(["--model", str(folder), "--prompt", "x"])
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"]
+)
+@pytest.mark.parametrize("count", [1, 5000])
+def test_added_tokens_that_would_take_minutes_are_refused(name: str, count: int, honest: Path, tmp_path: Path) -> None:
+    """The library's time is the square of their length: one of 200,000 characters took 20 minutes."""
+    folder = shutil.copytree(honest, tmp_path / "long")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    texts = ["x" * 200_000] if count == 1 else [f"<{n}>" + "x" * 240 for n in range(count)]
+    path = folder / name
+    whole = json.loads(path.read_text()) if path.is_file() else {}
+    if name == "tokenizer.json":
+        whole["added_tokens"] += [
+            {**whole["added_tokens"][0], "id": 700 + n, "content": t} for n, t in enumerate(texts)
+        ]
+    else:
+        whole |= {"chat_template": "y" * 5000, "additional_special_tokens": texts}
+    path.write_text(json.dumps(whole))
+    said = "the token 'x+'… has 200,000 characters" if count == 1 else "its added tokens have more than 1,048,576"
+    with pytest.raises(BadInput, match=f"{name}: {said}"):
+        check_folder(folder)
+
+
+def test_a_long_template_is_no_token(honest: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(honest, tmp_path / "long")
+    (folder / "manifest.json").unlink(missing_ok=True)
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "chat_template": "y" * 5000}))
+    check_folder(folder)
 
 
 def test_a_damaged_fine_tuned_folder_is_refused_by_name_or_answers_the_same(tuned: Path, tmp_path: Path) -> None:
