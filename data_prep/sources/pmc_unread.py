@@ -21,8 +21,10 @@ UNREAD = ("disp-formula", "ref-list", "table", "table-wrap-foot")  # of what `pm
 READ_WHOLE = ("tex-math", "xref", MATH, *NOTICES, *PREFORMATTED)  # all text in them counts, whatever it is in
 ASCII_ENCODINGS = ("ascii", "us-ascii", "utf-8", "iso-8859-1", "windows-1252")  # whose `<` is never part of a character
 
-# The next part, or a comment, a CDATA section or an instruction, whole: it may hold what looks like a tag.
-NEXT = re.compile(rb"<(?:!--.*?-->|!\[CDATA\[.*?\]\]>|\?.*?\?>|(%s)(?=[\s/>]))" % "|".join(UNREAD).encode(), re.DOTALL)
+# The next part; or a comment, a CDATA section or an instruction, which is passed over whole, as it may hold what looks
+# like a tag. What ends it is looked for by itself: a pattern would take the square of a file of open comments in time.
+NEXT = re.compile(rb"<(?=[!?drt])(?:(%s)(?=[\s/>])|!--|!\[CDATA\[|\?)" % "|".join(UNREAD).encode())
+PASSED_OVER = {b"<!--": b"-->", b"<![CDATA[": b"]]>", b"<?": b"?>"}
 INSTRUCTION = re.compile(rb"<\?[^<]*?\?>")
 NAMED = re.compile(rb"&(?!#|(?:amp|apos|gt|lt|quot);)")  # a character by name: an unknown one is an error anywhere
 TEX = b"<tex-math"  # looked for in all of what is around it
@@ -73,7 +75,11 @@ def without_unread(xml: bytes) -> tuple[bytes, int]:
     at = scanned = count = 0  # all before `at` is kept or cut out
     while part := NEXT.search(xml, scanned):
         scanned = part.end()
-        if part[1]:
+        if closing := PASSED_OVER.get(part[0]):
+            if (stop := xml.find(closing, scanned)) < 0:
+                return xml, 0
+            scanned = stop + len(closing)
+        else:
             end = b"</" + part[1] + b">"
             stop = xml.find(end, scanned)
             inside = xml[scanned:stop]

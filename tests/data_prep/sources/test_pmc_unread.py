@@ -108,6 +108,13 @@ def test_what_looks_like_a_part_and_is_none(body: str) -> None:
     assert read(xml, False) == read(xml, True)
 
 
+@pytest.mark.parametrize("sign", [b"<!--", b"<![CDATA[", b"<?", b"<table>", b"<table><?", b"<table><!--"])
+def test_what_never_ends_takes_no_square_of_time(sign: bytes) -> None:
+    """Two megabytes of it: the square of that would be hours."""
+    xml = b"<article><body><p>" + sign * (2_000_000 // len(sign))
+    assert without_unread(xml) == (xml, 0)
+
+
 def test_damage_that_swallows_text_between_parts_is_seen() -> None:
     xml = article("<p><table><tr><td>1</td></tr></table>kept<table><tr><td>1</td></tr></table></p>")
     begin, end = xml.index(b"1</td>"), xml.rindex(b"1</td>")
