@@ -287,7 +287,7 @@ class Tool:
 
     Attributes:
         name: as the table calls it.
-        commands: of a folder that holds `texts` and a `corpus`, where to write, and cores: what is run.
+        commands: commands of a folder that holds `texts` and a `corpus`, where to write, and cores: what is run.
         environment: what is set beside the usual.
     """
 

@@ -24,7 +24,7 @@ class DataMonitor(Callback):
 
     Args:
         interval_batches: between two values.
-        folders: of token shards that the run reads.
+        folders: folders of token shards that the run reads.
     """
 
     def __init__(self, interval_batches: int, folders: Sequence[ShardFolder]) -> None:

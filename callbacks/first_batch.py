@@ -40,9 +40,9 @@ class Computed:
 
     Attributes:
         losses: this rank's, of each microbatch.
-        names: of the tensors that have a gradient.
+        names: names of the tensors that have a gradient.
         bits: sums over the bits of each gradient, as far as this rank holds it.
-        norms: of each.
+        norms: norm of each.
     """
 
     losses: list[float]
@@ -74,7 +74,7 @@ class FirstBatch(Callback):
 
     Attributes:
         start: where the run started; None: nothing is compared.
-        probe: of this start.
+        probe: probe of this start.
         sums: has the fingerprint of each batch.
         compute: makes the forward and backward passes of the batch that is under way, unseen by other callbacks; calls
             its argument after each microbatch.

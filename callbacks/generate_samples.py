@@ -25,9 +25,9 @@ class GenerateSamples(Callback):
         path: the file.
         tokenizer: a tokenizer folder.
         prompts: what to continue.
-        max_new_tokens: of each; a text also ends where the model ends it.
+        max_new_tokens: longest length of each text in tokens; a text also ends where the model ends it.
         n_positions: longest that prompt and text may be.
-        seed: of what is drawn.
+        seed: seed of what is drawn.
     """
 
     def __init__(

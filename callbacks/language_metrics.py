@@ -28,7 +28,7 @@ class LanguageMetrics(Callback):
     A sample's first token is not predicted; it is taken to cost what the others cost.
 
     Args:
-        train_bytes_per_token: of the training split.
+        train_bytes_per_token: bytes a token of the training split.
         eval_bytes_per_token: what Composer calls a validation split -> of all of its text, and of the sources that are
             told apart.
     """

@@ -20,7 +20,7 @@ class MissedEvaluation(Callback):
 
     Attributes:
         metrics: the run's metrics.jsonl.
-        interval_batches: of evaluations; the last batch is evaluated, too.
+        interval_batches: batches between two evaluations; the last batch is evaluated, too.
         batches: length of the run.
         evaluate: evaluates as the Trainer does after a batch.
     """

@@ -47,7 +47,7 @@ class RunContext:
         writer: saves the checkpoints.
         replicas: copies of a sharded model; None: it is not sharded.
         folders: token shards that are trained on; none: it is a task.
-        sources: of the tokens of the validation split, if there are several.
+        sources: source of the tokens of the validation split, if there are several.
         val: samples of the validation split; None: it is a task.
         rng: restores the random state of a checkpoint.
         first_batch: compares the first batch after a load.
@@ -72,7 +72,7 @@ class Entry:
 
     Attributes:
         cls: the callback.
-        key: of `callbacks:` in a YAML, where null leaves it out; None: other keys decide, or every run has it.
+        key: key of `callbacks:` in a YAML, where null leaves it out; None: other keys decide, or every run has it.
         acts: when.
         logs: the metrics that it logs.
         build: makes it of the values under `key`, the configuration and the run; None: this run does without.

@@ -57,7 +57,7 @@ class SpikeGuard(Callback):
         patience_batches: a spike of fewer batches passes by itself.
         max_rewinds: a further spike ends the run.
         folder: the run folder.
-        writer: of its checkpoints.
+        writer: writer of its checkpoints.
     """
 
     def __init__(

@@ -59,7 +59,7 @@ def export(
         checkpoint: run folder, checkpoint in one, or GPT-2 folder.
         out: the folder.
         tokenizer: its folder, if it is not beside the weights.
-        dtype: of the saved weights.
+        dtype: dtype of the saved weights.
         stated: what the card says beside the record.
         scores: a folder of evaluate.py, of these weights.
         license_file: the licence's text, which is copied.

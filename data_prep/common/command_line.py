@@ -76,7 +76,7 @@ class FileToWrite:
     """The type of an option with a file that the command writes; its ending says the format.
 
     Attributes:
-        endings: that are known, such as `.png`.
+        endings: file endings that are known, such as `.png`.
     """
 
     endings: tuple[str, ...]

@@ -12,9 +12,9 @@ class World:
 
     Attributes:
         size: ranks.
-        rank: of this process, from 0.
+        rank: number of this process, from 0.
         local_size: ranks on this node.
-        local_rank: of this process among these, from 0.
+        local_rank: number of this process among these, from 0.
         launched: whether a launcher has started it.
     """
 

@@ -43,7 +43,7 @@ class Wanted:
         exact: whether it has just so many bytes.
         sha256: its hash, where the listing has it.
         has_md5: whether a file with the ending `.md5` beside it says its hash.
-        group: of its neighbours, whose numbers of records are alike.
+        group: group of its neighbours, whose numbers of records are alike.
         last: it is the last of them, and may have fewer.
     """
 

@@ -208,7 +208,7 @@ class _FirstElement:
     """What a parser calls, that no tree is made of what it reads.
 
     Attributes:
-        tag: of the root element, None before it.
+        tag: tag of the root element, None before it.
     """
 
     tag: str | None = None

@@ -36,7 +36,7 @@ class Version:
     """An article's last version as the inventory has it.
 
     Attributes:
-        etag: of its metadata.
+        etag: ETag of its metadata.
         modified: when they were changed.
         packed: whether an earlier one lies in a pack here.
     """

@@ -36,7 +36,7 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
     Args:
         web: the client.
         url: the folder above the two.
-        year: of the baseline, two digits; None for the newest.
+        year: year of the baseline, two digits; None for the newest.
         sets: `baseline`, `updatefiles` or both.
 
     Raises:

@@ -78,7 +78,7 @@ def build_corpus(
         decontaminate: files of evaluation texts (`decontamination.load`); documents that overlap are left out.
         recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
         dated_after: `YYYY-MM-DD`; what is not dated after this day is left out, and so is what has no date.
-        near_duplicates: of texts that share this part of their runs of words, 0 to 1, one stays; None: of equal ones.
+        near_duplicates: shared part of their runs of words, 0 to 1, from which one of two stays; None: equal ones.
         keep_characters: leave all characters of the texts as they are; else `characters.cleaned` says what changes.
         workers: where the tasks run.
 
@@ -240,7 +240,7 @@ def _list_inputs(
     """Write the lists of inputs and of bad records.
 
     Args:
-        batches: of inputs that were read.
+        batches: batches of inputs that were read.
         work: where the spool lies.
         partial: the corpus folder in the making.
         dropped: gets what was dropped while reading.

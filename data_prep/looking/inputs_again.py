@@ -34,7 +34,7 @@ class Origin:
     Attributes:
         source_name: as given to `--source`.
         name: what the corpus calls it.
-        entries: that were read of it.
+        entries: entries that were read of it.
         sha256: of its content then.
         file: to read, where it is there.
         problem: why it cannot be read; empty where it may be.
@@ -171,7 +171,7 @@ def read_again(
 
     Args:
         origin: the input.
-        source: that reads it.
+        source: source that reads it.
         starts: numbers of entries, from 0, ascending.
         fits: whether a document is wanted.
         keep_characters: as the corpus has them.

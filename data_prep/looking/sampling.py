@@ -54,7 +54,7 @@ def sample(corpus: Corpus, count: int, seed: int, source: str | None = None, rul
     Args:
         corpus: the corpus.
         count: how many documents, if there are so many.
-        seed: of all that is random; the same corpus, inputs and seed give the same documents.
+        seed: seed of all that is random; the same corpus, inputs and seed give the same documents.
         source: as it was given to `corpus.py --source`; None for all.
         rule: only documents that it changed.
 

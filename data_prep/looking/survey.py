@@ -50,7 +50,7 @@ class Survey:
     """What one part of each split says.
 
     Attributes:
-        documents: that were read for it.
+        documents: documents that were read for it.
         sets: source of documents -> their lengths.
         oddities: kind, a key of `KINDS` -> documents, the oddest first.
     """

@@ -31,8 +31,8 @@ class Progress:
     """A context manager that reports in a thread of its own, so that it speaks while the work itself hangs.
 
     Args:
-        name: of the work.
-        total_bytes: of all of it, by which the time left is told.
+        name: name of the work.
+        total_bytes: size of all the work, from which the time left is estimated.
         begun: what an earlier start had done; it does not count for the rates.
 
     Attributes:

@@ -66,7 +66,7 @@ class Workers:
     """Where tasks run.
 
     Attributes:
-        processes: of this machine; a cluster uses all of its cores.
+        processes: number of processes on this machine; a cluster uses all of its cores.
         cluster: one of `CLUSTERS`.
     """
 

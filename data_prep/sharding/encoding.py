@@ -79,7 +79,7 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
 
     Args:
         job: what is made.
-        name: of the part, without its ending.
+        name: name of the part, without its ending.
         sha256: of the part.
         tick: is told the UTF-8 bytes, documents and tokens that were encoded.
 

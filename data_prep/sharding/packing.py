@@ -33,7 +33,7 @@ def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick:
     Args:
         job: what is made.
         split: `train` or `val`.
-        number: of the shard.
+        number: number of the shard.
         slices: where its tokens lie.
         tick: is told the bytes and tokens that were packed.
     """

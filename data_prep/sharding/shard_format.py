@@ -185,7 +185,7 @@ def read_index(folder: Path, data: bytes | None = None) -> list[JsonDict]:
     """The entries of the shards of a split's `index.json`.
 
     Args:
-        folder: of the split.
+        folder: folder of the split.
         data: the file's content, where it was read already.
 
     Raises:

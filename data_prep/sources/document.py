@@ -34,7 +34,7 @@ class Document:
         license: an SPDX-like code such as `CC BY`, None where unknown.
         date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09` (`dates`); None where unknown.
         pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. An id `pmid:…` says it.
-        version: of several versions of one id the highest counts; a later entry replaces those of its own version.
+        version: the highest version of an id counts; a later entry replaces those of its own version.
     """
 
     id: str

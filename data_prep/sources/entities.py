@@ -45,7 +45,7 @@ def replace_entities(root: etree._Element, name: str) -> None:
     """Put the text of every entity in its place in a tree that was parsed with `resolve_entities=False`.
 
     Args:
-        root: of the tree, or of a record in it.
+        root: root of the tree, or of a record in it.
         name: what messages call the file.
 
     Raises:

@@ -32,7 +32,7 @@ def read_articles(
         stream: the XML.
         name: what messages call it.
         back: which elements behind the body are read, a key of `pmc_text.BACK`.
-        metadata: of its article; `license_code` and `is_retracted` go before what the XML says.
+        metadata: metadata of its article; `license_code` and `is_retracted` go before what the XML says.
 
     Raises:
         BadInput: it is not XML, holds no article in JATS, or its one article is not as `read_article` needs it.

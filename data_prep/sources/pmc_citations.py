@@ -89,7 +89,7 @@ def signs_of(text: str, kind: str, before: Sequence[str]) -> tuple[str, str]:
     """The signs around a link: of a mark, or of the name or year of a reference.
 
     Args:
-        text: of the link.
+        text: text of the link.
         kind: its `ref-type`, one of `MARK_LINKS`.
         before: the parts of the line before it.
     """

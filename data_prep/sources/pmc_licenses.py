@@ -45,7 +45,7 @@ def license_and_retraction(metadata: JsonDict, name: str) -> tuple[str | None, b
     """What an article's metadata in the bucket say: `license_code`, and `is_retracted`; None, False where they do not.
 
     Args:
-        metadata: of the article.
+        metadata: metadata of the article.
         name: what messages call it.
 
     Raises:

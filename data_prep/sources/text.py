@@ -42,10 +42,10 @@ class Text:
 
     Attributes:
         text_key: key or column of the text; a dot leads into an object, as in `meta.body`.
-        id_key: of an id, a string or a number; ids must be unique among all inputs.
-        date_key: of a date `2021`, `2021-03` or `2021-03-09`; of a time the day is taken.
-        license_key: of a licence code such as `CC BY`.
-        pmid_key: of the PubMed number, by which documents are held out and articles matched with their abstracts.
+        id_key: key of an id, a string or a number; ids must be unique among all inputs.
+        date_key: key of a date `2021`, `2021-03` or `2021-03-09`; of a time the day is taken.
+        license_key: key of a licence code such as `CC BY`.
+        pmid_key: key of the PubMed number, by which documents are held out and articles matched with their abstracts.
         set_name: what documents' `source` says.
         document_characters: plain text is cut into documents of so many or a paragraph more; None: a file is one.
     """
@@ -179,7 +179,7 @@ def parquet_rows(file: Input, stream: Stream, keys: Sequence[str] = ()) -> Itera
     Args:
         file: the file.
         stream: the same, opened.
-        keys: of the columns that are read, or of parts of them; none for all of them.
+        keys: keys of the columns that are read, or of parts of them; none for all of them.
 
     Raises:
         BadInput: it is damaged, no Parquet file, or takes too much memory.

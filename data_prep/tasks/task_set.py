@@ -246,7 +246,7 @@ def part_by_hash(examples: Sequence[E], n: int | None) -> list[E]:
     """The `n` examples whose ids have the smallest hashes, in their order: files are sorted by subject or label.
 
     Args:
-        examples: of a split.
+        examples: examples of a split.
         n: how many; None: all.
     """
     if n is None or n >= len(examples):

@@ -37,9 +37,9 @@ class Encoded(NamedTuple):
     """Texts as tokens.
 
     Attributes:
-        ids: of one text after another, (tokens,).
+        ids: token ids of one text after another, (tokens,).
         counts: tokens of each text, (texts,).
-        sizes_bytes: of each text as UTF-8, (texts,).
+        sizes_bytes: size of each text as UTF-8, (texts,).
     """
 
     ids: np.ndarray

@@ -31,7 +31,7 @@ def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
     """What shards record of the tokenizer that makes them, as `VOCABULARY`, and a hash of what it was read from.
 
     Args:
-        folder: of tokenizer.py; or a model's, whose size its config.json says.
+        folder: folder of tokenizer.py; or a model's, whose size its config.json says.
 
     Raises:
         BadInput: no tokenizer, an unfinished or altered one, one without end-of-text, or with ids that its model lacks.

@@ -33,7 +33,7 @@ class Part:
 
     Attributes:
         bits: their sum.
-        copies: of the whole tensor, over all ranks.
+        copies: number of copies of the whole tensor, over all ranks.
         first: whether this is a part of the first copy.
     """
 

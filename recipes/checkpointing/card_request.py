@@ -57,7 +57,7 @@ def copy_licenses(source: Path | None, license_file: Path | None, folder: Path) 
     Args:
         source: the model folder, None for a run.
         license_file: becomes LICENSE.
-        folder: of the release.
+        folder: folder of the release.
     """
     for path in sorted(source.iterdir()) if source else ():
         if path.is_file() and path.name.lower().startswith(LICENSES):

@@ -133,8 +133,8 @@ def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_bat
     """The checkpoints that need not be kept, oldest first.
 
     Args:
-        names: of complete checkpoints.
-        batch: of the one saved last. Later ones were passed over as damaged when the run was resumed: they do not
+        names: names of complete checkpoints.
+        batch: batch of the one saved last. Later ones were passed over as damaged when the run was resumed: they do not
             count, and stay.
         keep: how many of the newest to keep; -1 keeps all.
         permanent_interval_batches: keep those of every so many batches for ever; None keeps none beyond `keep`.

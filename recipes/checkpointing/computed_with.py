@@ -30,7 +30,7 @@ def computed_with(cfg: RunConfig, fingerprint: JsonDict, sharded: bool, microbat
 
     Args:
         cfg: the configuration.
-        fingerprint: of the run.
+        fingerprint: fingerprint of the run.
         sharded: whether FSDP shards the model.
         microbatch_size: sequences that a rank computes at once.
 

@@ -19,7 +19,7 @@ class Listed:
 
     Attributes:
         path: its folder.
-        size_bytes: of its files.
+        size_bytes: size of its files.
         faults: a line for each file that is not what was written; empty if it is whole.
         counts: whether it was written to its end; what was not counts for nothing, and is no fault.
     """

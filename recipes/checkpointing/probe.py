@@ -22,7 +22,7 @@ class Probe:
     """Computes it; every rank must.
 
     Args:
-        loader: of the training data; its first sample, again and again, makes a batch of the shape of training.
+        loader: loader of the training data; its first sample, again and again, makes a batch of the shape of training.
         microbatch_size: sequences that a rank computes at once.
         computed_with: as `computed_with.computed_with` returns it.
     """

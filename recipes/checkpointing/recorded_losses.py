@@ -26,8 +26,8 @@ class RecordedLoss:
     """A batch as metrics.jsonl has it.
 
     Attributes:
-        loss: of all ranks.
-        fingerprint: of its samples.
+        loss: loss of all ranks.
+        fingerprint: fingerprint of its samples.
         computed_with: as `computed_with.computed_with` returns it.
     """
 
@@ -44,7 +44,7 @@ def recorded_after(metrics: Path, batch: int, rewinds: int) -> dict[int, Recorde
 
     Args:
         metrics: the run's metrics.jsonl, which may not be there.
-        batch: that the checkpoint was saved after.
+        batch: batch that the checkpoint was saved after.
         rewinds: entries of the list of skipped data; what was recorded under fewer has read other samples.
 
     Raises:

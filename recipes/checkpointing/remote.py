@@ -206,7 +206,7 @@ def checkpoints_in(contents: Mapping[str, int]) -> dict[str, bool]:
     """Name -> whether it is complete, of every checkpoint of which a store holds anything.
 
     Args:
-        contents: of the store, as `RemoteRun.contents` gives them.
+        contents: contents of the store, as `RemoteRun.contents` gives them.
     """
     complete: dict[str, bool] = {}
     for name in contents:

@@ -42,13 +42,13 @@ class Start:
         sharded: whether the run is to be sharded by FSDP, and its checkpoints with it.
         skipped: positions of the training data that the run leaves out, as `skipped_data.merge` returns them.
         copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
-        batch: that its checkpoint was saved after.
+        batch: batch that its checkpoint was saved after.
         changed: lines `key: old -> new` of the fingerprint since that checkpoint.
         checkpoint: its folder.
         sums: over the bits of what it holds; None: there are none.
         probe: the loss of a fixed batch, as `Probe.record` returns it; None: it keeps none.
         recorded: batch -> what metrics.jsonl has of the batches after it.
-        rewinds: of the run so far, after loss spikes.
+        rewinds: number of rewinds of the run so far, after loss spikes.
     """
 
     load_path: str | None

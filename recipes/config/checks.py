@@ -10,7 +10,7 @@ class _Relations:
     """Refuses the first value that does not go with another, with the file, the key and the reason.
 
     Args:
-        name: of the configuration, for the message.
+        name: name of the configuration, for the message.
     """
 
     def __init__(self, name: str) -> None:

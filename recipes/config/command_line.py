@@ -18,7 +18,7 @@ def parse_run(
     """The command line of what runs a configuration: `yaml`, `overrides`, `dry_run`.
 
     Args:
-        doc: of the module: its first line says what it does, what follows after an empty line are examples.
+        doc: docstring of the module: its first line says what it does, what follows after an empty line are examples.
         yaml: a configuration to name in the help.
         override: a change to it to name there.
         argv: the arguments; None: the process' own.

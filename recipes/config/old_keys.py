@@ -19,7 +19,7 @@ def refuse_old_keys(name: str, layer: dict[str, Any]) -> None:
     """Refuse a user's YAML or override that has an old key.
 
     Args:
-        name: of the layer, for the message.
+        name: name of the layer, for the message.
         layer: the YAML or override, without its base.
 
     Raises:
@@ -35,7 +35,7 @@ def translate_old_keys(name: str, layer: dict[str, Any]) -> None:
     """Give the keys of a run folder's config.yaml their names of today, in place.
 
     Args:
-        name: of the file, for the message.
+        name: name of the file, for the message.
         layer: what it holds.
 
     Raises:

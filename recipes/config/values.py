@@ -89,7 +89,7 @@ class Hint:
     """What the schema says of a key.
 
     Attributes:
-        type: of its value.
+        type: type of its value.
         rule: what that may be; None of a section and a switch.
         nullable: whether it may be null.
     """
@@ -131,9 +131,9 @@ def read_section(given: Any, section: type, prefix: str = "") -> dict[str, Any]:
     """A section of a YAML file or override, its texts turned into the types of the schema.
 
     Args:
-        given: of `parse_yaml`.
+        given: value of `parse_yaml`.
         section: the dataclass.
-        prefix: of its keys, such as `model.`.
+        prefix: prefix of its keys, such as `model.`.
 
     Raises:
         BadInput: it is no section; a key is unknown; a value has another type, or is not allowed.

@@ -15,7 +15,7 @@ def beginnings(samples: TokenShards, tokenizer: Path) -> list[str]:
     """The first words of samples that lie evenly in a split; of a document in one where one begins there.
 
     Args:
-        samples: of the split.
+        samples: samples of the split.
         tokenizer: the folder of the tokenizer that made them.
 
     Raises:

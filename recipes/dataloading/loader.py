@@ -133,7 +133,7 @@ def build_dataloader(
         split: `train` or `val`.
         world_size: ranks.
         skipped: positions that the run leaves out, as `skipped_data.merge` returns them.
-        sources: of the split's tokens; batches then have their `sources`.
+        sources: source of the split's tokens; batches then have their `sources`.
         mixed: in `data.mix`, the folder whose `val` is read; None: that of `data.shards`.
 
     Raises:

@@ -40,9 +40,9 @@ def fetch_manifest(folder: Path, remote: str, key: str = REMOTE) -> None:
     """Put the manifest of the shards at `remote` into `folder`, unless a good one is there.
 
     Args:
-        folder: of the shards.
+        folder: folder of the shards.
         remote: where the manifest is fetched from.
-        key: of the configuration that says so, for the message.
+        key: key of the configuration that says so, for the message.
 
     Raises:
         BadInput: no good manifest can be fetched.
@@ -72,7 +72,7 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None, key: str = REM
         info: the folder and its manifest.
         split: `train` or `val`.
         remote: where a missing or damaged file is fetched, None for nowhere.
-        key: of the configuration that says so, for messages.
+        key: key of the configuration that says so, for messages.
 
     Raises:
         BadInput: the index is damaged, or describes something else than samples of `seq_len` tokens: a column of

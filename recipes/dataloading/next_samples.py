@@ -18,7 +18,7 @@ def next_samples(loader: Any, epoch: int, sample_in_epoch: int, batch_size: int)
     It takes as long as the loader takes to deal out an epoch: 7 s for 20 million samples.
 
     Args:
-        loader: of the training data.
+        loader: loader of the training data.
         epoch: the epoch, from 0.
         sample_in_epoch: samples of it, of all ranks, that were trained on.
         batch_size: samples of all ranks together.

@@ -51,7 +51,7 @@ def append(folder: Path, entry: JsonDict, left_out: Mapping[Path, tuple[Sequence
     """Add an entry, and what was left out; the entry is on disk when this returns, whole or not at all.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         entry: as `ENTRY` says.
         left_out: folder of token shards -> the samples and documents of it.
     """

@@ -101,7 +101,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
     """Make the folder `arguments.out`, or find it made; its manifest.
 
     Args:
-        arguments: of the command line.
+        arguments: arguments of the command line.
         tasks: what is scored.
         head: what the model was fine-tuned for; None for a base model.
 

@@ -93,7 +93,7 @@ def write_harness_task(folder: Path, name: str, prompts: Sequence[Prompt], final
 
     Args:
         folder: where to write.
-        name: of the task.
+        name: name of the task.
         prompts: with their shots.
         final: the folder that will hold `harness/`, once it is complete: the harness wants a full path.
     """

@@ -49,7 +49,7 @@ def read_scores(folder: Path, weights_sha256: str) -> list[JsonDict]:
     """A row of each score over a whole set: `task`, `how`, `score` as text, and `result` as the hub has it.
 
     Args:
-        folder: that `evaluate.py --model … --out` made.
+        folder: folder that `evaluate.py --model … --out` made.
         weights_sha256: of the weights that are released.
 
     Raises:

@@ -48,10 +48,10 @@ def build_task_dataloader(
 
     Args:
         encoded: the split.
-        encoder: that encoded it, and makes batches of it.
+        encoder: encoder that encoded it, and makes batches of it.
         batch_size: examples a rank.
         world_size: ranks.
-        seed: of the order of training, drawn anew for each pass; None: in the order of the split, to its last example.
+        seed: seed of the order, drawn anew for each pass; None: the order of the split, to its last example.
     """
     import torch
     from composer.core import DataSpec

@@ -53,9 +53,9 @@ class FineTuned(ComposerModel):
     Attributes:
         model: the GPT2LMHeadModel, its attention scaled by layer as its configuration says.
         task_head: what it is for.
-        kind: of the task.
+        kind: kind of the task.
         head: what was learned beside the model; None where the language model itself answers.
-        loss_unit: of its loss.
+        loss_unit: unit of its loss.
     """
 
     def __init__(self, model: GPT2LMHeadModel, task_head: TaskHead) -> None:

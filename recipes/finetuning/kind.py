@@ -64,9 +64,9 @@ class Encoder:
 
     Args:
         tokenizer: with the tokens that `Kind.add_tokens` adds.
-        kind: of the task.
+        kind: kind of the task.
         seq_len: the longest sequence, in tokens.
-        labels: of the head's rows, in their order; empty where they stand for none.
+        labels: labels of the head's rows, in their order; empty where they stand for none.
 
     Attributes:
         added: ids of the kind's own tokens, in their order.
@@ -146,7 +146,7 @@ class Kind(ABC):
         pipeline_tag: what the Hugging Face hub calls it.
         does: what a model does that was tuned on it, as its card says.
         card_code: the card's example of use, a Jinja template that is given `head` (a TaskHead) and `max_length`.
-        sequences: that an example takes at most, where it is read whole: what the memory is planned by.
+        sequences: number of sequences that an example takes at most, by which the memory is planned.
         if_too_long: what becomes of an example that is longer than a sequence.
         forms: in which a base model is asked (recipes/evaluation/prompts.py); none where it has no score.
         target_start: the token behind which the model writes its answer; empty where it chooses one by its head.

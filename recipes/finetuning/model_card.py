@@ -40,8 +40,8 @@ def write_model_card(
         source: the base model.
         head: what the model is for.
         parts: the examples: how many were trained on.
-        facts: of the model: `n_parameters`, `n_positions`, `dtype`; `batch` of its checkpoint; `difference` from the
-            trained model's answers, as a share of the largest.
+        facts: facts of the model: `n_parameters`, `n_positions`, `dtype`; `batch` of its checkpoint; `difference` from
+            the trained model's answers, as a share of the largest.
     """
     run = Path(cfg.run_dir)
     record = read_told_record(run / RECORD)

@@ -43,15 +43,15 @@ class Job:
 
     Attributes:
         number: in the grid, from 0, as `--only` and a scheduler's array count.
-        name: of its folder; made of its values, so that a grid may grow while a sweep is under way.
-        values: of the grid's keys.
+        name: name of its folder; made of its values, so that a grid may grow while a sweep is under way.
+        values: values of the grid's keys.
         folder: its run folder.
         overrides: what its command has after the YAML.
         identity: what decides its losses.
         plan: its derived numbers.
-        examples: that it reads in training.
-        tokens: of these, at most.
-        flops: of these, at most.
+        examples: examples that it reads in training.
+        tokens: number of tokens of these, at most.
+        flops: number of FLOPs of these, at most.
         world_size: ranks.
     """
 
@@ -98,7 +98,7 @@ class Sweep:
     """A grid and the runs that it stands for.
 
     Attributes:
-        name: of the sweep.
+        name: name of the sweep.
         folder: where everything goes.
         base: the YAML of its runs.
         grid: key -> values.

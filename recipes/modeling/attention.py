@@ -69,8 +69,8 @@ class Parity:
     """How far the attention lies from transformers' eager one, as a share of it; of the layer where it is most.
 
     Attributes:
-        difference: of the attention that is to be used.
-        unscaled: of attention that ignores the layer scaling; None: the model has none, or one layer.
+        difference: difference of the attention that is to be used.
+        unscaled: difference of attention that ignores the layer scaling; None: the model has none, or one layer.
         tolerance: what rounding explains.
     """
 

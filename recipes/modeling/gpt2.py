@@ -95,16 +95,16 @@ class BioMedLM(ComposerModel):
 
     Args:
         config: the architecture.
-        eos_token_id: of the tokenizer.
+        eos_token_id: end-of-text id of the tokenizer.
         kernels: how it is computed.
         recomputed_blocks: the first blocks that recompute their activations; None: all, where any does.
         draw_weights: False leaves them as the memory was, for a checkpoint to fill: drawing the 2.7B's takes 81 s.
-        eval_samples: of the largest validation split; 0 for a model that is not evaluated.
+        eval_samples: number of samples of the largest validation split; 0 for a model that is not evaluated.
         eval_sources: names of the sources whose validation losses are told apart.
 
     Attributes:
         model: the GPT2LMHeadModel, its attention scaled by layer under every implementation.
-        loss_unit: of its loss.
+        loss_unit: unit of its loss.
     """
 
     loss_unit = "nats/token"

@@ -24,7 +24,7 @@ def token_losses(
 
     Args:
         hidden: what the head reads, (N, n_embd).
-        weight: of the head, (vocab_size, n_embd).
+        weight: weight of the head, (vocab_size, n_embd).
         targets: token ids, (N,).
         chunk_tokens: tokens whose logits are there at once; None: all.
     """
@@ -45,7 +45,7 @@ def mean_loss(
 
     Args:
         hidden: what the head reads, (N, n_embd).
-        weight: of the head, (vocab_size, n_embd).
+        weight: weight of the head, (vocab_size, n_embd).
         targets: token ids, (N,), NO_TARGET where there is none.
         chunk_tokens: tokens whose logits are in fp32 at once; None: all of them, through autograd.
     """
@@ -90,7 +90,7 @@ def gradient_in_place(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor
 
     Args:
         logits: (N, vocab_size), overwritten.
-        index: of each token's target, (N, 1).
+        index: index of each token's target, (N, 1).
     """
     in_fp32 = logits.float()
     probabilities = in_fp32.softmax(-1)

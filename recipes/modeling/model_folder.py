@@ -36,8 +36,8 @@ def check_folder(folder: Path, tokenizer: Path | None = None) -> None:
     """Refuse what is not a GPT-2 folder, before torch is imported. Every command that takes one asks here first.
 
     Args:
-        folder: of the model.
-        tokenizer: of its tokenizer; None: the same.
+        folder: folder of the model.
+        tokenizer: folder of its tokenizer; None: the same
 
     Raises:
         BadInput: no config.json, another kind of model, no weights, an adapter in place of them, or no tokenizer.

@@ -27,10 +27,10 @@ class TokenSources:
     """Which source each token of a split comes from.
 
     Attributes:
-        names: of the sources, in alphabetical order.
-        bytes_per_token: of each, UTF-8 bytes of text.
+        names: names of the sources, in alphabetical order.
+        bytes_per_token: bytes of each, UTF-8 bytes of text.
         starts: the first token of each document in the split's stream, (documents,).
-        sources: of each document, an index of `names`, (documents,).
+        sources: source of each document, an index of `names`, (documents,).
         seq_len: tokens a sample.
     """
 
@@ -51,7 +51,7 @@ def read_token_sources(folder: Path, seq_len: int) -> TokenSources | None:
     """The sources of a split's tokens; None if there is one source only, or no list of documents.
 
     Args:
-        folder: of the split. Shards that are fetched from `data.remote` come without the list.
+        folder: folder of the split. Shards that are fetched from `data.remote` come without the list.
         seq_len: tokens a sample.
     """
     if not (folder / DOCUMENTS).is_file():
@@ -73,7 +73,7 @@ class TokenLoss(Metric):
     sample, and ranks add theirs here, not through torchmetrics, which would gather all ranks' tables on each.
 
     Args:
-        samples: of the split, or more.
+        samples: samples of the split, or more.
         source: tokens of this one alone count, an index of `TokenSources.names`; None: all.
     """
 

@@ -126,7 +126,7 @@ def make_forecast(
         plan: its plan on so many ranks.
         gpu_name: a name of `GPUS`.
         mfu: the utilisation to reckon with; None: the range of what runs of this size reached on this GPU.
-        price: of a GPU-hour.
+        price: price of a GPU-hour.
         network_gbit_s: what a node sends to others, one direction; None: what a usual node of this GPU does.
         stack: a name of `STACKS`, the software that is to run; None: not asked.
 

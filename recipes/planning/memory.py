@@ -167,8 +167,8 @@ def training_moments(
         precision: as the configuration has it.
         layout: how it lies on ranks.
         seq_len: tokens of a sequence.
-        tokens: that a rank computes at once.
-        eval_tokens: that it evaluates at once.
+        tokens: number of tokens that a rank computes at once.
+        eval_tokens: tokens that it evaluates at once.
         predicts: whether it computes logits of all tokens, and their loss.
         kernels: how it is computed.
         accumulates: whether a batch has several microbatches a rank.
@@ -345,7 +345,7 @@ class FinetuningWork:
     Attributes:
         microbatch: examples at once.
         accumulates: whether a batch has several microbatches a rank.
-        sequences: of an example, at most.
+        sequences: number of sequences of an example, at most.
         writes: whether an answer is a text that the model writes.
     """
 

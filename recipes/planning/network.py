@@ -32,7 +32,7 @@ def node_sends_bytes(plan: Plan, layout: Layout, precision: str) -> float:
     Args:
         plan: the run's plan.
         layout: how the model lies on the ranks; with shards within a node, only the copies reduce between nodes.
-        precision: of the run.
+        precision: precision of the run.
     """
     if plan.world_size <= plan.ranks_per_node:
         return 0.0

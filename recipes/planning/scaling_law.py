@@ -118,7 +118,7 @@ def regress(compute: Array, loss: Array, exponents: Array, given_floor: float | 
     """Least squares of loss = E + A · compute^-alpha at each exponent, with E and A at 0 or above.
 
     Args:
-        compute: of each point, over their geometric mean. shape: (n,)
+        compute: compute of each point, over their geometric mean. shape: (n,)
         loss: nats a token. shape: (n,)
         exponents: shape: (m,)
         given_floor: E if it is not to be fitted.

@@ -24,8 +24,8 @@ def metadata(license: str | None, pipeline_tag: str, about_pubmed: bool, **known
     """The head's lines.
 
     Args:
-        license: of the weights, as it was stated; None if none was. One that the hub has no name for is `other` there,
-            with its own as `license_name`.
+        license: licence of the weights, as it was stated; None if none was. One that the hub has no name for is `other`
+            there, with its own as `license_name`.
         pipeline_tag: the hub's name of what the model does.
         about_pubmed: the text is PubMed's, so biomedical and English; of other text the language is not known.
         known: further keys of the hub's; None is left out.
@@ -47,7 +47,7 @@ def emissions(grams: float, source: str, hardware: str) -> dict[str, Any]:
     """The value of `co2_eq_emissions`.
 
     Args:
-        grams: of CO2-equivalent.
+        grams: grams of CO2-equivalent.
         source: how they were found.
         hardware: what was trained on.
     """

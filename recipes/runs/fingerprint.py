@@ -88,7 +88,7 @@ def complete(recorded: JsonDict, wanted: JsonDict, config: Path | None = None) -
     """A recorded fingerprint with the keys that it lacks because they are younger than the record.
 
     Args:
-        recorded: of a record or manifest.
+        recorded: fingerprint of a record or manifest.
         wanted: a fingerprint of today.
         config: the config.yaml beside the record, which says more; without it, a run had what was the default.
     """
@@ -110,8 +110,8 @@ def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> 
     Nor is that of encoded examples where they are cut to another length: that line says it.
 
     Args:
-        recorded: of a record or manifest, completed.
-        wanted: of the configuration.
+        recorded: fingerprint of a record or manifest, completed.
+        wanted: fingerprint of the configuration.
         of_training: leave out how texts are written afterwards.
     """
     left_out = re.compile(r"\S+_sha256: (None -> .*|.* -> None)" + r"|generation\b.*" * of_training)

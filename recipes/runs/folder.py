@@ -138,7 +138,7 @@ def pretraining_facts(plan: Plan, folders: Sequence[ShardFolder]) -> JsonDict:
     """What the record of a pre-training run says of its plan and data.
 
     Args:
-        plan: of the run.
+        plan: plan of the run.
         folders: token shards that it reads, `data.shards` first.
     """
     main, *mixed = folders

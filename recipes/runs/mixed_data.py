@@ -31,7 +31,7 @@ def mixed_in(record: JsonDict, logged: Callable[[str], float | None]) -> dict[st
     """Name of each folder of `data.mix` -> its share of a pass, its text with dates and licences, its validation loss.
 
     Args:
-        record: of the run.
+        record: record of the run.
         logged: the value of a metric, None if there is none.
     """
     texts = {}

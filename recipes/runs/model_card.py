@@ -62,11 +62,11 @@ def write_model_card(
         folder: the exported model's.
         weights: the checkpoint or model folder that was exported.
         run: the run folder of the checkpoint; None for a model folder.
-        batch: of the checkpoint; 0 for a model folder.
+        batch: batch of the checkpoint; 0 for a model folder.
         differences: attention backend -> largest difference of logits, as a share of the largest.
-        facts: of the model: `dtype`, `n_parameters`, `n_positions`, `tied` (embedding and head are one weight).
+        facts: facts of the model: `dtype`, `n_parameters`, `n_positions`, `tied` (embedding and head are one weight).
         stated: what no record holds.
-        scores: of these weights: `task`, `how`, `score`, and `result` for the hub.
+        scores: scores of these weights: `task`, `how`, `score`, and `result` for the hub.
     """
     of_run: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
     name, known = weights.absolute().name, {}

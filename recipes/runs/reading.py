@@ -212,7 +212,7 @@ def changed_settings(record: JsonDict) -> list[str]:
     """What of a run's fingerprint was changed when it was resumed, and from which batch on, in the order of batches.
 
     Args:
-        record: of the run. A start from an earlier checkpoint throws away what was computed after it.
+        record: record of the run. A start from an earlier checkpoint throws away what was computed after it.
     """
     changed: dict[int, list[str]] = {}
     for start in record["starts"]:

@@ -12,7 +12,7 @@ class Spent(NamedTuple):
     """From each start of training to the last line that it wrote.
 
     Attributes:
-        seconds: of wall time.
+        seconds: seconds of wall time.
         device_seconds: ranks x seconds; a rank has one GPU, or is one of the processes on a CPU.
     """
 

@@ -39,7 +39,7 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     """The 95 % score interval of a proportion (Wilson 1927), which has a width at 0 and at 1, too.
 
     Args:
-        share: of `n` that are right, 0 to 1.
+        share: share of `n` that are right, 0 to 1.
         n: how many there are.
     """
     center, spread = share + Z95**2 / (2 * n), Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
@@ -91,7 +91,7 @@ def bootstrap(
     Args:
         values: (n,) one a question, sentence or document; or (seeds, n), of which the mean over seeds is scored.
         weights: what each is divided by, of the same shape; None: 1.
-        seed: of the resampling.
+        seed: seed of the resampling.
     """
     tops = np.atleast_2d(np.asarray(values, dtype=np.float64))
     bottoms = np.ones_like(tops) if weights is None else np.atleast_2d(np.asarray(weights, dtype=np.float64))

@@ -25,8 +25,8 @@ def check_device(device: str | None, precision: str, on_cpu: str = "device=cpu p
     """Say what this process computes on. Nothing is allocated on a GPU.
 
     Args:
-        device: of the configuration: cpu | gpu; None: a GPU if there is one.
-        precision: of the configuration; all but fp32 want a GPU.
+        device: device of the configuration: cpu | gpu; None: a GPU if there is one.
+        precision: precision of the configuration; all but fp32 want a GPU.
         on_cpu: what to type to train on the CPU.
 
     Raises:

@@ -29,15 +29,15 @@ class Point:
     """What a finished rung has measured.
 
     Attributes:
-        name: of the rung.
+        name: name of the rung.
         folder: its run folder.
-        parameters: of its model.
+        parameters: number of parameters of its model.
         tokens: trained on.
         compute: FLOPs of its training.
         passes: over the data.
-        loss: of the validation split after the last batch, nats a token.
+        loss: loss of the validation split after the last batch, nats a token.
         bits_per_byte: the same.
-        val_tokens: of that split.
+        val_tokens: number of tokens of that split.
         used: whether the laws are fitted to it.
     """
 

@@ -48,7 +48,7 @@ class Rehearsal(Callback):
         step_s: the median time of a batch, the first left out.
         saved: hashes of weights and moments at `saved_at`, where a run came to it.
         loaded: the same, where a run started from there.
-        loss: of the last batch.
+        loss: loss of the last batch.
     """
 
     def __init__(self, saved_at: int) -> None:

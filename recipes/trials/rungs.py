@@ -32,7 +32,7 @@ class Rung:
 
     Attributes:
         name: its run_name.
-        yaml: of its configuration.
+        yaml: path of its configuration.
         cfg: that, with the overrides.
         plan: its derived numbers, on the ranks that the configuration names.
         shards: what it reads; None if they are not built.
@@ -194,7 +194,7 @@ def why_not(rung: Rung, machine: Machine, planned_for: str | None, stack: str = 
 
     Args:
         rung: the rung.
-        machine: that it would run on.
+        machine: machine that it would run on.
         planned_for: name of a GPU to plan for, as many as the rung asks for; None: `machine` counts.
         stack: software that is to run on `planned_for`.
 
