@@ -5,7 +5,7 @@ python recipes/report.py runs/a runs/b --out a-and-b.html          # side by sid
 python recipes/report.py runs/a --from-batch 41000 --to-batch 42000 --out spike.html
 python recipes/report.py runs/a --watch                            # again and again while it trains
 python recipes/report.py runs/a --log                              # one entry more in docs/runs.md
-python recipes/report.py runs/smoke --plot docs/smoke-loss.png     # the loss curve alone
+python recipes/report.py runs/smoke --plot docs/smoke-loss.svg     # the loss curve alone
 python recipes/report.py runs/smoke --checkpoints                  # which are whole; code 2 if one is damaged
 """
 

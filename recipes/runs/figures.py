@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+from data_prep.common.files import write_text
+
 # Of a page that is 320 px wide, text in a figure of this width has 10 px.
 WIDTH_INCHES, TEXT_POINTS = 5.0, 11.5
 LABEL_CHARACTERS, SHORT_LABEL_CHARACTERS = 44, 18  # of a line of a legend in one column, and in two
@@ -40,10 +42,18 @@ def add_legend(figure: Any) -> None:
     figure.legend(handles, lines, loc="outside lower center", frameon=False, ncols=columns)
 
 
+# An SVG by itself follows the reader's theme, as report.html.jinja has figures follow it.
+DARK = "<style>@media (prefers-color-scheme: dark) { svg { filter: invert(.9) hue-rotate(180deg) } }</style>"
+
+
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Write a figure to a file, whole or not at all; its ending says the format."""
+    """Write a figure to a file, whole or not at all; its ending says the format. An SVG is for light and dark pages."""
     from matplotlib import pyplot as plt
 
+    if path.suffix == ".svg":
+        head, tag, rest = svg(figure).partition(">")
+        write_text(path, f"{head}{tag}{DARK}{rest}")
+        return
     partial = path.with_name(f"partial-{path.name}")
     figure.savefig(partial, dpi=dpi)
     plt.close(figure)

@@ -19,7 +19,7 @@ PANELS = (  # title, metric, unit
     ("Gradient", "l2_norm/grad/global", "norm before it is clipped"),
     ("Weights", "l2_norm/param/global", "norm"),
     ("Memory", "memory/peak_reserved_mem", "GB reserved at most"),
-    ("Cost", "cost/gpu_hours", "GPU-hours, lost ones included"),
+    ("Cost", "cost/gpu_hours", "hours of all ranks, lost ones included"),
 )
 AXES = {"batch": "batch", "tokens": "tokens", "hours": "hours of training"}
 COLORS = ("#1f4e8c", "#b5532a", "#3c7a3f", "#7b4b94", "#8a6d1a", "#2b8a8a", "#a33a6a", "#555f6e")

@@ -252,10 +252,11 @@ def summary(data: RunData) -> dict[str, str]:
             if name.startswith(EVAL):
                 rows[f"{name.removeprefix(EVAL)} on dev"] = _value(data.last(name))
     rows["speed"] = f"{speed:,.0f} tokens/s (median)" if speed else "not logged"
-    rows["time"] = f"{_hours(data.hours)} of training" + (f", {hours:,.2f} GPU-hours in all" if hours else "")
+    start = data.record["starts"][-1]
+    of_all = f", {hours:,.2f} {'GPU' if start['gpus'] else 'rank'}-hours in all" if hours else ""
+    rows["time"] = f"{_hours(data.hours)} of training{of_all}"
     if cost is not None:
         rows["cost"] = f"{cost:,.2f}"
-    start = data.record["starts"][-1]
     rows["hardware"] = hardware(start)
     dirty = " with changes of its own" if start["uncommitted"] else ""
     if data.changed:

@@ -126,7 +126,7 @@ def test_log_takes_each_run_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPa
         "# Runs\n\n## 2020-01-01: before\n\n## 2023-11-14: warm\n\n`train.py yamls/smoke-cpu.yaml` on 2 ranks"
     )
     assert "| validation loss | 4.2000 nats/token (unigram 7.5000) |" in text and "| commit | 0123456789ab |" in text
-    assert "| time | " in text and "0.10 GPU-hours in all" in text and "2 starts" in text
+    assert "| time | " in text and "0.10 rank-hours in all" in text and "2 starts" in text
     with pytest.raises(BadInput, match=r"has an entry '2023-11-14: warm' already"):
         report.main([str(folder), "--log"])
     with pytest.raises(BadInput, match="has logged no loss yet"):

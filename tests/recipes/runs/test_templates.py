@@ -314,7 +314,7 @@ OF_THE_SUMMARY: dict[str, tuple[Change, str]] = {
     "bits per byte": (log(**{EVAL_BITS: 1.5}), "1.5000 (unigram 0.9794, xz -9 1.6347)"),
     "… of Pile": (log(**{f"{EVAL_BITS}/Pile": 1.5}), "1.5000"),
     "speed": (lambda run: [log(batch=n, **{SPEED: 7e6})(run) for n in range(1, 13)], "7,000,000 tokens/s (median)"),
-    "time": (log(time_s=1795846790.432 + 7200), "2.0 h of training, 0.00 GPU-hours in all"),
+    "time": (log(time_s=1795846790.432 + 7200), "2.0 h of training, 0.00 rank-hours in all"),
     "cost": (log(**{"cost/total": 12.5}), "12.50"),
     "hardware": (record("starts.0.gpus", ["H100"]), "1 × H100"),
     "changed on resuming": (resumed, CHANGED),
