@@ -310,7 +310,7 @@ def test_generate_refuses_what_it_cannot_continue(exported: Path) -> None:
         generate.main(["--model", "nowhere"])
     with pytest.raises(BadInput, match="context holds 64"):
         generate.main(["--model", str(exported), "--prompt", "batoma " * 100])
-    with pytest.raises(BadInput, match=r"--top-p: '2' must be a number at least 0\.01"):
+    with pytest.raises(BadInput, match=r"--top-p: '2' must be a number from 0\.01"):
         generate.main(["--model", str(exported), "--top-p", "2"])
 
 

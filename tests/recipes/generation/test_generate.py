@@ -136,8 +136,8 @@ def test_a_failure_of_the_model_is_not_a_silence(loaded: tuple[Any, Any], monkey
 @pytest.mark.parametrize(
     ("name", "value", "says"),
     [("top_p", "2", r"top-p = 2\.0, but it must be a number from 0\.01 to 1"),
-     ("seed", "1.5", "'1.5', but it must be a whole number"), ("temperature", "nan", "at most 10, or 0"),
-     ("temperature", "hot", "'hot', but it must be a number"), ("temperature", 1e-9, "at least 0.01"),
+     ("seed", "1.5", "'1.5', but it must be a whole number"), ("temperature", "nan", "from 0.01 to 10, or 0"),
+     ("temperature", "hot", "'hot', but it must be a number"), ("temperature", 1e-9, "from 0.01 to 10"),
      ("top_k", None, "a whole number")],
 )  # fmt: skip
 def test_bad_settings_are_refused(name: str, value: object, says: str) -> None:
