@@ -1,4 +1,4 @@
-"""The parity gate: a run whose attention does not compute what HF eager with layer scaling does is refused."""
+"""The parity gate: a run whose attention differs from attention with layer scaling that is written out is refused."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from recipes.modeling.attention import Parity, attention_parity
 
 
 class ParityError(RuntimeError):
-    """The model's logits are not those of transformers' eager attention."""
+    """The model's attention is not the one that is written out in recipes/modeling/attention.py."""
 
 
 class AttentionParity(Callback):
-    """Compares the model that is about to train with HF eager attention, on its device and in its precision.
+    """Compares the attention of the model that is about to train with one that is written out, on its device and in its
+    precision.
 
     Attributes:
         result: the last comparison.
@@ -38,7 +39,7 @@ class AttentionParity(Callback):
         with get_precision_context(state.precision):
             self.result = attention_parity(model, dtype)
         if dist.get_global_rank() == 0:
-            print(f"attention parity with HF eager: {self.result}", flush=True)
+            print(f"attention parity: {self.result}", flush=True)
         if not self.result.passed:
             raise ParityError(
                 f"the {model.config._attn_implementation} attention does not compute this model: {self.result}. "

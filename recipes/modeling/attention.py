@@ -1,8 +1,8 @@
 """GPT-2 attention scaled by 1/(layer_idx + 1) under the fast kernels, and the gate that proves it.
 
-transformers honours `scale_attn_by_inverse_layer_idx` in its eager path only; `sdpa` and `flash_attention_2` drop it
-without a word before 5.x (huggingface/transformers#44380). BioMedLM is trained with it, so here the scale is handed
-to the kernel explicitly, and no run starts before the attention of each layer agrees with the eager path's.
+transformers 4 honours `scale_attn_by_inverse_layer_idx` in its eager path only; `sdpa` and `flash_attention_2` drop it
+without a word (huggingface/transformers#44380). BioMedLM is trained with it, so here the scale is handed to the kernel
+explicitly, and no run starts before the attention of each layer agrees with attention that is written out here.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from transformers import GPT2LMHeadModel, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gpt2.modeling_gpt2 import GPT2Attention, eager_attention_forward
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 # Largest difference that rounding explains, root mean square, as a share of the attention's own. Measured on a CPU at
 # 64 to 2,560 wide, initialised and with weights five times as large: 2e-7 in fp32, 2e-3 where the kernel is given and
@@ -38,11 +38,31 @@ class ScaledGPT2Attention(GPT2Attention):
     @torch.compiler.disable  # `layer_idx` is a constant to it, so it would compile every layer anew
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """As GPT2Attention.forward; `kwargs` reach the attention function, which eager ignores (it scales itself)."""
-        scale = 1.0 / math.sqrt(self.head_dim) if self.scale_attn_weights else 1.0
-        if self.scale_attn_by_inverse_layer_idx:
-            assert self.layer_idx is not None
-            scale /= self.layer_idx + 1
-        return super().forward(*args, scaling=scale, **kwargs)
+        if hasattr(self, "scaling"):  # of transformers 5, which hands it over itself; the gate looks at what arrives
+            return super().forward(*args, **kwargs)
+        return super().forward(*args, scaling=softmax_scale(self), **kwargs)
+
+
+def softmax_scale(attention: GPT2Attention, by_layer: bool = True) -> float:
+    """What a layer's products of queries and keys are multiplied by.
+
+    Args:
+        attention: the layer.
+        by_layer: with the layer scaling, if the model has it.
+    """
+    scale = 1.0 / math.sqrt(attention.head_dim) if attention.scale_attn_weights else 1.0
+    if by_layer and attention.scale_attn_by_inverse_layer_idx:
+        assert attention.layer_idx is not None
+        scale /= attention.layer_idx + 1
+    return scale
+
+
+def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
+    """Causal attention, written out: (B, H, T, D) each -> (B, T, H, D). What every kernel is compared with."""
+    n = query.shape[-2]
+    later = torch.ones(n, n, dtype=torch.bool, device=query.device).triu(1)
+    weights = (query @ key.transpose(-1, -2) * scale).masked_fill(later, -math.inf).softmax(-1)
+    return (weights @ value).transpose(1, 2)
 
 
 def attention_layers(model: GPT2LMHeadModel) -> list[GPT2Attention]:
@@ -66,7 +86,7 @@ def gate_tokens(config: PretrainedConfig, device: torch.device | str = "cpu") ->
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the attention lies from transformers' eager one, as a share of it; of the layer where it is most.
+    """How far the attention lies from `plain_attention`, as a share of it; of the layer where it is most.
 
     Attributes:
         difference: difference of the attention that is to be used.
@@ -96,7 +116,7 @@ class Parity:
 
 @torch.no_grad()
 def attention_parity(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float32) -> Parity:
-    """Compare each layer's attention with transformers' eager attention, in fp32, of the same queries, keys and values.
+    """Compare each layer's attention with `plain_attention`, in fp32, of the same queries, keys and values.
 
     Works on the model that is about to train: on its device, sharded or not (all ranks must call it), in the
     precision context of the caller. Dropout is off for the comparison. Logits are no measure for it: at initialisation
@@ -107,7 +127,7 @@ def attention_parity(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float32)
         dtype: the dtype that the caller computes in; decides the tolerance.
     """
     device = next(model.parameters()).device
-    squares: list[torch.Tensor] = []  # of each layer: of both differences, and of the eager attention
+    squares: list[torch.Tensor] = []  # of each layer: of both differences, and of the plain attention
     scaled = model.config.scale_attn_by_inverse_layer_idx and model.config.n_layer > 1
 
     def compare(attention: Callable[..., Any]) -> Callable[..., Any]:
@@ -115,10 +135,9 @@ def attention_parity(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float32)
             output = attention(module, query, key, value, mask, **arguments)
             q, k, v = query.float(), key.float(), value.float()
             with torch.autocast(device.type, enabled=False):
-                eager = eager_attention_forward(module, q, k, v, mask)[0]
-                with _without_layer_scaling(module):
-                    unscaled = eager_attention_forward(module, q, k, v, mask)[0]
-            parts = (output[0].float() - eager, unscaled - eager, eager)
+                plain = plain_attention(q, k, v, softmax_scale(module))
+                unscaled = plain_attention(q, k, v, softmax_scale(module, by_layer=False))
+            parts = (output[0].float() - plain, unscaled - plain, plain)
             squares.append(torch.stack([part.square().sum() for part in parts]))
             return output
 
@@ -150,12 +169,3 @@ def _each_attention(implementation: str, change: Callable[[Callable[..., Any]], 
             yield
     finally:
         ALL_ATTENTION_FUNCTIONS[implementation] = before
-
-
-@contextmanager
-def _without_layer_scaling(module: Any) -> Iterator[None]:
-    before, module.scale_attn_by_inverse_layer_idx = module.scale_attn_by_inverse_layer_idx, False
-    try:
-        yield
-    finally:
-        module.scale_attn_by_inverse_layer_idx = before

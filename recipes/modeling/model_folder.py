@@ -118,7 +118,8 @@ def new_gpt2(config: PretrainedConfig, attention: str, dtype: Any = None) -> GPT
     """
     import torch
     from transformers import GPT2LMHeadModel
-    from transformers.modeling_utils import no_init_weights
+
+    from recipes.modeling.no_init import no_init_weights
 
     with no_init_weights():
         model: Any = GPT2LMHeadModel._from_config(
@@ -175,7 +176,7 @@ def open_folder(folder: Path, dtype: str) -> tuple[GPT2LMHeadModel, Any]:
     """The model of a folder, under sdpa and in evaluation mode, and its tokenizer.
 
     Attention scaled by layer (BioMedLM's `scale_attn_by_inverse_layer_idx`) is computed by the fused kernel with its
-    own scale, and compared with transformers' eager path before the model is handed out.
+    own scale, and compared with attention that is written out before the model is handed out.
 
     Args:
         folder: an exported model, or one as BioMedLM was published.

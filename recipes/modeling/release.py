@@ -19,6 +19,8 @@ def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
     """Fold 1/(layer + 1) into the query columns of c_attn, in place and once: the flag is switched off."""
     import torch
 
+    from recipes.modeling.attention import softmax_scale
+
     if not model.config.scale_attn_by_inverse_layer_idx:
         return
     blocks: Any = model.transformer.h
@@ -29,6 +31,8 @@ def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
             attention.c_attn.weight[:, :n] /= layer + 1
             attention.c_attn.bias[:n] /= layer + 1
             attention.scale_attn_by_inverse_layer_idx = False
+            if hasattr(attention, "scaling"):  # of transformers 5, which worked it out when the model was made
+                attention.scaling = softmax_scale(attention)
     model.config.scale_attn_by_inverse_layer_idx = False
 
 

@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+from layer_scaling import forget_layer_scaling, without_layer_scaling
 from recipes.modeling.attention import (
     Parity,
     ScaledGPT2Attention,
     attention_layers,
     attention_parity,
+    softmax_scale,
     use_scaled_attention,
 )
 
@@ -52,8 +53,8 @@ def test_forward_and_gradients_are_eagers(scaled: bool, padded: bool) -> None:
     logits, gradients = logits_and_gradients(use_scaled_attention(make_model("sdpa", scaled)), mask)
     assert (logits - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert (gradients - expected_gradients).abs().max() <= 2e-5 * expected_gradients.abs().max()
-    if scaled:  # what this is about: stock sdpa is another model
-        stock, _ = logits_and_gradients(make_model("sdpa", scaled), mask)
+    if scaled:  # what this is about: without it, it is another model
+        stock, _ = logits_and_gradients(without_layer_scaling(make_model("sdpa", scaled)), mask)
         assert (stock - expected).abs().max() > 1e-2 * expected.abs().max()
 
 
@@ -62,7 +63,7 @@ def test_no_mask_is_built_for_packed_batches(monkeypatch: pytest.MonkeyPatch) ->
     real = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def spy(module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
-        seen.append((attention_mask, kwargs["is_causal"], kwargs["scaling"]))
+        seen.append((attention_mask, kwargs.get("is_causal", module.is_causal), kwargs["scaling"]))
         return real(module, query, key, value, attention_mask, **kwargs)
 
     monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, "sdpa", spy)
@@ -74,10 +75,8 @@ def test_no_mask_is_built_for_packed_batches(monkeypatch: pytest.MonkeyPatch) ->
 def test_flash_attention_2_gets_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """Argument plumbing only: the kernel is replaced by plain attention in fp64."""
 
-    def kernel(
-        module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any, is_causal: bool, **_: Any
-    ) -> Any:
-        assert mask is None and is_causal
+    def kernel(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any, **kwargs: Any) -> Any:
+        assert mask is None and kwargs.get("is_causal", module.is_causal)
         scores = query @ key.transpose(-1, -2) * scaling
         causal = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
         return (scores.masked_fill(~causal, -torch.inf).softmax(-1) @ value).transpose(1, 2), None
@@ -115,6 +114,8 @@ def narrow(n_embd: int, n_layer: int, trained: bool, scaled: bool = True) -> Any
     for layer in range(1, n_layer):
         twin = copy.deepcopy(block, {id(p): p for p in block.parameters()})
         twin.attn.layer_idx = layer
+        if hasattr(twin.attn, "scaling"):
+            twin.attn.scaling = softmax_scale(twin.attn)
         model.transformer.h.append(twin)
     for layer in attention_layers(model):
         layer.config = config
@@ -142,16 +143,15 @@ def parity_of(model: Any, dtype: torch.dtype) -> Parity:
         ),
     ],
 )
-def test_gate_passes_ours_and_refuses_stock(n_embd: int, n_layer: int, trained: bool, dtype: torch.dtype) -> None:
-    """transformers' own class, in all layers and in the one where it is least, is refused; ours passes."""
+def test_gate_passes_ours_and_refuses_unscaled(n_embd: int, n_layer: int, trained: bool, dtype: torch.dtype) -> None:
+    """Attention without the layer scaling, in all layers and in the one where it is least, is refused; ours passes."""
     model = use_scaled_attention(narrow(n_embd, n_layer, trained)).train()
     assert (parity := parity_of(model, dtype)).passed, parity
     assert model.training and model.config._attn_implementation == "sdpa"
     layers = attention_layers(model)
-    layers[1].__class__ = GPT2Attention
+    forget_layer_scaling(layers[1])
     assert not (parity := parity_of(model, dtype)).passed, parity
-    for layer in layers:
-        layer.__class__ = GPT2Attention
+    forget_layer_scaling(*layers)
     parity = parity_of(model, dtype)
     assert not parity.passed and parity.difference == pytest.approx(parity.unscaled, rel=0.05), parity
 

@@ -1,0 +1,22 @@
+"""GPT-2 as transformers 4 computes it under its fast kernels: without the layer scaling."""
+
+from __future__ import annotations
+
+from transformers import GPT2LMHeadModel
+from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
+
+from recipes.modeling.attention import attention_layers, softmax_scale
+
+
+def forget_layer_scaling(*layers: GPT2Attention) -> None:
+    """Make these layers transformers' own, and unscaled in every version of it."""
+    for layer in layers:
+        layer.__class__ = GPT2Attention
+        if hasattr(layer, "scaling"):  # of transformers 5, which is right by itself
+            layer.scaling = softmax_scale(layer, by_layer=False)
+
+
+def without_layer_scaling(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
+    """The model, all of its layers unscaled."""
+    forget_layer_scaling(*attention_layers(model))
+    return model
