@@ -26,7 +26,7 @@ from code_map import imports
 from project import ROOT
 
 BUDGET_S = 60.0
-ENDING_S = 5.0  # of it, for the end: all that the tests have started is killed
+ENDING_S = 15.0  # of it, for the end: all that the tests have started is killed, and pytest-xdist waits for its workers
 BUDGET = "budget"  # what the plugin is called
 SECONDS = "quick/seconds"  # of pytest's cache: test file -> the most seconds that it was seen to take
 BASES = ("main", "origin/main")
