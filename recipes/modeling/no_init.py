@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-try:
-    from transformers.initialization import no_init_weights  # 5
-except ImportError:
-    from transformers.modeling_utils import no_init_weights  # 4
+from typing import Any
 
-__all__ = ["no_init_weights"]
+import transformers.modeling_utils
+
+try:
+    import transformers.initialization as place  # pyright: ignore[reportMissingImports] (of transformers 5)
+except ImportError:
+    place = transformers.modeling_utils
+
+no_init_weights: Any = place.no_init_weights

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from transformers import GPT2LMHeadModel
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
@@ -10,6 +12,7 @@ from recipes.modeling.attention import attention_layers, softmax_scale
 
 def forget_layer_scaling(*layers: GPT2Attention) -> None:
     """Make these layers transformers' own, and unscaled in every version of it."""
+    layer: Any
     for layer in layers:
         layer.__class__ = GPT2Attention
         if hasattr(layer, "scaling"):  # of transformers 5, which is right by itself
