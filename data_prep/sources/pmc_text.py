@@ -251,7 +251,7 @@ class _Writer:
         self._sign(end)
 
     def _formula(self, formula: etree._Element) -> None:
-        """A formula in a sentence: of TeX and MathML that say the same, TeX is read."""
+        """A formula in a sentence; if TeX and MathML say the same, TeX is read."""
         outside = self._math_is_read
         self._math_is_read = outside and next(formula.iter("tex-math"), None) is None
         self._content(formula)
