@@ -67,9 +67,8 @@ def svg(figure: Any) -> str:
 
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):  # text stays text
-        figure.savefig(
-            buffer, format="svg", metadata={"Date": None}, transparent=True
-        )  # the page's ground, light or dark
+        # Its ground is the page's, light or dark.
+        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     plt.close(figure)
     text = buffer.getvalue()
     return text[text.index("<svg") :]
