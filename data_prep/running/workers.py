@@ -127,7 +127,7 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
     context = get_context("spawn")
     counters = context.Array("q", len(progress.done))
     begun = tuple(progress.done)
-    with ProcessPoolExecutor(processes, context, _start_process, (counters,)) as pool:
+    with _Pool(processes, context, _start_process, (counters,)) as pool:
         pending: dict[Future[None], str] = {}
         try:
             while True:
@@ -149,14 +149,26 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
                 f"a worker process was ended from outside while it had {', '.join(progress.waiting_for)}, most likely "
                 "for want of memory; type the same command to resume, with fewer --workers"
             ) from None
+
+
+class _Pool(ProcessPoolExecutor):
+    """Ends its processes at once on Ctrl-C, also while it waits for them to end.
+
+    One that lived on, above all one that is still starting, would find what it shares with this process gone.
+    """
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is not KeyboardInterrupt:
+                self.shutdown(cancel_futures=True)
         except KeyboardInterrupt:
-            for process in active_children():  # tasks can be cut short anywhere
-                process.kill()
-            pool.shutdown(cancel_futures=True)
+            kind = KeyboardInterrupt
             raise
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+        finally:
+            if kind is KeyboardInterrupt:
+                for process in active_children():  # tasks can be cut short anywhere
+                    process.kill()
+                self.shutdown(cancel_futures=True)
 
 
 @contextmanager

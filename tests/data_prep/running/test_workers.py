@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
 import socket
 import subprocess
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 
@@ -68,6 +69,22 @@ def test_tasks_in_processes(tmp_path: Path, processes: int, write_square: Callab
     assert seen.done == (sum(range(12)) + 3, 15, 0)
     with pytest.raises(BadInput, match="13 is not liked"), Progress("square", 1) as seen:
         Workers(processes).run(write_square, squares(tmp_path, range(10, 20)), tmp_path, seen)
+
+
+@pytest.mark.parametrize("waits", ["wait", "shutdown"])
+def test_ctrl_c_leaves_no_process(
+    waits: str, tmp_path: Path, write_square: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    """Neither while tasks run nor when all are done, and a process that was not needed is still starting."""
+
+    def interrupt(*_: object, **__: object) -> NoReturn:
+        monkeypatch.undo()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers if waits == "wait" else workers.ProcessPoolExecutor, waits, interrupt)
+    with pytest.raises(KeyboardInterrupt), Progress("square", 3) as seen:
+        Workers(2).run(write_square, squares(tmp_path, range(3)), tmp_path, seen)
+    assert not multiprocessing.active_children()
 
 
 def test_bad_switches():
