@@ -72,6 +72,21 @@ def test_the_cheapest_come_first_and_the_unknown_last() -> None:
     assert cheapest_first(SMALL, {}, {**SMALL, OTHER: ""})[0] == OTHER
 
 
+DEAF = """
+import time
+
+import pytest
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_xdist_setupnodes():
+    try:
+        time.sleep(3600)
+    except Exception:
+        pass
+"""
+
+
 class Clone:
     """A small project under git, with the recipe's own helper."""
 
@@ -146,12 +161,13 @@ def test_what_a_branch_has_is_run_committed_or_not(clone: Clone) -> None:
 
 
 def test_when_the_time_is_up_it_says_what_was_left_out(clone: Clone) -> None:
-    """Whatever the tests that are running do."""
+    """Whatever the tests that are running do, and whatever catches the exception that ends them."""
     clone.write(OTHER, "import time\n\n\ndef test_other() -> None:\n    while True:\n        time.sleep(1)\n")
     clone.write(OF_A, "def test_a() -> None:\n    assert False\n")
+    clone.write("tests/conftest.py", DEAF)
     code, said = clone.quick("--seconds", "15")
-    assert re.search(r"^[01] of 2 test files run in \d+ s; the rest: make test$", said, re.MULTILINE), said
-    assert code or "0 of 2" in said, "a failure of before is one"
+    assert re.search(r"^[012] of 3 test files run in \d+ s; the rest: make test$", said, re.MULTILINE), said
+    assert code == int("FAILED" in said), "a failure of before is one"
 
 
 def test_make_quick_calls_it() -> None:
