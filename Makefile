@@ -122,7 +122,7 @@ quick: .venv/development ## the tests of what changed against main, within a min
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/quick.py $(if $(BASE),--base $(call quoted,$(BASE)))
 
 chaos: .venv/development ## all injections, and what else is long: kills, signals, damage, full disk, hangs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html
 
 nocuda: .venv/development ## the CUDA path on a CUDA that computes nothing (no GPU needed; gcc, Linux on x86-64); long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "nocuda or not nocuda" tests/nocuda
