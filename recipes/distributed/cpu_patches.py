@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 import torch.distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 
 def keep_freed_memory() -> None:
@@ -53,12 +55,20 @@ def repair_gloo_gradient_average() -> bool:
     return True
 
 
-def repair_hybrid_sharding() -> None:
-    """Let FSDP2 all-reduce between replicas on CPUs, where torch 2.7 fails on an assertion.
+def repair_hybrid_sharding() -> bool:
+    """Let FSDP2 all-reduce between replicas on CPUs. Returns whether a repair was needed. All ranks must call it.
 
-    It asserts that the all-reduce has an event to wait for, and CPU streams have none. Without an event there is
-    nothing in flight, so there is no input to keep alive either.
+    torch 2.7 asserts that the all-reduce has an event to wait for, and CPU streams have none. Without an event there
+    is nothing in flight, so there is no input to keep alive either. Whether this torch asserts it, the backward pass of
+    one weight shows, which every rank holds.
     """
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(), 1), mesh_dim_names=("replicate", "shard"))
+    try:
+        fully_shard(torch.nn.Linear(1, 1), mesh=mesh)(torch.ones(1)).backward()
+        return False
+    except AssertionError:
+        pass
+
     import torch.distributed.fsdp._fully_shard._fsdp_param_group as param_group
 
     original: Any = param_group.foreach_reduce
@@ -68,3 +78,4 @@ def repair_hybrid_sharding() -> None:
         return *others, all_reduce_input if all_reduce_event is not None else None, all_reduce_event, partial_output
 
     param_group.foreach_reduce = foreach_reduce
+    return True

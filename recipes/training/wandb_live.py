@@ -126,7 +126,7 @@ def main() -> None:
         _answer({"problem": " ".join(str(error).split()) or type(error).__name__})
         return _kill(psutil.Process())
     begun.set()
-    _answer({"url": run.get_url() or ""})
+    _answer({"url": run.url or ""})
     with Path(asked["metrics"]).open("rb") as file:
         file.seek(asked["from_byte"])
         for line in _lines(file.readline, ended):

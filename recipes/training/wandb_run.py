@@ -18,6 +18,14 @@ from recipes.training import wandb_live
 from recipes.training.batch_metrics import BatchMetrics
 
 
+def _keep_get_url() -> None:
+    """Give W&B's run the method that Composer's logger calls, which newer releases of wandb lack."""
+    from wandb.sdk.wandb_run import Run
+
+    if not hasattr(Run, "get_url"):
+        setattr(Run, "get_url", lambda run: run.url)  # noqa: B010 (pyright knows no such attribute)
+
+
 class WandBRun(BatchMetrics, WandBLogger):
     """W&B's files of the run here, for `wandb sync`; online, a process beside the training sends the same at once.
 
@@ -54,6 +62,7 @@ class WandBRun(BatchMetrics, WandBLogger):
                 if not self._resumed:
                     raise BadInput(f"W&B does not take the run ({error}); mend loggers.wandb, {WAY_OUT}") from None
                 print(f"warning: W&B does not take the run ({error}); this start logs offline", file=sys.stderr)
+        _keep_get_url()
         super().init(state, logger)
         if self.run_dir:
             self._files = Path(self.run_dir).parent
