@@ -36,8 +36,12 @@ PREFLIGHT  ?=
 BASE    ?=
 # The first Python of the project's range that runs; or say PYTHON=/path/to/python3.11.
 PYTHON  ?= $(shell for p in python3.11 python3.12 python3.13 python3.10 python3; do $$p -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null && echo $$p && break; done)
-BIN     := .venv/bin
-UV      ?= $(or $(shell command -v uv),$(BIN)/uv)
+# lock: requirements.txt in .venv. next: requirements-next.txt, the newest that works, in .venv-next.
+STACK   ?= lock
+VENV    := $(or $(if $(filter lock,$(STACK)),.venv),$(if $(filter next,$(STACK)),.venv-next),$(error STACK=$(STACK) is not one of lock, next))
+BIN     := $(VENV)/bin
+UV      ?= $(or $(shell command -v uv),$(@D)/bin/uv)
+compile  = .venv/bin/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-emit-index-url
 quoted   = '$(subst ','\'',$(1))'
 one_read = --source $(1) $(if $(filter $(1),$(PUBLISHED)),--input data/$(1)/files)
 read     = $(if $(INPUT),--source $(SOURCE) --input $(call quoted,$(INPUT)),$(foreach name,$(SOURCE),$(call one_read,$(name))))
@@ -59,16 +63,19 @@ help: ## this list
 
 # With uv, which takes a third of pip's time, and with pip where uv cannot: behind a mirror that only pip is told of.
 # Composer 0.32.1 says Python < 3.13, and works with 3.13; pip would refuse it, uv does not.
-install = $(UV) pip install --python $(BIN)/python $(1) || \
-	$(BIN)/pip install --disable-pip-version-check --progress-bar on --ignore-requires-python $(1)
+install = $(UV) pip install --python $(@D)/bin/python $(1) || \
+	$(@D)/bin/pip install --disable-pip-version-check --progress-bar on --ignore-requires-python $(1)
+define environment
+	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found; install one, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	$(PYTHON) -m venv $(@D)
+	@echo "installing into $(@D): some 3 GB of downloads, most of it CUDA libraries for torch; 2 minutes on a fast line"
+	@command -v $(UV) >/dev/null || $(@D)/bin/pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' $<)"
+endef
 
 # What all commands need but for --cluster ray and generate.py --web.
 .venv/installed: requirements.txt pyproject.toml
-	@test -n "$(PYTHON)" || { echo "error: no Python 3.10 to 3.13 found; install one, or say make PYTHON=/path/to/python3.11" >&2; exit 2; }
-	$(PYTHON) -m venv .venv
-	@echo "installing into .venv: some 3 GB of downloads, most of it CUDA libraries for torch; 2 minutes on a fast line"
-	@command -v $(UV) >/dev/null || $(BIN)/pip install --quiet --disable-pip-version-check "$$(grep -o '^uv==[0-9.]*' requirements.txt)"
-	$(call install,--constraint requirements.txt --editable '.[run]')
+	$(environment)
+	$(call install,--constraint $< --editable '.[run]')
 	@touch $@
 
 # And what the tests, the checks, Ray and the page of generate.py need.
@@ -77,22 +84,31 @@ install = $(UV) pip install --python $(BIN)/python $(1) || \
 	$(call install,--requirement requirements.txt)
 	@touch $@
 
-plan: .venv/installed ## will it fit, how long, what does it cost (YAML=yamls/biomedlm-2.7b.yaml GPUS=128 GPU=a100-40gb PRICE=2 PLAN='--mfu 0.4 max_duration=50e9tok')
+# All of it, without asking Composer, whose bounds exclude what stands there.
+.venv-next/installed: requirements-next.txt pyproject.toml
+	$(environment)
+	$(call install,--no-deps --requirement $< --editable .)
+	@touch $@
+
+.venv-next/development: .venv-next/installed
+	@touch $@
+
+plan: $(VENV)/installed ## will it fit, how long, what does it cost (YAML=yamls/biomedlm-2.7b.yaml GPUS=128 GPU=a100-40gb PRICE=2 PLAN='--mfu 0.4 max_duration=50e9tok')
 	@$(BIN)/python recipes/plan.py $(YAML) --gpu $(GPU) $(if $(GPUS),--gpus $(GPUS)) $(if $(PRICE),--price $(PRICE)) $(PLAN)
 
-ladder: .venv/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[0-9]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
+ladder: $(VENV)/installed ## small runs -> loss against compute -> what a large one will reach (RUNGS='yamls/ladder/[0-9]*m.yaml' LADDER='--dry-run --gpu h100 world_size=1')
 	@$(BIN)/python recipes/ladder.py $(RUNGS) $(LADDER)
 
-preflight: .venv/installed ## data, ranks, network, memory, a few real steps and a resumption, before a run (YAML=… FAKE_WORLD=128)
+preflight: $(VENV)/installed ## data, ranks, network, memory, a few real steps and a resumption, before a run (YAML=… FAKE_WORLD=128)
 	@$(BIN)/$(if $(FAKE_WORLD),python,composer) recipes/preflight.py $(YAML) $(if $(FAKE_WORLD),--fake-world $(FAKE_WORLD)) $(PREFLIGHT)
 
-shards: .venv/installed ## text -> corpus -> tokenizer -> token shards (SOURCE='medline pmc' INPUT=… SEQ_LEN=1024 EOS=1 VOCAB=… DATA=data/pubmed CLUSTER=ray REMOTE=s3://…)
+shards: $(VENV)/installed ## text -> corpus -> tokenizer -> token shards (SOURCE='medline pmc' INPUT=… SEQ_LEN=1024 EOS=1 VOCAB=… DATA=data/pubmed CLUSTER=ray REMOTE=s3://…)
 	$(if $(word 2,$(SOURCE)),$(if $(INPUT)$(filter-out $(PUBLISHED),$(SOURCE)),$(error $(ONE_INPUT))))
 	$(BIN)/python data_prep/corpus.py $(read) --out $(call quoted,$(DATA)/corpus) --cluster $(CLUSTER) $(CORPUS)
 	$(if $(TOKENIZER),,$(BIN)/python data_prep/tokenizer.py --corpus $(call quoted,$(DATA)/corpus) --out $(call quoted,$(DATA)/tokenizer) $(if $(VOCAB),--vocab-size $(call quoted,$(VOCAB))))
 	$(BIN)/python data_prep/shards.py --corpus $(call quoted,$(DATA)/corpus) --tokenizer $(call quoted,$(or $(TOKENIZER),$(DATA)/tokenizer)) --out $(call quoted,$(SHARDS)) --seq-len $(SEQ_LEN) $(if $(filter 0,$(EOS)),--no-eos) --cluster $(CLUSTER) $(if $(REMOTE),--remote $(call quoted,$(REMOTE)))
 
-smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a trained, exported, talking model
+smoke: $(VENV)/installed ## the whole path on two CPU cores: real PubMed text to a trained, exported, talking model (STACK=next)
 	@$(MAKE) --no-print-directory shards SOURCE=sample DATA=data/sample SEQ_LEN=256 EOS=1 SHARDS=data/sample/shards-256
 	$(BIN)/python recipes/train.py yamls/smoke-cpu.yaml
 	$(BIN)/python recipes/export.py --checkpoint runs/smoke --out runs/smoke/model
@@ -100,7 +116,7 @@ smoke: .venv/installed ## the whole path on two CPU cores: real PubMed text to a
 	$(BIN)/python recipes/report.py runs/smoke
 	@echo "next: on a GPU, make shards && $(BIN)/composer recipes/train.py yamls/smoke-gpu.yaml"
 
-bench: .venv/development ## tables of what everything takes here, quick forms; docs/performance.md says how to read them
+bench: $(VENV)/development ## tables of what everything takes here, quick forms; docs/performance.md says how to read them
 	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 2 --batches 16
 	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 1 --batches 12 --engines trainer --variants faithful all compile
 	$(BIN)/python benchmarks/train_step.py --preset smoke --rounds 1 --batches 12 --engines trainer --variants yaml ddp --ranks 1 2 4
@@ -111,29 +127,30 @@ bench: .venv/development ## tables of what everything takes here, quick forms; d
 	$(BIN)/python benchmarks/data_stages.py --rounds 1 --repeat 1
 
 # Without it (no npm registry, another processor) the tests of pages are skipped, and say so; in CI they fail.
-.venv/chromium: .venv/development tests/helpers/browser.py
+$(VENV)/chromium: $(VENV)/development tests/helpers/browser.py
 	-$(BIN)/python tests/helpers/browser.py $@
 
 # Three at once on two cores: a third of the time the tests wait for processes of their own.
-test: .venv/development .venv/chromium ## the tests
+test: $(VENV)/development $(VENV)/chromium ## the tests (STACK=next)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
 
-quick: .venv/development ## the tests of what changed against main, within a minute (BASE=HEAD~1)
+quick: $(VENV)/development ## the tests of what changed against main, within a minute (BASE=HEAD~1)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/quick.py $(if $(BASE),--base $(call quoted,$(BASE)))
 
-chaos: .venv/development ## all injections, and what else is long: kills, signals, damage, full disk, hangs
+chaos: $(VENV)/development ## all injections, and what else is long: kills, signals, damage, full disk, hangs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal -m "chaos or not chaos" --fault-report runs/chaos.html
 
-nocuda: .venv/development ## the CUDA path on a CUDA that computes nothing (no GPU needed; gcc, Linux on x86-64); long
+nocuda: $(VENV)/development ## the CUDA path on a CUDA that computes nothing (no GPU needed; gcc, Linux on x86-64); long
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "nocuda or not nocuda" tests/nocuda
 
-check: .venv/development ## format, lint and types
+check: $(VENV)/development ## format, lint and types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-lock: .venv/development ## requirements.in -> requirements.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-header --no-emit-index-url --output-file requirements.txt requirements.in
+lock: .venv/development ## requirements.in -> requirements.txt, requirements-next.txt
+	$(compile) --output-file requirements.txt requirements.in
+	$(compile) --override overrides-next.txt --output-file requirements-next.txt requirements.in
 
 clean: ## remove what make smoke made (data/sample, runs/smoke); the environment stays
 	rm -rf data/sample runs/smoke

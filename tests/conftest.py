@@ -9,6 +9,7 @@ import os
 import random
 import re
 import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -404,7 +405,7 @@ def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
     """A headless browser that reaches this machine alone: what `make test` brought, or CHROMIUM=/path/to/it."""
-    executable = Path(os.environ.get("CHROMIUM") or Path(__file__).parents[1] / ".venv/chromium/chromium")
+    executable = Path(os.environ.get("CHROMIUM") or Path(sys.prefix) / "chromium/chromium")
     libraries, fonts = executable.parent / "al2023/lib", executable.parent / "fonts/fonts.conf"
     env: dict[str, str | float | bool] = dict(os.environ)
     if libraries.is_dir():

@@ -12,11 +12,13 @@ import sysconfig
 from fnmatch import fnmatch
 from pathlib import Path
 
+import pytest
 import yaml
 
 ROOT = Path(__file__).parents[1]
 NOT_OF_AN_IMAGE = (
     ".venv/bin/python",
+    ".venv-next/bin/python",
     "data/pubmed/corpus.zst",
     "runs/a/run.json",
     "recipes/__pycache__/a.pyc",
@@ -48,19 +50,26 @@ def tracked() -> list[str]:
     return [name for name in asked.stdout.decode().split("\0") if name and (ROOT / name).is_file()]
 
 
-def test_its_steps_end_in_a_checkout_that_plans_a_run(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("venv", "asked"),
+    [
+        (".venv", "--constraint requirements.txt --editable .[run]"),
+        (".venv-next", "--no-deps --requirement requirements-next.txt --editable ."),
+    ],
+)
+def test_its_steps_end_in_a_checkout_that_plans_a_run(venv: str, asked: str, tmp_path: Path):
     work, tools = tmp_path / "work", tmp_path / "tools"
     work.mkdir()
     tools.mkdir()
     # In place of downloads: the packages of these tests, and the project as a link to the folder.
     places = [str(work), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
     (tools / "uv").write_text(
-        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nfor site in .venv/lib/python*/site-packages; do\n'
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nfor site in .venv*/lib/python*/site-packages; do\n'
         f"printf '%s\\n' {shlex.join(places)} > $site/all.pth\ndone\n"
     )
     (tools / "uv").chmod(0o755)
     environment = {
-        "HOME": str(tmp_path), "LANG": "C.UTF-8",
+        "VENV": venv, "HOME": str(tmp_path), "LANG": "C.UTF-8",
         "PATH": f"{tools}:{Path(sys.executable).resolve().parent}:/usr/bin:/bin",
     }  # fmt: skip
     is_root = True
@@ -70,7 +79,7 @@ def test_its_steps_end_in_a_checkout_that_plans_a_run(tmp_path: Path):
         elif name == "ENV":
             for setting in shlex.split(rest.replace("/work", str(work))):
                 key, _, value = setting.partition("=")
-                environment[key] = value.replace("$PATH", environment["PATH"])
+                environment[key] = value.replace("$PATH", environment["PATH"]).replace("$VENV", venv)
         elif name == "COPY":
             *wanted, to = [part for part in rest.split() if not part.startswith("--")]
             files = [file for file in tracked() if wanted == ["."] or file in wanted]
@@ -85,7 +94,7 @@ def test_its_steps_end_in_a_checkout_that_plans_a_run(tmp_path: Path):
         else:
             assert name in ("ARG", "FROM", "WORKDIR", "CMD", "RUN"), name
     assert not is_root
-    assert "--editable .[run]" in (tmp_path / "asked").read_text()
+    assert asked in (tmp_path / "asked").read_text()
 
     def said(*command: str) -> str:
         ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
@@ -93,7 +102,7 @@ def test_its_steps_end_in_a_checkout_that_plans_a_run(tmp_path: Path):
         return ran.stdout
 
     assert "make smoke" in said("make")
-    said("make", "--question", ".venv/installed")  # what a later layer brings makes it no older
+    said("make", "--question", f"{venv}/installed")  # what a later layer brings makes it no older
     assert said("python", "-c", "import recipes; print(recipes.__path__)") == f"['{work}/recipes']\n"
     assert "checkpoints     every 200ba" in said("python", "recipes/train.py", "yamls/smoke-cpu.yaml", "--dry-run")
 
@@ -113,4 +122,4 @@ def test_it_is_what_the_cluster_files_start():
     user = re.search(r"--uid (\d+)", (ROOT / "Dockerfile").read_text())
     security = pod["template"]["spec"]["template"]["spec"]["securityContext"]
     assert user and security["runAsUser"] == security["fsGroup"] == int(user[1])
-    assert f"{named['WORKDIR']}/.venv/bin" in named["ENV"] and os.sep in named["ENV"]
+    assert f"{named['WORKDIR']}/$VENV/bin" in named["ENV"] and os.sep in named["ENV"]
