@@ -32,6 +32,10 @@ LADDER  ?=
 # On the ranks of this machine; FAKE_WORLD=128 builds the parts of so many ranks here and runs nothing.
 FAKE_WORLD ?=
 PREFLIGHT  ?=
+# Files, folders or tests of make test and make canary; empty: all, and those that a new release breaks first.
+TESTS   ?=
+# make lock keeps the releases that the locks have, but for LOCK=--upgrade.
+LOCK    ?=
 # make quick compares with this branch or commit; empty: main.
 BASE    ?=
 # The first Python of the project's range that runs; or say PYTHON=/path/to/python3.11.
@@ -56,7 +60,7 @@ endef
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
-.PHONY: help plan ladder preflight shards bench smoke test quick chaos nocuda check lock clean
+.PHONY: help plan ladder preflight shards bench smoke test quick chaos nocuda check lock canary clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-9s %s\n", $$1, $$2}'
@@ -131,8 +135,8 @@ $(VENV)/chromium: $(VENV)/development tests/helpers/browser.py
 	-$(BIN)/python tests/helpers/browser.py $@
 
 # Three at once on two cores: a third of the time the tests wait for processes of their own.
-test: $(VENV)/development $(VENV)/chromium ## the tests (STACK=next)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal
+test: $(VENV)/development $(VENV)/chromium ## the tests (TESTS=tests/test_docs.py STACK=next)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS)
 
 quick: $(VENV)/development ## the tests of what changed against main, within a minute (BASE=HEAD~1)
 	@OMP_NUM_THREADS=1 $(BIN)/python tests/helpers/quick.py $(if $(BASE),--base $(call quoted,$(BASE)))
@@ -148,9 +152,12 @@ check: $(VENV)/development ## format, lint and types
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 
-lock: .venv/development ## requirements.in -> requirements.txt, requirements-next.txt
-	$(compile) --output-file requirements.txt requirements.in
-	$(compile) --override overrides-next.txt --output-file requirements-next.txt requirements.in
+lock: .venv/development ## requirements.in -> requirements.txt, requirements-next.txt (LOCK=--upgrade)
+	$(compile) $(LOCK) --output-file requirements.txt requirements.in
+	$(compile) $(LOCK) --override overrides-next.txt --output-file requirements-next.txt requirements.in
+
+canary: .venv/development ## the newest release of every package, installed aside: which of them breaks what (TESTS=…)
+	@$(BIN)/python tests/helpers/canary.py $(TESTS)
 
 clean: ## remove what make smoke made (data/sample, runs/smoke); the environment stays
 	rm -rf data/sample runs/smoke

@@ -83,9 +83,9 @@ LOCK = "lock"
 STACKS = {
     # What requirements.txt installs.
     LOCK: Stack("2.7.0", "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"), "525.60.13"),
-    # The first whose wheels on PyPI are of CUDA 13, which dropped Maxwell, Pascal and Volta. Later ones, up to 2.15
-    # with CUDA 13.2, have the same binaries and need the same driver; some add PTX of 12.0.
-    "next": Stack("2.11.0", "13.0", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"), "580.65.06"),
+    # What requirements-next.txt installs. CUDA 13 dropped Maxwell, Pascal and Volta. torch 2.11, the first whose wheels
+    # on PyPI are of CUDA 13, has the same binaries and needs the same driver.
+    "next": Stack("2.15.0", "13.2", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"), "580.65.06"),
 }
 
 

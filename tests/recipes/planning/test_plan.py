@@ -112,21 +112,21 @@ def test_where_code_runs(architectures: list[str], runs: list[str], does_not_run
 
 
 def test_the_table_of_stacks_says_what_torch_was_built_for() -> None:
-    """The lock's torch word for word; a newer one of the same CUDA major has all that `next` promises."""
+    """The two locks' torch word for word; another one of the same CUDA major has all that its stack promises."""
     import torch
     import torch.version
 
-    lock = STACKS[LOCK]
-    assert f"\ntorch=={lock.torch}\n" in (ROOT / "requirements.txt").read_text()
-    assert f"torch {lock.torch} (CUDA {lock.cuda})" in (readme := (ROOT / "README.md").read_text())
-    assert f"driver {lock.driver} or newer" in readme and f"driver {STACKS['next'].driver})" in readme
+    readme = (ROOT / "README.md").read_text()
+    for stack, lock in zip(STACKS.values(), ("requirements.txt", "requirements-next.txt"), strict=True):
+        assert f"\ntorch=={stack.torch}\n" in (ROOT / lock).read_text()
+        assert re.search(rf"torch {stack.torch} \(CUDA {stack.cuda}\) \|.*\| {stack.driver} or newer \|", readme)
     if torch.version.cuda is None:
         pytest.skip("the torch that is installed is no CUDA build")
     flags = (torch._C._cuda_getArchFlags() or "").split()  # get_arch_list() is empty where there is no GPU
-    if torch.__version__.partition("+")[0] == lock.torch:
-        assert (torch.version.cuda, tuple(flags)) == (lock.cuda, lock.architectures)
+    (stack,) = (s for s in STACKS.values() if s.cuda.split(".")[0] == torch.version.cuda.split(".")[0])
+    if torch.__version__.partition("+")[0] == stack.torch:
+        assert (torch.version.cuda, tuple(flags)) == (stack.cuda, stack.architectures)
     else:
-        (stack,) = (s for s in STACKS.values() if s.cuda.split(".")[0] == torch.version.cuda.split(".")[0])
         assert set(stack.architectures) <= set(flags)
 
 

@@ -1,0 +1,218 @@
+"""`make canary`: the newest release of every package, installed aside, and which of them breaks which tests.
+
+What requirements.in names is taken without its bounds, and so is what overrides-next.txt names. The tests run on all of
+it at once. Of the tests that fail then, each is run again with one package put back to its release in
+requirements-next.txt, with what that package brings: where the test passes again, the newer release broke it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from project import ROOT
+
+# What a new torch, transformers, Composer, Streaming, tokenizers or wandb has broken before, a quarter of an hour on
+# two cores.
+TESTS = (
+    "tests/recipes/modeling", "tests/recipes/training", "tests/recipes/checkpointing/test_checkpoint.py",
+    "tests/recipes/checkpointing/test_export.py", "tests/recipes/finetuning/test_finetune.py",
+    "tests/recipes/evaluation", "tests/data_prep/sharding/test_shards.py", "tests/data_prep/tokenizing",
+    "tests/data_prep/filtering/test_corpus.py",
+)  # fmt: skip
+UV = Path(sys.executable).with_name("uv")
+Versions = Mapping[str, str]  # package -> release
+
+
+@dataclass(frozen=True)
+class Change:
+    """A package whose newest release is another than that of the lock; None: it is not in one of the two."""
+
+    name: str
+    locked: str | None
+    newest: str | None
+
+    def __str__(self) -> str:
+        return f"{self.name} {self.locked or '(none)'} -> {self.newest or '(none)'}"
+
+
+def run(*command: str | Path) -> str:
+    """What a command prints.
+
+    Raises:
+        LookupError: it ends with an error, which is quoted.
+    """
+    words = [str(word) for word in command]
+    done = subprocess.run(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise LookupError(f"{' '.join(words[:4])} …: {done.stdout.strip()[-2000:]}")
+    return done.stdout
+
+
+def names(path: Path) -> list[str]:
+    """The requirements of a file without their bounds, `moto[s3]` with its extras."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [re.match(r"[\w.\-]+(\[[^]]*\])?", line)[0] for line in lines if line]  # pyright: ignore[reportOptionalSubscript]
+
+
+def locked(path: Path) -> dict[str, str]:
+    """The releases of a lock that are for this Python and machine."""
+    lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    wanted = [Requirement(line) for line in lines if line]
+    return {
+        canonicalize_name(one.name): next(iter(one.specifier)).version
+        for one in wanted
+        if one.marker is None or one.marker.evaluate()
+    }
+
+
+def changes(lock: Versions, newest: Versions) -> list[Change]:
+    return [
+        Change(name, lock.get(name), newest.get(name))
+        for name in sorted({*lock, *newest})
+        if lock.get(name) != newest.get(name)
+    ]
+
+
+class Canary:
+    """An environment of the newest releases.
+
+    Args:
+        folder: of the environment; made anew.
+        requirements: names what is wanted, as requirements.in.
+        overrides: names what is wanted whatever other packages say of it, as overrides-next.txt.
+        lock: the releases that are known to work, as requirements-next.txt.
+        project: what is installed beside them, as a link; None: nothing.
+    """
+
+    def __init__(self, folder: Path, requirements: Path, overrides: Path, lock: Path, project: Path | None) -> None:
+        self.folder, self.lock, self.project = folder, locked(lock), project
+        self.python, self.newest_file = folder / "bin/python", folder / "requirements.txt"
+        self.wanted, self.overridden = names(requirements), [*names(requirements), *names(overrides)]
+        self.changes: list[Change] = []
+
+    def resolve(self) -> None:
+        """Ask for the newest of all, and make the environment, still empty."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        run(sys.executable, "-m", "venv", "--without-pip", self.folder)
+        wanted, overrides = self.folder / "wanted.in", self.folder / "overrides.txt"
+        wanted.write_text("\n".join(self.wanted) + "\n", encoding="utf-8")
+        overrides.write_text("\n".join(name.partition("[")[0] for name in self.overridden) + "\n", encoding="utf-8")
+        run(
+            UV, "pip", "compile", "--quiet", "--python", self.python, "--no-header", "--no-annotate",
+            "--override", overrides, "--output-file", self.newest_file, wanted,
+        )  # fmt: skip
+        self.changes = changes(self.lock, locked(self.newest_file))
+
+    def install(self, *requirements: str | Path) -> None:
+        run(UV, "pip", "install", "--quiet", "--python", self.python, "--no-deps", *requirements)
+
+    def install_all(self) -> None:
+        self.install("--requirement", self.newest_file, *(["--editable", self.project] if self.project else []))
+
+    def failures(self, tests: Sequence[str], show: bool = False) -> set[str]:
+        """The tests that fail, by pytest's names; of a file that cannot be imported the file's.
+
+        Raises:
+            LookupError: pytest did not run them.
+        """
+        cache = self.folder / "cache"
+        shutil.rmtree(cache, ignore_errors=True)
+        command = [self.python, "-m", "pytest", "-q", "-o", f"cache_dir={cache}", *tests]
+        done = subprocess.run(
+            command, cwd=ROOT, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.STDOUT,
+            stdout=None if show else subprocess.PIPE,
+        )  # fmt: skip
+        if done.returncode not in (0, 1, 2):
+            raise LookupError(f"pytest ended with exit code {done.returncode}: {(done.stdout or '')[-2000:]}")
+        failed = cache / "v/cache/lastfailed"
+        names = set(json.loads(failed.read_text(encoding="utf-8"))) if failed.exists() else set[str]()
+        if done.returncode and not names:  # it could not import itself, or what it loads
+            raise LookupError(f"pytest ended with exit code {done.returncode}: {(done.stdout or '')[-2000:]}")
+        return names
+
+    def needs(self, name: str) -> set[str]:
+        """A package with all that it brings, as they are installed."""
+        code = "import importlib.metadata as m, json, sys; print(json.dumps(m.requires(sys.argv[1]) or []))"
+        seen, todo = set[str](), [name]
+        while todo:
+            if (name := canonicalize_name(todo.pop())) in seen:
+                continue
+            seen.add(name)
+            try:
+                required = map(Requirement, json.loads(run(self.python, "-c", code, name)))
+            except LookupError:  # of another machine
+                continue
+            todo += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
+        return seen
+
+    def causes(self, failed: set[str]) -> Iterator[tuple[Change, set[str]]]:
+        """Each change that breaks tests, with them: those that pass when it is taken back, with what it brings."""
+        changed = {change.name: change for change in self.changes}
+        for change in self.changes:
+            if not (change.locked and change.newest):
+                continue
+            family = [changed[name] for name in sorted(self.needs(change.name) & changed.keys())]
+            self.install(*(f"{one.name}=={one.locked}" for one in family if one.locked))
+            try:
+                mended = failed - self.failures(sorted(failed))
+            except LookupError:  # of these two, one cannot do with the other
+                mended = set[str]()
+            self.install(*(f"{one.name}=={one.newest}" for one in family if one.newest))
+            if mended:
+                yield change, mended
+
+
+def report(canary: Canary, tests: Sequence[str]) -> int:
+    """Resolve, install, test and say what broke; the exit code, 1 where something did."""
+    print("asking for the newest release of each package", flush=True)
+    canary.resolve()
+    print(f"{len(canary.changes)} of {len(canary.lock)} differ from the lock", *canary.changes, sep="\n  ", flush=True)
+    if not canary.changes:
+        return 0
+    print(f"installing into {canary.folder}", flush=True)
+    canary.install_all()
+    failed = canary.failures(tests, show=True)
+    if not failed:
+        print("nothing broke; to take these releases: make lock LOCK=--upgrade, then make test STACK=next")
+        return 0
+    print(f"{len(failed)} tests fail; taking back one package at a time", flush=True)
+    explained = set[str]()
+    for change, mended in canary.causes(failed):
+        explained |= mended
+        print(f"{change} broke {len(mended)} tests", *sorted(mended), sep="\n  ", flush=True)
+    if left := sorted(failed - explained):
+        print(f"no single package explains {len(left)} tests", *left, sep="\n  ")
+    print("until that is mended, a bound in requirements.in keeps the older release, with its reason")
+    return 1
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "tests", nargs="*", default=TESTS, help="files, folders or tests (default: a quarter of an hour)"
+    )
+    parser.add_argument("--folder", type=Path, default=ROOT / ".venv-canary", help="the environment, made anew")
+    arguments = parser.parse_args(argv)
+    try:
+        files = (ROOT / name for name in ("requirements.in", "overrides-next.txt", "requirements-next.txt"))
+        return report(Canary(arguments.folder, *files, ROOT), arguments.tests)
+    except LookupError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
