@@ -84,6 +84,8 @@ def export(
 
     import torch
 
+    from recipes.modeling.transformers_names import DTYPE
+
     model, text_tokenizer = load_trained(source), load_tokenizer(source)
     if len(text_tokenizer) != model.config.vocab_size:
         raise BadInput(
@@ -93,7 +95,7 @@ def export(
     expected = logits(model)
     fold_layer_scaling(model)
     make_ready(model, text_tokenizer.eos_token_id, text_tokenizer.eos_token_id)
-    model.config.torch_dtype = getattr(torch, dtype)
+    setattr(model.config, DTYPE, getattr(torch, dtype))
     facts: JsonDict = {
         "dtype": dtype, "n_parameters": model.num_parameters(), "n_positions": model.config.n_positions,
         "tied": model.config.tie_word_embeddings,

@@ -22,7 +22,7 @@ from data_prep.common.errors import BadInput
 from recipes.config.schema import KernelsConfig, ModelConfig
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.loss import NO_TARGET, mean_loss, token_losses
-from recipes.modeling.no_init import no_init_weights
+from recipes.modeling.transformers_names import no_init_weights
 from recipes.modeling.size import flops_per_token
 from recipes.modeling.speedups import fuse_gelu
 from recipes.modeling.token_loss import TokenLoss, metric_name

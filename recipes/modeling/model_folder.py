@@ -119,11 +119,11 @@ def new_gpt2(config: PretrainedConfig, attention: str, dtype: Any = None) -> GPT
     import torch
     from transformers import GPT2LMHeadModel
 
-    from recipes.modeling.no_init import no_init_weights
+    from recipes.modeling.transformers_names import DTYPE, no_init_weights
 
     with no_init_weights():
         model: Any = GPT2LMHeadModel._from_config(
-            config, attn_implementation=attention, torch_dtype=dtype or torch.float32
+            config, attn_implementation=attention, **{DTYPE: dtype or torch.float32}
         )
     model.tie_weights()
     return model
@@ -167,8 +167,10 @@ def open_as_stock(folder: Path, attention: str) -> GPT2LMHeadModel:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from recipes.modeling.transformers_names import DTYPE
+
     return AutoModelForCausalLM.from_pretrained(
-        folder, attn_implementation=attention, torch_dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False, **{DTYPE: torch.float32}
     ).eval()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from dataclasses import dataclass
+from pathlib import Path
 
 from recipes.config.schema import KernelsConfig, LoraConfig, ModelConfig
 
@@ -18,12 +21,25 @@ def compute_bytes(precision: str) -> int:
     return BF16_BYTES if precision == "amp_bf16" else FP32_BYTES
 
 
+@functools.cache
+def copies_heads() -> bool:
+    """Whether the installed transformers copies query, key and value, head by head, before it calls the kernel.
+
+    transformers 4.53 does, 5.24 does not. Asked of the text of its module, as an import would take seconds.
+    """
+    package = importlib.util.find_spec("transformers")
+    if package is None or not package.submodule_search_locations:
+        return True
+    module = Path(package.submodule_search_locations[0]) / "integrations/sdpa_attention.py"
+    return not module.is_file() or "query.contiguous()" in module.read_text(encoding="utf-8")
+
+
 def kept_by_attention(model: ModelConfig, seq_len: int, w: int, device: str, backend: str | None) -> int:
     """Bytes that autograd keeps of the attention kernel, a token, beside the input of the map that follows it.
 
-    - Flash and cuDNN's: query, key, value and the output, 4 · wh, which is copied for the map that follows, and a
-      log-sum-exp a head, 4 · n_head;
-    - the efficient one: the same, but its output lies as the map wants it, so there is no second one;
+    - Flash and cuDNN's: query, key, value and the output, 4 · wh, and a log-sum-exp a head, 4 · n_head. The output
+      lies as the query does: where heads were copied, it is copied for the map that follows, and else is its input;
+    - the efficient one: its output always lies as the map wants it, so there is no second one;
     - none (`math`), on a GPU: query and key, scaled, and value, in fp32, 3 · 4h; of each score the softmax, 4; with
       dropout also the mask, 1, and the softmax after it, 4;
     - on a CPU without dropout: as flash; with it there is no fused kernel, and scores, softmax and a mask of fp32 are
@@ -34,7 +50,7 @@ def kept_by_attention(model: ModelConfig, seq_len: int, w: int, device: str, bac
         return 3 * w * n_embd + 3 * FP32_BYTES * scores
     if device == "gpu" and backend == "math":
         return 3 * FP32_BYTES * n_embd + (9 if model.attn_pdrop else 4) * scores
-    return (3 if backend == "efficient" else 4) * w * n_embd + 4 * model.n_head
+    return (4 if copies_heads() and backend != "efficient" else 3) * w * n_embd + 4 * model.n_head
 
 
 def kept_by_mlp(model: ModelConfig, precision: str, device: str, fused_gelu: bool) -> int:
@@ -64,9 +80,9 @@ def block_activation_bytes(
     `kept_by_mlp`; the attention kernel, `kept_by_attention`; and of the first half LayerNorm's input in fp32, 4h, with
     mean and 1/std, 8, the inputs of c_attn and attn.c_proj, 2 · wh, and dropout's mask.
 
-    With a fused kernel that is 88h under autocast, 40h with a fused GELU, where Korthikanti et al. 2022 (arXiv
-    2205.05198, section 4.1) have 34h for a fused GELU that recomputes, and LayerNorms in 16 bits; their attention
-    matrix, 5 · n_head · seq_len, no fused kernel keeps.
+    With a flash kernel and copied heads that is 88h under autocast, 40h with a fused GELU, where Korthikanti et al.
+    2022 (arXiv 2205.05198, section 4.1) have 34h for a fused GELU that recomputes, and LayerNorms in 16 bits; their
+    attention matrix, 5 · n_head · seq_len, no fused kernel keeps.
     """
     w = compute_bytes(precision)
     mask = (1 if device == "gpu" else FP32_BYTES) if model.resid_pdrop else 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 from composer.loggers import LoggerDestination
 
 from data_prep.common.files import JsonDict
-from data_prep.common.redaction import redacted, without_credentials_within
+from data_prep.common.redaction import without_credentials_within
 from recipes.config.schema import RunConfig, batches_of
 from recipes.config.wandb_account import problem_online
 from recipes.runs.names import CONFIG, METRICS
@@ -37,8 +36,7 @@ def _wandb(cfg: RunConfig, batches: int, resumed: bool) -> LoggerDestination | N
         return None
     arguments = asdict(cfg.loggers.wandb)
     online = arguments.pop("mode") == "online" and not problem_online(cfg)  # `check_account` has said it
-    # Its console capture would swallow ours; the command line, which it keeps, may hold a password.
-    settings = {"console": "off", "_args": [str(redacted(part)) for part in sys.argv[1:]]}
+    settings = {"console": "off"}  # which would swallow ours
     init = {"dir": cfg.run_dir, "settings": settings, "config": without_credentials_within(asdict(cfg))}
     return WandBRun(Path(cfg.run_dir) / METRICS, online, resumed, init, **arguments)
 

@@ -303,7 +303,8 @@ def close(trainer: Trainer) -> None:
 
 def give_memory_back() -> None:
     """Free a run's Trainer, model and moments, once nobody refers to them: before another model is made."""
-    # torch (2.7) keeps every model whose state dict it was asked for: this cache has the model in its keys.
-    state_dict._get_fqns.cache_clear()
+    # torch 2.7 keeps every model whose state dict it was asked for: this cache has the model in its keys.
+    if forget := getattr(state_dict._get_fqns, "cache_clear", None):
+        forget()
     gc.collect()  # they refer to each other in circles
     torch.cuda.empty_cache()  # what is freed lies in blocks of other sizes than what comes next asks for

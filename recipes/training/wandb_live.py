@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -28,6 +28,17 @@ BEGIN_S = 60.0  # until W&B has taken the run
 LAST_S = 10.0  # for what is left to send when the run ends
 READ_S = 1.0  # between two looks at metrics.jsonl
 PLACE = ("tokens", "time_s", "batch")  # of a line, beside its metrics
+
+
+@contextmanager
+def redacted_command_line() -> Iterator[None]:
+    """Within it, `sys.argv`, which W&B takes the command line from, is without the passwords that it may hold."""
+    command_line = sys.argv
+    sys.argv = [str(redacted(part)) for part in command_line]
+    try:
+        yield
+    finally:
+        sys.argv = command_line
 
 
 class LiveRun:
@@ -50,6 +61,7 @@ class LiveRun:
         asked = {
             "metrics": str(metrics.absolute()),
             "from_byte": metrics.stat().st_size,
+            "command_line": [str(redacted(part)) for part in sys.argv],
             "begin_s": BEGIN_S,
             "last_s": LAST_S,
             "init": {**init, "dir": self._files.name, "settings": settings},
@@ -116,6 +128,7 @@ def main() -> None:
         time.sleep(2 * asked["last_s"])  # the training kills this process earlier, unless it was killed itself
         _kill(psutil.Process())
 
+    sys.argv = asked["command_line"]
     threading.Thread(target=leave_unless, args=(begun, asked["begin_s"]), daemon=True).start()
     threading.Thread(target=leave_after_the_training, daemon=True).start()
     import wandb

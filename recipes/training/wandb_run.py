@@ -16,6 +16,7 @@ from data_prep.common.errors import BadInput
 from recipes.config.wandb_account import WAY_OUT
 from recipes.training import wandb_live
 from recipes.training.batch_metrics import BatchMetrics
+from recipes.training.wandb_live import redacted_command_line
 
 
 def _keep_get_url() -> None:
@@ -63,7 +64,8 @@ class WandBRun(BatchMetrics, WandBLogger):
                     raise BadInput(f"W&B does not take the run ({error}); mend loggers.wandb, {WAY_OUT}") from None
                 print(f"warning: W&B does not take the run ({error}); this start logs offline", file=sys.stderr)
         _keep_get_url()
-        super().init(state, logger)
+        with redacted_command_line():
+            super().init(state, logger)
         if self.run_dir:
             self._files = Path(self.run_dir).parent
 
