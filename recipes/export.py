@@ -84,7 +84,7 @@ def export(
 
     import torch
 
-    from recipes.modeling.transformers_names import DTYPE
+    from recipes.modeling.transformers_releases import DTYPE
 
     model, text_tokenizer = load_trained(source), load_tokenizer(source)
     if len(text_tokenizer) != model.config.vocab_size:

@@ -18,6 +18,8 @@ from transformers import GPT2LMHeadModel, PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
+from recipes.modeling.transformers_releases import mask_without_positions
+
 # Largest difference that rounding explains, root mean square, as a share of the attention's own. Measured on a CPU at
 # 64 to 2,560 wide, initialised and with weights five times as large: 2e-7 in fp32, 2e-3 where the kernel is given and
 # gives bf16; fp16 rounds an eighth as much. The bounds leave a factor of 50 and five.
@@ -72,6 +74,7 @@ def attention_layers(model: GPT2LMHeadModel) -> list[GPT2Attention]:
 
 def use_scaled_attention(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
     """Make every attention layer of this model honour the layer scaling; its state dict is unchanged."""
+    mask_without_positions()
     for attention in attention_layers(model):
         attention.__class__ = ScaledGPT2Attention
     return model

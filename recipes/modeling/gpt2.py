@@ -22,10 +22,10 @@ from data_prep.common.errors import BadInput
 from recipes.config.schema import KernelsConfig, ModelConfig
 from recipes.modeling.attention import use_scaled_attention
 from recipes.modeling.loss import NO_TARGET, mean_loss, token_losses
-from recipes.modeling.transformers_names import no_init_weights
 from recipes.modeling.size import flops_per_token
 from recipes.modeling.speedups import fuse_gelu
 from recipes.modeling.token_loss import TokenLoss, metric_name
+from recipes.modeling.transformers_releases import no_init_weights
 
 Batch = dict[str, torch.Tensor]
 

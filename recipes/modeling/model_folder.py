@@ -119,7 +119,7 @@ def new_gpt2(config: PretrainedConfig, attention: str, dtype: Any = None) -> GPT
     import torch
     from transformers import GPT2LMHeadModel
 
-    from recipes.modeling.transformers_names import DTYPE, no_init_weights
+    from recipes.modeling.transformers_releases import DTYPE, no_init_weights
 
     with no_init_weights():
         model: Any = GPT2LMHeadModel._from_config(
@@ -167,7 +167,7 @@ def open_as_stock(folder: Path, attention: str) -> GPT2LMHeadModel:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from recipes.modeling.transformers_names import DTYPE
+    from recipes.modeling.transformers_releases import DTYPE
 
     return AutoModelForCausalLM.from_pretrained(
         folder, attn_implementation=attention, local_files_only=True, trust_remote_code=False, **{DTYPE: torch.float32}

@@ -13,17 +13,28 @@ from typing import Any
 
 import torch._dynamo
 from torch import nn
+from torch.backends.cuda import (
+    SDPAParams,
+    can_use_cudnn_attention,
+    can_use_efficient_attention,
+    can_use_flash_attention,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import GPT2LMHeadModel
 
 from data_prep.common.errors import BadInput
-from recipes.config.schema import KernelsConfig
+from recipes.config.schema import KernelsConfig, ModelConfig
 
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "math": SDPBackend.MATH,
+}
+CAN_USE = {
+    "flash": can_use_flash_attention,
+    "cudnn": can_use_cudnn_attention,
+    "efficient": can_use_efficient_attention,
 }
 
 
@@ -53,6 +64,29 @@ def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in model.transformer.h:
         block.forward = torch.compile(block.forward)
+
+
+def check_attention_backend(kernels: KernelsConfig, model: ModelConfig, precision: str) -> None:
+    """Ask torch whether a GPU here has the kernel, for this model's heads and dropout.
+
+    cuDNN's, for one, takes dropout in steps of 1/16 alone since torch 2.15.
+
+    Raises:
+        BadInput: it has not.
+    """
+    ask = CAN_USE.get(kernels.sdpa_backend or "")
+    if ask is None or not torch.cuda.is_available():
+        return
+    dtype = torch.bfloat16 if precision == "amp_bf16" else torch.float32
+    shape = (1, model.n_head, model.n_positions, model.n_embd // model.n_head)
+    heads = torch.empty(shape, dtype=dtype, device="cuda", requires_grad=True)
+    with sdpa_kernel(BACKENDS[str(kernels.sdpa_backend)]):
+        if not ask(SDPAParams(heads, heads, heads, None, model.attn_pdrop, True, False)):
+            raise BadInput(
+                f"kernels.sdpa_backend = {kernels.sdpa_backend!r}: torch {torch.__version__} has no such kernel here "
+                f"for heads of {shape[-1]}, {str(dtype).removeprefix('torch.')} and model.attn_pdrop = "
+                f"{model.attn_pdrop:g}; say null, and torch chooses"
+            )
 
 
 @contextmanager

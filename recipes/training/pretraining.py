@@ -105,12 +105,13 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
     from recipes.checkpointing.resume import find_start
     from recipes.dataloading.loader import build_dataloader
     from recipes.distributed.rank_zero import on_rank_zero
-    from recipes.modeling.speedups import attention_backend
+    from recipes.modeling.speedups import attention_backend, check_attention_backend
     from recipes.modeling.token_loss import read_token_sources
     from recipes.training.prepared_run import prepare_run
     from recipes.training.schedules import SCHEDULES
     from recipes.training.trainer import TrainingParts, run_trainer
 
+    check_attention_backend(cfg.kernels, cfg.model, cfg.precision)
     remote = RemoteRun(cfg.save_remote, cfg.run_name) if cfg.save_remote else None
     fingerprint = pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg))
     folders = shard_folders(cfg, shards)

@@ -16,11 +16,13 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
+from data_prep.common.errors import BadInput
 from recipes.config.schema import KernelsConfig, ModelConfig
 from recipes.modeling.gpt2 import BioMedLM
-from recipes.modeling.speedups import BACKENDS, attention_backend
+from recipes.modeling.speedups import BACKENDS, attention_backend, check_attention_backend
 
-LAYERS, HEADS, WIDTH, TOKENS = 4, 2, 256, 64
+LAYERS, HEADS, WIDTH, TOKENS, DROPOUT = 4, 2, 256, 64, 0.125
+OTHER_DROPOUT = 0.1  # which no multiple of 1/16 is
 
 
 class Kernels(TorchDispatchMode):
@@ -62,9 +64,10 @@ class Arguments(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def step(implementation: str, backend: str | None) -> dict[str, Any]:
+def step(implementation: str, backend: str | None, dropout: float = DROPOUT) -> dict[str, Any]:
     """Kernels and arguments of one forward and backward pass."""
-    shape = ModelConfig(600, TOKENS, WIDTH, LAYERS, HEADS, attn_implementation=implementation)
+    shape = ModelConfig(600, TOKENS, WIDTH, LAYERS, HEADS, attn_implementation=implementation, attn_pdrop=dropout)
+    check_attention_backend(KernelsConfig(sdpa_backend=backend), shape, "amp_bf16")
     model = BioMedLM(shape, 599, KernelsConfig(sdpa_backend=backend))
     model.cuda().train()
     batch = {"input_ids": torch.zeros(2, TOKENS, dtype=torch.long, device="cuda")}
@@ -79,6 +82,11 @@ if __name__ == "__main__":
     warnings.simplefilter("ignore")
     for backend in (None, *BACKENDS):
         print(json.dumps({"way": f"sdpa {backend}", **step("sdpa", backend)}), flush=True)
+        try:
+            ended = step("sdpa", backend, OTHER_DROPOUT)
+        except BadInput as error:
+            ended = {"refused": str(error)}
+        print(json.dumps({"way": f"sdpa {backend}, other dropout", **ended}), flush=True)
     stand_in = importlib.import_module("flash_attn")
     found = step("flash_attention_2", None)
     print(json.dumps({"way": "flash_attention_2", **found, "arguments": stand_in.seen}), flush=True)
