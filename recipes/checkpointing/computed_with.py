@@ -23,6 +23,7 @@ from recipes.runs.environment import software
 # two spacings of bf16, which has 8 bits: the loss is a mean over many tokens, whose roundings cancel in part. A GPU may
 # compute fp32 in TF32, which has 11 bits.
 FP32_TOLERANCE, COARSE_TOLERANCE = 1e-4, 2.0**-7
+NOT_THE_SAME_BITS = "losses agree with those of an uninterrupted run to rounding, no longer bit for bit"
 
 
 def computed_with(cfg: RunConfig, fingerprint: JsonDict, sharded: bool, microbatch_size: int) -> JsonDict:

@@ -27,7 +27,7 @@ from callbacks.registry import RunContext, build_callbacks
 from callbacks.spike_guard import Rewind
 from data_prep.common.files import JsonDict
 from recipes.checkpointing.bit_sums import check_loaded
-from recipes.checkpointing.computed_with import computed_with
+from recipes.checkpointing.computed_with import NOT_THE_SAME_BITS, computed_with, what_changed
 from recipes.checkpointing.probe import Probe
 from recipes.checkpointing.safe_loading import guard_composer_loading
 from recipes.config.schema import FinetuneConfig, RunConfig, batches_of
@@ -119,6 +119,10 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     val = loader.dataset if parts.folders else None
     run = RunContext(writer, replicas, parts.folders, parts.sources, val)
     computed = computed_with(cfg, prepared.fingerprint, prepared.fsdp is not None, parts.device_train_microbatch_size)
+    if prepared.start.probe and dist.get_global_rank() == 0:
+        changed = what_changed(computed, prepared.start.probe["computed_with"])
+        if changed:
+            print(f"changed since the checkpoint: {'; '.join(changed)}; {NOT_THE_SAME_BITS}", flush=True)
     trainer = build_trainer(cfg, prepared, parts, [*parts.watching, *build_callbacks(cfg, run)], computed)
     run.evaluation.metrics, run.evaluation.batches = Path(cfg.run_dir) / METRICS, parts.batches
     run.evaluation.interval_batches = batches_of(cfg.eval_interval)
