@@ -51,9 +51,8 @@ def bird(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Canary:
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
     monkeypatch.setattr(canary, "ROOT", tmp_path)
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = -p no:xdist -p no:hypothesispytest -p no:anyio\n")
-    return Canary(
-        tmp_path / ".venv-canary", *(tmp_path / name for name in ("requirements.in", "overrides.txt", "lock.txt")), None
-    )
+    asked, overrides, lock = (tmp_path / name for name in ("requirements.in", "overrides.txt", "lock.txt"))
+    return Canary(tmp_path / ".venv-canary", asked, overrides, lock, None)
 
 
 def tests(bird: Canary, **lines: str) -> list[str]:

@@ -158,7 +158,7 @@ def _documents(corpus_folder: Path, split: str, source: str | None) -> Iterator[
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:
-    """tokenizer.json, vocab.json, merges.txt and the two files that name the special tokens for transformers."""
+    """tokenizer.json, vocab.json, merges.txt and what names the special tokens for transformers."""
     from transformers import GPT2TokenizerFast
 
     GPT2TokenizerFast(
@@ -170,3 +170,4 @@ def _save(tokenizer: Tokenizer, folder: Path) -> None:
         model_max_length=MODEL_MAX_LENGTH_TOKENS,
         clean_up_tokenization_spaces=False,
     ).save_pretrained(folder)
+    tokenizer.model.save(str(folder))  # vocab.json and merges.txt, which transformers 5 leaves out

@@ -63,8 +63,9 @@ def repair_hybrid_sharding() -> bool:
     one weight shows, which every rank holds.
     """
     mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(), 1), mesh_dim_names=("replicate", "shard"))
+    weight: Any = fully_shard(torch.nn.Linear(1, 1), mesh=mesh)
     try:
-        fully_shard(torch.nn.Linear(1, 1), mesh=mesh)(torch.ones(1)).backward()
+        weight(torch.ones(1)).backward()
         return False
     except AssertionError:
         pass

@@ -31,5 +31,5 @@ def mask_without_positions() -> None:
     def create_causal_mask(*args: Any, **kwargs: Any) -> Any:
         return make(*args, **{**kwargs, "position_ids": None})
 
-    vars(create_causal_mask)["without_positions"] = True
-    vars(modeling_gpt2)["create_causal_mask"] = create_causal_mask
+    setattr(create_causal_mask, "without_positions", True)  # noqa: B010 (pyright knows no such attribute)
+    setattr(modeling_gpt2, "create_causal_mask", create_causal_mask)  # noqa: B010 (nor this one, of transformers 4)

@@ -207,8 +207,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, default=ROOT / ".venv-canary", help="the environment, made anew")
     arguments = parser.parse_args(argv)
     try:
-        files = (ROOT / name for name in ("requirements.in", "overrides-next.txt", "requirements-next.txt"))
-        return report(Canary(arguments.folder, *files, ROOT), arguments.tests)
+        asked, overrides = ROOT / "requirements.in", ROOT / "overrides-next.txt"
+        return report(Canary(arguments.folder, asked, overrides, ROOT / "requirements-next.txt", ROOT), arguments.tests)
     except LookupError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

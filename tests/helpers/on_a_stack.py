@@ -19,10 +19,12 @@ from data_prep.sharding.build_shards import build_shards
 from data_prep.tokenizing.training import build_tokenizer
 from recipes import generate
 from recipes.export import export
+from recipes.modeling.tokenizer_folder import open_tokenizer
 from recipes.training import pretraining
 from recipes.training.pretraining import train
 from tiny_run import configure
 
+DATA = ("tokenizer", "vocab", "index")
 SEQ_LEN, VOCAB_SIZE, LEFT_AFTER, SAVED_AT = 64, 600, 7, 6
 
 
@@ -35,8 +37,8 @@ class Leave(Callback):
 
 
 def sha256s(folder: Path) -> dict[str, str]:
-    """Of each file but the manifest, which names versions."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "manifest.json")
+    """Of each file that holds data: the others name versions, or are transformers' own."""
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".mds", ".zstd", ".txt") or path.stem in DATA)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -46,6 +48,15 @@ def make(folder: Path) -> Any:
     build_tokenizer(folder / "corpus", made / "tokenizer", VOCAB_SIZE)
     build_shards(folder / "corpus", folder / "tokenizer", made / "shards", seq_len=SEQ_LEN)
     return {name: sha256s(made / name) for name in ("tokenizer", "shards")}
+
+
+def read(folder: Path) -> Any:
+    """What each tokenizer that was made there makes of a text, and which entries are special to it."""
+    ids = {}
+    for path in sorted(folder.glob("made-*/tokenizer")):
+        tokenizer = open_tokenizer(path)
+        ids[path.parent.name] = [tokenizer("gen 5 α–β").input_ids, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    return ids
 
 
 def run(folder: Path) -> Any:
@@ -88,7 +99,7 @@ def write(folder: Path) -> Any:
     return [code, json.loads(out.read_text(encoding="utf-8"))]
 
 
-STEPS: dict[str, Callable[[Path], Any]] = {step.__name__: step for step in (make, run, begin, release, write)}
+STEPS: dict[str, Callable[[Path], Any]] = {step.__name__: step for step in (make, read, run, begin, release, write)}
 
 if __name__ == "__main__":
     for step, folder in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
