@@ -49,6 +49,7 @@ JOINTS = rf"(?:[\s{RAISED}{LOWERED}{SCRIPT_END}]|{JOINT})"
 ONE = f"{MARK}[^{MARK}{MARK_END}]*{MARK_END}"
 RUN = re.compile(f"{ONE}(?:{JOINTS}*{ONE})*")
 OPENING, CLOSING = ("[", "(", "{"), ("]", ")", "}")
+OPENING_SIGNS = "".join(OPENING)
 OTHER = rf"[^\[\](){{}}{MARK}{MARK_END}]*"
 BRACKETS = re.compile(rf"[\[({{]({OTHER}(?:{ONE}{OTHER})+)[\])}}]")
 # What brackets of marks hold beside them, and more numbers of references, which are joined to others.
@@ -156,7 +157,7 @@ def _decided(line: str, group: str, start: int, end: int) -> str:
     is_raised = RAISED in group or before.rfind(RAISED) > before.rfind(SCRIPT_END)
     is_apart = not (spoken[-1:].isalnum() or spoken[-1:] in AFTER_WORDS)
     spoken = spoken.rstrip()
-    word = spoken.rpartition(" ")[2].lstrip("".join(OPENING)).rstrip(".").lower()
+    word = spoken.rpartition(" ")[2].lstrip(OPENING_SIGNS).rstrip(".").lower()
     if word in (NEEDING if is_apart and not is_raised else REFERRING):
         return group if is_apart else f" {group}"
     if is_apart and not is_raised:
@@ -176,7 +177,8 @@ def _in_brackets(line: str, position: int) -> bool:
 
 def _last(signs: Iterable[str], line: str, start: int, end: int) -> int:
     """Where the last of some signs is in a part of a line, or -1."""
-    return max([line.rfind(sign, start, end) for sign in signs])
+    one, two, three = signs
+    return max(line.rfind(one, start, end), line.rfind(two, start, end), line.rfind(three, start, end))
 
 
 def _closed(parts: list[str]) -> str:

@@ -71,11 +71,12 @@ BACK = {
     "all": ("ack", "app", "app-group", "bio", "fn-group", "glossary", "notes", "sec"),
 }
 BOILERPLATE = re.compile(
+    r"(?=[(cpt])(?:"  # most lines begin otherwise
     r"\(?Click here (?:to view|for (?:(?:additional|supplementa(?:l|ry)|data|figure|table|material) )*files?)\.?\)?"
     r"(?: ?\([^()]{1,40}\))?"
     r"|\((?:[\d.,]+ ?[KM]?B,? )?(?:AVI|CSV|DOCX?|EPS|GIF|HTML?|JPE?G|MOV|MP[34]|MPE?G|PDF|PNG|PPTX?|RTF|TIFF?|TXT|WMV"
     r"|XLSX?|XML|ZIP)(?:,? [\d.,]+ ?[KM]?B)?\)"
-    r"|Pre-publication history|The pre-publication history for this paper can be accessed here:?(?: ?https?://\S+)?",
+    r"|Pre-publication history|The pre-publication history for this paper can be accessed here:?(?: ?https?://\S+)?)",
     re.IGNORECASE,
 )
 # The rules that change what is read, as `changes` tells them.
@@ -156,7 +157,7 @@ class _Writer:
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._parts: list[str] = []
-        self._has_text = self._has_signs = False  # the last line
+        self._is_start = True  # of the last line: it has no text yet, or a label alone
         self._is_label = False  # all of the last line
         self._border = " "  # of elements that are neither inline nor blocks
         self._math_is_read = True  # no TeX says the same
@@ -178,8 +179,11 @@ class _Writer:
             self.block(waited)
 
     def _content(self, element: etree._Element) -> None:
+        parts = self._parts
         if text := element.text:
-            self._put(text)
+            parts.append(text)
+            if self._is_start:
+                self._begin(text)
         if not len(element):  # most have no children, and to ask is cheaper than to look
             return
         for child in element:
@@ -189,26 +193,28 @@ class _Writer:
             else:
                 self._child(child, tag)
             if tail := child.tail:
-                self._put(tail)
+                parts.append(tail)
+                if self._is_start:
+                    self._begin(tail)
 
-    def _put(self, text: str) -> None:
-        self._parts.append(text)
-        if (self._is_label or not self._has_text) and not text.isspace():
-            self._has_text, self._is_label = True, False
+    def _begin(self, text: str) -> None:
+        """The start of a line ends with its first text, or the first after a label."""
+        if not text.isspace():
+            self._is_start = self._is_label = False
 
     def _child(self, child: etree._Element, tag: str) -> None:
         if tag == "xref":
             self._link(child)
         elif tag in SCRIPTS:
             begin, end = (MARK, MARK_END) if _is_table_mark(child) else ("", "")
-            self._sign(SCRIPTS[tag] + begin)
+            self._parts.append(SCRIPTS[tag] + begin)
             self._content(child)
-            self._sign(end + SCRIPT_END)
+            self._parts.append(end + SCRIPT_END)
         elif tag in PREFORMATTED:
             self._preformatted(child)
-        elif tag in FLOATS and self._has_text and not self._is_label:
+        elif tag in FLOATS and not self._is_start:
             self._waiting.append(child)
-            self._sign(f" {HOLE} ")
+            self._parts.append(f" {HOLE} ")
         elif tag in BLOCKS or tag in FLOATS:
             self.block(child)
         elif tag in DROPPED:
@@ -222,33 +228,35 @@ class _Writer:
         elif tag == MATH:
             self._put_formula(child, math_text(child) if self._math_is_read else "")
         else:
-            is_first = self._is_label or not self._has_text
+            was_start = self._is_start
             outside, self._border = self._border, HOLE if tag in CITATIONS else self._border
-            self._sign(self._border)
+            self._parts.append(self._border)
             self._content(child)
-            self._sign(self._border)
+            self._parts.append(self._border)
             self._border = outside
-            self._is_label = self._has_text and is_first and tag in LEADING
-
-    def _sign(self, sign: str) -> None:
-        self._parts.append(sign)
-        self._has_signs = True
+            has_text = self._is_label or not self._is_start
+            self._is_label = has_text and was_start and tag in LEADING
+            self._is_start = self._is_label or not has_text
 
     def _leave_out(self, element: etree._Element, rule: str, border: str) -> None:
         if self._record:
             self._notes.append(Note(place_in(self._parts), f"{border}{_all_text(element)}{border}", "", rule))
-        self._sign(f"{border}{HOLE}{border}")
+        self._parts.append(f"{border}{HOLE}{border}")
 
     def _link(self, link: etree._Element) -> None:
         kind = link.get("ref-type")
         if kind not in MARK_LINKS:
             self._content(link)
             return
-        text = "".join(link.itertext()) if len(link) else link.text or ""
+        is_bare = not len(link)
+        text = link.text or "" if is_bare else "".join(link.itertext())
         begin, end = signs_of(text, kind, self._parts)
-        self._sign(begin)
+        if is_bare and text and not self._is_start:  # most are, and need no other look
+            self._parts += begin, text, end
+            return
+        self._parts.append(begin)
         self._content(link)
-        self._sign(end)
+        self._parts.append(end)
 
     def _formula(self, formula: etree._Element) -> None:
         """A formula in a sentence; if TeX and MathML say the same, TeX is read."""
@@ -260,10 +268,9 @@ class _Writer:
     def _put_formula(self, element: etree._Element, text: str) -> None:
         if self._record:
             self._notes.append(Note(place_in(self._parts), "".join(element.itertext()), text, FORMULA))
+        self._parts.append(text or HOLE)
         if text:
-            self._put(text)
-        else:
-            self._sign(HOLE)
+            self._begin(text)
 
     def _preformatted(self, element: etree._Element) -> None:
         self._end_line()
@@ -278,11 +285,11 @@ class _Writer:
         if not self._parts:
             return
         raw = line = fold("".join(self._parts))
-        if self._has_signs:
+        if not line.isprintable():  # signs are not
             line = numbers_apart(without_marks(line)).strip(" ")
             line = fold(line) if "  " in line else line
         self._parts.clear()
-        self._has_text = self._is_label = self._has_signs = False
+        self._is_start, self._is_label = True, False
         is_text = line and not BOILERPLATE.fullmatch(line)
         if is_text:
             self.lines.append(line)

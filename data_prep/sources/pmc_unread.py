@@ -7,7 +7,6 @@ are missing there.
 
 from __future__ import annotations
 
-import io
 import re
 from contextlib import suppress
 
@@ -51,7 +50,7 @@ def parse_article(xml: bytes, whole: bool) -> etree._Element:
 
 def _parsed(xml: bytes) -> etree._Element:
     parser = etree.XMLParser(resolve_entities=False, no_network=True, remove_comments=True, remove_pis=True)
-    return etree.parse(io.BytesIO(xml), parser).getroot()
+    return etree.fromstring(xml, parser)
 
 
 def _is_right(root: etree._Element, count: int) -> bool:
