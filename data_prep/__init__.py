@@ -1,1 +1,1 @@
-"""Text to token shards: acquire.py, corpus.py, look.py, tokenizer.py, shards.py, verify.py."""
+"""The commands that turn text into token shards: acquire.py, corpus.py, look.py, tokenizer.py, shards.py, verify.py."""

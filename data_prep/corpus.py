@@ -33,7 +33,7 @@ from data_prep.sources.registry import SOURCES
 
 
 class _AddSource(argparse.Action):
-    """`--source` begins a source; `--input` belongs to the last one begun, a switch to the last one that has it."""
+    """Assign `--input` to the last `--source` before it, and a switch to the last source before it with that switch."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, _: Any = None):
         sources: dict[str, JsonDict] = namespace.sources
@@ -41,7 +41,7 @@ class _AddSource(argparse.Action):
             if values not in SOURCES:
                 raise BadInput(f"unknown source {values!r}; known: {', '.join(sorted(SOURCES))}")
             if values in sources:
-                raise BadInput(f"--source {values} is there twice; give all its inputs to one")
+                raise BadInput(f"--source {values} is given twice; give it once, with all its inputs")
             sources[values] = {"input": []}
             return
         if not sources:
@@ -63,39 +63,53 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.set_defaults(sources={})
     names = ", ".join(SOURCES)
     add = parser.add_argument
-    add("--source", action=_AddSource, required=True, help=f"where the text comes from: {names}; may come again")
+    add("--source", action=_AddSource, required=True, help=f"where the text comes from: {names}; may be repeated")
     add("--input", action=_AddSource, nargs="+", help="its files, folders, globs or URLs (s3://, hf://)")
     add("--out", type=folder_to_make, required=True, help="the corpus folder to make")
     add(
         "--val-fraction",
         type=Allowed(VAL_FRACTION),
         default=DEFAULT_VAL_FRACTION,
-        help=f"share of documents in val (default {DEFAULT_VAL_FRACTION}, and at the least {VAL_DOCUMENTS} documents, "
-        "or a tenth of all)",
+        help=f"share of documents in val (default {DEFAULT_VAL_FRACTION}; val gets at least {VAL_DOCUMENTS} documents, "
+        "or a tenth of a small corpus)",
     )
-    add("--on-error", choices=("stop", "skip"), default="stop", help="at a record that cannot be read (default stop)")
+    add(
+        "--on-error", choices=("stop", "skip"), default="stop", help="what to do at an unreadable record (default stop)"
+    )
     add_workers(parser)
-    add("--exclude-pmids", nargs="+", default=(), metavar="FILE", help="leave out these PubMed numbers, one a line")
-    add("--decontaminate", nargs="+", default=(), metavar="FILE", help="leave out overlap with these evaluation texts")
+    add(
+        "--exclude-pmids",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="drop documents with these PubMed numbers, one per line",
+    )
+    add(
+        "--decontaminate",
+        nargs="+",
+        default=(),
+        metavar="FILE",
+        help="drop documents that overlap these evaluation texts",
+    )
     add(
         "--recent-after",
         type=Allowed(DAY),
         metavar="YYYY-MM-DD",
-        help="put what is dated after this day into a split `recent`",
+        help="put documents dated after this day into a split of their own, `recent`",
     )
     add(
         "--dated-after",
         type=Allowed(DAY),
         metavar="YYYY-MM-DD",
-        help="keep only what is dated after this day: a new year, to continue a model with",
+        help="keep only documents dated after this day, for example to continue a model with a new year",
     )
     add(
         "--near-duplicates",
         type=Allowed(NEAR_DUPLICATES),
         metavar="SHARE",
-        help="keep one of texts this much alike, as 0.8 (default off)",
+        help="keep only one of several texts that are at least this similar, for example 0.8 (default off)",
     )
-    add("--keep-characters", action="store_true", help="leave all characters as the input has them, as in the Pile")
+    add("--keep-characters", action="store_true", help="keep all characters as they are in the input, as the Pile does")
     for name, source in SOURCES.items():
         switches = [one for one in fields(source) if "help" in one.metadata]
         group = parser.add_argument_group(f"switches of --source {name}") if switches else None
@@ -110,10 +124,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         patterns = switches.pop("input")
         if not patterns and SOURCES[name].needs_input:
             raise BadInput(f"--source {name} needs --input: files, folders, globs or URLs")
-        if patterns == [folder := f"data/{name}/files"] and not Path(folder).exists():  # as the Makefile gives it
+        if patterns == [folder := f"data/{name}/files"] and not Path(folder).exists():  # the Makefile's default
             raise BadInput(
                 f"{folder} does not exist; fetch it with `python data_prep/acquire.py {name} --out {folder}`, or name "
-                "what you have: INPUT=FILES"
+                "your own files: INPUT=FILES"
             )
         sources[name] = (SOURCES[name](**switches), patterns)
     with hold(args.out):

@@ -1,12 +1,13 @@
-"""Read a corpus before it is trained on: documents at random on one page, with what each rule removed and added.
+"""Read a corpus before training on it: a page of random documents that shows what each rule removed and added.
 
 python data_prep/look.py data/sample/corpus                              # 20 documents, data/sample/corpus-look.html
-python data_prep/look.py data/sample/corpus --sample 50 --seed 2         # others
-python data_prep/look.py data/pmc/corpus --source pmc --out pmc.html     # of one source
+python data_prep/look.py data/sample/corpus --sample 50 --seed 2         # 50 other documents
+python data_prep/look.py data/pmc/corpus --source pmc --out pmc.html     # documents of one source
 python data_prep/look.py data/sample/corpus --changed "citation marks"   # documents that a rule changed
 python data_prep/look.py data/sample/corpus --id PMC1790863              # one document; 34091678 is a PubMed number
 
-What was removed stands in the inputs of the corpus, which are read again where they still are, and unchanged.
+The removed text is taken from the input files of the corpus: the command reads them again if they are still there and
+unchanged.
 """
 
 from __future__ import annotations
@@ -39,21 +40,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = new_parser(__doc__)
     add = parser.add_argument
-    add("corpus", type=Path, help="corpus folder, as corpus.py makes it")
+    add("corpus", type=Path, help="corpus folder made by corpus.py")
     add("--sample", type=Allowed(COUNT), default=20, help="how many documents (default 20)")
-    add("--seed", type=Allowed(SEED), default=17, help="of the choice; the same seed shows the same (default 17)")
-    add("--source", help="only of this source, as given to corpus.py")
+    add("--seed", type=Allowed(SEED), default=17, help="seed of the random choice (default 17)")
+    add("--source", help="show only documents of this source, named as for corpus.py")
     add(
         "--changed",
         type=Allowed(RULE),
         metavar="RULE",
-        help=f"only documents that this rule changed: {', '.join(RULE.choices)}",
+        help=f"show only documents that this rule changed: {', '.join(RULE.choices)}",
     )
-    add("--id", type=Allowed(LINE), help="this document alone: its id, PMC number or PubMed number")
-    add("--out", type=FileToWrite((ENDING,)), help=f"the page (default: beside the corpus, CORPUS-look{ENDING})")
+    add("--id", type=Allowed(LINE), help="show only the document with this id, PMC number or PubMed number")
+    add("--out", type=FileToWrite((ENDING,)), help=f"page to write (default: CORPUS-look{ENDING}, beside the corpus)")
     args = parser.parse_args(argv)
     if args.id is not None and (args.source is not None or args.changed is not None):
-        raise BadInput(f"--{'source' if args.source is not None else 'changed'} beside --id, which says the document")
+        raise BadInput(f"--{'source' if args.source is not None else 'changed'} cannot be used with --id")
     out = args.out or _beside(args.corpus)
     with hold(out):
         corpus = Corpus(args.corpus)
@@ -75,24 +76,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _beside(corpus: Path) -> Path:
-    """Where the page goes unless --out says it: not into the corpus, whose manifest lists its files."""
+    """Default path of the page, outside the corpus folder because the manifest lists all files of that folder."""
     named = corpus if corpus.name not in ("", "..") else corpus.resolve()
     try:
         return FileToWrite((ENDING,))(str(named.with_name(f"{named.name}-look{ENDING}")))
     except argparse.ArgumentTypeError as error:
-        raise BadInput(f"{error}; --out names another") from None
+        raise BadInput(f"{error}; name another file with --out") from None
 
 
 def _sample(corpus: Corpus, args: argparse.Namespace) -> list[Shown]:
     shown = sample(corpus, args.sample, args.seed, args.source, args.changed)
     if not shown:
-        why = f" that the rule {args.changed!r} changed, of inputs that are still there" if args.changed else ""
-        raise BadInput(f"no document of {args.corpus} was found{why}; nothing is written")
+        why = f" that the rule {args.changed!r} changed and whose input is still there" if args.changed else ""
+        raise BadInput(f"no document of {args.corpus} was found{why}; no page was written")
     return shown
 
 
 def _chosen(args: argparse.Namespace) -> str:
-    """By what the documents were chosen, in words."""
+    """How the documents were chosen, in words for the page."""
     if args.id is not None:
         return "by its id"
     of = f" of the source {args.source}" if args.source is not None else ""

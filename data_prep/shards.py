@@ -1,8 +1,9 @@
-"""Encode a corpus and pack it into token shards that a run streams.
+"""Encode a corpus with a tokenizer and pack the tokens into shards that a training run streams.
 
 example: python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer \\
     --out data/sample/shards
-that of a model: python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm --out data/text/shards
+with a model's tokenizer: python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm \\
+    --out data/text/shards
 """
 
 from __future__ import annotations
@@ -29,22 +30,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--corpus", type=Path, required=True, help="a corpus folder")
-    parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder, or a model's")
+    parser.add_argument("--tokenizer", type=Path, required=True, help="a tokenizer folder or a model folder")
     parser.add_argument("--out", type=folder_to_make, required=True, help="the shards folder to make")
     parser.add_argument(
-        "--seq-len", type=Allowed(SEQ_LEN), default=DEFAULT_SEQ_LEN, help=f"tokens a sample (default {DEFAULT_SEQ_LEN})"
+        "--seq-len",
+        type=Allowed(SEQ_LEN),
+        default=DEFAULT_SEQ_LEN,
+        help=f"tokens per sample (default {DEFAULT_SEQ_LEN})",
     )
-    parser.add_argument("--no-eos", action="store_true", help="no end-of-text between documents, as in 2022")
-    parser.add_argument("--compression", choices=sorted(COMPRESSION), default="zstd", help="of shards (default zstd)")
+    parser.add_argument("--no-eos", action="store_true", help="put no end-of-text between documents, as in 2022")
     parser.add_argument(
-        "--size-limit-mb", type=Allowed(SIZE_LIMIT_MB), default=64, help="MiB a shard, before compression (default 64)"
+        "--compression", choices=sorted(COMPRESSION), default="zstd", help="compression of the shards (default zstd)"
     )
     parser.add_argument(
-        "--encoder", choices=ENCODERS, default=ENCODERS[0], help=f"same ids, other speeds (default {ENCODERS[0]})"
+        "--size-limit-mb", type=Allowed(SIZE_LIMIT_MB), default=64, help="MiB per shard before compression (default 64)"
+    )
+    parser.add_argument(
+        "--encoder",
+        choices=ENCODERS,
+        default=ENCODERS[0],
+        help=f"encoders give the same ids at different speeds (default {ENCODERS[0]})",
     )
     add_workers(parser)
     parser.add_argument(
-        "--remote", type=Allowed(BUCKET), metavar="s3://…", help="then copy the folder there, and read the copy back"
+        "--remote",
+        type=Allowed(BUCKET),
+        metavar="s3://…",
+        help="also upload the folder there, then read the copy back to check it",
     )
     args = parser.parse_args(argv)
     with hold(args.out):

@@ -1,6 +1,6 @@
 """Train a byte-level BPE tokenizer on a corpus, and score it on val.
 
-It is trained on the abstracts of the corpus' train split, or on all of it where there are none.
+The training text is the abstracts of the corpus' train split, or all of the split if it has no abstracts.
 example: python data_prep/tokenizer.py --corpus data/sample/corpus --out data/sample/tokenizer
 """
 
@@ -27,10 +27,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--vocab-size",
         type=Allowed(VOCAB_SIZES),
-        help=f"entries with {END_OF_TEXT} (default {VOCAB_SIZE}, fewer of less than "
+        help=f"number of entries, {END_OF_TEXT} included (default {VOCAB_SIZE}; fewer for less than "
         f"{VOCAB_SIZE * BYTES_PER_ENTRY / 1e6:.0f} MB of text)",
     )
-    parser.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt, to compare with")
+    parser.add_argument("--gpt2", type=Path, help="folder with GPT-2's vocab.json and merges.txt, for comparison")
     args = parser.parse_args(argv)
     with hold(args.out):
         manifest = build_tokenizer(args.corpus, args.out, args.vocab_size, args.gpt2)

@@ -1,4 +1,4 @@
-"""Rehash, decode and recount token shards, and compare them with their manifest.
+"""Check token shards against their manifest: hash the files again, decode the tokens and count them.
 
 example: python data_prep/verify.py --shards data/sample/shards
 or:      python data_prep/verify.py --shards data/sample/shards --repair --remote s3://bucket/shards
@@ -24,11 +24,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = new_parser(__doc__)
     parser.add_argument("--shards", type=Path, required=True, help="a shards folder")
-    parser.add_argument("--repair", action="store_true", help="first fetch again what is missing or altered")
+    parser.add_argument("--repair", action="store_true", help="first download missing or altered files again")
     parser.add_argument("--remote", metavar="URL", help="where --repair fetches from: a folder, s3://, hf://, https://")
     args = parser.parse_args(argv)
     if args.repair != bool(args.remote):
-        raise BadInput("--repair and --remote go together: what to do, and where a good copy is")
+        raise BadInput("--repair and --remote must be given together: --remote names where a good copy is")
     if args.repair:
         with hold(args.shards, "verify without --repair"):
             print(f"{repair(args.shards, args.remote)} files replaced")
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{split:5} {c.documents:>11,} {c.samples:>11,} {c.tokens:>15,} {c.dropped_tokens:>8,} "
             f"{c.bytes_per_token:>12.3f}"
         )
-    good = f"is what was written: {len(info.manifest['outputs'])} files, {info.sha256[:12]}"
+    good = f"all {len(info.manifest['outputs'])} files are as they were written, {info.sha256[:12]}"
     say_made(info.folder, good, *reading_command(info, args.shards.parent / "tokenizer"))
 
 

@@ -1,1 +1,1 @@
-"""Errors and exit codes, whole files, manifests, the ranks: what every command needs."""
+"""What every command needs: errors and exit codes, files that are written whole, manifests, the ranks of a launcher."""

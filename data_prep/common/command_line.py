@@ -1,4 +1,4 @@
-"""The command line of every command: its `--help`, the types of its options, and what is refused before any work."""
+"""Command-line parsing for all commands: `--help`, the types of options, the refusal of bad values before any work."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from data_prep.common.limits import FILE_NAME, PATH, Rule
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are bad input as all others are: one message, exit code 2."""
+    """An argument parser that raises BadInput, so that its errors are one message and exit code 2 like all others."""
 
     def error(self, message: str) -> NoReturn:
         """Raise BadInput."""
-        raise BadInput(f"{message}; {self.prog} --help says more")
+        raise BadInput(f"{message}; see {self.prog} --help")
 
 
 def new_parser(doc: str | None) -> Parser:
-    """A parser without arguments.
+    """Make a parser that has no arguments yet.
 
     Args:
-        doc: docstring of the module: its first paragraph says what the command does; what follows are examples.
+        doc: docstring of the command's module; the first paragraph describes the command, the rest gives examples.
     """
     what, _, examples = (doc or "").strip().partition("\n\n")
     return Parser(description=what, epilog=examples, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -32,12 +32,12 @@ def new_parser(doc: str | None) -> Parser:
 
 @dataclass(frozen=True)
 class Allowed:
-    """The type of an option that a rule allows."""
+    """The type of an option whose values must satisfy a rule."""
 
     rule: Rule
 
     def __call__(self, text: str) -> Any:
-        """Raises ArgumentTypeError, which names the option, unless the rule allows the value."""
+        """Return the value; raise ArgumentTypeError, which names the option, if the rule does not allow it."""
         try:
             value = self.rule.read(text)
             good = self.rule.admits(value)
@@ -49,7 +49,7 @@ class Allowed:
 
 
 def names(text: str) -> list[str]:
-    """The type of an option with names of folders, parted by commas and any blanks; none comes twice."""
+    """The type of an option with a list of folder names, separated by commas; repeated names are kept once."""
     listed = [name.strip() for name in text.split(",")]
     for name in listed:
         Allowed(FILE_NAME)(name)
@@ -57,13 +57,13 @@ def names(text: str) -> list[str]:
 
 
 def folder_to_make(text: str) -> Path:
-    """The type of an option with a folder that the command makes, with the folders above it, or has made already."""
+    """The type of an option with an output folder, which may exist; the command makes missing parent folders too."""
     path = Path(Allowed(PATH)(text))
     try:
         if path.is_dir() and any(path.iterdir()):
-            return path  # what is in it, the command looks at
+            return path  # the command itself checks what is in the folder
         if path.exists() and not path.is_dir():
-            raise argparse.ArgumentTypeError(f"{path} is a file, and a folder is to be made there")
+            raise argparse.ArgumentTypeError(f"{path} is a file, but must be a folder")
         above = next(folder for folder in path.absolute().parents if folder.exists())
     except OSError as error:
         raise argparse.ArgumentTypeError(f"{path}: {error.strerror}") from None
@@ -73,20 +73,20 @@ def folder_to_make(text: str) -> Path:
 
 @dataclass(frozen=True)
 class FileToWrite:
-    """The type of an option with a file that the command writes; its ending says the format.
+    """The type of an option with an output file, whose ending gives the format.
 
     Attributes:
-        endings: file endings that are known, such as `.png`.
+        endings: allowed file endings, such as `.png`.
     """
 
     endings: tuple[str, ...]
 
     def __call__(self, text: str) -> Path:
-        """Raises ArgumentTypeError unless the file can be written."""
+        """Return the path; raise ArgumentTypeError if the file cannot be written."""
         path = Path(Allowed(PATH)(text))
         try:
             if path.is_dir():
-                raise argparse.ArgumentTypeError(f"{path} is a folder, and a file is to be written there")
+                raise argparse.ArgumentTypeError(f"{path} is a folder, but must be a file")
             if path.suffix.lower() not in self.endings:
                 raise argparse.ArgumentTypeError(f"{path} must end in {' or '.join(self.endings)}")
             if not path.parent.exists():
@@ -99,7 +99,10 @@ class FileToWrite:
 
 def _try_to_write(folder: Path, path: Path) -> None:
     try:
-        with tempfile.TemporaryFile(dir=folder):  # what the permissions say is not all: read-only disks, quotas, root
+        # Permissions alone do not tell: disks can be read-only, users can have quotas, and root may write anywhere.
+        with tempfile.TemporaryFile(dir=folder):
             return
     except OSError as error:
-        raise argparse.ArgumentTypeError(f"{path} cannot be written, as in {folder}: {error.strerror}") from None
+        raise argparse.ArgumentTypeError(
+            f"{path} cannot be written, because {folder} cannot be written to: {error.strerror}"
+        ) from None

@@ -1,4 +1,4 @@
-"""Dates: ISO 8601, of the calendar, as exact as a source says; so that their order as texts is their order in time."""
+"""Parse dates into ISO 8601, as exact as the source gives them. Sorted as texts, such dates are in order of time."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NUMBER = re.compile(r"[0-9]{1,4}")
 
 
 def parse_date(text: str) -> str | None:
-    """`2021`, `2021-03` or `2021-03-09`, of a time its day; None if it is no such date of the calendar."""
+    """Return `2021`, `2021-03` or `2021-03-09`, without a time of day; None if the text is no date of the calendar."""
     match = ISO.fullmatch(text)
     if match is None:
         return None
@@ -21,13 +21,13 @@ def parse_date(text: str) -> str | None:
 
 
 def is_day(text: str) -> bool:
-    """Whether a text is a day of the calendar, as `2021-03-09`."""
+    """Whether a text is a day of the calendar, such as `2021-03-09`."""
     return len(text) == len("2021-03-09") and parse_date(text) == text
 
 
-@lru_cache(maxsize=4096)  # the records of a file are of few days
+@lru_cache(maxsize=4096)  # the records of one file share a few dates
 def iso_date(year: str | None, month: str | None, day: str | None) -> str | None:
-    """An ISO 8601 date as exact as its parts allow; `month` is a number or an English name, a season counts as none."""
+    """An ISO 8601 date as exact as its parts allow. `month` is a number or an English name; a season is ignored."""
     year, month, day = ((part or "").strip().lower() for part in (year, month, day))
     if not NUMBER.fullmatch(year) or len(year) != 4 or not _exists(int(year)):
         return None

@@ -1,4 +1,4 @@
-"""What can go wrong, as exceptions and exit codes, and the wrapper that all commands run in."""
+"""The exceptions that become a message and an exit code, and the function that every command runs in."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from data_prep.common.world import world
 
 
 class _Told(Exception):
-    """An error whose message is printed, stored and quoted in others: it holds no password or key."""
+    """An error whose message may be printed, stored and quoted: passwords and keys are removed from it."""
 
     def __init__(self, message: object) -> None:
         super().__init__(redacted(message))
 
 
 class BadInput(_Told):
-    """What the user gave cannot be used. The message names the file, line, key or value, and the way out."""
+    """The user's input cannot be used. The message names the file, line, key or value, and says what to do."""
 
 
 class Unavailable(_Told):
-    """What is needed may be there and could not be reached. The message names the endpoint; later it may be well."""
+    """A server could not be reached, and a later attempt may succeed. The message names the endpoint."""
 
 
 def run(main: Callable[[], object]) -> NoReturn:
-    """Run a command line; bad input becomes one message on stderr and exit code 2, without a traceback.
+    """Run a command. BadInput becomes one message on stderr and exit code 2, without a traceback.
 
-    What is unavailable ends it with 69, EX_UNAVAILABLE of sysexits.h, in the same way. No error that is printed, of a
-    library neither, holds a password or key.
+    Unavailable becomes one message and exit code 69 (EX_UNAVAILABLE of sysexits.h). Passwords and keys are removed from
+    every error that is printed, also from errors of libraries.
 
-    Under a launcher of several ranks most faults are all ranks' alike, and the launcher reports the first rank that it
-    finds dead: the others wait for rank 0, so that its exit code is the one that the user gets. A rank that nobody has
-    ended by then is alone with its fault, a damaged shard for one, and reports it.
+    If a launcher started several ranks, most errors occur on all of them, and the launcher reports the first rank that
+    ends. The other ranks therefore wait 10 s, so that the user gets the exit code of rank 0. A rank that is still alive
+    after that is the only one with the error (for example a damaged shard) and reports it.
     """
-    if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on there may be something to undo
+    if signal.getsignal(signal.SIGINT) is leave_at_once:  # from here on, the command may have something to undo
         signal.signal(signal.SIGINT, signal.default_int_handler)
     redact_what_is_reported()
     try:
@@ -50,7 +50,7 @@ def run(main: Callable[[], object]) -> NoReturn:
         _let_rank_zero_go_first()
         print(f"error: {escaped(str(error))}", file=sys.stderr, flush=True)
         raise SystemExit(BAD_INPUT if isinstance(error, BadInput) else UNAVAILABLE) from None
-    except BrokenPipeError:  # `… | head` closed its end: nothing left to say to it
+    except BrokenPipeError:  # the reader of the output, such as `… | head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(BROKEN_PIPE) from None
     except KeyboardInterrupt:
@@ -58,24 +58,25 @@ def run(main: Callable[[], object]) -> NoReturn:
         say_interrupted()
         raise SystemExit(INTERRUPTED) from None
     except SystemExit as leaving:
-        if type(leaving) is SystemExit and leaving.code == INTERRUPTED:  # what Composer, once imported, makes of Ctrl-C
+        # Composer, once imported, turns Ctrl-C into SystemExit.
+        if type(leaving) is SystemExit and leaving.code == INTERRUPTED:
             say_interrupted()
         raise
-    except Exception:  # a traceback and code 1; a rank that is signalled while it leaves ends with another
+    except Exception:  # a traceback and code 1; a rank that gets a signal while it ends has another code
         _let_rank_zero_go_first()
         raise
     raise SystemExit(0)
 
 
 def escaped(text: str) -> str:
-    """The text with what would move a terminal's cursor or colour it written out; line ends stay."""
+    """Escape all unprintable characters except line ends, so that no text can move a terminal's cursor or colour it."""
     return "".join(
         character if character.isprintable() or character == "\n" else ascii(character)[1:-1] for character in text
     )
 
 
 def say_interrupted() -> None:
-    """The last line after Ctrl-C, of rank 0 alone."""
+    """Print the last line after Ctrl-C, on rank 0 only."""
     if world().rank == 0:
         print("\ninterrupted: type the same command to resume", file=sys.stderr, flush=True)
 

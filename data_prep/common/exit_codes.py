@@ -1,4 +1,4 @@
-"""What the exit code of a command means; docs/operations.md says what to do after each."""
+"""The exit codes of the commands; docs/operations.md says what to do after each of them."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import signal
 
 BAD_INPUT = 2  # the configuration, data or folder cannot be used; nothing was changed
 BAD_NUMBERS = 3  # NaN or Inf in too many batches in a row
-STALLED = 4  # no batch for stall_timeout_s
+STALLED = 4  # no batch finished within stall_timeout_s
 UNAVAILABLE = 69  # the store could not be asked whether it holds checkpoints
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: saved, and to be started again
-INTERRUPTED = 130  # 128 + SIGINT: Ctrl-C; a run that trains has saved
-BROKEN_PIPE = 141  # 128 + SIGPIPE: whoever read the output has gone
+PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: the run has saved a checkpoint and must be started again
+INTERRUPTED = 130  # 128 + SIGINT: Ctrl-C; a training run has saved a checkpoint
+BROKEN_PIPE = 141  # 128 + SIGPIPE: the program that read the output has ended
 RESUMES = "the same command resumes from the newest checkpoint"
-# All that a command ends with -> how its line in docs/operations.md begins.
+# Exit code of a command -> the beginning of its line in docs/operations.md.
 MEANINGS = {
     0: "finished",
     1: "crashed",

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all: written aside, flushed to disk, renamed; their hashes; JSON in one form."""
+"""Write files whole or not at all (under another name, flushed, then renamed); hash files; write JSON in one form."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def sha256_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """`write_bytes` for text, in UTF-8 and with line feeds."""
+    """Write a text file, as `write_bytes` does, in UTF-8 and without changing line feeds."""
     write_bytes(path, text.encode())
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a whole file or nothing: aside, flushed to disk, renamed over the old one."""
+    """Write a whole file or nothing: write it under another name, flush it to disk, rename it over the old file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     with aside.open("wb") as file:
         file.write(content)
@@ -41,12 +41,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """JSON in one form (sorted keys), so that equal values are equal bytes."""
+    """JSON with sorted keys and fixed indentation, so that equal values give equal bytes."""
     return json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` for JSON, in its canonical form."""
+    """Write a JSON file in canonical form, as `write_text` does."""
     write_text(path, canonical_json(value))
 
 
@@ -54,7 +54,7 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        BadInput: it is missing, unreadable, or not JSON as `json_text.loads` takes it.
+        BadInput: the file is missing or unreadable, or `json_text.loads` refuses it.
     """
     try:
         with path.open("rb") as file:
@@ -67,14 +67,14 @@ def read_json(path: Path) -> Any:
 
 
 def give_name(aside: Path, path: Path) -> None:
-    """Rename what was written aside, a file or a folder, when it is on disk; and the name is on disk, too."""
+    """Flush a file or folder to disk, rename it to its final name, and flush the new name to disk too."""
     flush(aside)
     aside.replace(path)
     flush(path.parent)
 
 
 def flush(path: Path) -> None:
-    """Have what was written to a file, or the names in a folder, on disk."""
+    """Flush the content of a file, or the names in a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -83,13 +83,13 @@ def flush(path: Path) -> None:
 
 
 def link(source: Path, target: Path) -> None:
-    """Give a file a second name; not moved, so that a build that is killed from there on need not make it again."""
+    """Give a file a second name. The file is not moved, so that a build that is killed later need not make it again."""
     try:
         os.link(source, target)
-    except OSError:  # not every file system has links
+    except OSError:  # some file systems have no links
         shutil.copyfile(source, target)
 
 
 def file_output(path: Path) -> JsonDict:
-    """What a manifest says of a file: `bytes` and `sha256`."""
+    """The entry of a file in a manifest: `bytes` and `sha256`."""
     return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}

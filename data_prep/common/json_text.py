@@ -1,4 +1,4 @@
-"""JSON that others wrote: no larger, fuller or deeper than it can honestly be, and of the types that it should be."""
+"""Parse JSON from untrusted files: limit its size, number of values and depth, and check the types of its values."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ from typing import Any
 from data_prep.common.bounds import JSON_BYTES, JSON_CONTAINERS, JSON_DEPTH, JSON_VALUES
 from data_prep.common.errors import BadInput
 
-# A type, several of them, a list of the shape that all its values have, or a mapping: key, or "*" for every one -> the
-# shape of its value; a key that ends in "?" may be missing.
+# A shape is one of: a type; a tuple of types; a list with one shape, for all items; a mapping from key to the shape of
+# its value. The key "*" stands for every key, and a key that ends in "?" may be missing.
 Shape = Any
 NAMES = {dict: "an object", list: "a list", str: "a text", int: "a whole number", bool: "true or false"}
 NAMES |= {float: "a number", type(None): "null"}
 
 
 def loads(content: bytes) -> Any:
-    """The value of a JSON text.
+    """Parse a JSON text.
 
     Raises:
-        ValueError: it is not JSON in UTF-8, too large, of too many parts or too deep, or holds half a character.
+        ValueError: the text is not JSON in UTF-8, is too large, has too many values, is nested too deep, or holds a
+            lone surrogate (half a character).
     """
     if len(content) > JSON_BYTES:
         raise ValueError(f"it has more than {JSON_BYTES:,} bytes")
@@ -34,7 +35,7 @@ def loads(content: bytes) -> Any:
     while left:
         value_here, depth = left.pop()
         if isinstance(value_here, str):
-            value_here.encode()  # a lone surrogate, which no file can hold
+            value_here.encode()  # raises at a lone surrogate, which no file can hold
         elif isinstance(value_here, (list, dict)):
             if depth > JSON_DEPTH:
                 raise ValueError(f"it is more than {JSON_DEPTH} lists and objects deep")
@@ -45,10 +46,10 @@ def loads(content: bytes) -> Any:
 
 
 def too_full(text: bytes) -> str | None:
-    """What is wrong with a JSON text of so many parts that it would take many times its own size; None if it has fewer.
+    """An error message if a JSON text has so many values that parsed it takes many times its size, else None.
 
     Args:
-        text: may hold any number of brackets and commas in its strings.
+        text: JSON text; brackets and commas inside its strings are not counted.
     """
     if len(text) <= JSON_CONTAINERS or not _over(_signs(text, 0, len(text))):
         return None
@@ -60,13 +61,13 @@ def too_full(text: bytes) -> str | None:
         more = _signs(bare, start, end)
         containers, values = containers + more[0], values + more[1]
         if what := _over((containers, values)):
-            return f"JSON of more than {what}; leave out what is not needed"
+            return f"JSON of more than {what}; remove what is not needed"
         start = bare.find(b'"', end + 1) + 1 or len(bare)
     return None
 
 
 def _signs(text: bytes, start: int, end: int) -> tuple[int, int]:
-    """How many brackets are opened in a part of a text, and how many commas it has."""
+    """The number of opening brackets, and of commas, in part of a text."""
     return text.count(b"[", start, end) + text.count(b"{", start, end), text.count(b",", start, end)
 
 
@@ -78,16 +79,16 @@ def _over(counts: tuple[int, int]) -> str | None:
 
 
 def check_shape(value: Any, shape: Shape, where: str, key: str = "") -> None:
-    """Refuse a JSON value that is not what it should be.
+    """Refuse a JSON value that has not the given shape.
 
     Args:
-        value: as it was read.
-        shape: what it must be; an object may have more keys.
-        where: what it was read from, for the message.
-        key: where in it this value stands, for the message.
+        value: parsed JSON.
+        shape: required shape; an object may have more keys than the shape.
+        where: name of the file that the value was read from, for the message.
+        key: path of the value within the file, for the message.
 
     Raises:
-        BadInput: a key is missing, or a value is of another type, or a number less than 0.
+        BadInput: a key is missing, a value has another type, or a number is below 0.
     """
     if isinstance(shape, Mapping):
         check_shape(value, dict, where, key)

@@ -1,4 +1,4 @@
-"""The last line of a command: what it made, where, and what to type next."""
+"""The last line that a command prints: what it made, where that is, and what to type next."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from data_prep.common.world import world
 
 
 def say_made(where: str | Path, what: str, *command: object) -> None:
-    """Print the line, on rank 0 alone.
+    """Print the last line of a command, on rank 0 only.
 
     Args:
-        where: the file or folder.
-        what: what is there now.
-        command: the words of the next command; `python` and `composer` are those of this environment.
+        where: file or folder that the command made.
+        what: description of its content.
+        command: words of the next command; `python` and `composer` mean those of this environment.
     """
-    words = [str(redacted(str(word))) for word in command]  # an override may hold a URL with its password
+    words = [str(redacted(str(word))) for word in command]  # an override may hold a URL with a password
     if words[0] in ("python", "composer"):
         words[0] = _in_this_environment(words[0])
     if world().rank == 0:
@@ -28,17 +28,17 @@ def say_made(where: str | Path, what: str, *command: object) -> None:
 
 
 def launcher() -> str:
-    """What starts this machine's ranks: `composer` where it has started this command."""
+    """The program that starts this machine's ranks: `composer` if a launcher started this command, else `python`."""
     return "composer" if world().launched else "python"
 
 
 def variable(name: str, value: object) -> str:
-    """A variable on make's command line, whose sign of expansion is doubled; the shell's quotes are still to come."""
+    """A variable for make's command line, with each `$` doubled for make. The caller adds quotes for the shell."""
     return f"{name}={value}".replace("$", "$$")
 
 
 def _in_this_environment(name: str) -> str:
-    """The name, if a shell finds this environment's by it; else its path, from here where it lies below."""
+    """The program's name if the shell finds this environment's program by it; else the path, relative if below here."""
     path = Path(sys.executable).with_name(name)
     if shutil.which(name) == str(path):
         return name

@@ -1,4 +1,4 @@
-"""What a setting may be, said once: the keys of YAML files, the options of commands and functions refuse by it."""
+"""Rules for allowed values, each defined once and used for YAML keys, command-line options and function arguments."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from data_prep.common.dates import is_day
 from data_prep.common.errors import BadInput
 from data_prep.common.names import is_plain
 
-# Digits may be grouped by threes, as 1_000_000; 2026_11_27 is no number, though Python and YAML would read one.
+# Digits may be grouped by threes, as in 1_000_000. Python and YAML also read 2026_11_27 as a number; this does not.
 _NUMBER = re.compile(r"[-+]?([0-9]{1,3}(_[0-9]{3})+|[0-9]+)?(\.[0-9]*)?([eE][-+]?[0-9]+)?")
 
 
 def read_number(text: str) -> float:
-    """A finite decimal number, as a person writes it.
+    """Parse a finite decimal number.
 
     Raises:
-        ValueError: the text is none, or so large that it would be infinite.
+        ValueError: the text is no number, or the number is too large for a float.
     """
     text = text.strip()
     number = float(text) if _NUMBER.fullmatch(text) else math.nan
@@ -31,13 +31,13 @@ def read_number(text: str) -> float:
 
 
 class Rule(ABC):
-    """What a value may be; `str` says it, so that it stands behind "must be"."""
+    """A rule for the values that a setting may have. `str(rule)` is a phrase that completes "must be …"."""
 
     def read(self, text: str) -> Any:
-        """The value that a text stands for, in its type; whether it is allowed, `admits` says.
+        """Parse a text into a value of the right type. `admits` decides whether the value is allowed.
 
         Raises:
-            ValueError: it stands for none.
+            ValueError: the text cannot be parsed.
         """
         return text
 
@@ -46,32 +46,32 @@ class Rule(ABC):
         """Whether a value of the right type is allowed."""
 
     def refuse(self, what: str, value: object) -> BadInput:
-        """The error of a value that is not allowed, under the name that the user knows it by."""
+        """Return the error for a value that is not allowed; `what` is the setting's name as the user knows it."""
         return BadInput(f"{what} = {'null' if value is None else repr(value)}, but it must be {self}")
 
     def check(self, what: str, value: Any) -> None:
-        """Raise BadInput unless a value is allowed."""
+        """Raise BadInput if a value is not allowed."""
         if not self.admits(value):
             raise self.refuse(what, value)
 
 
 @dataclass(frozen=True)
 class Whole(Rule):
-    """A whole number from `low` to `high`, or the one beside them that has a meaning of its own."""
+    """A whole number from `low` to `high`, or the special value `also`."""
 
     low: int
     high: int
     also: int | None = None
 
     def read(self, text: str) -> int:
-        """`1000`, or `1e3`: numbers with an exponent are whole once they are written out."""
+        """Parse a whole number such as `1000` or `1e3`."""
         number = read_number(text)
         if not number.is_integer():
             raise ValueError(text)
         return int(number)
 
     def admits(self, value: Any) -> bool:
-        """Whether it lies in the range."""
+        """Whether the value lies in the range or is the special value."""
         return self.low <= value <= self.high or value == self.also
 
     def __str__(self) -> str:
@@ -80,20 +80,20 @@ class Whole(Rule):
 
 @dataclass(frozen=True)
 class Real(Rule):
-    """A number between two ends, which are allowed themselves unless said otherwise; never NaN or infinite."""
+    """A finite number from `low` to `high`, both included unless `above` or `below` is set, or the value `also`."""
 
     low: float
     high: float
-    above: bool = False  # low itself is not allowed
-    below: bool = False  # high itself is not allowed
-    also: float | None = None  # beside them, with a meaning of its own
+    above: bool = False  # the value must be above low
+    below: bool = False  # the value must be below high
+    also: float | None = None  # a special value outside the range
 
     def read(self, text: str) -> float:
-        """A number."""
+        """Parse a number."""
         return read_number(text)
 
     def admits(self, value: Any) -> bool:
-        """Whether it lies between the ends; NaN does not."""
+        """Whether the value lies in the range or is the special value; NaN is not allowed."""
         over = self.low < value if self.above else self.low <= value
         return value == self.also or (over and (value < self.high if self.below else value <= self.high))
 
@@ -111,12 +111,12 @@ def _plain(number: float) -> str:
 
 @dataclass(frozen=True)
 class OneOf(Rule):
-    """One of a few texts."""
+    """One of several fixed texts."""
 
     choices: tuple[str, ...]
 
     def admits(self, value: Any) -> bool:
-        """Whether it is one of them."""
+        """Whether the value is one of the texts."""
         return value in self.choices
 
     def __str__(self) -> str:
@@ -125,13 +125,13 @@ class OneOf(Rule):
 
 @dataclass(frozen=True)
 class Text(Rule):
-    """A text that satisfies a test, with the words that say which."""
+    """A text that satisfies a test; `words` describes the test."""
 
     test: Callable[[str], object]
     words: str
 
     def admits(self, value: Any) -> bool:
-        """Whether it satisfies the test."""
+        """Whether the text satisfies the test."""
         return bool(self.test(value))
 
     def __str__(self) -> str:
@@ -142,8 +142,8 @@ def _names_one_file(text: str) -> bool:
     return is_plain(text) and text == text.strip() and len(text.encode()) <= NAME_BYTES
 
 
-NAME_BYTES = 200  # file systems take 255; what is written aside, and logs, add an ending
-# Every name that a user gives and that becomes a folder or a file: it leads nowhere else.
+NAME_BYTES = 200  # file systems allow 255; temporary files and logs add an ending
+# Rule for every name from the user that becomes a file or folder, so that the name cannot point to another folder.
 FILE_NAME = Text(
     _names_one_file,
     f"the name of one folder: printable, at most {NAME_BYTES} bytes, without / and \\, not . or .., no blank around it",
@@ -157,5 +157,5 @@ DAY = Text(is_day, "a day such as 2026-01-31")
 BUCKET = Text(re.compile(r"s3://[\w.-]{3,}(/[^\s/?#@]+)*/?").fullmatch, "of the form s3://bucket/prefix")
 REPOSITORY = Text(re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII).fullmatch, "of the form OWNER/NAME")
 DEVICE = Text(re.compile(r"cpu|cuda(:\d{1,3})?").fullmatch, "cpu, cuda, or one of several such as cuda:1")
-SEQ_LEN = Whole(2, 2**20)  # tokens of a sample; the second is predicted from the first
+SEQ_LEN = Whole(2, 2**20)  # tokens per sample; at least 2, because each token is predicted from those before it
 DEFAULT_SEQ_LEN = 1024  # BioMedLM's

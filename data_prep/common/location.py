@@ -1,4 +1,4 @@
-"""Paths and URLs: what they are called, and, apart from that, what a request needs."""
+"""Paths and URLs whose text holds no credentials; the credentials are kept apart, for requests only."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from data_prep.common.redaction import without_credentials
 
 
 class Location(str):
-    """A path or URL as it may be printed and stored: without the credentials that were typed with it.
+    """A path or URL that may be printed and stored: its text does not contain the credentials that the user typed.
 
-    As a text it has none, so whatever formats, joins, compares or serialises it has none. Only `typed` has them, and
-    only what opens the location reads that: a place that forgets to is refused by the server, and gives nothing away.
+    Code that formats, joins, compares or serialises a Location sees no credentials. Only `typed` holds them, and only
+    code that opens the location reads `typed`. If such code forgets to, the server refuses it and no secret leaks.
 
     Attributes:
         typed: the path or URL with its credentials.
@@ -20,21 +20,21 @@ class Location(str):
     typed: str
 
     def __new__(cls, typed: str) -> Location:
-        """A Location stays what it is."""
+        """Make a Location from a text; a Location keeps its credentials."""
         made = super().__new__(cls, without_credentials(typed))
         made.typed = typed.typed if isinstance(typed, Location) else typed
         return made
 
     def __truediv__(self, name: str) -> Location:
-        """What lies below it, reached with the same credentials."""
+        """The location of `name` below this one, with the same credentials."""
         return self.changed(lambda path: f"{path.rstrip('/')}/{name}")
 
     def changed(self, change: Callable[[str], str]) -> Location:
-        """Another path with the same credentials; a query such as a signature stays behind it."""
+        """The location with its path changed. Credentials and the URL's query, such as a signature, are kept."""
         end = len(without_query(self.typed))
         return Location(change(self.typed[:end]) + self.typed[end:])
 
 
 def without_query(location: str) -> str:
-    """A path, or a URL up to its query; a `?` in a path, or in the key of an object store, is a part of it."""
+    """Remove the query from an http(s) URL. In a path or an object-store key, `?` is an ordinary character."""
     return location.partition("?")[0] if location.startswith(("http://", "https://")) else location

@@ -1,8 +1,8 @@
-"""One process at a time writes an output.
+"""A lock by which only one process at a time writes an output.
 
-The lock is a file beside the output, `.NAME.lock`, so that it is neither in what is published nor removed with it. It
-says who holds it, and is gone when they are done. The lock itself is the kernel's and ends with its process, however
-that ends: what a killed one leaves there holds nobody up.
+The lock file `.NAME.lock` lies beside the output, so that it is neither published nor removed with the output. The file
+names the process that holds the lock, and that process removes it at the end. The lock itself is a record lock of the
+kernel, which ends with its process: a lock file that a killed process leaves behind blocks nobody.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from pathlib import Path
 from data_prep.common.errors import BadInput
 from data_prep.common.redaction import redacted
 
-INSIDE = ".lock"  # of a folder beside which nothing can be written, such as a mount point
-TRIES, WAIT_S = 3, 0.1  # a holder may just be writing its name, or removing its lock
+INSIDE = ".lock"  # lock file inside a folder whose parent is not writable, such as a mount point
+TRIES, WAIT_S = 3, 0.1  # the holder may be about to write its name or to remove its lock
 COMMAND_CHARACTERS = 500
 _NOT_WRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS)
 _HELD_BY_OTHERS = (errno.EACCES, errno.EAGAIN)
@@ -33,18 +33,20 @@ _held: dict[Path, int] = {}  # the lock files of this process and their descript
 
 @contextmanager
 def hold(output: Path, way_out: str = "give another --out") -> Iterator[None]:
-    """Keep every other process, on any host that sees the disk, from writing an output meanwhile.
+    """Hold the lock of an output, so that no other process, on any host with the same disk, writes it meanwhile.
 
-    A record lock, and not flock(2), which the loaders' workers would inherit and keep after their rank was killed. It
-    is lost if this process closes any descriptor of the file, so nothing else opens it.
+    The lock is a record lock and not flock(2), because the data loaders' workers would inherit the latter and keep it
+    after their rank was killed. A record lock is lost when its process closes any descriptor of the file, so no other
+    code may open the lock file.
 
     Args:
-        output: a folder or file, there or not; links and relative paths to it are the same output. Folders above it
-            that are missing are made, and removed if nothing came into them.
-        way_out: what to do beside waiting, for the message.
+        output: folder or file, which need not exist; links and relative paths to it count as the same output. Missing
+            parent folders are made, and removed again if they stay empty.
+        way_out: what the user can do other than wait, for the message.
 
     Raises:
-        BadInput: another process, which it names, or another thread of this one writes it; or it cannot be written.
+        BadInput: another process (named in the message) or another thread of this process holds the lock, or the lock
+            file cannot be written.
     """
     place = Path(os.path.realpath(output))
     made = [folder for folder in place.parents if not os.path.exists(folder)]  # noqa: PTH110 (raises where not allowed)
@@ -59,20 +61,20 @@ def hold(output: Path, way_out: str = "give another --out") -> Iterator[None]:
             try:
                 folder.rmdir()
             except OSError:
-                break  # something came into it
+                break  # the folder is not empty
 
 
 def check_held(output: Path) -> None:
-    """Refuse to publish what another process may have written into, as someone has removed the lock meanwhile.
+    """Refuse to publish an output if its lock file was removed, because another process may have written the output.
 
     Raises:
-        BadInput: this process had locked the output, and the lock file is gone or another's.
+        BadInput: this process locked the output, but the lock file is missing or belongs to another process.
     """
     for lock in _places(Path(os.path.realpath(output))):
         if lock in _held and not _is_there(lock, _held[lock]):
             raise BadInput(
-                f"{lock} was removed while this command ran, so that another may have written into {output}: nothing "
-                "is published. See that no other command writes it, and type the same command"
+                f"{lock} was removed while this command ran, so that another command may have written into {output}: "
+                "nothing is published. See that no other command writes it, and type the same command"
             )
 
 
@@ -82,25 +84,24 @@ def _places(place: Path) -> list[Path]:
 
 
 def _take(place: Path, output: Path, way_out: str) -> Path:
-    """The lock file, locked."""
+    """Lock the lock file of an output and return its path."""
     lock, *others = _places(place)
     tries = 0
     while True:
         if lock in _held:
-            raise BadInput(f"this very process is writing {output} already; {way_out}")
+            raise BadInput(f"this process is writing {output} already; {way_out}")
         try:
             lock.parent.mkdir(parents=True, exist_ok=True)
             descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             if error.errno == errno.ENOENT and (tries := tries + 1) < TRIES:
-                continue  # another command that is done has just removed the folder, as nothing had come into it
+                continue  # another command has just ended and removed the empty folder
             if error.errno in _NOT_WRITABLE and place.is_dir() and others and not lock.exists():
                 lock, *others = others
                 continue
-            why = (
-                os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
-            )  # a file above it
-            raise BadInput(f"{output} cannot be locked, as {lock} cannot be written: {why}") from None
+            # FileExistsError means that one of the parents is a file.
+            why = os.strerror(errno.ENOTDIR) if isinstance(error, FileExistsError) else error.strerror
+            raise BadInput(f"{output} cannot be locked, because {lock} cannot be written: {why}") from None
         try:
             fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -120,11 +121,11 @@ def _take(place: Path, output: Path, way_out: str) -> Path:
             continue
         if _is_there(lock, descriptor):
             _held[lock] = descriptor
-            with suppress(OSError):  # of a full disk: it is held, without a name
+            with suppress(OSError):  # the disk may be full; the lock is held all the same, without a name
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, _who().encode(), 0)
             return lock
-        os.close(descriptor)  # its holder was just removing it
+        os.close(descriptor)  # the previous holder removed this lock file meanwhile
 
 
 def _is_there(lock: Path, descriptor: int) -> bool:

@@ -1,10 +1,10 @@
-"""A stage: reads folders, writes one folder, and says with a manifest what the folder is.
+"""The output folder of a stage and its manifest. A stage reads folders and writes one folder with a `manifest.json`.
 
-The folder is written aside (`NAME.partial`), flushed to disk and renamed, with `manifest.json` inside it, so a reader
-sees all of it or none of it. The manifest names the stage, its arguments and the hashes of its inputs; the same
-request finds it and does no work, another request refuses to overwrite it and says what differs. Manifests hold the
-hashes of all files and of themselves, and name their input's manifest by hash, so that the last one of a chain vouches
-for the whole chain. They hold no clock and no path: the same input gives the same bytes anywhere.
+The folder is written as `NAME.partial`, flushed to disk and renamed, so that a reader sees all of it or none of it. The
+manifest names the stage, its arguments and the hashes of its inputs. A second call with the same request finds the
+manifest and does no work; a call with another request refuses to overwrite the folder and prints the differences. A
+manifest holds the hashes of all files, its own hash and the hash of its input's manifest, so that the last manifest
+confirms the whole chain of stages. A manifest holds no time and no path: the same input gives the same bytes anywhere.
 """
 
 from __future__ import annotations
@@ -37,26 +37,26 @@ MANIFEST = "manifest.json"
 
 
 def seal(manifest: Mapping[str, Any]) -> str:
-    """A manifest's own hash, over all but itself: no other file vouches for the manifest."""
+    """The hash of a manifest over everything but the hash itself; no other file records the manifest's hash."""
     return hashlib.sha256(canonical_json({**manifest, "seal": None}).encode()).hexdigest()
 
 
 def library_versions(*names: str) -> dict[str, str]:
-    """Versions of the libraries whose output a stage's bytes depend on."""
+    """Installed versions of libraries, for stages whose output bytes depend on them."""
     return {name: version(name) for name in names}
 
 
 def read_manifest(folder: Path, stage: str, made_by: str, shape: Shape = dict) -> JsonDict:
-    """The manifest of a finished stage.
+    """Read and check the manifest of a finished stage.
 
     Args:
-        folder: the stage's output folder.
-        stage: the stage that must have written it.
-        made_by: the command that makes such a folder, for the message; `{folder}` in it is the folder.
-        shape: what the manifests of this stage hold, as far as it is read.
+        folder: output folder of the stage.
+        stage: name of the stage that must have written the folder.
+        made_by: command that makes such a folder, for the message; `{folder}` in it is replaced by the folder.
+        shape: shape of the values that the caller reads from the manifest.
 
     Raises:
-        BadInput: there is no such folder, it is unfinished or altered, or another stage wrote it.
+        BadInput: the folder does not exist, is unfinished or altered, or was written by another stage.
     """
     made_by = made_by.replace("{folder}", shlex.quote(str(folder)))
     if not (folder / MANIFEST).is_file():
@@ -77,11 +77,11 @@ def outputs_of(manifest: JsonDict, where: str) -> dict[str, JsonDict]:
     """The files that a manifest lists, each inside its folder, with `bytes` and `sha256`.
 
     Args:
-        manifest: as it was read.
-        where: what it was read from, for the message.
+        manifest: parsed manifest.
+        where: path of the manifest, for the message.
 
     Raises:
-        BadInput: it lists something else.
+        BadInput: the list is missing or malformed, or names a file outside the folder.
     """
     outputs = manifest.get("outputs")
     if not isinstance(outputs, dict):
@@ -95,12 +95,12 @@ def outputs_of(manifest: JsonDict, where: str) -> dict[str, JsonDict]:
 
 
 def manifest_sha256(folder: Path) -> str:
-    """One hash that vouches for a folder and all that it was made from."""
+    """The hash of a folder's manifest, which fixes the folder's content and everything that it was made from."""
     return sha256_file(folder / MANIFEST)
 
 
 def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Lines `key: old -> new` for each leaf in which two nested mappings differ."""
+    """List the differences of two nested mappings as lines `key: old -> new`."""
     lines: list[str] = []
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key), new.get(key)
@@ -112,14 +112,14 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def finished(out: Path, request: JsonDict) -> JsonDict | None:
-    """The manifest of `out` if it already holds what `request` asks for, None if it has yet to be made.
+    """The manifest of `out` if `out` is already the output for `request`; None if `out` has yet to be made.
 
     Args:
-        out: the output folder.
-        request: `stage`, `format`, `arguments`, `inputs`; the part of a manifest that is known beforehand.
+        out: output folder.
+        request: `stage`, `format`, `arguments` and `inputs`, the part of the manifest that is known before the work.
 
     Raises:
-        BadInput: the folder holds something else, which is never overwritten.
+        BadInput: the folder holds something else; it is never overwritten.
     """
     if not out.exists():
         return None
@@ -137,7 +137,7 @@ def finished(out: Path, request: JsonDict) -> JsonDict | None:
 
 
 def begin(out: Path) -> Path:
-    """An empty folder beside `out` to write into; what a killed run left there is removed."""
+    """Make an empty folder beside `out` to write into; one that a killed process left there is removed first."""
     partial = out.with_name(out.name + ".partial")
     if partial.exists():
         shutil.rmtree(partial)
@@ -151,18 +151,18 @@ def begin(out: Path) -> Path:
 def publish(
     partial: Path, out: Path, request: JsonDict, results: JsonDict, hashed: Mapping[str, JsonDict] | None = None
 ) -> JsonDict:
-    """Hash all files of `partial`, write its manifest, give all the umask's mode, flush, and rename it to `out`.
+    """Publish a folder: hash its files, write the manifest, set file modes by the umask, flush, and rename to `out`.
 
     Args:
-        partial: the folder that `begin` gave.
-        out: the final name; nothing or an empty folder may be there.
-        request: as given to `finished`.
-        results: `counts`, `versions` and whatever else the stage reports.
-        hashed: what `file_output` said of some files, by name, where others have hashed them.
+        partial: folder that `begin` returned.
+        out: final path, which must not exist or be an empty folder.
+        request: the request that was given to `finished`.
+        results: `counts`, `versions` and other results for the manifest.
+        hashed: file name -> `file_output` of the file, for files that were hashed already.
 
     Raises:
-        BadInput: the lock of `out` was removed meanwhile.
-        OSError: a file that others hashed has another size here.
+        BadInput: the lock of `out` was removed while the stage ran.
+        OSError: the size of a file differs from its entry in `hashed`.
     """
     files = sorted(path for path in partial.rglob("*") if path.is_file())
     hashed = hashed or {}
@@ -171,11 +171,11 @@ def publish(
         name = path.relative_to(partial).as_posix()
         outputs[name] = hashed.get(name) or file_output(path)
         if (size := path.stat().st_size) != outputs[name]["bytes"]:
-            raise OSError(f"{path} has {size:,} bytes, who wrote it saw {outputs[name]['bytes']:,}")
+            raise OSError(f"{path} has {size:,} bytes, but {outputs[name]['bytes']:,} when it was hashed")
     manifest = {**request, **results, "outputs": outputs}
     manifest["seal"] = seal(manifest)
     write_json(partial / MANIFEST, manifest)
-    # The umask's, as the manifest has just got it: safetensors and tempfile write for the owner alone.
+    # The manifest has just got the umask's mode. safetensors and tempfile write files that only the owner may read.
     mode = S_IMODE((partial / MANIFEST).stat().st_mode)
     for path in files:
         if S_IMODE(path.stat().st_mode) != mode:

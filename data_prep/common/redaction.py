@@ -1,7 +1,7 @@
-"""What is printed or stored holds no secrets: no passwords and signatures of URLs, no keys of the environment.
+"""Remove secrets from text before it is printed or stored: passwords and signatures in URLs, keys in the environment.
 
-A request needs the URL as it was typed; everything else takes what `redacted` makes of it. So no file of this project
-can give credentials back: a command that must ask again takes them from what was typed that time.
+Only a request uses a URL as the user typed it; everything else uses the result of `redacted`. So the files that this
+project writes hold no credentials, and a command that needs them takes them from its own command line.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ import traceback
 from typing import Any, NewType
 from urllib.parse import unquote
 
-# A text without secrets. What stores or records a URL, a command or an error asks for this type.
+# A text without secrets. Functions that store or record a URL, a command or an error require this type.
 Redacted = NewType("Redacted", str)
 
 MASK = "***"
-# scheme://USER:PASSWORD@host, also if the password holds a slash that should have been written as %2F.
-# hf://datasets/name@revision and https://host:8080/a@b hold none.
+# Matches scheme://USER:PASSWORD@host, also if the password holds a slash that should have been written as %2F. Does not
+# match hf://datasets/name@revision and https://host:8080/a@b, which hold no credentials.
 _USER = re.compile(r"""(?<=://)(?:[^/?#\s]*@|[^/?#\s:@]*:(?!\d{1,5}(?:[/?#\s"'<>]|$))\S*@)""")
 _PARAMETER = re.compile(r"""([?&;#])([^=&;?#\s"'<>]+)=([^&;#\s"'<>]*)""")
-# Names of query parameters, in small letters and without - and _, that are or end in one of these: X-Amz-Signature,
-# X-Goog-Credential, AWSAccessKeyId, access_token, sig (Azure), Key-Pair-Id and Policy (CloudFront), key, apikey.
+# Matches names of secret query parameters, in lower case and without - and _: X-Amz-Signature, X-Goog-Credential,
+# AWSAccessKeyId, access_token, sig (Azure), Key-Pair-Id and Policy (CloudFront), key, apikey and others like these.
 _SECRET_NAME = re.compile(
     r".*(signature|credentials?|token|secret|password|passwd|apikey|accesskey|accesskeyid|secretkey|keypairid)"
     r"|sig|key|auth|authorization|pwd|pass|policy|session|jwt|code"
 )
 _SECRET_VARIABLE = re.compile(r"(.*_)?(KEY|KEY_ID|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)")
-_SHORTEST = 8  # characters of a variable's value that is looked for; a shorter one is part of many a word
+_SHORTEST = 8  # characters; a shorter value of a variable may be part of ordinary words and is not replaced
 
 
 def without_credentials(text: str) -> Redacted:
-    """A URL, or a text with URLs in it, without user names, passwords, signatures and tokens."""
+    """Remove user names, passwords, signatures and tokens from the URLs in a text."""
     return Redacted(_PARAMETER.sub(_masked, _USER.sub(f"{MASK}@", text)) if "://" in text else text)
 
 
 def without_credentials_within(value: Any) -> Any:
-    """Nested mappings and lists, such as a record or a configuration, with `without_credentials` of each text."""
+    """Apply `without_credentials` to each text in nested mappings and lists, such as a record or a configuration."""
     if isinstance(value, dict):
         return {key: without_credentials_within(one) for key, one in value.items()}
     if isinstance(value, list):
@@ -48,7 +48,7 @@ def without_credentials_within(value: Any) -> Any:
 
 
 def redacted(text: object) -> Redacted:
-    """Any text, such as a library's error or a command, without credentials and the keys of the environment."""
+    """Remove credentials, and secret values of the environment, from a text such as a library's error or a command."""
     masked = _PARAMETER.sub(_masked, _USER.sub(f"{MASK}@", str(text)))
     for secret in _secrets_of_environment():
         masked = masked.replace(secret, MASK)
@@ -62,13 +62,13 @@ def _masked(parameter: re.Match[str]) -> str:
 
 
 def _secrets_of_environment() -> list[str]:
-    """The values of variables such as AWS_SECRET_ACCESS_KEY, WANDB_API_KEY, HF_TOKEN; the longest first."""
+    """The values of variables such as AWS_SECRET_ACCESS_KEY, WANDB_API_KEY, HF_TOKEN, longest first."""
     values = {value for name, value in os.environ.items() if _SECRET_VARIABLE.fullmatch(name.upper())}
     return sorted((value for value in values if len(value) >= _SHORTEST), key=len, reverse=True)
 
 
 def redact_what_is_reported() -> None:
-    """From here on, tracebacks of this process and what libraries log are printed without secrets."""
+    """Make this process print all tracebacks and log messages of libraries without secrets."""
     sys.excepthook = _print_exception
     threading.excepthook = lambda raised: _print_exception(raised.exc_type, raised.exc_value, raised.exc_traceback)
     make = logging.getLogRecordFactory()
@@ -79,7 +79,7 @@ def redact_what_is_reported() -> None:
         made = make(*arguments, **named)
         try:
             message = made.getMessage()
-        except Exception:  # the library's own slip, which logging reports
+        except Exception:  # an error in the library's log call, which logging itself reports
             return made
         if (shown := redacted(message)) != message:
             made.msg, made.args = shown, ()
@@ -90,6 +90,6 @@ def redact_what_is_reported() -> None:
 
 
 def _print_exception(kind: Any, error: Any, trace: Any) -> None:
-    if kind is not SystemExit:  # of a thread, which ends without a word
+    if kind is not SystemExit:  # a thread that raises SystemExit ends without a message
         sys.stderr.write(redacted("".join(traceback.format_exception(kind, error, trace))))
         sys.stderr.flush()

@@ -1,8 +1,9 @@
-"""Every command imports this first: modules come from where they should, and Ctrl-C ends imports without a traceback.
+"""Fix the module search path, and let Ctrl-C end imports without a traceback. Every command imports this module first.
 
-`python recipes/train.py` puts recipes/ there, first. transformers imports `kernels` if it finds one, others `evaluate`
-or `datasets`: a file of that name beside the commands would be taken for the package, or for a module of Python's own.
-So that folder comes off the path on which Python looks for modules.
+`python recipes/train.py` puts recipes/ first on `sys.path`, the module search path. transformers imports a package
+`kernels` if there is one, other libraries import `evaluate` or `datasets`. Python would take a file of such a name in
+recipes/ for the package, or for a module of the standard library. This module therefore removes the folder of the
+commands from `sys.path`.
 """
 
 import atexit
@@ -16,16 +17,17 @@ sys.path[:] = [path for path in sys.path if os.path.realpath(path) not in _COMMA
 
 
 def leave_at_once(*_: object) -> None:
-    """Answer Ctrl-C while there is nothing to undo: as `errors.run` does later on, without its modules."""
+    """End the process on Ctrl-C while there is nothing to undo; later, `errors.run` handles Ctrl-C in the same way."""
     if os.environ.get("RANK", "0") == "0":
         os.write(2, b"\ninterrupted: type the same command to resume\n")
     os._exit(130)
 
 
-# Of a command alone: what imports one has an answer of its own.
+# Only if a command is the main script: a program that imports a command handles Ctrl-C itself.
 _SCRIPT = os.path.dirname(os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or ""))
 if _SCRIPT in _COMMANDS:
-    # Registered first, it is called last: from there on Python would end with the signal and without a word.
+    # atexit calls the handler that was registered first last of all. After it, Ctrl-C is ignored; Python's default
+    # would end the process by the signal, without a message.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # in the background of a script it is ignored
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # background jobs of a script ignore it
         signal.signal(signal.SIGINT, leave_at_once)

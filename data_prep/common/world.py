@@ -1,4 +1,4 @@
-"""The ranks that a launcher has started, as it tells each of them in its environment."""
+"""The ranks of a run, read from the environment variables that the launcher sets for each of them."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks; without a launcher, the only one.
+    """The place of this process among the ranks. Without a launcher, this process is the only rank.
 
     Attributes:
-        size: ranks.
-        rank: number of this process, from 0.
-        local_size: ranks on this node.
-        local_rank: number of this process among these, from 0.
-        launched: whether a launcher has started it.
+        size: number of ranks.
+        rank: number of this process among all ranks, from 0.
+        local_size: number of ranks on this node.
+        local_rank: number of this process among the ranks of its node, from 0.
+        launched: whether a launcher started this process.
     """
 
     size: int
@@ -26,7 +26,7 @@ class World:
 
 
 def world() -> World:
-    """What the environment says now."""
+    """Read the environment variables of the launcher as they are now."""
 
     def number(name: str, alone: int) -> int:
         return int(os.environ.get(name, alone))

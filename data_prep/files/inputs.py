@@ -1,8 +1,8 @@
-"""Input files: found by path, folder, glob or URL, named, read once with a hash taken on the way.
+"""Find input files by path, folder, glob or URL, name them, and hash them while they are read.
 
-Anything that fsspec opens is an input: local files, `s3://`, `hf://`, `https://`. Nothing but a URL that was given
-reaches the network. A file is called by its path below the folder or the fixed part of the glob that led to it, so that
-names do not say where a machine keeps its data.
+An input is anything that fsspec opens: local files, `s3://`, `hf://`, `https://`. The network is used only for URLs
+that the user gave. The name of a file is its path below the given folder, or below the fixed part of the glob, so that
+names do not depend on where a machine keeps its data.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from data_prep.common.location import Location, without_query
 from data_prep.files import json_lines
 
 BLOCK_BYTES = 1 << 20
-ENDINGS = 8  # of files that are not read, that are printed
+ENDINGS = 8  # number of endings of ignored files that are printed
 MAGIC = re.compile(r"[*?[]")
-# What the file systems call the state of a file's content, the first that is there; the size goes with it.
-KNOWN = {"url": str, "bytes": int, "stamp": str, "sha256": str}  # a line of what `remember` writes
+KNOWN = {"url": str, "bytes": int, "stamp": str, "sha256": str}  # one line of the file that `remember` writes
+# The keys under which file systems give the state of a file's content. The first key that is there is used, and the
+# size.
 STATES = ("ETag", "mtime", "LastModified", "last_modified", "blob_id")
 
 Tick = Callable[[int], object]
@@ -36,15 +37,15 @@ Tick = Callable[[int], object]
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """One file.
+    """One input file.
 
     Attributes:
-        name: what ids and manifests call it; unique among the inputs of a source.
-        url: where it is, a local path or a URL.
-        bytes: its size, 0 where the store does not say.
-        stamp: changes when the content does, as far as the store says without reading it; empty where it does not.
-        split: `train` or `val` where the collection itself has such a split.
-        problem: why it cannot be read, where that is known before it is opened.
+        name: name of the file in ids and manifests, unique among the inputs of a source.
+        url: local path or URL of the file.
+        bytes: size of the file, 0 if the store does not give it.
+        stamp: a text from the store (such as an ETag) that changes with the content; empty if the store gives none.
+        split: `train` or `val` if the collection itself assigns the file to a split.
+        problem: why the file cannot be read, if that is known before it is opened.
     """
 
     name: str
@@ -56,17 +57,17 @@ class Input:
 
 
 class Stream(io.RawIOBase):
-    """A file read from its start to its end, hashed on the way."""
+    """A file that is read from start to end and hashed meanwhile."""
 
     def __init__(self, url: Location, file: IO[bytes], tick: Tick):
         self._url, self._file, self._tick, self._digest = url, file, tick, hashlib.sha256()
 
     def readable(self) -> bool:
-        """Always."""
+        """A stream can always be read."""
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Read the next bytes into the buffer; returns how many.
+        """Read the next bytes into the buffer and return their number.
 
         Raises:
             BadInput: the file cannot be read.
@@ -79,7 +80,7 @@ class Stream(io.RawIOBase):
         return len(data)
 
     def sha256(self) -> str:
-        """The hash of the whole file; what was not read yet is read now."""
+        """The hash of the whole file; the rest of the file is read for it."""
         block = bytearray(BLOCK_BYTES)
         while self.readinto(memoryview(block)):
             pass
@@ -87,24 +88,25 @@ class Stream(io.RawIOBase):
 
 
 def find(patterns: Sequence[str], suffixes: Sequence[str], beside: Sequence[str] = ()) -> list[Input]:
-    """The files that paths, folders, globs and URLs stand for, in the order of their names, numbers in them as numbers.
+    """Find the files that paths, folders, globs and URLs stand for, sorted by name, with numbers in numeric order.
 
     Args:
-        patterns: folders are searched through; a glob may match folders.
-        suffixes: endings of the names to take from folders and globs; a file named outright must have one. How many
-            files of other endings lie there is printed, with a name of each ending.
-        beside: endings of files that are not taken, but belong to those that are.
+        patterns: paths, folders, globs and URLs. Folders are searched with all their subfolders; a glob may match
+            folders.
+        suffixes: allowed endings of file names. Files in folders and globs with other endings are ignored, and their
+            number is printed with one name per ending. A file that is named itself must have an allowed ending.
+        beside: endings of files that are ignored without a message, because they belong to the input files.
 
     Raises:
-        BadInput: nothing is there, a folder cannot be read, a file has another ending, or two would have one name. A
-            file that cannot be read is found with its `problem`.
+        BadInput: no file was found, a folder cannot be read, a named file has another ending, or two files have the
+            same name. A file that cannot be read is returned with its `problem`.
     """
     inputs: dict[str, Input] = {}
     for pattern in patterns:
         for file in _expand(Location(pattern), tuple(suffixes), tuple(beside)):
             if file.name in inputs and inputs[file.name].url != file.url:
                 raise BadInput(
-                    f"{inputs[file.name].url} and {file.url} would both be called {file.name}; "
+                    f"{inputs[file.name].url} and {file.url} would both have the name {file.name}; "
                     "give the folder above them as the input"
                 )
             inputs[file.name] = file
@@ -112,15 +114,15 @@ def find(patterns: Sequence[str], suffixes: Sequence[str], beside: Sequence[str]
 
 
 def natural(name: str) -> list[tuple[int, str]]:
-    """A sort key by which `n999` comes before `n1000`, and `1.xml` before `1a.xml`."""
+    """A sort key that puts `n999` before `n1000`, and `1.xml` before `1a.xml`."""
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def opened(file: Input) -> IO[bytes]:
-    """A file that can be read from any place.
+    """Open a file for reading at any position.
 
     Raises:
-        BadInput: it cannot be opened.
+        BadInput: the file cannot be opened.
     """
     if file.problem:
         raise BadInput(file.problem)
@@ -141,10 +143,10 @@ def reading(file: Input, tick: Tick = lambda _: None) -> Iterator[Stream]:
 
 
 def content(url: Location, limit_bytes: int) -> bytes | None:
-    """What is in a small file, None where there is none.
+    """The content of a small file, or None if there is no such file.
 
     Raises:
-        BadInput: it cannot be read, or has more than `limit_bytes`.
+        BadInput: the file cannot be read, or has more than `limit_bytes`.
     """
     with _named_errors(url):
         fs, path = _file_system(url)
@@ -152,23 +154,25 @@ def content(url: Location, limit_bytes: int) -> bytes | None:
             return None
         with fs.open(path, "rb") as file:
             data = file.read(limit_bytes + 1)
-    check_bytes(len(data), limit_bytes, url, "it is not what its name says; remove it, or get it again")
+    check_bytes(len(data), limit_bytes, url, "it is not what its name says; remove it, or download it again")
     return data
 
 
 def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) -> Iterator[tuple[Input, str | None]]:
-    """Hashes of files, None for one with a `problem`; one whose size and stamp are as `known` says is not read again.
+    """Hash files. A file with the size and stamp that `known` records is not read again.
 
     Args:
-        files: the files.
-        known: what `remember` wrote, or nothing yet.
-        tick: is told the bytes that were read or spared.
+        files: files to hash.
+        known: file that `remember` wrote; it need not exist.
+        tick: called with the number of bytes that were read or skipped.
+    Yields:
+        Each file with its hash, or with None if it has a `problem`.
     """
     hashes: dict[tuple[str, int, str], str] = {}
     if known.is_file():
         for number, record in json_lines.read(known):
             check_shape(record, KNOWN, f"{known}, line {number}")
-            # Earlier versions kept URLs with their credentials.
+            # Earlier versions stored URLs with their credentials.
             hashes[Location(record["url"]), record["bytes"], record["stamp"]] = record["sha256"]
     for file in files:
         if file.stamp and (sha256 := hashes.get((file.url, file.bytes, file.stamp))):
@@ -182,7 +186,7 @@ def sha256_of(files: Iterable[Input], known: Path, tick: Tick = lambda _: None) 
 
 
 def remember(known: Path, hashes: Iterable[tuple[Input, str | None]]) -> None:
-    """Write down the hashes of files with their sizes and stamps, for `sha256_of`."""
+    """Store the hashes of files, with their sizes and stamps, for `sha256_of`."""
     aside = known.with_name(f".{known.name}")
     with json_lines.Writer(aside) as writer:
         for file, sha256 in hashes:
@@ -192,7 +196,7 @@ def remember(known: Path, hashes: Iterable[tuple[Input, str | None]]) -> None:
 
 
 def digest(hashes: Iterable[tuple[Input, str | None]]) -> JsonDict:
-    """What a manifest says of files: how many, their bytes, one hash over their names and hashes."""
+    """The entry for input files in a manifest: their number, their bytes, and one hash over all names and hashes."""
     files = size_bytes = 0
     whole = hashlib.sha256()
     for file, sha256 in hashes:
@@ -205,7 +209,7 @@ def digest(hashes: Iterable[tuple[Input, str | None]]) -> JsonDict:
 def _expand(pattern: Location, suffixes: tuple[str, ...], beside: tuple[str, ...]) -> Iterator[Input]:
     with _named_errors(pattern):
         fs, path = _file_system(pattern)
-        fs.invalidate_cache()  # listings outlive what they list
+        fs.invalidate_cache()  # fsspec caches listings, and files may have changed since
         if (magic := MAGIC.search(path)) and not fs.exists(path):
             root = path[: magic.start()].rpartition("/")[0]
             infos = list(fs.glob(path, detail=True).values())
@@ -218,7 +222,7 @@ def _expand(pattern: Location, suffixes: tuple[str, ...], beside: tuple[str, ...
             root, infos = without_query(path).rpartition("/")[0], [fs.info(path)]
         else:
             if not _is_local(fs):
-                fs.info(path)  # raises what `exists` keeps to itself: no network, no permission
+                fs.info(path)  # raises errors that `exists` hides: no network, no permission
             raise BadInput(f"{pattern}: there is no such file or folder")
         members = [(without_query(info["name"]), info) for info in infos if info["type"] == "file"]
     taken = [info for name, info in members if name.endswith(suffixes)]
@@ -228,7 +232,7 @@ def _expand(pattern: Location, suffixes: tuple[str, ...], beside: tuple[str, ...
     if others:
         print(f"{_printable(pattern)}: {_by_ending(others)}")
     for info in taken:
-        # What is not UTF-8 can neither be printed nor stored; in a name, its bytes stand for it from here on.
+        # A name that is not UTF-8 can neither be printed nor stored; its bytes are escaped.
         name, problem = _printable(info["name"]), None
         if name != info["name"]:
             problem = f"{name}: its name is not UTF-8; rename it"
@@ -245,24 +249,24 @@ def _printable(name: str) -> str:
 
 
 def _by_ending(names: Sequence[str]) -> str:
-    """How many files are not read, by their endings, with the first name of each."""
+    """Describe the ignored files: their number per ending, with one name each."""
     by_ending: dict[str, list[str]] = {}
     for name in sorted(names):
         by_ending.setdefault(PurePosixPath(name).suffix or "without an ending", []).append(name)
     kinds = sorted(by_ending.items(), key=lambda kind: -len(kind[1]))
-    said = [f"{len(names):,} {ending} ({names[0]!a}{', …' if len(names) > 1 else ''})" for ending, names in kinds]
-    shown, more = said[:ENDINGS], [f"{len(said) - ENDINGS} more"] if len(said) > ENDINGS else []
-    return f"left out {len(names):,} files of other kinds: {', '.join([*shown, *more])}"
+    parts = [f"{len(names):,} {ending} ({names[0]!a}{', …' if len(names) > 1 else ''})" for ending, names in kinds]
+    shown, more = parts[:ENDINGS], [f"{len(parts) - ENDINGS} more"] if len(parts) > ENDINGS else []
+    return f"ignored {len(names):,} files of other kinds: {', '.join([*shown, *more])}"
 
 
 def _files(fs: Any, folder: str) -> list[JsonDict]:
-    # An unreadable folder is an error, where fsspec leaves it out without a word.
+    # By default, fsspec skips an unreadable folder without a message.
     entries = fs.find(folder, detail=True, **({"on_error": "raise"} if _is_local(fs) else {}))
     return list(entries.values())
 
 
 def _file_system(url: Location) -> tuple[Any, str]:
-    """The fsspec file system of a URL, and the path in it. Any, because fsspec's types say less than its documents."""
+    """The fsspec file system of a URL, and the path in it. The type is Any, because fsspec's types are incomplete."""
     from fsspec.core import url_to_fs
 
     return url_to_fs(url.typed)
@@ -283,7 +287,7 @@ def _named_errors(url: str) -> Iterator[None]:
     except OSError as error:
         raise BadInput(f"{url}: {error.strerror or error}") from None
     except Exception as error:
-        # The stores' clients have errors of their own, all of them about the URL, the credentials or the network.
+        # Clients of object stores raise their own errors, all about the URL, the credentials or the network.
         if "://" not in url:
             raise
         raise BadInput(f"{url}: {type(error).__name__}: {error}") from None

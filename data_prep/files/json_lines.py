@@ -1,4 +1,4 @@
-"""JSON lines: the form of every list of records between two stages (there packed by zstd), and of most input."""
+"""Read and write JSON lines: all lists of records between two stages (compressed by zstd), and most input files."""
 
 from __future__ import annotations
 
@@ -19,36 +19,37 @@ from data_prep.common.errors import BadInput
 from data_prep.common.json_text import too_full
 from data_prep.common.location import without_query
 
-# Fixed, as are the one frame and one thread of `Writer`: the level decides the bytes, and manifests hold their hashes.
-# 9 saves an eighth of the disk, and takes longer than parsing the XML.
+# The level is fixed, and so are the one frame and one thread of `Writer`, because manifests hold hashes of the
+# compressed bytes. Level 9 would save an eighth of the disk, but would take longer than parsing the XML.
 ZSTD_LEVEL = 3
 READ_BYTES = 1 << 18
-WRITE_BYTES = 1 << 18  # of lines that wait to be packed
-# Without its format named, lzma takes zeros for an empty file of an older one.
+WRITE_BYTES = 1 << 18  # lines that are collected before they are compressed
+# The format is named, because lzma otherwise takes zeros for an empty file in an older format.
 UNPACK: dict[str, Callable[[], Any]] = {
     ".zst": lambda: zstandard.ZstdDecompressor(max_window_size=WINDOW_BYTES).decompressobj(),
     ".gz": lambda: zlib.decompressobj(zlib.MAX_WBITS | 16),
     ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, WINDOW_BYTES),
 }
-# Zeros may follow what is packed, as from tapes; gzip(1) and xz(1) pass over them.
+# Zeros may follow the compressed data, for example in files from tapes; gzip(1) and xz(1) ignore them too.
 PADDED = (".gz", ".xz")
-# What packs a file again so that unpacking it takes less.
+# Commands that compress a file again with a smaller window.
 PACK_AGAIN = {".zst": "zstd -dc --long=31 FILE | zstd -o NEW", ".xz": "xz -dc FILE | xz -9 > NEW"}
-TOO_WIDE = ("too much memory", "Memory usage limit")  # as zstd and liblzma say of a window that is too large
+TOO_WIDE = ("too much memory", "Memory usage limit")  # messages of zstd and liblzma for a window that is too large
 
 
 class Readable(Protocol):
-    """Bytes to read from the start to the end."""
+    """A stream of bytes."""
 
     def read(self, size: int, /) -> bytes | None:
-        """Up to so many bytes, none at the end."""
+        """Read up to `size` bytes; empty at the end."""
         ...
 
 
 class Writer:
-    """Writes records to one file, each with its keys in the order given; a context manager.
+    """A context manager that writes records to one file; keys keep their order.
 
-    Lines go to the compressor many at a time: a call for each takes longer than packing it. The bytes are the same.
+    The compressor gets many lines per call, because a call takes longer than compressing one line. The bytes are the
+    same.
     """
 
     def __init__(self, path: Path, level: int = ZSTD_LEVEL):
@@ -86,14 +87,14 @@ class Writer:
 
 
 def read(path: Path, sha256: str | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
-    """The records of one file with their line numbers, from 1, about a megabyte in memory.
+    """Read the records of one file with their line numbers, from 1. About a megabyte is in memory at a time.
 
     Args:
-        path: the file.
-        sha256: what its bytes must hash to; known, and checked, when all of it was read.
+        path: file to read.
+        sha256: expected hash of the file's bytes; it is checked after the last record.
 
     Raises:
-        BadInput: the file is missing, cut off, damaged, another one, or a line is not a JSON object.
+        BadInput: the file is missing, cut off or damaged, its hash differs, or a line is not a JSON object.
     """
     try:
         with path.open("rb") as file:
@@ -113,20 +114,20 @@ def read(path: Path, sha256: str | None = None) -> Iterator[tuple[int, dict[str,
 
 
 def lines(stream: Readable, name: str) -> Iterator[bytes]:
-    """The lines of a file without their line feeds; it is unpacked as the end of its name says.
+    """The lines of a file without their line feeds. The ending of the file's name decides how it is decompressed.
 
-    A byte order mark at its start is none of its text.
+    A byte order mark at the start is removed.
 
     Args:
-        stream: the file's bytes; several packed files may follow each other in it, as where files were concatenated.
-        name: the file's name, for its ending (`.zst`, `.gz`, `.xz`, else plain) and for messages.
+        stream: bytes of the file, which may be several compressed files that were concatenated.
+        name: name of the file, for its ending (`.zst`, `.gz`, `.xz`, else plain) and for messages.
 
     Yields:
-        Lines, and a `LongLine` in the place of one of more than `RECORD_BYTES`: a document must fit in memory. Nothing
-        here holds a line when it is given away.
+        Lines, and a `LongLine` instead of each line of more than `RECORD_BYTES`, because a document must fit in memory.
+        This function keeps no reference to a line after it is yielded.
 
     Raises:
-        BadInput: it is cut off, damaged, or not packed as its name says.
+        BadInput: the file is cut off or damaged, or is not compressed as its ending says.
     """
     rest: list[bytes] = []
     rest_bytes = 0
@@ -152,16 +153,16 @@ def _joined(parts: list[bytes], size_bytes: int) -> bytes:
 
 
 def is_blank(line: bytes) -> bool:
-    """Whether a line of a file of others holds no record: it is empty, or white space."""
+    """Whether a line holds no record: it is empty or white space."""
     return not line or line.isspace()
 
 
 class LongLine(bytes):
-    """The beginning of a line that is too long."""
+    """The first bytes of a line that is too long."""
 
 
 def parse(line: bytes) -> dict[str, Any] | str:
-    """The object that a line holds, or what is wrong with the line."""
+    """Parse the JSON object of a line; return an error message instead if the line is bad."""
     if isinstance(line, LongLine):
         return f"a line of more than {RECORD_BYTES:,} bytes, {bytes(line)!r} …; cut it into documents"
     if problem := too_full(line):
@@ -174,10 +175,10 @@ def parse(line: bytes) -> dict[str, Any] | str:
 
 
 def blocks(stream: Readable, name: str) -> Iterator[bytes]:
-    """The content of a file, unpacked as for `lines`, in blocks of at most `READ_BYTES`.
+    """The content of a file, decompressed as in `lines`, in blocks of at most `READ_BYTES`.
 
     Raises:
-        BadInput: as `lines`.
+        BadInput: as in `lines`.
     """
     suffix = without_query(name)[without_query(name).rfind(".") :]
     if suffix not in UNPACK:
@@ -198,7 +199,7 @@ def blocks(stream: Readable, name: str) -> Iterator[bytes]:
                     if unpacked_bytes > UNPACKED_BYTES + UNPACKED_TIMES * packed_bytes:
                         raise BadInput(
                             f"{name} unpacks to more than {UNPACKED_TIMES} times its size ({unpacked_bytes:,} bytes "
-                            f"from {packed_bytes:,}); if that is meant to be, unpack it first"
+                            f"from {packed_bytes:,}); if that is intended, unpack it first"
                         )
                     yield from _cut(unpacked)
                     del unpacked
@@ -223,7 +224,7 @@ def _cut(block: bytes) -> Iterator[bytes]:
 
 
 class _Hashed:
-    """What passes through is hashed."""
+    """A file that hashes all bytes that are read from it."""
 
     def __init__(self, file: IO[bytes]):
         self._file, self.digest = file, hashlib.sha256()

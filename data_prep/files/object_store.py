@@ -1,6 +1,6 @@
-"""An object store that speaks S3: its client, and what its answers mean.
+"""A client for object stores with the S3 interface, which turns the store's errors into clear messages.
 
-The store is spoken to through boto3 itself: fsspec and Composer have clients that take "access denied" for "not there".
+The client uses boto3 directly, because the clients of fsspec and Composer treat "access denied" as "not found".
 """
 
 from __future__ import annotations
@@ -20,30 +20,30 @@ from data_prep.common.errors import BadInput, Unavailable
 from data_prep.common.files import JsonDict
 
 CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0  # without a byte
-ATTEMPTS = 5  # at each request, waiting up to 1, 2, 4, 8 s between them
-PART_BYTES = 64 << 20  # larger files travel in such parts; a part that fails is repeated alone
+READ_TIMEOUT_S = 60.0  # time without a byte
+ATTEMPTS = 5  # per request, with waits of up to 1, 2, 4, 8 s between them
+PART_BYTES = 64 << 20  # larger files are transferred in parts of this size; only a part that fails is repeated
 THREADS = 8
 PROBE = ".write-test"
 
 
 class Missing(BadInput):
-    """An object is not there."""
+    """An object does not exist."""
 
 
 class Store:
-    """A folder on an object store. All its errors say what was tried, where, and hold no secrets.
+    """A folder on an object store. Its errors say what was tried and where, and hold no secrets.
 
-    Each method raises BadInput if access is denied, the bucket does not exist or there are no credentials, and
-    Unavailable if the store does not answer, or not with what was asked for, after bounded retries.
+    Each method raises BadInput if access is denied, the bucket does not exist or there are no credentials. It raises
+    Unavailable if the store, after a bounded number of retries, does not answer or answers with an error of its own.
 
     Args:
-        url: `s3://bucket/prefix`. Another store than AWS's is named by AWS_ENDPOINT_URL, or by S3_ENDPOINT_URL, as
-            StreamingDataset has it.
-        setting: what the user gave the URL as, for messages.
+        url: `s3://bucket/prefix`. A store other than AWS's is named by the variable AWS_ENDPOINT_URL, or
+            S3_ENDPOINT_URL as in StreamingDataset.
+        setting: name of the option or key that the user gave the URL for, for messages.
 
     Raises:
-        BadInput: the URL is of another kind.
+        BadInput: the URL has another form.
     """
 
     def __init__(self, url: str, setting: str) -> None:
@@ -56,13 +56,13 @@ class Store:
         self._setting = setting
 
     def check_writable(self) -> None:
-        """Write a small object and remove it, so that a run does not learn hours later that it may not write."""
+        """Write a small object and remove it, so that missing permissions show at the start and not hours later."""
         with self._explained(f"write to and delete from {self.url}"):
             self._client.put_object(Bucket=self.bucket, Key=self._key(PROBE), Body=b"")
             self._client.delete_object(Bucket=self.bucket, Key=self._key(PROBE))
 
     def contents(self) -> dict[str, int]:
-        """The bytes of every object, by its name below the run's folder."""
+        """The size in bytes of every object, by its name below the folder."""
         with self._explained(f"list {self.url}"):
             pages = self._client.get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=self._key(""))
             objects = [entry for page in pages for entry in page.get("Contents", [])]
@@ -74,17 +74,17 @@ class Store:
             self._client.put_object(Bucket=self.bucket, Key=self._key(name), Body=data)
 
     def get(self, name: str) -> bytes:
-        """What a small object holds."""
+        """The content of a small object."""
         data = io.BytesIO()
         with self._explained(f"read {self.url}/{name}"), self._transfers() as transfers:
-            transfers.download(self.bucket, self._key(name), data).result()  # repeats what breaks off in the middle
+            transfers.download(self.bucket, self._key(name), data).result()  # repeats a download that breaks off
         return data.getvalue()
 
     def put_files(self, files: Mapping[str, Path]) -> None:
-        """Upload files, name -> path, several at a time; returns when all have arrived.
+        """Upload files (object name -> local path), several at a time; return when all have arrived.
 
-        What the store holds under a name is replaced. The store refuses what the checksum shows to be altered under
-        way; sizes are compared here.
+        Existing objects of the same names are replaced. The store refuses an upload whose checksum shows that it was
+        altered on the way; this method compares the sizes.
         """
         with self._explained(f"upload to {self.url}"), self._transfers() as transfers:
             jobs = [transfers.upload(str(path), self.bucket, self._key(name)) for name, path in files.items()]
@@ -96,7 +96,7 @@ class Store:
                 raise Unavailable(f"{self.url}/{name} arrived with {arrived:,} of {size:,} bytes")
 
     def sha256(self, name: str) -> str:
-        """The hash of what the store gives back for an object, in hex; nothing if it differs from its own checksum."""
+        """The hash of an object's content as downloaded, in hex; empty if the content differs from its checksum."""
         from botocore.exceptions import FlexibleChecksumError
 
         digest = hashlib.sha256()
@@ -111,10 +111,10 @@ class Store:
         """Delete objects.
 
         Args:
-            names: of the objects, deleted in this order.
+            names: names of the objects, in the order in which they are deleted.
         """
         with self._explained(f"delete from {self.url}"):
-            for name in names:  # one by one: not every store that speaks S3 deletes several at once
+            for name in names:  # one by one, because some stores cannot delete several objects at once
                 self._client.delete_object(Bucket=self.bucket, Key=self._key(name))
 
     def _key(self, name: str) -> str:
@@ -139,7 +139,7 @@ class Store:
         try:
             return self._session.client("s3", config=config, endpoint_url=os.environ.get("S3_ENDPOINT_URL") or None)
         except ValueError:
-            raise BadInput("S3_ENDPOINT_URL or AWS_ENDPOINT_URL is no address such as https://host:port") from None
+            raise BadInput("S3_ENDPOINT_URL or AWS_ENDPOINT_URL is not a URL such as https://host:port") from None
 
     def _transfers(self) -> Any:
         from s3transfer.manager import TransferConfig, TransferManager
@@ -154,7 +154,7 @@ class Store:
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
-        """Turn what boto3 raises into BadInput or Unavailable."""
+        """Turn the errors of boto3 into BadInput or Unavailable."""
         from botocore.exceptions import BotoCoreError, ClientError
         from s3transfer.exceptions import RetriesExceededError
 
@@ -169,7 +169,7 @@ class Store:
             raise self._not_answered(error, doing, time.monotonic() - start_s) from None
 
     def _answered(self, response: JsonDict, doing: str) -> Exception:
-        """What an error that the store answered with means; of the answer only its number and name are shown."""
+        """The exception for an error response of the store; only the response's status and code are shown."""
         status, code = response["ResponseMetadata"]["HTTPStatusCode"], response["Error"].get("Code", "")
         answer = f"{status} {code}".removesuffix(f" {status}")
         if status == 403:
@@ -193,7 +193,7 @@ class Store:
         )
 
     def _not_answered(self, error: BaseException, doing: str, seconds: float) -> Exception:
-        """What it means that there was no answer, or none that can be understood."""
+        """The exception for a request without a response, or with one that cannot be parsed."""
         from botocore import exceptions, parsers
 
         name = type(error).__name__
@@ -205,19 +205,21 @@ class Store:
             )
         broken = (exceptions.IncompleteReadError, exceptions.FlexibleChecksumError, parsers.ResponseParserError)
         if isinstance(error, broken):
-            return Unavailable(f"what {self._endpoint} answered is cut or altered ({name}) on the attempt to {doing}")
-        # What the client itself refuses. Its text may quote the output of a program that hands out credentials.
+            return Unavailable(
+                f"the answer of {self._endpoint} is cut off or altered ({name}) on the attempt to {doing}"
+            )
+        # The client itself refused. Its text is not shown: it may quote output of a program that provides credentials.
         return BadInput(f"cannot {doing}: {name}; see {self._setting}, AWS_PROFILE, and the credentials")
 
     @property
     def _endpoint(self) -> str:
-        """Where the store is, without the name and password that a URL may hold."""
+        """The URL of the store, without user name and password."""
         url = urlsplit(self._client.meta.endpoint_url)
         return f"{url.scheme}://{url.netloc.rpartition('@')[2]}"
 
 
 class _Hashing:
-    """A file to write to, of which nothing but the hash is kept; having no `seek`, it is written from start to end."""
+    """A writable file that keeps only a hash. It has no `seek`, so that it is written from start to end."""
 
     def __init__(self, digest: Any):
         self._digest = digest

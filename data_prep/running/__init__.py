@@ -1,1 +1,1 @@
-"""Tasks on processes or on a Ray cluster, and their progress."""
+"""Run tasks in processes or on a Ray cluster, and show their progress."""

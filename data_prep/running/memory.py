@@ -1,4 +1,4 @@
-"""A bound on the memory of this process, for libraries that take as much as a file tells them to."""
+"""A limit on the memory of this process, for libraries that allocate as much memory as a file demands."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-STATM = Path("/proc/self/statm")  # Linux's; the sixth number: pages of data
+STATM = Path("/proc/self/statm")  # on Linux; the sixth number is the number of data pages
 
 
 @contextmanager
 def at_most(size_bytes: int) -> Iterator[None]:
-    """Let this process take so much memory more than it has now; what asks for more than that gets a MemoryError.
+    """Let this process allocate at most `size_bytes` more than it has now; beyond that, it gets a MemoryError.
 
-    The kernel holds it (RLIMIT_DATA of Linux), so it holds for libraries that are not written in Python as well.
-    Elsewhere there is no such limit, and none is set.
+    The Linux kernel enforces the limit (RLIMIT_DATA), so it also holds for libraries that are not written in Python.
+    Other systems have no such limit, and none is set there.
     """
     if not STATM.exists():
         yield

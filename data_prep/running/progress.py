@@ -1,4 +1,4 @@
-"""How far long work is: a bar on a terminal, a line a minute in a log, and a word when nothing moves."""
+"""Show the progress of long work: a bar on a terminal, a line per minute in a log, a message if nothing moves."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-LINE_S = 60.0  # between two lines where stderr is no terminal
-STALL_S = 60.0  # without a change, until it is said
+LINE_S = 60.0  # between two lines if stderr is no terminal
+STALL_S = 60.0  # time without a change before a message says so
 REFRESH_S = 1.0
 
 
@@ -28,16 +28,16 @@ NOTHING = Done()
 
 
 class Progress:
-    """A context manager that reports in a thread of its own, so that it speaks while the work itself hangs.
+    """A context manager that reports progress from its own thread, so that it reports even while the work hangs.
 
     Args:
         name: name of the work.
-        total_bytes: size of all the work, from which the time left is estimated.
-        begun: what an earlier start had done; it does not count for the rates.
+        total_bytes: size of all the work, for the estimate of the time left.
+        begun: work that an earlier start had done; it does not count for the rates.
 
     Attributes:
-        done: so far.
-        waiting_for: names of what is under way.
+        done: work done so far.
+        waiting_for: names of the tasks that are running.
     """
 
     def __init__(self, name: str, total_bytes: int, begun: Done = NOTHING):
@@ -63,23 +63,23 @@ class Progress:
         self._bar.close()
 
     def tick(self, bytes: int = 0, documents: int = 0, tokens: int = 0) -> None:
-        """Add work."""
+        """Add to the work done."""
         self.set(*(a + b for a, b in zip(self.done, (bytes, documents, tokens), strict=True)))
 
     def set(self, bytes: int, documents: int, tokens: int) -> None:
-        """Say how much was done in all."""
+        """Set the total work done so far."""
         if (done := Done(bytes, documents, tokens)) != self.done:
             self.done, self._moved_s = done, time.monotonic()
 
     @contextmanager
     def under_way(self, name: str) -> Iterator[None]:
-        """Name what is being done."""
+        """Name the task that is running."""
         self.waiting_for = [name]
         yield
         self.waiting_for = []
 
     def line(self) -> str:
-        """`encode: 1.20 of 117.60 GB (1 %), 25.10 MB/s, 12,000 documents/s, 6.10 Mtok/s, 1:17:03 left`."""
+        """Such as `encode: 1.20 of 117.60 GB (1 %), 25.10 MB/s, 12,000 documents/s, 6.10 Mtok/s, 1:17:03 left`."""
         seconds = max(1e-9, time.monotonic() - self._start_s)
         rate = Done(*(round((a - b) / seconds) for a, b in zip(self.done, self.begun, strict=True)))
         parts = [f"{rate.bytes / 1e6:,.2f} MB/s"]

@@ -1,8 +1,8 @@
-"""Tasks on this machine's processes or on a Ray cluster: the same functions, the same results.
+"""Run tasks in processes on this machine or on a Ray cluster, with the same functions and the same results.
 
-A task reads files and writes files, each aside and renamed, so it can be cut short anywhere and run again, on another
-machine too. On a cluster the folders must be the same ones on every node, as they must be for training, and so must be
-the libraries that decide the bytes; a node where they are not is named.
+A task reads and writes files. Each output is written under another name and then renamed, so that a task can be killed
+at any point and run again, also on another machine. On a cluster, all nodes must see the same folders, as for training,
+and must have the same versions of the libraries that decide the output bytes. An error names a node that does not.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from data_prep.running.progress import Done, Progress
 PROCESSES = Whole(1, 10_000)
 CLUSTERS = ("local", "ray")
 LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
-MARK = ".cluster"  # a file of the folder that tasks write to, by which a node shows that it sees the same one
-RETRIES = 16  # of a task whose node or process dies: nodes come and go, and a task is minutes at most
+MARK = ".cluster"  # file in the output folder; a node that finds it sees the same folder
+RETRIES = 16  # of a task whose node or process dies; nodes come and go, and a task takes minutes at most
 LOOK_S = 0.5
-HEAD_LOOK_S = 2.0  # between two looks at the head of a cluster, and the longest that one takes
-HEAD_DEAD_S = 15.0  # without an answer; Ray ends this process after 60
+HEAD_LOOK_S = 2.0  # between two checks of a cluster's head, and the timeout of one check
+HEAD_DEAD_S = 15.0  # time without an answer; Ray itself ends this process after 60 s
 CONNECT_TIMEOUT_S = 10.0
 
-Tick = Callable[..., object]  # tick(bytes=…, documents=…, tokens=…): what a task has done since the last call
+Tick = Callable[..., object]  # tick(bytes=…, documents=…, tokens=…): work that a task has done since the last call
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,8 @@ class Task:
     """A call `function(*arguments, tick)`.
 
     Attributes:
-        name: what messages call it.
-        arguments: must be picklable.
+        name: name of the task in messages.
+        arguments: arguments of the function; they must be picklable.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Workers:
 
     Attributes:
         processes: number of processes on this machine; a cluster uses all of its cores.
-        cluster: one of `CLUSTERS`.
+        cluster: `local` for processes of this machine, `ray` for a Ray cluster.
     """
 
     processes: int = 1
@@ -82,13 +82,13 @@ class Workers:
         """Run all tasks, in any order.
 
         Args:
-            function: of a module, so that other processes find it by name.
-            tasks: its calls, taken as there is room for them.
-            folder: where they write.
-            progress: is kept up to date.
+            function: function at the top level of a module, so that other processes find it by name.
+            tasks: tasks to run; the next one is taken when a process is free.
+            folder: folder that the tasks write to.
+            progress: progress that is updated meanwhile.
 
         Raises:
-            BadInput: a task raised it, the cluster cannot be reached, or a node of it sees other files or versions.
+            BadInput: a task raised it, the cluster cannot be reached, or a node sees other files or has other versions.
         """
         todo = iter(tasks)
         first = list(islice(todo, 2))
@@ -105,20 +105,23 @@ class Workers:
                     function(*task.arguments, progress.tick)
 
 
-HERE = Workers()  # one process, this one
+HERE = Workers()  # this process alone
 
 
 def add_workers(parser: argparse.ArgumentParser) -> None:
-    """The switches of a command whose tasks are run by `Workers`."""
+    """Add the options `--workers` and `--cluster` to a command whose tasks `Workers` runs."""
     parser.add_argument(
-        "--workers", type=Allowed(PROCESSES), default=os.cpu_count() or 1, help="processes (default: all cores)"
+        "--workers",
+        type=Allowed(PROCESSES),
+        default=os.cpu_count() or 1,
+        help="number of processes (default: all cores)",
     )
     parser.add_argument(
         "--cluster",
         choices=CLUSTERS,
         default=CLUSTERS[0],
-        help="ray: on the Ray cluster at RAY_ADDRESS, begun by `ray start --head`; every node must see the folders "
-        "(default local: processes of this machine)",
+        help="ray: run on the Ray cluster at RAY_ADDRESS, started by `ray start --head`; every node must see the "
+        "folders (default local: processes of this machine)",
     )
 
 
@@ -131,7 +134,7 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
         pending: dict[Future[None], str] = {}
         try:
             while True:
-                # Not all at once: a name is under way only when a process has it.
+                # Tasks are submitted one by one, so that the names shown are of tasks that a process works on.
                 while len(pending) < processes + 1 and (task := next(todo, None)):
                     with _interrupts_held():
                         pending[pool.submit(_call, function, task.arguments)] = task.name
@@ -146,15 +149,16 @@ def _run_in_processes(function: Callable[..., None], todo: Iterator[Task], proce
                     future.result()
         except BrokenProcessPool:
             raise BadInput(
-                f"a worker process was ended from outside while it had {', '.join(progress.waiting_for)}, most likely "
-                "for want of memory; type the same command to resume, with fewer --workers"
+                f"a worker process was killed from outside while it worked on {', '.join(progress.waiting_for)}, "
+                "most likely because memory ran out; type the same command to resume, with fewer --workers"
             ) from None
 
 
 class _Pool(ProcessPoolExecutor):
-    """Ends its processes at once on Ctrl-C, also while it waits for them to end.
+    """A process pool that kills its processes at once on Ctrl-C, also while it waits for them to end.
 
-    One that lived on, above all one that is still starting, would find what it shares with this process gone.
+    Otherwise a process that lives longer, for example one that is still starting, would not find the objects that it
+    shares with this process, and would print a traceback.
     """
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -166,19 +170,20 @@ class _Pool(ProcessPoolExecutor):
             raise
         finally:
             if kind is KeyboardInterrupt:
-                for process in active_children():  # tasks can be cut short anywhere
+                for process in active_children():  # a task can be killed at any point
                     process.kill()
                 self.shutdown(cancel_futures=True)
 
 
 @contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits meanwhile. A process that is begun here never sees one: it inherits what is blocked."""
+    """Delay Ctrl-C. A process that is started meanwhile never gets Ctrl-C, because it inherits the blocked signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     came: list[Any] = []
-    # Blocked in this thread alone: another one may take the signal, and Python calls the handler here.
+    # The signal is blocked only in this thread. If another thread receives it, Python still calls the handler in this
+    # one.
     handler = signal.signal(signal.SIGINT, lambda *arguments: came.append(arguments))
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
@@ -237,19 +242,19 @@ def _run_on_ray(function: Callable[..., None], todo: Iterator[Task], folder: Pat
 
 
 def _lost(name: str, error: Exception) -> BadInput:
-    """What it means that Ray gave a task back undone. Ray's own text is a page, and quotes its logs."""
+    """The error for a task that Ray gave up. Ray's own text is not shown: it fills a page and quotes its logs."""
     from ray.exceptions import LocalRayletDiedError, NodeDiedError, WorkerCrashedError
 
     kind, again = type(error).__name__, "then type the same command to resume"
-    if isinstance(error, LocalRayletDiedError):  # which Ray does not try again: there is nobody to ask
+    if isinstance(error, LocalRayletDiedError):  # Ray does not retry this, because its process on this machine is gone
         return BadInput(
             f"Ray on this machine ended while {name} was under way ({kind}); start it again (`ray start --head`, or "
             f"`ray start --address=HOST:6379` where the head is another machine), {again}"
         )
     if isinstance(error, (NodeDiedError, WorkerCrashedError)):
         return BadInput(
-            f"{name} was begun {RETRIES + 1} times, and each time its node or process was lost ({kind}), most likely "
-            f"for want of memory; look at the cluster with `ray status`, {again}"
+            f"{name} was started {RETRIES + 1} times, and each time its node or process was lost ({kind}), most likely "
+            f"because memory ran out; look at the cluster with `ray status`, {again}"
         )
     return BadInput(
         f"Ray could not run {name} ({kind}: {str(error).strip().splitlines()[0][:200]}); look at the cluster with "
@@ -258,17 +263,17 @@ def _lost(name: str, error: Exception) -> BadInput:
 
 
 class _Head:
-    """The head of a cluster, looked at while tasks run: Ray itself waits for a dead one for a minute, without a word.
+    """A check of the cluster's head while tasks run, because Ray waits a minute for a dead head without a message.
 
     Args:
-        address: `host:port` at which it answers.
+        address: `host:port` of the head.
     """
 
     def __init__(self, address: str) -> None:
         self._address, self._answered_s, self._looked_s = address, time.monotonic(), 0.0
 
     def check(self) -> None:
-        """Say that it does not answer, and raise BadInput when it has not for so long that it is dead."""
+        """Print a message if the head does not answer; raise BadInput if it has not answered for `HEAD_DEAD_S`."""
         now_s = time.monotonic()
         if now_s - self._looked_s < HEAD_LOOK_S:
             return
@@ -293,14 +298,14 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Node:
-    """What a node must share with the one that tasks come from."""
+    """What each node must have in common with the machine that submits the tasks."""
 
     folder: Path
     mark: str
     versions: dict[str, str]
 
     def check(self) -> None:
-        """Raises BadInput on another disk, or with other libraries: such a node would write elsewhere, or otherwise."""
+        """Raise BadInput if this node sees another disk or has other library versions, so its output would differ."""
         path, name = self.folder / MARK, platform.node()
         if not path.is_file() or path.read_text() != self.mark:
             raise BadInput(f"node {name} does not see {path}; put the folders where all nodes of a cluster see them")
@@ -309,7 +314,7 @@ class _Node:
 
 
 def _call_on_ray(driver: _Node, function: Callable[..., None], arguments: tuple[Any, ...]) -> Done:
-    """What the task did comes back when it ends."""
+    """Run one task on a node and return how much work it did."""
     driver.check()
     total = Done()
 
@@ -323,31 +328,32 @@ def _call_on_ray(driver: _Node, function: Callable[..., None], arguments: tuple[
 
 @contextmanager
 def connected(or_begin: bool = False) -> Iterator[Any]:
-    """The module `ray`, connected to the cluster at RAY_ADDRESS, or to the one that `ray start` began on this machine.
+    """Connect to the Ray cluster at RAY_ADDRESS, or to the one that `ray start` started on this machine; yield `ray`.
 
     Args:
-        or_begin: where there is neither, begin one of this machine alone.
+        or_begin: start a cluster of this machine alone if there is no other.
 
     Raises:
         BadInput: there is no cluster.
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Of a node that dies Ray prints the last page of its log here; what it means for a task is said in a line.
+    # When a node dies, Ray would print the last page of the node's log here; `_lost` says in one line what it means.
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "Raylet is terminated|has been marked dead")
     token = os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token"
     if "RAY_AUTH_TOKEN" in os.environ or Path(token).is_file():
-        # `ray start --head` asks for a token where it finds one, but a connection to an address does not look for it.
+        # `ray start --head` requires a token if it finds one, but a client that connects to an address does not look
+        # for the token.
         os.environ.setdefault("RAY_AUTH_MODE", "token")
     try:
         import ray
     except ModuleNotFoundError:
         raise BadInput("a Ray cluster needs ray, on each machine: make .venv/development brings it") from None
-    if ray.is_initialized():  # the caller's own
+    if ray.is_initialized():  # the caller has connected already and keeps the connection
         yield ray
         return
     address = os.environ.get("RAY_ADDRESS") or "auto"
     try:
-        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself looks for it for many minutes
+        if match := re.fullmatch(r"(?:ray://)?(.+):(\d+)", address):  # Ray itself would try for many minutes
             socket.create_connection((match[1], int(match[2])), CONNECT_TIMEOUT_S).close()
         if or_begin and address == "auto":
             ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False)
@@ -355,9 +361,9 @@ def connected(or_begin: bool = False) -> Iterator[Any]:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, OverflowError, ValueError, RuntimeError) as error:
         raise BadInput(
-            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); begin one with `ray start --head`, add nodes "
-            "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379 (one that asks for a token wants "
-            "RAY_AUTH_TOKEN, as `ray get-auth-token` prints it), or leave --cluster out"
+            f"no Ray cluster at {address} ({str(error).splitlines()[0]}); start one with `ray start --head`, add nodes "
+            "with `ray start --address=HOST:6379`, name it by RAY_ADDRESS=HOST:6379 (a cluster with a token also needs "
+            "RAY_AUTH_TOKEN, which `ray get-auth-token` prints), or omit --cluster"
         ) from None
     try:
         yield ray
@@ -366,7 +372,7 @@ def connected(or_begin: bool = False) -> Iterator[Any]:
 
 
 def follow_parent() -> None:
-    """Leave Ctrl-C to the parent to answer, and end when it ends: a worker of a killed parent would wait for ever."""
+    """Ignore Ctrl-C, which the parent handles, and end when the parent ends; otherwise a worker would wait for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
@@ -379,9 +385,10 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """A name to write a file under; flushed to disk and renamed to `path` when all went well, removed otherwise.
+    """Yield a temporary path for a file; on success, flush the file to disk and rename it to `path`, else remove it.
 
-    The name is this attempt's own: a node that was taken for dead may still write while another repeats its task.
+    Each attempt has its own temporary path, because a node that seemed dead may still write while another node repeats
+    its task.
     """
     aside = path.with_name(f".{path.name}.{platform.node()}.{os.getpid()}.{threading.get_ident()}")
     try:
