@@ -1,1 +1,1 @@
-"""Downloads from where text is published, each checked before it gets its name."""
+"""Downloads from publishers of text. Each download is checked before it gets its final name."""

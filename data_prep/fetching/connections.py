@@ -1,7 +1,8 @@
-"""Answers that begin in time, whatever a server does with its headers and its redirects.
+"""HTTP sessions that limit the time until a response begins, whatever a server does with headers and redirects.
 
-requests' timeout is between two bytes, so a server that drips its headers is waited for without end (a TLS handshake is
-not: its timeout is one for all of it). And requests reads the body of a redirect into memory before it follows it.
+The timeout of requests applies between two bytes, so that a server that sends its headers byte by byte could delay a
+request for ever. (A TLS handshake cannot: one timeout applies to all of it.) Moreover, requests reads the body of a
+redirect into memory before it follows the redirect.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from data_prep.common.bounds import HEADERS_S, REDIRECTS
 
 @contextmanager
 def _in_time(connection: HTTPConnection) -> Iterator[None]:
-    """Raise TimeoutError where what is done meanwhile takes too long: the socket is shut under it."""
+    """Raise TimeoutError if the body of the `with` statement takes too long: a timer shuts the connection's socket."""
     is_late = threading.Event()
 
     def shut() -> None:
@@ -44,7 +45,7 @@ def _in_time(connection: HTTPConnection) -> Iterator[None]:
         raise
     finally:
         timer.cancel()
-    if is_late.is_set():  # http.client takes headers that end with the connection for whole
+    if is_late.is_set():  # http.client accepts headers that are cut off by the end of the connection
         raise TimeoutError(late)
 
 
@@ -59,7 +60,7 @@ class _TlsConnection(_Connection, HTTPSConnection):
 
 
 class _Pool(HTTPConnectionPool):
-    ConnectionCls = _Connection  # pyright: ignore[reportAssignmentType] (as urllib3's own are)
+    ConnectionCls = _Connection  # pyright: ignore[reportAssignmentType] (urllib3 does the same)
 
 
 class _TlsPool(HTTPSConnectionPool):
@@ -68,12 +69,12 @@ class _TlsPool(HTTPSConnectionPool):
 
 class _Adapter(requests.adapters.HTTPAdapter):
     def init_poolmanager(self, *arguments: Any, **given: Any) -> None:
-        """The manager of connections to the addresses themselves."""
+        """Make the manager of direct connections."""
         super().init_poolmanager(*arguments, **given)
         self.poolmanager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
 
     def proxy_manager_for(self, proxy: str, **given: Any) -> Any:
-        """The manager of connections through a proxy; a SOCKS one has classes of its own, without this bound."""
+        """Make the manager of connections through a proxy. SOCKS proxies keep their own classes, without the limit."""
         manager = super().proxy_manager_for(proxy, **given)
         if not proxy.lower().startswith("socks"):
             manager.pool_classes_by_scheme = {"http": _Pool, "https": _TlsPool}
@@ -81,14 +82,14 @@ class _Adapter(requests.adapters.HTTPAdapter):
 
 
 def _without_body(response: requests.Response, *_: Any, **__: Any) -> None:
-    """A hook: what comes with a redirect is not read."""
+    """A response hook that closes a redirect without reading its body."""
     if response.is_redirect:
         response.raw.close()
         response.raw = HTTPResponse(io.BytesIO(), preload_content=False)
 
 
 def new_session(user_agent: str) -> requests.Session:
-    """A session, for one thread, that takes files as they are stored."""
+    """Make a session for one thread; it asks for files without compression in transit."""
     session = requests.Session()
     session.mount("http://", _Adapter())
     session.mount("https://", _Adapter())

@@ -1,4 +1,4 @@
-"""A folder of fetched files, and what it knows of them: `acquired.sqlite`, and `acquired.csv` for people."""
+"""The record of fetched files in their folder: the database `acquired.sqlite`, and `acquired.csv` for people."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from pathlib import Path
 from data_prep.common.errors import BadInput
 
 STATE, LISTING = "acquired.sqlite", "acquired.csv"
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes a cell that begins so for (OWASP, CSV injection)
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet takes such cells for formulas (OWASP, CSV injection)
 
 
 @contextmanager
 def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
-    """The database of a folder, both made where they are not there.
+    """Open the database of a folder; make the folder and the database if they do not exist.
 
     Args:
-        folder: the folder.
-        dry_run: nothing is made, and the database is a copy that goes away.
+        folder: folder of the fetched files.
+        dry_run: make nothing; open a temporary copy of the database instead.
 
     Raises:
-        BadInput: it cannot be made, is none, a program reads it just now; the disk becomes full meanwhile.
+        BadInput: the database cannot be made, is damaged or is in use by another program, or the disk is full.
     """
     try:
         with tempfile.TemporaryDirectory() as aside:
@@ -46,11 +46,11 @@ def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
             raise BadInput(
                 f"{folder / STATE}: {error}; see that it can be read and written, and type the same command"
             ) from None
-        if type(error) is not sqlite3.DatabaseError:  # a statement of ours is wrong, and the file is not
+        if type(error) is not sqlite3.DatabaseError:  # an SQL statement of this code is wrong, not the file
             raise
         raise BadInput(
-            f"{folder / STATE}: {error}. It knows what was fetched, so keep it: put a copy of it in its place, "
-            f"or try `sqlite3 {STATE} .recover`. Moved away, what lies beside it is checked or fetched anew"
+            f"{folder / STATE}: {error}. It records what was fetched, so keep it: restore it from a backup, or try "
+            f"`sqlite3 {STATE} .recover`. If you move it away, the files beside it are checked or fetched again"
         ) from None
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -59,11 +59,11 @@ def state(folder: Path, dry_run: bool = False) -> Iterator[sqlite3.Connection]:
 
 
 def _full(folder: Path) -> BadInput:
-    return BadInput(f"no room left for {folder}; make some, then type the same command to resume")
+    return BadInput(f"no room left for {folder}; free some, then type the same command to resume")
 
 
 def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> None:
-    """Write what a query finds as `acquired.csv`, with the names of its columns."""
+    """Write the result of a query, with its column names, as `acquired.csv`."""
     aside = folder / f".{LISTING}"
     with aside.open("w", encoding="utf-8", newline="") as file:
         rows = database.execute(query)
@@ -74,15 +74,15 @@ def write_listing(database: sqlite3.Connection, folder: Path, query: str) -> Non
 
 
 def _as_text(cell: object) -> object:
-    """A cell that a spreadsheet shows and does not compute: names, licences and hashes come from elsewhere."""
+    """Make a spreadsheet show a cell and not compute it, because names, licences and hashes are untrusted input."""
     if not isinstance(cell, str):
         return cell
-    shown = cell.replace("\r", " ")  # which csv would not quote
+    shown = cell.replace("\r", " ")  # the csv module would not quote it
     return f"'{shown}" if cell.startswith(FORMULA) else shown
 
 
 def stamp(path: Path) -> str | None:
-    """Changes when a file does, as far as can be seen without reading it; None where there is none."""
+    """The size and modification time of a file, which show most changes without reading it; None if there is no file."""
     if not path.is_file():
         return None
     status = path.stat()

@@ -1,8 +1,9 @@
-"""HTTP for bulk downloads: what comes back is what was asked for, or an error that names the URL.
+"""An HTTP client for bulk downloads. A request returns what was asked for, or raises an error that names the URL.
 
-5xx, 429, timeouts and connections that break are tried again, with growing waits, and a file resumes where it stopped
-if the server can say that it is still the same file (`If-Range`). 403, 404 and whatever else the request itself is to
-blame for are final. Bytes are taken as they are stored: a `.gz` stays packed whatever the server calls it.
+The client retries after 5xx, 429, timeouts and broken connections, with growing waits. It resumes a download where it
+stopped if the server can confirm that the file is still the same (`If-Range`). It does not retry 403, 404 and other
+errors that the request itself causes. Files arrive as they are stored: a `.gz` file stays compressed whatever the
+server calls it.
 """
 
 from __future__ import annotations
@@ -23,13 +24,13 @@ from data_prep.common.location import Location
 from data_prep.files.inputs import Tick
 
 CONNECT_TIMEOUT_S = 10.0
-READ_TIMEOUT_S = 60.0  # without a byte
-ATTEMPTS = 6  # that bring nothing, one after the other
-WAIT_S = 1.0  # before the second attempt, twice as long before each further one
+READ_TIMEOUT_S = 60.0  # time without a byte
+ATTEMPTS = 6  # in a row that make no progress
+WAIT_S = 1.0  # before the second attempt; the wait doubles before each further one
 MAX_WAIT_S = 60.0
-PROGRESS_BYTES = 1 << 20  # an attempt that brings so much was not in vain
+PROGRESS_BYTES = 1 << 20  # an attempt that brings this much counts as progress
 BLOCK_BYTES = 1 << 20
-DOWNLOADS = 3  # of what arrives and is not what it should be
+DOWNLOADS = 3  # of a file whose content fails its checks
 USER_AGENT = "biomedlm-recipe/data_prep/acquire.py"
 
 T = TypeVar("T")
@@ -37,19 +38,19 @@ R = TypeVar("R")
 
 
 class Missing(BadInput):
-    """The server answers, and has no such file."""
+    """The server answers that it has no such file."""
 
 
 class TooLong(BadInput):
-    """A file is longer than it can be, so it is not what it should be; fetched again it would be no other."""
+    """A file is longer than its limit; another download would give the same."""
 
 
 class Wrong(BadInput):
-    """A file arrived and is not what it should be. Fetched again it may be."""
+    """A file arrived and failed its checks; another download may be good."""
 
 
 class _Passing(Exception):
-    """What may be over at the next attempt, which is to wait at least so many seconds."""
+    """A temporary failure; the next attempt waits at least `wait_s` seconds."""
 
     def __init__(self, what: str, wait_s: float = 0.0):
         super().__init__(what)
@@ -57,16 +58,16 @@ class _Passing(Exception):
 
 
 class _Stopped(Exception):
-    """Another thread ends the command."""
+    """Another thread is ending the command."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What a server answered.
+    """A server's response.
 
     Attributes:
-        body: the bytes as they are stored there.
-        headers: their names in any case.
+        body: bytes of the file as the server stores them.
+        headers: response headers, whose names match in any case.
     """
 
     body: bytes
@@ -74,10 +75,10 @@ class Answer:
 
 
 class Web:
-    """A client for several threads.
+    """An HTTP client for several threads.
 
-    Each method that fetches raises BadInput if the server refuses the request, Missing if it is for what is not there,
-    and Unavailable if `ATTEMPTS` attempts bring no answer.
+    Each method that fetches raises BadInput if the server refuses the request, Missing if the server has no such file,
+    and Unavailable if `ATTEMPTS` attempts in a row bring no response.
     """
 
     def __init__(self) -> None:
@@ -85,15 +86,15 @@ class Web:
         self._stop = threading.Event()
 
     def get(self, url: Location, limit_bytes: int) -> Answer:
-        """A file that fits in memory.
+        """Fetch a file into memory.
 
         Raises:
-            TooLong: it has more than `limit_bytes`.
+            TooLong: the file has more than `limit_bytes`.
         """
         return self._repeated(url, lambda: self._whole(url, limit_bytes), lambda: 0)
 
     def length(self, url: Location) -> int:
-        """The bytes of a file, which is not fetched; 0 where the server does not say."""
+        """The size of a file in bytes, without fetching it; 0 if the server does not give the size."""
 
         def attempt() -> int:
             with self._opened("HEAD", url, {}) as response:
@@ -102,22 +103,23 @@ class Web:
         return self._repeated(url, attempt, lambda: 0)
 
     def download(self, url: Location, part: Path, limit_bytes: int, tick: Tick = lambda _: None) -> Mapping[str, str]:
-        """Fetch a file, or the rest of it, into `part`.
+        """Download a file, or the rest of it, into `part`.
 
-        A part that lies there is continued if the server named a version of the file when it was begun, which a file
-        beside it with the ending `.etag` keeps. Complete means as long as the server says, and nothing else.
+        An existing part is resumed if the server identified the file's version when the download began; a file beside
+        the part with the ending `.etag` stores that version. The only check here is that the length is what the server
+        announced.
 
         Args:
-            url: the file.
-            part: where to; its folder exists.
-            limit_bytes: that it may have.
-            tick: is told the bytes that came, those of an earlier call too; less than 0 for what is thrown away.
+            url: URL of the file.
+            part: path to write to; its folder must exist.
+            limit_bytes: largest allowed size.
+            tick: called with the number of bytes that arrived, also in an earlier call; negative for discarded bytes.
 
         Returns:
-            The headers of the last answer.
+            The headers of the last response.
 
         Raises:
-            TooLong: it has more than `limit_bytes`; nothing is left of it.
+            TooLong: the file has more than `limit_bytes`; the part is removed.
             OSError: `part` cannot be written.
         """
         tick(_size(part))
@@ -130,15 +132,15 @@ class Web:
     def each(
         self, todo: Iterable[T], work: Callable[[T], R], workers: int
     ) -> Generator[tuple[T, R | BadInput], None, None]:
-        """Do `work` for many things, several at a time; what it makes of each comes in the order in which it is done.
+        """Call `work` for many items in several threads; yield each item with its result, in order of completion.
 
-        A BadInput is such a result: others may be well. After Unavailable nothing is begun any more, what is under way
-        comes to its end, and then it is raised.
+        A BadInput is yielded as the item's result, because other items may succeed. After Unavailable, no new item is
+        started, running ones are finished, and then Unavailable is raised.
 
         Args:
-            todo: the things; only a few more are taken than are worked on.
-            work: is called in other threads.
-            workers: how many threads.
+            todo: items; only a few more are taken than are in work.
+            work: function that is called in other threads.
+            workers: number of threads.
         """
         things = iter(todo)
         pending: dict[Future[R], T] = {}
@@ -175,7 +177,7 @@ class Web:
             raise unavailable
 
     def _repeated(self, url: Location, attempt: Callable[[], T], bytes_here: Callable[[], int]) -> T:
-        """Attempt until there is an answer, or `ATTEMPTS` of them in a row have brought nothing."""
+        """Repeat `attempt` until it succeeds, or until `ATTEMPTS` attempts in a row have made no progress."""
         failures, most = 0, bytes_here()
         while True:
             try:
@@ -186,7 +188,7 @@ class Web:
                 failures += 1
                 if failures >= ATTEMPTS:
                     raise Unavailable(
-                        f"{url}: {fault}, at {ATTEMPTS} attempts in a row; type the same command later to resume"
+                        f"{url}: {fault}, in {ATTEMPTS} attempts in a row; type the same command later to resume"
                     ) from None
                 if self._stop.wait(min(max(fault.wait_s, WAIT_S * 2 ** (failures - 1)), MAX_WAIT_S)):
                     raise _Stopped from None
@@ -203,13 +205,13 @@ class Web:
         part_bytes = _size(part)
         request: dict[str, str] = {}
         if part_bytes and known.is_file():
-            # The last byte again, so that there is a range to ask for when all of it lies there.
+            # The last byte is requested again, so that the range is not empty if the part is complete.
             request = {"Range": f"bytes={part_bytes - 1}-", "If-Range": known.read_text(encoding="utf-8")}
         with self._opened("GET", url, request) as response:
             if response.status_code == 416 or (response.status_code == 206 and not _goes_on(response, request)):
                 tick(-part_bytes)
                 discard(part)
-                raise _Passing(f"the part that was here does not fit what is there now ({response.status_code})")
+                raise _Passing(f"the existing part does not fit the file on the server ({response.status_code})")
             if response.status_code == 206:
                 tick(-1)
                 start = part_bytes - 1
@@ -228,17 +230,17 @@ class Web:
             return response.headers
 
     def _blocks(self, response: Any, url: Location, start: int, limit_bytes: int) -> Iterator[bytes]:
-        """What the server sends, as it comes; urllib3 raises if that is less than Content-Length says.
+        """The blocks of a response body as they arrive; urllib3 raises if there are fewer bytes than Content-Length.
 
         Args:
-            response: the answer.
-            url: what messages name.
-            start: where in the file it begins.
-            limit_bytes: that the file may have.
+            response: response to read.
+            url: URL for messages.
+            start: position in the file at which the body begins.
+            limit_bytes: largest allowed size of the file.
 
         Raises:
-            TooLong: it has more.
-            _Passing: too little comes for too long.
+            TooLong: the file has more bytes.
+            _Passing: the connection is too slow for too long.
         """
         size_bytes = start
         announced = response.headers.get("Content-Length", "")
@@ -259,7 +261,7 @@ class Web:
 
     @contextmanager
     def _opened(self, method: str, url: Location, headers: Mapping[str, str]) -> Iterator[Any]:
-        """An answer that is worth reading; while it is read, too, what breaks is `_Passing`."""
+        """Open a successful response; a temporary failure, also while the response is read, raises `_Passing`."""
         import requests
         import urllib3
 
@@ -275,11 +277,11 @@ class Web:
         except (requests.ConnectionError, urllib3.exceptions.HTTPError, ConnectionError) as error:
             raise _Passing(f"the connection fails or breaks off ({_reason(error)})") from None
         except requests.RequestException as error:
-            raise BadInput(f"{url} cannot be asked for: {type(error).__name__}: {error}") from None
+            raise BadInput(f"{url} cannot be requested: {type(error).__name__}: {error}") from None
 
     @property
     def _session(self) -> Any:
-        """This thread's; they are not made for several."""
+        """The session of this thread; a requests session is not safe for several threads."""
         if not hasattr(self._local, "session"):
             from data_prep.fetching.connections import new_session
 
@@ -288,14 +290,14 @@ class Web:
 
 
 def until_right(what: Location, attempt: Callable[[], T]) -> T:
-    """What `attempt` gives, which may find up to `DOWNLOADS` times that what it fetched is `Wrong`.
+    """Call `attempt` until its download passes its checks, at most `DOWNLOADS` times, and return the result.
 
     Args:
-        what: what the message names.
-        attempt: fetches and checks.
+        what: URL for the message.
+        attempt: function that downloads and checks, and raises Wrong if a check fails.
 
     Raises:
-        BadInput: it was wrong each time.
+        BadInput: every download failed its checks.
     """
     seen = None
     for _ in range(DOWNLOADS):
@@ -303,11 +305,11 @@ def until_right(what: Location, attempt: Callable[[], T]) -> T:
             return attempt()
         except Wrong as error:
             seen = error
-    raise BadInput(f"{what} is not what it should be, fetched {DOWNLOADS} times: {seen}")
+    raise BadInput(f"{what} failed its checks in {DOWNLOADS} downloads: {seen}")
 
 
 def discard(part: Path) -> None:
-    """Remove what `download` left at `part`."""
+    """Remove the part that `download` left, and its `.etag` file."""
     part.unlink(missing_ok=True)
     part.with_name(f"{part.name}.etag").unlink(missing_ok=True)
 
@@ -315,8 +317,8 @@ def discard(part: Path) -> None:
 def _check_length(size_bytes: int, limit_bytes: int, url: Location) -> None:
     if size_bytes > limit_bytes:
         raise TooLong(
-            f"{url} has more than the {limit_bytes:,} bytes that it can have by its source's listing; "
-            "see what the server answers there, or leave the file out"
+            f"{url} has more than the {limit_bytes:,} bytes that its source's listing allows; "
+            "see what the server answers there, or omit the file"
         )
 
 
@@ -339,7 +341,7 @@ def _check_status(url: Location, response: Any, ranged: bool) -> None:
 
 
 def _goes_on(response: Any, request: Mapping[str, str]) -> bool:
-    """Whether a partial answer is the asked part of the same file; not every server heeds If-Range."""
+    """Whether a partial response is the requested part of the same file; some servers ignore If-Range."""
     start = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
     return (
         start is not None
@@ -349,13 +351,13 @@ def _goes_on(response: Any, request: Mapping[str, str]) -> bool:
 
 
 def _validator(response: Any) -> str | None:
-    """What `If-Range` takes: an entity tag unless it is a weak one, or the time of the last change."""
+    """The value for `If-Range`: the response's entity tag unless it is weak, else the time of the last change."""
     etag = response.headers.get("ETag", "")
     return etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
 
 
 def _reason(error: BaseException) -> str:
-    """The last cause, without the addresses of objects that the libraries quote."""
+    """The innermost cause of an error, without the addresses of Python objects that libraries quote."""
     while (cause := error.__cause__ or error.__context__) is not None:
         error = cause
     text = re.sub(r"<[^>]*>:?", "", str(error)).strip()

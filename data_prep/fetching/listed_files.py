@@ -1,4 +1,4 @@
-"""Files that a source lists: fetched, checked against what the source says, recorded in `acquired.sqlite`."""
+"""Fetch the files that a source lists, check them against the listing, and record them in `acquired.sqlite`."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from data_prep.fetching.downloads import Web, Wrong, discard, until_right
 from data_prep.files.inputs import Input, Tick
 
 MD5 = re.compile(rb"\b[0-9a-f]{32}\b")
-BASELINE_RECORDS = 30_000  # of a baseline file but the last, where no neighbour is known
+BASELINE_RECORDS = 30_000  # records of every baseline file but the last; used if no neighbour is known
 NEIGHBOURS = 10
-MAX_FAULTS = 20  # files that cannot be had, after which it is no use to continue
+MAX_FAULTS = 20  # failed files after which the command stops
 MARKS = {".gz": b"\x1f\x8b", ".zst": b"\x28\xb5\x2f\xfd"}
 
 
@@ -36,15 +36,15 @@ class Wanted:
     """A file as its source lists it.
 
     Attributes:
-        name: its path in the folder that it is fetched to.
-        url: where it is.
-        bytes: its size, 0 where that is unknown.
-        version: changes when the file does.
-        exact: whether it has just so many bytes.
-        sha256: its hash, where the listing has it.
-        has_md5: whether a file with the ending `.md5` beside it says its hash.
-        group: group of its neighbours, whose numbers of records are alike.
-        last: it is the last of them, and may have fewer.
+        name: path of the file below the output folder.
+        url: URL of the file.
+        bytes: size of the file, 0 if unknown.
+        version: text that changes when the file changes.
+        exact: whether `bytes` is exact rather than rounded.
+        sha256: hash of the file, if the listing gives it.
+        has_md5: whether the server has a file `NAME.md5` with the hash.
+        group: name of a group of files that hold similar numbers of records.
+        last: whether the file is the last of its group, which may hold fewer records.
     """
 
     name: str
@@ -60,16 +60,16 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Fetched:
-    """What is known of a file that was fetched; a row of `acquired.sqlite`.
+    """The record of a fetched file, a row of `acquired.sqlite`.
 
     Attributes:
-        version: what its source listed.
-        stamp: changes when the file here does.
-        md5: its hash, where its source publishes it.
-        etag: as the server said.
-        modified: likewise.
-        records: in it; of PubMed's files the citations, without the deletions.
-        fetched: when, in UTC.
+        version: version that the source listed.
+        stamp: text that changes when the local file changes.
+        md5: hash of the file, if its source publishes one.
+        etag: entity tag that the server sent.
+        modified: time of the last change that the server sent.
+        records: number of records in the file; for PubMed, citations without deletions.
+        fetched: time of the download in UTC.
     """
 
     name: str
@@ -90,25 +90,25 @@ COLUMNS = tuple(Fetched.__dataclass_fields__)
 
 
 class Acquired:
-    """What lies in a folder and where it came from."""
+    """The table of fetched files in `acquired.sqlite`."""
 
     def __init__(self, database: sqlite3.Connection):
         self._database = database
         names = ", ".join(f'"{column}"' for column in COLUMNS)
         database.execute(f"CREATE TABLE IF NOT EXISTS files ({names}, PRIMARY KEY (name)) WITHOUT ROWID")
-        # Earlier versions kept URLs with their credentials: what lies on the disk is overwritten, too.
+        # Earlier versions stored URLs with their credentials. secure_delete also overwrites them on the disk.
         database.execute("PRAGMA secure_delete = ON")
         database.create_function("shown", 1, without_credentials, deterministic=True)
         with database:
             database.execute("UPDATE files SET url = shown(url) WHERE url != shown(url)")
 
     def all(self) -> dict[str, Fetched]:
-        """All of it, by name."""
+        """All fetched files by name."""
         rows = self._database.execute("SELECT * FROM files ORDER BY name")
         return {row[0]: Fetched(*row) for row in rows}
 
     def put(self, file: Fetched) -> None:
-        """Write down one file, in the place of what was known of it."""
+        """Store the record of one file, replacing an older one."""
         marks = ", ".join("?" for _ in COLUMNS)
         values = tuple(getattr(file, column) for column in COLUMNS)
         with self._database:
@@ -117,7 +117,7 @@ class Acquired:
 
 @dataclass(frozen=True)
 class _Arrived:
-    """A file that was fetched and checked, still under its name of a part; or found, then without `part`."""
+    """A checked file: a download that is still named `part`, or a file that was there already (then `part` is None)."""
 
     file: Fetched
     part: Path | None
@@ -135,23 +135,23 @@ def fetch(
     accepted: Sequence[str] = (),
     faults: Sequence[str] = (),
 ) -> None:
-    """Bring a folder to what its source lists.
+    """Fetch all files that a source lists and that are missing or outdated in a folder.
 
     Args:
-        web: the client.
-        listed: the files, in their order.
-        out: the folder.
-        count: reads a file to its end, whose name is to be the given one; says how many records are in it, and raises
-            BadInput if it is not what it should be.
-        workers: files that are fetched at a time.
-        limit: only the first so many files.
-        dry_run: say what would be fetched.
-        accepted: names of files that are taken whatever the number of their records.
-        faults: what is wrong with the listing, to be said at the end.
+        web: HTTP client.
+        listed: files of the source, in order.
+        out: folder to fetch into.
+        count: function of a path and the file's final name that reads the file to its end and returns its number of
+            records; it raises BadInput if the content is wrong.
+        workers: number of files that are fetched at a time.
+        limit: fetch only this number of files, the first ones.
+        dry_run: only print what would be fetched.
+        accepted: names of files that are accepted whatever number of records they hold.
+        faults: faults of the listing, to report at the end.
 
     Raises:
-        BadInput: some files cannot be had or are not what they should be; the others are there.
-        Unavailable: the source does not answer any more; what came before is there.
+        BadInput: some files could not be fetched or failed their checks; the others are in the folder.
+        Unavailable: the source stopped answering; files that arrived before are in the folder.
     """
     wanted = listed[:limit]
     with state(out, dry_run) as database:
@@ -189,7 +189,7 @@ def _fetch_all(
     acquired: Acquired,
     fetched: dict[str, Fetched],
 ) -> list[str]:
-    """Fetch files and put them in their places; returns what is wrong with those that could not be had."""
+    """Fetch files and give them their final names; return the faults of those that failed."""
     _check_room(out, sum(file.bytes for file in todo))
     faults: list[str] = []
     size_bytes = done = 0
@@ -209,7 +209,7 @@ def _fetch_all(
                     except BadInput as error:
                         faults.append(str(error))
                         if len(faults) == MAX_FAULTS:
-                            faults.append("that many are enough to stop")
+                            faults.append("stopped after so many faults")
                             break
                     else:
                         fetched[file.name] = _placed(arrived, out / file.name)
@@ -225,7 +225,7 @@ def _fetch_all(
 
 
 def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], int], tick: Tick) -> _Arrived:
-    """Fetch and check a file once; what lies under its name and is what its source says is taken for it."""
+    """Fetch and check a file once. A file of its name that is there already and passes the checks is used instead."""
     md5_file = None
     if wanted.has_md5:
         answer = web.get(wanted.url.changed(lambda path: f"{path}.md5"), MD5_BYTES)
@@ -254,7 +254,7 @@ def _attempt(web: Web, wanted: Wanted, out: Path, count: Callable[[Path, str], i
 
 
 def _most_bytes(wanted: Wanted) -> int:
-    """The bytes that a file can have by what its source lists."""
+    """The largest allowed size of a file, from its size in the listing."""
     if wanted.exact:
         return wanted.bytes
     return int(wanted.bytes * LISTED_SHARE) + MIB if wanted.bytes else FILE_BYTES
@@ -263,17 +263,17 @@ def _most_bytes(wanted: Wanted) -> int:
 def _checked(
     path: Path, wanted: Wanted, md5: str | None, count: Callable[[Path, str], int], headers: Mapping[str, str]
 ) -> Fetched:
-    """What is known of a file once all is as its source says; the cheap checks first.
+    """Check a file against its source's listing, cheap checks first, and return its record.
 
     Raises:
-        Wrong: something is not.
+        Wrong: a check failed.
     """
     size_bytes = path.stat().st_size
     with path.open("rb") as file:
         beginning = file.read(60)
     mark = MARKS.get(Path(wanted.name).suffix, b"")
     if not beginning.startswith(mark):
-        raise Wrong(f"it begins with {beginning!r}, not as {Path(wanted.name).suffix} files do")
+        raise Wrong(f"it begins with {beginning!r}, unlike a {Path(wanted.name).suffix} file")
     if wanted.exact and size_bytes != wanted.bytes:
         raise Wrong(f"it has {size_bytes:,} bytes, its source lists {wanted.bytes:,}")
     digests = [hashlib.sha256(), hashlib.md5(usedforsecurity=False)]
@@ -309,17 +309,17 @@ def _checked(
 
 
 def as_input(path: Path, name: str) -> Input:
-    """A fetched file, to be read under the name that it is to have."""
+    """A fetched file as an input under its final name."""
     return Input(name, Location(str(path)), path.stat().st_size, "")
 
 
 def _check_neighbours(
     file: Wanted, arrived: _Arrived, listed: Sequence[Wanted], fetched: Mapping[str, Fetched], accepted: Sequence[str]
 ) -> None:
-    """A baseline file holds about as many records as those beside it; the last one may have fewer.
+    """Check that a baseline file holds about as many records as the files next to it; the last file may hold fewer.
 
     Raises:
-        BadInput: it does not, though it is what its source says. It stays there as a part.
+        BadInput: the number of records differs too much, although all other checks passed. The part is kept.
     """
     records = arrived.file.records
     if not (file.group or "").startswith("baseline") or file.last or file.name in accepted:
@@ -333,18 +333,18 @@ def _check_neighbours(
     if not min(counts) / 2 <= records <= max(counts) * 2:
         raise BadInput(
             f"{file.url} holds {records:,} records, and its neighbours {min(counts):,} to {max(counts):,}; ask "
-            f"NLM what it is, or take it as it is with --accept {file.name}"
+            f"NLM about it, or accept it as it is with --accept {file.name}"
         )
 
 
 def number_of(name: str) -> int:
-    """The number in the name of one of PubMed's files, 0 if there is none."""
+    """The number in the name of a PubMed file, 0 if the name has none."""
     match = re.search(r"n(\d+)\.xml", name)
     return int(match[1]) if match else 0
 
 
 def _placed(arrived: _Arrived, path: Path) -> Fetched:
-    """Give a checked file its name, and its `.md5` beside it."""
+    """Give a checked file its final name, and write its `.md5` file beside it."""
     if arrived.part is not None:
         give_name(arrived.part, path)
         discard(arrived.part)
@@ -354,7 +354,7 @@ def _placed(arrived: _Arrived, path: Path) -> Fetched:
 
 
 def _is_intact(out: Path, wanted: Wanted, known: Fetched | None, acquired: Acquired) -> bool:
-    """Whether a file lies there as it was fetched, and its source still lists the same."""
+    """Whether the local file is as it was fetched, and the source still lists the same version."""
     path = out / wanted.name
     if known is None:
         return False
@@ -381,7 +381,7 @@ def _check_room(out: Path, size_bytes: int) -> None:
     free_bytes = shutil.disk_usage(out).free
     if size_bytes > free_bytes:
         raise BadInput(
-            f"{size_bytes / 1e9:,.1f} GB are to come, and {out} has room for {free_bytes / 1e9:,.1f} GB; "
+            f"{size_bytes / 1e9:,.1f} GB are to be fetched, but {out} has room for {free_bytes / 1e9:,.1f} GB; "
             "give another --out, or fewer files"
         )
 

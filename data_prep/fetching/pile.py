@@ -1,4 +1,4 @@
-"""The Pile's files: the listing of a Hugging Face dataset, and how many documents a file holds."""
+"""List the Pile's files from a Hugging Face dataset, and count the documents in a file."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ PILE = "monology/pile-uncopyrighted"
 
 
 def pile(web: Web, url: Location, repository: str, revision: str, names: Sequence[str]) -> list[Wanted]:
-    """The Pile's files as a Hugging Face dataset lists them.
+    """List the Pile's files, as a Hugging Face dataset holds them.
 
-    `/api/datasets/NAME/tree/REVISION` and the `Link` header of its pages, `lfs.oid` as a file's SHA-256 and `size` are
-    read as the `huggingface_hub` package (0.36) reads them. The files' names in monology/pile-uncopyrighted,
-    `train/00.jsonl.zst` … `29`, `val.jsonl.zst`, `test.jsonl.zst`, are as public projects fetch them.
+    This function reads `/api/datasets/NAME/tree/REVISION`, the `Link` header of its pages, `size`, and `lfs.oid` as a
+    file's SHA-256, in the same way as the `huggingface_hub` package (0.36). The names of the files in
+    monology/pile-uncopyrighted (`train/00.jsonl.zst` … `29`, `val.jsonl.zst`, `test.jsonl.zst`) are those that public
+    projects fetch.
 
     Args:
-        web: the client.
-        url: the site.
-        repository: the dataset's name.
-        revision: a branch or a commit of it.
-        names: files by their names without folder and ending, as `00` and `val`; none for all.
+        web: HTTP client.
+        url: URL of the site.
+        repository: name of the dataset.
+        revision: branch or commit of the dataset.
+        names: names of files without folder and ending, such as `00` and `val`; empty for all files.
 
     Raises:
-        BadInput: the dataset is not there, the listing is none, or lacks one of the names.
+        BadInput: the dataset does not exist, the response is not a listing, or the listing lacks one of the names.
     """
     page: Location | None = Location(f"{(url / f'api/datasets/{repository}/tree/{revision}').typed}?recursive=true")
     listed: dict[str, Wanted] = {}
@@ -52,7 +53,7 @@ def pile(web: Web, url: Location, repository: str, revision: str, names: Sequenc
         seen.add(page.typed)
         answer = web.get(page, LISTING_BYTES)
         for path, size_bytes, oid, sha256 in _entries(answer.body, page):
-            if path.endswith(LINES) and all(map(is_plain, path.split("/"))):  # no way out of the folder
+            if path.endswith(LINES) and all(map(is_plain, path.split("/"))):  # so that no path leads out of the folder
                 there = url / f"datasets/{repository}/resolve/{revision}/{quote(path)}"
                 group = None if names else repository
                 listed[path] = Wanted(path, there, size_bytes, sha256 or oid, exact=True, sha256=sha256, group=group)
@@ -66,10 +67,10 @@ def pile(web: Web, url: Location, repository: str, revision: str, names: Sequenc
 
 
 def _entries(body: bytes, page: str) -> list[tuple[str, int, str, str | None]]:
-    """Path, bytes, git's hash and, of a large file, SHA-256 of what a page lists.
+    """The entries of one page of a listing: path, size in bytes, git hash, and SHA-256 of a large file.
 
     Raises:
-        BadInput: it lists something else.
+        BadInput: the page is not a listing.
     """
     entries = []
     try:
@@ -89,7 +90,7 @@ def _entries(body: bytes, page: str) -> list[tuple[str, int, str, str | None]]:
 
 
 def count_lines(path: Path, name: str) -> int:
-    """The first line shows what the file is; the others are unpacked and counted."""
+    """Count the lines of a file; the first line must be a document of the Pile."""
     first, records = bytearray(), 0
     with inputs.reading(as_input(path, name)) as stream:
         for block in json_lines.blocks(stream, name):
@@ -106,6 +107,6 @@ def count_lines(path: Path, name: str) -> int:
 
 
 def _next_page(link: str) -> Location | None:
-    """The address of the next page in a `Link` header."""
+    """The URL of the next page in a `Link` header."""
     match = re.search(r'<([^<>]{1,2000})>;\s{0,10}rel="next"', link)
     return Location(match[1]) if match else None

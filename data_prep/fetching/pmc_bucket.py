@@ -1,15 +1,15 @@
-"""PMC's public bucket: its articles of wanted licences, fetched into packs.
+"""Fetch the articles of PMC's public bucket that have the wanted licences, and store them in packs.
 
-What is known of the bucket, from its own README.txt (2026): a version of an article lies below `PMC<id>.<version>/`, as
-JATS XML among others; `metadata/PMC<id>.<version>.json` has `license_code` (a Creative Commons code, or `TDM`),
-`is_retracted` and `xml_url`, which ends in `?md5=` and the hash of the XML. There is no list of licences or sizes: to
-know them, the metadata of each article are fetched.
+According to the bucket's README.txt (2026), the folder `PMC<id>.<version>/` holds one version of an article in several
+formats, one of them JATS XML. `metadata/PMC<id>.<version>.json` holds `license_code` (a Creative Commons code, or
+`TDM`), `is_retracted` and `xml_url`, which ends in `?md5=` and the hash of the XML. The bucket has no list of licences
+or sizes, so this module fetches the metadata of each article to know them.
 
-That an ETag of 32 hex digits is an object's MD5 holds for S3 where nothing is encrypted by KMS. That an article without
-`license_code` is of an unknown licence, and so of the tier `all` alone, is assumed.
+An ETag of 32 hex digits is the MD5 of an object in S3, unless the object is encrypted by KMS. An article without
+`license_code` is assumed to have an unknown licence, and so belongs only to the tier `all`.
 
-Of an article the last version is fetched. `acquired.sqlite` holds what is known of each, so that memory stays the same
-however many there are.
+Only the last version of an article is fetched. The records of all articles are kept in `acquired.sqlite`, so that
+memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ from data_prep.sources.pmc_licenses import in_tier, license_and_retraction
 
 URL = "https://pmc-oa-opendata.s3.amazonaws.com"
 MD5 = re.compile(r"[0-9a-f]{32}")
-SAMPLE = 200  # articles whose metadata are fetched for the estimate of --dry-run
-MAX_FAULTS = 100  # articles that cannot be had; if more than one in a hundred is such, it is no use to continue
+SAMPLE = 200  # articles whose metadata --dry-run fetches for its estimate
+MAX_FAULTS = 100  # failed articles after which the command stops, if they are also more than one in a hundred
 SHOWN_FAULTS = 20
 
 TABLES = """
@@ -61,7 +61,7 @@ CREATE TABLE IF NOT EXISTS articles (
 );
 CREATE TABLE IF NOT EXISTS packs (name PRIMARY KEY, bytes INTEGER, sha256, stamp);
 """
-# An article is looked at again when it was revised, or when the tier is another one and takes it in.
+# An article is fetched again if it was revised, or if it was rejected for its licence and the tier now includes it.
 TO_FETCH = """
 CREATE TEMP TABLE todo AS
 SELECT listed.pmcid, listed.version, listed.etag, listed.modified, articles.pack IS NOT NULL AS packed
@@ -83,21 +83,21 @@ def fetch(
     limit: int | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Bring a folder to what the bucket holds of a tier of licences.
+    """Fetch all articles of a licence tier that are missing or outdated in a folder.
 
     Args:
-        web: the client.
-        url: the bucket.
-        out: the folder.
-        tier: a key of `sources.pmc_licenses.TIERS`.
-        since: only articles that were added or changed from this day on, `YYYY-MM-DD`.
-        workers: articles that are fetched at a time.
-        limit: only the first so many articles.
-        dry_run: say what would be fetched.
+        web: HTTP client.
+        url: URL of the bucket.
+        out: folder to fetch into.
+        tier: licence tier, a key of `sources.pmc_licenses.TIERS`.
+        since: fetch only articles that were added or changed on or after this day, `YYYY-MM-DD`.
+        workers: number of articles that are fetched at a time.
+        limit: fetch only this number of articles, the first ones.
+        dry_run: only print what would be fetched.
 
     Raises:
-        BadInput: the inventory or some articles are not what they should be; the others are there.
-        Unavailable: the bucket does not answer any more; what came before is there.
+        BadInput: the inventory or some articles failed their checks; the other articles are in the folder.
+        Unavailable: the bucket stopped answering; articles that arrived before are in the folder.
     """
     with state(out, dry_run) as database:
         database.executescript(TABLES)
@@ -143,7 +143,7 @@ def _fetch_all(
                 for looked_at, (version, article) in enumerate(results, start=1):
                     bar.update()
                     bar.set_postfix_str(f"{packer.total_bytes / 1e9:,.2f} GB", refresh=False)
-                    if isinstance(article, TooLong):  # one at a time, so that they fit in memory
+                    if isinstance(article, TooLong):  # large articles are fetched one at a time, to fit in memory
                         article = _large(web, url, version, tier)
                     if isinstance(article, BadInput):
                         faults.append(str(article))
@@ -160,8 +160,8 @@ def _fetch_all(
     if faults:
         more = f"\n  and {len(faults) - SHOWN_FAULTS:,} more" if len(faults) > SHOWN_FAULTS else ""
         raise BadInput(
-            f"of {looked_at:,} articles {len(faults):,} could not be had, and {todo - looked_at:,} were not tried; the "
-            f"others are in {out}:\n  " + "\n  ".join(faults[:SHOWN_FAULTS]) + more
+            f"of {looked_at:,} articles {len(faults):,} could not be fetched, and {todo - looked_at:,} were not tried; "
+            f"the others are in {out}:\n  " + "\n  ".join(faults[:SHOWN_FAULTS]) + more
         )
 
 
@@ -178,11 +178,13 @@ def _todo(database: sqlite3.Connection) -> Generator[Version, None, None]:
 
 
 def _article(web: Web, url: Location, version: Version, tier: str, limit_bytes: int) -> Article:
-    """Fetch an article's metadata and, if it is wanted, its XML. One that lies here is wanted whatever it became.
+    """Fetch an article's metadata and, if it is wanted, its XML.
+
+    An article that is in a local pack already is always wanted, so that its pack gets the article's new state.
 
     Raises:
         TooLong: the XML has more than `limit_bytes`.
-        Wrong: something is not what it should be.
+        Wrong: a check failed.
     """
     try:
         described = web.get(url / f"metadata/{version.name}.json", METADATA_BYTES)
@@ -205,34 +207,34 @@ def _article(web: Web, url: Location, version: Version, tier: str, limit_bytes: 
 
 
 class _FirstElement:
-    """What a parser calls, that no tree is made of what it reads.
+    """A parser target that keeps only the first tag, so that lxml builds no tree.
 
     Attributes:
-        tag: tag of the root element, None before it.
+        tag: tag of the root element; None until it was read.
     """
 
     tag: str | None = None
 
     def start(self, tag: str, _: object) -> None:
-        """An element begins."""
+        """Called at the start of an element."""
         self.tag = self.tag or tag
 
     def close(self) -> str | None:
-        """The document has ended."""
+        """Called at the end of the document."""
         return self.tag
 
 
 def _root(xml: bytes) -> str | None:
-    """The tag of the root element of a document that is read to its end."""
+    """Parse a whole XML document and return the tag of its root element."""
     parser = etree.XMLParser(target=_FirstElement(), resolve_entities=False, no_network=True)
     return etree.fromstring(xml, parser)
 
 
 def _judged(described: Answer, version: Version, tier: str) -> tuple[str, str | None, str | None]:
-    """What metadata say: what becomes of the article, its licence, the MD5 of its XML.
+    """Judge an article by its metadata; return the outcome, its licence, and the MD5 of its XML.
 
     Raises:
-        Wrong: they are not this article's metadata.
+        Wrong: the metadata do not belong to this article.
     """
     _check_etag(described, f"metadata/{version.name}.json")
     try:
@@ -251,8 +253,8 @@ def _judged(described: Answer, version: Version, tier: str) -> tuple[str, str | 
 
 
 def _md5_in(metadata: JsonDict) -> str | None:
-    said = parse_qs(urlsplit(str(metadata.get("xml_url"))).query).get("md5", [""])[0].lower()
-    return said if MD5.fullmatch(said) else None
+    md5 = parse_qs(urlsplit(str(metadata.get("xml_url"))).query).get("md5", [""])[0].lower()
+    return md5 if MD5.fullmatch(md5) else None
 
 
 def _check_etag(answer: Answer, name: str) -> None:
@@ -272,7 +274,7 @@ def _say_what_is_gone(database: sqlite3.Connection, out: Path) -> None:
 
 
 def _estimate(web: Web, url: Location, database: sqlite3.Connection, tier: str, todo: int, workers: int) -> None:
-    """Print what would be fetched: each article of a few, a sample's estimate of many."""
+    """Print what would be fetched: every article if there are few, else an estimate from a random sample."""
     rows = database.execute("SELECT * FROM todo ORDER BY random() LIMIT ?", (SAMPLE,)).fetchall()
     sample = [Version(pmcid, version, etag, modified, bool(packed)) for pmcid, version, etag, modified, packed in rows]
     outcomes: Counter[str] = Counter()
@@ -302,6 +304,6 @@ def _estimate(web: Web, url: Location, database: sqlite3.Connection, tier: str, 
         return
     print(
         f"of {todo:,} articles about {todo * outcomes[FETCHED] / SAMPLE:,.0f} to fetch, about "
-        f"{todo * size_bytes / SAMPLE / 1e9:,.1f} GB of XML, by {SAMPLE} of them drawn at random"
+        f"{todo * size_bytes / SAMPLE / 1e9:,.1f} GB of XML, estimated from {SAMPLE} random articles"
         + (f" ({left_out})" if left_out else "")
     )

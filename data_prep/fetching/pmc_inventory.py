@@ -1,8 +1,9 @@
-"""The inventory of PMC's bucket: which articles there are, and in which version.
+"""Load the inventory of PMC's bucket, which lists all articles and their versions.
 
-An S3 inventory of `metadata/` is made once a day, `inventory-reports/pmc-oa-opendata/metadata/2026-01-18T01-00Z/
-manifest.json`, which names gzipped CSV files of bucket, key, time of change and ETag; a change of any of an article's
-files changes its metadata's ETag. There are about 8 million versions.
+S3 makes an inventory of `metadata/` once a day, in a folder such as
+`inventory-reports/pmc-oa-opendata/metadata/2026-01-18T01-00Z/`. The `manifest.json` in it names gzipped CSV files with
+the columns bucket, key, time of change and ETag. A change of any file of an article changes the ETag of its metadata.
+There are about 8 million versions.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ KEY = re.compile(r"metadata/PMC([0-9]{1,12})\.([0-9]{1,9})\.json")
 
 
 def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> None:
-    """Bring the table `listed` to the newest inventory, if it is another one."""
+    """Replace the table `listed` by the newest inventory, if that inventory is not loaded yet."""
     key, manifest = _newest_inventory(web, url)
     if database.execute("SELECT key FROM inventory").fetchall() == [(key,)]:
         return
@@ -49,7 +50,7 @@ def load_inventory(web: Web, url: Location, database: sqlite3.Connection) -> Non
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
         raise BadInput(f"{name} does not describe CSV files with the columns {', '.join(COLUMNS)}") from None
     (before,) = database.execute("SELECT COUNT(*) FROM listed").fetchone()
-    with tempfile.TemporaryDirectory() as folder, database:  # all of it, or the inventory that was there
+    with tempfile.TemporaryDirectory() as folder, database:  # one transaction: an error keeps the old inventory
         database.execute("DELETE FROM listed")
         with tqdm(
             desc="inventory", total=sum(size for _, size, _ in files), unit="B", unit_scale=True, disable=None
@@ -93,7 +94,7 @@ def _versions(lines: Iterator[bytes], places: list[int]) -> Iterator[tuple[int, 
 
 
 def _newest_inventory(web: Web, url: Location) -> tuple[str, JsonDict]:
-    """The key and the content of the newest manifest; a folder that has none yet is being written."""
+    """The key and content of the newest manifest. A folder without a manifest is still being written and is skipped."""
     address = Location(f"{(url / '').typed}?list-type=2&delimiter=%2F&prefix={quote(INVENTORIES, safe='')}")
     body = web.get(address, LISTING_BYTES).body
     try:

@@ -1,9 +1,9 @@
-"""Articles of PMC's bucket as they are kept here: many in a pack, what is known of each in the database.
+"""Store the articles of PMC's bucket: many articles in one pack, and a record of each article in the database.
 
-Articles are kept as the bucket has them, metadata first, in `pmc-000001.tar.zst` and so on: as files of their own they
-would be ten million, more than most clusters allow, and four times as large. A pack is whole or not there. A revised
-article comes in a later pack, and there replaces the old one; one that was retracted or changed its licence meanwhile,
-too.
+A pack (`pmc-000001.tar.zst` and so on) holds articles as they are in the bucket, each with its metadata first. Separate
+files would number ten million, more than most clusters allow, and would take four times the space. A pack is written
+whole or not at all. If an article is revised or retracted, or if its licence changes, a later pack holds the new state,
+which replaces the old one.
 """
 
 from __future__ import annotations
@@ -23,22 +23,23 @@ from data_prep.common.files import give_name, sha256_file
 from data_prep.fetching.database import stamp
 
 PACK = re.compile(r"pmc-(\d{6})\.tar\.zst")
-PACK_BYTES = 256 << 20  # of XML and metadata, before they are packed
+PACK_BYTES = 256 << 20  # XML and metadata per pack, before compression
 ZSTD_LEVEL = 3
-ROWS = 100_000  # that are known and not yet written down
-
-# What became of an article.
+ROWS = 100_000  # rows that are held in memory before they are written to the database
+# The outcome for an article.
 FETCHED, OTHER_LICENCE, RETRACTED, GONE = "fetched", "of another licence", "retracted", "gone"
 
 
 @dataclass(frozen=True)
 class Version:
-    """An article's last version as the inventory has it.
+    """The last version of an article in the inventory.
 
     Attributes:
-        etag: ETag of its metadata.
-        modified: when they were changed.
-        packed: whether an earlier one lies in a pack here.
+        pmcid: number of the article.
+        version: number of the version.
+        etag: ETag of the article's metadata.
+        modified: time of the last change of the metadata.
+        packed: whether a local pack holds an earlier version.
     """
 
     pmcid: int
@@ -49,13 +50,13 @@ class Version:
 
     @property
     def name(self) -> str:
-        """As the bucket calls it."""
+        """The version's name in the bucket."""
         return f"PMC{self.pmcid}.{self.version}"
 
 
 @dataclass(frozen=True)
 class Article:
-    """What came of an article: its metadata and, if it is to be kept, its XML."""
+    """A fetched article: its outcome and licence and, if it is to be stored, its metadata and XML."""
 
     outcome: str
     license: str | None = None
@@ -64,15 +65,15 @@ class Article:
 
 
 def md5_hex(content: bytes) -> str:
-    """As the bucket writes it, in hex."""
+    """The MD5 of a text in hex, as the bucket gives it."""
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
 
 
 class Packer:
-    """Writes articles into packs, and what is known of them into the database: a pack's rows with the pack.
+    """Writes articles into packs, and their records into the database together with each pack.
 
-    The rows are committed before a pack gets its name: killed between the two, the next start finds a pack missing and
-    its articles are fetched again.
+    The rows are committed before the pack gets its final name. If the process is killed between the two, the next start
+    finds that the pack is missing and fetches its articles again.
     """
 
     def __init__(self, database: sqlite3.Connection, folder: Path):
@@ -81,12 +82,12 @@ class Packer:
         self._rows: list[tuple[object, ...]] = []
         self._name: str | None = None
         self._bytes = self.total_bytes = 0
-        self._whole = True  # between two articles
+        self._whole = True  # False while an article is only half written
 
     def add(self, version: Version, article: Article) -> None:
-        """Take in an article that was looked at."""
+        """Add a fetched article."""
         if article.outcome == GONE and version.packed:
-            return  # the next inventory will say so
+            return  # the next inventory will no longer list it
         if article.xml is not None:
             self._whole = False
             if self._name is None:
@@ -112,7 +113,7 @@ class Packer:
             self.flush()
 
     def flush(self) -> None:
-        """Close the pack and write down what is known; nothing of it if an article is only half taken in."""
+        """Close the pack and write its rows to the database; do nothing if an article is only half written."""
         if not self._whole:
             return
         pack = None
@@ -134,7 +135,7 @@ class Packer:
         self._name = f"pmc-{next(self._numbers):06}.tar.zst"
         compressor = zstandard.ZstdCompressor(level=ZSTD_LEVEL, write_checksum=True)
         self._packed = compressor.stream_writer((self._folder / f"{self._name}.part").open("wb"))
-        self._tar = tarfile.open(fileobj=self._packed, mode="w|")  # noqa: SIM115 (open from article to article)
+        self._tar = tarfile.open(fileobj=self._packed, mode="w|")  # noqa: SIM115 (stays open between articles)
 
     def _write(self, name: str, content: bytes) -> None:
         member = tarfile.TarInfo(name)
@@ -150,7 +151,7 @@ def _number(path: Path) -> int:
 
 
 def forget_lost_packs(database: sqlite3.Connection, out: Path, dry_run: bool) -> None:
-    """Have the articles fetched again whose packs are not there as they were written."""
+    """Delete the records of packs that are missing or altered, so that their articles are fetched again."""
     for name, size_bytes, sha256, known in database.execute("SELECT * FROM packs").fetchall():
         path = out / name
         now = stamp(path)

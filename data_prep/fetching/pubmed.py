@@ -1,4 +1,4 @@
-"""PubMed's citation files: the listing of NLM's site, and how many citations a file holds."""
+"""List PubMed's citation files on NLM's site, and count the citations in a file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from data_prep.sources.medline import citations
 
 PUBMED_URL = "https://ftp.ncbi.nlm.nih.gov/pubmed"
 PUBMED_SETS = ("baseline", "updatefiles")
-# A line of NLM's listing: name, day and minute, size to two or three digits. The size is for plans, nothing else.
+# A line of NLM's listing: name, day and minute, size rounded to two or three digits. The size is used only for
+# estimates and limits.
 LISTED = re.compile(
     r'href="(?:[^"\n]{0,1000}/)?(pubmed(\d\d)n(\d{4,6})\.xml\.gz)"[^\n]{0,1000}?</a>\s{0,100}'
     r"(\d{4}-\d\d-\d\d \d\d:\d\d)?\s{0,100}(\d{1,12}(?:\.\d{1,3})?[KMG]?)?",
@@ -26,21 +27,21 @@ UNITS = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> list[Wanted]:
-    """PubMed's files as NLM's site lists them.
+    """List PubMed's files, as NLM's site lists them.
 
-    What is known of the site, from listings that public projects quote in their tests and from NLM's own pages:
-    `baseline/` and `updatefiles/` below `https://ftp.ncbi.nlm.nih.gov/pubmed` are HTML indexes as Apache makes them;
-    each `pubmedYYnNNNN.xml.gz` has a `.md5` beside it, `MD5(pubmed26n0001.xml.gz)= hex`; a new year's baseline replaces
-    all that was before it, and the numbers of the update files continue where the baseline's end.
+    The format is known from NLM's pages and from listings that public projects quote in their tests. `baseline/` and
+    `updatefiles/` below `https://ftp.ncbi.nlm.nih.gov/pubmed` are HTML indexes made by Apache. Each file
+    `pubmedYYnNNNN.xml.gz` has a `.md5` file beside it, which holds `MD5(pubmed26n0001.xml.gz)= hex`. A new year's
+    baseline replaces all earlier files, and the numbers of the update files continue those of the baseline.
 
     Args:
-        web: the client.
-        url: the folder above the two.
+        web: HTTP client.
+        url: URL above `baseline/` and `updatefiles/`.
         year: year of the baseline, two digits; None for the newest.
         sets: `baseline`, `updatefiles` or both.
 
     Raises:
-        BadInput: the listing is none, or has no files of this year.
+        BadInput: the response is not a listing, or lists no files of this year.
     """
     wanted: list[Wanted] = []
     for folder in sets:
@@ -59,7 +60,7 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
             known = ", ".join(f"{y:02}" for y in years)
             raise BadInput(
                 f"{above}/ lists no files of the year {year:02}, but of {known}; NLM may be changing its files: "
-                "--year names another, --baseline or --updates takes one of the two alone"
+                "give another --year, or only one of --baseline and --updates"
             )
         for number, name in chosen:
             day, size = listed[name][4] or "", listed[name][5] or ""
@@ -76,23 +77,23 @@ def medline(web: Web, url: Location, year: int | None, sets: Sequence[str]) -> l
                 )
             )
         if bare := sum(not file.has_md5 for file in wanted):
-            print(f"{bare:,} files have no .md5 beside them at {above}/; their content alone is checked")
+            print(f"{bare:,} files have no .md5 beside them at {above}/; only their content is checked")
     return wanted
 
 
 def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:
-    """What to say of numbers that are not in the listing of PubMed's files though their neighbours are."""
+    """Messages on files that the listing lacks although it has files with lower and higher numbers."""
     names = {number_of(file.name): file.name for file in listed}
     first = 1 if (listed[0].group or "").startswith("baseline") else min(names)
     gaps = [number for number in range(first, max(names)) if number not in names]
     if len(gaps) > MAX_FAULTS + len(accepted):
         raise BadInput(
-            f"NLM's listing ends with {names[max(names)]}, and {len(gaps):,} files before it are not in it; it is not "
-            "whole, try later"
+            f"NLM's listing ends with {names[max(names)]} but lacks {len(gaps):,} files before it: it is incomplete, "
+            "try later"
         )
     missing = [re.sub(r"n\d+", f"n{number:04}", names[max(names)]) for number in gaps]
     return [
-        f"{name} is not in NLM's listing, and its neighbours are: NLM may be changing its files, try later; "
+        f"{name} is not in NLM's listing, but its neighbours are: NLM may be changing its files, try later; "
         f"or continue without it with --accept {name}"
         for name in missing
         if name not in accepted
@@ -100,10 +101,10 @@ def holes(listed: Sequence[Wanted], accepted: Sequence[str]) -> list[str]:
 
 
 def count_citations(path: Path, name: str) -> int:
-    """Read a file to its end; how many citations it holds, deletions not counted.
+    """Read a file to its end and count its citations, without deletions.
 
     Raises:
-        BadInput: it holds neither citations nor deletions, or cannot be read.
+        BadInput: the file holds neither citations nor deletions, or cannot be read.
     """
     with inputs.reading(as_input(path, name)) as stream:
         articles = entries = 0
@@ -116,10 +117,10 @@ def count_citations(path: Path, name: str) -> int:
 
 
 def check_year(out: Path, listed: Sequence[Wanted]) -> None:
-    """A new year's baseline replaces all that was before it: records that were deleted meanwhile are not in it."""
+    """Refuse to mix years in a folder: a new baseline replaces all earlier files, and lacks records deleted since."""
     year = listed[0].name[:8]
     if others := sorted(path.name for path in out.glob("pubmed*n*.xml.gz") if not path.name.startswith(year)):
         raise BadInput(
-            f"{out} holds {others[0]} and other files of another year than {year}…, which replaces them all; "
+            f"{out} holds {others[0]} and maybe more files of another year; the files {year}… replace them all: "
             "give another --out, or remove them"
         )

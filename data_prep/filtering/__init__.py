@@ -1,1 +1,1 @@
-"""Inputs to a corpus: duplicates, held-out numbers and overlap with evaluation texts are removed."""
+"""Build a corpus from inputs: drop duplicates, held-out PubMed numbers and overlap with evaluation texts."""

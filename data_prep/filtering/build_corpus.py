@@ -1,16 +1,17 @@
-"""Sources -> corpus: all documents, split into train and val, in an order of their own, with a manifest.
+"""Build a corpus from sources: filter all documents, split them into train and val, shuffle them, write a manifest.
 
-Both the split and the order of a document follow from hashes of its id. So the corpus does not depend on the order of
-its input, all sources are mixed, and every part of it is a random sample. Part `train-00000.jsonl.zst` and its like
-hold one record a line: id, text, source, license, date, and a PubMed number that the id does not say.
+Hashes of a document's id decide its split and its position. So the corpus does not depend on the order of its input,
+all sources are mixed, and every part is a random sample. A part such as `train-00000.jsonl.zst` holds one record per
+line: id, text, source, license, date, and the PubMed number if it is not in the id.
 
-Three passes, none of which holds the corpus in memory: `spool` reads the inputs into buckets on disk, `selection` says
-which entries stay, and here each bucket is sorted and written, as the part of its number. The spool lies in `NAME.work`
-beside the corpus, takes about half the text's size, and goes when the corpus is there; a killed build does not do again
-what lies in it. The first and the last pass are tasks for any number of processes or machines; the second, which has to
-see everything, is SQLite's on one.
-`NAME.inputs.jsonl.zst` keeps the hashes of the inputs with their sizes and times of change, so that an input is hashed
-once: a file that was changed without either is taken for the old one. Remove it to have all of them hashed again.
+The build has three passes, and none of them holds the corpus in memory. First, `spool` reads the inputs into buckets on
+disk. Second, `selection` decides which entries stay. Third, `parts` sorts each bucket and writes it as the part with
+the same number. The spool is the folder `NAME.work` beside the corpus. It takes about half the size of the text and is
+removed when the corpus is finished; a build that was killed resumes from it. The first and the third pass run as tasks
+on any number of processes or machines. The second pass needs all entries, and runs in SQLite on one machine.
+`NAME.inputs.jsonl.zst` stores the hashes of the inputs with their sizes and modification times, so that each input is
+hashed only once. A change that alters neither size nor time goes unnoticed; remove `NAME.inputs.jsonl.zst` to have all
+inputs hashed again.
 """
 
 from __future__ import annotations
@@ -44,10 +45,10 @@ from data_prep.running.workers import HERE, Workers
 from data_prep.sources.characters import RULES
 from data_prep.sources.document import Source
 
-XZ_BYTES = 8 << 20  # of val text; xz -9 takes ten times as much memory, and some seconds
+XZ_BYTES = 8 << 20  # val text that is compressed as a baseline; xz -9 takes ten times as much memory, and some seconds
 VAL_FRACTION = Real(0, 1, above=True, below=True)
 DEFAULT_VAL_FRACTION = 0.01
-VAL_DOCUMENTS = 20  # that val has at the least where nobody has said its share, or a tenth of a smaller corpus
+VAL_DOCUMENTS = 20  # least size of val at the default share; in a corpus of under 200 documents, val gets a tenth
 NEAR_DUPLICATES = Real(0, 1, above=True)
 INPUTS, BAD, CARD = "inputs.jsonl.zst", "bad_records.jsonl.zst", "corpus_card.md"
 
@@ -65,26 +66,27 @@ def build_corpus(
     keep_characters: bool = False,
     workers: Workers = HERE,
 ) -> JsonDict:
-    """Make a corpus folder, or find it made. Its bytes depend on all arguments but `workers`.
+    """Build a corpus folder, unless it is built already. Its bytes depend on all arguments except `workers`.
 
     Args:
-        sources: name -> the source and its inputs (paths, folders, globs, URLs).
-        out: the folder to make.
-        val_fraction: share of the documents that go to val, 0 to 1, both excluded. At its default, val has
-            `VAL_DOCUMENTS` at the least, or a tenth of a corpus that is too small for that.
-        on_error: `stop` at the first record that cannot be read, or `skip` it: it is counted in the manifest and
-            listed in `bad_records.jsonl.zst`.
-        exclude_pmids: files whose lines begin with a PubMed number; documents of these numbers are left out.
-        decontaminate: files of evaluation texts (`decontamination.load`); documents that overlap are left out.
-        recent_after: `YYYY-MM-DD`; what is dated after this day goes to a split of its own, `recent`.
-        dated_after: `YYYY-MM-DD`; what is not dated after this day is left out, and so is what has no date.
-        near_duplicates: shared part of their runs of words, 0 to 1, from which one of two stays; None: equal ones.
-        keep_characters: leave all characters of the texts as they are; else `characters.cleaned` says what changes.
-        workers: where the tasks run.
+        sources: source name -> source and its inputs (paths, folders, globs, URLs).
+        out: corpus folder to make.
+        val_fraction: share of the documents in val, between 0 and 1. At the default share, val gets at least
+            `VAL_DOCUMENTS` documents, or a tenth of a smaller corpus.
+        on_error: `stop` at the first unreadable record, or `skip` such records; skipped records are counted in the
+            manifest and listed in `bad_records.jsonl.zst`.
+        exclude_pmids: files whose lines begin with a PubMed number; documents with these numbers are dropped.
+        decontaminate: files of evaluation texts (see `decontamination.load`); documents that overlap are dropped.
+        recent_after: `YYYY-MM-DD`; documents dated after this day go to a split of their own, `recent`.
+        dated_after: `YYYY-MM-DD`; only documents dated after this day are kept, and undated ones are dropped.
+        near_duplicates: if two texts share at least this part of their word runs, above 0 to 1, one is dropped; None
+            drops only equal texts.
+        keep_characters: keep all characters of the texts; otherwise `characters.cleaned` removes or replaces some.
+        workers: processes or cluster that the tasks run on.
 
     Raises:
-        BadInput: bad fraction, missing or broken input, an id with two texts, a split without documents, no room on
-            the disk.
+        BadInput: an argument is out of range, an input is missing or broken, an id has two texts, a split has no
+            documents, or the disk is full.
     """
     VAL_FRACTION.check("--val-fraction", val_fraction)
     if recent_after is not None:
@@ -104,7 +106,7 @@ def build_corpus(
     files = {name: source.find(patterns) for name, (source, patterns) in sources.items()}
     problems = [file.problem for members in files.values() for file in members if file.problem]
     if problems and on_error == "stop":
-        raise BadInput(f"{problems[0]}, or leave it out with --on-error skip")
+        raise BadInput(f"{problems[0]}, or skip it with --on-error skip")
     arguments: JsonDict = {
         "sources": {name: asdict(source) for name, (source, _) in sources.items()},  # pyright: ignore[reportArgumentType]
         "val_fraction": val_fraction,
@@ -114,7 +116,7 @@ def build_corpus(
         "recent_after": recent_after,
         "near_duplicates": near_duplicates,
         "keep_characters": keep_characters,
-        # Only where it is given, so that a corpus of before there was such a switch is the same one.
+        # The key is left out by default, so that a corpus from before this switch existed still matches the request.
         **({"dated_after": dated_after} if dated_after else {}),
     }
     request: JsonDict = {"stage": STAGE, "format": FORMAT, "arguments": arguments}
@@ -143,7 +145,7 @@ def build_corpus(
     except (OSError, sqlite3.OperationalError) as error:
         full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
         if full or "full" in str(error):
-            raise BadInput(f"no room left for {out}; make some, then type the same command to resume") from None
+            raise BadInput(f"no room left for {out}; free some, then type the same command to resume") from None
         raise
 
 
@@ -171,7 +173,7 @@ def _build(
             total = sum(counts.get(split, 0) for split in SPLITS)
             selection.fill_val(min(VAL_DOCUMENTS, max(1, total // 10)) if total > 1 else 0)
         _check_splits(selection.documents(), batches, rules)
-        # What stays depends on all of these, so the parts of another build are not this one's.
+        # The selection depends on all of these, so that parts of a build with other values are not reused.
         decides = {"arguments": request["arguments"], "batches": [batch.key for batch in batches], "pmids": pmids}
         parts = work / hashlib.sha256(canonical_json(decides).encode()).hexdigest()[:24]
         parts.mkdir(exist_ok=True)
@@ -188,7 +190,7 @@ def _build(
             hashes[name] = list(inputs.sha256_of(members, known))
     if bad:
         dropped["bad records"] = len(bad)
-        print(f"{len(bad):,} records could not be read and were left out; {out / BAD} lists them")
+        print(f"{len(bad):,} records could not be read and were dropped; {out / BAD} lists them")
     request["inputs"] = {name: inputs.digest(pairs) for name, pairs in hashes.items()}
     sample = _val_text(partial)
     results = {**_results(tallies, dropped, sample), "entries": entries, **unknown, "decontamination": overlap}
@@ -197,7 +199,7 @@ def _build(
     for name, counts in results["counts"].items():
         print(f"{name:6} {counts['documents']:>11,} documents {counts['bytes'] / 1e6:>11,.2f} MB")
     for name, count in results["dropped"].items():
-        print(f"left out {count:>9,} {name}")
+        print(f"dropped  {count:>9,} {name}")
     for name, count in results["characters"].items():
         print(f"changed  {count:>9,} documents by the rule for {name}")
     manifest = publish(partial, out, request, results)
@@ -209,7 +211,7 @@ def _build(
 def _choose(
     selection: Selection, rules: Rules, arguments: JsonDict, pmids: Sequence[int]
 ) -> tuple[list[JsonDict], JsonDict]:
-    """Take out, step by step, what does not stay; the records that are bad, and what the manifest says of overlap."""
+    """Drop entries by one rule after another; return the bad records and the manifest's entry on overlap."""
     selection.drop_superseded()
     bad = selection.drop_repeated_ids(rules.skip)
     selection.drop_pmids(pmids)
@@ -241,13 +243,14 @@ def _list_inputs(
 
     Args:
         batches: batches of inputs that were read.
-        work: where the spool lies.
-        partial: the corpus folder in the making.
-        dropped: gets what was dropped while reading.
-        bad: gets the records that were bad while reading.
+        work: folder of the spool.
+        partial: unfinished corpus folder.
+        dropped: counts by reason, to which this function adds the entries dropped while reading.
+        bad: bad records, to which this function adds those found while reading.
 
     Returns:
-        Each source's inputs with their hashes; all entries; the documents that each rule for characters changed.
+        The inputs of each source with their hashes; the number of entries; the number of documents that each
+        character rule changed.
     """
     entries, characters = 0, Counter[str]()
     hashes: dict[str, list[tuple[Input, str | None]]] = {}
@@ -274,18 +277,18 @@ def _check_splits(documents: Mapping[str, int], batches: Sequence[Batch], rules:
             names, total = ", ".join(dict.fromkeys(batch.source_name for batch in batches)), sum(documents.values())
             if total == 1:
                 raise BadInput(
-                    f"the source {names} holds one document, and {' and '.join(SPLITS)} need one each: give more, "
-                    "or cut plain text into documents, as with --document-characters 10000 (make shards … "
+                    f"the source {names} holds one document, but {' and '.join(SPLITS)} need one each: give more, "
+                    "or cut plain text into documents, for example with --document-characters 10000 (make shards … "
                     "CORPUS='--document-characters 10000')"
                 )
             raise BadInput(
-                f"of {total} documents in the source {names} none fell into {split} "
+                f"none of the {total} documents in the source {names} fell into {split} "
                 f"with --val-fraction {rules.val_fraction}; give more input or another fraction"
             )
 
 
 def _val_text(folder: Path) -> bytes:
-    """The beginning of val, its texts parted by line feeds."""
+    """The first `XZ_BYTES` of the val texts, joined by line feeds."""
     texts, size_bytes = [], 0
     for path in sorted(folder.glob(f"val-*{PART}")):
         for _, record in json_lines.read(path):
@@ -297,7 +300,7 @@ def _val_text(folder: Path) -> bytes:
 
 
 def _results(tallies: Mapping[str, Tally], dropped: Mapping[str, int], val_text: bytes) -> JsonDict:
-    """The manifest's own part: counts, licences, dates, baselines, versions."""
+    """The results for the manifest: counts, licences, dates, baselines, versions."""
     licenses: Counter[str] = Counter()
     for tally in tallies.values():
         licenses.update(tally.licenses)
@@ -326,5 +329,5 @@ def _hashed(files: Sequence[Input], known: Path) -> Iterator[tuple[Input, str | 
 
 
 def _xz9_bits_per_byte(text: bytes) -> float:
-    """What a general compressor makes of the val text: bits per byte that a language model has to beat."""
+    """Bits per byte of the val text under xz -9, a baseline that a language model has to beat."""
     return round(8 * len(lzma.compress(text, preset=9)) / len(text), 6)

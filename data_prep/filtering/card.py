@@ -1,4 +1,4 @@
-"""The corpus card: the corpus in words and tables, for those who use what is trained on it."""
+"""The corpus card, which describes the corpus in words and tables for users of models trained on it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from data_prep.common.files import JsonDict
 from data_prep.sources.document import ABSTRACTS, ARTICLES
 
 TEMPLATE = Path(__file__).with_name("corpus_card.md.jinja")
-# The reasons for which entries go, in the order in which they are looked for; a source may have more, which come first.
+# The reasons for which entries are dropped, in the order of the rules. A source may have more reasons, which come
+# first.
 STEPS = (
     "superseded",
     "bad records",
@@ -25,12 +26,12 @@ STEPS = (
 
 
 def step_of(reason: str) -> int:
-    """The place of a reason in `STEPS`; -1 for a reason of a source, which comes first."""
+    """The index of a reason in `STEPS`; -1 for a source's own reason, which comes first."""
     return STEPS.index(reason) if reason in STEPS else -1
 
 
 def corpus_card(manifest: JsonDict) -> str:
-    """The corpus in words and tables, for those who use what is trained on it."""
+    """Render the corpus card from the corpus' manifest, as Markdown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     left = manifest["entries"]

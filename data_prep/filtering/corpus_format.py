@@ -1,4 +1,4 @@
-"""What a corpus folder holds, and how its documents are read."""
+"""The format of a corpus folder, and the reader of its documents."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from data_prep.sources.document import Document
 
 STAGE = "corpus"
 MADE_BY = "python data_prep/corpus.py --source NAME --input FILES --out {folder}"
-# Of what a command makes of its input; documents of all formats are read alike. Since 4 the text of articles
-# and abstracts is made by the rules of docs/data.md, and that of files of one's own as before.
+# Version of the text that the sources produce. Documents of all versions are read in the same way. Since version 4, the
+# text of articles and abstracts follows the rules of docs/data.md; the text of the user's own files is unchanged.
 FORMAT = 4
 SPLITS = ("train", "val")
-RECORD = ("id", "text", "source", "license", "date")  # and `pmid` after them, where the id is not `pmid:N` itself
+RECORD = ("id", "text", "source", "license", "date")  # followed by `pmid`, unless the id is `pmid:N` itself
 COUNTS = {"documents": int, "bytes": int}
-FACTS = {  # of its manifest, which go to that of its shards
+FACTS = {  # the part of the manifest that is copied into the manifest of the shards
     "counts": {split: {**COUNTS, "sources": {"*": COUNTS}} for split in SPLITS},
     "dates": {"first": (str, type(None)), "last": (str, type(None))},
     "dropped": {"*": int},
     "licenses": {"*": int},
 }
 SHAPE = {**FACTS, "baselines": {"xz9_bits_per_byte": (int, float)}}
-PART = ".jsonl.zst"  # one zstd frame each: many readers stop at the first one's end without a word
+PART = ".jsonl.zst"  # a single zstd frame, because many readers silently stop at the end of the first frame
 
 
 def record_of(document: Document) -> JsonDict:
-    """A document as the corpus keeps it."""
+    """The corpus record of a document."""
     record = {name: getattr(document, name) for name in RECORD}
     return record if document.pmid == pmid_of_id(document.id) else {**record, "pmid": document.pmid}
 
 
 def read_documents(folder: Path, split: str) -> Iterator[Document]:
-    """The documents of one split of a finished corpus, in its order.
+    """Read the documents of one split of a finished corpus, in order.
 
     Raises:
-        BadInput: no finished corpus there, a part is missing, cut off, damaged or altered, or a line is not a document.
+        BadInput: the folder is not a finished corpus, a part is missing, cut off, damaged or altered, or a line is not
+            a document.
     """
     manifest = read_manifest(folder, STAGE, MADE_BY, SHAPE)
     for name, output in sorted(manifest["outputs"].items()):
@@ -49,14 +50,14 @@ def read_documents(folder: Path, split: str) -> Iterator[Document]:
 
 
 def read_part(path: Path, sha256: str | None) -> Iterator[Document]:
-    """The documents of one part.
+    """Read the documents of one part.
 
     Args:
-        path: the file.
-        sha256: what the manifest says of it; None where only its beginning is read.
+        path: path of the part.
+        sha256: hash of the part in the manifest; None if only the beginning is read.
 
     Raises:
-        BadInput: it is missing, cut off, damaged or altered, or a line is not a document.
+        BadInput: the part is missing, cut off, damaged or altered, or a line is not a document.
     """
     for number, record in json_lines.read(path, sha256):
         if record.keys() - {"pmid"} != set(RECORD):

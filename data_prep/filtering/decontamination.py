@@ -1,11 +1,12 @@
-"""Overlap with evaluation texts, by runs of words, as for GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C).
+"""Find overlap with evaluation texts by runs of words, as for GPT-3 (Brown et al. 2020, arXiv 2005.14165, appendix C).
 
-A gram is 13 words in a row of an evaluation text; a text of 8 to 12 words is one gram; shorter ones cannot be told from
-chance and are counted. Words are runs of letters and digits, in one case and one Unicode form, so that line breaks,
-case, punctuation and what no reader sees do not matter; a word that a hyphen may have cut at a line's end is looked for
-both ways (`characters.readings`). A gram found in more than 10 documents of the corpus is a common phrase and does not
-count, as there; `selection` decides that, when it knows all documents. A document with a gram that counts is left out
-whole: GPT-3 cut 200 characters out around it, but what remains of an abstract then is not an abstract.
+A gram is 13 consecutive words of an evaluation text. A text of 8 to 12 words is one gram. A shorter text could match by
+chance; it is only counted. Words are runs of letters and digits, in one case and one Unicode form, so that line breaks,
+case, punctuation and invisible characters do not matter. A word that a hyphen may have split at the end of a line is
+searched for in both forms (`characters.readings`). As for GPT-3, a gram that occurs in more than 10 documents of the
+corpus is a common phrase and does not count; `selection` decides that when it knows all documents. A document with any
+other gram is dropped whole. GPT-3 removed only 200 characters around a gram, but the rest of an abstract would not be
+an abstract any more.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ SHORTEST_WORDS = 8
 COMMON_DOCUMENTS = 10
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".tsv", ".txt", ".parquet")
 OTHER_SIGNS = re.compile(r"[^\w\x00-\x7f]")
-LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: all above is of a word
-BASE = np.uint64(0x9E3779B97F4A7C15)  # of a polynomial over words; odd, so that it keeps all 64 bits
+LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: bytes from 128 are part of words
+BASE = np.uint64(0x9E3779B97F4A7C15)  # base of a polynomial hash over words; odd, so that no bits are lost
 TABLE_BITS = 24
 
 
 @dataclass
 class FileTexts:
-    """The texts of one evaluation file: how many, how many of these gave no gram, and the numbers of all grams."""
+    """Counts of one evaluation file: texts, texts too short for a gram, and the numbers of all grams."""
 
     texts: int = 0
     too_short: int = 0
@@ -52,10 +53,10 @@ class FileTexts:
 
 
 class Grams:
-    """The grams of evaluation texts.
+    """The set of all grams of the evaluation texts.
 
     Attributes:
-        files: the texts by the names of their files; `""` is the name where there are none.
+        files: counts by file name; texts that come from no file have the name `""`.
     """
 
     def __init__(self, texts: Iterable[str] = ()):
@@ -63,22 +64,22 @@ class Grams:
         self._numbers: dict[bytes, int] = {}
         self._sizes: set[int] = set()
         self._words: dict[bytes, int] = {}
-        self._table = np.zeros(1 << TABLE_BITS, bool)  # of the hashes of all grams' first words
+        self._table = np.zeros(1 << TABLE_BITS, bool)  # marks the hashes of the first words of all grams
         for text in texts:
             self.add(text)
 
     @property
     def texts(self) -> int:
-        """How many texts they were made of."""
+        """The number of evaluation texts."""
         return sum(file.texts for file in self.files.values())
 
     @property
     def too_short(self) -> int:
-        """How many of these gave none."""
+        """The number of texts that are too short for a gram."""
         return sum(file.too_short for file in self.files.values())
 
     def add(self, text: str, file_name: str = "") -> None:
-        """Take in the grams of one more text."""
+        """Add the grams of one text."""
         file = self.files.setdefault(file_name, FileTexts())
         file.texts += 1
         file.too_short += not grams_of(text)
@@ -97,17 +98,17 @@ class Grams:
         return len(self._numbers)
 
     def within(self, text: str) -> list[int]:
-        """The numbers, of 63 bits, of the grams that a text holds, each once."""
+        """The 63-bit numbers of the grams that a text contains, each once."""
         numbers: set[int] = set()
         for words in words_in_pieces(text, GRAM_WORDS - 1, readings):
-            for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # few, and some of them by chance
+            for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # a few candidates, some by hash collision
                 for size in self._sizes:
                     if number := self._numbers.get(b" ".join(words[start : start + size])):
                         numbers.add(number)
         return sorted(numbers)
 
     def _places(self, words: Sequence[bytes]) -> np.ndarray:
-        """Where in the table each run of `SHORTEST_WORDS` words belongs; shape (runs,)."""
+        """The index in the table of each run of `SHORTEST_WORDS` words; shape (runs,)."""
         get = self._words.get
         values = np.array([get(word, 0) for word in words], np.uint64)
         runs = max(0, len(words) - SHORTEST_WORDS + 1)
@@ -118,14 +119,14 @@ class Grams:
 
 
 def words_of(text: str) -> list[bytes]:
-    """The words of a text, in one case and one Unicode form, as UTF-8."""
+    """Split a text into words, in one case and one Unicode form, as UTF-8."""
     if not text.isascii():
         text = OTHER_SIGNS.sub(" ", unicodedata.normalize("NFKC", text).casefold())
     return text.encode().translate(LETTERS).split()
 
 
 def grams_of(text: str) -> list[bytes]:
-    """The grams of an evaluation text, in their order in each of its `readings`; none of too few words."""
+    """The grams of an evaluation text, in order, for each of its `readings`; empty if the text is too short."""
     return list(dict.fromkeys(gram for reading in readings(text) for gram in _runs(words_of(reading))))
 
 
@@ -137,19 +138,20 @@ def _runs(words: Sequence[bytes]) -> list[bytes]:
 
 
 def number_of(gram: bytes) -> int:
-    """The number, of 63 bits, that a gram is known by."""
+    """The 63-bit number that stands for a gram."""
     return _hash(gram) >> 1
 
 
 def words_in_pieces(
     text: str, again: int, read: Callable[[str], Sequence[str]] = lambda piece: readings(piece)[:1]
 ) -> Iterator[list[bytes]]:
-    """The words of a text piece by piece; each begins with the last `again` words of the one before it.
+    """Split a text into words piece by piece; each piece begins with the last `again` words of the piece before it.
 
     Args:
-        text: the text.
-        again: how many words.
-        read: the ways in which a piece is read, one or more, of which the first comes again where others have more.
+        text: text to split.
+        again: number of words that are repeated.
+        read: function that returns one or more readings of a piece. Where pieces have different numbers of readings,
+            the first reading is repeated.
     """
     before: list[list[bytes]] = [[]]
     for piece in pieces(text):
@@ -162,19 +164,20 @@ def words_in_pieces(
 
 @lru_cache(maxsize=1)
 def load(files: tuple[Input, ...]) -> Grams:
-    """The grams of evaluation files.
+    """Load the grams of evaluation files.
 
-    JSON: every text at any depth; Parquet, CSV and TSV: every cell; txt: every paragraph, ended by an empty line.
+    The evaluation texts are every text at any depth in JSON, every cell in Parquet, CSV and TSV, and every paragraph in
+    txt, where an empty line ends a paragraph.
 
     Raises:
-        BadInput: a file cannot be read, or no text of all of them is long enough.
+        BadInput: a file cannot be read, or no text in any of the files is long enough.
     """
     grams = Grams()
     for file in files:
         for text in _texts(file):
             grams.add(text, file.name)
     if files and not len(grams):
-        raise BadInput(f"{files[0].url} holds no text of {SHORTEST_WORDS} words or more to look for")
+        raise BadInput(f"{files[0].url} holds no text of {SHORTEST_WORDS} words or more")
     return grams
 
 
@@ -209,14 +212,14 @@ def _whole_lines(lines: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _paragraphs(lines: Iterator[str]) -> Iterator[str]:
-    """What empty lines part."""
+    """Join lines to paragraphs, which are separated by empty lines."""
     for is_blank, group in groupby(lines, key=lambda line: not line.strip()):
         if not is_blank:
             yield "\n".join(group)
 
 
 def _json(lines: Iterator[bytes], name: str) -> Iterator[Any]:
-    """The values of a file of one JSON value a line, or the one value of a file, whatever its name says."""
+    """Parse a file with one JSON value per line, or with a single JSON value, whatever its ending is."""
     parts = []
     size_bytes = 0
     for line in filter(bytes.strip, lines):
@@ -230,7 +233,7 @@ def _json(lines: Iterator[bytes], name: str) -> Iterator[Any]:
                 pass
         parts.append(line)
         size_bytes += len(line)
-        check_bytes(size_bytes, JSON_BYTES, name, "write one JSON object a line")
+        check_bytes(size_bytes, JSON_BYTES, name, "write one JSON object per line")
     if parts:
         content = b"\n".join(parts)
         if problem := too_full(content):
@@ -239,7 +242,7 @@ def _json(lines: Iterator[bytes], name: str) -> Iterator[Any]:
 
 
 def _strings(value: Any) -> Iterator[str]:
-    """The texts in a JSON value, which may be deeper than Python can call."""
+    """All texts in a JSON value; without recursion, because the value may be nested deeper than Python's stack."""
     left = [value]
     while left:
         value = left.pop()

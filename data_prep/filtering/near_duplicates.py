@@ -1,7 +1,8 @@
-"""Nearly equal texts by MinHash: signatures whose equal values estimate the share of runs of words that texts share.
+"""Find near-duplicates by MinHash: the share of equal values in two signatures estimates the share of equal word runs.
 
-Two texts are compared if one of 16 bands of 8 values is equal in both. A pair that shares 80 % of its runs of 5 words
-is compared with a probability of 95 %, one that shares half with 6 % (1 - (1 - s^8)^16). All 128 values decide then.
+Two texts are compared if at least one of 16 bands of 8 values is equal in both. Two texts that share 80 % of their runs
+of 5 words are compared with a probability of 95 %, and two that share half with 6 % (1 - (1 - s^8)^16). The comparison
+then uses all 128 values.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SEED = 17
 
 
 def signature(text: str) -> bytes:
-    """The MinHash of a text's runs of words, `VALUES` numbers of 32 bits."""
+    """The MinHash signature of a text's word runs: `VALUES` numbers of 32 bits."""
     from rensa import RMinHash  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
     minhash = RMinHash(VALUES, SEED)
@@ -28,13 +29,13 @@ def signature(text: str) -> bytes:
         if starts := range(len(words) - RUN_WORDS + 1):
             minhash.update([b" ".join(words[start : start + RUN_WORDS]).decode() for start in starts])
             is_empty = False
-    if is_empty:  # fewer words than a run are one
+    if is_empty:  # a text with fewer words than a run counts as one run
         minhash.update([b" ".join(words).decode()])
     return np.array(minhash.digest(), "<u4").tobytes()
 
 
 def bands(signature: bytes) -> list[int]:
-    """What two texts must have one of in common to be compared; numbers of 63 bits."""
+    """The 63-bit band numbers of a signature; two texts are compared if they have one in common."""
     size = len(signature) // BANDS
     return [
         int.from_bytes(
@@ -46,5 +47,5 @@ def bands(signature: bytes) -> list[int]:
 
 
 def likeness(one: bytes, other: bytes) -> float:
-    """The estimated share of runs that two texts have in common, 0 to 1."""
+    """The estimated share of word runs that two texts have in common, 0 to 1."""
     return float(np.mean(np.frombuffer(one, "<u4") == np.frombuffer(other, "<u4")))

@@ -1,4 +1,4 @@
-"""The third pass of a corpus: each bucket sorted and written, as the part of its number."""
+"""The third pass of a corpus build: sort each bucket and write it as the part with the same number."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from data_prep.sources.document import Document
 
 @dataclass
 class Tally:
-    """What was written into a split."""
+    """Counts of the documents that were written into a split."""
 
     documents: int = 0
     bytes: int = 0
@@ -42,13 +42,13 @@ class Tally:
             self.last = max(self.last or date, date)
 
     def merge(self, other: Tally) -> None:
-        """Count what another has counted."""
+        """Add the counts of another tally."""
         self.documents += other.documents
         self.bytes += other.bytes
         for name, counts in other.sources.items():
-            own = self.sources.setdefault(name, {"documents": 0, "bytes": 0})
+            merged = self.sources.setdefault(name, {"documents": 0, "bytes": 0})
             for key, count in counts.items():
-                own[key] += count
+                merged[key] += count
         for name, count in other.licenses.items():
             self.licenses[name] = self.licenses.get(name, 0) + count
         self.first = min(filter(None, (self.first, other.first)), default=None)
@@ -58,14 +58,14 @@ class Tally:
 def write_bucket(
     work: Path, out: Path, bucket: int, members: Sequence[tuple[str, dict[int, str], list[tuple[int, int]]]], tick: Tick
 ) -> None:
-    """One part of each split: what stays of a bucket, sorted; and last `bucket-NUMBER.json`, what was written.
+    """Write the chosen documents of a bucket, sorted, as one part per split; then write `bucket-NUMBER.json`, its tally.
 
     Args:
-        work: where the spool lies.
-        out: where the parts go.
-        bucket: its number, which is the part's.
-        members: a batch's key, the split of each entry of it that stays, and the places of its frames.
-        tick: is told the spool's bytes that were read, and the documents.
+        work: folder of the spool.
+        out: folder of the parts.
+        bucket: number of the bucket and of its parts.
+        members: for each batch, its key, the split of each chosen entry, and the offset and size of each frame.
+        tick: called with the number of bytes read from the spool, and of documents.
     """
     documents = [
         (place_of(document.id), chosen[entry], document)
@@ -81,8 +81,8 @@ def write_bucket(
             written_aside(out / f"{split}-{bucket:05}{PART}") as path,
             json_lines.Writer(path) as writer,
         ):
-            for _, own, document in documents:
-                if own == split:
+            for _, its_split, document in documents:
+                if its_split == split:
                     tally.add(document, len(document.text.encode()))
                     writer.write(record_of(document))
     write_json(out / f"bucket-{bucket:05}.json", {split: asdict(tally) for split, tally in tallies.items()})
@@ -90,7 +90,7 @@ def write_bucket(
 
 
 def write_parts(out: Path, batches: Sequence[Batch], selection: Selection, work: Path, workers: Workers) -> None:
-    """Write the buckets that are not there yet."""
+    """Write the parts of all buckets that are not written yet."""
     done = {int(path.stem.removeprefix("bucket-")) for path in out.glob("bucket-*.json")}
 
     def tasks() -> Iterator[Task]:
@@ -106,7 +106,7 @@ def write_parts(out: Path, batches: Sequence[Batch], selection: Selection, work:
 
 
 def read_tallies(out: Path) -> dict[str, Tally]:
-    """What was written, by split."""
+    """The tallies of all buckets, merged by split."""
     tallies: dict[str, Tally] = {}
     for path in sorted(out.glob("bucket-*.json")):
         for split, tally in read_json(path).items():

@@ -1,7 +1,7 @@
-"""The corpus' second pass: which entries stay, by one rule after another (duplicates, versions, overlap …).
+"""The second pass of a corpus build: decide which entries stay, by one rule after another (duplicates, overlap …).
 
-The entries stand in a table on disk, without their texts; a rule marks those that it removes with its reason. SQLite
-sorts and joins on disk within a fixed cache, so memory does not grow with the corpus.
+A table on disk holds the entries without their texts. Each rule marks the entries that it drops with its reason. SQLite
+sorts and joins on disk with a fixed cache, so that memory does not grow with the corpus.
 """
 
 from __future__ import annotations
@@ -23,29 +23,29 @@ from data_prep.running.progress import Done
 from data_prep.sources.document import ABSTRACTS, ARTICLES, DELETED
 
 CACHE_KIB = 64 << 10
-SPLITS = ("val", "train", "recent")  # a text that is in several stays in the first
-AT_A_TIME = 1000  # entries
+SPLITS = ("val", "train", "recent")  # a text that occurs in several splits stays in the first of them
+AT_A_TIME = 1000  # entries per insert
 OVERLAP = "overlap with evaluation texts"
 
 SCHEMA = """
 CREATE TABLE entries (
-    number INTEGER PRIMARY KEY,     -- over all batches, in their order
-    batch INTEGER, entry INTEGER,   -- the batch, and the number in it
-    revises INTEGER,                -- whether its source's later entries replace earlier ones
+    number INTEGER PRIMARY KEY,     -- number over all batches, in order
+    batch INTEGER, entry INTEGER,   -- number of the batch, and number within the batch
+    revises INTEGER,                -- whether later entries of the source replace earlier ones
     bucket INTEGER, id TEXT, version INTEGER, file TEXT,
-    reason TEXT,                    -- why it is not in the corpus; NULL for what stays
+    reason TEXT,                    -- why the entry was dropped; NULL if it stays
     text BLOB, pmid INTEGER, source TEXT, date TEXT, split INTEGER
 );
-CREATE TABLE grams (number INTEGER, gram INTEGER);  -- of evaluation texts, in a document
+CREATE TABLE grams (number INTEGER, gram INTEGER);  -- grams of evaluation texts in each document
 CREATE TABLE signatures (number INTEGER PRIMARY KEY, signature BLOB);
-CREATE TABLE bands (band INTEGER, number INTEGER);  -- of signatures
+CREATE TABLE bands (band INTEGER, number INTEGER);  -- bands of the signatures
 CREATE TABLE excluded (pmid INTEGER PRIMARY KEY);
 CREATE TABLE frames (bucket INTEGER, batch INTEGER, offset INTEGER, bytes INTEGER);
 """
 
 
 class Selection:
-    """The table; a context manager that removes it at the end."""
+    """The table of entries and the rules on it; a context manager that removes the table at the end."""
 
     def __init__(self, folder: Path):
         self._path = folder / "entries.sqlite"
@@ -65,7 +65,7 @@ class Selection:
         self._path.unlink(missing_ok=True)
 
     def load(self, batches: Sequence[Batch], folder: Path) -> None:
-        """Take the rows and frames of all batches, in their order."""
+        """Load the rows and frames of all batches, in order."""
         self._db.execute("BEGIN")
         total = 0
         entries: list[tuple[object, ...]] = []
@@ -107,9 +107,10 @@ class Selection:
         entries.clear()
 
     def drop_superseded(self) -> None:
-        """Where a source revises its records, the last entry of an id and version counts, be it a document or not.
+        """Drop outdated entries of sources that revise their records.
 
-        Of an id's versions the highest counts that was not deleted.
+        Of several entries with the same id and version, the last one stays, even if it is not a document. Of several
+        versions of an id, the highest one that was not deleted stays.
         """
         later = "LEAD(number) OVER (PARTITION BY id{} ORDER BY {})"
         self._drop(
@@ -125,13 +126,13 @@ class Selection:
         )
 
     def drop_repeated_ids(self, skip: bool) -> list[JsonDict]:
-        """An id that comes again with the same text is dropped; with another text it is bad input.
+        """Drop an entry whose id occurred before with the same text; another text for the same id is bad input.
 
         Returns:
-            Where `skip` is set, the entries with another text, as bad records.
+            If `skip` is set, the entries with another text, as bad records.
 
         Raises:
-            BadInput: there is one and `skip` is not set.
+            BadInput: an id has two texts and `skip` is not set.
         """
         self._db.execute(
             "CREATE TEMP TABLE again AS SELECT number, id, file, first, text IS same AS alike FROM "
@@ -146,7 +147,7 @@ class Selection:
             id, file, first = other[0]
             raise BadInput(
                 f"there are two texts for {id}, in {first} and in {file} ({len(other):,} such); "
-                "give each document an id of its own, or leave out all but the first with --on-error skip"
+                "give each document an id of its own, or keep only the first with --on-error skip"
             )
         self._drop("bad records", "SELECT number FROM again WHERE NOT alike")
         self._drop("duplicates", "SELECT number FROM again WHERE alike")
@@ -155,7 +156,7 @@ class Selection:
         ]
 
     def drop_pmids(self, pmids: Iterable[int]) -> None:
-        """Abstracts of these PubMed numbers, and the articles that they belong to."""
+        """Drop abstracts with these PubMed numbers, and the articles that the abstracts belong to."""
         self._db.executemany("INSERT OR IGNORE INTO excluded VALUES (?)", ((pmid,) for pmid in pmids))
         self._drop(
             "held out by PMID",
@@ -163,7 +164,7 @@ class Selection:
         )
 
     def drop_old(self, day: str) -> None:
-        """What is not dated after a day goes; a month or year that holds the day may be older, and goes, too."""
+        """Drop entries that are not dated after a day, also those dated by a month or year that contains the day."""
         self._drop(
             "without a date, so not known to be after --dated-after",
             "SELECT number FROM entries WHERE reason IS NULL AND date IS NULL",
@@ -175,7 +176,7 @@ class Selection:
         )
 
     def part_recent(self, day: str) -> None:
-        """What is dated after a day goes to `recent`; a month or year that holds the day may be either, and goes."""
+        """Move entries dated after a day to `recent`; drop those dated by a month or year that contains the day."""
         self._db.execute(
             "UPDATE entries SET split = 2 WHERE reason IS NULL AND substr(date || '-01-01', 1, 10) > ?", (day,)
         )
@@ -188,9 +189,9 @@ class Selection:
         )
 
     def drop_near_duplicates(self, threshold: float) -> None:
-        """Drop a text whose likeness to the first that shares a band with it reaches `threshold`.
+        """Drop a text if its likeness to the first text with a common band is at least `threshold`.
 
-        The first by split, val before train, and then by id.
+        The first text is the first by split, val before train, and then by id.
         """
         self._db.execute("CREATE TEMP TABLE near (number INTEGER PRIMARY KEY)")
         pairs = self._db.execute(
@@ -205,13 +206,13 @@ class Selection:
         self._drop("near-duplicates", "SELECT number FROM near")
 
     def drop_overlaps(self, common: int) -> int:
-        """Documents that hold a gram of an evaluation text which at most `common` documents hold.
+        """Drop documents that contain a gram of an evaluation text, unless more than `common` documents contain the gram.
 
-        Repeated until nothing changes: where documents were dropped, a phrase may have become rare. In the end the
-        corpus holds a gram in more than `common` documents or in none, which is what the leak report expects.
+        The rule is repeated until nothing changes, because a common gram may become rare when documents are dropped. In
+        the end each gram occurs in more than `common` documents or in none, as the leak report expects.
 
         Returns:
-            How many grams are in more documents.
+            The number of common grams.
         """
         self._db.execute("CREATE TEMP TABLE common (gram INTEGER PRIMARY KEY)")
         dropped = 1
@@ -230,10 +231,10 @@ class Selection:
         return self._db.execute("SELECT COUNT(*) FROM common").fetchone()[0]
 
     def overlaps(self, grams: Mapping[str, Iterable[int]]) -> Counter[str]:
-        """How many documents overlap with each evaluation file; one that does with two counts for both.
+        """The number of dropped documents that overlap with each evaluation file; one document may count for several.
 
         Args:
-            grams: numbers of the grams by the names of the files.
+            grams: file name -> numbers of its grams.
         """
         self._db.execute("CREATE TEMP TABLE of_file (gram INTEGER PRIMARY KEY)")
         counts = Counter[str]()
@@ -248,11 +249,11 @@ class Selection:
         return counts
 
     def without(self, column: str) -> int:
-        """How many of the documents that stay have no `pmid` or no `date`."""
+        """The number of remaining documents that have no value in a column, `pmid` or `date`."""
         return self._db.execute(f"SELECT COUNT(*) FROM entries WHERE reason IS NULL AND {column} IS NULL").fetchone()[0]
 
     def drop_abstracts_of_articles(self) -> None:
-        """An abstract whose article stays goes, as in The Pile; the article's record says whose abstract it is."""
+        """Drop an abstract if its full article stays, as in the Pile; both records have the same PubMed number."""
         self._drop(
             "abstracts of articles",
             "SELECT number FROM entries WHERE reason IS NULL AND source = ? AND pmid IN "
@@ -261,7 +262,7 @@ class Selection:
         )
 
     def drop_same_texts(self) -> None:
-        """Of texts that differ in case and white space at most, one stays: by split, val first, then by id."""
+        """Keep one of several texts that differ only in case and white space: the first by split (val first) and id."""
         self._drop(
             "same text",
             "SELECT number FROM (SELECT number, ROW_NUMBER() OVER (PARTITION BY text ORDER BY split, id) AS turn "
@@ -269,7 +270,7 @@ class Selection:
         )
 
     def fill_val(self, least: int) -> None:
-        """Move documents of train to val, the first by a hash of their ids, until val has `least`."""
+        """Move documents from train to val, in order of a hash of their ids, until val has `least` documents."""
         missing = least - self.documents().get("val", 0)
         if missing > 0:
             moved = self._db.execute("SELECT id, number FROM entries WHERE reason IS NULL AND split = 1").fetchall()
@@ -277,18 +278,18 @@ class Selection:
             self._db.executemany("UPDATE entries SET split = 0 WHERE number = ?", ((n,) for _, n in moved[:missing]))
 
     def dropped(self) -> Counter[str]:
-        """How many went, by reason."""
+        """The number of dropped entries by reason."""
         return Counter(
             dict(self._db.execute("SELECT reason, COUNT(*) FROM entries WHERE reason IS NOT NULL GROUP BY reason"))
         )
 
     def documents(self) -> dict[str, int]:
-        """How many stay, by split."""
+        """The number of remaining documents by split."""
         counts = self._db.execute("SELECT split, COUNT(*) FROM entries WHERE reason IS NULL GROUP BY split")
         return {SPLITS[split]: count for split, count in counts}
 
     def chosen(self) -> Iterator[tuple[int, dict[int, dict[int, str]]]]:
-        """What stays: each bucket in order with batch -> entry -> split."""
+        """The remaining entries: each bucket, in order, with batch -> entry -> split."""
         query = "SELECT bucket, batch, entry, split FROM entries WHERE reason IS NULL ORDER BY bucket, batch, entry"
         for bucket, members in groupby(self._db.execute(query), key=lambda row: row[0]):
             chosen: dict[int, dict[int, str]] = {}
@@ -297,12 +298,12 @@ class Selection:
             yield bucket, chosen
 
     def frames(self, bucket: int, batch: int) -> list[tuple[int, int]]:
-        """Offset and size of the frames that a batch has for a bucket."""
+        """Offset and size of each frame of a batch that belongs to a bucket."""
         query = "SELECT offset, bytes FROM frames WHERE bucket = ? AND batch = ? ORDER BY offset"
         return self._db.execute(query, (bucket, batch)).fetchall()
 
     def frame_bytes(self, done: Iterable[int]) -> tuple[int, Done]:
-        """The bytes of all frames, and those of the buckets that are done."""
+        """The bytes of all frames, and the bytes of the frames in finished buckets."""
         sizes = dict(self._db.execute("SELECT bucket, SUM(bytes) FROM frames GROUP BY bucket"))
         return sum(sizes.values()), Done(sum(sizes.get(bucket, 0) for bucket in done))
 

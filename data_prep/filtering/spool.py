@@ -1,14 +1,14 @@
-"""The corpus' first pass: what the inputs hold, on disk, in buckets small enough to sort.
+"""The first pass of a corpus build: read the inputs into buckets on disk that are small enough to sort.
 
-Inputs are read in batches, each by one process, each into three files of the work folder:
+One process reads each batch of inputs into three files of the work folder:
 
-    KEY.text    documents as zstd frames of JSON lines; a frame holds documents of one bucket
-    KEY.rows.zst one line an entry, without its text: what is needed to choose between the entries of all batches
-    KEY.json    written last: where the frames lie, the inputs' hashes, counts, records that could not be read
+    KEY.text      documents as zstd frames of JSON lines; a frame holds documents of one bucket
+    KEY.rows.zst one line per entry without its text, with the values that the second pass needs
+    KEY.json      written last: positions of the frames, hashes of the inputs, counts, unreadable records
 
-The key is a hash of the rules, of the inputs' names, sizes and stamps, and of the versions of what reads them. A batch
-whose KEY.json is there is not read again. A bucket is a range of `place_of`, so the buckets in their order, each
-of them sorted, are the corpus in its order.
+The key is a hash of the rules, of the names, sizes and stamps of the inputs, and of the versions of the libraries that
+read them. A batch whose KEY.json exists is not read again. A bucket is a range of the sort key `place_of`, so that the
+sorted buckets, one after another, give the documents in the order of the corpus.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ from data_prep.running.workers import Task, Tick, Workers, written_aside
 from data_prep.sources.characters import cleaned
 from data_prep.sources.document import Bad, Document, Dropped, Entry, Source, pieces
 
-BATCH_BYTES = 32 << 20  # of inputs; a larger file is a batch of its own
+BATCH_BYTES = 32 << 20  # inputs per batch; a larger file is a batch of its own
 BATCH_FILES = 4096
-BUCKET_BYTES = 16 << 20  # of inputs; they unpack to some four times as much text, which is sorted in memory
+BUCKET_BYTES = 16 << 20  # inputs per bucket; they unpack to some four times as much text, which is sorted in memory
 MAX_BUCKETS = 4096
-BUFFER_BYTES = 64 << 20  # of text a process holds before it writes frames
-# Small letters for capitals, and a space for all that str.split takes for white space.
+BUFFER_BYTES = 64 << 20  # text that a process holds before it writes frames
+# Maps capitals to small letters, and all characters that str.split treats as white space to a space.
 ASCII_FOLD = bytes(ord(" ") if chr(n).isspace() else ord(chr(n).lower()) if n < 128 else n for n in range(256))
-READING = 3  # counted up where entries are read otherwise than before, so that no spool of then is gone on with
-FAST = 1  # zstd level of files that live as long as a build
+READING = 3  # increased when entries are read in a new way, so that a build does not resume from an older spool
+FAST = 1  # zstd level of temporary files
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What decides how an entry is read, beside the source's own switches.
+    """Settings that decide how entries are read, in addition to the source's own switches.
 
     Attributes:
-        val_fraction: share of the documents that go to val.
-        buckets: how many the documents are spread over.
-        skip: whether bad records are left out, or stop the build.
-        evaluation: files whose texts are looked for in the documents.
-        signatures: whether documents get one, to be compared by.
-        keep_characters: whether texts keep their characters as the source has them (`characters.cleaned`).
+        val_fraction: share of the documents in val.
+        buckets: number of buckets.
+        skip: whether bad records are skipped; otherwise they stop the build.
+        evaluation: files of evaluation texts, to find overlap.
+        signatures: whether to compute MinHash signatures, to find near-duplicates.
+        keep_characters: whether texts keep all their characters; otherwise `characters.cleaned` is applied.
     """
 
     val_fraction: float
@@ -69,7 +69,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one source that are read together; `key` names what comes of them."""
+    """Inputs of one source that are read together; `key` is the name of the output files."""
 
     source_name: str
     source: Source
@@ -78,28 +78,28 @@ class Batch:
 
 
 def split_of(document_id: str, val_fraction: float) -> str:
-    """`train` or `val`, from the id alone: order, workers and re-runs cannot move a document."""
+    """`train` or `val`, from the id alone, so that order, workers and repeated builds cannot move a document."""
     return "val" if share_of(document_id) < val_fraction * 2**64 else "train"
 
 
 def share_of(document_id: str) -> int:
-    """A hash of an id, below 2**64: the documents with the smallest ones are val."""
+    """A hash of an id, below 2**64; the documents with the smallest hashes are val."""
     return int.from_bytes(hashlib.sha256(document_id.encode()).digest()[:8], "big")
 
 
 def place_of(document_id: str) -> bytes:
-    """The sort key of a document within its split; independent of `split_of`."""
+    """The sort key of a document within its split, independent of `split_of`."""
     return hashlib.sha256(b"place\0" + document_id.encode()).digest()
 
 
 def same_text(text: str) -> str:
-    """A hash that texts share which differ in nothing but case and white space; a piece of the text at a time.
+    """A hash that is equal for texts that differ only in case and white space.
 
-    What else no reader sees is out of the text by now (`characters.cleaned`).
+    Invisible characters were removed before (`characters.cleaned`). The text is hashed piece by piece.
     """
     digest, between = hashlib.blake2b(digest_size=16), b""
     for piece in pieces(text):
-        if piece.isascii():  # the same, in a fifth of the time
+        if piece.isascii():  # gives the same result in a fifth of the time
             data = piece.encode().translate(ASCII_FOLD)
             words = b" ".join(data.split()) if b"  " in data else data.strip()
         else:
@@ -111,12 +111,12 @@ def same_text(text: str) -> str:
 
 
 def buckets_for(size_bytes: int) -> int:
-    """How many buckets inputs of this size are spread over."""
+    """The number of buckets for inputs of this total size."""
     return min(MAX_BUCKETS, size_bytes // BUCKET_BYTES + 1)
 
 
 def batches(source_name: str, source: Source, files: Sequence[Input], rules: Rules) -> Iterator[Batch]:
-    """Cut a source's inputs into batches, in their order."""
+    """Group the inputs of a source into batches, in order."""
     start = size_bytes = 0
     for end, file in enumerate(files):
         if end > start and (size_bytes + file.bytes > BATCH_BYTES or end - start == BATCH_FILES):
@@ -127,10 +127,10 @@ def batches(source_name: str, source: Source, files: Sequence[Input], rules: Rul
 
 
 def read_all(todo: Sequence[Batch], rules: Rules, folder: Path, workers: Workers) -> None:
-    """Read the batches that are not there yet.
+    """Read all batches that are not read yet.
 
     Raises:
-        BadInput: an input cannot be read, or holds a bad record and `rules.skip` is not set.
+        BadInput: an input cannot be read or holds a bad record, and `rules.skip` is not set.
     """
     left = [batch for batch in todo if not (folder / f"{batch.key}.json").exists()]
     total, missing = (sum(file.bytes for batch in some for file in batch.files) for some in (todo, left))
@@ -140,16 +140,16 @@ def read_all(todo: Sequence[Batch], rules: Rules, folder: Path, workers: Workers
 
 
 def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
-    """Read one batch into its three files.
+    """Read one batch and write its three files.
 
     Args:
-        batch: what to read.
-        rules: how.
-        folder: the work folder.
-        tick: is told the bytes of the inputs that were read, and the documents, as it goes.
+        batch: batch to read.
+        rules: settings of the build.
+        folder: work folder.
+        tick: called with the numbers of input bytes and documents read.
 
     Raises:
-        BadInput: as `read_all`.
+        BadInput: as in `read_all`.
     """
     files: list[JsonDict] = []
     bad: list[JsonDict] = []
@@ -181,21 +181,21 @@ def read(batch: Batch, rules: Rules, folder: Path, tick: Tick) -> None:
 
 
 def summary(batch: Batch, folder: Path) -> JsonDict:
-    """What `read` wrote last: `files`, `frames` as [bucket, offset, bytes], `bad`, `dropped`, `characters`."""
+    """The content of KEY.json: `files`, `frames` as [bucket, offset, bytes], `bad`, `dropped`, `characters`."""
     return read_json(folder / f"{batch.key}.json")
 
 
 def rows(batch: Batch, folder: Path) -> Iterator[JsonDict]:
-    """The entries of a batch, without their texts, in their order."""
+    """The entries of a batch without their texts, in order."""
     return (row for _, row in json_lines.read(folder / f"{batch.key}.rows.zst"))
 
 
 def documents(key: str, folder: Path, places: Sequence[tuple[int, int]]) -> Iterator[tuple[int, Document]]:
-    """The documents in frames of a batch, each with its entry's number.
+    """Read documents from frames of a batch, each with the number of its entry.
 
     Args:
-        key: the batch's.
-        folder: the work folder.
+        key: key of the batch.
+        folder: work folder.
         places: offset and size in bytes of each frame.
     """
     decompressor = zstandard.ZstdDecompressor()
@@ -215,11 +215,12 @@ class _FileState:
 
 
 class _Frames:
-    """Gathers documents by bucket and writes them as frames."""
+    """Collects documents by bucket and writes them as frames."""
 
     def __init__(self, path: Path):
         self._file = path.open("wb")
-        # Not lists of lines: small pieces among those of the XML's trees take ten times their size of memory.
+        # Byte arrays and not lists of lines, because small objects mixed with those of XML trees fragment the memory
+        # and take ten times their size.
         self._buffers: defaultdict[int, bytearray] = defaultdict(bytearray)
         self._buffered_bytes = 0
         self._compressor = zstandard.ZstdCompressor(level=FAST)
@@ -233,7 +234,7 @@ class _Frames:
         self._file.close()
 
     def add(self, number: int, entry: Document | Dropped, file: Input, rules: Rules) -> JsonDict:
-        """Take an entry; returns its row."""
+        """Add an entry and return its row."""
         assert entry.id is not None
         bucket = int.from_bytes(place_of(entry.id)[:8], "big") * rules.buckets >> 64
         row: JsonDict = {"bucket": bucket, "id": entry.id, "version": entry.version, "file": file.name}
@@ -257,7 +258,7 @@ class _Frames:
         }
 
     def flush(self) -> None:
-        """Write what is gathered."""
+        """Write the collected documents."""
         for bucket, lines in sorted(self._buffers.items()):
             frame = self._compressor.compress(lines)
             self.places.append((bucket, self._file.tell(), len(frame)))
@@ -267,7 +268,7 @@ class _Frames:
 
 
 def _cleaned(document: Document, characters: Counter[str]) -> Document | Dropped:
-    """The document with its characters as they are read; `characters` counts by the rules that change them."""
+    """Clean the characters of a document; `characters` counts the documents that each rule changes."""
     text, used = cleaned(document.text)
     if not used:
         return document
@@ -278,7 +279,7 @@ def _cleaned(document: Document, characters: Counter[str]) -> Document | Dropped
 
 
 def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _FileState) -> Iterator[Entry]:
-    """A file's entries; what cannot be read stops the build, or comes as one more `Bad`."""
+    """The entries of a file. An error stops the build, or is yielded as a `Bad` entry if `rules.skip` is set."""
     try:
         with inputs.reading(file, tick) as stream:
             try:
@@ -286,12 +287,12 @@ def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _File
                     if isinstance(entry, Bad) and not rules.skip:
                         raise BadInput(
                             f"{file.url}, {entry.place}: {entry.problem}\n"
-                            "mend it, or leave out what cannot be read with --on-error skip"
+                            "repair it, or skip unreadable records with --on-error skip"
                         )
                     if isinstance(entry, Bad):
                         state.bad_left -= 1
                         if state.bad_left < 0:
-                            raise BadInput(f"more than {BAD_RECORDS:,} records, of it and files read with it, are bad")
+                            raise BadInput(f"more than {BAD_RECORDS:,} records of this file and others in its batch are bad")
                     yield entry
             except BadInput as error:
                 if not rules.skip:
@@ -299,7 +300,7 @@ def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _File
                 yield Bad("from there on", str(error))
             state.sha256 = stream.sha256()
         if file.bytes == 0 and state.entries == 0:
-            raise BadInput(f"{file.url} is empty; remove it, or leave it out with --on-error skip")
+            raise BadInput(f"{file.url} is empty; remove it, or skip it with --on-error skip")
     except BadInput as error:
         if not rules.skip:
             raise

@@ -1,1 +1,1 @@
-"""Question sets, source -> target sets and tagged sentences, as their projects publish them."""
+"""Read question sets, sets of source and target texts, and tagged sentences from the files that projects publish."""

@@ -1,4 +1,4 @@
-"""Yes, no and maybe, from abstracts: PubMedQA, BioASQ. The order of the labels is fixed here, for ever."""
+"""Read yes/no/maybe questions on abstracts: PubMedQA and BioASQ. The order of the labels must never change."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ PMID = re.compile(rf"(?:pubmed|pubmed\.ncbi\.nlm\.nih\.gov)/({DIGITS.pattern})(?
 
 
 def pubmedqa(folder: Path) -> TaskSet:
-    """PubMedQA's labelled set: as the project publishes it, or BioMedLM's lines.
+    """Read PubMedQA's labelled set, in the project's format or as BioMedLM's JSON lines.
 
     Raises:
-        BadInput: as `load`; and as `_official_pubmedqa`.
+        BadInput: as in `load` and in `_official_pubmedqa`.
     """
     if the_form(folder, {"ori_pqal.json": ("ori_pqal.json",), LINES_FORM: LINES}) == LINES_FORM:
         return _sentence_lines("pubmedqa", folder, PUBMEDQA_LABELS)
@@ -32,13 +32,14 @@ def pubmedqa(folder: Path) -> TaskSet:
 
 
 def _official_pubmedqa(folder: Path) -> TaskSet:
-    """PubMedQA's labelled set, in its official split: 500 test questions, and 450 / 50 of the others by fold.
+    """Read PubMedQA's labelled set in its official split: 500 test questions, and 450 / 50 of the rest from fold 0.
 
-    `test_ground_truth.json` decides what is test. `pqal_fold0/{train,dev}_set.json` are what the project's
-    `split_dataset.py pqal` writes; they must hold exactly the others.
+    `test_ground_truth.json` lists the test questions. The project's `split_dataset.py pqal` writes
+    `pqal_fold0/{train,dev}_set.json`, which must hold exactly the other questions.
 
     Raises:
-        BadInput: as `load`; and a question of the test set in a fold, one of neither, or two labels for one.
+        BadInput: as in `load`; or a test question is in the fold, a question is in no split, or a question has two
+            labels.
     """
     all_path, test_path = need(folder, "ori_pqal.json"), need(folder, "test_ground_truth.json")
     fold = next((path for path in sorted(folder.rglob("pqal_fold0")) if path.is_dir()), None)
@@ -53,7 +54,7 @@ def _official_pubmedqa(folder: Path) -> TaskSet:
         if leaked := sorted(truth.keys() & set(ids[split])):
             raise BadInput(
                 f"{path}: {len(leaked)} of the official test questions are in {split}, {leaked[0]} among them; "
-                "make the folds anew with PubMedQA's split_dataset.py"
+                "make the folds again with PubMedQA's split_dataset.py"
             )
     ids["test"] = list(truth)
     held = {id_ for split in ids.values() for id_ in split}
@@ -87,13 +88,13 @@ def _abstract_question(record: JsonDict, id_: str, where: str) -> Question:
 
 
 def bioasq(folder: Path) -> TaskSet:
-    """BioASQ's yes/no questions: files of its task b, or BioMedLM's lines.
+    """Read BioASQ's yes/no questions, from files of its task b or from BioMedLM's JSON lines.
 
-    Of task b a training file, golden test files, and a dev file if there is one. Without a dev file, a tenth of train
-    is dev, chosen by a hash of the question's id.
+    Task b has a training file, golden test files, and maybe a dev file. Without a dev file, a hash of the question's id
+    chooses a tenth of train as dev.
 
     Raises:
-        BadInput: as `load`. A later year's training file holds earlier years' test questions: that is refused too.
+        BadInput: as in `load`; or the training file contains the test questions, as that of a later year does.
     """
     task_b = "*golden*.json, the files of BioASQ's test batches with answers"
     if the_form(folder, {task_b: ("*golden*.json",), LINES_FORM: LINES[-1:]}) == LINES_FORM:
@@ -142,7 +143,7 @@ def _yes_no(path: Path) -> list[Question]:
 
 
 def _sentence_lines(name: str, folder: Path, labels: tuple[str, ...]) -> TaskSet:
-    """stanford-crfm/BioMedLM, finetune/seqcls: lines `sentence1`, the question, `sentence2`, its context, `label`."""
+    """Read stanford-crfm/BioMedLM, finetune/seqcls: `sentence1` is the question, `sentence2` its context, and `label`."""
     paths = {split: path for split in SPLITS if (path := the_file(folder, f"{split}.json", optional=split != "test"))}
     splits = {
         split: [
@@ -162,5 +163,5 @@ def _sentence_question(record: JsonDict, where: str, default: str, labels: tuple
     if not context.strip():
         raise BadInput(f"{where}: sentence2, the context, is empty")
     id_ = strict_reading.id_of(record, default, where)
-    pmids = (id_,) if labels == PUBMEDQA_LABELS else ()  # of BioASQ it is the question's
+    pmids = (id_,) if labels == PUBMEDQA_LABELS else ()  # BioASQ's ids are not PubMed numbers
     return Question(id_, question, labels, labels.index(label), where, context, pmids=pmids)

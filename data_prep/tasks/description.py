@@ -1,4 +1,4 @@
-"""What a set holds, in lines to print: counts, balance of labels, texts that occur twice."""
+"""Describe a task set in lines to print: counts, balance of labels, texts that occur twice."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from data_prep.tasks.task_set import LETTERS, Question, Sentence, TaskSet
 
-MOSTLY = 0.8  # a share of answers above which a set is said to be unbalanced
+MOSTLY = 0.8  # share of one answer above which a split is reported as unbalanced
 
 
 def describe(task: TaskSet) -> str:
-    """Counts, balance of labels or entities, texts that occur twice, and hashes, as lines to print."""
+    """Describe a set: counts, balance of labels or entities, texts that occur twice, and hashes of the files."""
     from data_prep.tasks import token_classification
 
     lines = [f"{task.name}: {', '.join(f'{split} {len(examples):,}' for split, examples in task.splits.items())}"]
@@ -34,19 +34,19 @@ def describe(task: TaskSet) -> str:
 
 
 def _imbalance(task: TaskSet, split: str, questions: Sequence[Question]) -> list[str]:
-    """Labels that a split lacks, and one that nearly all its answers are: scores of it say little."""
+    """Report labels that a split lacks, and a label that most answers have: scores on such a split mean little."""
     if task.kind != "verdict":
         return []
     counts = Counter(question.options[question.answer] for question in questions)
     lines = [f"  {split}: no answer is {label!r}" for label in questions[0].options if not counts[label]]
     label, most = counts.most_common(1)[0]
     if most > MOSTLY * len(questions):
-        lines.append(f"  {split}: who always answers {label!r} is right in {most / len(questions):.1%}")
+        lines.append(f"  {split}: always answering {label!r} is right in {most / len(questions):.1%}")
     return lines
 
 
 def label_balance(task: TaskSet, questions: Iterable[Question]) -> dict[str, float]:
-    """Share of each right answer: by its text where all questions of the set have the same options, else by letter."""
+    """Share of each right answer, by its text if all questions of the set have the same options, else by its letter."""
     same = len({q.options for split in task.splits for q in task.questions(split)}) == 1
     counts = Counter(q.options[q.answer] if same else LETTERS[q.answer] for q in questions)
     total = sum(counts.values())
@@ -54,7 +54,7 @@ def label_balance(task: TaskSet, questions: Iterable[Question]) -> dict[str, flo
 
 
 def repeated_texts(task: TaskSet) -> int:
-    """Texts (with their options) that two splits share."""
+    """The number of texts (with their options) that occur in more than one split."""
     splits: dict[str, set[str]] = {}
     for split, examples in task.splits.items():
         for example in examples:

@@ -1,4 +1,4 @@
-"""Multiple choice: MedQA, MedMCQA, MMLU."""
+"""Read multiple-choice questions: MedQA, MedMCQA, MMLU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Question, TaskSet, file_hashes, the_file, the_form
 
 SPLITS = ("train", "dev", "test")
-# The medical subjects of MMLU, as Med-PaLM (arXiv 2212.13138) chose them; BioMedLM's paper reports four of the six.
+# The medical subjects of MMLU that Med-PaLM (arXiv 2212.13138) chose; BioMedLM's paper reports four of these six.
 MMLU_SUBJECTS = (
     "anatomy",
     "clinical_knowledge",
@@ -25,10 +25,10 @@ MMLU_SUBJECTS = (
 
 
 def medqa(folder: Path) -> TaskSet:
-    """MedQA-USMLE, 4 options: the project's own JSON lines, or BioMedLM's.
+    """Read MedQA-USMLE with 4 options, from the project's JSON lines or from BioMedLM's.
 
     Raises:
-        BadInput: as `load`.
+        BadInput: as in `load`.
     """
     names = [f"{split}.json" for split in SPLITS]
     forms = {"phrases_no_exclude_*.jsonl": ("phrases_no_exclude_*.jsonl",), "{train,dev,test}.json": names}
@@ -38,10 +38,10 @@ def medqa(folder: Path) -> TaskSet:
 
 
 def medmcqa(folder: Path) -> TaskSet:
-    """MedMCQA. Its test answers are secret, so published numbers are of dev; a test.json is not read.
+    """Read MedMCQA. Its test answers are secret, so published scores are on dev, and test.json is not read.
 
     Raises:
-        BadInput: as `load`.
+        BadInput: as in `load`.
     """
     return _json_lines("medmcqa", folder, "{}.json", _cop, ("train", "dev"), scored="dev")
 
@@ -67,7 +67,7 @@ def _json_lines(
 
 
 def _phrases(record: JsonDict, where: str, id_: str) -> Question:
-    """jind11/MedQA, questions/US/4_options: `options` {A: …}, `answer_idx` a letter."""
+    """Parse a record of jind11/MedQA, questions/US/4_options: `options` is {A: …}, `answer_idx` is a letter."""
     options = strict_reading.field(record, "options", where, dict)
     letters = sorted(options)
     if letters != list("ABCDE"[: len(letters)]):
@@ -82,7 +82,7 @@ def _phrases(record: JsonDict, where: str, id_: str) -> Question:
 
 
 def _sent_endings(record: JsonDict, where: str, id_: str) -> Question:
-    """stanford-crfm/BioMedLM, finetune/mc: `sent1`, `sent2`, `ending0` …, `label` from 0."""
+    """Parse a record of stanford-crfm/BioMedLM, finetune/mc: `sent1`, `sent2`, `ending0` …, `label` from 0."""
     second = strict_reading.field(record, "sent2", where) if record.get("sent2") is not None else ""
     question = " ".join(filter(None, (strict_reading.field(record, "sent1", where), second)))
     names = [f"ending{n}" for n in range(sum(name.startswith("ending") for name in record))]
@@ -92,20 +92,20 @@ def _sent_endings(record: JsonDict, where: str, id_: str) -> Question:
 
 
 def _cop(record: JsonDict, where: str, id_: str) -> Question:
-    """medmcqa/medmcqa: `opa` … `opd`, `cop` from 1."""
+    """Parse a record of medmcqa/medmcqa: options `opa` … `opd`, right option `cop` from 1."""
     options = tuple(strict_reading.field(record, name, where) for name in ("opa", "opb", "opc", "opd"))
     right = strict_reading.field(record, "cop", where, int)
     if not 1 <= right <= 4:
-        raise BadInput(f"{where}: cop is {right}, not 1 to 4; copies that count from 0 must be made to count from 1")
+        raise BadInput(f"{where}: cop is {right}, not 1 to 4; if your copy counts from 0, add 1")
     question = strict_reading.field(record, "question", where)
     return Question(strict_reading.id_of(record, id_, where), question, options, right - 1, where)
 
 
 def mmlu(folder: Path) -> TaskSet:
-    """The medical subjects of MMLU (hendrycks/test): question, four options, letter; no header.
+    """Read the medical subjects of MMLU (hendrycks/test): CSV with question, four options and letter, without header.
 
     Raises:
-        BadInput: as `load`.
+        BadInput: as in `load`.
     """
     splits: dict[str, list[Question]] = {}
     paths = []

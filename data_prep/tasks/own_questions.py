@@ -1,7 +1,8 @@
-"""Questions of one's own, as JSON lines or CSV: `question` and `answer`, optionally `context`, `options` and `id`.
+"""Read the user's own questions, as JSON lines or CSV: `question`, `answer` and optional `context`, `options`, `id`.
 
-With options the set is a `choice`: an answer is the text of an option or its letter. Without, it is a `verdict`: the
-answers that occur are its labels. Train, dev and test are files of their own, or one file is split by a hash.
+With options, the set is of the kind `choice`: an answer is the text or the letter of an option. Without options, the
+set is of the kind `verdict`: its labels are the answers that occur. Train, dev and test are three files, or a hash
+splits a single file.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ SPLITS = ("train", "dev", "test")
 ENDINGS = (".jsonl", ".csv")
 NEEDED, OPTIONAL = ("question", "answer"), ("context", "options", "id")
 SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
-EXAMPLES = {  # file -> a first line or two of each form
+EXAMPLES = {  # file name -> its first one or two lines, for each format
     "choice.jsonl": '{"question": "Which thins the blood?", "options": ["Aspirin", "Insulin"], "answer": "A"}\n',
     "choice.csv": "question,options,answer\nWhich thins the blood?,Aspirin | Insulin,Aspirin\n",
     "verdict.jsonl": '{"id": "7", "context": "9 of 18 slept.", "question": "Does it help?", "answer": "maybe"}\n',
@@ -36,7 +37,7 @@ EXAMPLES = {  # file -> a first line or two of each form
 
 @dataclass(frozen=True)
 class Record:
-    """A question as its file says it; `options` is empty where there are none."""
+    """A question as read from its file; `options` is empty if the question has none."""
 
     where: str
     id: str
@@ -47,10 +48,10 @@ class Record:
 
 
 def find(folder: Path) -> dict[str, Path]:
-    """The files of a set of one's own by split; `all` where there is one file, which is split by a hash.
+    """Find the files of the user's own set, by split; a single file has the key `all` and is split by a hash.
 
     Raises:
-        BadInput: a split in two forms, or several files of which none is a split.
+        BadInput: a split has two files, or there are several files and none is named like a split.
     """
     files: dict[str, Path] = {}
     paths = sorted(path for path in folder.rglob("*") if path.suffix in ENDINGS and path.is_file())
@@ -69,33 +70,33 @@ def find(folder: Path) -> dict[str, Path]:
 
 
 def columns(path: Path) -> tuple[str, ...]:
-    """What the first record of a file holds; nothing where there is none.
+    """The column names of a file's first record; empty if the file has no record.
 
     Raises:
-        BadInput: it cannot be read.
+        BadInput: the file cannot be read.
     """
     return tuple(next(_records(path), ("", {}))[1])
 
 
 def read(folder: Path, files: Mapping[str, Path]) -> TaskSet:
-    """The set.
+    """Read a set.
 
     Args:
-        folder: the set's; its name is the set's.
-        files: as `find` gives them.
+        folder: folder of the set; its name is the set's name.
+        files: files by split, from `find`.
 
     Raises:
-        BadInput: a column is missing or wrong in a record, an answer is none of its options, some records have options
-            and others have none, or there are more labels than `MOST_OPTIONS`.
+        BadInput: a column is missing or wrong in a record, an answer is not among its options, only some records have
+            options, or there are more labels than `MOST_OPTIONS`.
     """
     read = {name: [_read(*record) for record in _records(path)] for name, path in files.items()}
     records = [record for of_file in read.values() for record in of_file]
     if not records:
-        raise BadInput(f"{', '.join(map(str, files.values()))}: no question is there")
+        raise BadInput(f"{', '.join(map(str, files.values()))}: no question was found")
     with_options = [bool(record.options) for record in records]
     if len(set(with_options)) > 1:
         one, other = (records[with_options.index(value)].where for value in (True, False))
-        raise BadInput(f"{other}: it has no options, and {one} has; give them to all questions, or to none")
+        raise BadInput(f"{other}: it has no options, but {one} has; give options to all questions, or to none")
     kind = "choice" if any(with_options) else "verdict"
     labels = () if kind == "choice" else _labels(records)
     splits: dict[str, list[Question]] = {name: [] for name in read if name != "all"}
@@ -117,7 +118,7 @@ def read(folder: Path, files: Mapping[str, Path]) -> TaskSet:
             )
         notes.append("80 / 10 / 10 by a hash of question, context and options: the set is one file")
     if unread := Counter(name for path in files.values() for name in columns(path) if name not in NEEDED + OPTIONAL):
-        notes.append(f"columns that are not read: {', '.join(unread)}")
+        notes.append(f"ignored columns: {', '.join(unread)}")
     scored = "test" if "test" in ordered or "dev" not in ordered else "dev"
     return TaskSet(folder.name, kind, ordered, file_hashes(folder, files.values()), scored, "; ".join(notes))
 
@@ -127,12 +128,12 @@ def _records(path: Path) -> Iterator[tuple[str, JsonDict]]:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
-    """The rows of a CSV by the names in its first row; an empty cell is left out."""
+    """The rows of a CSV file as mappings from the names in the first row; empty cells are omitted."""
     rows = csv.reader(io.StringIO(strict_reading.text(path), newline=""), strict=True)
     try:
         names = [name.strip() for name in next(rows, [])]
         if twice := [name for name, n in Counter(names).items() if n > 1]:
-            raise BadInput(f"{path}, line 1: the column {twice[0]!r} is there twice")
+            raise BadInput(f"{path}, line 1: the column {twice[0]!r} occurs twice")
         if len(names) == 1 and (separator := next((s for s in ";\t" if s in names[0]), "")):
             raise BadInput(f"{path}, line 1: columns are separated by {separator!r}; save it with commas")
         for row in rows:
@@ -141,7 +142,7 @@ def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
                 continue
             if len(row) != len(names):
                 raise BadInput(
-                    f'{where}: {len(row)} columns, and line 1 has {len(names)}; a text with commas is in "…"'
+                    f'{where}: {len(row)} columns, but line 1 has {len(names)}; put a text with commas in "…"'
                 )
             yield where, {name: cell for name, cell in zip(names, row, strict=True) if cell.strip()}
     except csv.Error as error:
@@ -167,7 +168,7 @@ def _read(where: str, record: JsonDict) -> Record:
 
 
 def _options(value: Any, where: str) -> tuple[str, ...]:
-    """A list, or in a cell of CSV texts with `|` between them, or a list as JSON."""
+    """Parse the options: a list, or in a CSV cell a text with `|` between the options, or a JSON list."""
     if value is None:
         return ()
     if isinstance(value, str):
@@ -181,19 +182,19 @@ def _options(value: Any, where: str) -> tuple[str, ...]:
 
 
 def _answer(record: Record, options: Sequence[str]) -> int:
-    """The index of the option that the answer names: by its text, else by its letter."""
+    """The index of the option that the answer names, by its text or by its letter."""
     by_text = {options.index(record.answer)} if record.answer in options else set()
     letter = LETTERS.find(record.answer) if len(record.answer) == 1 and record.options else -1
     meant = by_text | ({letter} if 0 <= letter < len(options) else set())
     if len(meant) == 1:
         return meant.pop()
-    problem = "is the text of one option and the letter of another" if meant else "is no option's text, and no letter"
+    problem = "is the text of one option and the letter of another" if meant else "is neither an option's text nor a letter"
     answer, listed = record.answer[:80], ", ".join(options)[:200]
     raise BadInput(f"{record.where}: the column 'answer' is {answer!r}, which {problem}; the options are {listed}")
 
 
 def _labels(records: Sequence[Record]) -> tuple[str, ...]:
-    """The answers that occur, in alphabetical order; those of PubMedQA and BioASQ in theirs, so that heads fit both."""
+    """The answers that occur, sorted. Labels of PubMedQA and BioASQ keep their order there, so that heads fit both."""
     labels = sorted({record.answer for record in records})
     by_fold = {label.casefold(): label for label in labels}
     for record in records:
@@ -202,13 +203,14 @@ def _labels(records: Sequence[Record]) -> tuple[str, ...]:
             raise BadInput(f"{record.where}: the answers {record.answer!r} and {other!r} differ in case; write one")
     if len(labels) > MOST_OPTIONS:
         raise BadInput(
-            f"{records[0].where}: {len(labels)} different answers in a set without options, at most {MOST_OPTIONS} are "
-            "labels; give each question its options, or call the columns source and target to have the answers written"
+            f"{records[0].where}: {len(labels)} different answers in a set without options, but a set has at most "
+            f"{MOST_OPTIONS} labels; give each question its options, or name the columns source and target to train "
+            "the model to write the answers"
         )
     known = next((known for known in (PUBMEDQA_LABELS, BIOASQ_LABELS) if sorted(known) == labels), None)
     return known or tuple(labels)
 
 
 def _content(record: Record) -> str:
-    """What a question is split by, so that neither its place in the file nor a second copy of it moves it."""
+    """A hash of a question's content, which decides its split; so position and repetition do not matter."""
     return hashlib.sha256("\0".join((record.question, record.context, *record.options)).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Question sets, source -> target sets and tagged sentences, read from the files that their projects publish.
+"""Read question sets, sets of source and target texts, and tagged sentences from the files that projects publish.
 
     folder      files, anywhere below it                                                    splits
     medqa       phrases_no_exclude_{train,dev,test}.jsonl; or {train,dev,test}.json of
@@ -16,9 +16,10 @@
     your own    {train,dev,test}.jsonl of lines `source`, `target`                          train dev test
     your own    words and their tags in {train,dev,devel,valid,test}.{tsv,txt,conll,iob}    train dev test
 
-A set of your own is a folder of any other name. Its questions are a `choice` if they have `options`: the answer is the
-text of one or its letter; else a `verdict`: the answers that occur are its labels. One file is split 80 / 10 / 10 by a
-hash of what is asked. Every fault names the file and the line or record. A set that lies in two forms is refused.
+A set of your own is a folder of any other name. Questions with `options` are of the kind `choice`: the answer is the
+text or the letter of an option. Questions without options are of the kind `verdict`: the labels are the answers that
+occur. A single file is split 80 / 10 / 10 by a hash of each question. Every error names the file and the line or
+record. A folder that holds a set in two formats is refused.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from data_prep.tasks.own_questions import EXAMPLES
 from data_prep.tasks.task_set import LETTERS, Question, TaskSet
 
 WHICH_FILES = "which files: python recipes/finetune.py --describe"
-# A set by its name -> who reads its folder.
+# Name of a set -> function that reads its folder.
 READERS: dict[str, Callable[[Path], TaskSet]] = {
     "medqa": multiple_choice.medqa,
     "medmcqa": multiple_choice.medmcqa,
@@ -45,16 +46,16 @@ READERS: dict[str, Callable[[Path], TaskSet]] = {
 
 
 def formats() -> str:
-    """Which files hold a set, and an example of each form of questions of one's own, as lines to print."""
+    """Describe the files of each set, with an example of each format for the user's own questions, as lines to print."""
     examples = (f"{name}\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}" for name, text in EXAMPLES.items())
     return "\n\n".join([(__doc__ or "").rstrip(), "Examples of your own questions:", *examples])
 
 
 def load(name: str, data: Path) -> TaskSet:
-    """Read and check the set `name`, from the folder of that name in `data`.
+    """Read and check the set `name` from the folder of that name in `data`.
 
     Raises:
-        BadInput: the folder or a file is missing, or a record of it cannot be used.
+        BadInput: the folder or a file is missing, or a record cannot be used.
     """
     folder = data / name
     if not folder.is_dir():
@@ -65,7 +66,7 @@ def load(name: str, data: Path) -> TaskSet:
 
 
 def _own(folder: Path) -> TaskSet:
-    """A set of no name known here: questions, pairs, or tagged words."""
+    """Read the user's own set: questions, pairs, or tagged words."""
     files = own_questions.find(folder)
     tagged = [path for split in token_classification.NAMES if (path := token_classification.find(folder, split))]
     if not files:
@@ -80,7 +81,7 @@ def _own(folder: Path) -> TaskSet:
 
 
 def _check(task: TaskSet) -> None:
-    """Refuse what every format must not have: empty splits, empty texts, answers without option, ids twice."""
+    """Refuse faults of any format: an empty split, an empty text, an answer that is no option, a repeated id."""
     seen: dict[str, str] = {}
     for split, examples in task.splits.items():
         if not examples:
@@ -97,7 +98,7 @@ def _check(task: TaskSet) -> None:
 
 
 def _merge_equal_options(task: TaskSet) -> TaskSet:
-    """Make equal texts one option, right if one of them is: a tie between them would go to the first."""
+    """Merge equal options into one, which is right if one of them is; otherwise a tie would go to the first of them."""
     splits = {split: [_merged(question) for question in task.questions(split)] for split in task.splits}
     merged = {
         split: sum(old is not new for old, new in zip(task.questions(split), questions, strict=True))

@@ -1,4 +1,4 @@
-"""Source -> target: MeQSum, and any JSON lines."""
+"""Read pairs of source and target texts: MeQSum, and any JSON lines."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from data_prep.tasks import strict_reading
 from data_prep.tasks.task_set import Pair, TaskSet, file_hashes, need, split_by_hash, the_file, the_form
 
 SPLITS = ("train", "dev", "test")
-# What openpyxl raises of a file that is no workbook, or a broken one.
+# The exceptions that openpyxl raises for a file that is not a workbook or is damaged.
 UNREADABLE = (OSError, KeyError, ValueError, TypeError, IndexError, SyntaxError, EOFError, BadZipFile, zlib.error)
 MEQSUM_SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
 def meqsum(folder: Path) -> TaskSet:
-    """Consumer health questions and their summaries: `meqsum.jsonl`, or the project's workbook.
+    """Read consumer health questions and their summaries, from `meqsum.jsonl` or from the project's workbook.
 
-    The project publishes 1,000 pairs and no split; ours goes by a hash of the id.
+    The project publishes 1,000 pairs without a split; here, a hash of the id decides the split.
 
     Raises:
-        BadInput: as `load`.
+        BadInput: as in `load`.
     """
     form = the_form(folder, {"meqsum.jsonl": ("meqsum.jsonl",), "the project's .xlsx": ("*.xlsx",)})
     path = need(folder, "meqsum.jsonl" if form == "meqsum.jsonl" else "*.xlsx")
@@ -39,12 +39,12 @@ def meqsum(folder: Path) -> TaskSet:
 
 
 def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
-    """The rows of a workbook's first sheet, by the names in its first row, in lower case."""
+    """The rows of a workbook's first sheet, as mappings from the names in its first row, in lower case."""
     from openpyxl import load_workbook
     from openpyxl.utils.exceptions import InvalidFileException
 
     try:
-        with ZipFile(path) as archive:  # zipfile unpacks no more of a member than it says here
+        with ZipFile(path) as archive:  # zipfile never unpacks more of a member than this size
             size_bytes = sum(member.file_size for member in archive.infolist())
         check_bytes(size_bytes, WORKBOOK_BYTES, f"{path}, unpacked,", "it is no workbook of questions")
         sheet = load_workbook(path, read_only=True, data_only=True).worksheets[0]
@@ -58,10 +58,10 @@ def _rows(path: Path) -> Iterator[tuple[str, JsonDict]]:
 
 
 def jsonl(folder: Path) -> TaskSet:
-    """{train,dev,test}.jsonl of lines `source`, `target` and, if they have one, `id`.
+    """Read {train,dev,test}.jsonl, whose lines hold `source`, `target` and optionally `id`.
 
     Raises:
-        BadInput: as `load`.
+        BadInput: as in `load`.
     """
     paths = {split: path for split in SPLITS if (path := the_file(folder, f"{split}.jsonl", optional=split != "test"))}
     splits = {

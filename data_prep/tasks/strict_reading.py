@@ -1,4 +1,4 @@
-"""Text files of other projects, read strictly: what is wrong is told with its file and line."""
+"""Read text files of other projects strictly: each error names the file and line."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ LONE_CR = re.compile(r"\r(?!\n)")
 
 
 def text(path: Path) -> str:
-    """The content of a UTF-8 file, a byte order mark removed.
+    """The content of a UTF-8 file, without a byte order mark.
 
     Raises:
-        BadInput: it cannot be read, has bytes that are not UTF-8, or lines that end in CR alone.
+        BadInput: the file cannot be read, is not UTF-8, or has lines that end in CR only.
     """
     try:
         with path.open("rb") as file:
             content = file.read(TASK_FILE_BYTES + 1)
     except OSError as error:
         raise BadInput(f"{path}: {error.strerror}") from None
-    check_bytes(len(content), TASK_FILE_BYTES, str(path), "a set has fewer; see what the file is")
+    check_bytes(len(content), TASK_FILE_BYTES, str(path), "known sets are smaller; check that it is the right file")
     try:
         decoded = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -36,15 +36,15 @@ def text(path: Path) -> str:
         raise BadInput(f"{path}, line {line}: not UTF-8 ({error.reason}); convert the file") from None
     if match := LONE_CR.search(decoded):
         line = decoded.count("\n", 0, match.start()) + 1
-        raise BadInput(f"{path}, line {line}: a CR stands in it without LF; end all lines in LF or CR LF")
+        raise BadInput(f"{path}, line {line}: it contains a CR without LF; end all lines in LF or CR LF")
     return decoded
 
 
 def json_lines(path: Path) -> Iterator[tuple[str, JsonDict]]:
-    """The records of a file of one JSON object a line, each with where it stands; blank lines are passed over.
+    """The records of a file with one JSON object per line, each with its file and line; blank lines are skipped.
 
     Raises:
-        BadInput: a line is no JSON object.
+        BadInput: a line is not a JSON object.
     """
     for number, line in enumerate(text(path).split("\n"), start=1):
         if not line.strip():
@@ -57,10 +57,10 @@ def json_lines(path: Path) -> Iterator[tuple[str, JsonDict]]:
 
 
 def json_object(path: Path) -> JsonDict:
-    """A file that is one JSON object.
+    """Read a file that is one JSON object.
 
     Raises:
-        BadInput: it is not.
+        BadInput: the file is not a JSON object.
     """
     content = _parsed(text(path), str(path))
     if not isinstance(content, dict):
@@ -73,7 +73,7 @@ def _parsed(content: str, where: str) -> Any:
         if len(content) > JSON_CONTAINERS and (problem := too_full(content.encode())):
             raise ValueError(problem)
         value = json.loads(content, object_pairs_hook=_object)
-        if "\\ud" in content.lower():  # half of a pair, which no file can hold
+        if "\\ud" in content.lower():  # a lone surrogate, which no file can hold
             json.dumps(value, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         place = f"{where}, line {error.lineno}" if "\n" in content else where
@@ -87,15 +87,15 @@ def _object(pairs: list[tuple[str, Any]]) -> JsonDict:
     record = dict(pairs)
     if len(record) < len(pairs):
         names = [name for name, _ in pairs]
-        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} comes twice")
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} occurs twice")
     return record
 
 
 def field(record: JsonDict, name: str, where: str, kind: type = str) -> Any:
-    """A field of a record.
+    """The value of a field of a record.
 
     Raises:
-        BadInput: it is missing, or of another type than `kind`.
+        BadInput: the field is missing, or has another type than `kind`.
     """
     value = record.get(name)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -105,10 +105,10 @@ def field(record: JsonDict, name: str, where: str, kind: type = str) -> Any:
 
 
 def items(record: JsonDict, name: str, where: str, kind: type = str) -> list[Any]:
-    """A list that is a field of a record, all of one type.
+    """The value of a field that is a list with items of one type.
 
     Raises:
-        BadInput: it is missing, no list, or something in it is of another type than `kind`.
+        BadInput: the field is missing, is not a list, or has an item of another type than `kind`.
     """
     values = field(record, name, where, list)
     for number, item in enumerate(values, start=1):
@@ -118,10 +118,10 @@ def items(record: JsonDict, name: str, where: str, kind: type = str) -> list[Any
 
 
 def id_of(record: JsonDict, default: str, where: str, name: str = "id") -> str:
-    """The id of a record, a text or a whole number; the default where there is none.
+    """The id of a record, a text or a whole number; the default if the record has none.
 
     Raises:
-        BadInput: it is of another type, or empty.
+        BadInput: the id has another type, or is empty.
     """
     value = record.get(name, default)
     if isinstance(value, bool) or not isinstance(value, (str, int)) or value == "":

@@ -1,4 +1,4 @@
-"""Question sets, source -> target sets and tagged sentences, as they are used here."""
+"""The types that hold question sets, sets of source and target texts, and tagged sentences; and the choice of splits."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Protocol, TypeVar
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 
-LETTERS = "ABCDEFGH"  # of the options of a question in a set where each has its own
-MOST_OPTIONS = 64  # labels that all questions of a set share
+LETTERS = "ABCDEFGH"  # letters of the options, if each question has its own options
+MOST_OPTIONS = 64  # largest number of labels, if all questions share their options
 
 
 class Example(Protocol):
-    """What every example of a set has, of whatever kind; one made of PubMed abstracts has `pmids`, too."""
+    """The properties of every example, of whatever kind; an example made from PubMed abstracts also has `pmids`."""
 
     @property
     def id(self) -> str:
-        """Unique in its set."""
+        """An id that is unique in its set."""
         ...
 
     @property
     def where(self) -> str:
-        """File and line, for messages."""
+        """The file and line of the example, for messages."""
         ...
 
     @property
     def text(self) -> str:
-        """All that is read to answer it."""
+        """All text that is read to answer."""
         ...
 
     @property
     def fault(self) -> str:
-        """Why it cannot be used; empty if it can."""
+        """Why the example cannot be used; empty if it can."""
         ...
 
 
@@ -44,14 +44,14 @@ class Question:
     """A question with one right answer.
 
     Attributes:
-        id: unique in its set.
-        question: what is asked.
-        options: what can be answered, in the order of the labels.
+        id: id that is unique in its set.
+        question: text of the question.
+        options: possible answers, in the order of the labels.
         answer: index of the right option.
         where: file and line, for messages.
-        context: text to answer from; empty where there is none.
-        subject: the part of the set that is scored by itself, such as an MMLU subject; empty where there is none.
-        pmids: the PubMed abstracts that the question or its context was made of, by number.
+        context: text to answer from; empty if there is none.
+        subject: part of the set that gets a score of its own, such as an MMLU subject; empty if there is none.
+        pmids: numbers of the PubMed abstracts that the question or its context was made from.
     """
 
     id: str
@@ -65,12 +65,12 @@ class Question:
 
     @property
     def text(self) -> str:
-        """All that is read to answer it."""
+        """All text that is read to answer."""
         return f"{self.context}\n{self.question}".strip()
 
     @property
     def fault(self) -> str:
-        """Why it cannot be used; empty if it can."""
+        """Why the question cannot be used; empty if it can."""
         if not self.question.strip():
             return "the question is empty"
         if not 2 <= len(self.options) <= MOST_OPTIONS:
@@ -78,13 +78,13 @@ class Question:
         if blank := [n for n, option in enumerate(self.options, 1) if not option.strip()]:
             return f"option {blank[0]} is empty"
         if not 0 <= self.answer < len(self.options):
-            return f"the answer is option {self.answer + 1} of {len(self.options)}"
+            return f"the answer is option {self.answer + 1}, but there are {len(self.options)} options"
         return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A text and what is to be written from it."""
+    """A source text and the target text to be written from it."""
 
     id: str
     source: str
@@ -94,12 +94,12 @@ class Pair:
 
     @property
     def text(self) -> str:
-        """All that is read."""
+        """All text that is read."""
         return self.source
 
     @property
     def fault(self) -> str:
-        """Why it cannot be used; empty if it can."""
+        """Why the pair cannot be used; empty if it can."""
         empty = [name for name in ("source", "target") if not getattr(self, name).strip()]
         return f"its {empty[0]} is empty" if empty else ""
 
@@ -109,9 +109,9 @@ class Sentence:
     """Words and their tags.
 
     Attributes:
-        id: unique in its set.
-        words: as they stand in the file, one a line.
-        tags: one a word.
+        id: id that is unique in its set.
+        words: words as in the file, which has one per line.
+        tags: tags, one per word.
         where: file and line of the first word, for messages.
     """
 
@@ -122,16 +122,16 @@ class Sentence:
 
     @property
     def text(self) -> str:
-        """All that is read."""
+        """All text that is read."""
         return " ".join(self.words)
 
     @property
     def fault(self) -> str:
-        """Empty: the reader has refused what is none."""
+        """Always empty, because the reader refuses bad sentences."""
         return ""
 
     def where_of(self, word: int) -> str:
-        """File and line of a word."""
+        """The file and line of a word."""
         path, _, line = self.where.rpartition(" ")
         return f"{path} {int(line) + word}"
 
@@ -143,16 +143,17 @@ Splits = Mapping[str, Examples]
 
 @dataclass(frozen=True)
 class TaskSet:
-    """One set.
+    """A set of examples, read from its files.
 
     Attributes:
-        name: such as `medqa`.
-        kind: `choice` (each question has its own options), `verdict` (all have the same ones), `pairs`, `tags` or
-            another line of `KINDS` in recipes/finetuning/kinds.py.
-        splits: split name -> examples (`Question`; `Pair` in `pairs`, `Sentence` in `tags`), in the order of the files.
+        name: name of the set, such as `medqa`.
+        kind: `choice` (each question has its own options), `verdict` (all questions have the same options), `pairs`,
+            `tags` or another key of `KINDS` in recipes/finetuning/kinds.py.
+        splits: split name -> examples in the order of the files; they are a `Pair` in `pairs`, a `Sentence` in `tags`,
+            else a `Question`.
         files: file name below the set's folder -> SHA-256.
-        scored: the split that published numbers are of.
-        note: what a reader of scores should know of the splits.
+        scored: split that published scores are on.
+        note: remarks on the splits for readers of scores.
     """
 
     name: str
@@ -166,7 +167,7 @@ class TaskSet:
         """The questions of a split.
 
         Raises:
-            BadInput: there is no such split, or the set is of pairs.
+            BadInput: there is no such split.
         """
         return [example for example in self._split(split) if isinstance(example, Question)]
 
@@ -193,7 +194,7 @@ class TaskSet:
 
 
 def file_hashes(folder: Path, paths: Iterable[Path]) -> dict[str, str]:
-    """Names below `folder` and SHA-256 of the files that a set was read from."""
+    """The SHA-256 of the files that a set was read from, by their paths below `folder`."""
     return {path.relative_to(folder).as_posix(): sha256_file(path) for path in paths}
 
 
@@ -223,31 +224,33 @@ def need(folder: Path, pattern: str) -> Path:
 
 
 def the_form(folder: Path, forms: Mapping[str, Sequence[str]]) -> str:
-    """Which of several forms a set lies in below `folder`: two of them would leave one unread without a word.
+    """The one format of several that the set in `folder` has. Two formats are refused, because one would go unread.
 
     Args:
-        folder: the set's.
-        forms: what a form is called -> patterns of names that only its files have.
+        folder: folder of the set.
+        forms: name of a format -> patterns of file names that only this format has.
 
     Raises:
-        BadInput: none, or several.
+        BadInput: the folder holds no known format, or several.
     """
     files = {form: next((p for pattern in forms[form] for p in folder.rglob(pattern)), None) for form in forms}
     there = {form: path for form, path in files.items() if path}
     if len(there) > 1:
         names = ", ".join(f"{form} ({path.relative_to(folder)})" for form, path in there.items())
-        raise BadInput(f"{folder} holds the set in {len(there)} forms: {names}; keep one")
+        raise BadInput(f"{folder} holds the set in {len(there)} formats: {names}; keep one")
     if not there:
         raise BadInput(f"{folder} holds no {', and no '.join(forms)}")
     return next(iter(there))
 
 
 def part_by_hash(examples: Sequence[E], n: int | None) -> list[E]:
-    """The `n` examples whose ids have the smallest hashes, in their order: files are sorted by subject or label.
+    """A subset of `n` examples in their order: those whose ids have the smallest hashes.
+
+    The first `n` examples would not be representative, because files are often sorted by subject or label.
 
     Args:
         examples: examples of a split.
-        n: how many; None: all.
+        n: size of the subset; None for all.
     """
     if n is None or n >= len(examples):
         return list(examples)
@@ -260,7 +263,7 @@ def _hash(id_: str) -> bytes:
 
 
 def split_by_hash(id_: str, shares: dict[str, float]) -> str:
-    """The split of an id where a set has no official one: from the id alone, so that files' order cannot move it."""
+    """The split of an id in a set without official splits, from the id alone, so that file order does not matter."""
     place = int.from_bytes(_hash(id_)[:8], "big") / 2**64
     for split, share in shares.items():
         place -= share

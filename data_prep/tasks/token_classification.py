@@ -1,7 +1,7 @@
-"""Tagged sentences: entities, or a tag for each word such as its part of speech.
+"""Read tagged sentences: entities, or a plain tag per word such as its part of speech.
 
-One word a line, its tag in the last column, tabs or blanks between columns, an empty line between sentences: the form
-of CoNLL's shared tasks, in which biomedical sets are published.
+The format is that of CoNLL's shared tasks, in which biomedical sets are published: one word per line with its tag in
+the last column, tabs or blanks between columns, and an empty line between sentences.
 
     BioBERT's sets (NCBI-disease, BC5CDR, …)   `token<TAB>B`, tags B, I, O; train, devel, test.tsv. Its train_dev.tsv
                                                is train and devel together, and is not read (dmis-lab/biobert)
@@ -9,9 +9,10 @@ of CoNLL's shared tasks, in which biomedical sets are published.
     JNLPBA as its task published it            `token<TAB>B-protein`, documents begin with `###MEDLINE:95369245`
     CoNLL-2003                                 four columns with blanks, `-DOCSTART- -X- -X- O`, scheme IOB1
 
-Schemes: BIO (also called IOB2), BIOES, BILOU, with types (`B-Disease`) or without (`B`); and plain tags where there is
-no `O`. An `I-` that begins an entity is read as `B-`, as conlleval reads it: that is IOB1, and it is counted and told.
-Whatever else is no entity of its scheme is refused, since strict scoring would leave it out without a word.
+The schemes are BIO (also called IOB2), BIOES and BILOU, with types (`B-Disease`) or without (`B`); a set without `O`
+has plain tags. An `I-` that begins an entity (scheme IOB1) is read as `B-`, as in conlleval, and a note gives the
+number of such tags. Any other tag that is not part of an entity of its scheme is refused, because strict scoring would
+silently ignore it.
 """
 
 from __future__ import annotations
@@ -27,19 +28,19 @@ from data_prep.tasks.task_set import Sentence, TaskSet, file_hashes
 
 NAMES = {"train": ("train",), "dev": ("dev", "devel", "valid"), "test": ("test",)}
 SUFFIXES = (".tsv", ".txt", ".conll", ".iob")
-SCHEMES = {"IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}  # by seqeval's names: the letters beside O
+SCHEMES = {"IOB2": "BI", "IOBES": "BIES", "BILOU": "BILU"}  # seqeval's name of a scheme -> its letters other than O
 TAG = re.compile(r"([BIESLU])(-.+)?")
 BLANKS = re.compile(r"[ \t]+")
 DOCUMENT = "-DOCSTART-"
-# Of a split's sentences with entities, the share that may be in train word for word. Of 30 published sets none has more
-# than 0.4 % (BC2GM); headings without entities recur in far more, and mean nothing.
+# Largest share of a split's sentences with entities that may also be in train, word for word. Among 30 published sets,
+# the highest share is 0.4 % (BC2GM). Sentences without entities are not counted, because headings often recur.
 LEAKED_SHARE = 0.1
 
 Entity = tuple[str, int, int]  # type, first word, word after the last
 
 
 def find(folder: Path, split: str) -> Path | None:
-    """The file of a split; None if there is none.
+    """Find the file of a split; None if there is none.
 
     Raises:
         BadInput: there are several.
@@ -51,16 +52,16 @@ def find(folder: Path, split: str) -> Path | None:
 
 
 def conll(folder: Path) -> TaskSet:
-    """{train,dev,devel,valid,test}.{tsv,txt,conll,iob} of tagged words.
+    """Read tagged words from {train,dev,devel,valid,test}.{tsv,txt,conll,iob}.
 
     Raises:
-        BadInput: as `load`; tags of no scheme or of several; an entity that its scheme does not know; a type that train
-            lacks; a split without entities; a split whose sentences with entities are in train.
+        BadInput: as in `load`; or the tags have no known scheme or several, an entity violates the scheme, train lacks
+            a type, a split has no entities, or too many sentences of a split are in train.
     """
     paths = {split: path for split in NAMES if (path := find(folder, split))}
     if "test" not in paths:
         names = ", ".join(f"test{suffix}" for suffix in SUFFIXES)
-        raise BadInput(f"{folder} holds neither test.jsonl (of `source`, `target`) nor tagged words ({names})")
+        raise BadInput(f"{folder} holds neither test.jsonl (with `source`, `target`) nor tagged words ({names})")
     splits = {split: _sentences(path, split) for split, path in paths.items()}
     everything = [sentence for sentences in splits.values() for sentence in sentences]
     places = _places(everything)
@@ -83,12 +84,13 @@ def conll(folder: Path) -> TaskSet:
 
 
 def _sentences(path: Path, split: str) -> list[Sentence]:
-    """Read a file.
+    """Read the sentences of a file.
 
-    A line before a sentence that begins with # is a comment if it has not the columns of the others; else # is a word.
+    Before a sentence, a line that begins with # is a comment if its number of columns differs from that of the other
+    lines; otherwise # is a word.
 
     Raises:
-        BadInput: a line has not the columns of the first; a word or tag is missing; there is none.
+        BadInput: a line has another number of columns than the first, a word or tag is missing, or there is no word.
     """
     lines = [line.rstrip(" \t\r") for line in strict_reading.text(path).split("\n")]
     first = next((line for line in lines if line.strip() and not line.startswith(("#", DOCUMENT))), "")
@@ -109,16 +111,16 @@ def _sentences(path: Path, split: str) -> list[Sentence]:
             words, tags = [], []
             continue
         if len(columns) != n_columns or n_columns < 2:
-            wanted = f", the first has {n_columns}" if n_columns > 1 else ""
-            says = f"{len(columns)} columns{wanted}; a line is a word and, in its last column, its tag"
-            raise BadInput(f"{path}, line {number}: {says}")
+            wanted = f", but the first line has {n_columns}" if n_columns > 1 else ""
+            problem = f"{len(columns)} columns{wanted}; a line is a word and, in its last column, its tag"
+            raise BadInput(f"{path}, line {number}: {problem}")
         if not columns[0] or not columns[-1]:
             raise BadInput(f"{path}, line {number}: its {'tag' if columns[0] else 'word'} is empty")
         begin = begin if words else number
         words.append(columns[0])
         tags.append(columns[-1])
     if not sentences:
-        raise BadInput(f"{path}: no tagged word in it")
+        raise BadInput(f"{path}: it holds no tagged word")
     return sentences
 
 
@@ -127,7 +129,7 @@ def _columns(line: str, tabs: bool) -> list[str]:
 
 
 def _places(sentences: Iterable[Sentence]) -> dict[str, str]:
-    """Each tag, and where it comes first."""
+    """The first place (file and line) of each tag."""
     places: dict[str, str] = {}
     for sentence in sentences:
         for n, tag in enumerate(sentence.tags):
@@ -137,13 +139,13 @@ def _places(sentences: Iterable[Sentence]) -> dict[str, str]:
 
 
 def scheme_of(where: Mapping[str, str]) -> str:
-    """`IOB2`, `IOBES` or `BILOU`, as seqeval calls them; empty if each word has a plain tag.
+    """The scheme of a set's tags under seqeval's name, `IOB2`, `IOBES` or `BILOU`; empty for plain tags.
 
     Args:
-        where: the tags, and where each comes first.
+        where: tag -> file and line of its first occurrence.
 
     Raises:
-        BadInput: they are of no scheme, or of several.
+        BadInput: the tags have no known scheme, or several.
     """
     matches = {tag: TAG.fullmatch(tag) for tag in where if tag != "O"}
     if "O" not in where and not any(matches.values()):
@@ -151,22 +153,22 @@ def scheme_of(where: Mapping[str, str]) -> str:
     for tag, match in matches.items():
         if not match:
             raise BadInput(
-                f"{where[tag]}: the tag {tag!r} is of no scheme that is read: O with B, I (and E, S or L, U), such as "
+                f"{where[tag]}: the tag {tag!r} belongs to no known scheme: O with B, I (and E, S or L, U), such as "
                 "B-Disease or B; or plain tags, without any O"
             )
     typed = {bool(match[2]): tag for tag, match in matches.items() if match}
     if len(typed) > 1:
-        raise BadInput(f"{where[typed[False]]}: the tag {typed[False]!r} has no type, as {typed[True]!r} has one")
+        raise BadInput(f"{where[typed[False]]}: the tag {typed[False]!r} has no type, but {typed[True]!r} has one")
     letters = {tag[0] for tag in matches}
     scheme = next((scheme for scheme, known in SCHEMES.items() if letters <= set(known)), None)
     if scheme is None:
         strange = next(tag for tag in matches if tag[0] not in "BIES")
-        raise BadInput(f"{where[strange]}: the tag {strange!r} is of BILOU, others are of BIOES; a set has one scheme")
+        raise BadInput(f"{where[strange]}: the tag {strange!r} belongs to BILOU, others to BIOES; a set has one scheme")
     return scheme
 
 
 def _begun(sentence: Sentence) -> Sentence:
-    """With B in the place of each I that begins an entity."""
+    """Replace each I that begins an entity by B."""
     tags = []
     for before, tag in zip(("O", *sentence.tags), sentence.tags, strict=False):
         tags.append(f"B{tag[1:]}" if tag[0] == "I" and (before == "O" or before[1:] != tag[1:]) else tag)
@@ -174,20 +176,20 @@ def _begun(sentence: Sentence) -> Sentence:
 
 
 def _check_entities(sentence: Sentence, scheme: str, because: str) -> None:
-    """Refuse tags that are part of no entity of a scheme that was recognised by the tag `because`."""
+    """Refuse tags that are not part of an entity of the scheme; `because` is the tag that identified the scheme."""
     covered = {n for _, first, end in entities(sentence.tags, scheme) for n in range(first, end)}
     for n, tag in enumerate(sentence.tags):
         if tag != "O" and n not in covered:
             last, alone = SCHEMES[scheme][2:]
             raise BadInput(
-                f"{sentence.where_of(n)}: {tag} of {sentence.words[n]!r} is part of no entity. By {because} the set is "
-                f"{scheme}, where one is {alone} alone, or B, I …, {last} of one type in one sentence; repair its tags "
-                "or take it in its BIO form"
+                f"{sentence.where_of(n)}: {tag} of {sentence.words[n]!r} is part of no entity. The tag {because} shows "
+                f"that the set is {scheme}, where an entity is {alone} alone, or B, I …, {last} of one type in one "
+                "sentence; repair the tags, or use the set's BIO form"
             )
 
 
 def _check_types(splits: dict[str, list[Sentence]]) -> None:
-    """Refuse splits without entities, as of published tests without answers, and types that train lacks."""
+    """Refuse splits without entities (some projects publish tests without answers) and types that train lacks."""
     kinds = {split: {tag[1:] if TAG.fullmatch(tag) else tag for s in sentences for tag in s.tags if tag != "O"}
              for split, sentences in splits.items()}  # fmt: skip
     for split, types in kinds.items():
@@ -196,16 +198,16 @@ def _check_types(splits: dict[str, list[Sentence]]) -> None:
         for kind in sorted(types - kinds.get("train", types)):
             where = next(s.where_of(n) for s in splits[split] for n, t in enumerate(s.tags) if t in (kind, t[0] + kind))
             raise BadInput(
-                f"{where}: train has no {kind.lstrip('-')}, so that nothing can learn to find it; leave it out of "
-                f"{split}, or take a train file that has it"
+                f"{where}: train has no {kind.lstrip('-')}, so that no model can learn to find it; remove it from "
+                f"{split}, or use a train file that has it"
             )
 
 
 def _check_leaks(splits: dict[str, list[Sentence]], scheme: str) -> list[str]:
-    """Notes on sentences with entities that are in train too.
+    """Notes on sentences with entities that are also in train.
 
     Raises:
-        BadInput: they are too many.
+        BadInput: there are too many such sentences.
     """
     train = {sentence.words: sentence.where for sentence in splits.get("train", ())}
     notes = []
@@ -214,18 +216,18 @@ def _check_leaks(splits: dict[str, list[Sentence]], scheme: str) -> list[str]:
         leaked = [sentence for sentence in held if split != "train" and sentence.words in train]
         if not leaked:
             continue
-        says = f"{len(leaked):,} of {len(held):,} sentences of {split} that have entities are in train, too"
+        note = f"{len(leaked):,} of {len(held):,} sentences of {split} that have entities are in train, too"
         if len(leaked) > LEAKED_SHARE * len(held):
             first = leaked[0]
-            raise BadInput(f"{first.where}: {says}, the first at {train[first.words]}; take them out of train")
-        notes.append(says)
+            raise BadInput(f"{first.where}: {note}, the first at {train[first.words]}; remove them from train")
+        notes.append(note)
     return notes
 
 
 def labels(sentences: Sequence[Sentence]) -> tuple[str, ...]:
-    """Every tag that the scheme admits for the types of these sentences, in one order whatever theirs.
+    """All tags that the scheme allows for the entity types of these sentences, in a fixed order.
 
-    Closed, so that a tag of test always has its number: a type with I in test may have had B alone in train.
+    The list includes tags that do not occur, because test may have an I of a type that occurs only with B in train.
     """
     tags = _places(sentences)
     scheme = scheme_of(tags)
@@ -236,9 +238,9 @@ def labels(sentences: Sequence[Sentence]) -> tuple[str, ...]:
 
 
 def entities(tags: Sequence[str], scheme: str) -> set[Entity]:
-    """The entities of a sentence, strictly: an I that no B begins is none (seqeval's `mode="strict"`).
+    """The entities of a sentence by strict rules (seqeval's `mode="strict"`): an I without a B before it is no entity.
 
-    Of plain tags each word is one, so that precision, recall and F1 are all the share of right words.
+    With plain tags, each word is an entity, so that precision, recall and F1 all equal the share of right words.
     """
     if not scheme:
         return {(tag, n, n + 1) for n, tag in enumerate(tags)}
@@ -251,7 +253,7 @@ def entities(tags: Sequence[str], scheme: str) -> set[Entity]:
 
 
 def count(right: Sequence[str], given: Sequence[str], scheme: str) -> dict[str, list[int]]:
-    """For each type of a sentence's entities [found, given, there]: of those that are there, found exactly."""
+    """Counts of a sentence's entities per type: [predicted exactly right, predicted, in the truth]."""
     there, answers = entities(right, scheme), entities(given, scheme)
     counts: dict[str, list[int]] = {}
     for column, group in enumerate((there & answers, answers, there)):
@@ -261,6 +263,6 @@ def count(right: Sequence[str], given: Sequence[str], scheme: str) -> dict[str, 
 
 
 def balance(sentences: Sequence[Sentence]) -> Counter[str]:
-    """How many entities of each type; their type is `_` where tags have none."""
+    """The number of entities of each type; the type is `_` if the tags have none."""
     scheme = scheme_of(_places(sentences))
     return Counter(kind for sentence in sentences for kind, _, _ in entities(sentence.tags, scheme))
