@@ -82,7 +82,7 @@ def _as_text(cell: object) -> object:
 
 
 def stamp(path: Path) -> str | None:
-    """The size and modification time of a file, which show most changes without reading it; None if there is no file."""
+    """The size and modification time of a file, which show most changes without reading it; None if it is missing."""
     if not path.is_file():
         return None
     status = path.stat()

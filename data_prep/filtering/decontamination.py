@@ -38,7 +38,8 @@ SHORTEST_WORDS = 8
 COMMON_DOCUMENTS = 10
 SUFFIXES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz", ".json", ".csv", ".tsv", ".txt", ".parquet")
 OTHER_SIGNS = re.compile(r"[^\w\x00-\x7f]")
-LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()  # UTF-8: bytes from 128 are part of words
+# All bytes from 128 on are kept, because in UTF-8 they are parts of letters.
+LETTERS = bytes(c if c >= 0x80 or chr(c).isalnum() else 32 for c in range(256)).lower()
 BASE = np.uint64(0x9E3779B97F4A7C15)  # base of a polynomial hash over words; odd, so that no bits are lost
 TABLE_BITS = 24
 
@@ -101,7 +102,8 @@ class Grams:
         """The 63-bit numbers of the grams that a text contains, each once."""
         numbers: set[int] = set()
         for words in words_in_pieces(text, GRAM_WORDS - 1, readings):
-            for start in np.flatnonzero(self._table[self._places(words)]).tolist():  # a few candidates, some by hash collision
+            # The table gives a few candidates, some of them by hash collision.
+            for start in np.flatnonzero(self._table[self._places(words)]).tolist():
                 for size in self._sizes:
                     if number := self._numbers.get(b" ".join(words[start : start + size])):
                         numbers.add(number)

@@ -34,4 +34,4 @@ def read_pmids(files: Sequence[Input]) -> Iterator[int]:
                 elif line.strip() and (number > 1 or not HEADING.match(line)):
                     raise BadInput(f"{file.url}, line {number}: does not begin with a PubMed number but {line[:40]!r}")
         if not count:
-            raise BadInput(f"{file.url}: holds no PubMed number; begin each line with one, such as 12345678 or pmid:12345678")
+            raise BadInput(f"{file.url}: holds no PubMed number; begin each line with 12345678 or pmid:12345678")

@@ -58,7 +58,7 @@ class Tally:
 def write_bucket(
     work: Path, out: Path, bucket: int, members: Sequence[tuple[str, dict[int, str], list[tuple[int, int]]]], tick: Tick
 ) -> None:
-    """Write the chosen documents of a bucket, sorted, as one part per split; then write `bucket-NUMBER.json`, its tally.
+    """Write the chosen documents of a bucket, sorted, as one part per split, and then the tally `bucket-NUMBER.json`.
 
     Args:
         work: folder of the spool.

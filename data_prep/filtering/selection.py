@@ -206,7 +206,7 @@ class Selection:
         self._drop("near-duplicates", "SELECT number FROM near")
 
     def drop_overlaps(self, common: int) -> int:
-        """Drop documents that contain a gram of an evaluation text, unless more than `common` documents contain the gram.
+        """Drop documents that contain a gram of an evaluation text, unless more than `common` documents contain it.
 
         The rule is repeated until nothing changes, because a common gram may become rare when documents are dropped. In
         the end each gram occurs in more than `common` documents or in none, as the leak report expects.

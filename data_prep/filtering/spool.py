@@ -292,7 +292,7 @@ def _entries(source: Source, file: Input, rules: Rules, tick: Tick, state: _File
                     if isinstance(entry, Bad):
                         state.bad_left -= 1
                         if state.bad_left < 0:
-                            raise BadInput(f"more than {BAD_RECORDS:,} records of this file and others in its batch are bad")
+                            raise BadInput(f"more than {BAD_RECORDS:,} records in this batch of files are bad")
                     yield entry
             except BadInput as error:
                 if not rules.skip:

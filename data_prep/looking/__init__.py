@@ -1,1 +1,1 @@
-"""Documents of a corpus to read before it is trained on, with what each rule took out of them."""
+"""Show documents of a corpus with what each rule removed, so that one can read them before training."""

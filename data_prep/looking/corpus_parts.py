@@ -1,4 +1,4 @@
-"""A finished corpus whose documents are found by their id, or at random, without reading all of it."""
+"""Find documents of a finished corpus by id or at random, without reading the whole corpus."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ LISTED = {
     "entries?": int,
     "format": int,
 }
-PARTS_TRIED = 8  # in which a document of some sets is looked for
+PARTS_TRIED = 8  # random parts that are searched for a document of certain sets
 
 
 class Corpus:
-    """A corpus folder; of each split one part at a time is in memory.
+    """A corpus folder. For each split, one part at a time is in memory.
 
     Attributes:
-        folder: where it lies.
-        manifest: what it says of itself.
-        parts: split -> names of its parts in their order, in which the documents lie by `place_of`.
+        folder: path of the corpus.
+        manifest: manifest of the corpus.
+        parts: split -> names of its parts, in order; all documents are sorted by `place_of`.
 
     Raises:
-        BadInput: there is no finished corpus.
+        BadInput: the folder is not a finished corpus.
     """
 
     def __init__(self, folder: Path):
@@ -50,23 +50,23 @@ class Corpus:
 
     @property
     def keeps_characters(self) -> bool:
-        """Whether it was made with --keep-characters, or before there were rules for them."""
+        """Whether the corpus was made with --keep-characters, or before the rules for characters existed."""
         return self.manifest["arguments"].get("keep_characters", True)
 
     def documents(self, split: str, name: str) -> Mapping[str, Document]:
         """The documents of a part, by id.
 
         Raises:
-            BadInput: it is missing, damaged or altered.
+            BadInput: the part is missing, damaged or altered.
         """
         if self._read.get(split, ("",))[0] != name:
-            self._read.pop(split, None)  # before the next one is read
+            self._read.pop(split, None)  # free the memory before the next part is read
             sha256 = self.manifest["outputs"][name]["sha256"]
             self._read[split] = (name, {document.id: document for document in read_part(self.folder / name, sha256)})
         return self._read[split][1]
 
     def find(self, id: str) -> tuple[str, Document] | None:
-        """The split and the document of an id; None if it is not in the corpus."""
+        """Find a document by its id and return its split and the document; None if it is not in the corpus."""
         place = place_of(id)
         for split, names in self.parts.items():
             low, high = 0, len(names)
@@ -78,12 +78,12 @@ class Corpus:
         return None
 
     def any_of(self, draw: random.Random, sets: Container[str], without: Container[str]) -> tuple[str, Document] | None:
-        """A document at random.
+        """Choose a random document.
 
         Args:
-            draw: what decides.
-            sets: which it may be of, as its `source` says.
-            without: ids that it may not have.
+            draw: random generator.
+            sets: allowed values of the document's `source`.
+            without: ids of documents to exclude.
         """
         names = [(split, name) for split, names in self.parts.items() for name in names]
         sizes = [self.manifest["outputs"][name]["bytes"] for _, name in names]

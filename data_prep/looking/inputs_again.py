@@ -1,4 +1,4 @@
-"""The input files that a corpus was made of, as far as they are still there, read again with what rules change."""
+"""Read again the input files of a corpus that still exist, and record what the rules change in their documents."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class Origin:
     """An input file of a corpus.
 
     Attributes:
-        source_name: as given to `--source`.
-        name: what the corpus calls it.
-        entries: entries that were read of it.
-        sha256: of its content then.
-        file: to read, where it is there.
-        problem: why it cannot be read; empty where it may be.
+        source_name: name of the source, as given to `--source`.
+        name: name of the file in the corpus.
+        entries: number of entries that were read from the file.
+        sha256: hash of the content when the corpus was made.
+        file: the file to read, if it still exists.
+        problem: why the file cannot be read; empty if nothing is known against it.
     """
 
     source_name: str
@@ -49,7 +49,7 @@ class Origin:
 
 
 class Inputs:
-    """The list of a corpus' inputs; it may be of millions, so that details are read for those that are asked for."""
+    """The list of a corpus' inputs. It may have millions of lines, so details are read only for requested inputs."""
 
     def __init__(self, corpus: Corpus):
         self._listing, self._known = corpus.folder / INPUTS, known_inputs(corpus.folder)
@@ -62,12 +62,12 @@ class Inputs:
         }
 
     def source(self, name: str) -> Source | None:
-        """The source as the corpus was made with it; None where this version has no such one."""
+        """The source with the settings of the corpus; None if this version of the code does not know the source."""
         source = self._sources[name]
         return None if isinstance(source, str) else source
 
     def origins(self, numbers: Collection[int]) -> dict[int, Origin]:
-        """Inputs by their numbers in the list, with the file where it is there, as long and as large as then."""
+        """Inputs by their numbers in the list; each has its file if that file still exists with the same size."""
         origins: dict[int, Origin] = {}
         sizes: dict[int, int] = {}
         for number, record in self._records():
@@ -78,7 +78,7 @@ class Inputs:
         return {number: self._located(origin, sizes[number], places) for number, origin in origins.items()}
 
     def numbers(self, fits: Callable[[JsonDict], bool]) -> list[int]:
-        """The numbers of the inputs that a test finds fit, in their order."""
+        """The numbers of the inputs that pass a test, in order."""
         return [number for number, record in self._records() if fits(record)]
 
     def _records(self) -> Iterator[tuple[int, JsonDict]]:
@@ -87,7 +87,7 @@ class Inputs:
             yield number, record
 
     def _places(self, hashes: Collection[str | None]) -> Mapping[str, str] | None:
-        """Where files of these hashes were; None where nothing says it."""
+        """The paths of files with these hashes when the corpus was made; None if there is no record of paths."""
         if not self._known.is_file():
             return None
         places: dict[str, str] = {}
@@ -103,41 +103,41 @@ class Inputs:
             return replace(origin, problem=source)
         if places is None:
             return replace(
-                origin, problem=f"{self._known.name}, which says where the inputs lie, is not beside the corpus"
+                origin, problem=f"{self._known.name}, which lists the paths of the inputs, is not beside the corpus"
             )
         place = places.get(origin.sha256 or "")
         if place is None:
-            return replace(origin, problem=f"{self._known.name} does not say where it lies")
+            return replace(origin, problem=f"{self._known.name} does not list its path")
         if "://" in place:
-            return replace(origin, problem=f"it lies at {place}, and only local files are read again")
+            return replace(origin, problem=f"it is at {place}, but only local files are read again")
         try:
             found_bytes = Path(place).stat().st_size
         except OSError as error:
             return replace(origin, problem=f"{place}: {error.strerror}")
         if found_bytes != size_bytes:
-            return replace(origin, problem=f"{place} has {found_bytes:,} bytes, and had {size_bytes:,}")
+            return replace(origin, problem=f"{place} has {found_bytes:,} bytes, but had {size_bytes:,}")
         return replace(origin, file=Input(origin.name, Location(place), size_bytes, ""))
 
 
 class Kind:
-    """Inputs of one source and ending: their numbers, and how many entries each has."""
+    """The inputs of one source that have the same ending: their numbers and their numbers of entries."""
 
     def __init__(self) -> None:
         self.numbers, self._sums = array("Q"), array("Q")
-        self.spent: set[int] = set()  # of which no more documents can be had
+        self.spent: set[int] = set()  # inputs that give no more documents
 
     @property
     def entries(self) -> int:
-        """Of all of them."""
+        """The number of entries of all inputs."""
         return self._sums[-1] if self._sums else 0
 
     def add(self, number: int, entries: int) -> None:
-        """One input more."""
+        """Add an input."""
         self.numbers.append(number)
         self._sums.append(self.entries + entries)
 
     def draw(self, draw: random.Random) -> int | None:
-        """The number of an input that is not spent, at random by its entries; None where all are."""
+        """Choose a random input that is not spent, weighted by its entries; None if all inputs are spent."""
         for _ in range(64 if self.entries else 0):
             number = self.numbers[bisect_right(self._sums, draw.randrange(self.entries))]
             if number not in self.spent:
@@ -147,13 +147,13 @@ class Kind:
 
 
 def known_inputs(folder: Path) -> Path:
-    """What corpus.py writes beside a corpus: where its inputs lay."""
+    """The file with the paths of the inputs, which corpus.py writes beside a corpus."""
     return folder.with_name(f"{folder.name}.{INPUTS}")
 
 
 @dataclass(frozen=True)
 class Again:
-    """A document as its input gives it again, with what was told of its making."""
+    """A document that was read again from its input, with the changes that the rules made."""
 
     document: Document
     changes: Changes
@@ -167,24 +167,24 @@ def read_again(
     keep_characters: bool,
     tick: Tick = lambda _: None,
 ) -> Iterator[Again]:
-    """From each of some entries of an input on, the first document that fits.
+    """Read an input again and yield, for each start entry, the first document from there on that fits.
 
     Args:
-        origin: the input.
-        source: source that reads it.
-        starts: numbers of entries, from 0, ascending.
-        fits: whether a document is wanted.
-        keep_characters: as the corpus has them.
-        tick: is told the bytes that were read.
+        origin: input to read.
+        source: source that reads the input.
+        starts: numbers of the start entries, from 0, ascending.
+        fits: function that returns whether a document is wanted.
+        keep_characters: whether the corpus was made with --keep-characters.
+        tick: called with the number of bytes read.
 
     Raises:
-        BadInput: it cannot be read, or its content is another one than it was: what was found in it does not count.
+        BadInput: the input cannot be read, or its content has changed, so that the documents found do not count.
     """
     assert origin.file is not None
     left = list(starts)
     with inputs.reading(origin.file, tick) as stream:
         entries = source.read(origin.file, stream)
-        with closing(entries):  # pyright: ignore[reportArgumentType] (generators all)
+        with closing(entries):  # pyright: ignore[reportArgumentType] (all sources return generators)
             for number in count():
                 if number < left[0]:
                     record, entry = None, next(entries, None)
@@ -205,9 +205,9 @@ def read_again(
 
 
 def _source(name: str, settings: JsonDict) -> Source | str:
-    """The source, or why there is none."""
+    """Make the source with its settings, or return why that is impossible."""
     if name not in SOURCES:
-        return f"its source {name} is none that this version knows"
+        return f"this version does not know its source {name}"
     try:
         return SOURCES[name](**settings)
     except TypeError:

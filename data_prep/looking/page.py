@@ -1,4 +1,4 @@
-"""The page: documents with what was removed and added in its place, one HTML file that loads and runs nothing."""
+"""Render the page of documents with removed and added text marked: one HTML file without scripts or other files."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ if TYPE_CHECKING:
 
 TEMPLATE = Path(__file__).with_name("look.html.jinja")
 RULES = tuple(dict.fromkeys((*pmc_text.RULES, *medline_text.RULES, *characters.RULES, JOINED)))
-FOLDED_CHARACTERS = 200  # what was removed and is longer is folded
-DOCUMENT_CHARACTERS = 300_000  # of a document, with what was removed; the rest is counted
-MOST_REMOVED = 3  # documents that are named
+FOLDED_CHARACTERS = 200  # removed text that is longer is folded
+DOCUMENT_CHARACTERS = 300_000  # characters shown of a document, removed text included; the page counts the rest
+MOST_REMOVED = 3  # number of documents in the list "most removed"
 
 
 @dataclass
 class Uses:
-    """What a rule did in the documents that are shown."""
+    """Counts of what a rule did in the shown documents."""
 
     documents: int = 0
     places: int = 0
@@ -40,25 +40,25 @@ class Uses:
 
 @dataclass
 class View:
-    """A document as the page shows it."""
+    """A document on the page."""
 
     shown: Shown
-    _named: set[str] = field(default_factory=set)  # rules whose name was printed
+    _named: set[str] = field(default_factory=set)  # rules whose name the page has printed
 
     @property
     def document(self) -> Document:
-        """What the corpus has."""
+        """The document in the corpus."""
         return self.shown.document
 
     @cached_property
     def pieces(self) -> list[Piece]:
-        """The text, with what was removed and added where that is known."""
+        """The text in pieces, with removed and added pieces if the changes are known."""
         changes, text = self.shown.changes, self.document.text
         return [Piece(text)] if changes is None else changes.pieces(text)
 
     @property
     def removed_percent(self) -> float:
-        """Of the characters that the input has here."""
+        """The share of the input's characters that was removed, in percent."""
         sizes = Counter[str]()
         for piece in self.pieces:
             sizes[piece.kind] += len(piece.text)
@@ -66,11 +66,11 @@ class View:
 
     @property
     def hidden(self) -> int:
-        """Characters that are too many to be shown."""
+        """The number of characters beyond `DOCUMENT_CHARACTERS`, which are not shown."""
         return max(0, sum(len(piece.text) for piece in self.pieces) - DOCUMENT_CHARACTERS)
 
     def html(self) -> list[Markup]:
-        """The pieces, escaped."""
+        """The pieces as escaped HTML."""
         self._named.clear()
         left, parts = DOCUMENT_CHARACTERS, []
         for piece in self.pieces:
@@ -84,7 +84,7 @@ class View:
 
         if piece.kind == KEPT:
             return visible(piece.text)
-        # What was no line of the text stands on one of its own, which ends with it.
+        # A removed piece that was not a line of the text gets a line of its own.
         is_apart = piece.kind == REMOVED and piece.text.startswith("\n") and not piece.text.isspace()
         values = {"hue": hue(piece.rule), "rule": piece.rule, "text": visible(piece.text[is_apart:])}
         if piece.kind == REMOVED and len(piece.text) > FOLDED_CHARACTERS:
@@ -104,14 +104,14 @@ class View:
 
 
 def page(corpus: Corpus, shown: Sequence[Shown], looked: Survey, seed: int, chosen: str) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        corpus: the corpus.
-        shown: documents of it.
-        looked: what one part of each split says.
-        seed: by which both were chosen.
-        chosen: by what else the documents were chosen, in words.
+        corpus: corpus that the page is about.
+        shown: documents to show.
+        looked: survey of one part of each split.
+        seed: seed by which documents and parts were chosen.
+        chosen: description of how the documents were chosen.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -143,7 +143,7 @@ def page(corpus: Corpus, shown: Sequence[Shown], looked: Survey, seed: int, chos
 
 
 def uses(views: Sequence[View]) -> dict[str, Uses]:
-    """What each rule did, in the order of `RULES`."""
+    """Count what each rule did, in the order of `RULES`."""
     by_rule = {rule: Uses() for rule in RULES}
     for view in views:
         for rule in {piece.rule for piece in view.pieces if piece.rule}:
@@ -158,12 +158,12 @@ def uses(views: Sequence[View]) -> dict[str, Uses]:
 
 
 def hue(rule: str) -> int:
-    """The colour of a rule, in degrees."""
+    """The hue of a rule's colour, in degrees."""
     return 137 * RULES.index(rule) % 360
 
 
 def visible(text: str) -> Markup:
-    """A text, escaped, with its line ends and what no reader sees as signs."""
+    """A text as escaped HTML, with visible signs for line ends and invisible characters."""
     from markupsafe import Markup, escape
 
     lines = []

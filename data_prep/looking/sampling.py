@@ -1,4 +1,4 @@
-"""Documents of a corpus at random, or one by its id, with what rules changed in them where their input is there."""
+"""Choose documents of a corpus at random or by id, and find what the rules changed in them if their input exists."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from data_prep.running.progress import Progress
 from data_prep.sources.changes import Changes
 from data_prep.sources.document import Document, Source
 
-MISSES = 64  # documents of one input that are looked up and are not in the corpus, until another input is taken
+MISSES = 64  # documents of an input that are not in the corpus, after which another input is tried
 NUMBERED = re.compile(r"(?:pmid:|pmcid:PMC)(\d+)")
 AT_A_TIME = 256  # inputs that are searched for one document
-OTHER_TEXT = "its input gives another text now: the corpus was made by another version of the rules, or of a library"
+OTHER_TEXT = "its input now gives another text: another version of the rules or of a library made the corpus"
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A document of the corpus.
+    """A document of the corpus that the page shows.
 
     Attributes:
         split: `train`, `val` or `recent`.
-        document: as the corpus has it.
-        changes: what rules changed in it; None where that is not known.
-        file: the input that it comes from, where it is known.
-        problem: why it is not known what rules changed; empty where it is.
+        document: document as it is in the corpus.
+        changes: changes that rules made in the document; None if unknown.
+        file: name of the document's input, if known.
+        problem: why the changes are unknown; empty if they are known.
     """
 
     split: str
@@ -45,26 +45,26 @@ class Shown:
 
 
 def sample(corpus: Corpus, count: int, seed: int, source: str | None = None, rule: str | None = None) -> list[Shown]:
-    """Documents at random, spread evenly over sources and the endings of their inputs.
+    """Choose random documents, spread evenly over sources and over the endings of input files.
 
-    An input is drawn by how many entries it has, then an entry of it; what follows there first and is in the corpus is
-    shown. So a few inputs are read, and of a large corpus a few parts. Where an input is no longer there, any document
-    of its source's sets takes the place, without what was changed.
+    The function draws an input, weighted by its number of entries, and then an entry. It takes the first document from
+    that entry on that is in the corpus. So only a few inputs, and a few parts of a large corpus, are read. If an input
+    no longer exists, any document of its source's sets is taken instead, without changes.
 
     Args:
-        corpus: the corpus.
-        count: how many documents, if there are so many.
-        seed: seed of all that is random; the same corpus, inputs and seed give the same documents.
-        source: as it was given to `corpus.py --source`; None for all.
-        rule: only documents that it changed.
+        corpus: corpus to choose from.
+        count: number of documents; fewer are returned if there are not enough.
+        seed: random seed; the same corpus, inputs and seed give the same documents.
+        source: name of a source as given to `corpus.py --source`; None for all sources.
+        rule: choose only documents that this rule changed; None for all documents.
 
     Raises:
-        BadInput: the corpus was not made of this source, or cannot be read.
+        BadInput: the corpus was not made from this source, or cannot be read.
     """
     listing = Inputs(corpus)
     known = {name for name, _ in listing.kinds}
     if source is not None and source not in known:
-        raise BadInput(f"--source {source}: {corpus.folder} was made of {', '.join(sorted(known))}")
+        raise BadInput(f"--source {source}: {corpus.folder} was made from {', '.join(sorted(known))}")
     sampler = _Sampler(corpus, listing, random.Random(seed), rule)
     active = [kind for (name, _), kind in sorted(listing.kinds.items()) if source in (None, name)]
     shown: list[Shown] = []
@@ -82,7 +82,7 @@ class _Sampler:
         self._seen: set[str] = set()
 
     def of_kind(self, kind: Kind, count: int) -> list[Shown]:
-        """So many documents of inputs of one kind; fewer where there are no more."""
+        """Choose `count` documents from inputs of one kind; fewer if there are not enough."""
         chosen: list[Shown] = []
         while len(chosen) < count:
             drawn = Counter(n for n in (kind.draw(self._draw) for _ in range(count - len(chosen))) if n is not None)
@@ -129,7 +129,7 @@ class _Sampler:
             progress.tick(bytes=size_bytes)
 
         starts = sorted(self._draw.randrange(max(1, origin.entries)) for _ in range(count))
-        for numbers in (starts, [0] * count):  # from the drawn ones to the end, then from the first one on
+        for numbers in (starts, [0] * count):  # from the drawn entries to the end, then from the first entry on
             wanted = numbers[len(shown) :]
             if wanted:
                 list(read_again(origin, source, wanted, fits, self._corpus.keeps_characters, tick))
@@ -150,19 +150,19 @@ class _Sampler:
 
 
 def one(corpus: Corpus, id: str) -> Shown:
-    """A document by its id, or by `PMC7` for `pmcid:PMC7` and `7` for `pmid:7`.
+    """Find a document by its id; `PMC7` also stands for `pmcid:PMC7`, and `7` for `pmid:7`.
 
-    Its input is looked for where names or the id itself lead, then in all inputs, the newest first.
+    Its input is searched first among files whose names match the id, then among all inputs, the newest first.
 
     Raises:
-        BadInput: it is not in the corpus, or that cannot be read.
+        BadInput: the document is not in the corpus, or the corpus cannot be read.
     """
     ids = [id, f"pmcid:{id.upper()}" if id.upper().startswith("PMC") else f"pmid:{id}"]
     hit = next(filter(None, map(corpus.find, ids)), None)
     if hit is None:
         raise BadInput(
-            f"{corpus.folder} holds no document {ids[0]!r} or {ids[1]!r}; a filter may have left it out, "
-            "corpus_card.md there says how many each took"
+            f"{corpus.folder} holds no document {ids[0]!r} or {ids[1]!r}; a filter may have dropped it: "
+            "corpus_card.md in that folder says how many documents each filter dropped"
         )
     listing = Inputs(corpus)
     document = hit[1]
@@ -189,7 +189,7 @@ def _is(document: Document, problems: dict[str, None]) -> Callable[[Again], bool
 
 
 def _where(corpus: Corpus, listing: Inputs, document: Document, problems: dict[str, None]) -> Iterator[Origin]:
-    """The inputs that may hold a document, the likeliest first; why others cannot be looked into."""
+    """The inputs that may hold a document, the likeliest first; `problems` gets the reasons why others were not read."""
     match = NUMBERED.fullmatch(document.id)
     digits = str(match[1]) if match else None
     in_name = re.compile(rf"(?<!\d){digits}(?!\d)") if digits else None
@@ -219,7 +219,10 @@ def _where(corpus: Corpus, listing: Inputs, document: Document, problems: dict[s
 
 
 def _holds(file: Input, sought: bytes) -> bool:
-    """Whether the unpacked content of a file has these bytes in it, or cannot be unpacked: its reader will say why."""
+    """Whether a file contains these bytes after decompression; also True if it cannot be decompressed.
+
+    In that case the reader of the file reports the error.
+    """
     tail = b""
     try:
         with inputs.reading(file) as stream:

@@ -1,4 +1,4 @@
-"""What is odd in a corpus, and how long its texts are, from one part of it: parts are random samples of all."""
+"""Find odd documents in a corpus and the lengths of its texts, from one part per split, which is a random sample."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from data_prep.looking.corpus_parts import Corpus
 
 PERCENTILES = (0, 10, 50, 90, 99, 100)
-ODDITIES = 3  # of each kind
-LEAST_CHARACTERS = 100  # of a text whose share of other signs than letters says something
+ODDITIES = 3  # documents of each kind
+LEAST_CHARACTERS = 100  # shorter texts are not judged by their share of signs and digits
 EXCERPT_CHARACTERS = 160
 LETTERS_AND_SPACE = re.compile(r"[^\W\d_]+|\s+")
 SHORTEST, LONGEST, SIGNS = "shortest", "longest", "most signs and digits"
@@ -21,7 +21,7 @@ KINDS = {SHORTEST: "{:,.0f} characters", LONGEST: "{:,.0f} characters", SIGNS: "
 
 @dataclass(frozen=True, order=True)
 class Oddity:
-    """A document that is worth reading first; `value` by which it was chosen."""
+    """A document that is worth reading first; `value` is the number by which it was chosen."""
 
     value: float
     id: str
@@ -37,7 +37,7 @@ class Lengths:
     words: list[int] = field(default_factory=list)
 
     def percentiles(self) -> dict[str, list[int]]:
-        """By unit, the lengths at `PERCENTILES`."""
+        """The lengths at `PERCENTILES`, for each unit."""
         units = {"characters": sorted(self.characters), "words": sorted(self.words)}
         return {
             unit: [values[(len(values) - 1) * percent // 100] for percent in PERCENTILES]
@@ -47,12 +47,12 @@ class Lengths:
 
 @dataclass
 class Survey:
-    """What one part of each split says.
+    """Lengths and odd documents, found in one part of each split.
 
     Attributes:
-        documents: documents that were read for it.
-        sets: source of documents -> their lengths.
-        oddities: kind, a key of `KINDS` -> documents, the oddest first.
+        documents: number of documents that were read.
+        sets: `source` of documents -> their lengths.
+        oddities: kind (a key of `KINDS`) -> documents, the oddest first.
     """
 
     documents: int = 0
@@ -61,7 +61,7 @@ class Survey:
 
 
 def survey(corpus: Corpus, seed: int) -> Survey:
-    """Look through one part of each split, chosen by the seed."""
+    """Survey one part of each split, chosen by the seed."""
     draw, summary = random.Random(seed), Survey()
     oddest: dict[str, list[tuple[float, str, str]]] = {kind: [] for kind in KINDS}
     texts: dict[str, str] = {}

@@ -1,1 +1,1 @@
-"""A corpus and a tokenizer to token shards in the MDS format."""
+"""Turn a corpus into token shards in the MDS format, with a tokenizer."""

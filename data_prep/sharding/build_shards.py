@@ -1,12 +1,14 @@
-"""Corpus + tokenizer -> token shards: documents end to end, cut into samples of one length, as MDS.
+"""Build token shards from a corpus and a tokenizer: concatenate the documents, cut samples of one length, write MDS.
 
-Documents are encoded in corpus order, each followed by `<|endoftext|>`, and cut at `seq_len` without regard to their
-borders; nothing but the last partial sample of a split is lost. `shard_format` says what lies in the folder.
+Documents are encoded in corpus order, each followed by `<|endoftext|>`. The stream of tokens is cut every `seq_len`
+tokens, without regard to document borders; only the last partial sample of a split is dropped. `shard_format` describes
+the folder.
 
-Two passes of tasks, each of which makes files of its own from files that are there: one task a part of the corpus
-makes a file of tokens; then, as it is known where in the stream each part begins, one task a shard cuts its samples out
-of these. So any number of processes or machines makes the same bytes. The files lie in `NAME.work` beside the shards,
-2 bytes a token, and go when the shards are there; a killed build does not make again what lies in it.
+The build has two passes of tasks. In the first pass, one task per part of the corpus writes a file of tokens. After it,
+the position of each part in the stream is known. In the second pass, one task per shard cuts the shard's samples out of
+these files. So any number of processes or machines makes the same bytes. The token files lie in the folder `NAME.work`
+beside the shards, take 2 bytes per token, and are removed when the shards are finished; a build that was killed resumes
+from them.
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ from data_prep.sharding.shard_format import FORMAT, SPLITS, STAGE, SplitCounts
 from data_prep.tokenizing.encoder import ENCODERS
 from data_prep.tokenizing.tokenizer_format import read_vocabulary
 
-SIZE_LIMIT_MB = Whole(1, 4095)  # what an MDS shard can address
-COMPRESSION = {"zstd": "zstd:3", "none": None}  # 1.4 bytes of a token's 2; level 9 makes 1.25, in a third of all time
-LIBRARIES = ("gigatoken", "numpy", "tokenizers", "zstandard")  # that decide the bytes here
+SIZE_LIMIT_MB = Whole(1, 4095)  # MDS addresses bytes of a shard with 32 bits
+# zstd level 3 turns the 2 bytes of a token into 1.4 bytes. Level 9 would give 1.25 bytes, but take a third of all time.
+COMPRESSION = {"zstd": "zstd:3", "none": None}
+LIBRARIES = ("gigatoken", "numpy", "tokenizers", "zstandard")  # libraries that decide the bytes of the shards
 
 
 def build_shards(
@@ -51,22 +54,22 @@ def build_shards(
     encoder_name: str = ENCODERS[0],
     workers: Workers = HERE,
 ) -> JsonDict:
-    """Make a shards folder, or find it made. Its bytes depend on all arguments but the last two.
+    """Build a shards folder, unless it is built already. Its bytes depend on all arguments but the last two.
 
     Args:
-        corpus_folder: a finished corpus.
-        tokenizer_folder: a finished tokenizer, or the folder of a model whose tokenizer is taken.
-        out: the folder to make.
-        seq_len: tokens a sample.
+        corpus_folder: finished corpus.
+        tokenizer_folder: finished tokenizer, or a model folder whose tokenizer is used.
+        out: shards folder to make.
+        seq_len: tokens per sample.
         eos_between_documents: end each document with `<|endoftext|>`; the BioMedLM run of 2022 did not.
         compression: a key of `COMPRESSION`.
-        size_limit_mb: MiB a shard, before compression.
+        size_limit_mb: MiB per shard before compression.
         encoder_name: one of `encoder.ENCODERS`.
-        workers: where the tasks run.
+        workers: processes or cluster that the tasks run on.
 
     Raises:
-        BadInput: an unfinished or altered input folder, a bad argument, a split too small for one sample, an encoder
-            that differs from the tokenizer, or no room on the disk.
+        BadInput: an input folder is unfinished or altered, an argument is out of range, a split is too small for one
+            sample, the encoder differs from the tokenizer, or the disk is full.
     """
     _check_arguments(seq_len, size_limit_mb, encoder_name)
     corpus_manifest = read_manifest(corpus_folder, corpus_format.STAGE, corpus_format.MADE_BY, corpus_format.SHAPE)
@@ -86,7 +89,8 @@ def build_shards(
         print(f"{out} is up to date")
         return manifest
     versions = library_versions(*LIBRARIES)
-    # In a folder of its own, so that another request, or other libraries, neither take its files nor throw them away.
+    # Each request has its own work folder, so that another request, or other library versions, neither use nor remove
+    # its files.
     key = hashlib.sha256(canonical_json({**request, "versions": versions}).encode()).hexdigest()[:24]
     work = out.absolute().with_name(f"{out.name}.work")
     job = Job(
@@ -123,12 +127,12 @@ def _check_arguments(seq_len: int, size_limit_mb: int, encoder_name: str) -> Non
 
 @contextmanager
 def _named_disk_errors(out: Path) -> Iterator[None]:
-    """A full or closed disk is the user's to mend: it is told with the way out."""
+    """Turn errors of a full or read-only disk into BadInput with the way out."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise BadInput(f"no room left for {out}; make some, then type the same command to resume") from None
+            raise BadInput(f"no room left for {out}; free some, then type the same command to resume") from None
         if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
             raise BadInput(f"cannot write {error.filename}: {error.strerror}") from None
         raise
@@ -137,7 +141,7 @@ def _named_disk_errors(out: Path) -> Iterator[None]:
 def _results(
     job: Job, corpus_manifest: JsonDict, parts: dict[str, dict[str, Done]], counts: dict[str, SplitCounts]
 ) -> JsonDict:
-    """The manifest's own part: what was counted, the corpus' facts, and the losses of models without context."""
+    """The results for the manifest: counts, facts of the corpus, and baseline losses."""
     histograms = [_histogram(job, parts[split], counts[split]) for split in SPLITS]
     return {
         "corpus": {key: corpus_manifest[key] for key in ("counts", "dates", "dropped", "licenses")},
@@ -150,7 +154,7 @@ def _results(
 
 
 def _histogram(job: Job, parts: dict[str, Done], counts: SplitCounts) -> np.ndarray:
-    """How often each id is in a split's samples, (vocab_size,)."""
+    """Number of occurrences of each id in the samples of a split, (vocab_size,)."""
     total = np.zeros(job.vocab_size, np.int64)
     for name in parts:
         total += np.frombuffer(zstandard.decompress((job.work / f"{name}.histogram.zst").read_bytes()), np.int64)
@@ -161,6 +165,6 @@ def _histogram(job: Job, parts: dict[str, Done], counts: SplitCounts) -> np.ndar
 
 
 def _unigram_nats_per_token(train: np.ndarray, val: np.ndarray) -> float:
-    """Cross-entropy on val of the frequencies in train, each count plus one: the loss of a model without context."""
+    """The loss on val of a model without context: cross-entropy under the token counts of train, each plus one."""
     log_p = np.log(train + 1) - np.log(train.sum() + len(train))
     return round(float(-(val * log_p).sum() / val.sum()), 6)

@@ -1,4 +1,4 @@
-"""The first pass of token shards: each part of the corpus becomes a file of tokens."""
+"""The first pass of a shard build: encode each part of the corpus into a file of tokens."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ from data_prep.sources.document import Document
 from data_prep.tokenizing import encoder
 from data_prep.tokenizing.encoder import Encoder
 
-COMPARE_EVERY = 256  # characters of a part: so much of its text, spread over it, the saved tokenizer encodes too
-COMPARE_CHARACTERS = 512 << 10  # of one document
-FAST = 1  # zstd level of files that live as long as a build
+COMPARE_EVERY = 256  # one in so many characters, spread over a part, is also encoded by the saved tokenizer as a check
+COMPARE_CHARACTERS = 512 << 10  # largest check per document
+FAST = 1  # zstd level of temporary files
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every task needs to know; its folders are the same on every node.
+    """The settings that every task needs; its folders are the same on every node.
 
     Attributes:
-        corpus: a finished corpus.
-        tokenizer: a finished tokenizer.
-        work: where tasks write.
-        arguments: as in the manifest.
-        vocab_size: entries.
-        end_of_text: the id that ends a document, or nothing.
+        corpus: folder of a finished corpus.
+        tokenizer: folder of a finished tokenizer.
+        work: folder that tasks write to.
+        arguments: arguments of the build, as in the manifest.
+        vocab_size: number of entries of the vocabulary.
+        end_of_text: id that ends a document, or empty.
         encoder: one of `ENCODERS`.
     """
 
@@ -51,17 +51,17 @@ class Job:
 
     @property
     def seq_len(self) -> int:
-        """Tokens a sample."""
+        """Tokens per sample."""
         return self.arguments["seq_len"]
 
     @property
     def config(self) -> JsonDict:
-        """As `shard_format.mds_config` gives it."""
+        """The result of `shard_format.mds_config` for this build."""
         limit_bytes = self.arguments["size_limit_mb"] << 20
         return mds_config(self.vocab_size, self.seq_len, self.arguments["compression"], limit_bytes)
 
     def read(self, slices: Sequence[Slice]) -> np.ndarray:
-        """Tokens of the stream, (tokens,)."""
+        """Read slices of the token stream, (tokens,)."""
         dtype = np.dtype(token_dtype(self.vocab_size))
         return np.concatenate(
             [
@@ -71,17 +71,17 @@ class Job:
         )
 
 
-Slice = tuple[str, int, int]  # a part's name, the first token in it, and how many
+Slice = tuple[str, int, int]  # name of a part, index of the first token in it, number of tokens
 
 
 def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
-    """One part of the corpus as tokens: `NAME.tokens`, `.documents.zst`, `.histogram.zst`, last `.json` with counts.
+    """Encode one part of the corpus; write `NAME.tokens`, `.documents.zst`, `.histogram.zst`, and last `.json`, counts.
 
     Args:
-        job: what is made.
-        name: name of the part, without its ending.
-        sha256: of the part.
-        tick: is told the UTF-8 bytes, documents and tokens that were encoded.
+        job: settings of the build.
+        name: name of the part without its ending.
+        sha256: hash of the part.
+        tick: called with the numbers of UTF-8 bytes, documents and tokens that were encoded.
 
     Raises:
         BadInput: the part was altered, or the encoder differs from the tokenizer.
@@ -113,28 +113,28 @@ def encode_part(job: Job, name: str, sha256: str, tick: Tick) -> None:
 
 
 class _TokenFile:
-    """Ids of documents, made, checked and written many at a time: a call costs more than one document's share.
+    """Encodes documents and writes their ids, many documents per call, because a call has a high fixed cost.
 
     Attributes:
-        histogram: how often each id was written, (vocab_size,).
-        total: what was written.
+        histogram: number of times that each id was written, (vocab_size,).
+        total: number of bytes, documents and tokens written.
     """
 
     def __init__(self, file: IO[bytes], listing: json_lines.Writer, encode: Encoder, job: Job, tick: Tick):
         self._file, self._listing, self._encode, self._tick = file, listing, encode, tick
         self._end_of_text, self._dtype = job.end_of_text, np.dtype(token_dtype(job.vocab_size))
         self.histogram, self.total = np.zeros(job.vocab_size, np.int64), Done()
-        self._unended = np.zeros(2, np.int64)  # tokens and bytes written of a document whose end is yet to come
+        self._unended = np.zeros(2, np.int64)  # tokens and bytes written of a document that has not ended yet
         self._clear()
 
     def _clear(self) -> None:
-        self._texts: list[str] = []  # documents, the long ones in pieces
+        self._texts: list[str] = []  # documents; long ones in pieces
         self._characters = 0
-        self._ends: list[int] = []  # of documents, in texts
-        self._documents: list[Document] = []  # that end here
+        self._ends: list[int] = []  # index in _texts after the last piece of each document
+        self._documents: list[Document] = []  # documents that end in _texts
 
     def write(self, document: Document) -> None:
-        """Take a document."""
+        """Add a document."""
         for text in encoder.pieces(document.text):
             if self._characters > encoder.PIECE:
                 self.flush()
@@ -144,7 +144,7 @@ class _TokenFile:
         self._documents.append(document)
 
     def flush(self) -> None:
-        """Encode, check and write what was gathered."""
+        """Encode, check and write the collected texts."""
         if not self._texts:
             return
         ids, counts, sizes_bytes = self._encode.encode(self._texts)
@@ -172,7 +172,7 @@ class _TokenFile:
 
 
 def encode_parts(job: Job, corpus_manifest: JsonDict, workers: Workers) -> dict[str, dict[str, Done]]:
-    """Encode the parts that are not there yet; split -> part -> what is in it, in the order of the stream."""
+    """Encode the parts that are not encoded yet; return split -> part -> its counts, in the order of the stream."""
     names: dict[str, list[str]] = {split: [] for split in SPLITS}
     hashes: dict[str, str] = {}
     for file, output in sorted(corpus_manifest["outputs"].items()):

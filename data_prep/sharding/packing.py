@@ -1,4 +1,4 @@
-"""The second pass of token shards: samples are cut out of the files of tokens and packed as MDS."""
+"""The second pass of a shard build: cut samples out of the files of tokens and pack them as MDS shards."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from data_prep.sharding.shard_format import (
 
 
 def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick: Tick) -> None:
-    """One shard out of the files of tokens: `SPLIT.shard.NUMBER.mds`, or `.mds.zstd`, and last its entry of the index.
+    """Write one shard from the files of tokens, `SPLIT.shard.NUMBER.mds` or `.mds.zstd`, and then its index entry.
 
     Args:
-        job: what is made.
+        job: settings of the build.
         split: `train` or `val`.
         number: number of the shard.
-        slices: where its tokens lie.
-        tick: is told the bytes and tokens that were packed.
+        slices: slices of the files that hold the shard's tokens.
+        tick: called with the numbers of bytes and tokens that were packed.
     """
     samples = job.read(slices).reshape(-1, job.seq_len)
     name = f"shard.{number:05}.mds"
@@ -54,10 +54,10 @@ def pack_shard(job: Job, split: str, number: int, slices: Sequence[Slice], tick:
 
 
 def count_samples(split: str, parts: Sequence[Done], seq_len: int) -> SplitCounts:
-    """How many samples the tokens of a split make.
+    """Count the samples that the tokens of a split give.
 
     Raises:
-        BadInput: not even one.
+        BadInput: the tokens do not fill one sample.
     """
     total = Done(*map(sum, zip(*parts, strict=True)))
     samples, rest = divmod(total.tokens, seq_len)
@@ -70,7 +70,7 @@ def count_samples(split: str, parts: Sequence[Done], seq_len: int) -> SplitCount
 
 
 def pack_shards(job: Job, parts: dict[str, dict[str, Done]], counts: dict[str, SplitCounts], workers: Workers) -> None:
-    """Make the shards that are not there yet."""
+    """Write the shards that are not written yet."""
     tasks, begun = [], Done()
     shard_tokens = samples_per_shard(job.config) * job.seq_len
     token_bytes = np.dtype(token_dtype(job.vocab_size)).itemsize
@@ -88,7 +88,7 @@ def pack_shards(job: Job, parts: dict[str, dict[str, Done]], counts: dict[str, S
 
 
 def slices_of(parts: dict[str, Done], start: int, count: int) -> list[Slice]:
-    """Where `count` tokens of a split's stream lie, from the token `start` on."""
+    """The slices of the token files that hold `count` tokens of a split's stream, from the token `start` on."""
     slices, begin = [], 0
     for name, part in parts.items():
         first, end = max(start, begin), min(start + count, begin + part.tokens)
@@ -99,7 +99,7 @@ def slices_of(parts: dict[str, Done], start: int, count: int) -> list[Slice]:
 
 
 def assemble(job: Job, folder: Path, parts: Sequence[str]) -> None:
-    """Put a split's shards, their index, and the list of documents into its folder."""
+    """Put the shards of a split, their index and the list of documents into the split's folder."""
     folder.mkdir()
     split = folder.name
     entries = [read_json(path) for path in sorted(job.work.glob(f"{split}.shard.*.json"))]

@@ -1,4 +1,4 @@
-"""Which configuration of yamls/ reads a folder of shards."""
+"""The configuration in yamls/ that trains on a shards folder."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ READERS = {
     "data/pubmed/shards-no-eos": "yamls/biomedlm-2.7b-2022.yaml",
 }
 MANY_GPUS = ("yamls/biomedlm-2.7b.yaml", "yamls/biomedlm-2.7b-2022.yaml")
-SMALL, CONTINUE = "yamls/smoke-cpu.yaml", "yamls/continue/domain.yaml"  # for shards that none of them reads
+SMALL, CONTINUE = "yamls/smoke-cpu.yaml", "yamls/continue/domain.yaml"  # for shards in any other folder
 
 
 def reading_command(shards: ShardsInfo, tokenizer: Path) -> list[str]:
-    """The words of a command that trains on the shards; on many GPUs, of one that shows the plan first.
+    """The words of a command that trains on the shards; if that takes many GPUs, it only shows the plan (--dry-run).
 
     Args:
-        shards: a finished folder.
-        tokenizer: the folder that made them.
+        shards: finished shards folder.
+        tokenizer: folder of the tokenizer that encoded the shards.
     """
     yaml = READERS.get(str(shards.folder), SMALL)
     command = ["python", "recipes/train.py", yaml]
-    if (tokenizer / MODEL_CONFIG).is_file():  # of a model, which is to be continued
+    if (tokenizer / MODEL_CONFIG).is_file():  # a model folder: training continues this model
         return [*command[:2], CONTINUE, f"init_from={tokenizer}", f"data.shards={shards.folder}"]
     if str(shards.folder) not in READERS:
         command += [f"data.shards={shards.folder}", f"data.tokenizer={tokenizer}", f"data.seq_len={shards.seq_len}"]

@@ -1,4 +1,4 @@
-"""Damaged or missing files of token shards, fetched again from a good copy."""
+"""Replace damaged or missing files of token shards from a good copy."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from data_prep.running.workers import written_aside
 from data_prep.sharding.shard_format import SPLITS, STAGE, read_index
 from data_prep.sharding.verification import check_manifest
 
-ATTEMPTS = 3  # to fetch a file
+ATTEMPTS = 3  # per file
 
 
 def repair(folder: Path, remote: str) -> int:
-    """Fetch again what is missing or altered, each file compared with the manifest before it takes its place.
+    """Fetch missing and altered files again; each file is checked against the manifest before it gets its final name.
 
     Args:
-        folder: the shards.
-        remote: folder or URL of a copy, anything that fsspec opens.
+        folder: shards folder.
+        remote: path or URL of a copy, anything that fsspec opens.
 
     Returns:
-        How many files were replaced.
+        The number of files that were replaced.
 
     Raises:
-        BadInput: the copy is of other shards, or a file is not good there either.
+        BadInput: the copy holds other shards, or a file is altered in the copy too.
     """
     origin = Location(remote.rstrip("/"))
     theirs = inputs.content(origin / MANIFEST, JSON_BYTES)
     if theirs is None:
-        raise BadInput(f"{origin} has no {MANIFEST}, so it is not a whole copy of token shards")
+        raise BadInput(f"{origin} has no {MANIFEST}, so it is not a complete copy of token shards")
     try:
         manifest = json_text.loads(theirs)
         good = manifest["stage"] == STAGE and manifest["seal"] == seal(manifest)
@@ -63,7 +63,7 @@ def repair(folder: Path, remote: str) -> int:
             with progress.under_way(name):
                 if not _is_good(path, expected):
                     _fetch(origin / name, path, expected)
-                    print(f"{path} was not what was written; replaced it from {origin}", flush=True)
+                    print(f"{path} was missing or altered; replaced it from {origin}", flush=True)
                     replaced += 1
             progress.tick(bytes=expected["bytes"])
     for split in SPLITS:
@@ -72,7 +72,7 @@ def repair(folder: Path, remote: str) -> int:
             good = {"bytes": expected["bytes"], "sha256": expected["hashes"].get("sha256")}
             if shard["zip_data"] and unpacked.exists() and not _is_good(unpacked, good):
                 unpacked.unlink()
-                print(f"{unpacked} was not what was written; a run unpacks it again", flush=True)
+                print(f"{unpacked} was altered and is removed; a run unpacks the shard again", flush=True)
                 replaced += 1
     return replaced
 
@@ -93,7 +93,7 @@ def _fetch(url: Location, path: Path, expected: dict[str, Any]) -> None:
                 with aside.open("wb") as file:
                     shutil.copyfileobj(stream, file, 1 << 20)
                 if (sha256 := stream.sha256()) != expected["sha256"]:
-                    raise BadInput(f"{url} is not what was written either: its sha256 is {sha256}")
+                    raise BadInput(f"{url} was altered too: its sha256 is {sha256}")
             return
         except BadInput as error:
             problem = error

@@ -1,6 +1,6 @@
-"""The contract between the writer of token shards and their reader.
+"""The format of token shards, shared by their writer and their reader.
 
-A shards folder holds `train/` and `val/`, each an MDS dataset of one column, and a manifest:
+A shards folder holds the folders `train/` and `val/`, each an MDS dataset with one column, and a manifest:
 
     tokens        (seq_len,) uint16 (uint32 above 65,536 entries), no padding
 
@@ -12,8 +12,8 @@ A shards folder holds `train/` and `val/`, each an MDS dataset of one column, an
       counts      per split: documents, samples, tokens, dropped_tokens (the last partial sample), bytes of text
       baselines   what a model must beat on val: unigram nats per token, xz -9 bits per byte
 
-Beside each split's shards lies `documents.jsonl.zst`, one line a document in shard order: id, source, tokens,
-bytes. It maps a sample back to the documents it was cut from.
+The folder of each split also holds `documents.jsonl.zst`, with one line per document in the order of the shards: id,
+source, tokens, bytes. It maps a sample back to the documents that the sample was cut from.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FORMAT = 2
 COLUMN = "tokens"
 SPLITS = ("train", "val")
 DOCUMENTS = "documents.jsonl.zst"
-SHAPE = {  # of its manifest
+SHAPE = {  # shape of the manifest
     "arguments": {"seq_len": int, "eos_between_documents": bool},
     "tokenizer": VOCABULARY,
     "corpus": FACTS,
@@ -54,7 +54,7 @@ SHAPE = {  # of its manifest
     "baselines": {"*": (int, float)},
 }
 FILE = {"basename": str, "bytes": int, "hashes": {"*": str}}
-# Of an entry of a split's index.
+# Shape of an entry in the index of a split.
 SHARD = {
     "raw_data": FILE,
     "zip_data": (dict, type(None)),
@@ -62,8 +62,8 @@ SHARD = {
     "column_names": list,
     "column_encodings": list,
 }
-DOCUMENT_BYTES = 1 << 40  # more than any has
-HASHES = ("sha256", "xxh64")  # of each shard; the reader checks xxh64 when it opens one
+DOCUMENT_BYTES = 1 << 40  # limit on the bytes or tokens of one document, far above any real one
+HASHES = ("sha256", "xxh64")  # hashes of each shard; the reader checks xxh64 when it opens a shard
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -72,12 +72,12 @@ def token_dtype(vocab_size: int) -> str:
 
 
 def mds_encoding(vocab_size: int, seq_len: int) -> str:
-    """MDS encoding of `COLUMN`. Dtype and shape are in it, so a sample of another shape fails when it is written."""
+    """The MDS encoding of `COLUMN`. It names dtype and shape, so MDS refuses to write a sample of another shape."""
     return f"ndarray:{token_dtype(vocab_size)}:{seq_len}"
 
 
 def mds_config(vocab_size: int, seq_len: int, compression: str | None, size_limit_bytes: int) -> JsonDict:
-    """What every shard says of itself, in its own header and in the index, as StreamingDataset reads it."""
+    """The description of a shard in its own header and in the index, as StreamingDataset reads it."""
     return {
         "column_encodings": [mds_encoding(vocab_size, seq_len)],
         "column_names": [COLUMN],
@@ -91,13 +91,14 @@ def mds_config(vocab_size: int, seq_len: int, compression: str | None, size_limi
 
 
 def mds_shard(samples: np.ndarray, config: JsonDict) -> bytes:
-    """A shard's bytes: `uint32 samples`, `uint32 offsets[samples + 1]`, the header as JSON, and the samples.
+    """The bytes of a shard: `uint32 samples`, `uint32 offsets[samples + 1]`, the header as JSON, and the samples.
 
-    All at once, where MDSWriter takes a call, a dictionary and a copy a sample; the bytes are those that it writes.
+    This function makes the whole shard at once and gives the same bytes as MDSWriter, which is slower because it needs
+    a call, a dictionary and a copy per sample.
 
     Args:
-        samples: (samples, seq_len) of `token_dtype`.
-        config: from `mds_config`.
+        samples: token ids, (samples, seq_len), of `token_dtype`.
+        config: result of `mds_config`.
     """
     header = json.dumps(config, sort_keys=True).encode()
     count, row_bytes = len(samples), config["column_sizes"][0]
@@ -107,20 +108,20 @@ def mds_shard(samples: np.ndarray, config: JsonDict) -> bytes:
 
 
 def file_entry(name: str, data: bytes) -> JsonDict:
-    """What the index says of a file of a shard."""
+    """The entry for a file of a shard in the index."""
     hashes = {"sha256": hashlib.sha256(data).hexdigest(), "xxh64": xxhash.xxh64_hexdigest(data)}
     return {"basename": name, "bytes": len(data), "hashes": hashes}
 
 
 def samples_per_shard(config: JsonDict) -> int:
-    """How many samples a shard of at most `size_limit` bytes holds, one at the least."""
+    """The number of samples in a shard of at most `size_limit` bytes; at least one."""
     header_bytes = 4 + 4 + len(json.dumps(config, sort_keys=True).encode())
     return max(1, (config["size_limit"] - header_bytes) // (4 + config["column_sizes"][0]))
 
 
 @dataclass(frozen=True)
 class SplitCounts:
-    """Counts of one split; `tokens` leaves `dropped_tokens` out and counts end-of-text, `bytes` is UTF-8 text."""
+    """Counts of one split. `tokens` includes end-of-text but not `dropped_tokens`; `bytes` counts UTF-8 text."""
 
     documents: int
     samples: int
@@ -136,7 +137,7 @@ class SplitCounts:
 
 @dataclass(frozen=True)
 class ShardsInfo:
-    """What a reader needs to know of a shards folder before it opens a shard."""
+    """The facts about a shards folder that a reader needs before it opens a shard."""
 
     folder: Path
     sha256: str
@@ -151,14 +152,14 @@ class ShardsInfo:
 
 
 def read_shards_info(folder: Path, made_by: str = MADE_BY) -> ShardsInfo:
-    """Read and check a shards folder's manifest.
+    """Read and check the manifest of a shards folder.
 
     Args:
-        folder: the shards.
-        made_by: the command that makes such a folder, for the message.
+        folder: shards folder.
+        made_by: command that makes such a folder, for the message.
 
     Raises:
-        BadInput: no finished shards folder, or one of another format version.
+        BadInput: the folder is not a finished shards folder, or has another format version.
     """
     manifest = read_manifest(folder, STAGE, made_by)
     if manifest.get("format") != FORMAT:
@@ -182,14 +183,14 @@ def read_shards_info(folder: Path, made_by: str = MADE_BY) -> ShardsInfo:
 
 
 def read_index(folder: Path, data: bytes | None = None) -> list[JsonDict]:
-    """The entries of the shards of a split's `index.json`.
+    """Read and check the entries of shards in the `index.json` of a split.
 
     Args:
         folder: folder of the split.
-        data: the file's content, where it was read already.
+        data: content of the file, if it was read already.
 
     Raises:
-        BadInput: it is missing or no such index, or names a file outside the folder.
+        BadInput: the index is missing or malformed, or names a file outside the folder.
     """
     path = folder / "index.json"
     try:
@@ -208,7 +209,7 @@ def read_index(folder: Path, data: bytes | None = None) -> list[JsonDict]:
 
 
 def read_documents(folder: Path) -> Iterator[tuple[int, JsonDict]]:
-    """The list of a split's documents, each with the place of its first token in the split's stream.
+    """Read the list of documents of a split, each with the index of its first token in the token stream.
 
     Raises:
         BadInput: the list is missing, cut off or damaged, or a line does not describe a document.

@@ -1,4 +1,4 @@
-"""A finished shards folder on an object store, each file read back."""
+"""Upload a finished shards folder to an object store, and read every file back to check it."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from data_prep.files.object_store import THREADS, Store
 from data_prep.running.progress import Progress
 from data_prep.sharding.shard_format import MADE_BY, STAGE
 
-UPLOAD_FILES = 64  # are uploaded, then listed and read back, at a time
-UPLOADS = 3  # of a file that does not arrive as it was written
+UPLOAD_FILES = 64  # files that are uploaded, listed and read back at a time
+UPLOADS = 3  # attempts per file
 
 
 def upload(folder: Path, url: str) -> None:
-    """Copy a finished shards folder to an object store and read the copy back; its manifest goes last.
+    """Copy a finished shards folder to an object store and read the copy back; the manifest is uploaded last.
 
-    What is there already, of an upload that was cut short, is read back and stays where it is good.
+    Files that an interrupted upload left there are read back, and kept if they are good.
 
     Args:
-        folder: the shards.
-        url: `s3://bucket/prefix`, which is then a run's `data.remote`.
+        folder: shards folder.
+        url: `s3://bucket/prefix`, which a run can then use as `data.remote`.
 
     Raises:
-        BadInput: other shards are there, or access is denied.
-        Unavailable: the store does not answer, or a file does not arrive as it was written.
+        BadInput: the store holds other shards there, or access is denied.
+        Unavailable: the store does not answer, or a file differs after `UPLOADS` attempts.
     """
     far = Store(url, "--remote")
     outputs = read_manifest(folder, STAGE, MADE_BY)["outputs"]
@@ -54,7 +54,7 @@ def upload(folder: Path, url: str) -> None:
                 if not left:
                     break
             else:
-                raise Unavailable(f"{far.url}/{left[0]} is not what was written after {UPLOADS} uploads")
+                raise Unavailable(f"{far.url}/{left[0]} differs from the local file after {UPLOADS} uploads")
             progress.tick(bytes=sum(outputs[name]["bytes"] for name in group))
     far.put(MANIFEST, manifest)
     print(f"{far.url} holds {folder}: {len(names)} files, each read back")

@@ -1,7 +1,7 @@
-"""Verify token shards: rehash, decode and recount everything, and compare it with what the manifest says.
+"""Verify token shards: hash all files again, decode and count all tokens, and compare with the manifest.
 
-MDS is read here from its own layout, without the library that wrote it: a shard is `uint32 samples`,
-`uint32 offsets[samples + 1]`, a JSON header, and the samples, which all have one size here.
+This module reads MDS files by their layout, without the library that wrote them. A shard is `uint32 samples`, `uint32
+offsets[samples + 1]`, a JSON header, and the samples, which all have the same size here.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ HASHES = {"sha256": hashlib.sha256, "xxh64": xxhash.xxh64}
 
 
 def verify(folder: Path) -> ShardsInfo:
-    """Check a shards folder completely; one shard in memory at a time, and the ids of all documents of val.
+    """Check a shards folder completely. One shard at a time and the ids of all documents of val are in memory.
 
     Raises:
-        BadInput: anything in the folder differs from what was written; the message names the file and what differs.
+        BadInput: a file in the folder differs from what was written; the message names the file and the difference.
     """
     check_manifest(folder)
     info = read_shards_info(folder)
@@ -54,7 +54,7 @@ def verify(folder: Path) -> ShardsInfo:
 
 
 def check_manifest(folder: Path) -> None:
-    """The manifest vouches for all other files, its seal for itself."""
+    """Check that the manifest was not altered: it holds the hashes of all other files, and its own hash as `seal`."""
     read_manifest(folder, STAGE, MADE_BY)
     path = folder / MANIFEST
     manifest = read_json(path)
@@ -63,11 +63,11 @@ def check_manifest(folder: Path) -> None:
 
 
 def _check_files(info: ShardsInfo) -> None:
-    """Every file is there and has its hash, and no other one lies beside them but a shard that was unpacked."""
+    """Check that every file exists and has its hash, and that there are no other files except unpacked shards."""
     outputs = info.manifest["outputs"]
     present = {path.relative_to(info.folder).as_posix() for path in info.folder.rglob("*") if path.is_file()}
     if missing := sorted(outputs.keys() - present):
-        raise BadInput(f"{info.folder / missing[0]} is missing ({len(missing)} of {len(outputs)} files are)")
+        raise BadInput(f"{info.folder / missing[0]} is missing ({len(missing)} of {len(outputs)} files are missing)")
     for name, expected in tqdm(outputs.items(), desc="hash", unit=" files", disable=None):
         path = info.folder / name
         measured = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
@@ -85,7 +85,7 @@ def _check_files(info: ShardsInfo) -> None:
 
 
 def _check_split(info: ShardsInfo, split: str, held_out: set[str]) -> None:
-    """Recount the tokens against the list of documents, and both against the manifest."""
+    """Count the tokens again, and compare them with the list of documents and the manifest."""
     folder = info.folder / split
     documents = size_bytes = stream_tokens = 0
     ends = array("q")
@@ -100,7 +100,7 @@ def _check_split(info: ShardsInfo, split: str, held_out: set[str]) -> None:
     found_ends: list[np.ndarray] = []
     for path, tokens in _read_shards(info, split):
         if tokens.max(initial=0) >= info.vocab_size:
-            raise BadInput(f"{path} holds the id {tokens.max()}, beyond the {info.vocab_size} of the vocabulary")
+            raise BadInput(f"{path} holds the id {tokens.max()}, but the vocabulary has {info.vocab_size} entries")
         found_ends.append(np.flatnonzero(tokens.ravel() == info.eos_token_id) + samples * info.seq_len)
         samples += len(tokens)
 
@@ -115,7 +115,7 @@ def _check_split(info: ShardsInfo, split: str, held_out: set[str]) -> None:
 
 
 def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarray]]:
-    """Each shard's file and its tokens, (samples, seq_len), after its hashes in the index were checked."""
+    """Read each shard and check its hashes in the index; yield its file and its tokens, (samples, seq_len)."""
     folder = info.folder / split
     encoding = mds_encoding(info.vocab_size, info.seq_len)
     for shard in tqdm(read_index(folder), desc=f"decode {split}", unit=" shards", disable=None):
@@ -134,14 +134,14 @@ def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarra
             data = _content(path)
         _check_hashes(path, data, shard["raw_data"])
         if len(data) < 8 or len(data) < 4 * (2 + int(np.frombuffer(data, np.uint32, 1)[0])):
-            raise BadInput(f"{path} is too short to hold what it begins with")
+            raise BadInput(f"{path} is too short for the list of samples that it begins with")
         size = info.seq_len * np.dtype(token_dtype(info.vocab_size)).itemsize
         samples = int(np.frombuffer(data, np.uint32, 1)[0])
         offsets = np.frombuffer(data, np.uint32, samples + 1, 4).astype(np.int64)
         if samples != shard["samples"] or offsets[-1] != len(data) or np.any(np.diff(offsets) != size):
             raise BadInput(f"{path} does not hold {shard['samples']} samples of {size} bytes")
         if offsets[0] + samples * size != len(data):
-            raise BadInput(f"{path} has samples elsewhere than where its list of them says")
+            raise BadInput(f"{path} does not have its samples where its list of offsets says")
         tokens = np.frombuffer(data, token_dtype(info.vocab_size), samples * info.seq_len, int(offsets[0]))
         yield path, tokens.reshape(samples, info.seq_len)
 
@@ -149,12 +149,12 @@ def _read_shards(info: ShardsInfo, split: str) -> Iterator[tuple[Path, np.ndarra
 def _content(path: Path) -> bytes:
     try:
         return path.read_bytes()
-    except OSError as error:  # a manifest that was altered need not list what the index names
+    except OSError as error:  # an altered manifest may lack files that the index names
         raise BadInput(f"{path}, which the index of its split names: {error.strerror}; make the shards again") from None
 
 
 def _unpacked(path: Path, size_bytes: int) -> bytes:
-    """The content of a packed shard, which is to have so many bytes; of a longer one, a little more."""
+    """Decompress a shard that should have `size_bytes`; stop a little after that size."""
     content = bytearray()
     with path.open("rb") as file:
         for block in json_lines.blocks(file, f"{path.with_suffix('')}.zst"):
@@ -169,6 +169,6 @@ def _check_hashes(path: Path, data: bytes, expected: dict[str, Any]) -> None:
         raise BadInput(f"{path} has {len(data)} bytes, the index says {expected['bytes']}")
     for name, value in expected["hashes"].items():
         if name not in HASHES:
-            raise BadInput(f"{path}: the index gives its {name}, which is none of {', '.join(HASHES)}")
+            raise BadInput(f"{path}: the index gives a hash {name}, which is none of {', '.join(HASHES)}")
         if (computed := HASHES[name](data).hexdigest()) != value:
             raise BadInput(f"{path}: {name} is {computed}, the index says {value}")

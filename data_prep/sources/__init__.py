@@ -1,1 +1,1 @@
-"""Where text comes from: PubMed, PMC, the Pile, a sample, files of one's own."""
+"""Sources of text: PubMed, PMC, the Pile, a sample, the user's own files."""

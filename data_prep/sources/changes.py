@@ -1,15 +1,13 @@
-"""What the rules for text take out and put in, piece by piece, for those who want to see it.
+"""Record what the text rules remove and add, piece by piece, so that a user can see it.
 
-Where a text is made, each rule tells what it made of what; but only while someone listens, so that the ordinary way
-costs one comparison a line:
+While a text is made, each rule reports the text before and after it, but only if a record is listening. Without one, a
+line costs only one comparison. Use:
 
-    with listening() as record:
-        for entry in source.read(file, stream):
-            told = record.take()  # of this entry
-    told.pieces(entry.text)  # [Piece("It grows"), Piece(" [1]", REMOVED, "citation marks"), Piece(".")]
+    with listening() as record: for entry in source.read(file, stream): changes = record.take() # changes in this entry
+    changes.pieces(entry.text) # [Piece("It grows"), Piece(" [1]", REMOVED, "citation marks"), Piece(".")]
 
-The pieces follow from comparing the text before a rule with the text after it, so they cannot say what did not happen:
-all but the removed ones are the text, and all but the added ones are what the source held, up to white space.
+The pieces come from a comparison of the texts before and after each rule, so they always agree with the result: all
+pieces except the removed ones give the text, and all pieces except the added ones give the source, up to white space.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ from difflib import SequenceMatcher
 
 KEPT, REMOVED, ADDED = "kept", "removed", "added"
 FORMULA, NUMBERS, METADATA = "formulas", "raised numbers", "metadata"  # rules of several sources
-JOINED = "joined lines"  # a title and its subtitle, which get a colon; white space between lines is not told
-# Signs that mark places in a line while it is made; XML cannot contain them.
+JOINED = "joined lines"  # for example the colon between a title and its subtitle; changed white space is not reported
+# Control characters that mark places in a line while it is made; XML cannot contain them.
 NO_SIGNS = dict.fromkeys(sign for sign in range(1, 0x20) if chr(sign) not in "\t\n\r")
 WHITE_SPACE = re.compile(r"\s+")
-# By what texts are compared, and at most so many pairs of them; of more, all is said to be another text: lines, then
-# words with the space before them, then characters.
+# Units by which two texts are compared: first lines, then words with the space before them, then characters. With each
+# unit is the largest number of pairs that are compared; beyond it, the whole text counts as replaced.
 UNITS = (
     (re.compile(r"\n+|[^\n]+"), 4_000_000),
     (re.compile(r"\s*(?:[^\W\d_]+|\d+|[\W_])"), 4_000_000),
@@ -37,7 +35,7 @@ UNITS = (
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of a text, or of what it was made of; `rule` is empty where it is kept."""
+    """A part of a text or of its source; `rule` is empty if the part is kept."""
 
     text: str
     kind: str = KEPT
@@ -46,13 +44,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something in a line that was left out, or written otherwise, before the line was whole.
+    """A change within a line that was made before the line was complete.
 
     Attributes:
-        place: how many characters of the line stand before it, white space and signs not counted.
-        before: what the source has there.
-        after: what the line has there.
-        rule: by which it was.
+        place: number of characters of the line before the change, without white space and signs.
+        before: text of the source at this place.
+        after: text of the line at this place.
+        rule: name of the rule that made the change.
     """
 
     place: int
@@ -63,17 +61,17 @@ class Note:
 
 @dataclass(slots=True)
 class _Strand:
-    """A line on its way: what the source has, and what each rule made of it."""
+    """A line while it is made: its text in the source, and its text after each rule."""
 
     text: str
     notes: Sequence[Note] = ()
     steps: list[tuple[str, str]] = field(default_factory=list)  # (rule, text)
-    last: str = ""  # text, with its signs
+    last: str = ""  # current text, with its signs
 
 
 @dataclass(slots=True)
 class Changes:
-    """What was told of one entry: its lines, and what rules for the whole text made of that."""
+    """The recorded changes of one entry: its lines, and the changes by rules for the whole text."""
 
     strands: list[_Strand] = field(default_factory=list)
     whole: list[tuple[str, str, str]] = field(default_factory=list)  # (rule, text before, text after)
@@ -90,10 +88,10 @@ class Changes:
         return used
 
     def pieces(self, text: str) -> list[Piece]:
-        """The entry's text with what was changed, each with its rule.
+        """The entry's text in pieces, each change with its rule.
 
         Args:
-            text: what became of the entry.
+            text: final text of the entry.
         """
         pieces: list[Piece] = []
         for strand in self.strands:
@@ -113,42 +111,42 @@ class Changes:
 
 
 class Record:
-    """Takes down what rules tell of the entry that is being read."""
+    """Records what rules report on the entry that is being read."""
 
     def __init__(self) -> None:
         self._changes = Changes()
 
     def line(self, text: str, notes: Sequence[Note] = ()) -> None:
-        """Begin a line, as the source has it; signs in it are none of its text."""
+        """Begin a line with its text in the source; signs in the line are not part of the text."""
         self._changes.strands.append(_Strand(plain(text), notes, last=text))
 
     def verbatim(self, text: str) -> None:
-        """A line that keeps its white space."""
+        """Begin a line that keeps its white space."""
         self._changes.strands.append(_Strand(text, last=text))
 
     def became(self, text: str, rule: str, lines: int = 1) -> None:
-        """What a rule made of the last line; nothing, if of several."""
+        """Report the text of the last line after a rule; for several lines, the text must be empty."""
         for strand in self._changes.strands[-lines:] if lines else ():
             if text != strand.last:
                 strand.steps.append((rule, plain(text)))
                 strand.last = text
 
     def left_out(self, text: str, rule: str) -> None:
-        """Something that is no line of the text, by a rule."""
+        """Report a text of the source that a rule removed and that is not a line of the text."""
         if text := plain(text):
             self._changes.strands.append(_Strand(text, (), [(rule, "")]))
 
     def whole(self, before: str, after: str, rule: str) -> None:
-        """What a rule made of the whole text."""
+        """Report what a rule made of the whole text."""
         self._changes.whole.append((rule, before, after))
 
     @property
     def lines(self) -> int:
-        """How many there are by now."""
+        """The number of lines so far."""
         return len(self._changes.strands)
 
     def take(self) -> Changes:
-        """What was told since the last time."""
+        """Return the changes since the last call."""
         changes, self._changes = self._changes, Changes()
         return changes
 
@@ -157,13 +155,13 @@ _listening: list[Record] = []
 
 
 def listener() -> Record | None:
-    """Who is to be told, if anyone."""
+    """The record to report to, or None if nothing is recorded."""
     return _listening[-1] if _listening else None
 
 
 @contextmanager
 def listening() -> Iterator[Record]:
-    """A record that is told of all that is read meanwhile, in this process."""
+    """Record the changes in everything that this process reads within the `with` statement."""
     record = Record()
     _listening.append(record)
     try:
@@ -173,22 +171,22 @@ def listening() -> Iterator[Record]:
 
 
 def plain(text: str) -> str:
-    """A line without signs, its white space folded."""
+    """A line without signs and with folded white space."""
     return " ".join(text.translate(NO_SIGNS).split())
 
 
 def place_in(parts: Iterable[str]) -> int:
-    """Where in a line that begins with these parts the next one stands, as a `Note` says it."""
+    """The place, as in a `Note`, of the next part of a line that begins with these parts."""
     return len("".join("".join(parts).translate(NO_SIGNS).split()))
 
 
 def changed(pieces: Sequence[Piece], text: str, rule: str) -> list[Piece]:
-    """Pieces with what a rule made of their text; of `JOINED`, white space for white space is not told.
+    """Add the changes of a rule to pieces; for the rule `JOINED`, changes of white space are not reported.
 
     Args:
-        pieces: what is known so far.
-        text: what the rule made of all that is not removed.
-        rule: its name.
+        pieces: pieces before the rule.
+        text: text after the rule.
+        rule: name of the rule.
     """
     before = "".join(piece.text for piece in pieces if piece.kind != REMOVED)
     edits = list(_edits(before, text))
@@ -224,14 +222,14 @@ def changed(pieces: Sequence[Piece], text: str, rule: str) -> list[Piece]:
 
 
 def _noted(strand: _Strand) -> list[Piece]:
-    """A line as pieces, with what its notes say."""
+    """The pieces of a line, with the changes from its notes."""
     pieces: list[Piece] = []
     at = place = 0
     text = strand.text
     for note in strand.notes:
         begin, at = at, _after(text, at, note.place - place)
         length = len("".join(note.after.split()))
-        if length:  # white space before it is the line's
+        if length:  # white space before the change belongs to the line
             at = _after(text, at, 1) - 1
         end = _after(text, at, length)
         pieces.append(Piece(text[begin:at]))
@@ -242,7 +240,7 @@ def _noted(strand: _Strand) -> list[Piece]:
 
 
 def _after(text: str, start: int, count: int) -> int:
-    """Where so many characters have passed, white space not counted."""
+    """The position after `count` more characters, without white space."""
     while count and start < len(text):
         count -= not text[start].isspace()
         start += 1
@@ -250,7 +248,7 @@ def _after(text: str, start: int, count: int) -> int:
 
 
 def _edits(before: str, after: str, start: int = 0, level: int = 0) -> Iterator[tuple[int, int, str]]:
-    """Which parts of a text became what: (start, end, new), in their order."""
+    """The edits that turn one text into another, in order: (start, end, new text)."""
     head = _common(before, after)
     tail = _common(before[head:][::-1], after[head:][::-1])
     old, new = before[head : len(before) - tail], after[head : len(after) - tail]
@@ -271,7 +269,7 @@ def _edits(before: str, after: str, start: int = 0, level: int = 0) -> Iterator[
 
 
 def _common(one: str, other: str) -> int:
-    """How many characters two texts begin with alike."""
+    """The length of the common beginning of two texts."""
     length = min(len(one), len(other))
     if one[:length] == other[:length]:
         return length
@@ -283,7 +281,7 @@ def _common(one: str, other: str) -> int:
 
 
 def _joined(pieces: Iterable[Piece]) -> list[Piece]:
-    """Neighbours of one kind and rule as one."""
+    """Merge neighbouring pieces of the same kind and rule."""
     joined: list[Piece] = []
     for piece in pieces:
         if joined and (joined[-1].kind, joined[-1].rule) == (piece.kind, piece.rule):

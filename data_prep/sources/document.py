@@ -1,4 +1,4 @@
-"""Sources of text. Each is a small class of settings that finds its files and reads one of them as entries."""
+"""The types for documents and sources. A source is a class of settings that finds files and reads their entries."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from data_prep.common.limits import LINE
 from data_prep.common.pmid import pmid_of_id
 from data_prep.files.inputs import Input, Stream
 
-# White space at which a text may be cut: no word that was cut at a line's end, and nothing unseen, reaches over it.
+# White space at which a text may be cut into pieces: not within a word that is split at a line end, and not beside
+# invisible characters.
 UNSEEN_AFTER_WORDS = r"\u034f\u061c\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufeff\U000e0000-\U000e007f"
 SPACE = re.compile(rf"(?<![\s\-\u2010\xad{UNSEEN_AFTER_WORDS}])\s")
 NEVER_FOLDED = bytes(code for code in range(0x80) if code == 0x20 or not chr(code).isspace())
-PIECE = 1 << 20  # characters of a text that are looked at at a time: as words they take ten times their size
-# The names by which The Pile called the two sets, so that corpora of every source can be compared.
+PIECE = 1 << 20  # characters of a text that are processed at a time; as words they take ten times the memory
+# The Pile's names of the two sets, used for all sources so that corpora can be compared.
 ABSTRACTS = "PubMed Abstracts"
 ARTICLES = "PubMed Central"
 DELETED = "deletions"
@@ -28,13 +29,15 @@ class Document:
     """One document.
 
     Attributes:
-        id: `pmid:…`, `pmcid:PMC…`, `pile:…`, or a source's own; unique in a corpus.
+        id: `pmid:…`, `pmcid:PMC…`, `pile:…`, or another id of the source; unique in a corpus.
         text: normalised text, never empty.
-        source: `ABSTRACTS`, `ARTICLES`, or another set's name.
-        license: an SPDX-like code such as `CC BY`, None where unknown.
-        date: ISO 8601, as exact as the source says: `2021`, `2021-03` or `2021-03-09` (`dates`); None where unknown.
-        pmid: PubMed's number of the abstract, or of the article's abstract; None where unknown. An id `pmid:…` says it.
-        version: the highest version of an id counts; a later entry replaces those of its own version.
+        source: name of the document's set: `ABSTRACTS`, `ARTICLES`, or another.
+        license: licence code such as `CC BY`, similar to SPDX; None if unknown.
+        date: date in ISO 8601, as exact as the source gives it: `2021`, `2021-03` or `2021-03-09`; None if unknown.
+        pmid: PubMed number of the abstract, or of the article's abstract; None if unknown. It defaults to the number in
+            an id `pmid:…`.
+        version: version of the document. The highest version of an id is kept; a later entry of the same version
+            replaces an earlier one.
     """
 
     id: str
@@ -46,17 +49,17 @@ class Document:
     version: int = 1
 
     def __post_init__(self) -> None:
-        """Take the PubMed number from the id that names one."""
+        """Take the PubMed number from the id if the id contains one."""
         if self.pmid is None:
             object.__setattr__(self, "pmid", pmid_of_id(self.id))
 
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """An entry that gives no document, by a rule.
+    """An entry that gives no document, because of a rule.
 
-    With an id it also takes the place of older entries of that id and version, and of lower versions; but for one of
-    the reason `DELETED`, with which the lower versions count again.
+    With an id, the entry also replaces older entries of the same id and version, and lower versions. If the reason is
+    `DELETED`, lower versions are not replaced: they count again.
     """
 
     reason: str
@@ -66,7 +69,7 @@ class Dropped:
 
 @dataclass(frozen=True, slots=True)
 class Bad:
-    """An entry that cannot be read: where in its file (`line 7`), and what is wrong with it."""
+    """An entry that cannot be read: its place in the file, such as `line 7`, and the problem."""
 
     place: str
     problem: str
@@ -79,40 +82,40 @@ ONE_LINE = Allowed(LINE)
 
 
 def switch(default: Any, help_text: str, kind: Callable[[str], Any] = ONE_LINE) -> Any:
-    """A field of a source that is a switch of the command: `--section-labels` for `section_labels`.
+    """Declare a field of a source that is also an option of corpus.py: `section_labels` is `--section-labels`.
 
     Args:
-        default: False makes a switch without a value.
-        help_text: for `--help`.
+        default: default value; False makes an option without a value.
+        help_text: text for `--help`.
         kind: type of the option.
     """
     return field(default=default, metadata={"help": help_text, "type": kind})
 
 
 class Source(Protocol):
-    """What a class of this package offers to the corpus stage; it is a frozen dataclass, its fields are switches."""
+    """The interface of a source for the corpus build. A source is a frozen dataclass whose fields are its switches."""
 
     needs_input: ClassVar[bool]
-    """Whether files must be given; if not, it brings its own."""
+    """Whether the user must give input files; otherwise the source has its own files."""
 
     newest_wins: ClassVar[bool]
-    """A later entry of an id replaces the earlier ones; if not, an id with two texts is an error."""
+    """Whether a later entry of an id replaces the earlier ones; otherwise an id with two texts is an error."""
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What the documents' `source` may be."""
+        """The possible values of the documents' `source`."""
         ...
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
-        """The files to read, in the order in which their entries count.
+        """Find the files to read, in the order in which later entries replace earlier ones.
 
         Raises:
-            BadInput: there are none, or they are not this source's.
+            BadInput: there are no files, or they do not belong to this source.
         """
         ...
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
-        """The entries of one file, in its order, a few at a time in memory.
+        """Read the entries of one file in order, a few at a time in memory.
 
         Raises:
             BadInput: the file cannot be read to its end.
@@ -121,14 +124,17 @@ class Source(Protocol):
 
 
 def fold(text: str) -> str:
-    """All white space, Unicode's too, to single spaces, none at the ends."""
+    """Replace each run of white space (Unicode's too) by one space, and remove white space at the ends."""
     if len(text) <= PIECE:
         return text.strip(" ") if _is_folded(text) else " ".join(text.split())
     return " ".join(filter(None, (" ".join(piece.split()) for piece in pieces(text))))
 
 
 def _is_folded(text: str) -> bool:
-    """Whether its white space are single spaces, for a third of the price of making it so; False for a few that are."""
+    """Whether a text has only single spaces as white space. The test takes a third of the time of folding.
+
+    The result is False for a few texts that are folded.
+    """
     if "  " in text:
         return False
     others = text.encode("utf-8", "surrogatepass").translate(None, NEVER_FOLDED)
@@ -136,7 +142,7 @@ def _is_folded(text: str) -> bool:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about `PIECE` characters, all but the first of which begin with white space."""
+    """Cut a text into pieces of about `PIECE` characters; each piece after the first begins with white space."""
     start = 0
     while space := SPACE.search(text, start + PIECE) if len(text) - start > PIECE else None:
         yield text[start : space.start()]

@@ -1,6 +1,7 @@
-"""Entities by name in XML, `&nbsp;` and `&alpha;`: what HTML, ISO or the file itself calls so; others are refused.
+"""Replace named entities in XML, such as `&nbsp;` and `&alpha;`. The names are those of HTML, of ISO and of the file.
 
-The DTDs that say what they are lie elsewhere and are not fetched, and nothing outside the file is ever read.
+Other names are refused. External DTDs, which also define entities, are not fetched, and nothing outside the file is
+read.
 """
 
 from __future__ import annotations
@@ -14,14 +15,14 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 from data_prep.common.bounds import ENTITY_CHARACTERS
 from data_prep.common.errors import BadInput
 
-# Where the root begins in a file without a DOCTYPE: an entity that is declared nowhere is an error there, and can be
-# looked up later where a DOCTYPE names a DTD that is not read.
+# Matches up to the root element of a file without a DOCTYPE. In such a file an undeclared entity is an error. With a
+# DOCTYPE that names a DTD (which is not read), the parser keeps the entity, so that it can be looked up later.
 NO_DOCTYPE = re.compile(rb"(?:\xef\xbb\xbf)?(?:\s|<!--(?:[^-]|-[^-])*-->|<\?[^>]*\?>)*(?=<[A-Za-z_])")
 DOCTYPE = b'<!DOCTYPE any SYSTEM "not-read">'
 REFERENCE = re.compile(r"&(?:#(\d{1,7})|#x([0-9A-Fa-f]{1,6})|([^&;\s#]{1,100}));")
 
-# HTML's names hold ISO 8879's and ISO 9573's but for these (JATS' DTD lists them): Greek for texts in Greek, with its
-# accents, and bold Greek.
+# HTML's names include those of ISO 8879 and ISO 9573 except these, which JATS' DTD lists: Greek letters for texts in
+# Greek, with accents, and bold Greek letters.
 LATIN = "a b g d e z ee th i k l m n x o p r sf s t u ph kh ps oh"
 LETTERS = dict(zip(LATIN.split(), "αβγδεζηθικλμνξοπρςστυφχψω", strict=True))
 ACCENTED = dict(zip(("a", "e", "ee", "i", "o", "u", "oh"), "άέήίόύώ", strict=True))
@@ -36,20 +37,20 @@ OTHERS = {"b.thetas": "θ", "b.phis": "φ", "jnodot": "ȷ"}
 
 
 def with_doctype(first: bytes) -> bytes:
-    """The first bytes of an XML file, with a DOCTYPE where it has none; lines keep their numbers."""
+    """Insert a DOCTYPE into the first bytes of an XML file if it has none; line numbers do not change."""
     match = NO_DOCTYPE.match(first)
     return first[: match.end()] + DOCTYPE + first[match.end() :] if match else first
 
 
 def replace_entities(root: etree._Element, name: str) -> None:
-    """Put the text of every entity in its place in a tree that was parsed with `resolve_entities=False`.
+    """Replace every entity by its text in a tree that was parsed with `resolve_entities=False`.
 
     Args:
         root: root of the tree, or of a record in it.
-        name: what messages call the file.
+        name: name of the file, for messages.
 
     Raises:
-        BadInput: nobody says what an entity is, or it is a file, holds markup or itself, or is too long.
+        BadInput: an entity is not defined, stands for a file, contains markup or itself, or is too long.
     """
     entities = list(root.iter(etree.Entity))
     if not entities:
@@ -57,7 +58,7 @@ def replace_entities(root: etree._Element, name: str) -> None:
     texts = _Texts(root, name)
     for entity in entities:
         parent, before = entity.getparent(), entity.getprevious()
-        if parent is None:  # taken out with the one before
+        if parent is None:  # already removed together with the entity before it
             continue
         text = "".join(_taken_out(entity, texts))
         if before is None:
@@ -67,7 +68,7 @@ def replace_entities(root: etree._Element, name: str) -> None:
 
 
 def _taken_out(entity: etree._Element | None, texts: _Texts) -> Iterator[str]:
-    """The texts of an entity and of those that follow it, each with what stands after it; they leave the tree."""
+    """Remove an entity, and the entities that directly follow it, from the tree; yield their texts and tails."""
     while entity is not None and entity.tag is etree.Entity:
         after = entity.getnext()
         yield texts.of(entity)
@@ -84,7 +85,7 @@ class _Texts:
         self._left = ENTITY_CHARACTERS
 
     def of(self, entity: etree._Element) -> str:
-        """Its text; raises as `replace_entities`."""
+        """The text of an entity; raises BadInput as `replace_entities` does."""
         where = f"{self._name}, line {entity.sourceline}: the entity &{entity.name};"
         return self._text(entity.name, where, ())
 
@@ -93,20 +94,18 @@ class _Texts:
         if entity in self._declared:
             content = self._declared[entity]
             if content is None or "<" in content:
-                raise BadInput(f"{where} is {'a file' if content is None else 'markup'}; put its text in its place")
+                raise BadInput(f"{where} is {'a file' if content is None else 'markup'}; replace it by its text")
             if entity in inside or len(inside) > 8:
-                raise BadInput(f"{where} holds itself, or others too deep; put its text in its place")
+                raise BadInput(f"{where} contains itself, or is nested too deep; replace it by its text")
             text = REFERENCE.sub(lambda match: self._referred(match, where, (*inside, entity)), content)
         else:
             plain = html.entities.html5.get(f"{entity.removeprefix('b.')};")
             text = plain or GREEK.get(entity) or OTHERS.get(entity)
             if text is None:
-                raise BadInput(
-                    f"{where} is none of HTML's or ISO's, nor declared in the file; put its text in its place"
-                )
+                raise BadInput(f"{where} is not defined by HTML, by ISO or in the file; replace it by its text")
         self._left -= len(text)
         if self._left < 0:
-            raise BadInput(f"{where} makes the text longer by more than {ENTITY_CHARACTERS:,} characters; leave it out")
+            raise BadInput(f"{where} makes the text longer by more than {ENTITY_CHARACTERS:,} characters; remove it")
         return text
 
     def _referred(self, match: re.Match[str], where: str, inside: tuple[str, ...]) -> str:
@@ -115,5 +114,5 @@ class _Texts:
             return self._text(entity, where, inside)
         number = int(decimal) if decimal else int(hexadecimal, 16)
         if number > 0x10FFFF or 0xD800 <= number < 0xE000:
-            raise BadInput(f"{where} holds {match[0]}, no character; put its text in its place")
+            raise BadInput(f"{where} contains {match[0]}, which is no character; replace it by its text")
         return chr(number)

@@ -1,7 +1,8 @@
-"""Raised and lowered text in a line: `10<sup>6</sup>` is 10^6, not 106, and `log<sub>10</sub>2` is log10 2, not log102.
+"""Keep superscript and subscript numbers apart from their neighbours: `10<sup>6</sup>` becomes 10^6, not 106.
 
-Who writes a line puts these signs around the text of a `sup` or `sub`, whatever is in it, and has `numbers_apart` take
-them out when the line is whole. XML cannot contain them.
+Likewise, `log<sub>10</sub>2` becomes log10 2, not log102. The code that makes a line puts the signs RAISED or LOWERED,
+and SCRIPT_END, around the text of every `sup` and `sub`. When the line is complete, `numbers_apart` removes the signs.
+XML cannot contain these characters.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ from collections.abc import Iterable
 RAISED, LOWERED, SCRIPT_END = "\x01", "\x02", "\x03"
 SIGNS = (RAISED, LOWERED, SCRIPT_END)
 SIGNED_NUMBER = r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d"
-# What stands before is looked at after the first sign: a pattern that begins with a sign leaps from one to the next.
+# The character before is checked only after the first sign was matched, because a pattern that begins with a sign is
+# searched much faster.
 POWER = re.compile(
     rf"(?:{SCRIPT_END}(?<=\d{SCRIPT_END}){SCRIPT_END}*{RAISED}|{RAISED}(?<=\d{RAISED})){RAISED}*(?={SIGNED_NUMBER})"
 )
@@ -20,7 +22,7 @@ DIGITS_AFTER = re.compile(rf"{SCRIPT_END}(?<=\d{SCRIPT_END}){SCRIPT_END}*{LOWERE
 
 
 def numbers_apart(line: str) -> str:
-    """A line without the signs: `^` before a number raised right after a digit, a space between one and a digit."""
+    """Remove the signs from a line. Put `^` between a digit and a raised number, and a space between it and a digit."""
     if RAISED in line:
         line = POWER.sub("^", line)
     if SCRIPT_END in line:
@@ -29,7 +31,7 @@ def numbers_apart(line: str) -> str:
 
 
 def without(line: str, signs: Iterable[str]) -> str:
-    """A line without some signs; most lines hold none of them."""
+    """Remove some signs from a line; most lines contain none of them."""
     for sign in signs:
         if sign in line:
             line = line.replace(sign, "")

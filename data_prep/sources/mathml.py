@@ -1,4 +1,4 @@
-"""MathML as a line of text, in TeX's signs: `k^(−x)/2`."""
+"""Convert MathML to a line of text with TeX's signs, such as `k^(−x)/2`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled,
 MATH = "{http://www.w3.org/1998/Math/MathML}math"
 UNREAD = ("annotation", "annotation-xml", "mspace", "mphantom", "none", "mprescripts", "maligngroup", "malignmark")
 INVISIBLE = dict.fromkeys(map(ord, "\u2061\u2062\u2063\u2064"))  # "applied to", "times", "and", "plus"
-# Elements whose children are told apart by signs: name -> the sign before each child but the first.
+# Elements whose children are separated by signs: name -> signs before the second and third child.
 BETWEEN = {
     "msup": "^", "msub": "_", "msubsup": "_^", "mover": "^", "munder": "_", "munderover": "_^", "mfrac": "/",
     "mroot": "^",
@@ -43,12 +43,12 @@ def _text(element: etree._Element) -> str:
 
 
 def _grouped(text: str) -> str:
-    """In brackets where it is more than one number, name or sign."""
+    """Put a text in brackets if it is more than one number, name or sign."""
     return text if len(text) < 2 or text.lstrip("+-\N{MINUS SIGN}").isalnum() else f"({text})"
 
 
 def _joined(texts: list[str], apart: bool) -> str:
-    """Side by side, as they are printed: `2x`, but `sin x` and `1 2`."""
+    """Join texts side by side, as they are printed: `2x`, but `sin x` and `1 2`."""
     line = ""
     for text in filter(None, texts):
         long = any(len(part) == 2 and part.isalpha() for part in (line[-2:], text[:2]))

@@ -1,10 +1,10 @@
-"""PubMed citation files: `pubmedYYnNNNN.xml.gz`, the yearly baseline and the daily updates alike.
+"""Read PubMed citation files, `pubmedYYnNNNN.xml.gz`, of the yearly baseline and of the daily updates.
 
-A document is what The Pile made of a citation: title, a line feed, abstract; white space folded, the section labels of
-structured abstracts and notices of copyright left out, markup reduced to its text (`medline_text`). All languages stay:
-`Abstract` is English whatever the article is, and `OtherAbstract` is read where a switch says so. Retracted articles
-are left out. A title in brackets, NLM's translation of one, keeps them, as in The Pile. Records of books and of their
-chapters, which other downloads of PubMed hold, are read as citations are.
+A document has the same form as in the Pile: title, a line feed, abstract. White space is folded, section labels of
+structured abstracts and copyright notices are removed, and markup is reduced to its text (`medline_text`). Articles in
+all languages are kept: their `Abstract` is in English, and `OtherAbstract` is read only if a switch says so. Retracted
+articles are dropped. A title in brackets is NLM's translation; the brackets are kept, as in the Pile. Records of books
+and chapters, which other downloads of PubMed contain, are read in the same way as citations.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ from data_prep.sources.medline_text import (
 from data_prep.sources.medline_unread import ROOT, without_unread
 from data_prep.sources.xml_size import XmlSize
 
-BLOCK_BYTES = 1 << 18  # of XML at a time
+BLOCK_BYTES = 1 << 18  # XML that is parsed at a time
 VERSIONS = re.compile("[1-9][0-9]{0,3}")
 
 
 class _Kind:
-    """What is read of a kind of record, as compiled XPath: three times as fast as `find` and `iterfind`.
+    """The parts of a kind of record that are read, as compiled XPath, which is three times as fast as `find`.
 
     Args:
-        head: the element that holds the PMID.
-        article: the element that holds title, abstract and languages.
-        date: the element whose children are parts of the date.
-        retracted: true where the article was retracted; the notice that says so of another is a document.
+        head: path of the element with the PMID.
+        article: path of the element with title, abstract and languages.
+        date: path of the element whose children are the parts of the date.
+        retracted: XPath condition that is true if the article was retracted. A retraction notice on another article is
+            an ordinary document.
     """
 
     def __init__(self, head: str, article: str, date: str, retracted: str):
@@ -68,13 +69,13 @@ class _Kind:
         self.retracted = etree.XPath(f"boolean({retracted})")
 
 
-BOOK_TITLES = etree.XPath("BookDocument/Book/BookTitle")  # of a record of a whole book
+BOOK_TITLES = etree.XPath("BookDocument/Book/BookTitle")  # title in a record of a whole book
 KINDS = {
     "PubmedArticle": _Kind(
         "MedlineCitation",
         "MedlineCitation/Article",
         "MedlineCitation/Article/Journal/JournalIssue/PubDate",
-        # "Retracted Publication" in MeSH
+        # D016441 is "Retracted Publication" in MeSH.
         "MedlineCitation/Article/PublicationTypeList/PublicationType[@UI='D016441'] "
         "or MedlineCitation/CommentsCorrectionsList/*[@RefType='RetractionIn']",
     ),
@@ -86,7 +87,7 @@ DELETIONS = ("DeleteCitation", "DeleteDocument")
 READ = (*KINDS, *DELETIONS)
 
 
-CODE = Text(re.compile("[a-z]{3}").fullmatch, "PubMed's code of a language, three small letters, such as eng")
+CODE = Text(re.compile("[a-z]{3}").fullmatch, "PubMed's language code of three small letters, such as eng")
 
 
 def language_codes(text: str) -> str:
@@ -96,41 +97,43 @@ def language_codes(text: str) -> str:
 
 @dataclass(frozen=True)
 class Medline:
-    """PubMed's files, oldest first: a later entry of a PMID replaces the earlier ones of its version.
+    """PubMed's files, oldest first. A later entry of a PMID replaces the earlier ones of the same version.
 
-    Of several versions of a PMID the highest counts that was not deleted.
+    Of several versions of a PMID, the highest one that was not deleted is kept.
 
-    Where `pubmed26n0001.xml.gz.md5` lies beside a file, the file must be what it says.
+    If a file has an MD5 file beside it, such as `pubmed26n0001.xml.gz.md5`, the file must have that hash.
 
     Attributes:
-        section_labels: keep the labels of structured abstracts, as in `METHODS: We …`; The Pile had none.
-        languages: keep articles in one of these alone, as `eng,fre`; PubMed's codes, of three letters.
-        other_abstracts: languages of abstracts to read beside the first, as `eng,spa`, of publishers and of other
-            collections: each is a paragraph of its own after it.
+        section_labels: keep the labels of structured abstracts, as in `METHODS: We …`; the Pile has no labels.
+        languages: keep only articles in these languages, such as `eng,fre`; PubMed's codes of three letters.
+        other_abstracts: also read further abstracts (from publishers and other collections) in these languages, such as
+            `eng,spa`; each becomes a paragraph after the first abstract.
     """
 
-    section_labels: bool = switch(False, "keep labels, as in `METHODS: We …`")
-    languages: str | None = switch(None, "keep articles in these alone, as eng,fre (default all)", language_codes)
+    section_labels: bool = switch(False, "keep section labels, as in `METHODS: We …`")
+    languages: str | None = switch(
+        None, "keep only articles in these languages, such as eng,fre (default all)", language_codes
+    )
     other_abstracts: str | None = switch(
-        None, "add further abstracts in these languages, as eng,spa (default none)", language_codes
+        None, "also read further abstracts in these languages, such as eng,spa (default none)", language_codes
     )
     needs_input: ClassVar[bool] = True
     newest_wins: ClassVar[bool] = True
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What its documents' `source` may be."""
+        """The possible values of the documents' `source`."""
         return (ABSTRACTS,)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
-        """The files in numeric order."""
+        """Find the files, in numeric order."""
         return inputs.find(patterns, (".xml.gz",), beside=(".md5",))
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
-        """The entries of one file, one at a time in memory.
+        """Read the entries of one file, one at a time in memory.
 
         Raises:
-            BadInput: it is not gzip, cut off, not XML, or not a PubMed citation file.
+            BadInput: the file is not gzip, is cut off, is not XML, or is not a PubMed citation file.
         """
         _check_md5(file)
         for element in citations(stream, file.url):
@@ -146,11 +149,11 @@ class Medline:
                 yield Dropped(f"records <{element.tag}>")
 
     def _entry(self, record: etree._Element, kind: _Kind) -> Entry:
-        said, said_version = _number_said(*kind.pmids(record)[:1])
-        if (pmid := parse_pmid(said)) is None:
-            return Bad(f"line {record.sourceline}", f"a citation with the PMID {said!r}")
-        if (version := _version(said_version)) is None:
-            return Bad(f"line {record.sourceline}", f"PMID {pmid} with the Version {said_version!r}")
+        number_text, version_text = _number_and_version(*kind.pmids(record)[:1])
+        if (pmid := parse_pmid(number_text)) is None:
+            return Bad(f"line {record.sourceline}", f"a citation with the PMID {number_text!r}")
+        if (version := _version(version_text)) is None:
+            return Bad(f"line {record.sourceline}", f"PMID {pmid} with the Version {version_text!r}")
         id = f"pmid:{pmid}"
         if kind.retracted(record):
             return Dropped("retracted", id, version)
@@ -171,11 +174,11 @@ class Medline:
         return Document(id, text, ABSTRACTS, None, date, pmid, version)
 
     def _title(self, titles: Sequence[etree._Element]) -> str:
-        """The title; nothing where it says that there is none."""
+        """The title; empty if it is only a placeholder."""
         return _or_nothing(" ".join(map(text_of, titles)), len(titles))
 
     def _abstract(self, sections: Iterable[etree._Element]) -> str:
-        """The sections of an abstract; nothing where they say that there is none."""
+        """The joined sections of an abstract; empty if they are only a placeholder."""
         record = listener()
         before = record.lines if record else 0
         abstract = " ".join(filter(None, map(self._section, sections)))
@@ -203,11 +206,11 @@ class Medline:
 
 
 def _or_nothing(text: str, lines: int) -> str:
-    """A title or an abstract; nothing where it says that there is none.
+    """Return a title or abstract, or an empty text if it is only a placeholder.
 
     Args:
-        text: as it was read.
-        lines: how many were told of it to who listens.
+        text: title or abstract.
+        lines: number of its lines in the listening record.
     """
     if not says_nothing(text):
         return text
@@ -217,18 +220,18 @@ def _or_nothing(text: str, lines: int) -> str:
 
 
 def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
-    """The records and the lists of deletions of a file; each is emptied when the next one is asked for.
+    """Parse a file and yield its records and lists of deletions; each element is cleared when the next is requested.
 
-    What else stands among them comes, too, later than in its place.
+    Other elements between them are yielded too, but later than their place in the file.
 
     Args:
-        stream: the file.
-        name: what messages call it.
+        stream: file to read.
+        name: name of the file, for messages.
 
     Raises:
-        BadInput: it is not gzip, cut off, not XML, or not a PubMed citation file.
+        BadInput: the file is not gzip, is cut off, is not XML, or is not a PubMed citation file.
     """
-    # External entities, DTDs and the network stay out of reach: the files come from the network themselves.
+    # The files come from the network, so the parser must not read external entities, DTDs or the network.
     parser = etree.XMLPullParser(
         events=("end",),
         tag=READ,
@@ -266,40 +269,40 @@ def citations(stream: Stream, name: str) -> Iterator[etree._Element]:
 
 
 def _deletion(pmid: etree._Element) -> Entry:
-    said, said_version = _number_said(pmid)
-    if (number := parse_pmid(said)) is None:
-        return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {said!r}")
-    if (version := _version(said_version)) is None:
-        return Bad(f"line {pmid.sourceline}", f"the deletion of PMID {number} with the Version {said_version!r}")
+    number_text, version_text = _number_and_version(pmid)
+    if (number := parse_pmid(number_text)) is None:
+        return Bad(f"line {pmid.sourceline}", f"the deletion of the PMID {number_text!r}")
+    if (version := _version(version_text)) is None:
+        return Bad(f"line {pmid.sourceline}", f"the deletion of PMID {number} with the Version {version_text!r}")
     return Dropped(DELETED, f"pmid:{number}", version)
 
 
-def _number_said(pmid: etree._Element | None = None) -> tuple[str, str]:
-    """The number and the version that a `PMID` says; nothing where there is none."""
+def _number_and_version(pmid: etree._Element | None = None) -> tuple[str, str]:
+    """The texts of the number and the version in a `PMID` element; empty if there is no element."""
     return ("", "") if pmid is None else ((pmid.text or "").strip(), pmid.get("Version", ""))
 
 
-def _version(said: str) -> int | None:
-    """The version of a record: 1 where nothing is said, None where no number is."""
-    said = said.strip()
-    return 1 if not said else int(said) if VERSIONS.fullmatch(said) else None
+def _version(text: str) -> int | None:
+    """Parse the version of a record: 1 for an empty text, None if the text is no number."""
+    text = text.strip()
+    return 1 if not text else int(text) if VERSIONS.fullmatch(text) else None
 
 
 def _check_md5(file: Input) -> None:
-    said = inputs.content(file.url.changed(lambda path: f"{path}.md5"), MD5_BYTES)
-    if said is None:
+    md5_file = inputs.content(file.url.changed(lambda path: f"{path}.md5"), MD5_BYTES)
+    if md5_file is None:
         return
-    hashes = re.findall(rb"\b[0-9a-f]{32}\b", said.lower())
+    hashes = re.findall(rb"\b[0-9a-f]{32}\b", md5_file.lower())
     digest = hashlib.md5(usedforsecurity=False)
     with inputs.opened(file) as content:
         while block := content.read(1 << 20):
             digest.update(block)
     if digest.hexdigest().encode() not in hashes:
-        raise BadInput(f"{file.url} is not what {file.url}.md5 says ({digest.hexdigest()}); download it again")
+        raise BadInput(f"{file.url} has the MD5 {digest.hexdigest()}, not that of {file.url}.md5; download it again")
 
 
 def _date(parts: Mapping[str, str]) -> str | None:
-    """`Year`, `Month`, `Day`; or the first year of a `MedlineDate` such as `1979 Nov-1980 May`."""
+    """The date from `Year`, `Month` and `Day`, or the first year in a `MedlineDate` such as `1979 Nov-1980 May`."""
     if year := parts.get("Year"):
         return iso_date(year, parts.get("Month"), parts.get("Day"))
     match = re.search("[0-9]{4}", parts.get("MedlineDate", ""))

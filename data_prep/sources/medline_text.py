@@ -1,8 +1,8 @@
-"""The text of a title or a section of an abstract in PubMed's XML, as one reads it.
+"""Extract the readable text of a title or of an abstract's section from PubMed's XML.
 
-Rules, each with its reason in docs/data.md: numbers that are raised or lowered stay apart from those beside them; words
-on the two sides of a heading in bold, and of a displayed formula, are two; markup that was escaped once too often is
-markup; a publisher's notice of copyright at the end is no text; a placeholder is none.
+docs/data.md gives the reason for each rule. The rules are: keep superscript and subscript numbers apart from the
+numbers beside them; put spaces around bold headings and displayed formulas; undo double escaping of markup; remove a
+publisher's copyright notice at the end; remove a placeholder.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from data_prep.sources.document import fold
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, numbers_apart
 from data_prep.sources.mathml import MATH, math_text
 
-# The rules, as `changes` tells them.
+# Names of the rules in reports of changes.
 HEADINGS, ESCAPES, NOTICES = "headings", "markup escaped twice", "copyright notices"
 PLACEHOLDERS, LABELS, OTHERS = "placeholders", "section labels", "other abstracts"
 RULES = (FORMULA, NUMBERS, HEADINGS, ESCAPES, NOTICES, PLACEHOLDERS, LABELS, OTHERS, METADATA)
 SCRIPTS = {"sup": RAISED, "sub": LOWERED}
-# Around bold text, and after a displayed formula, until what stands beside is known; XML cannot contain them.
+# Signs around bold text and after a displayed formula. They stay in a line until it is complete; XML cannot contain
+# them.
 BOLD, BOLD_END, FORMULA_END = "\x04", "\x05", "\x06"
 SIGNS = re.compile(f"[{BOLD}{BOLD_END}{FORMULA_END}]")
 LETTER, CAPITAL = r"[^\W\d_]", r"[^\W\d_a-zß-öø-ÿ]"
-# Where a space is missing: between two bold parts; before a heading that follows a sentence; after one that ends in a
-# sign; between a volume in bold and the page after it; after a formula.
+# Places where a space is missing: between two bold parts; before a heading that follows a sentence; after a heading
+# that ends in a punctuation mark; between a volume in bold and the page number after it; after a formula.
 BORDERS = re.compile(
     rf"(?<=[^{BOLD}]{{2}}){BOLD_END}{BOLD}(?=[^{BOLD_END}]{{2}})"
     rf"|(?<=[.:;?!)]){BOLD}(?={CAPITAL}\w)"
@@ -36,23 +37,25 @@ BORDERS = re.compile(
     rf"|(?<=\d){BOLD_END}(?=\d)"
     rf"|{FORMULA_END}(?=[\w(\[])"
 )
-# And after one without, which is known by its place: `<b>Abstract</b>The …`.
+# A heading without a punctuation mark, recognised by its place: `<b>Abstract</b>The …`. A space is missing after it
+# too.
 HEADING = re.compile(
     rf"((?:^|[.:;?!)]\s*|{BOLD_END}\s*){BOLD}[^{BOLD}{BOLD_END}]*{LETTER}{{3}}){BOLD_END}(?={CAPITAL})"
 )
 
 ESCAPED = re.compile(r"&(?:[A-Za-z][A-Za-z0-9]{1,31}|#[0-9]{1,7}|#[Xx][0-9A-Fa-f]{1,6});")
-TIMES_ESCAPED = 3  # more than was seen
+TIMES_ESCAPED = 3  # repetitions of unescaping; real files need fewer
 INLINE = "i|b|u|em|strong|italic|bold|small|sc|tt|font|span|a|sup|sub|o:p"
 OWN_LINE = "p|div|li|ul|ol|h[1-6]|section|br|title|sec"
-# A tag of these names, with attributes or none; `P<b and c>d` is none.
+# A tag with one of these names, with or without attributes; `P<b and c>d` does not match.
 TAG = re.compile(
     rf"""<(?P<end>/)?(?P<name>{INLINE}|{OWN_LINE})(?:\s+[\w:-]+\s*=\s*(?:"[^"<>]*"|'[^'<>]*'))*\s*(?P<empty>/)?>""",
     re.IGNORECASE,
 )
 OWN_LINES = re.compile(OWN_LINE, re.IGNORECASE)
 
-# Notices. One sentence: full stops end it before a capital, but not within `Elsevier B.V.` or after an initial.
+# One sentence of a copyright notice. A full stop before a capital ends it, but not within `Elsevier B.V.` or after an
+# initial.
 SENTENCE = r"[^.]*(?:(?:\.(?!\s)|(?<=\s[A-Z])\.(?=\s+[A-Z])|\.(?=\s+[^\sA-Z]))[^.]*)*\.?"
 SAYS = (
     r"(?:published\s+by|rights?\s+reserved|copyright|licen[cs]e|creative\s+commons|open[\s-]access|"
@@ -68,8 +71,8 @@ NOTICE = re.compile(
     )\s*$""",
     re.IGNORECASE | re.VERBOSE,
 )
-NOTICE_CHARACTERS = 400  # at the end, in which one is looked for
-# One of these is in every notice; to look for them takes a hundredth of the time of the pattern.
+NOTICE_CHARACTERS = 400  # characters at the end of a text that are searched for a notice
+# Every notice contains one of these. Searching for them takes a hundredth of the time of the pattern.
 IN_NOTICES = ("©", "ⓒ", "(c)", "(C)", "opyright", "OPYRIGHT", "eserved", "ESERVED")
 WORD = re.compile(r"[^\W_]")
 PLACEHOLDER = re.compile(
@@ -84,7 +87,7 @@ PLACEHOLDER = re.compile(
 
 def text_of(element: etree._Element) -> str:
     """The text of an element, on one line."""
-    is_plain = not len(element)  # then XML can have put none of the signs into it
+    is_plain = not len(element)  # an element without children contains none of the signs
     inner = line = element.text or "" if is_plain else _inner(element)
     if "&" in line or "<" in line:
         line, is_plain = unescaped(line), False
@@ -118,9 +121,10 @@ def _inner(element: etree._Element) -> str:
 
 
 def unescaped(line: str) -> str:
-    """Characters and markup that were escaped once too often, as what they were.
+    """Undo double escaping of characters and markup.
 
-    A tag counts with the one that closes it: of `n<b and c>d`, or a lone `<i>`, nothing is taken for markup.
+    A tag counts as markup only together with its closing tag: in `n<b and c>d`, or with a lone `<i>`, nothing is
+    removed.
     """
     for _ in range(TIMES_ESCAPED):
         line, replaced = ESCAPED.subn(lambda match: html.unescape(match[0]), line)
@@ -154,12 +158,12 @@ def _sign(tag: re.Match[str]) -> str:
 
 
 def without_notice(text: str) -> str:
-    """A section without the publisher's notice of copyright at its end."""
+    """Remove the publisher's copyright notice at the end of a section."""
     end = text[-NOTICE_CHARACTERS:]
     match = NOTICE.search(text, len(text) - len(end)) if any(part in end for part in IN_NOTICES) else None
     return text[: match.start()] if match else text
 
 
 def says_nothing(text: str) -> bool:
-    """Whether a title or an abstract has no word, or is a placeholder: `[Not Available].`, `No abstract available.`"""
+    """Whether a title or abstract has no word or is a placeholder: `[Not Available].`, `No abstract available.`"""
     return not WORD.search(text) or (len(text) < 60 and PLACEHOLDER.fullmatch(text.strip(" .[]()*-")) is not None)

@@ -1,7 +1,7 @@
-"""Parts of PubMed's XML without text of ours, cut out of the bytes before they are parsed.
+"""Cut parts that are never read out of PubMed's XML before it is parsed.
 
-They are four fifths of the elements, and to build elements takes most of the time of reading. What is wrong in them
-goes unseen.
+These parts hold four fifths of the elements, and building elements takes most of the time of reading. XML errors within
+these parts go unnoticed.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterator
 
 ROOT = b"PubmedArticleSet"
-# None is inside one of its own name. Shorter ones, such as `ISSN`, take as long to cut out as to parse.
+# None of these elements contains another of the same name. Cutting out shorter elements, such as `ISSN`, would take as
+# long as parsing them.
 UNREAD = (
     b"ArticleDate", b"AuthorList", b"ChemicalList", b"DateCompleted", b"DateRevised", b"GrantList", b"InvestigatorList",
     b"KeywordList", b"MedlineJournalInfo", b"MeshHeadingList", b"Pagination", b"PubmedData",
@@ -18,20 +19,21 @@ UNREAD = (
 BEGIN = re.compile(b"<(?:" + b"|".join(UNREAD) + b")(?=[ >])")
 ENDS = {b"<" + name: b"</" + name + b">" for name in UNREAD}
 RECORD_END, BOOK_END = b"</PubmedArticle>", b"</PubmedBookArticle>"
-# All such marks but whole instructions like `<?pmcsd ?>`, which many abstracts hold.
+# The beginning of a comment, CDATA section or instruction. Complete instructions like `<?pmcsd ?>`, which many
+# abstracts contain, do not match.
 UNSURE = re.compile(rb"<(?:!|\?(?![^<>]*\?>))")
 
 
 def without_unread(blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The XML of a file without what is `UNREAD`, in lines of the same numbers.
+    """Remove the elements `UNREAD` from the XML of a file; line numbers do not change.
 
-    A part is cut out where it begins and ends in one block and one record. In blocks with records of books, which are
-    few, all stays. So it does from the first mark on that is `UNSURE`, after the root's name: in a comment, a CDATA
-    section or an instruction what looks like an element may be none.
+    An element is removed if it begins and ends within one block and one record. The few blocks with records of books
+    stay unchanged. After the first match of `UNSURE` behind the root's name, everything stays unchanged, because text
+    in a comment, a CDATA section or an instruction may look like an element.
     """
     begun, sure, tail = False, True, b""
     for block in blocks:
-        # To the end of a tag, so that neither a name nor a mark is cut in two.
+        # A block is extended to the end of a tag, so that no name or mark is split between two blocks.
         block, end, tail = (tail + block).rpartition(b">")
         block += end
         if not end:
@@ -47,13 +49,13 @@ def without_unread(blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _cut(record: bytes) -> bytes:
-    """A record, or what comes before its end, without the parts that end in it too."""
+    """Remove the unread elements that begin and end within a record, or within the part of it that is given."""
     kept: list[bytes] = []
-    at = 0  # all before is kept or cut out
+    at = 0  # everything before this position is either kept or cut out
     while begin := BEGIN.search(record, at):
         start, end = begin.start(), ENDS[begin[0]]
         stop = record.find(end, start)
-        if stop < 0:  # all that follows stays
+        if stop < 0:  # the element does not end here, so the rest is kept
             break
         kept += record[at:start], b"\n" * record.count(b"\n", start, stop)
         at = stop + len(end)

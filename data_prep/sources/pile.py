@@ -1,10 +1,11 @@
-"""The Pile's two PubMed sets, from its own files `00.jsonl.zst` … `29`, `val`, `test`, or copies of them.
+"""Read the Pile's two PubMed sets from its files `00.jsonl.zst` … `29`, `val`, `test`, or from copies of them.
 
-Texts stay as they are there. The records have no ids, so a document is called by its file and line, `pile:07:123456`.
+Texts are not changed. The records have no ids, so the id of a document is made from its file and line,
+`pile:07:123456`.
 
-Where the Pile's own val or test files are among the inputs, they are the val split and the other files train: results
-then compare with other models of the Pile, none of which has seen them. The rule that a document's split follows from
-its id alone holds: the file is a part of the id. Without them the id's hash decides, as for every source.
+If the Pile's val or test files are among the inputs, they become the val split and the other files train. Results can
+then be compared with other models trained on the Pile, none of which has seen these files. A document's split still
+follows from its id alone, because the id contains the file. Otherwise a hash of the id decides, as for every source.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ from data_prep.sources.text import LINES
 
 SETS = (ABSTRACTS, ARTICLES)
 HELD_OUT = ("val", "test")
-# A line is parsed if it has a wanted set's name in it, or an escape for a character that such names or the key are made
-# of: JSON may spell any of them so, though no encoder does. No other line can be wanted.
+# A line is parsed only if it contains the name of a wanted set, or a JSON escape for a character that occurs in these
+# names or in the key. No other line can be wanted; JSON allows such escapes, although no known encoder writes them.
 NAMES = tuple(name.encode() for name in SETS)
 KEY = b'"pile_set_name"'
 ESCAPE = re.compile(rb"\\u00[2-7]")
@@ -38,27 +39,27 @@ class Pile:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What its documents' `source` may be."""
+        """The possible values of the documents' `source`."""
         return SETS
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
-        """The files, with their splits where val or test is among them."""
+        """Find the files; they have a split if val or test is among them."""
         files = inputs.find(patterns, LINES)
         stems: dict[str, Input] = {}
         for file in files:
             stem = _stem(file)
             if stem in stems:
-                raise BadInput(f"{stems[stem].url} and {file.url} are both called {stem}; give one of them")
+                raise BadInput(f"{stems[stem].url} and {file.url} both have the name {stem}; give one of them")
             stems[stem] = file
         if not stems.keys() & set(HELD_OUT):
             return files
         return [replace(file, split="val" if _stem(file) in HELD_OUT else "train") for file in files]
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
-        """The documents of the two sets; lines of other sets are not parsed."""
+        """Read the documents of the two sets; lines of other sets are not parsed."""
         stem, other = _stem(file), Dropped("of other sets")
         for number, line in enumerate(json_lines.lines(stream, file.url), start=1):
-            if not line:  # of which a small packed file can hold many
+            if not line:  # a small compressed file can hold very many empty lines
                 continue
             if KEY in line and not any(name in line for name in NAMES) and not ESCAPE.search(line):
                 yield other

@@ -1,4 +1,4 @@
-"""The documents of one XML file of PMC: an article, several in a `pmc-articleset`, or an answer of OAI-PMH."""
+"""Read the documents of one XML file of PMC: an article, a `pmc-articleset`, or a response of OAI-PMH."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ ENVELOPES = {"pmc-articleset": "articles that efetch gave", "OAI-PMH": "an answe
 def read_articles(
     stream: Stream | IO[bytes], name: str, back: str, metadata: JsonDict | None = None
 ) -> Iterator[Document | Dropped | Bad]:
-    """The documents of one file, most often one.
+    """Read the documents of one file, in most cases one.
 
     Args:
-        stream: the XML.
-        name: what messages call it.
-        back: which elements behind the body are read, a key of `pmc_text.BACK`.
-        metadata: metadata of its article; `license_code` and `is_retracted` go before what the XML says.
+        stream: XML of the file.
+        name: name of the file, for messages.
+        back: elements after the body that are read, a key of `pmc_text.BACK`.
+        metadata: metadata of the article; `license_code` and `is_retracted` take precedence over the XML.
 
     Raises:
-        BadInput: it is not XML, holds no article in JATS, or its one article is not as `read_article` needs it.
+        BadInput: the file is not XML or holds no JATS article, or `read_article` refuses its only article.
     """
     xml = read_xml(stream, name)
     try:
@@ -54,14 +54,14 @@ def read_articles(
 
 
 def _enveloped(root: etree._Element, name: str, back: str) -> Iterator[Document | Dropped | Bad]:
-    """The articles inside a root that is none, and the deletions of OAI-PMH."""
+    """Read the articles inside another root element, and the deletions of OAI-PMH."""
     deleted = [header.findtext("{*}identifier", "") for header in root.iterfind(".//{*}header[@status='deleted']")]
     articles = list(root.iter("{*}article"))
     if not articles and not deleted:
-        said = " ".join("".join(error.itertext()) for error in root.iter("{*}error"))
+        message = " ".join("".join(error.itertext()) for error in root.iter("{*}error"))
         raise BadInput(
             f"{name} is {ENVELOPES[etree.QName(root).localname]} without a JATS <article>"
-            f"{f': {said[:200]}' if said else ''}; of OAI-PMH, ask for metadataPrefix=pmc"
+            f"{f': {message[:200]}' if message else ''}; with OAI-PMH, ask for metadataPrefix=pmc"
         )
     for identifier in deleted:
         number = re.fullmatch(r".*?(?:PMC)?(\d+)", identifier.strip())
@@ -78,23 +78,24 @@ def _enveloped(root: etree._Element, name: str, back: str) -> Iterator[Document 
 
 
 def read_article(article: etree._Element, name: str, back: str, metadata: JsonDict | None = None) -> Document | Dropped:
-    """The document of one article.
+    """Read the document of one article.
 
     Args:
-        article: the element; it is changed.
-        name: what messages call it.
+        article: article element; this function changes it.
+        name: name of the file, for messages.
         back: as in `read_articles`.
         metadata: as in `read_articles`.
 
     Raises:
-        BadInput: it has no metadata in JATS, no PMC id, or an entity that nobody knows; or as `license_and_retraction`.
+        BadInput: the article has no JATS metadata, no PMC id, or an undefined entity; or as in
+            `license_and_retraction`.
     """
     metadata = metadata or {}
     _without_namespace(article)
     replace_entities(article, name)
     meta = article.find("front/article-meta")
     if meta is None:
-        raise BadInput(f"{name} has an <article> without <article-meta>, not one in JATS")
+        raise BadInput(f"{name} has an <article> without <article-meta>, so it is not JATS")
     match = re.fullmatch("(?:PMC)?([0-9]+)", _id(meta, "pmc", "pmcid"))
     if match is None:
         raise BadInput(f"{name} has no <article-id> with a PMC number")
@@ -111,7 +112,7 @@ def read_article(article: etree._Element, name: str, back: str, metadata: JsonDi
 
 
 def _without_namespace(article: etree._Element) -> None:
-    """Take JATS' own namespace, which OAI-PMH has, from the names of elements."""
+    """Remove the JATS namespace, which OAI-PMH uses, from the names of elements."""
     namespace = etree.QName(article).namespace
     if namespace:
         for element in article.iter(f"{{{namespace}}}*"):

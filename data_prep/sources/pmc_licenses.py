@@ -1,4 +1,4 @@
-"""What may be done with an article, and since when it is there: licences in PMC's groups, retractions, dates."""
+"""Find the licence of a PMC article, whether it is retracted, and its date."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.common.limits import OneOf
 from data_prep.sources.document import fold
 
 ALI = "{http://www.niso.org/schemas/ali/1.0/}license_ref"
-NOTICES = ("license", "copyright-statement", ALI)  # elements
+NOTICES = ("license", "copyright-statement", ALI)  # elements with licence notices
 HREF = "{http://www.w3.org/1999/xlink}href"
 LICENSE_URL = re.compile(
     r"creativecommons\.org/(?:licenses/(by(?:-nc)?(?:-nd|-sa)?)|publicdomain/(zero|mark))(?:/(\d\.\d))?", re.IGNORECASE
@@ -23,7 +23,7 @@ LICENSE_WORDS = re.compile(
     r"Creative Commons Attribution([ -]*Non-?Commercial)?(?:[ -]*(No-?Deriv)\w*|[ -]*(Share-?Alike))?", re.IGNORECASE
 )
 
-# PMC's own groups. `all` adds author manuscripts (`TDM`, for text mining) and articles without a known licence.
+# PMC's groups of licences. `all` adds author manuscripts (`TDM`, for text mining) and articles of unknown licence.
 COMMERCIAL = ("CC0", "CC PDM", "CC BY", "CC BY-SA", "CC BY-ND")
 NONCOMMERCIAL = ("CC BY-NC", "CC BY-NC-SA", "CC BY-NC-ND")
 TIERS = {"commercial": COMMERCIAL, "noncommercial": COMMERCIAL + NONCOMMERCIAL, "all": None}
@@ -31,10 +31,10 @@ TIER = OneOf(tuple(TIERS))
 
 
 def in_tier(license: str | None, tier: str) -> bool:
-    """Whether a licence such as `CC BY 4.0` is one of a tier's; None is unknown.
+    """Whether a licence such as `CC BY 4.0` belongs to a tier.
 
     Args:
-        license: the licence.
+        license: licence; None if unknown.
         tier: a key of `TIERS`.
     """
     allowed = TIERS[tier]
@@ -42,14 +42,14 @@ def in_tier(license: str | None, tier: str) -> bool:
 
 
 def license_and_retraction(metadata: JsonDict, name: str) -> tuple[str | None, bool]:
-    """What an article's metadata in the bucket say: `license_code`, and `is_retracted`; None, False where they do not.
+    """Read `license_code` and `is_retracted` from an article's metadata in the bucket; None and False if missing.
 
     Args:
         metadata: metadata of the article.
-        name: what messages call it.
+        name: name of the file, for messages.
 
     Raises:
-        BadInput: `license_code` is no text, or `is_retracted` is neither true nor false.
+        BadInput: `license_code` is not a text, or `is_retracted` is neither true nor false.
     """
     license, is_retracted = metadata.get("license_code"), metadata.get("is_retracted")
     if license is not None and not isinstance(license, str):
@@ -60,7 +60,7 @@ def license_and_retraction(metadata: JsonDict, name: str) -> tuple[str | None, b
 
 
 def license_of(meta: etree._Element) -> str | None:
-    """`CC BY 4.0` and its like from a link, `CC BY` from words without one, None where neither is there."""
+    """Find the licence in the XML: a code such as `CC BY 4.0` from a link, else `CC BY` from words, else None."""
     notices = list(meta.iter(*NOTICES))
     links = [element.get(HREF, "") for notice in notices for element in notice.iter("*")]
     words = fold(" ".join("".join(notice.itertext()) for notice in notices))
@@ -74,7 +74,7 @@ def license_of(meta: etree._Element) -> str | None:
 
 
 def date_of(meta: etree._Element) -> str | None:
-    """The earliest day that the article itself appeared; `2011-08-02` goes before a bare `2011` of an issue."""
+    """The earliest date on which the article appeared; `2011-08-02` is preferred to an issue's bare year `2011`."""
     dates = [
         iso_date(date.findtext("year"), date.findtext("month"), date.findtext("day"))
         for date in meta.iterchildren("pub-date")

@@ -1,4 +1,4 @@
-"""The sources by name: what `--source` knows."""
+"""The sources by their names for `--source`."""
 
 from __future__ import annotations
 

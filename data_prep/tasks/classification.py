@@ -143,7 +143,7 @@ def _yes_no(path: Path) -> list[Question]:
 
 
 def _sentence_lines(name: str, folder: Path, labels: tuple[str, ...]) -> TaskSet:
-    """Read stanford-crfm/BioMedLM, finetune/seqcls: `sentence1` is the question, `sentence2` its context, and `label`."""
+    """Read stanford-crfm/BioMedLM, finetune/seqcls: `sentence1` (question), `sentence2` (context), `label` (answer)."""
     paths = {split: path for split in SPLITS if (path := the_file(folder, f"{split}.json", optional=split != "test"))}
     splits = {
         split: [

@@ -188,7 +188,7 @@ def _answer(record: Record, options: Sequence[str]) -> int:
     meant = by_text | ({letter} if 0 <= letter < len(options) else set())
     if len(meant) == 1:
         return meant.pop()
-    problem = "is the text of one option and the letter of another" if meant else "is neither an option's text nor a letter"
+    problem = "is the text of one option and the letter of another" if meant else "is no option's text or letter"
     answer, listed = record.answer[:80], ", ".join(options)[:200]
     raise BadInput(f"{record.where}: the column 'answer' is {answer!r}, which {problem}; the options are {listed}")
 

@@ -46,7 +46,7 @@ READERS: dict[str, Callable[[Path], TaskSet]] = {
 
 
 def formats() -> str:
-    """Describe the files of each set, with an example of each format for the user's own questions, as lines to print."""
+    """Describe the files of each set, with an example of each format of the user's own questions, as lines to print."""
     examples = (f"{name}\n    {text.rstrip().replace(chr(10), chr(10) + '    ')}" for name, text in EXAMPLES.items())
     return "\n\n".join([(__doc__ or "").rstrip(), "Examples of your own questions:", *examples])
 

@@ -1,4 +1,4 @@
-"""The types that hold question sets, sets of source and target texts, and tagged sentences; and the choice of splits."""
+"""The types for question sets, sets of source and target texts, and tagged sentences; and how examples get a split."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A corpus to a tokenizer, and texts to token ids."""
+"""Train a tokenizer on a corpus, and encode texts as token ids."""

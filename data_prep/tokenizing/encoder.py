@@ -1,8 +1,8 @@
-"""Texts to token ids: exactly those of the saved tokenizer, at some fifty times its speed.
+"""Encode texts as the same token ids that the saved tokenizer gives, some fifty times faster.
 
-gigatoken reads tokenizer.json, and remembers the words that it has met. It is told of no special token, so that
-`<|endoftext|>` in a text is text; and the texts for whose letters its Unicode is too new are not given to it.
-`Encoder.compare` holds the result against the tokenizer.
+The library gigatoken reads tokenizer.json and caches the words that it has seen. It gets no special tokens, so that
+`<|endoftext|>` inside a text is ordinary text. Texts with letters that only its newer Unicode version knows are encoded
+by the tokenizer itself. `Encoder.compare` checks the result against the tokenizer.
 """
 
 from __future__ import annotations
@@ -21,24 +21,25 @@ from data_prep.common.errors import BadInput
 from data_prep.tokenizing import tokenizer_format
 
 ENCODERS = ("gigatoken", "tokenizers")
-# Letters of Unicode 17, and some others near them: gigatoken 0.10.0 knows them, tokenizers 0.21.4 does not, so an
-# apostrophe after them belongs to another word. tests/data_prep/tokenizing/test_encoder.py looks at every character.
+# Letters of Unicode 17, and some others near them. gigatoken 0.10.0 knows them and tokenizers 0.21.4 does not, so the
+# two assign an apostrophe after them to different words. tests/data_prep/tokenizing/test_encoder.py tests every
+# character.
 NEW_LETTERS = re.compile(
     "[\u088f\u0c5c\u0cdc\ua7ce-\ua7f1\U00010940-\U00018df2\U0001e6c0-\U0001e6ff\U0002b73a-\U00033479]"
 )
-# Places between two words, whatever stands before and after them: no part of GPT-2's pattern reaches over one, and none
-# looks back. Long texts are cut there, as their ids take many times the memory of what comes of them.
+# Positions between two words, whatever text surrounds them: no part of GPT-2's pattern extends over such a position or
+# looks back. Long texts are cut there, because encoding takes many times the memory of the resulting ids.
 BORDER = re.compile(r"(?<=[A-Za-z])(?= [A-Za-z])|(?<=[^\W\d_])(?=[,.;:，。、])")
 PIECE = 1 << 20  # characters
-MEMORY_BYTES = 256 << 20  # that the remembered words may take before they are forgotten
+MEMORY_BYTES = 256 << 20  # size of the word cache at which it is emptied
 
 
 class Encoded(NamedTuple):
-    """Texts as tokens.
+    """Encoded texts.
 
     Attributes:
-        ids: token ids of one text after another, (tokens,).
-        counts: tokens of each text, (texts,).
+        ids: token ids of all texts, one text after another, (tokens,).
+        counts: number of tokens of each text, (texts,).
         sizes_bytes: size of each text as UTF-8, (texts,).
     """
 
@@ -48,14 +49,14 @@ class Encoded(NamedTuple):
 
 
 class Encoder:
-    """The ids of texts.
+    """Encodes texts as token ids.
 
     Args:
-        folder: a tokenizer folder.
+        folder: tokenizer folder.
         name: one of `ENCODERS`.
 
     Raises:
-        BadInput: there is no tokenizer that can be read.
+        BadInput: the folder holds no readable tokenizer.
     """
 
     def __init__(self, folder: Path, name: str):
@@ -64,21 +65,21 @@ class Encoder:
         self._name = name
         self._tokenizer = tokenizer_format.load_tokenizer(folder)
         vocab_size = self._tokenizer.get_vocab_size()
-        self._bytes = np.zeros(vocab_size, np.int64)  # what each id stands for has so many
+        self._bytes = np.zeros(vocab_size, np.int64)  # number of bytes of each id's text
         for token, id in self._tokenizer.get_vocab().items():
-            self._bytes[id] = len(token)  # byte-level: a character of a token is a byte of its text
+            self._bytes[id] = len(token)  # byte-level BPE: a character of a token stands for a byte of the text
         for id in self._tokenizer.get_added_tokens_decoder():
-            self._bytes[id] = 0  # of no text
+            self._bytes[id] = 0  # special tokens stand for no text
         definition = json.loads((folder / "tokenizer.json").read_bytes())
         self._definition = json.dumps({**definition, "added_tokens": []})
         self._start_bytes = 0
         self._fast: Any = None
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """The ids of texts.
+        """Encode texts.
 
         Raises:
-            BadInput: the ids of a text do not make up its bytes.
+            BadInput: the ids of a text do not cover all its bytes.
         """
         if self._name == "tokenizers":
             ids, counts = self._slow_ids(texts)
@@ -94,11 +95,11 @@ class Encoder:
         decoded_bytes = np.diff(ends, prepend=0)
         if len(wrong := np.flatnonzero(decoded_bytes != sizes_bytes)):
             n = wrong[0]
-            raise BadInput(f"{self._name} made tokens of {decoded_bytes[n]} bytes of a text of {sizes_bytes[n]}")
+            raise BadInput(f"{self._name} made tokens for {decoded_bytes[n]} bytes from a text of {sizes_bytes[n]}")
         return Encoded(ids, counts, sizes_bytes)
 
     def compare(self, text: str) -> bool:
-        """Whether the tokenizer itself gives the same ids, where it was not asked to give them."""
+        """Whether the saved tokenizer gives the same ids; True if the encoder is the tokenizer itself."""
         return self._name == "tokenizers" or np.array_equal(self.encode([text]).ids, self._slow_ids([text])[0])
 
     def _fast_ids(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -106,7 +107,7 @@ class Encoder:
         import gigatoken
 
         if self._fast is None or _resident_bytes() > self._start_bytes + MEMORY_BYTES:
-            self._fast = None  # before the next one: what it holds is used again
+            self._fast = None  # free the old one first, so that its memory is reused
             self._fast = gigatoken.Tokenizer.from_json(self._definition)
             self._start_bytes = _resident_bytes()
         rows = self._fast.encode_batch(list(texts), parallel=False)
@@ -122,7 +123,7 @@ def _resident_bytes() -> int:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """A text in pieces of about `PIECE` characters, cut where the tokenizer cuts in any case."""
+    """Cut a text into pieces of about `PIECE` characters, at positions where the tokenizer always separates words."""
     start = 0
     while border := BORDER.search(text, start + PIECE) if len(text) - start > PIECE else None:
         yield text[start : border.start()]
@@ -132,5 +133,5 @@ def pieces(text: str) -> Iterator[str]:
 
 @lru_cache(maxsize=1)
 def load(folder: Path, name: str) -> Encoder:
-    """The encoder of a folder, made once a process."""
+    """The encoder of a folder, made once per process."""
     return Encoder(folder, name)

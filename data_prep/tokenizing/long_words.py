@@ -1,8 +1,8 @@
-"""Words that are too long to learn from whole: the time of training grows with the square of their lengths.
+"""Cut words that are too long for training, because its time grows with the square of a word's length.
 
-A sequence, base64 or a line of dashes of 200,000 characters alone takes minutes, one of a million hours. The longest
-word of 33,268 abstracts has 32 characters. So words are cut before training, where the tokenizer would see one; texts
-are encoded with their words whole.
+A single word of 200,000 characters, such as a gene sequence, base64 or a line of dashes, takes minutes; one of a
+million characters takes hours. The longest word in 33,268 abstracts has 32 characters. Words are cut only for training;
+texts are encoded with whole words.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from data_prep.common.files import JsonDict
 
 LONGEST_CHARACTERS = 1000
 NAMED_DOCUMENTS = 20
-# White space of GPT-2's pattern, which is that of Unicode; str.split parts at four signs more.
+# White space of GPT-2's pattern, which is that of Unicode; str.split also splits at four more characters (`NO_SPACE`).
 SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 RUN = re.compile(
     rf"(?<![^{SPACE}])[^{SPACE}]{{{LONGEST_CHARACTERS},}}|(?<![{SPACE}])[{SPACE}]{{{LONGEST_CHARACTERS},}}"
@@ -25,12 +25,12 @@ NO_SPACE = "\x1c\x1d\x1e\x1f"
 
 @dataclass
 class LongWords:
-    """Cuts texts where a word is longer than `LONGEST_CHARACTERS`, and keeps count.
+    """Cuts words of more than `LONGEST_CHARACTERS` in texts, and counts them.
 
     Attributes:
-        words: how many were cut.
-        longest: characters of the longest one.
-        documents: ids of the first documents with one.
+        words: number of words that were cut.
+        longest: length of the longest word in characters.
+        documents: ids of the first documents with such words.
     """
 
     words: int = 0
@@ -38,11 +38,11 @@ class LongWords:
     documents: list[str] = field(default_factory=list)
 
     def cut(self, id: str, text: str) -> Iterator[str]:
-        """The text in parts, one where no word is too long.
+        """Cut a text within its long words; a text without long words stays in one part.
 
         Args:
-            id: of the document.
-            text: its text.
+            id: id of the document.
+            text: text of the document.
         """
         start = 0
         for end in self._cuts(id, text) if _may_have_one(text) else ():
@@ -51,14 +51,14 @@ class LongWords:
         yield text[start:] if start else text
 
     def facts(self) -> JsonDict:
-        """What a manifest says; nothing where no word was cut."""
+        """The entry for the manifest; empty if no word was cut."""
         cut = {"words": self.words, "longest_characters": self.longest, "documents": self.documents}
         return {"long_words": {"cut_at_characters": LONGEST_CHARACTERS, **cut}} if self.words else {}
 
     def __str__(self) -> str:
         return (
             f"{self.words:,} words of more than {LONGEST_CHARACTERS:,} characters, the longest of {self.longest:,}, "
-            f"were cut for the training, in {', '.join(self.documents)}"
+            f"were cut for training, in {', '.join(self.documents)}"
             f"{' and more' if len(self.documents) == NAMED_DOCUMENTS else ''}; they are encoded whole"
         )
 
@@ -77,11 +77,11 @@ class LongWords:
 
 
 def _may_have_one(text: str) -> bool:
-    """Whether a word may be too long; for most texts, and in a tenth of the time of the pattern, that none is."""
+    """Whether a text may hold a long word; this test rules out most texts in a tenth of the pattern's time."""
     if len(text) <= LONGEST_CHARACTERS:
         return False
     sizes = [*map(len, text.split())]
-    spaces = len(text) - sum(sizes) - len(sizes)  # beyond one for each word
+    spaces = len(text) - sum(sizes) - len(sizes)  # white space beyond one character per word
     return (
         max(sizes, default=0) >= LONGEST_CHARACTERS
         or spaces >= LONGEST_CHARACTERS - 2

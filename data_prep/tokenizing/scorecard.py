@@ -1,4 +1,4 @@
-"""How well tokenizers do on the validation split, beside GPT-2's."""
+"""Score a tokenizer on the val split, in comparison with GPT-2's."""
 
 # The stubs of `tokenizers` lack keyword arguments and the setters of properties:
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false
@@ -15,7 +15,7 @@ from data_prep.common.files import sha256_file
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-# One token each for BioMedLM, several for GPT-2 (arXiv 2403.18421, table 3).
+# Words that are one token for BioMedLM and several tokens for GPT-2 (arXiv 2403.18421, table 3).
 WORDS = (
     "chromatography",
     "cytotoxicity",
@@ -31,19 +31,20 @@ WORDS = (
 
 
 def scorecard(texts: Sequence[str], tokenizers: dict[str, Tokenizer]) -> dict[str, Any]:
-    """How each tokenizer does on the texts of val.
+    """Score each tokenizer on the texts of val.
 
     Returns:
-        name -> `bytes_per_token`; `tokens_per_word`, words being parted by white space; `round_trip`, the share of
-        documents that decode to themselves; `words`, for each of `WORDS` the tokens it takes `[alone, after a space]`.
+        name -> scores: `bytes_per_token`; `tokens_per_word`, for words separated by white space; `round_trip`, the
+        share of documents that decode to the same text; `words`, the number of tokens of each of `WORDS`
+        `[alone, after a space]`.
 
     Raises:
-        BadInput: there are no words.
+        BadInput: the texts have no words.
     """
     size_bytes = sum(len(text.encode()) for text in texts)
     words = sum(len(text.split()) for text in texts)
     if not words:
-        raise BadInput("the val split of the corpus has no words that a tokenizer could be scored on; make it again")
+        raise BadInput("the val split of the corpus has no words to score a tokenizer on; make the corpus again")
     card: dict[str, Any] = {}
     for name, tokenizer in tokenizers.items():
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
@@ -62,7 +63,7 @@ def scorecard(texts: Sequence[str], tokenizers: dict[str, Tokenizer]) -> dict[st
 
 
 def gpt2_files(folder: Path | None) -> dict[str, str]:
-    """Hashes of GPT-2's vocab.json and merges.txt; nothing without a folder."""
+    """Hashes of GPT-2's vocab.json and merges.txt; empty without a folder."""
     if folder is None:
         return {}
     names = ("vocab.json", "merges.txt")
@@ -72,16 +73,16 @@ def gpt2_files(folder: Path | None) -> dict[str, str]:
 
 
 def load_gpt2(folder: Path) -> Tokenizer:
-    """GPT-2\'s own tokenizer.
+    """Load GPT-2's own tokenizer.
 
     Raises:
-        BadInput: its files are not a byte-level BPE.
+        BadInput: the files are not a byte-level BPE.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
     try:
         model = models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt"))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower exception
         raise BadInput(f"--gpt2 {folder}: vocab.json and merges.txt are not a byte-level BPE ({error})") from None
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -1,4 +1,4 @@
-"""What a tokenizer folder is, and how documents are encoded with it."""
+"""The format of a tokenizer folder, and the loading of its tokenizer."""
 
 # The stubs of `tokenizers` lack keyword arguments and the setters of properties:
 # pyright: reportAttributeAccessIssue=false, reportCallIssue=false
@@ -20,21 +20,22 @@ STAGE = "tokenizer"
 MADE_BY = "python data_prep/tokenizer.py --corpus CORPUS --out {folder}"
 FORMAT = 1
 END_OF_TEXT = "<|endoftext|>"
-VOCAB_SIZE = 28_896  # BioMedLM's
+VOCAB_SIZE = 28_896  # vocabulary size of BioMedLM
 VOCABULARY = {"vocab_size": int, "eos_token_id": int, "sha256": str}
-SHAPE = {"tokenizer": VOCABULARY}  # of its manifest
+SHAPE = {"tokenizer": VOCABULARY}  # shape of the manifest
 TOKENIZER_JSON, MODEL_CONFIG = "tokenizer.json", "config.json"
-TEMPLATE = "chat_template"  # a text of any length beside the special tokens
+TEMPLATE = "chat_template"  # key of a text of any length in the files that name special tokens
 
 
 def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
-    """What shards record of the tokenizer that makes them, as `VOCABULARY`, and a hash of what it was read from.
+    """The facts about a tokenizer that shards record (`VOCABULARY`), and a hash of the file that they come from.
 
     Args:
-        folder: folder of tokenizer.py; or a model's, whose size its config.json says.
+        folder: folder made by tokenizer.py, or a model folder, whose config.json gives the vocabulary size.
 
     Raises:
-        BadInput: no tokenizer, an unfinished or altered one, one without end-of-text, or with ids that its model lacks.
+        BadInput: the folder has no tokenizer or an unfinished or altered one, or the tokenizer has no end-of-text or
+            has ids beyond the model's vocabulary.
     """
     path = folder / TOKENIZER_JSON
     if not (folder / MODEL_CONFIG).is_file():
@@ -46,24 +47,25 @@ def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
     config = read_json(folder / MODEL_CONFIG)
     vocab_size = config.get("vocab_size") if isinstance(config, dict) else None
     if END_OF_TEXT not in ids:
-        raise BadInput(f"{path} has no {END_OF_TEXT}, which ends a document; only tokenizers of GPT-2's kind are read")
+        raise BadInput(f"{path} has no {END_OF_TEXT}, which ends a document; only tokenizers like GPT-2's can be used")
     if not isinstance(vocab_size, int) or max(ids.values()) >= vocab_size:
         raise BadInput(
-            f"{path} gives ids up to {max(ids.values())}, and {folder / MODEL_CONFIG} says vocab_size = {vocab_size!r}"
+            f"{path} gives ids up to {max(ids.values())}, but {folder / MODEL_CONFIG} says vocab_size = {vocab_size!r}"
         )
     sha256 = sha256_file(path)
     return {"vocab_size": vocab_size, "eos_token_id": ids[END_OF_TEXT], "sha256": sha256}, sha256
 
 
 def refuse_long_added_tokens(path: Path, value: object) -> None:
-    """Refuse a file of a tokenizer whose added tokens would take minutes to load.
+    """Refuse a tokenizer file whose added tokens would take minutes to load.
 
     Args:
-        path: tokenizer.json, or a file beside it that names special tokens.
-        value: what it holds.
+        path: path of tokenizer.json, or of a file beside it that names special tokens.
+        value: parsed content of the file.
 
     Raises:
-        BadInput: a token has more than `ADDED_TOKEN_CHARACTERS`, or all have more than `ADDED_TOKENS_CHARACTERS`.
+        BadInput: a token has more than `ADDED_TOKEN_CHARACTERS`, or all tokens together more than
+            `ADDED_TOKENS_CHARACTERS`.
     """
     if path.name == TOKENIZER_JSON and isinstance(value, dict):
         value = value.get("added_tokens")
@@ -73,7 +75,7 @@ def refuse_long_added_tokens(path: Path, value: object) -> None:
         if isinstance(inner, str):
             characters += len(inner)
             if len(inner) > ADDED_TOKEN_CHARACTERS:
-                longest = f"has {len(inner):,} characters; at most {ADDED_TOKEN_CHARACTERS:,} are read"
+                longest = f"has {len(inner):,} characters; at most {ADDED_TOKEN_CHARACTERS:,} are allowed"
                 raise BadInput(f"{path}: the token {inner[:40]!r}… {longest}")
             if characters > ADDED_TOKENS_CHARACTERS:
                 raise BadInput(f"{path}: its added tokens have more than {ADDED_TOKENS_CHARACTERS:,} characters")
@@ -84,10 +86,10 @@ def refuse_long_added_tokens(path: Path, value: object) -> None:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer as documents are encoded with it: `<|endoftext|>` inside a text is text, not the special token.
+    """Load the tokenizer for encoding documents: `<|endoftext|>` inside a text is text, not the special token.
 
     Raises:
-        BadInput: the folder has no tokenizer.json, or a broken one.
+        BadInput: the folder has no tokenizer.json, or a damaged one.
     """
     from tokenizers import Tokenizer
 
@@ -97,7 +99,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     refuse_long_added_tokens(path, read_json(path))
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing narrower
+    except Exception as error:  # the library raises no narrower exception
         raise BadInput(f"{path} is not a tokenizer ({error})") from None
     tokenizer.encode_special_tokens = True
     return tokenizer

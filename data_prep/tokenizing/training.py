@@ -1,9 +1,9 @@
-"""Corpus -> tokenizer: GPT-2's byte-level BPE with a biomedical vocabulary.
+"""Train a tokenizer on a corpus: GPT-2's byte-level BPE with a biomedical vocabulary.
 
-Cased, no normaliser, GPT-2's own word pattern, trained on the abstracts of the train split alone, as for BioMedLM; on
-all of it where there are no abstracts; words of absurd length are cut for it (`long_words`). The last id is
-`<|endoftext|>`, which is bos, eos, unk and pad. The folder loads with `AutoTokenizer.from_pretrained`; beside the
-vocabulary lies a scorecard on val.
+The tokenizer is cased, has no normaliser, and uses GPT-2's word pattern. As for BioMedLM, it is trained only on the
+abstracts of the train split; if the split has no abstracts, it is trained on the whole split. Extremely long words are
+cut for training (`long_words`). The last id is `<|endoftext|>`, which serves as bos, eos, unk and pad. The folder can
+be loaded with `AutoTokenizer.from_pretrained`, and also holds a scorecard on val.
 """
 
 # The stubs of `tokenizers` lack keyword arguments and the setters of properties:
@@ -32,20 +32,20 @@ from data_prep.tokenizing.tokenizer_format import END_OF_TEXT, FORMAT, STAGE, VO
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MODEL_MAX_LENGTH_TOKENS = 1024  # what BioMedLM's n_positions admits; only a warning of transformers hangs on it
-ALPHABET = 256  # the bytes, which are tokens of every byte-level vocabulary
-VOCAB_SIZES = Whole(ALPHABET + 2, 2**24)  # the bytes, a merge and end-of-text at the least
+MODEL_MAX_LENGTH_TOKENS = 1024  # BioMedLM's n_positions; it only decides when transformers prints a warning
+ALPHABET = 256  # every byte is a token in a byte-level vocabulary
+VOCAB_SIZES = Whole(ALPHABET + 2, 2**24)  # at least all bytes, one merge and end-of-text
 MIN_FREQUENCY = 2
-# Where the amount of text decides how many entries there are: so much of it an entry, and so many entries at the least.
+# Default vocabulary size: bytes of text per entry, and the smallest size.
 BYTES_PER_ENTRY, LEAST_ENTRIES = 400, 512
 
 
 def vocab_size_for(text_bytes: int) -> int:
-    """Entries of a vocabulary that an amount of text is enough for: BioMedLM's, or fewer, a multiple of 32.
+    """The vocabulary size that an amount of text can support: BioMedLM's, or a smaller multiple of 32.
 
-    An entry that training hardly meets is not learned (Gowda and May 2020, arXiv 2004.02334). With 400 bytes of text an
-    entry, 0.8 MB of the sample's abstracts give 1,984 entries, nine in ten of which occur 20 times and more in them;
-    with 200 bytes, it would be 4,000 and every other one.
+    A model does not learn an entry that hardly occurs in training (Gowda and May 2020, arXiv 2004.02334). With 400
+    bytes of text per entry, the 0.8 MB of the sample's abstracts give 1,984 entries, and nine in ten of them occur at
+    least 20 times. With 200 bytes per entry there would be 4,000 entries, and only half of them would occur that often.
     """
     return min(VOCAB_SIZE, max(text_bytes // BYTES_PER_ENTRY // 32 * 32, LEAST_ENTRIES))
 
@@ -53,24 +53,25 @@ def vocab_size_for(text_bytes: int) -> int:
 def build_tokenizer(
     corpus_folder: Path, out: Path, vocab_size: int | None = None, gpt2: Path | None = None
 ) -> JsonDict:
-    """Make a tokenizer folder, or find it made.
+    """Build a tokenizer folder, unless it is built already.
 
     Args:
-        corpus_folder: a finished corpus.
-        out: the folder to make.
-        vocab_size: entries, `<|endoftext|>` included; None: as `vocab_size_for` the text says, or fewer if it has too
-            few different words.
-        gpt2: a folder with GPT-2's own tokenizer, to be put beside this one on the scorecard.
+        corpus_folder: finished corpus.
+        out: tokenizer folder to make.
+        vocab_size: number of entries, `<|endoftext|>` included. None takes the result of `vocab_size_for`, or fewer
+            entries if the text has too few different words.
+        gpt2: folder with GPT-2's own tokenizer, for comparison on the scorecard.
 
     Raises:
-        BadInput: no finished corpus, abstracts in train and none in val, or too few different words for `vocab_size`.
+        BadInput: the corpus is not finished, train has abstracts but val has none, or the text has too few different
+            words for `vocab_size`.
     """
     if vocab_size is not None:
         VOCAB_SIZES.check("--vocab-size", vocab_size)
     counts = read_manifest(corpus_folder, corpus_format.STAGE, corpus_format.MADE_BY, corpus_format.SHAPE)["counts"]
     source = ABSTRACTS if ABSTRACTS in counts["train"]["sources"] else None
     if source and source not in counts["val"]["sources"]:
-        raise BadInput(f"{corpus_folder} has no {source} in val: the tokenizer is made from and scored on them")
+        raise BadInput(f"{corpus_folder} has no {source} in val, but the tokenizer is trained and scored on these")
     all_of_train = {key: counts["train"][key] for key in ("documents", "bytes")}
     read = counts["train"]["sources"][source] if source else all_of_train
     aim = vocab_size or vocab_size_for(read["bytes"])
@@ -96,7 +97,7 @@ def build_tokenizer(
     if made < VOCAB_SIZE and vocab_size is None:
         print(
             f"a vocabulary of {made:,} entries for {read['bytes'] / 1e6:,.2f} MB of text; BioMedLM's {VOCAB_SIZE:,} "
-            f"take {VOCAB_SIZE * BYTES_PER_ENTRY / 1e6:,.0f} MB, and --vocab-size (VOCAB= of make) says another number"
+            f"need {VOCAB_SIZE * BYTES_PER_ENTRY / 1e6:,.0f} MB; to set another size, use --vocab-size (make: VOCAB=)"
         )
     if long_words.words:
         print(long_words)
@@ -121,9 +122,9 @@ def build_tokenizer(
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """Train the BPE; the same texts in the same order give the same tokenizer, on any number of threads.
+    """Train the BPE. The same texts in the same order give the same tokenizer, on any number of threads.
 
-    It has fewer than `vocab_size` entries if the texts hold too few different words for so many.
+    The vocabulary has fewer than `vocab_size` entries if the texts have too few different words.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
@@ -136,8 +137,8 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=sys.stderr.isatty(),
     )
     tokenizer.train_from_iterator(texts, trainer)
-    # The trained model once more, now with end-of-text as its own last entry: an added token beside the model would
-    # leave `vocab_size` of the loaded tokenizer, and vocab.json, one short of the embedding.
+    # The trained model is made again with end-of-text as its own last entry. If end-of-text were only an added token,
+    # `vocab_size` of the loaded tokenizer, and vocab.json, would have one entry less than the embedding.
     model = json.loads(tokenizer.to_str())["model"]
     vocab = {**model["vocab"], END_OF_TEXT: len(model["vocab"])}
     tokenizer.model = models.BPE(vocab, [tuple(merge) for merge in model["merges"]])
@@ -158,7 +159,7 @@ def _documents(corpus_folder: Path, split: str, source: str | None) -> Iterator[
 
 
 def _save(tokenizer: Tokenizer, folder: Path) -> None:
-    """tokenizer.json, vocab.json, merges.txt and what names the special tokens for transformers."""
+    """Save tokenizer.json, vocab.json, merges.txt and what names the special tokens for transformers."""
     from transformers import GPT2TokenizerFast
 
     GPT2TokenizerFast(
