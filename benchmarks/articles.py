@@ -1,15 +1,16 @@
-"""Words of real articles that are lost, glued, split and added on the way from JATS to text: ours beside two others.
+"""Count the words that are lost, glued, split or added when JATS articles become text, for our reader and two others.
 
     python -m venv data/pandoc && data/pandoc/bin/pip install pypandoc-binary==1.17
     python benchmarks/articles.py --pandoc data/pandoc
 
-The articles are those of the sample; the words come from `tests/helpers/jats_words.py`, which shares no code with any
-of the three. Tables and references are taken out of the XML before, so that nobody is charged for what ours leaves out;
-who keeps marks of citations may keep them. pandoc is asked for HTML, in which it leaves out least, and its text is
-compared; title and abstract, which it gives as metadata alone, are not asked of it. Of pubmed_parser all that its
-functions give counts: title, abstract, paragraphs, titles of sections, labels of figures; each of them parses the file
-anew. Time is CPU time of reading the whole files; of pandoc that of one process an article. The readers take turns, and
-a ratio is one of two turns of the same round; median and quartiles.
+The articles are those of the sample. The expected words come from `tests/helpers/jats_words.py`, which shares no code
+with any of the three readers. Tables and references are removed from the XML first, so that no reader is blamed for
+text that ours omits. A reader may keep citation marks or not. pandoc writes HTML, in which it omits least, and the text
+of the HTML is compared; title and abstract are not expected from pandoc, because it gives them only as metadata. For
+pubmed_parser, the output of all its functions counts: title, abstract, paragraphs, section titles and figure labels;
+each function parses the file again. The time is the CPU time for reading the whole files; pandoc runs in one process
+per article. The readers take turns, and each ratio compares two readers in the same round. The table shows median and
+quartiles.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from pathlib import Path
 import numpy as np
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-# Before this folder, whose data_prep.py is not the package; and the oracle of the tests.
+# The repository root must come before this folder on the path. tests/helpers holds the word counter of the tests.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(1, str(Path(__file__).resolve().parents[1] / "tests/helpers"))
 
@@ -47,14 +48,14 @@ Reader = Callable[[Path], str]
 
 
 def ours(path: Path) -> str:
-    """The text of the corpus."""
+    """The text that our reader gives to a corpus."""
     (document,) = read_articles(io.BytesIO(path.read_bytes()), path.name, "text")
     assert isinstance(document, Document)
     return document.text
 
 
 def with_pubmed_parser(path: Path) -> str:
-    """All that pubmed_parser's functions give."""
+    """The text that all functions of pubmed_parser give together."""
     import pubmed_parser  # pyright: ignore[reportMissingTypeStubs]
 
     whole = pubmed_parser.parse_pubmed_xml(str(path))
@@ -67,15 +68,15 @@ def with_pubmed_parser(path: Path) -> str:
             texts.append(section)
         texts.append(paragraph["text"])
     for caption in pubmed_parser.parse_pubmed_caption(str(path)) or []:
-        texts += [caption["fig_label"] or ""]  # what is below it is among the paragraphs
+        texts += [caption["fig_label"] or ""]  # the caption itself is among the paragraphs
     return " ".join(texts)
 
 
 def with_pandoc(environment: Path) -> Reader:
-    """pandoc's reader of JATS, the one that The Pile's articles went through."""
+    """pandoc's reader of JATS, which made the text of the Pile's articles."""
     programs = sorted(environment.glob("lib/python*/site-packages/pypandoc/files/pandoc"))
     if not programs:
-        raise BadInput(f"{environment} holds no pandoc; make it as the first lines of benchmarks/articles.py say")
+        raise BadInput(f"{environment} holds no pandoc; install it as described at the top of benchmarks/articles.py")
 
     def read(path: Path) -> str:
         command = [programs[0], "--from", "jats", "--to", "html", "--wrap", "none", path]
@@ -85,13 +86,13 @@ def with_pandoc(environment: Path) -> Reader:
 
 
 def text_of_html(html: str) -> str:
-    """What a browser shows, with raised numbers as our text has them."""
+    """The text that a browser shows, with superscript numbers written as in our text."""
     root = etree.fromstring(f"<body>{html}</body>", etree.HTMLParser())
     return "".join(piece.text for piece in pieces(root, HTML))
 
 
 def taken_out(path: Path, folder: Path, is_front_asked: bool) -> tuple[Path, etree._Element]:
-    """An article without what nobody is charged for, as a file and as what is compared."""
+    """Remove from an article the parts that are not compared; return it as a file and as the expected tree."""
     root = etree.parse(path, etree.XMLParser(remove_comments=True, remove_pis=True)).getroot()
     etree.strip_elements(root, *TAKEN_OUT, with_tail=False)
     (folder / path.name).write_bytes(etree.tostring(root.getroottree()))
@@ -103,7 +104,7 @@ def taken_out(path: Path, folder: Path, is_front_asked: bool) -> tuple[Path, etr
 
 
 def compared(reader: Reader, signs: Callable[[str], str], is_front_asked: bool) -> Counter[str]:
-    """Words expected and wrong, over all articles."""
+    """Count the expected words and the faults of each kind, over all articles."""
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         for name in sample.paths(".nxml"):
@@ -117,7 +118,7 @@ def compared(reader: Reader, signs: Callable[[str], str], is_front_asked: bool) 
 
 
 def timed(readers: Mapping[str, Reader], rounds: int) -> dict[str, list[float]]:
-    """The CPU seconds of reading all articles, of each reader in each round."""
+    """The CPU seconds that each reader takes for all articles, per round."""
     paths = [Path(name) for name in sample.paths(".nxml")]
     seconds: dict[str, list[float]] = {name: [] for name in readers}
     for _ in range(rounds):
@@ -143,9 +144,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--pandoc", type=Path, help="the environment with pypandoc-binary; without it, two readers alone"
+        "--pandoc",
+        type=Path,
+        help="virtual environment with pypandoc-binary; without it, only two readers are compared",
     )
-    parser.add_argument("--rounds", type=int, default=5, help="how often all articles are read (default 5)")
+    parser.add_argument("--rounds", type=int, default=5, help="number of times that all articles are read (default 5)")
     args = parser.parse_args(argv)
     readers: dict[str, tuple[Reader, Callable[[str], str], bool]] = {
         "ours": (ours, str, True),

@@ -1,13 +1,13 @@
-"""What saving, going on and exporting take, beside the rate of the disk that they write to.
+"""Measure the time of saving a checkpoint, resuming and exporting, and compare it with the rate of the disk.
 
 python benchmarks/checkpoint.py model.n_embd=768 model.n_layer=12 model.n_head=6 --ranks 1 2  # 1.3 GB, some minutes
 python benchmarks/checkpoint.py model.n_layer=4 --yaml yamls/biomedlm-2.7b.yaml --ranks 8 --folder /scratch
 
-A run saves every second batch. Before or after each save, in turn, each rank writes as many bytes as its part of the
-checkpoint has to a plain file: what the disk can do at that moment. Nothing is removed meanwhile, since memory that a
-file had gives the next one a start; so --folder needs room for twice as many checkpoints as there are saves. The first
-save is not timed. Then the same command resumes from the newest checkpoint, and the model is exported; before both, the
-page cache lets go of the files.
+A run saves after every second batch. Alternately before or after a save, each rank writes a plain file of the same size
+as its part of the checkpoint, to measure the rate of the disk at that moment. No file is removed meanwhile, because the
+memory that a removed file frees would make the next file faster; so --folder needs room for twice as many checkpoints
+as there are saves. The first save is not timed. Then the same command resumes from the newest checkpoint, and the model
+is exported. Before each of the two, the files are dropped from the page cache.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from unittest.mock import patch
 
 from data_prep.common.world import world
 
-# Before this folder, whose data_prep.py is not the package.
+# The repository root must come before this folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, launched, machine, measured, result_of, say_result
@@ -41,11 +41,11 @@ from recipes.runs.names import CHECKPOINTS
 
 ROOT = Path(__file__).resolve().parents[1]
 INTERVAL = 2  # batches between two saves
-BLOCK_BYTES = 16 << 20  # of a plain file, at a time
+BLOCK_BYTES = 16 << 20  # bytes of a plain file that are read or written at a time
 
 
 def configuration(yaml: str, overrides: Sequence[str], folder: Path) -> TrainConfig:
-    """The YAML's, with a save every `INTERVAL` batches and nothing beside the training."""
+    """The configuration of the YAML with a save every `INTERVAL` batches, and nothing else besides training."""
     cfg = load_config(yaml, overrides)
     return replace(
         cfg, run_dir=str(folder / "run"), max_duration="1000ba", scheduler=replace(cfg.scheduler, t_warmup="1ba"),
@@ -57,7 +57,7 @@ def configuration(yaml: str, overrides: Sequence[str], folder: Path) -> TrainCon
 
 
 def one(what: str, cfg: TrainConfig, saves: int) -> None:
-    """Save so often, or resume from the last save, on this rank; rank 0 prints the seconds of each phase, last."""
+    """Save `saves` times, or resume from the last save, on this rank; at the end, rank 0 prints seconds per phase."""
     from composer import Callback, Logger, State
     from composer.utils import checkpoint as composer_checkpoint
 
@@ -76,7 +76,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
 
     def watched_save(writer: CheckpointWriter, state: State) -> None:
         saved = complete_checkpoints(writer.folder)
-        if not saved:  # imports, and no bytes to compare with
+        if not saved:  # the first save also imports modules, and its size is not known beforehand
             save(writer, state)
             return
         size_bytes = sum(path.stat().st_size for path in own_files(saved[-1], rank))
@@ -104,7 +104,7 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
     phases = Phases()
     load = composer_checkpoint.load_checkpoint
     with (
-        patch.object(CheckpointWriter, "save", watched_save),  # a run that only loads saves nothing
+        patch.object(CheckpointWriter, "save", watched_save),  # never called in a run that only loads
         patch.object(resume, "newest_intact", phases.timed("verifying", resume.newest_intact)),
         patch.object(composer_checkpoint, "load_checkpoint", phases.timed("loading", load)),
         suppress(Enough),
@@ -116,12 +116,12 @@ def one(what: str, cfg: TrainConfig, saves: int) -> None:
 
 
 def own_files(checkpoint: Path, rank: int) -> list[Path]:
-    """What a rank wrote of a checkpoint."""
+    """The files of a checkpoint that a rank wrote."""
     return [*checkpoint.glob(f"__{rank}_*"), *(checkpoint.glob(MONOLITH) if rank == 0 else ())]
 
 
 def write_plain(path: Path, size_bytes: int) -> float:
-    """Seconds in which all ranks write so many bytes each and have them on disk."""
+    """Seconds until all ranks have written `size_bytes` each and flushed them to disk."""
     from composer.utils import dist
 
     block = memoryview(os.urandom(BLOCK_BYTES))
@@ -136,7 +136,7 @@ def write_plain(path: Path, size_bytes: int) -> float:
 
 
 def read_plain(paths: Sequence[Path]) -> float:
-    """Seconds in which one process reads the files from disk."""
+    """Seconds that one process takes to read the files from disk."""
     forget(paths)
     begin_s = time.perf_counter()
     for path in paths:
@@ -147,7 +147,7 @@ def read_plain(paths: Sequence[Path]) -> float:
 
 
 def forget(paths: Sequence[Path]) -> None:
-    """Have the page cache let go of files."""
+    """Drop files from the page cache."""
     for path in paths:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -160,9 +160,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--yaml", default="yamls/smoke-cpu.yaml", help="configuration (default yamls/smoke-cpu.yaml)")
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1], help="that train and save (default 1)")
-    parser.add_argument("--saves", type=int, default=3, help="that are timed (default 3)")
-    parser.add_argument("--folder", type=Path, help="on the disk that is measured (default: that of temporary files)")
+    parser.add_argument(
+        "--ranks", nargs="+", type=int, default=[1], help="numbers of ranks to measure, one after another (default 1)"
+    )
+    parser.add_argument("--saves", type=int, default=3, help="number of timed saves (default 3)")
+    parser.add_argument(
+        "--folder", type=Path, help="folder on the disk to measure (default: the folder of temporary files)"
+    )
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     args = parser.parse_intermixed_args(argv)
@@ -192,10 +196,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def measure(args: argparse.Namespace, ranks: int, overrides: Sequence[str], folder: Path) -> tuple[list[str], str]:
-    """The rows of so many ranks, and the row of its export.
+    """Measure a number of ranks; return the rows of the table and the row of the export.
 
     Raises:
-        BadInput: a step failed.
+        BadInput: a command failed.
     """
     cores = min(ranks, len(os.sched_getaffinity(0)))
     command = [
@@ -216,7 +220,7 @@ def measure(args: argparse.Namespace, ranks: int, overrides: Sequence[str], fold
     read_s = read_plain(files)
     forget(files)
     loaded = result_of(measured([*command, "--one", "load", str(folder)], cores))
-    print(f"{ranks} ranks: went on", file=sys.stderr, flush=True)
+    print(f"{ranks} ranks: resumed", file=sys.stderr, flush=True)
     forget(files)
     out = folder / "exported"
     export = [sys.executable, ROOT / "recipes" / "export.py", "--checkpoint", folder / "run", "--out", out]
@@ -232,11 +236,11 @@ def measure(args: argparse.Namespace, ranks: int, overrides: Sequence[str], fold
     wrote_s = [save["plain"] for save in saves]
     rows = [
         row("save", [save["writing"] + save["hashing"] + save["else"] for save in saves], wrote_s),
-        row("of it writing", [save["writing"] for save in saves], wrote_s),
-        row("of it hashing and naming", [save["hashing"] for save in saves], wrote_s),
+        row("save: writing", [save["writing"] for save in saves], wrote_s),
+        row("save: hashing and naming", [save["hashing"] for save in saves], wrote_s),
         row("plain file of each rank, written and synced", wrote_s, wrote_s),
-        row("going on: all of it hashed", [loaded["verifying"]], [read_s]),
-        row("going on: loaded by Composer", [loaded["loading"]], [read_s]),
+        row("resume: all files hashed", [loaded["verifying"]], [read_s]),
+        row("resume: loaded by Composer", [loaded["loading"]], [read_s]),
         row("plain read by one process", [read_s], [read_s]),
     ]
     model_gb, peak_gb = 4 * saved["parameters"] / 1e9, exported.largest_process_bytes / 1e9

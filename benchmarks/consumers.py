@@ -1,8 +1,7 @@
-"""What others make of an exported folder: ids and logits of three stock programs beside ours.
+"""Compare the ids and logits that three other programs compute from an exported folder with ours.
 
-The newest transformers, CTranslate2 and ONNX Runtime (by optimum).
-
-Each program is installed by uv into a virtual environment of its own (some 7 GB for all; torch is shared by links).
+The programs are the newest transformers, CTranslate2 and ONNX Runtime (through optimum). uv installs each program into
+its own virtual environment; all together take some 7 GB, and links share torch between them.
 
     python benchmarks/consumers.py --model runs/smoke/model --environments data/environments
 """
@@ -20,7 +19,7 @@ import numpy as np
 
 UV = Path(sys.executable).with_name("uv")
 TEXT = "Aspirin inhibits cyclooxygenase-2 in the patient's platelets. β-blockers, 10^6 cells/mL and naïve T cells were"
-# Each prints {"versions": …, "ids": …, "logits": [[…]]}; the folder is its first argument.
+# Each script prints {"versions": …, "ids": …, "logits": [[…]]}; its arguments are the folder and the text.
 TRANSFORMERS = """
 import json, sys, torch, transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -60,7 +59,7 @@ CONSUMERS = {
 
 
 def environment(folder: Path, packages: list[str]) -> Path:
-    """The Python of a virtual environment with these packages, made where it is not there."""
+    """The Python of a virtual environment with these packages; the environment is made if it does not exist."""
     python = folder / "bin/python"
     if not (folder / "made").is_file():
         subprocess.run([UV, "venv", "--quiet", "--clear", "--python", sys.executable, folder], check=True)
@@ -70,7 +69,7 @@ def environment(folder: Path, packages: list[str]) -> Path:
 
 
 def ask(python: Path, script: str, model: Path) -> dict[str, object]:
-    """What a program computes of the text, in a process that sees nothing of this one's environment."""
+    """Run a script on the text in a process without this process's environment variables; return its output."""
     with tempfile.TemporaryDirectory() as home:
         settings = {"HOME": home, "HF_HUB_OFFLINE": "1", "PATH": f"{python.parent}:/usr/bin:/bin"}
         command = [python, "-c", script, str(model.resolve()), TEXT]
@@ -78,7 +77,7 @@ def ask(python: Path, script: str, model: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Print a table."""
+    """Command line: compare all programs and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True, help="folder made by recipes/export.py")
     parser.add_argument("--environments", type=Path, required=True, help="folder for the virtual environments")

@@ -1,12 +1,12 @@
-"""What a share of the old text is worth: losses on old and new text of a model that is continued with and without it.
+"""Measure the effect of replay: continue a model on new text with and without a share of old text, and compare losses.
 
-python benchmarks/continuing.py --folder /tmp/continuing   # half an hour on two cores; typed again, what is missing
+python benchmarks/continuing.py --folder /tmp/continuing   # half an hour on two cores; a second call resumes
 
-The old text is that of the sample's records up to --day, the new text what is dated after it. A small model is trained
-on the old text, and continued on the new text with no replay and with each of --shares, for as many batches; a further
-one is trained on the new text from scratch, for as many. All have the tokenizer of the old text; each is measured on
-both validation splits. Seeds change the weights and the order of the data. To have its loss on the other text, a run
-without replay mixes a ten-thousandth of it in.
+The old text is the sample's records up to --day; the new text is the records dated after that day. A small model is
+trained on the old text. It is then continued on the new text, without replay and with each of the --shares. Another
+model is trained on the new text from scratch. All runs have the same number of batches, use the tokenizer of the old
+text, and are evaluated on both validation splits. Seeds change the weights and the order of the data. A run without
+replay mixes in a ten-thousandth of the other text, because only then is the loss on that text computed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# Before this folder.
+# The repository root must come before this folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import machine
@@ -42,11 +42,11 @@ SMALL = [
     "callbacks.generate_samples=null", "callbacks.spike_guard=null", "callbacks.console.interval=100ba",
     "eval_subset_num_batches=40", "progress_bar=false", "stall_timeout_s=null",
 ]  # fmt: skip
-UNSEEN = 1e-4  # the share of a text whose loss alone is asked for
+UNSEEN = 1e-4  # share of a text that is mixed in only so that its loss is computed
 
 
 def make_text(folder: Path, day: str) -> dict[str, Path]:
-    """Tokenizer of the old text, and shards of both; what is there already is left as it is."""
+    """Make the tokenizer of the old text and the shards of both texts; existing folders are kept."""
     build_corpus({"sample": (Sample(), [])}, folder / "old-corpus", recent_after=day)
     build_corpus({"sample": (Sample(), [])}, folder / "new-corpus", dated_after=day)
     build_tokenizer(folder / "old-corpus", folder / "tokenizer", VOCAB_SIZE)
@@ -58,7 +58,7 @@ def make_text(folder: Path, day: str) -> dict[str, Path]:
 def train(
     folder: Path, text: dict[str, Path], own: str, share: float, batches: int, lr: float, more: list[str]
 ) -> Path:
-    """A run on the text `own`, with a share of the other; both are validated."""
+    """Train on the text `own`, with a share of the other text; evaluate on both."""
     other = "old" if own == "new" else "new"
     settings = [
         *SMALL, f"run_dir={folder}", f"data.shards={text[own]}", f"data.tokenizer={text['tokenizer']}",
@@ -71,7 +71,7 @@ def train(
 
 
 def losses(folder: Path, own: str) -> tuple[float, float]:
-    """The last validation losses of a run on the text `own`: of old and of new text, nats a token."""
+    """The last validation losses of a run on the text `own`: on old text and on new text, in nats per token."""
     data, other = read_run(folder), "old" if own == "new" else "new"
     by_text = {own: data.last(EVAL_LOSS), other: data.last(f"metrics/{MIXED_EVAL}{other}/LanguageCrossEntropy")}
     old, new = by_text["old"], by_text["new"]
@@ -80,7 +80,7 @@ def losses(folder: Path, own: str) -> tuple[float, float]:
 
 
 def measure(folder: Path, text: dict[str, Path], shares: Sequence[float], batches: int, seed: int) -> dict[str, Path]:
-    """Row of the table -> run folder, of one seed."""
+    """Train all runs of one seed; return row name of the table -> run folder."""
     seeded = [f"seed={seed}"]
     name = f"{seed}-{batches}"
     base = train(folder / f"old-{name}", text, "old", UNSEEN, batches, 3e-3, seeded)
@@ -99,14 +99,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--folder", type=folder_to_make, required=True, help="where text and runs are kept")
-    parser.add_argument("--day", type=Allowed(DAY), default="1999-12-31", help="the last of the old text")
+    parser.add_argument("--folder", type=folder_to_make, required=True, help="folder for the text and the runs")
+    parser.add_argument("--day", type=Allowed(DAY), default="1999-12-31", help="last day of the old text")
     parser.add_argument("--shares", type=Allowed(Real(0, 1, above=True, below=True)), nargs="+", default=[0.25])
-    parser.add_argument("--batches", type=Allowed(Whole(30, 10**6)), default=300, help="of each run (default 300)")
-    parser.add_argument("--seeds", type=Allowed(Whole(1, 100)), default=3, help="how many (default 3)")
+    parser.add_argument(
+        "--batches", type=Allowed(Whole(30, 10**6)), default=300, help="number of batches of each run (default 300)"
+    )
+    parser.add_argument("--seeds", type=Allowed(Whole(1, 100)), default=3, help="number of seeds (default 3)")
     args = parser.parse_args(argv)
     if UNSEEN in args.shares:
-        raise BadInput(f"--shares: {UNSEEN:g} is what a run without replay is given")
+        raise BadInput(f"--shares: {UNSEEN:g} stands for a run without replay; give another share")
     text = make_text(args.folder, args.day)
     rows: dict[str, list[tuple[float, float]]] = {}
     for seed in range(17, 17 + args.seeds):

@@ -1,13 +1,14 @@
-"""What data preparation costs: time, memory, disk and characters kept, beside what others make of the same text.
+"""Measure time, memory, disk and lost characters of data preparation, and compare with other tools on the same text.
 
     python benchmarks/data_stages.py --environments data/environments --make-environments --out docs/data_prep.md
     python benchmarks/data_stages.py --flat
     python benchmarks/data_stages.py --xml
 
-Ours and its peers are run as whole processes by their own command lines, pinned to one core and to two, one after the
-other in each round, on the installed sample repeated. What a process needs before it works (imports, 16 s in one case)
-is told apart by a run on a few documents: a rate is what the rest of the text took. Ratios are of runs of one round.
-Peers live in environments of their own, one below the folder that `--environments` names.
+Our commands and the other tools run as whole processes with their own command lines, pinned to one core and then to
+two. In each round the tools run one after another, on copies of the installed sample. A run on a few documents gives
+the time that a process needs before it works (imports take 16 s in one case); a rate is computed from the time of the
+remaining text. A ratio compares two runs of the same round. Each tool has its own environment in the folder
+`--environments`.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ import orjson
 import zstandard
 from lxml import etree  # pyright: ignore[reportAttributeAccessIssue] (compiled, without stubs)
 
-# Before this folder, where `data_prep` would be this file.
+# The repository root must come before this folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Run, machine, measured
@@ -55,18 +56,18 @@ SEQ_LEN = 1024
 EOS = "<|endoftext|>"
 CORES = (1, 2)
 TINY_DOCUMENTS = 1000
-PART_BYTES = 16 << 20  # of the texts' JSON lines, so that several processes have files to read
+PART_BYTES = 16 << 20  # size of the JSON lines files, small enough that several processes have files to read
 PACKED, BOTH = "ours, shards.py, zstd", "ours, corpus.py and shards.py"
 SHARD_BYTES = 64 << 20
 FLAT_MB = (40, 400, 4000)
-PILE_BYTES = 117.6e9  # The Pile's two PubMed sets, one copy of each: what BioMedLM was trained on
+PILE_BYTES = 117.6e9  # the Pile's two PubMed sets, one copy of each, on which BioMedLM was trained
 CLUSTER_CORES = 32
 PEERS = {
     "llm-foundry": ["llm-foundry==0.22.0"],
     "datatrove": ["datatrove==0.10.1", "tokenizers==0.23.3", "orjson"],
     "datasets": ["datasets==5.2.0", "transformers==5.24.0"],
 }
-# Parses one file; prints the seconds of CPU that this took, and then writes what a corpus needs of it.
+# Parses one file, prints the CPU seconds of parsing, and then writes the texts that a corpus needs.
 PUBMED_PARSER = """
 import json, sys, time
 import pubmed_parser
@@ -94,7 +95,7 @@ Rows = list[list[str]]
 
 
 def ours(script: str, *arguments: str | Path) -> list[str | Path]:
-    """A stage's command line."""
+    """The command line of one of our commands."""
     return [sys.executable, ROOT / "data_prep" / script, *arguments]
 
 
@@ -102,19 +103,19 @@ OURS_ENVIRONMENT = {"PYTHONPATH": str(ROOT)}
 
 
 def table(header: Sequence[str], rows: Rows) -> str:
-    """Markdown; the first column is words, the others are numbers."""
+    """Format a Markdown table; the first column is left-aligned, the others hold numbers."""
     rule = ["---", *["---:"] * (len(header) - 1)]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, rule, *rows])
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Median, and least to most where there are several."""
+    """Format the median, with minimum and maximum if there are several values."""
     middle = f"{statistics.median(values):,.{digits}f}"
     return middle if len(values) == 1 else f"{middle} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
 def versions(environments: Path | None) -> str:
-    """Ours, and of each peer what its environment says."""
+    """The versions of our libraries, and of each other tool in its environment."""
     names = ("lxml", "orjson", "tokenizers", "zstandard", "mosaicml-streaming", "pubmed_parser")
     parts = ["ours with " + ", ".join(f"{name} {version(name)}" for name in names)]
     code = "import sys; from importlib.metadata import version; print(*map(version, sys.argv[1:]))"
@@ -129,7 +130,7 @@ def versions(environments: Path | None) -> str:
 
 
 def xml_speed(paths: Sequence[Path], work: Path, rounds: int) -> str:
-    """The corpus stage, from XML to the written corpus, beside pubmed_parser, on one core."""
+    """Measure corpus.py, from XML to the written corpus, and pubmed_parser, on one core."""
     rows: Rows = []
     together_s: dict[str, list[float]] = {"ours": [0.0] * rounds, "theirs": [0.0] * rounds}
     for path in paths:
@@ -169,7 +170,7 @@ def _compared(mine_s: Sequence[float], other_s: Sequence[float]) -> list[str]:
 
 @dataclass
 class Kept:
-    """What of an XML file should be in its documents, signs or labels, and how much of it is."""
+    """Counts of the signs or labels in an XML file that documents should contain, and of those that they do contain."""
 
     documents: int = 0
     expected: int = 0
@@ -179,7 +180,7 @@ class Kept:
     theirs_lossy: int = 0
 
     def add(self, expected: Counter[str], mine: Counter[str], other: Counter[str]) -> None:
-        """Count one document. What a parser adds or says twice does not make up for what it lost."""
+        """Count one document. Signs that a parser adds or repeats do not offset signs that it lost."""
         size, kept, other_kept = expected.total(), (expected & mine).total(), (expected & other).total()
         self.documents += 1
         self.expected += size
@@ -189,7 +190,7 @@ class Kept:
         self.theirs_lossy += other_kept < size
 
     def row(self, name: str) -> list[str]:
-        """As a row of the table."""
+        """The counts as a row of the table."""
         shares = [f"{kept:,} ({kept / max(1, self.expected):.4%})" for kept in (self.ours, self.theirs)]
         return [
             name,
@@ -202,9 +203,10 @@ class Kept:
 
 
 def citations_kept(path: Path) -> tuple[Kept, Kept]:
-    """Signs but white space of title and abstract, and labels of sections, in all citations that give documents.
+    """Count the signs (without white space) of title and abstract, and the section labels, in all citations of a file.
 
-    Ours are asked for by `--section-labels`; pubmed_parser puts them on lines of their own.
+    Only citations that give documents are counted. Our labels need `--section-labels`; pubmed_parser puts labels on
+    lines of their own.
     """
     import pubmed_parser  # pyright: ignore[reportMissingTypeStubs]
 
@@ -228,14 +230,14 @@ def citations_kept(path: Path) -> tuple[Kept, Kept]:
 
 
 def _citations(path: Path, source: Medline) -> list[Entry]:
-    """One entry a citation, in the order of the file; deletions are none."""
+    """The entries of a file, one per citation, in order; deletions are omitted."""
     (file,) = source.find([str(path)])
     with inputs.reading(file) as stream:
         return [e for e in source.read(file, stream) if not (isinstance(e, Dropped) and e.reason == "deletions")]
 
 
 def kept_table(citation_files: Sequence[Path]) -> str:
-    """What is kept of citations against the XML's text; benchmarks/articles.py compares the words of articles."""
+    """Table of the signs and labels kept from the XML of citations; benchmarks/articles.py compares articles."""
     rows: Rows = []
     for path in citation_files:
         signs, labels = citations_kept(path)
@@ -252,7 +254,7 @@ def _signs(text: str) -> Counter[str]:
 
 
 def repeated(texts: Sequence[str], size_bytes: float) -> Iterator[str]:
-    """The texts again and again until there are so many bytes; copies end in their number, so that they stay."""
+    """Repeat the texts until they have `size_bytes`. Copies end in their number, so that they are not duplicates."""
     written = 0
     for copy in count():
         for text in texts:
@@ -264,7 +266,7 @@ def repeated(texts: Sequence[str], size_bytes: float) -> Iterator[str]:
 
 
 def write_texts(texts: Iterable[str], folder: Path) -> int:
-    """Write `{"text": …}` lines in files of `PART_BYTES`; returns the bytes of text, which `FOLDER.bytes` holds too."""
+    """Write `{"text": …}` lines in files of `PART_BYTES`; return the bytes of text, also written to `FOLDER.bytes`."""
     folder.mkdir(parents=True)
     file, size_bytes, part_end = None, 0, 0
     for text in texts:
@@ -283,12 +285,12 @@ def write_texts(texts: Iterable[str], folder: Path) -> int:
 
 @dataclass
 class Tool:
-    """One way from the same texts to tokens.
+    """A tool that turns the texts into tokens.
 
     Attributes:
-        name: as the table calls it.
-        commands: commands of a folder that holds `texts` and a `corpus`, where to write, and cores: what is run.
-        environment: what is set beside the usual.
+        name: name of the tool in the table.
+        commands: function (folder with `texts` and a `corpus`, output folder, cores) -> command lines to run.
+        environment: additional environment variables.
     """
 
     name: str
@@ -297,7 +299,7 @@ class Tool:
 
 
 def our_tools(tokenizer: Path) -> list[Tool]:
-    """The shards stage with and without compression, and both stages from the JSON lines that the peers read."""
+    """shards.py with and without compression; and corpus.py and shards.py from the JSON lines that other tools read."""
 
     def pack(folder: Path, out: Path, cores: int, compression: str) -> list[str | Path]:
         return ours(
@@ -316,10 +318,10 @@ def our_tools(tokenizer: Path) -> list[Tool]:
 
 
 def peer_tools(environments: Path, tokenizer: Path) -> list[Tool]:
-    """llm-foundry's command line, datatrove's pipeline, and the two maps of run_clm.py.
+    """The other tools: llm-foundry's command line, datatrove's pipeline, and the two maps of run_clm.py.
 
-    `llmfoundry data_prep convert_dataset_json` calls `llmfoundry.command_utils.convert_dataset_json_from_args`; it
-    takes a number of workers and makes no use of it.
+    `llmfoundry data_prep convert_dataset_json` calls `llmfoundry.command_utils.convert_dataset_json_from_args`. It
+    accepts a number of workers but ignores it.
     """
 
     def foundry(folder: Path, out: Path, cores: int) -> list[list[str | Path]]:
@@ -347,32 +349,32 @@ def peer_tools(environments: Path, tokenizer: Path) -> list[Tool]:
 
 
 def corpus_command(texts: Path, out: Path, workers: int, val_fraction: float = 0.05) -> list[str | Path]:
-    """The corpus stage on JSON lines."""
+    """The command line of corpus.py on JSON lines."""
     arguments = ["--val-fraction", str(val_fraction), "--workers", str(workers)]
     return ours("corpus.py", "--source", "text", "--input", texts, "--out", out, *arguments)
 
 
 @dataclass
 class Speed:
-    """What a tool did with the texts; `rates` and `tiny` are one a round."""
+    """Measurements of a tool; `full`, `tiny` and `corpus` have one entry per round."""
 
     full: list[Run] = field(default_factory=list)
     tiny: list[Run] = field(default_factory=list)
-    corpus: list[float] = field(default_factory=list)  # wall seconds of the first of two commands
+    corpus: list[float] = field(default_factory=list)  # wall seconds of the first command
     tokens: int = 0
     disk_bytes: int = 0
     cache_bytes: int = 0
 
     def steady(self, what: str) -> list[float]:
-        """Seconds, `wall_s` or `cpu_s`, of the text beyond the tiny one, in each round."""
+        """Seconds (`wall_s` or `cpu_s`) for the text beyond the tiny text, in each round."""
         return [getattr(full, what) - getattr(tiny, what) for full, tiny in zip(self.full, self.tiny, strict=True)]
 
 
 def speeds(tools: Sequence[Tool], work: Path, rounds: int, cores: Sequence[int]) -> dict[tuple[str, int], Speed]:
-    """Run every tool on `work/tiny` and `work/full`, round after round, the tools in turn.
+    """Run every tool on `work/tiny` and `work/full`; in each round, the tools run one after another.
 
     Raises:
-        BadInput: a tool failed, or made tokens of more or less text than another.
+        BadInput: a tool failed, or read less text than another tool.
     """
     by_tool = {(tool.name, n): Speed() for n in cores for tool in tools}
     for _ in range(rounds):
@@ -398,17 +400,17 @@ def speeds(tools: Sequence[Tool], work: Path, rounds: int, cores: Sequence[int])
                         speed.disk_bytes = sum(folder_bytes(out / name) for name in kept)
     most = max(speed.tokens for speed in by_tool.values())
     for (name, _), speed in by_tool.items():
-        # Peers leave out the last partial sample, run_clm that of each batch of 1,000 documents.
+        # Other tools drop the last partial sample; run_clm drops one for each batch of 1,000 documents.
         if speed.tokens < 0.99 * most:
             raise BadInput(
-                f"{name} made {speed.tokens:,} tokens where another made {most:,}; they did not read the same"
+                f"{name} made {speed.tokens:,} tokens but another tool made {most:,}: they did not read the same text"
             )
     shutil.rmtree(work / "out", ignore_errors=True)
     return by_tool
 
 
 def speed_table(speeds: Mapping[tuple[str, int], Speed], work: Path) -> str:
-    """Rates beyond the tiny text, memory, disk; ratios are of each tool and our first, round by round."""
+    """Table of rates beyond the tiny text, memory and disk, with ratios to our first tool, computed per round."""
     full_bytes, tiny_bytes = (texts_bytes(work / name) for name in ("full", "tiny"))
     first = next(iter(speeds))[0]
     rows: Rows = []
@@ -434,23 +436,23 @@ def speed_table(speeds: Mapping[tuple[str, int], Speed], work: Path) -> str:
 
 
 def texts_bytes(folder: Path) -> int:
-    """Bytes of text in `tiny` or `full`."""
+    """The bytes of text in `tiny` or `full`."""
     return int((folder / "texts.bytes").read_text())
 
 
 def folder_bytes(folder: Path) -> int:
-    """The size of all files in a folder; 0 where there is none."""
+    """The total size of all files in a folder; 0 if there are none."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def our_tokens(folder: Path) -> int:
-    """All tokens of a shards folder, the last partial samples too."""
+    """The number of tokens of a shards folder, dropped partial samples included."""
     counts = read_manifest(folder, STAGE, "make shards")["counts"].values()
     return sum(split["tokens"] + split["dropped_tokens"] for split in counts)
 
 
 def _tokens(out: Path, output: str) -> int:
-    """What a tool wrote: ours and llm-foundry's say it in their folder, the others in their last line."""
+    """The number of tokens that a tool wrote, from its output folder (ours, llm-foundry) or its last line of output."""
     if (out / "shards/manifest.json").exists():
         return our_tokens(out / "shards")
     if (out / "shards/index.json").exists():
@@ -464,7 +466,7 @@ def _python(environments: Path, peer: str) -> Path:
 
 
 def make_environments(folder: Path) -> None:
-    """One environment a peer, by venv and pip; llm-foundry's is 7 GB, most of it CUDA libraries of torch."""
+    """Make one environment per tool with venv and pip; llm-foundry's has 7 GB, mostly CUDA libraries of torch."""
     for peer, requirements in PEERS.items():
         if not (folder / peer / "installed").exists():
             subprocess.run([sys.executable, "-m", "venv", "--clear", folder / peer], check=True)
@@ -476,9 +478,9 @@ def make_environments(folder: Path) -> None:
 
 
 def bound(work: Path, tokenizer: Path, speeds: Mapping[tuple[str, int], Speed]) -> str:
-    """Each part of the shards stage alone, on one core in this process, and how far the stage is from their sum.
+    """Measure each part of shards.py alone, on one core in this process, and compare their sum with the whole command.
 
-    CPU time, so that other work on the machine disturbs less; that of writing to disk is wall time.
+    Times are CPU times, which other work on the machine disturbs less; only writing to disk is wall time.
     """
     affinity = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(affinity)[:1])
@@ -503,7 +505,7 @@ def bound(work: Path, tokenizer: Path, speeds: Mapping[tuple[str, int], Speed]) 
 
 
 def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
-    """Seconds of each part, and bytes of tokens a byte of text."""
+    """Seconds of each part, and bytes of tokens per byte of text."""
     start_s = time.process_time()
     texts = [d.text for split in SPLITS for d in corpus_format.read_documents(work / "full/corpus", split)]
     parts = {"reading: JSON, zstd, SHA-256": time.process_time() - start_s}
@@ -530,9 +532,10 @@ def _parts(work: Path, tokenizer: Path) -> tuple[dict[str, float], float]:
 
 
 def estimate(work: Path, speeds: Mapping[tuple[str, int], Speed]) -> str:
-    """The time of the whole corpus on many cores, from what one and two cores took.
+    """Estimate the time of the whole corpus on many cores from the times on one core and on two cores.
 
-    Amdahl's law through both: T(n) = serial + parallel / n, so serial = 2 T(2) - T(1) and parallel = 2 (T(1) - T(2)).
+    Amdahl's law is fitted to both: T(n) = serial + parallel / n gives serial = 2 T(2) - T(1) and parallel = 2 (T(1) -
+    T(2)).
     """
     full_bytes = texts_bytes(work / "full")
     beyond_bytes = full_bytes - texts_bytes(work / "tiny")
@@ -545,14 +548,14 @@ def estimate(work: Path, speeds: Mapping[tuple[str, int], Speed]) -> str:
         serial_s, parallel_s = max(0.0, 2 * two_s - one_s), 2 * (one_s - two_s)
         one_h, many_h = (s * PILE_BYTES / size_bytes / 3600 for s in (one_s, serial_s + parallel_s / CLUSTER_CORES))
         cells = [f"{serial_s / one_s:.0%}", f"{one_h:.1f}", f"{many_h:.2f}"]
-        if two_s >= one_s:  # other work had the second core: nothing follows for more
+        if two_s >= one_s:  # other work used the second core, so there is no estimate
             cells = ["unknown", f"{one_h:.1f}", "unknown"]
         rows.append([name, f"{one_s / two_s:.2f}", *cells])
     header = ["", "one core / two", "serial share", "one core, hours", f"{CLUSTER_CORES} cores, hours"]
     return table(header, rows) + (
-        f"\n\nFor {PILE_BYTES / 1e9:.1f} GB of text. Assumed: time grows as the text does, the serial share found with "
-        f"two cores holds with {CLUSTER_CORES} of the same kind, and the disk keeps up. Disturbed timings move the "
-        "serial share most."
+        f"\n\nFor {PILE_BYTES / 1e9:.1f} GB of text. Assumptions: time is proportional to the text, the serial share "
+        f"from two cores also holds for {CLUSTER_CORES} such cores, and the disk is fast enough. Noise in the timings "
+        "affects the serial share most."
     )
 
 
@@ -560,7 +563,7 @@ def estimate(work: Path, speeds: Mapping[tuple[str, int], Speed]) -> str:
 
 
 def flat(texts: Sequence[str], work: Path, tokenizer: Path, sizes_mb: Sequence[float], workers: int) -> str:
-    """Peak memory of both stages on more and more text."""
+    """Measure the peak memory of corpus.py and shards.py on growing amounts of text."""
     rows: Rows = []
     for size_mb in sizes_mb:
         folder = work / "flat"
@@ -591,7 +594,7 @@ def _say(text: str) -> None:
 
 
 def prepare(work: Path) -> tuple[list[str], Path]:
-    """The texts of the sample, and a tokenizer trained on it; what is there already is left as it is."""
+    """Make the texts of the sample and a tokenizer trained on them; existing folders are kept."""
     for command in (
         ours("corpus.py", "--source", "sample", "--out", work / "sample"),
         ours("tokenizer.py", "--corpus", work / "sample", "--out", work / "tokenizer"),
@@ -603,7 +606,7 @@ def prepare(work: Path) -> tuple[list[str], Path]:
 
 
 def prepare_sizes(texts: Sequence[str], work: Path, repeat: float, tiny_documents: int) -> None:
-    """`tiny` and `full`, always anew: the texts as JSON lines, and a corpus of them."""
+    """Make `tiny` and `full` again: the texts as JSON lines, and a corpus of them."""
     size_bytes = repeat * sum(len(text.encode()) for text in texts)
     for name, chosen in (("tiny", islice(texts, tiny_documents)), ("full", repeated(texts, size_bytes))):
         shutil.rmtree(work / name, ignore_errors=True)
@@ -616,29 +619,35 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "--work", type=Path, default=ROOT / "data/benchmark", help="where to write (default data/benchmark)"
+        "--work", type=Path, default=ROOT / "data/benchmark", help="folder to write to (default data/benchmark)"
     )
     parser.add_argument(
-        "--environments", type=Path, help="the folder of the peers' environments; without it, ours alone"
+        "--environments", type=Path, help="folder with the environments of the other tools; without it, only ours runs"
     )
-    parser.add_argument("--make-environments", action="store_true", help="make them first, by venv and pip (8 GB)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each is run (default 3)")
-    parser.add_argument("--repeat", type=float, default=4, help="how many copies of the sample (default 4)")
     parser.add_argument(
-        "--flat", nargs="*", type=float, metavar="MB", help=f"memory alone, on so much text (default {FLAT_MB})"
+        "--make-environments", action="store_true", help="first make the environments with venv and pip (8 GB)"
     )
-    parser.add_argument("--xml", action="store_true", help="XML to a corpus alone, beside pubmed_parser")
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs of each tool (default 3)")
+    parser.add_argument("--repeat", type=float, default=4, help="number of copies of the sample (default 4)")
+    parser.add_argument(
+        "--flat",
+        nargs="*",
+        type=float,
+        metavar="MB",
+        help=f"measure only memory, on these amounts of text (default {FLAT_MB})",
+    )
+    parser.add_argument("--xml", action="store_true", help="measure only XML to a corpus, and pubmed_parser")
     parser.add_argument("--out", type=Path, help="append the tables to this Markdown file")
     args = parser.parse_args(argv)
     work: Path = args.work.resolve()
     environments: Path | None = args.environments.resolve() if args.environments else None
     if args.make_environments:
         if environments is None:
-            raise BadInput("--make-environments needs --environments: the folder to make them in")
+            raise BadInput("--make-environments needs --environments, the folder to make them in")
         make_environments(environments)
     missing = [python for peer in PEERS if environments and not (python := _python(environments, peer)).exists()]
     if missing:
-        raise BadInput(f"{missing[0]} is not there; make it with --make-environments")
+        raise BadInput(f"{missing[0]} does not exist; make it with --make-environments")
     sections = [f"## {date.today()}\n\n{machine()}; {versions(environments)}."]
     citation_files = [Path(path) for path in sample.paths(".xml.gz")]
     texts, tokenizer = ([], work) if args.xml else prepare(work)

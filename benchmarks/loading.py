@@ -1,14 +1,14 @@
-"""What a loader process delivers: our reader, which verifies, against StreamingDataset and np.memmap.
+"""Measure how fast a loader process delivers samples: our verifying reader, StreamingDataset and np.memmap.
 
-python benchmarks/loading.py                                       # shards made here of random tokens, some minutes
-python benchmarks/loading.py --shards data/sample/shards-256       # real ones; as they are compressed
+python benchmarks/loading.py                                       # shards of random tokens, some minutes
+python benchmarks/loading.py --shards data/sample/shards-256       # existing shards, with their compression
 
-The readers alternate, each over a fresh dataset that verifies anew; a ratio is of two passes of one round. All deliver
-batches of eight samples as int64 tensors in a shuffled order. Shards of zstd are decompressed in the pass. All files
-are in the page cache: what is measured is the reader, not the disk.
+The readers alternate, and each pass makes a new dataset, which verifies again. A ratio compares two passes of the same
+round. All readers deliver batches of eight samples as int64 tensors in shuffled order. Shards with zstd are
+decompressed during the pass. All files are in the page cache, so that the reader is measured and not the disk.
 
-Then: where the time of our reader goes, what it takes to start on as many shards as there are, and whether memory grows
-over an epoch.
+The benchmark also measures the time of each part of our reader, the time to the first batch, and the memory over an
+epoch.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ import xxhash
 import zstandard
 from streaming import StreamingDataLoader, StreamingDataset
 
-# Before this folder, whose data_prep.py is not the package.
+# The repository root must come before this folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import machine
@@ -59,28 +59,28 @@ from recipes.planning.mixing import ShardFolder
 
 VOCAB_SIZE, SEQ_LEN, SHARD_SAMPLES = 28_896, 1024, 256
 ORDER: dict[str, Any] = {"shuffle": True, "shuffle_seed": 17, "num_canonical_nodes": 1, "batch_size": 8}
-LOOKS = 20  # at memory in an epoch
-BESIDE = "in a thread beside it"  # which looks ahead
+LOOKS = 20  # measurements of memory per epoch
+BESIDE = "in a thread beside it"  # label of the time in the thread that reads ahead
 
 
 class PlainShards(StreamingDataset):
-    """Streaming's own reading, and our tensors."""
+    """StreamingDataset's own reader with our tensors."""
 
     def get_item(self, sample_id: int, retry: int = 7) -> dict[str, torch.Tensor]:
-        """As `TokenShards.get_item`."""
+        """Return a sample as `TokenShards.get_item` does."""
         tokens = super().get_item(sample_id, retry)[COLUMN].astype(np.int64)
         return {"input_ids": torch.from_numpy(tokens), "sample_ids": torch.tensor(sample_id)}
 
 
 def make_shards(folder: Path, shards: int, compression: str | None) -> ShardsInfo:
-    """A split of random tokens, as `data_prep/shards.py` writes them, in shards of 256 samples of 1,024 tokens."""
+    """Write a split of random tokens in the format of `data_prep/shards.py`: shards of 256 samples of 1,024 tokens."""
     draw = np.random.default_rng(17)
     config = mds_config(VOCAB_SIZE, SEQ_LEN, compression and f"{compression}:3", 1 << 26)
     split = folder / "train"
     split.mkdir(parents=True)
     entries, written = [], 0
     for n in range(shards):
-        # Small numbers are frequent, as words of text are, so that there is something to compress.
+        # Small ids are frequent, like frequent words in text, so that the data can be compressed.
         tokens = (draw.random((SHARD_SAMPLES, SEQ_LEN)) ** 4 * VOCAB_SIZE).astype(token_dtype(VOCAB_SIZE))
         name, raw = f"shard.{n:05}.mds", mds_shard(tokens, config)
         entry = {**config, "samples": len(tokens), "raw_data": file_entry(name, raw), "zip_data": None}
@@ -102,7 +102,7 @@ def make_shards(folder: Path, shards: int, compression: str | None) -> ShardsInf
 
 
 def verified(info: ShardsInfo) -> StreamingDataset:
-    """The dataset that training reads."""
+    """The dataset that training uses."""
     with registering():
         return TokenShards(
             streams=[TokenStream(ShardFolder(None, info, None, info.counts["train"].samples), "train")], **ORDER
@@ -110,13 +110,13 @@ def verified(info: ShardsInfo) -> StreamingDataset:
 
 
 def plain(info: ShardsInfo) -> StreamingDataset:
-    """What it is compared with; it keeps what it was made from."""
+    """The StreamingDataset for comparison; it keeps the compressed files."""
     with registering():
         return PlainShards(local=str(info.folder / "train"), keep_zip=True, **ORDER)
 
 
 def loader_of(dataset: StreamingDataset, workers: int) -> StreamingDataLoader:
-    """Batches as training gets them."""
+    """A loader of batches, as in training."""
     return StreamingDataLoader(
         dataset,
         batch_size=ORDER["batch_size"],
@@ -128,7 +128,7 @@ def loader_of(dataset: StreamingDataset, workers: int) -> StreamingDataLoader:
 
 
 def seconds(dataset: StreamingDataset, workers: int, limit_samples: int) -> float:
-    """Time to load `limit_samples` samples in the order of training, from the first batch on."""
+    """Seconds to load `limit_samples` samples in the order of training, after the first batch."""
     iterator = iter(loader_of(dataset, workers))
     next(iterator)
     begin_s = time.perf_counter()
@@ -138,7 +138,7 @@ def seconds(dataset: StreamingDataset, workers: int, limit_samples: int) -> floa
 
 
 def mapped_seconds(path: Path, samples: int, seq_len: int, limit_samples: int) -> float:
-    """The same of a file of tokens that is mapped into memory, without integrity, resumption, processes or loader."""
+    """Seconds to load as many samples from a memory-mapped file, without checks, resumption, processes or loader."""
     stream = np.memmap(path, np.uint16, "r", shape=(samples, seq_len))
     order = np.random.default_rng(17).permutation(samples)[:limit_samples]
     begin_s = time.perf_counter()
@@ -148,13 +148,13 @@ def mapped_seconds(path: Path, samples: int, seq_len: int, limit_samples: int) -
 
 
 def forget_unpacked(info: ShardsInfo) -> None:
-    """So that the next pass decompresses again."""
+    """Remove decompressed shards, so that the next pass decompresses them again."""
     for packed in (info.folder / "train").glob("*.zstd"):
         packed.with_suffix("").unlink(missing_ok=True)
 
 
 def shares(info: ShardsInfo, limit_samples: int) -> tuple[float, dict[str, float]]:
-    """Seconds of a pass without loader processes, and those of them in each part, the clock's own among them."""
+    """Seconds of a pass without loader processes, in total and in each part, the cost of timing included."""
     spent_s: dict[str, float] = {}
 
     def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -180,19 +180,19 @@ def shares(info: ShardsInfo, limit_samples: int) -> tuple[float, dict[str, float
         begin_s = time.perf_counter()
         for _ in zip(range(limit_samples // ORDER["batch_size"]), loader_of(dataset, 0), strict=False):
             pass
-        total_s = time.perf_counter() - begin_s  # the first batch, too, as its parts are counted
+        total_s = time.perf_counter() - begin_s  # includes the first batch, because its parts are counted too
     return total_s, spent_s
 
 
 def first_batch_seconds(make: Callable[[ShardsInfo], StreamingDataset], info: ShardsInfo) -> float:
-    """From nothing to the first batch."""
+    """Seconds from making the dataset to the first batch."""
     begin_s = time.perf_counter()
     next(iter(loader_of(make(info), 0)))
     return time.perf_counter() - begin_s
 
 
 def memory_over_an_epoch(info: ShardsInfo) -> list[float]:
-    """Megabytes of this process alone, the page cache left out, at regular places of a pass."""
+    """Memory of this process in MB, without the page cache, at regular points of a pass."""
     samples, process = info.counts["train"].samples, psutil.Process()
     batches = samples // ORDER["batch_size"]
     seen = []
@@ -206,7 +206,7 @@ def memory_over_an_epoch(info: ShardsInfo) -> list[float]:
 def rows_of(
     sets: dict[str, ShardsInfo], workers: Sequence[int], repeats: int, limit: int, mapped: Path | None
 ) -> Iterator[tuple[str, list[float], list[float]]]:
-    """Name, seconds of each round, and those of plain StreamingDataset on the same shards with as many processes."""
+    """Measure all readers; yield name, seconds per round, and StreamingDataset's seconds with the same setting."""
     for kind, info in sets.items():
         for count in workers:
             ours, theirs = [], []
@@ -228,11 +228,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shards", type=Path, help="a shards folder (default: made of random tokens)")
-    parser.add_argument("--made-shards", type=int, default=1000, help="how many are made (default 1000, 0.5 GB twice)")
-    parser.add_argument("--limit", type=int, default=40_000, help="samples a pass (default 40000, or all there are)")
-    parser.add_argument("--repeats", type=int, default=5, help="passes of each, alternating (default 5)")
-    parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2], help="loader processes (default 0 1 2)")
+    parser.add_argument("--shards", type=Path, help="shards folder (default: new shards of random tokens)")
+    parser.add_argument(
+        "--made-shards", type=int, default=1000, help="number of new shards (default 1000, 0.5 GB twice)"
+    )
+    parser.add_argument(
+        "--limit", type=int, default=40_000, help="samples per pass (default 40000, or all if there are fewer)"
+    )
+    parser.add_argument("--repeats", type=int, default=5, help="passes of each reader, alternating (default 5)")
+    parser.add_argument(
+        "--workers", type=int, nargs="+", default=[0, 1, 2], help="numbers of loader processes (default 0 1 2)"
+    )
     args = parser.parse_args(argv)
     if args.repeats < 1 or args.limit < 2 * ORDER["batch_size"]:
         raise BadInput(f"--repeats {args.repeats} must be above 0, and --limit {args.limit} two batches of 8 at least")
@@ -256,7 +262,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def report(sets: dict[str, ShardsInfo], workers: Sequence[int], repeats: int, limit: int, mapped: Path | None) -> None:
-    """Measure and print."""
+    """Run all measurements and print them."""
     info = next(iter(sets.values()))
     samples = info.counts["train"].samples
     limit = min(limit, samples)

@@ -1,4 +1,4 @@
-"""A command run to its end on some of the cores, and what it and the processes below it took."""
+"""Run a command on some of the cores, and measure the time and memory of it and its child processes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ import psutil
 from data_prep.common.errors import BadInput
 
 POLL_S = 0.1
-RESULT = "measured: "  # begins the line of a result
+RESULT = "measured: "  # beginning of the line with a result
 
 
 @dataclass
 class Run:
-    """What a command took, or several one after the other; `peak_bytes` is of all its processes at one moment."""
+    """Time and memory of one or more commands; `peak_bytes` is the largest total of all processes at one moment."""
 
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -35,7 +35,7 @@ class Run:
     output: str = ""
 
     def then(self, other: Run) -> Run:
-        """Both, one after the other."""
+        """The measurements of this command followed by another one."""
         return Run(
             self.wall_s + other.wall_s,
             self.cpu_s + other.cpu_s,
@@ -46,15 +46,18 @@ class Run:
 
 
 def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str, str] | None = None) -> Run:
-    """Run a command on so many cores to its end, and watch its processes.
+    """Run a command to its end on a number of cores, and watch its processes.
 
     Raises:
-        BadInput: it failed, or there are fewer cores.
+        BadInput: the command failed, or there are fewer cores.
     """
     free = sorted(os.sched_getaffinity(0))
     if cores > len(free):
-        raise BadInput(f"{cores} cores are to be measured and there are {len(free)}")
-    threads = {"OMP_NUM_THREADS": "1", "RAYON_NUM_THREADS": "1"}  # processes are the parallelism of all that is run
+        raise BadInput(f"the measurement needs {cores} cores, but there are {len(free)}")
+    threads = {
+        "OMP_NUM_THREADS": "1",
+        "RAYON_NUM_THREADS": "1",
+    }  # all measured commands use several processes, not threads
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     start_s = time.perf_counter()
     run = Run()
@@ -66,7 +69,7 @@ def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str
             env={**os.environ, **threads, **(environment or {})},
             preexec_fn=lambda: os.sched_setaffinity(0, free[:cores]),
         )
-        cpu_s: dict[int, float] = {}  # of each process as it was last seen
+        cpu_s: dict[int, float] = {}  # process id -> its CPU time when it was last seen
         while process.poll() is None:
             sizes = []
             for pid, size_bytes, seconds in _seen(process):
@@ -80,7 +83,8 @@ def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str
         output.seek(0)
         run.output = output.read()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    # The kernel counts a process to its parent's children when the parent waits for it, which not all parents do.
+    # The kernel adds the time of a process to its parent's children only if the parent waits for it; some parents do
+    # not.
     waited_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     run.cpu_s = max(waited_s, sum(cpu_s.values()))
     if process.returncode != 0:
@@ -89,7 +93,7 @@ def measured(command: Sequence[str | Path], cores: int, environment: Mapping[str
 
 
 def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
-    """Id, resident memory and CPU time of a process and of all below it; pages that two of them share count twice."""
+    """Id, resident memory and CPU time of a process and all its descendants; shared pages count for each process."""
     with suppress(psutil.NoSuchProcess):
         for member in [process, *process.children(recursive=True)]:
             with suppress(psutil.NoSuchProcess), member.oneshot():
@@ -98,13 +102,13 @@ def _seen(process: psutil.Process) -> Iterator[tuple[int, int, float]]:
 
 
 class Phases:
-    """Seconds that functions took in one thread, by name; what one took within another counts once, as its own."""
+    """Seconds that functions took in one thread, by name. Time in a nested timed function counts only for that one."""
 
     def __init__(self) -> None:
         self.spent_s: dict[str, float] = {}
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, with what it takes added to that name."""
+        """Wrap a function so that its time is added under a name."""
 
         def call(*args: Any, **kwargs: Any) -> Any:
             begin_s, before_s = time.perf_counter(), sum(self.spent_s.values())
@@ -118,27 +122,27 @@ class Phases:
 
 
 class Enough(Exception):
-    """Ends a run in which all that is measured has happened."""
+    """Raised to end a run when everything has been measured."""
 
 
 def launched(ranks: int) -> list[str]:
-    """What begins the command of so many ranks."""
+    """The first words of a command that runs on a number of ranks."""
     return [str(Path(sys.executable).with_name("composer")), "-n", str(ranks)] if ranks > 1 else [sys.executable]
 
 
 def say_result(result: dict[str, Any]) -> None:
-    """Print what a process measured, for `result_of` in the one that started it."""
+    """Print the measurements of this process, for `result_of` in the process that started it."""
     print(RESULT + json.dumps(result), flush=True)
 
 
 def result_of(taken: Run) -> dict[str, Any]:
-    """What the process said with `say_result`, among all else that it printed."""
+    """Find the measurements that a process printed with `say_result` in its output."""
     line = next(line for line in reversed(taken.output.splitlines()) if line.startswith(RESULT))
     return json.loads(line.removeprefix(RESULT))
 
 
 def machine() -> str:
-    """Processor, cores, memory, system, and how busy it is."""
+    """Describe this machine: processor, cores, memory, system and load."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
     memory_gb = psutil.virtual_memory().total / 1e9

@@ -1,11 +1,11 @@
-"""Where the seconds go from typing a command to the end of a run's first batch.
+"""Measure the phases of a run's start, from the command to the end of the first batch.
 
-python benchmarks/startup.py                                              # the smoke preset, some minutes
+python benchmarks/startup.py                                              # the smoke preset; some minutes
 python benchmarks/startup.py --yaml yamls/smoke-gpu.yaml kernels.compile=true
 
-Each round starts a process of its own. "Imports" of the launcher are those of `composer`, which imports Composer once
-more before the ranks do. Blocks are compiled, where the configuration asks for it, in the first batch: "cold" has no
-cache, "warm" has what that left, as a resumed run has in its folder.
+Each round starts a new process. "The launcher's imports" are those of the program `composer`, which imports Composer
+before the ranks do so again. If the configuration compiles the blocks, this happens in the first batch: a "cold" start
+has no compile cache, and a "warm" start has the cache of the cold one, as a resumed run has in its folder.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-# Before this folder, whose data_prep.py is not the package.
+# The repository root must come before this folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import Enough, Phases, machine, measured, result_of, say_result
@@ -39,7 +39,7 @@ LAUNCHER = "import composer.cli.launcher"
 
 
 def one(yaml: str, overrides: Sequence[str], folder: Path) -> None:
-    """Train one batch in this process, and print the seconds of each phase as JSON, last."""
+    """Train one batch in this process; at the end, print the seconds of each phase as JSON."""
     phases = Phases()
     timed = phases.timed
 
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--yaml", default="yamls/smoke-cpu.yaml", help="configuration (default yamls/smoke-cpu.yaml)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often (default 3)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default 3)")
     parser.add_argument("--one", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     args = parser.parse_intermixed_args(argv)
@@ -119,16 +119,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def seconds(yaml: str, overrides: Sequence[str], folder: Path) -> dict[str, float]:
-    """The phases of one start, the launcher's own and those of Python beside them.
+    """Measure one start: the seconds of the launcher's imports and of each phase.
 
     Raises:
-        BadInput: it failed.
+        BadInput: the run failed.
     """
     begin_s = time.perf_counter()
     subprocess.run([sys.executable, "-c", LAUNCHER], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     launcher_s = time.perf_counter() - begin_s
     command = [sys.executable, str(Path(__file__).resolve()), "--one", str(folder), "--yaml", yaml, *overrides]
-    environment = {"TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")}  # cold, whatever the user's own is
+    environment = {
+        "TORCHINDUCTOR_CACHE_DIR": str(folder / "compiled")
+    }  # an empty cache, whatever the user's cache holds
     taken = measured(command, min(2, len(os.sched_getaffinity(0))), environment)
     return {"the launcher's imports": launcher_s, **result_of(taken)}
 

@@ -1,4 +1,4 @@
-"""What a step takes through our Trainer, and through other loops with the same mathematics.
+"""Measure the time of a training step with our Trainer and with other loops that do the same mathematics.
 
 python benchmarks/train_step.py --preset smoke --rounds 5                      # two CPU cores, some minutes
 python benchmarks/train_step.py --preset smoke --engines trainer --variants faithful gelu loss all --plot losses.svg
@@ -6,25 +6,26 @@ python benchmarks/train_step.py --preset 2.7b --seq-len 1024 --gpu --engines tra
     loss keep flash cudnn compile all all+compile --rounds 2 --batches 12 global_train_batch_size=128 \\
     device_train_microbatch_size=4
 
-Each engine and variant runs in a process of its own, in turn, round after round; a ratio is of two runs of one round. A
-step lasts from one batch's end to the next one's, so loading, callbacks and logs are in it; evaluation and saving are
-not. The first batches of a run are left out. A run that fails, for want of memory say, is a row that says so.
+Each engine and variant runs in its own process. In each round, all of them run one after another, and a ratio compares
+two runs of the same round. A step lasts from the end of one batch to the end of the next, so that it includes loading,
+callbacks and logging, but neither evaluation nor saving. The first batches of a run are not timed. If a run fails, for
+example because memory ran out, its row says so.
 
-    trainer   recipes/train.py's own assembly: Composer's Trainer, all callbacks and loggers of the YAML but W&B
+    trainer   as in recipes/train.py: Composer's Trainer with all callbacks and loggers of the YAML except W&B
     bare      the same model, batches, optimizer, schedule and clipping in a loop of twenty lines
     hf        transformers.Trainer with torch's AdamW
     nanogpt   a GPT-2 of torch.nn.Linear and scaled_dot_product_attention, torch's AdamW, batches from np.memmap
 
-    yaml        as the preset's YAML has it
-    faithful    transformers' own operations, each block recomputed, as in 2022
-    gelu, loss, keep, flash, cudnn, compile   one change: the GELU in one pass; the loss in chunks; no block
-                recomputed; attention by this kernel; blocks compiled
-    layout      weights of Conv1D stored as torch.nn.Linear stores them; bare alone
-    all         gelu, loss and keep; all+compile: and compile
+    yaml        settings of the preset's YAML
+    faithful    transformers' own operations, with every block recomputed, as in 2022
+    gelu, loss, keep, flash, cudnn, compile   faithful with one change: the GELU in one pass; the loss in chunks;
+                no block recomputed; attention by this kernel; blocks compiled
+    layout      weights of Conv1D stored in the layout of torch.nn.Linear; only for bare
+    all         gelu, loss and keep together; all+compile adds compile
     ddp         without FSDP, for --ranks
 
---ranks starts trainer on so many ranks of this machine; each then has its share of the batch, and where there are cores
-for all of them, twice the ranks should take half the time: the ratio to that is what the machinery costs.
+--ranks starts trainer on several ranks of this machine, each with its share of the batch. If there are enough cores,
+twice the ranks should take half the time; the ratio to that ideal time shows the cost of running several ranks.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ from typing import Any
 
 from data_prep.common.world import world
 
-# Before this folder, whose data_prep.py is not the package.
+# The repository root must come before this folder on the path.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.processes import launched, machine, measured, result_of, say_result
@@ -89,20 +90,20 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 class Times:
-    """When each batch ended, and the losses."""
+    """The end time and the loss of each batch."""
 
     def __init__(self) -> None:
         self.ends_s: list[float] = []
         self.losses: list[float] = []
 
     def batch_ended(self, loss: float) -> None:
-        """Called with a number, so the device is done."""
+        """Record a batch. The loss is a number on the CPU, so the device has finished the batch."""
         self.ends_s.append(time.perf_counter())
         self.losses.append(loss)
 
 
 def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
-    """As `composer recipes/train.py` runs it."""
+    """Train in the same way as `composer recipes/train.py`."""
     from composer import Callback, Logger, State
 
     from recipes.training.pretraining import fit
@@ -114,14 +115,14 @@ def through_trainer(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) ->
         def batch_end(self, state: State, logger: Logger) -> None:
             times.batch_ended(float(state.total_loss_dict["loss/train/total"]))
 
-    Path(cfg.run_dir).mkdir(exist_ok=True)  # of all ranks
+    Path(cfg.run_dir).mkdir(exist_ok=True)  # all ranks share the folder
     connect(cfg)
     fit(cfg, plan, check_shards(cfg), [Clock()])
     return times
 
 
 def batches_of_tokens(cfg: TrainConfig) -> Iterator[Any]:
-    """The batches of the run, pass after pass."""
+    """The batches of the run, repeated for ever."""
     from recipes.dataloading.loader import build_dataloader
 
     loader = build_dataloader(cfg, "train", 1)
@@ -130,7 +131,7 @@ def batches_of_tokens(cfg: TrainConfig) -> Iterator[Any]:
 
 
 def on_device(cfg: TrainConfig) -> Any:
-    """Device and autocast of a loop without Trainer."""
+    """Device and autocast context of a loop without Trainer."""
     import torch
 
     from recipes.distributed.cpu_patches import keep_freed_memory
@@ -142,7 +143,7 @@ def on_device(cfg: TrainConfig) -> Any:
 
 
 def learning_rate(cfg: TrainConfig, plan: Plan, batch: int) -> float:
-    """Composer's CosineAnnealingWithWarmupScheduler, as a share of the peak; Trainer is a batch behind with it."""
+    """Composer's CosineAnnealingWithWarmupScheduler as a share of the peak, one batch late as in Composer's Trainer."""
     batch = max(0, batch - 1)
     if batch < plan.warmup_batches:
         return batch / plan.warmup_batches
@@ -155,7 +156,7 @@ def loop(
     cfg: TrainConfig, plan: Plan, batches: int, model: Any, optimizer: Any, tokens: Iterator[Any],
     loss_of: Callable[[Any], Any],
 ) -> Times:  # fmt: skip
-    """Accumulate microbatches, clip, step."""
+    """Train in a plain loop: accumulate gradients over microbatches, clip them, take a step."""
     import torch
 
     device, autocast = on_device(cfg)
@@ -180,7 +181,7 @@ def loop(
 
 
 def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path, layout: bool = False) -> Times:
-    """The same model, batches and optimizer."""
+    """Train the same model with the same batches and optimizer in a plain loop."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -194,7 +195,7 @@ def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path, layout: bool 
     model = BioMedLM(cfg.model, shards.eos_token_id, cfg.kernels, recomputed).to(on_device(cfg)[0])
     if layout:
         for conv in (module for module in model.modules() if isinstance(module, Conv1D)):
-            conv.weight.data = conv.weight.data.T.contiguous().T  # as large, and its columns lie together
+            conv.weight.data = conv.weight.data.T.contiguous().T  # same shape, but stored by columns
     if cfg.kernels.compile:
         compile_blocks(model.model, folder / "compiled")
     if cfg.activation_checkpointing:
@@ -209,7 +210,7 @@ def bare(cfg: TrainConfig, plan: Plan, batches: int, folder: Path, layout: bool 
 
 
 def hf(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
-    """transformers.Trainer on the same model and samples, in its own order."""
+    """Train the same model on the same samples with transformers.Trainer, in its own order."""
     import torch
     from transformers import GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments
 
@@ -244,7 +245,7 @@ def hf(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
 
 
 def nanogpt(cfg: TrainConfig, plan: Plan, batches: int, folder: Path) -> Times:
-    """A model and loop as one writes them to be fast and short: no Trainer, no library of models."""
+    """Train a short and fast GPT-2 in a plain loop, without a Trainer or a model library."""
     import numpy as np
     import torch
     import torch.nn.functional as F
@@ -318,7 +319,7 @@ ENGINES: dict[str, Callable[[TrainConfig, Plan, int, Path], Times]] = {
 
 
 def configuration(preset: str, overrides: Sequence[str], batches: int, folder: Path) -> TrainConfig:
-    """The preset's, for so many batches without evaluation, W&B and texts, in a folder of its own."""
+    """The preset's configuration for a number of batches, without evaluation, W&B and sampled text, in a new folder."""
     cfg = load_config(ROOT / "yamls" / PRESETS[preset], overrides)
     return replace(
         cfg, run_dir=str(folder / "run"), max_duration=f"{batches}ba",
@@ -330,7 +331,7 @@ def configuration(preset: str, overrides: Sequence[str], batches: int, folder: P
 
 
 def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batches: int, folder: Path) -> None:
-    """Run one engine here, and print what it took as JSON, last, on rank 0."""
+    """Run one engine in this process; at the end, print its measurements as JSON on rank 0."""
     import torch
 
     cfg = configuration(preset, overrides, batches, folder)
@@ -346,7 +347,7 @@ def one(engine: str, variant: str, preset: str, overrides: Sequence[str], batche
 
 
 def spread(values: Sequence[float], digits: int) -> str:
-    """Median, least and most."""
+    """Format median, minimum and maximum."""
     return f"{statistics.median(values):,.{digits}f} ({min(values):,.{digits}f}–{max(values):,.{digits}f})"
 
 
@@ -357,15 +358,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         description=what, epilog=more, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="smoke", help="configuration (default smoke)")
-    parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="which (default all)")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=["yaml"], help="of trainer and bare")
-    parser.add_argument("--seq-len", type=int, help="tokens a sample (default: the preset's)")
+    parser.add_argument(
+        "--engines", nargs="+", choices=ENGINES, default=list(ENGINES), help="loops to measure (default all)"
+    )
+    parser.add_argument(
+        "--variants", nargs="+", choices=VARIANTS, default=["yaml"], help="variants of trainer and bare"
+    )
+    parser.add_argument("--seq-len", type=int, help="tokens per sample (default: the preset's)")
     parser.add_argument("--gpu", action="store_true", help="refuse to run without a GPU")
-    parser.add_argument("--batches", type=int, default=30, help="of a run, its first three not timed (default 30)")
-    parser.add_argument("--rounds", type=int, default=3, help="how often each engine runs (default 3)")
+    parser.add_argument(
+        "--batches", type=int, default=30, help="batches per run; the first three are not timed (default 30)"
+    )
+    parser.add_argument("--rounds", type=int, default=3, help="number of runs of each engine (default 3)")
     parser.add_argument("--cores", type=int, default=1, help="CPU cores of each process (default 1)")
-    parser.add_argument("--plot", type=Path, help="draw the losses of the first round there, as .svg or .png")
-    parser.add_argument("--ranks", nargs="+", type=int, default=[1], help="of trainer (default 1)")
+    parser.add_argument("--plot", type=Path, help="plot the losses of the first round to this .svg or .png file")
+    parser.add_argument("--ranks", nargs="+", type=int, default=[1], help="numbers of ranks for trainer (default 1)")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the configuration")
     args = parser.parse_intermixed_args(argv)
@@ -383,7 +390,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     each = product(args.engines, args.variants, args.ranks)
     rows = [row for row in each if _is_row(row, args)]
     if not rows:
-        raise BadInput("no engine that was named has a variant that was named: layout is of bare alone")
+        raise BadInput("none of the given engines has one of the given variants: only bare has layout")
     results: dict[Row, list[dict[str, Any]]] = {row: [] for row in rows}
     failed: dict[Row, str] = {}
     for n in range(args.rounds):
@@ -394,8 +401,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 failed[row] = str(error).strip().splitlines()[-1][:120]
                 print(f"round {n + 1}, {name_of(row)}: {error}", file=sys.stderr, flush=True)
             else:
-                said = f"round {n + 1}, {name_of(row)}: {results[row][-1]['step_s'] * 1e3:.1f} ms a batch"
-                print(said, file=sys.stderr, flush=True)
+                message = f"round {n + 1}, {name_of(row)}: {results[row][-1]['step_s'] * 1e3:.1f} ms a batch"
+                print(message, file=sys.stderr, flush=True)
     results = {row: lines for row, lines in results.items() if row not in failed}
     if not results:
         raise BadInput(f"every run failed; the last: {list(failed.values())[-1]}")
@@ -407,16 +414,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def name_of(row: Row) -> str:
-    """For people."""
+    """The name of a row in messages and tables."""
     engine, variant, ranks = row
     return f"{engine}, {variant}" + (f", {ranks} ranks" if ranks > 1 else "")
 
 
 def measure(row: Row, args: argparse.Namespace, overrides: Sequence[str]) -> dict[str, Any]:
-    """Run a row once, on `--cores` cores a rank as far as there are any.
+    """Run a row once, on `--cores` cores per rank if there are enough.
 
     Raises:
-        BadInput: it failed.
+        BadInput: the run failed.
     """
     engine, variant, ranks = row
     folder = tempfile.mkdtemp(prefix="train-step-")
@@ -442,11 +449,11 @@ def _ask_for_gpu() -> None:
     import torch
 
     if not torch.cuda.is_available():
-        raise BadInput("--gpu: torch finds no GPU here; leave it out to run on the CPU, with device=cpu precision=fp32")
+        raise BadInput("--gpu: torch finds no GPU; to run on the CPU, omit --gpu and add device=cpu precision=fp32")
 
 
 def _is_row(row: Row, args: argparse.Namespace) -> bool:
-    """Engines that are not ours run once; `layout` is of the bare loop; trainer alone has ranks."""
+    """Whether to run a row: hf and nanogpt have one variant, only bare has `layout`, only trainer has several ranks."""
     engine, variant, ranks = row
     if engine != "trainer" and ranks != args.ranks[0]:
         return False
@@ -456,7 +463,7 @@ def _is_row(row: Row, args: argparse.Namespace) -> bool:
 
 
 def say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str) -> None:
-    """What was run, and where."""
+    """Print the configuration and the machine."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "mosaicml", "transformers", "accelerate"))
     shape = f"{cfg.global_train_batch_size} x {cfg.data.seq_len} tokens a batch"
     print(
@@ -468,7 +475,7 @@ def say_where(args: argparse.Namespace, cfg: TrainConfig, plan: Plan, gpu: str) 
 def say_table(
     results: dict[Row, list[dict[str, Any]]], failed: dict[Row, str], plan: Plan, peak_flops: float | None
 ) -> None:
-    """A row a run: the first is what the others are compared with."""
+    """Print one row per run; ratios compare with the first row."""
     (first, against), *_ = results.items()
     cores, ranks_too = len(os.sched_getaffinity(0)), any(row[2] > 1 for row in results)
     columns = ["ms a batch", "tokens/s", f"time / {name_of(first)}", "peak memory, GB", "losses apart"]
@@ -495,7 +502,7 @@ def say_table(
 
 
 def draw(curves: dict[str, list[float]], path: Path) -> None:
-    """Loss by batch of each, and below it how far each is from the first."""
+    """Plot each run's loss by batch and, below, its difference from the first run."""
     from matplotlib.figure import Figure
 
     figure = Figure((8, 6), layout="constrained")

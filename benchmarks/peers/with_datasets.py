@@ -1,7 +1,8 @@
-"""JSON lines -> Arrow files by `datasets.map`, as transformers' run_clm.py does it; runs in datasets' environment.
+"""Turn JSON lines into Arrow files with `datasets.map`, like transformers' run_clm.py; runs in datasets' environment.
 
-Two maps over batches of 1,000: tokenise, then join and cut into blocks; what is left of each batch is dropped. It is
-lighter than run_clm: no attention mask, and no copy of the ids as labels. End-of-text is added to each text.
+The first map tokenizes batches of 1,000 texts, each followed by end-of-text. The second map joins the tokens of a batch
+and cuts them into blocks; the rest of each batch is dropped. Unlike run_clm, this script makes no attention mask and no
+copy of the ids as labels, so it does less work.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from transformers import AutoTokenizer
 
 
 def main() -> None:
-    """Command line: texts, tokenizer, out, tokens a block, processes."""
+    """Command line: texts, tokenizer, output folder, tokens per block, processes."""
     texts, tokenizer_folder, out = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
     seq_len, workers = int(sys.argv[4]), int(sys.argv[5])
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder, local_files_only=True, trust_remote_code=False)

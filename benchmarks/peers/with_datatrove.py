@@ -1,6 +1,6 @@
-"""JSON lines -> token files with datatrove's own pipeline; runs in datatrove's environment.
+"""Turn JSON lines into token files with datatrove's own pipeline; runs in datatrove's environment.
 
-Documents are not shuffled, which it would do by default and costs it a second pass.
+Documents are not shuffled. By default datatrove would shuffle them, which takes a second pass.
 """
 
 from __future__ import annotations
@@ -29,6 +29,6 @@ if __name__ == "__main__":
         workers=workers,
         logging_dir=str(out / "logs"),
     ).run()
-    # The second line of each file's .metadata.
+    # The second line of each .metadata file is the number of tokens.
     counts = [int(path.read_text().splitlines()[1]) for path in (out / "tokens").glob("*.metadata")]
     print(json.dumps({"tokens": sum(counts)}))

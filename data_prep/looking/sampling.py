@@ -189,7 +189,7 @@ def _is(document: Document, problems: dict[str, None]) -> Callable[[Again], bool
 
 
 def _where(corpus: Corpus, listing: Inputs, document: Document, problems: dict[str, None]) -> Iterator[Origin]:
-    """The inputs that may hold a document, the likeliest first; `problems` gets the reasons why others were not read."""
+    """The inputs that may hold a document, the likeliest first; `problems` gets the reasons why others are skipped."""
     match = NUMBERED.fullmatch(document.id)
     digits = str(match[1]) if match else None
     in_name = re.compile(rf"(?<!\d){digits}(?!\d)") if digits else None
