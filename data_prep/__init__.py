@@ -1,1 +1,1 @@
-"""The commands that turn text into token shards: acquire.py, corpus.py, look.py, tokenizer.py, shards.py, verify.py."""
+"""Commands that turn text into token shards: acquire.py, corpus.py, look.py, tokenizer.py, shards.py, verify.py."""

@@ -62,8 +62,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_text(out, page(corpus, shown, survey(corpus, args.seed), args.seed, _chosen(args)))
     known = sum(each.changes is not None for each in shown)
     for problem in dict.fromkeys(each.problem for each in shown if each.problem):
-        print(f"text alone: {problem}")
-    made = f"{len(shown):,} documents of {args.corpus}, {known:,} of them with what was removed and added; open it"
+        print(f"changes unknown: {problem}")
+    made = f"{len(shown):,} documents of {args.corpus}, {known:,} of them with their changes; open the page"
     tokenizer = (
         "python",
         "data_prep/tokenizer.py",

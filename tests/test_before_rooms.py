@@ -63,7 +63,7 @@ def test_stages_make_the_same_bytes(tmp_path: Path, folder_bytes: FolderBytes, m
 
 def test_shards_of_then_verify(old: Path, capsys: pytest.CaptureFixture[str]) -> None:
     verify.main(["--shards", str(old / "shards")])
-    assert "is what was written" in capsys.readouterr().out
+    assert "files are as they were written" in capsys.readouterr().out
 
 
 def test_a_run_of_then_is_resumed_bit_for_bit(old: Path) -> None:

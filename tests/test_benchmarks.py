@@ -52,7 +52,7 @@ def test_a_process_has_the_cores_that_it_is_measured_on():
     assert (
         benchmark.measured([sys.executable, "-c", "import os; print(len(os.sched_getaffinity(0)))"], 1).output == "1\n"
     )
-    with pytest.raises(BadInput, match=r"1000 cores are to be measured"):
+    with pytest.raises(BadInput, match=r"the measurement needs 1000 cores"):
         benchmark.measured([sys.executable, "-c", ""], 1000)
 
 
@@ -148,7 +148,7 @@ def test_a_tool_that_read_less_is_no_peer(tmp_path: Path):
     tools = [
         benchmark.Tool(f"t{n}", lambda f, o, c, n=n: [[sys.executable, "-c", script, str(n)]]) for n in (1000, 900)
     ]
-    with pytest.raises(BadInput, match="t900 made 900 tokens where another made 1,000"):
+    with pytest.raises(BadInput, match="t900 made 900 tokens but another tool made 1,000"):
         benchmark.speeds(tools, tmp_path, 1, (1,))
 
 

@@ -1,1 +1,1 @@
-"""What every command needs: errors and exit codes, files that are written whole, manifests, the ranks of a launcher."""
+"""What every command needs: errors, exit codes, files that are written whole, manifests, ranks."""

@@ -1,8 +1,9 @@
-"""PubMed Central articles: JATS XML, as files, in tar archives, or laid out as in the public bucket `pmc-oa-opendata`.
+"""Read PubMed Central articles in JATS XML: from files, tar archives, or folders laid out like PMC's public bucket.
 
-There an article is `PMC<id>.<version>/PMC<id>.<version>.xml`, and `metadata/PMC<id>.<version>.json` says its licence
-and whether it was retracted, which then goes before what the XML says. In a tar file, as acquire.py packs them, the
-metadata stand right before their article. Of the versions of an article the last counts.
+In the bucket `pmc-oa-opendata`, an article is `PMC<id>.<version>/PMC<id>.<version>.xml`. Its metadata in
+`metadata/PMC<id>.<version>.json` give its licence and whether it was retracted, and take precedence over the XML. In a
+tar file made by acquire.py, the metadata come directly before their article. Of several versions of an article, the
+last one is kept.
 """
 
 from __future__ import annotations
@@ -39,12 +40,13 @@ BACK_MATTER = OneOf(tuple(BACK))
 
 @dataclass(frozen=True)
 class Pmc:
-    """Articles.
+    """Articles of PubMed Central.
 
     Attributes:
-        licenses: a key of `TIERS`: `commercial` use allowed; `noncommercial` beside them; `all`, also the unknown.
-        back_matter: what stands behind the body, a key of `BACK`: `text` are sections, appendices, notes, glossaries
-            and acknowledgements; `all` also footnotes and biographies; `none` is the text of the body alone.
+        licenses: licences to keep, a key of `TIERS`: `commercial` for commercial use; `noncommercial` also for
+            non-commercial use; `all` also unknown licences.
+        back_matter: elements after the body to keep, a key of `BACK`: `text` keeps sections, appendices, notes,
+            glossaries and acknowledgements; `all` also footnotes and biographies; `none` keeps nothing after the body.
     """
 
     licenses: str = switch(
@@ -65,18 +67,18 @@ class Pmc:
 
     @property
     def sets(self) -> tuple[str, ...]:
-        """What its documents' `source` may be."""
+        """The possible values of the documents' `source`."""
         return (ARTICLES,)
 
     def find(self, patterns: Sequence[str]) -> list[Input]:
-        """The files, by name."""
+        """Find the files, sorted by name."""
         return inputs.find(patterns, (*XML, *TARS), beside=(".json",))
 
     def read(self, file: Input, stream: Stream) -> Iterator[Entry]:
-        """The articles of one file, one at a time in memory.
+        """Read the articles of one file, one at a time in memory.
 
         Raises:
-            BadInput: it is not XML or tar, or cut off, or not as `read_articles` needs it.
+            BadInput: the file is neither XML nor tar, is cut off, or is refused by `read_articles`.
         """
         if not file.name.endswith(TARS):
             yield from self._allowed(read_articles(stream, file.url, self.back_matter, _metadata(file)))
@@ -86,7 +88,7 @@ class Pmc:
             with tarfile.open(fileobj=content, mode="r|", tarinfo=_member_type(content)) as archive:
                 last_metadata: dict[str, bytes] = {}
                 for member in archive:
-                    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (it keeps all it has seen)
+                    archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue] (tarfile keeps all members it has read)
                     if not member.isfile() or not member.name.endswith((*XML, ".json")):
                         continue
                     extracted = archive.extractfile(member)
@@ -116,7 +118,7 @@ class Pmc:
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of an archive, and its end: tarfile takes one that was cut between two files for a whole one."""
+    """The decompressed content of an archive. It checks the end, because tarfile accepts a cut between two members."""
 
     END = bytes(2 * tarfile.BLOCKSIZE)
 
@@ -129,7 +131,7 @@ class _Unpacked(io.RawIOBase):
 
     @contextmanager
     def reading_header(self) -> Iterator[None]:
-        """What is read meanwhile is before a member: tarfile takes names and maps of any length into memory."""
+        """Limit the bytes of a member's header that are read, because tarfile reads names and maps of any length."""
         before = self._limit_bytes
         if before is None:
             self._limit_bytes = self._read_bytes + TAR_HEADER_BYTES
@@ -139,15 +141,15 @@ class _Unpacked(io.RawIOBase):
             self._limit_bytes = before
 
     def bad_header(self, what: str) -> BadInput:
-        """The error of a member of the archive, where it is read now."""
+        """Make the error for a member with a bad header at the current position."""
         place = f"{self._name}, byte {self._read_bytes:,} of its content"
         return BadInput(f"{place}: a member whose header {what}; pack it again without it")
 
     def read(self, size: int = -1) -> bytes:
-        """So many bytes, fewer at the end.
+        """Read `size` bytes, fewer at the end.
 
         Raises:
-            BadInput: as `json_lines.blocks`; or a header is too large.
+            BadInput: as in `json_lines.blocks`; or a header is too large.
         """
         if self._limit_bytes is not None and self._read_bytes > self._limit_bytes:
             raise self.bad_header(f"has more than {TAR_HEADER_BYTES:,} bytes")
@@ -163,7 +165,7 @@ class _Unpacked(io.RawIOBase):
         return data
 
     def ended(self) -> bool:
-        """Whether all of it ends as an archive does."""
+        """Read the rest, and return whether it ends like a complete archive."""
         while self.read(1 << 20):
             pass
         return self._tail == self.END
@@ -176,14 +178,14 @@ def _member_type(content: _Unpacked) -> type[tarfile.TarInfo]:
             with content.reading_header():
                 try:
                     return super().fromtarfile(tarfile)
-                except (ValueError, OverflowError) as error:  # numbers in a header that are none
+                except (ValueError, OverflowError) as error:  # a field of the header is not a number
                     raise content.bad_header(f"cannot be read ({error})") from None
 
     return Member
 
 
 def _metadata(file: Input) -> JsonDict:
-    """What the bucket says of an article beside its XML; nothing for other files."""
+    """The metadata of an article in the layout of the bucket; empty for other files."""
     if _metadata_name(without_query(file.url)) is None:
         return {}
     name = file.url.changed(lambda path: _metadata_name(path) or path)
@@ -191,13 +193,13 @@ def _metadata(file: Input) -> JsonDict:
 
 
 def _metadata_name(name: str) -> str | None:
-    """Where the metadata of an article of the bucket lie; None for other files."""
+    """The name of the metadata of an article in the layout of the bucket; None for other files."""
     match = BUCKET.fullmatch(name)
     return f"{match[1]}metadata/{match[2]}.json" if match else None
 
 
 def _parsed(content: bytes | None, name: str) -> JsonDict:
-    """The metadata of the article `name`; nothing where there are none."""
+    """Parse the metadata of the article `name`; empty if there are none."""
     if content is None:
         return {}
     try:

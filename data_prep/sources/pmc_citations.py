@@ -1,16 +1,18 @@
-"""Marks in the text of an article that cite or point to a note: `[1]-[3]`, `(4, 5)`, a raised 6; and holes in a line.
+"""Remove marks that cite a reference or a note from the text of an article: `[1]-[3]`, `(4, 5)`, a superscript 6.
 
-A mark is removed with its brackets and the signs that join it to others, or stays as it is printed; never half of it:
+A mark is either removed together with its brackets and the signs that join it to other marks, or kept as it is printed.
+No mark is removed in part:
 
-- `(Orr et al. 2000)`, `Orr (2000)`: a year is a word, and no mark;
-- `[1, 3–5 and 7]`, `(e.g., 1)`, `[see 1]`, `[1, p. 23]`: brackets that hold marks and such words alone go whole;
-- `word<sup>1,2</sup>`, `word<xref>1</xref>`, `word 12, 13`: what is raised, attached or bare goes;
-- `see Refs. 3 and 4`, `as in [5]`: stays, for its sentence is nothing without it; so does `. [5] reported`;
-- `(Orr, 2000–3)`: what is joined to a name or year stays with it;
-- `(n = 20; [6])` becomes `(n = 20)`; a bare number among other words in brackets stays.
+- `(Orr et al. 2000)`, `Orr (2000)`: a year is a word and not a mark;
+- `[1, 3–5 and 7]`, `(e.g., 1)`, `[see 1]`, `[1, p. 23]`: brackets that contain only marks and such words are removed;
+- `word<sup>1,2</sup>`, `word<xref>1</xref>`, `word 12, 13`: superscript, attached and bare marks are removed;
+- `see Refs. 3 and 4`, `as in [5]`, `. [5] reported`: kept, because the sentence is meaningless without the mark;
+- `(Orr, 2000–3)`: a mark that is joined to a name or year is kept;
+- `(n = 20; [6])` becomes `(n = 20)`; a bare number among other words in brackets is kept.
 
-Who writes a line puts the signs of `signs_of` around a link, and `HOLE` where anything else was left out;
-`without_marks` takes them out when the line is whole. XML cannot contain these signs.
+The code that makes a line puts the signs from `signs_of` around each link, and `HOLE` in the place of any other text
+that was left out. When the line is complete, `without_marks` removes the marks and all signs. XML cannot contain these
+signs.
 """
 
 from __future__ import annotations
@@ -21,15 +23,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from data_prep.sources.markup import LOWERED, RAISED, SCRIPT_END, without
 
 MARK, MARK_END, HOLE, NAME, NAME_END = "\x04", "\x05", "\x06", "\x0e", "\x0f"
-GONE = f"{HOLE}\x07"  # a hole that was a mark
+GONE = f"{HOLE}\x07"  # the place of a mark that was removed
 SIGNS = (MARK, MARK_END, *GONE, NAME, NAME_END)
-# Unicode's category Pd, and what stands in for a dash: minus, tilde, bullet.
+# Characters of Unicode's category Pd, and characters that are used as dashes: minus, tilde, bullet.
 DASHES = (
     "\\-\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u2e5d\u301c\u3030\u30a0\ufe31\ufe32\ufe58"
     "\ufe63\uff0d\u2212\u2043\u223c~"
 )
 
-# What a link says that is a mark. A year is none, nor is the letter after one: `2003a, b`.
+# Link texts that are marks. A year is not a mark, and neither is a letter after a year: `2003a, b`.
 YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d(?!\d)")
 NUMBERS = re.compile(r"[\W\d_]*[a-z]?[\W\d_]*")
 NOTE = re.compile(r"[\W\d_]*(?:[a-z]|[A-Z]|[ivx]{1,5}|([a-z])\1)?[\W\d_]*")
@@ -52,7 +54,7 @@ OPENING, CLOSING = ("[", "(", "{"), ("]", ")", "}")
 OPENING_SIGNS = "".join(OPENING)
 OTHER = rf"[^\[\](){{}}{MARK}{MARK_END}]*"
 BRACKETS = re.compile(rf"[\[({{]({OTHER}(?:{ONE}{OTHER})+)[\])}}]")
-# What brackets of marks hold beside them, and more numbers of references, which are joined to others.
+# Words that brackets may contain beside marks, and further reference numbers that are joined to other marks.
 WORDS = (
     r"and|or|to|through|see|also|eg|e\.g|ie|i\.e|cf|refs?|references?|therein|reviewed|reviews?|in|by|for|an?|overview|"
     rf"example|pp?\. ?\d+(?:[{DASHES}]\d+)?"
@@ -62,7 +64,7 @@ CITING = re.compile(
     re.IGNORECASE,
 )
 
-# Words before a mark that need it.
+# Words before a mark that make no sense without it.
 # fmt: off
 REFERRING = {
     "citation", "citations", "footnote", "footnotes", "no", "nos", "note", "notes", "number", "numbers", "ref", "refs",
@@ -78,24 +80,24 @@ JOINED_TO_NAME = re.compile(rf"{NAME_END}(?:(?:\s*{JOINT})+\s*)?$")
 NAME_JOINED = re.compile(rf"(?:(?:\s*{JOINT})+\s*)?{NAME}")
 SENTENCE_END = re.compile(r"(?:^|(?<!\bal)[.!?])$")
 AFTER_WORDS = tuple(".)]}\"'”’%*†")
-BEFORE = 40  # characters that are looked at before a mark
-BRACKET_LENGTH = 2000  # within so many characters an opening bracket is looked for
-NESTED = 4  # brackets in brackets
+BEFORE = 40  # characters before a mark that are examined
+BRACKET_LENGTH = 2000  # characters before a mark in which an opening bracket is searched
+NESTED = 4  # levels of nested brackets
 
 LEFT_OUT = re.compile(f"({HOLE}(?:[ {RAISED}{LOWERED}{SCRIPT_END}{GONE}]*[{GONE}])?)")
 SEPARATORS = " ,;:"
 
 
 def signs_of(text: str, kind: str, before: Sequence[str]) -> tuple[str, str]:
-    """The signs around a link: of a mark, or of the name or year of a reference.
+    """The signs to put around a link: those for a mark, or those for the name or year of a reference.
 
     Args:
         text: text of the link.
-        kind: its `ref-type`, one of `MARK_LINKS`.
-        before: the parts of the line before it.
+        kind: `ref-type` of the link, one of `MARK_LINKS`.
+        before: parts of the line before the link.
     """
     is_reference = kind == REFERENCE_LINK
-    if is_reference and text.isdecimal() and len(text) < 4:  # most are a number and no year
+    if is_reference and text.isdecimal() and len(text) < 4:  # a fast test for most links: a number that is not a year
         return MARK, MARK_END
     is_letter_of_year = is_reference and text.strip().isalpha() and YEAR.search("".join(before[-8:])[-12:])
     if (NUMBERS if is_reference else NOTE).fullmatch(text) and not YEAR.search(text) and not is_letter_of_year:
@@ -104,7 +106,7 @@ def signs_of(text: str, kind: str, before: Sequence[str]) -> tuple[str, str]:
 
 
 def without_marks(line: str) -> str:
-    """A line whose white space is folded, without marks and holes."""
+    """Remove marks and holes from a line whose white space is folded."""
     if MARK in line:
         line = _brackets_whole(line)
         parts, end = [], 0
@@ -122,7 +124,7 @@ def without_marks(line: str) -> str:
 
 
 def _brackets_whole(line: str) -> str:
-    """Brackets that hold marks alone, and what may stand beside them, become one mark."""
+    """Turn brackets that contain only marks, and words that may accompany them, into one mark."""
     for _ in range(NESTED):
         parts, end = [], 0
         for match in _brackets(line):
@@ -136,7 +138,7 @@ def _brackets_whole(line: str) -> str:
 
 
 def _brackets(line: str) -> Iterator[re.Match[str]]:
-    """What `BRACKETS` finds; a mark leads to the bracket before it sooner than all brackets lead to a mark."""
+    """Find the matches of `BRACKETS`. Searching from a mark back to its bracket is faster than trying all brackets."""
     start, mark = 0, line.find(MARK)
     while mark >= 0:
         opening = _last(OPENING, line, start, mark)
@@ -148,7 +150,7 @@ def _brackets(line: str) -> Iterator[re.Match[str]]:
 
 
 def _decided(line: str, group: str, start: int, end: int) -> str:
-    """A group of marks as it is printed, or the sign that it is gone."""
+    """Decide on a group of marks: return it as printed if it is kept, or `GONE` if it is removed."""
     before = line[max(0, start - BEFORE) : start]
     spoken = without(before, SIGNS_AROUND)
     is_joined = (NAME_END in before and JOINED_TO_NAME.search(before)) or NAME_JOINED.match(line, end)
@@ -170,22 +172,22 @@ def _decided(line: str, group: str, start: int, end: int) -> str:
 
 
 def _in_brackets(line: str, position: int) -> bool:
-    """Whether brackets are open at a position."""
+    """Whether a position is inside brackets."""
     first = max(0, position - BRACKET_LENGTH)
     return _last(OPENING, line, first, position) > _last(CLOSING, line, first, position)
 
 
 def _last(signs: Iterable[str], line: str, start: int, end: int) -> int:
-    """Where the last of some signs is in a part of a line, or -1."""
+    """The position of the last of three signs in part of a line, or -1."""
     one, two, three = signs
     return max(line.rfind(one, start, end), line.rfind(two, start, end), line.rfind(three, start, end))
 
 
 def _closed(parts: list[str]) -> str:
-    """A line without what was left out.
+    """Close the gaps in a line where text was left out.
 
     Args:
-        parts: text, signs of what was left out, text, and so on.
+        parts: text, signs of a gap, text, signs of a gap, and so on.
     """
     line = [parts[0]]
     for signs, text in zip(parts[1::2], parts[2::2], strict=True):
@@ -202,9 +204,9 @@ def _closed(parts: list[str]) -> str:
 
 
 def _without_separators(line: list[str], text: str) -> str:
-    """Take off what parts a mark that is gone from others: the end of the line, and the text after it, which is left.
+    """Remove the separators around a removed mark, at the end of the line and at the start of the text after it.
 
-    Brackets that held nothing else are taken off, too.
+    Brackets that contained only the mark are removed too. The function changes the line and returns the text.
     """
     before = line[-1]
     while before.endswith(OPENING) and (rest := text.lstrip(SEPARATORS))[:1] in CLOSING:

@@ -1,8 +1,8 @@
-"""The text of an article in JATS: what a reader reads, line by line; docs/data.md has the rules in a table.
+"""Extract the readable text of a JATS article, line by line; docs/data.md lists the rules in a table.
 
-Title and subtitle, abstracts, body, what stands behind the body, and what floats, in this order. Every title,
-paragraph, list item and caption is a line of its own with its white space folded. A figure, table, note or box inside a
-paragraph follows it, so that the sentence around it stays whole; a label (`2.1`, `Figure 1`) leads the line after it.
+The order is: title and subtitle, abstracts, body, back matter, floating elements. Every title, paragraph, list item and
+caption is a line of its own with folded white space. A figure, table, note or box inside a paragraph is moved after the
+paragraph, so that it does not interrupt a sentence. A label (`2.1`, `Figure 1`) begins the line that follows it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from data_prep.sources.mathml import MATH, math_text
 from data_prep.sources.pmc_citations import HOLE, MARK, MARK_END, MARK_LINKS, signs_of, without_marks
 
 # fmt: off
-# Elements in a line: nothing stands at their borders. All that are in none of these lists are in the line, too, with
-# white space at their borders, so that an unknown one glues and loses no word.
+# Elements within a line, whose borders get no white space. Elements in none of these lists are also read within the
+# line, but with white space at their borders, so that an unknown element neither glues nor loses words.
 INLINE = {
     "abbrev", "award-id", "bold", "collab", "contract-num", "contract-sponsor", "country", "email", "ext-link", "fax",
     "fixed-case", "funding-source", "inline-media", "inline-supplementary-material", "institution",
@@ -35,12 +35,12 @@ BLOCKS = {
     "notes", "p", "question", "sec", "sig-block", "speech", "statement", "subtitle", "term", "title", "verse-group",
     "verse-line",
 }
-# Elements that wait until the line around them has ended.
+# Elements that are moved after the line around them.
 FLOATS = {
     "boxed-text", "chem-struct-wrap", "fig", "fig-group", "fn", "fn-group", "supplementary-material", "table-wrap",
     "table-wrap-group",
 }
-# Elements that are left out, by what they are called to who looks.
+# Elements that are not read -> name of the rule in reports of changes.
 DROPPED = {
     "alt-text": "descriptions of pictures", "array": "table cells", "chem-struct": "displayed formulas",
     "disp-formula": "displayed formulas", "disp-formula-group": "displayed formulas", "graphic": "pictures",
@@ -54,7 +54,7 @@ FORMULAS = {"alternatives", "inline-formula"}
 SCRIPTS = {"sup": RAISED, "sub": LOWERED}
 LEADING = {"label", "speaker"}
 PREFORMATTED = {"code", "preformat"}
-# They have their own punctuation between the elements in them, whose borders only keep words apart.
+# Elements with their own punctuation between their children. A border of a child only keeps words apart.
 CITATIONS = {
     "citation",
     "mixed-citation",
@@ -79,7 +79,7 @@ BOILERPLATE = re.compile(
     r"|Pre-publication history|The pre-publication history for this paper can be accessed here:?(?: ?https?://\S+)?)",
     re.IGNORECASE,
 )
-# The rules that change what is read, as `changes` tells them.
+# Names of the rules in reports of changes.
 MARKS, LINES, BACK_MATTER, OTHER_TEXTS = "citation marks", "boilerplate", "back matter", "reviews and translations"
 RULES = tuple(dict.fromkeys((MARKS, NUMBERS, FORMULA, LINES, *DROPPED.values(), BACK_MATTER, OTHER_TEXTS, METADATA)))
 TABLE_MARK = re.compile(r"[a-j]|[*†‡§¶#‖]+")
@@ -87,11 +87,11 @@ TEX_DOCUMENT = re.compile(r"\\begin\s*\{document\}(.*)\\end\s*\{document\}", re.
 
 
 def article_lines(article: etree._Element, back: str) -> list[str]:
-    """The lines of an article, as `TITLE`, …
+    """Extract the lines of an article.
 
     Args:
-        article: the root element, its entities replaced.
-        back: which elements behind the body are read, a key of `BACK`.
+        article: root element; its entities must be replaced already.
+        back: elements after the body that are read, a key of `BACK`.
     """
     writer = _Writer()
     lines = _title(article)
@@ -116,7 +116,7 @@ def _titles(article: etree._Element) -> list[etree._Element]:
 
 
 def _unread(element: etree._Element, read: set[etree._Element], inside: str = "") -> Iterator[tuple[str, str]]:
-    """The text in an element that is in none of those that are read, each with its rule."""
+    """The text in an element that is outside all elements that are read, each part with its rule."""
     yield element.text or "", METADATA
     for child in element:
         if child not in read:
@@ -130,7 +130,7 @@ def _unread(element: etree._Element, read: set[etree._Element], inside: str = ""
 
 
 def _title(article: etree._Element) -> list[str]:
-    """Title and subtitles as one line, `Title: Subtitle`; then what floats in them."""
+    """Title and subtitles as one line, `Title: Subtitle`; then lines of floating elements within them."""
     title, others = "", []
     for element in _titles(article):
         writer = _Writer()
@@ -143,7 +143,7 @@ def _title(article: etree._Element) -> list[str]:
 
 
 def _all_text(element: etree._Element) -> str:
-    """All text in an element, with white space at the borders of elements that are not in a line."""
+    """All text in an element, with white space at the borders of elements that are not inline."""
     parts = [element.text or ""]
     for child in element:
         border = "" if child.tag in INLINE or child.tag in SCRIPTS or child.tag == "xref" else " "
@@ -152,21 +152,21 @@ def _all_text(element: etree._Element) -> str:
 
 
 class _Writer:
-    """Lines, one after the other; `parts` of the last one are put together when it ends."""
+    """Collects the lines of an article. The parts of the current line are joined when the line ends."""
 
     def __init__(self) -> None:
         self.lines: list[str] = []
         self._parts: list[str] = []
-        self._is_start = True  # of the last line: it has no text yet, or a label alone
-        self._is_label = False  # all of the last line
-        self._border = " "  # of elements that are neither inline nor blocks
-        self._math_is_read = True  # no TeX says the same
+        self._is_start = True  # the current line has no text yet, or a label only
+        self._is_label = False  # whether the current line consists of a label only
+        self._border = " "  # border of elements that are neither inline nor blocks
+        self._math_is_read = True  # False where TeX gives the same formula
         self._waiting: list[etree._Element] = []
         self._record = listener()
-        self._notes: list[Note] = []  # of the last line
+        self._notes: list[Note] = []  # notes of the current line
 
     def block(self, element: etree._Element) -> None:
-        """An element that is in lines of its own, then what waited in it."""
+        """Write an element in lines of its own, and then the elements that were moved out of its lines."""
         if self._is_label:
             self._parts.append(" ")
         else:
@@ -184,7 +184,7 @@ class _Writer:
             parts.append(text)
             if self._is_start:
                 self._begin(text)
-        if not len(element):  # most have no children, and to ask is cheaper than to look
+        if not len(element):  # most elements have no children, and this test is cheaper than the loop
             return
         for child in element:
             tag = child.tag
@@ -259,7 +259,7 @@ class _Writer:
         self._parts.append(end)
 
     def _formula(self, formula: etree._Element) -> None:
-        """A formula in a sentence; if TeX and MathML say the same, TeX is read."""
+        """Write a formula within a sentence. If it is given in both TeX and MathML, only the TeX is read."""
         outside = self._math_is_read
         self._math_is_read = outside and next(formula.iter("tex-math"), None) is None
         self._content(formula)
@@ -302,13 +302,13 @@ class _Writer:
 
 
 def _is_table_mark(element: etree._Element) -> bool:
-    """Whether it is a raised letter or sign in a table's title, which points to its notes without being a link."""
+    """Whether an element is a superscript mark in a table that refers to a note of the table, but is not a link."""
     is_mark = element.tag == "sup" and not len(element) and TABLE_MARK.fullmatch(element.text or "")
     return bool(is_mark) and next(element.iterancestors("table-wrap"), None) is not None
 
 
 def _tex(element: etree._Element) -> str:
-    """A formula without the document that PMC has around it."""
+    """The TeX of a formula, without the LaTeX document that PMC puts around it."""
     text = "".join(element.itertext())
     document = TEX_DOCUMENT.search(text)
     text = fold((document[1] if document else text).strip().strip("$"))

@@ -1,8 +1,8 @@
-"""Parts of an article's XML without text of ours, cut out of the bytes before they are parsed.
+"""Cut parts that are never read out of an article's XML before it is parsed.
 
-They are half of the elements of most articles, and to build elements is most of the work of parsing. The tree says
-whether the cut was right; where it may not be, all is parsed. What is wrong inside the parts goes unseen, unless tags
-are missing there.
+These parts hold half of the elements of most articles, and building elements is most of the work of parsing. The parsed
+tree shows whether the cut was right; if that is not certain, the whole file is parsed. XML errors within the parts go
+unnoticed, except missing tags.
 """
 
 from __future__ import annotations
@@ -16,32 +16,45 @@ from data_prep.sources.mathml import MATH
 from data_prep.sources.pmc_licenses import NOTICES
 from data_prep.sources.pmc_text import PREFORMATTED
 
-UNREAD = ("disp-formula", "ref-list", "table", "table-wrap-foot")  # of what `pmc_text` leaves out
-READ_WHOLE = ("tex-math", "xref", MATH, *NOTICES, *PREFORMATTED)  # all text in them counts, whatever it is in
-ASCII_ENCODINGS = ("ascii", "us-ascii", "utf-8", "iso-8859-1", "windows-1252")  # whose `<` is never part of a character
+UNREAD = ("disp-formula", "ref-list", "table", "table-wrap-foot")  # some of the elements that `pmc_text` does not read
+READ_WHOLE = (
+    "tex-math",
+    "xref",
+    MATH,
+    *NOTICES,
+    *PREFORMATTED,
+)  # all text in these is read
+ASCII_ENCODINGS = (
+    "ascii",
+    "us-ascii",
+    "utf-8",
+    "iso-8859-1",
+    "windows-1252",
+)  # `<` is no part of a character
 
-# The next part; or a comment, a CDATA section or an instruction, which is passed over whole, as it may hold what looks
-# like a tag. What ends it is looked for by itself: a pattern would take the square of a file of open comments in time.
+# Matches the next unread part, or a comment, CDATA section or instruction, which is skipped as a whole because its text
+# may look like a tag. The end of it is searched separately, because one pattern for both would take quadratic time in a
+# file with many unclosed comments.
 NEXT = re.compile(rb"<(?=[!?drt])(?:(%s)(?=[\s/>])|!--|!\[CDATA\[|\?)" % "|".join(UNREAD).encode())
 PASSED_OVER = {b"<!--": b"-->", b"<![CDATA[": b"]]>", b"<?": b"?>"}
 INSTRUCTION = re.compile(rb"<\?[^<]*?\?>")
-NAMED = re.compile(rb"&(?!#|(?:amp|apos|gt|lt|quot);)")  # a character by name: an unknown one is an error anywhere
-TEX = b"<tex-math"  # looked for in all of what is around it
+NAMED = re.compile(rb"&(?!#|(?:amp|apos|gt|lt|quot);)")  # a named entity; an unknown one is an error anywhere
+TEX = b"<tex-math"  # a part that contains it is not cut out
 
 
 def parse_article(xml: bytes, whole: bool) -> etree._Element:
-    """The root of an article, or of another file.
+    """Parse an article or another XML file, and return its root.
 
     Args:
-        xml: its bytes.
-        whole: with the parts that are not read; else they may be empty.
+        xml: content of the file.
+        whole: whether to keep the parts that are not read; otherwise they may be empty elements.
 
     Raises:
-        etree.XMLSyntaxError: it is not XML.
+        etree.XMLSyntaxError: the file is not XML.
     """
     shorter, count = (xml, 0) if whole else without_unread(xml)
     if count:
-        with suppress(etree.XMLSyntaxError):  # which parsing all of it raises, too
+        with suppress(etree.XMLSyntaxError):  # parsing the whole file then raises the same error
             root = _parsed(shorter)
             if _is_right(root, count):
                 return root
@@ -54,7 +67,7 @@ def _parsed(xml: bytes) -> etree._Element:
 
 
 def _is_right(root: etree._Element, count: int) -> bool:
-    """Whether the file is an article, and so many parts that were cut out are elements that nobody reads there."""
+    """Whether the root is an article in which exactly `count` elements are empty, and all of these are never read."""
     emptied = [element for element in root.iter(*UNREAD) if not len(element) and not element.text]
     return (
         root.tag == "article"
@@ -65,13 +78,13 @@ def _is_right(root: etree._Element, count: int) -> bool:
 
 
 def without_unread(xml: bytes) -> tuple[bytes, int]:
-    """The XML with parts that are `UNREAD` as empty elements, lines keeping their numbers; and how many are empty.
+    """Replace the `UNREAD` parts by empty elements, and return the XML and their number; line numbers do not change.
 
-    In XML that is well-formed, a part ends where its name ends next if it holds tags alone and none of that name.
-    Nothing is cut out where one holds anything else.
+    In well-formed XML, a part ends at the next closing tag of its name, provided that every `<` inside belongs to a tag
+    and no tag has that name. If a part contains anything else, nothing at all is cut out.
     """
     kept: list[bytes] = []
-    at = scanned = count = 0  # all before `at` is kept or cut out
+    at = scanned = count = 0  # everything before `at` is either kept or cut out
     while part := NEXT.search(xml, scanned):
         scanned = part.end()
         if closing := PASSED_OVER.get(part[0]):
@@ -93,8 +106,8 @@ def without_unread(xml: bytes) -> tuple[bytes, int]:
 
 
 def _holds_tags_alone(inside: bytes, name: bytes) -> bool:
-    """Whether every `<` is of a tag, none of them of that name, or of a whole instruction; and as many end as begin."""
-    if b"?" in inside:  # one byte is looked for faster than two
+    """Whether every `<` begins a tag of another name or a complete instruction, and all tags are closed."""
+    if b"?" in inside:  # searching one byte is faster than searching two
         inside = INSTRUCTION.sub(b"", inside)
     return (
         b"<" + name not in inside

@@ -1,1 +1,1 @@
-"""Read question sets, sets of source and target texts, and tagged sentences from the files that projects publish."""
+"""Read question sets, source and target texts, and tagged sentences from the files of their projects."""

@@ -134,7 +134,7 @@ def test_beside_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(os, "open", refuse)
     with hold(tmp_path / "mount"):
         assert (tmp_path / "mount" / INSIDE).is_file()
-        assert "this very process" in refusal(tmp_path / "mount")
+        assert "this process is writing" in refusal(tmp_path / "mount")
     assert not list((tmp_path / "mount").iterdir())
     monkeypatch.setattr(os, "open", real)
     (tmp_path / "file").touch()
@@ -161,7 +161,7 @@ def test_two_threads_of_one_process(tmp_path: Path) -> None:
         thread = threading.Thread(target=lambda: said.append(refusal(tmp_path / "out")))
         thread.start()
         thread.join()
-        assert "this very process" in said[0]
+        assert "this process is writing" in said[0]
         other = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path / "out")], cwd=ROOT, capture_output=True)
         assert b"another process" in other.stderr
 

@@ -324,7 +324,7 @@ def test_baseline_updates_year_and_limit(pubmed: Site, tmp_path: Path, capsys: A
     assert gz_names(tmp_path / "old") == ["pubmed25n0001.xml.gz"]
     capsys.readouterr()
     assert acquire_medline(pubmed, tmp_path / "old") == 2
-    assert "pubmed25n0001.xml.gz and other files of another year than pubmed26" in capsys.readouterr().err
+    assert "pubmed25n0001.xml.gz and maybe more files of another year; the files pubmed26" in capsys.readouterr().err
     assert acquire_medline(pubmed, tmp_path / "none", "--year", 24) == 2
     assert "lists no files of the year 24, but of 25, 26" in capsys.readouterr().err
     assert acquire_medline(pubmed, tmp_path / "none", "--limit", 0) == 2
@@ -426,7 +426,7 @@ def test_after_many_faults_it_stops(pubmed: Site, tmp_path: Path, capsys: Any, m
         pubmed.fail(path, "403", for_ever=True)
     assert acquire_medline(pubmed, tmp_path, "--workers", 1) == 2
     error = capsys.readouterr().err
-    assert error.count("access denied (403 Forbidden)") == 2 and "that many are enough to stop" in error
+    assert error.count("access denied (403 Forbidden)") == 2 and "stopped after so many faults" in error
     assert not [path for path in pubmed.asked() if "n0004" in path]
 
 
@@ -517,7 +517,7 @@ def test_the_last_file_is_no_measure_for_its_neighbours(pubmed: Site, tmp_path: 
 def test_a_hole_in_the_listing(pubmed: Site, tmp_path: Path, capsys: Any):
     del pubmed.files[PATH], pubmed.files[f"{PATH}.md5"]
     assert acquire_medline(pubmed, tmp_path / "files") == 2
-    assert f"{NAME} is not in NLM's listing, and its neighbours are" in capsys.readouterr().err
+    assert f"{NAME} is not in NLM's listing, but its neighbours are" in capsys.readouterr().err
     assert len(gz_names(tmp_path / "files")) == 3
     assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 0
     for path in [path for path in pubmed.files if "n0003" in path]:
@@ -1103,7 +1103,7 @@ def test_pmc_dry_run_limit_and_since(articles: Site, s3: Any, tmp_path: Path, ca
         patch.setattr(pmc_bucket, "SAMPLE", 8)
         assert acquire_pmc(articles, out, "--dry-run") == 0
         assert re.search(
-            r"of 10 articles about \d+ to fetch, about 0\.0 GB of XML, by 8 of them", capsys.readouterr().out
+            r"of 10 articles about \d+ to fetch, about 0\.0 GB of XML, estimated from 8", capsys.readouterr().out
         )
     assert acquire_pmc(articles, out, "--limit", 3) == 0
     articles.asked()
@@ -1167,10 +1167,8 @@ def test_pmc_after_many_faults_it_stops(articles: Site, tmp_path: Path, capsys: 
         assert acquire_pmc(articles, tmp_path / name, "--workers", 1) == 2
         error = capsys.readouterr().err
         assert error.count("access denied (403 Forbidden)") == shown and "and 1 more" in error
-        said = (
-            "of 10 articles 4 could not be had, and 0" if name == "few" else "of 5 articles 3 could not be had, and 5"
-        )
-        assert said in error
+        all_articles, failed, untried = (10, 4, 0) if name == "few" else (5, 3, 5)
+        assert f"of {all_articles} articles {failed} could not be fetched, and {untried}" in error
         articles.faults.clear()
         assert acquire_pmc(articles, tmp_path / name) == 0
         assert len(corpus_of(tmp_path / name, tmp_path / f"{name}.corpus")[0]) == 9
@@ -1239,7 +1237,7 @@ def test_pmc_inventories_that_are_none(articles: Site, s3: Any, tmp_path: Path, 
             (good | {"files": [file]}, "lists 1 articles, the inventory before it 10"),
             (
                 good | {"files": [file | {"MD5checksum": "0" * 32}]},
-                "few is not what it should be, fetched 3 times: its MD5",
+                "few failed its checks in 3 downloads: its MD5",
             ),
         ],
         start=21,

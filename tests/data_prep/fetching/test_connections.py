@@ -116,6 +116,6 @@ def test_what_comes_with_a_redirect_is_not_read() -> None:
 
 def test_redirects_end() -> None:
     host, sent = serve(lambda _: iter([MOVED + b"Content-Length: 0\r\n\r\n"]), 0)
-    with pytest.raises(BadInput, match=rf"http://{host}/a cannot be asked for: .*Exceeded 5 redirects"):
+    with pytest.raises(BadInput, match=rf"http://{host}/a cannot be requested: .*Exceeded 5 redirects"):
         downloads.Web().get(Location(f"http://{host}/a"), LIMIT_BYTES)
     assert len(sent) <= connections.REDIRECTS + 1

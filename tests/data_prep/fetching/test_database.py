@@ -15,7 +15,7 @@ from data_prep.fetching.database import LISTING, STATE, state, write_listing
 
 def test_no_advice_loses_what_is_known(tmp_path: Path) -> None:
     (tmp_path / STATE).write_bytes(b"not a database, " * 500)
-    said = r"acquired\.sqlite: file is not a database. .* so keep it: put a copy of it in"
+    said = r"acquired\.sqlite: file is not a database. .* so keep it: restore it from a backup"
     with pytest.raises(BadInput, match=said), state(tmp_path):
         pass
     (tmp_path / STATE).unlink()

@@ -46,14 +46,14 @@ def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path, capsys: pyte
     touch(tmp_path, "a.jsonl", "a.jsonl.md5", "b.md", "sub/c.md", "sub/d.PDF", "sub/LICENSE", "e.txt.bak")
     inputs.find([str(tmp_path)], SUFFIXES, beside=(".md5",))
     assert capsys.readouterr().out == (
-        f"{tmp_path}: left out 5 files of other kinds: 2 .md ('b.md', …), 1 .bak ('e.txt.bak'), "
+        f"{tmp_path}: ignored 5 files of other kinds: 2 .md ('b.md', …), 1 .bak ('e.txt.bak'), "
         "1 without an ending ('sub/LICENSE'), 1 .PDF ('sub/d.PDF')\n"
     )
     inputs.find([str(tmp_path / "*.jsonl"), str(tmp_path / "a.jsonl")], SUFFIXES)
     assert not capsys.readouterr().out
     touch(tmp_path, *(f"x.{n}" for n in range(20)))
     inputs.find([str(tmp_path)], SUFFIXES)
-    assert "left out 26 files" in (said := capsys.readouterr().out) and said.endswith(", 17 more\n")
+    assert "ignored 26 files" in (said := capsys.readouterr().out) and said.endswith(", 17 more\n")
 
 
 def test_names_do_not_depend_on_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -77,7 +77,7 @@ def test_what_cannot_be_an_input_is_named(tmp_path: Path):
             continue
         with pytest.raises(BadInput, match=message):
             names(tmp_path / pattern)
-    with pytest.raises(BadInput, match=r"a/x\.txt and .*b/x\.txt would both be called x\.txt; give the folder above"):
+    with pytest.raises(BadInput, match=r"a/x\.txt and .*b/x\.txt would both have the name x\.txt; give the folder"):
         names(tmp_path / "a", tmp_path / "b")
     with pytest.raises(BadInput, match=r"nosuch://x/a\.txt: .*nosuch"):
         names("nosuch://x/a.txt")
@@ -111,7 +111,7 @@ def test_names_that_are_not_utf8_are_shown_by_their_bytes(tmp_path: Path, capfd:
     assert names(tmp_path) == [r"caf\xe9.txt", r"na\xefve/a.txt"]
     read_none_of(tmp_path, r"(caf\\xe9|na\\xefve/a)\.txt: its name is not UTF-8; rename it")
     assert names(folder) == ["a.txt"]
-    assert r"na\xefve: left out 1 files of other kinds: 1 .md ('b.md')" in capfd.readouterr().out
+    assert r"na\xefve: ignored 1 files of other kinds: 1 .md ('b.md')" in capfd.readouterr().out
 
 
 def test_object_store(s3: Any, tmp_path: Path):

@@ -128,9 +128,9 @@ def test_foreign_folder_is_refused(tmp_path: Path, tiny_documents: Documents, ma
 
 
 def test_empty_and_tiny_corpora_are_refused(tmp_path: Path, tiny_documents: Documents, make_corpus: MakeCorpus):
-    with pytest.raises(BadInput, match="of 0 documents in the source tiny none fell into train"):
+    with pytest.raises(BadInput, match="none of the 0 documents in the source tiny fell into train"):
         make_corpus(tmp_path / "corpus", [])
-    with pytest.raises(BadInput, match="none fell into val with --val-fraction 1e-09"):
+    with pytest.raises(BadInput, match="fell into val with --val-fraction 1e-09"):
         make_corpus(tmp_path / "corpus", tiny_documents, 1e-9)
     with pytest.raises(BadInput, match=r"--val-fraction = 1\.0, but it must be a number above 0 and below 1"):
         make_corpus(tmp_path / "corpus", tiny_documents, 1.0)
@@ -207,7 +207,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     (tmp_path / "00.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
     manifest = build_corpus({"pile": (Pile(), [str(tmp_path)])}, tmp_path / "pile", 0.5)
     assert manifest["entries"] == 41 and manifest["dropped"] == {"of other sets": 1}
-    assert "left out         1 of other sets\n" in capsys.readouterr().out
+    assert "dropped          1 of other sets\n" in capsys.readouterr().out
     (tmp_path / "own").mkdir()
     own = b"\xef\xbb\xbf" + b"".join(b'{"text": "own %d"}\r\n\r\n' % n for n in range(40)) + b"\n{}\n"
     (tmp_path / "own" / "a.jsonl").write_bytes(own)
@@ -215,7 +215,7 @@ def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
         build_text(tmp_path / "bad", tmp_path / "own")
     (tmp_path / "own" / "a.jsonl").write_bytes(own.replace(b"{}", b'{"text": " "}'))
     assert build_text(tmp_path / "text", tmp_path / "own")["entries"] == 41
-    assert "left out         1 without text\n" in capsys.readouterr().out
+    assert "dropped          1 without text\n" in capsys.readouterr().out
 
 
 def test_make_hands_names_with_blanks_and_quotes_on(tmp_path: Path):
@@ -328,7 +328,7 @@ def test_source_switches_belong_to_the_source_before_them(tmp_path: Path):
     for wrong, message in {
         ("--input", "x", "--source", "text"): "--input comes before the --source",
         ("--source", "pile", *inputs, "--text-key", "body"): "--text-key is not a switch of the source pile",
-        ("--source", "text", *inputs, "--source", "text"): "--source text is there twice",
+        ("--source", "text", *inputs, "--source", "text"): "--source text is given twice",
         ("--source", "text"): "--source text needs --input",
         ("--source", "sample", *inputs): "the sample takes no input",
         ("--source", "pile", *inputs, "--section-labels"): "--section-labels is not a switch of the source pile",
@@ -426,9 +426,7 @@ def test_a_file_whose_name_is_not_utf8_stops_the_build_at_once_or_is_skipped(tmp
     write_lines(tmp_path / "in" / "a.jsonl.zst", [{"text": f"text {n}"} for n in range(60)])
     (tmp_path / "in" / os.fsdecode(b"caf\xe9.jsonl")).write_bytes(b"no JSON")
     (tmp_path / "in" / "b.jsonl").write_bytes(b"none either")
-    with pytest.raises(
-        BadInput, match=r"caf\\xe9\.jsonl: its name is not UTF-8; rename it, or leave it out with --on-err"
-    ):
+    with pytest.raises(BadInput, match=r"caf\\xe9\.jsonl: its name is not UTF-8; rename it, or skip it with --on-err"):
         build_text(tmp_path / "corpus", tmp_path / "in")
     manifest = build_text(tmp_path / "corpus", tmp_path / "in", on_error="skip")
     assert [(r["file"], r["place"]) for _, r in json_lines.read(tmp_path / "corpus" / BAD)] == [
@@ -611,7 +609,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
         try:
             build_text(disk / "corpus", tmp_path / "in")
         except BadInput as error:
-            assert re.search(r"no room left for .*corpus; make some, then type the same command to resume", str(error))
+            assert re.search(r"no room left for .*corpus; free some, then type the same command to resume", str(error))
             refused += 1
             assert not (disk / "corpus").exists()
     build_text(small_disk(8 * needed) / "corpus", tmp_path / "in")

@@ -140,7 +140,7 @@ def test_the_page_shows_each_document_as_it_is_and_what_was_taken_out(
     assert sum(one_shown["removed"]["references"] for one_shown in shown.values()) == 6, "two have no list"
     assert shown["own:7"]["removed"] == {"soft hyphens": 1}
     said, count = capsys.readouterr().out, len(documents)
-    assert f"{out}: {count} documents of {corpus}, {count} of them with what was removed and added; open it" in said
+    assert f"{out}: {count} documents of {corpus}, {count} of them with their changes; open the page" in said
     assert next_command(said, tmp_path)[1] == "data_prep/tokenizer.py"
 
 
@@ -158,7 +158,7 @@ def test_the_text_of_a_hostile_document_is_text(
         assert "<script>document.title" in page.inner_text("body") and "{{ 7 * 7 }}" in page.inner_text("body")
         mark = page.locator(".text del").first
         assert mark.is_visible()
-        page.get_by_label("the text alone").check()
+        page.get_by_label("show only the text").check()
         assert not mark.is_visible() and "{{ 7 * 7 }}" in page.inner_text("body")
 
 
@@ -222,9 +222,9 @@ def altered(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
 
 
 HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
-    "no list": (lambda corpus: known_inputs(corpus).unlink(), "corpus.inputs.jsonl.zst, which says where the inputs"),
+    "no list": (lambda corpus: known_inputs(corpus).unlink(), "corpus.inputs.jsonl.zst, which lists the paths"),
     "gone": (lambda corpus: shutil.rmtree(corpus.parent / "pmc"), "No such file"),
-    "longer": (altered(lambda content: content + b"\n"), r"has [\d,]+ bytes, and had"),
+    "longer": (altered(lambda content: content + b"\n"), r"has [\d,]+ bytes, but had"),
     "in its metadata": (altered(lambda content: content.replace(b"</journal", b"</journaL")), "not XML"),
     "in its end": (altered(lambda content: content.replace(b"<ref id", b"<ref iD")), "has other content than when"),
     "in its text": (
@@ -243,12 +243,14 @@ def test_where_an_input_is_not_what_it_was_the_text_stands_alone(
     page = copied.with_name("corpus-look.html")
     shown = shown_on(page)
     assert len(shown) == 8, "as many as asked for"
-    alone = {id: one_shown for id, one_shown in shown.items() if "The text alone" in one_shown["said"]}
+    alone = {id: one_shown for id, one_shown in shown.items() if "The changes are unknown" in one_shown["said"]}
     assert alone and all(re.search(says, one_shown["said"]) for one_shown in alone.values())
     for id, one_shown in alone.items():
         assert not one_shown["removed"] and one_shown["text"] == built[1][id].text
     out = capsys.readouterr().out
-    assert re.search(f"text alone: .*{says}", out) and f"{len(shown) - len(alone)} of them with what was removed" in out
+    assert (
+        re.search(f"changes unknown: .*{says}", out) and f"{len(shown) - len(alone)} of them with their changes" in out
+    )
     assert one(Corpus(copied), next(iter(alone))).problem
 
 
@@ -295,7 +297,7 @@ def test_what_cannot_be_looked_at_is_refused(built: Built, tmp_path: Path, monke
     corpus, _ = built
     for argv, says in (
         ([str(tmp_path)], "not a finished corpus folder"),
-        ([str(corpus), "--source", "pile"], "--source pile: .* was made of medline, pmc, text"),
+        ([str(corpus), "--source", "pile"], "--source pile: .* was made from medline, pmc, text"),
         ([str(corpus), "--id", "PMC7"], "holds no document 'PMC7' or 'pmcid:PMC7'"),
         ([str(corpus), "--id", "7", "--changed", "references"], "--changed beside --id"),
         ([str(corpus), "--changed", "no rule"], "must be one of citation marks, "),

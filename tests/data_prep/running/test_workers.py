@@ -240,7 +240,7 @@ def test_a_node_with_other_files_or_libraries_is_refused(
 def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write_square: Callable[..., None]):
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(
-        BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\); begin one with `ray start --h"
+        BadInput, match=r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused\); start one with `ray start --h"
     ):
         Workers(1, "ray").run(write_square, squares(tmp_path, range(1)), tmp_path, Progress("x", 1))
 

@@ -94,7 +94,7 @@ def test_what_arrives_altered_is_uploaded_again(
     damaged[:] = []
     monkeypatch.setattr("data_prep.sharding.upload.UPLOADS", 2)
     other = f"{far}-2"
-    with pytest.raises(Unavailable, match=r"where-2/train/index\.json is not what was written after 2 uploads"):
+    with pytest.raises(Unavailable, match=r"where-2/train/index\.json differs from the local file after 2 uploads"):
         upload(written, other)
     assert MANIFEST not in objects(proxy, other), "without it the copy counts for nothing"
     assert written.is_dir()
@@ -183,7 +183,7 @@ def test_repair_from_a_folder_and_from_a_store(
             verification.verify(folder)
         verify.main(["--shards", str(folder), "--repair", "--remote", remote])
         said = capsys.readouterr().out
-        assert "8 files replaced" in said and "is what was written: 6 files" in said
+        assert "8 files replaced" in said and "all 6 files are as they were written" in said
         assert folder_bytes(folder) == folder_bytes(written)
     assert repair(again, str(written)) == 0
 
@@ -196,14 +196,14 @@ def test_repair_takes_nothing_that_is_not_good(
     good = shutil.copytree(written, tmp_path / "good")
     with pytest.raises(BadInput, match=r"is a copy of other shards than .*: their manifests differ"):
         repair(good, str(tmp_path / "other"))
-    with pytest.raises(BadInput, match="so it is not a whole copy of token shards"):
+    with pytest.raises(BadInput, match="so it is not a complete copy of token shards"):
         repair(damaged, str(tmp_path))
     with pytest.raises(BadInput, match="is not the manifest of token shards"):
         repair(damaged, str(tiny_corpus))
     assert folder_bytes(damaged) == before
     copy = shutil.copytree(written, tmp_path / "copy")
     (copy / "val/index.json").write_text("{}")
-    with pytest.raises(BadInput, match=r"copy/val/index\.json is not what was written either"):
+    with pytest.raises(BadInput, match=r"copy/val/index\.json was altered too"):
         repair(damaged, str(copy))
     # A manifest that names a place outside the folder, sealed by whoever made it up.
     manifest = json.loads((written / MANIFEST).read_text())
@@ -218,5 +218,5 @@ def test_repair_takes_nothing_that_is_not_good(
 
 @pytest.mark.parametrize("switches", [["--repair"], ["--remote", "x"]])
 def test_repair_and_remote_go_together(written: Path, switches: list[str]):
-    with pytest.raises(BadInput, match="--repair and --remote go together"):
+    with pytest.raises(BadInput, match="--repair and --remote must be given together"):
         verify.main(["--shards", str(written), *switches])

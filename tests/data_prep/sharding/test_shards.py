@@ -281,7 +281,7 @@ def test_a_worker_that_is_killed_ends_the_build_with_the_way_out(
     done = subprocess.run(
         command, env={**os.environ, "PYTHONPATH": str(root)}, check=False, capture_output=True, text=True
     )
-    assert re.search(r"BadInput: a worker process was ended from outside while it had .*train-00009", done.stderr)
+    assert re.search(r"BadInput: a worker process was killed from outside while .*train-00009", done.stderr)
     assert "fewer --workers" in done.stderr and not out.exists()
     shard_building.build_shards(many_parts, tiny_tokenizer, out, seq_len=SEQ_LEN)
     shard_building.build_shards(many_parts, tiny_tokenizer, tmp_path / "straight", seq_len=SEQ_LEN)
@@ -302,7 +302,7 @@ def test_a_full_disk_is_named_and_the_build_goes_on(
         try:
             shard_building.build_shards(tiny_corpus, tiny_tokenizer, disk / "shards", seq_len=SEQ_LEN)
         except BadInput as error:
-            assert re.search(r"no room left for .*shards; make some, then type the same command to resume", str(error))
+            assert re.search(r"no room left for .*shards; free some, then type the same command to resume", str(error))
             refused += 1
             assert not (disk / "shards").exists()
     assert refused >= 3
@@ -395,7 +395,7 @@ def test_altered_tokenizer_is_refused(tmp_path: Path, tiny_corpus: Path, tiny_to
 
 def test_verify_accepts_good_shards(tiny_shards: Path, capsys: pytest.CaptureFixture[str]):
     verify.main(["--shards", str(tiny_shards)])
-    assert "is what was written: 6 files" in capsys.readouterr().out
+    assert "all 6 files are as they were written" in capsys.readouterr().out
 
 
 def test_verify_finds_a_flipped_byte_in_every_file(build_shards: BuildShards):

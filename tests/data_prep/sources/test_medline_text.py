@@ -147,7 +147,7 @@ def test_named_entities_are_characters_and_unknown_ones_are_bad(tmp_path: Path) 
     first, second = entries(Medline(), written(tmp_path / "a.xml.gz", good, "\n", record(2, abstract="&bogus;")))
     assert isinstance(first, Document) and first.text == "A B α —\nx β y ½ <"
     assert isinstance(second, Bad) and second.place == "record at line 5"
-    assert "a.xml.gz, line 5: the entity &bogus; is none of HTML's or ISO's" in second.problem
+    assert "a.xml.gz, line 5: the entity &bogus; is not defined by HTML" in second.problem
 
 
 def test_books_are_read_and_other_records_counted(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ def test_md5_beside_a_file_is_checked(tmp_path: Path, form: str):
     (tmp_path / "a.xml.gz.md5").write_text(form.format(md5.upper()))
     assert len(entries(Medline(), tmp_path)) == 1
     (tmp_path / "a.xml.gz.md5").write_text(form.format(md5[::-1]))
-    with pytest.raises(BadInput, match=r"a\.xml\.gz is not what .*a\.xml\.gz\.md5 says"):
+    with pytest.raises(BadInput, match=r"a\.xml\.gz has the MD5 [0-9a-f]{32}, not that of .*a\.xml\.gz\.md5"):
         entries(Medline(), tmp_path)
 
 
@@ -607,7 +607,12 @@ def test_text_keys_and_what_is_wrong_with_them(tmp_path: Path):
     first, *others = entries(Text(text_key="doc.body", id_key="no"), tmp_path)
     assert first == Document("1", "fine", "text", None, None)
     problems = [
-        *("'doc.body' is missing", "'doc.body' is '3', not a text; --text-key", "'no' is '1.5'", "'date' is 'May'"),
+        *(
+            "'doc.body' is missing",
+            "'doc.body' is '3', not a text; name another key",
+            "'no' is '1.5'",
+            "'date' is 'May'",
+        ),
         *("'pmid' is 'PMC7'", "'license' is '4'", "not a JSON object", "not JSON", "not JSON"),
     ]
     for number, (entry, problem) in enumerate(zip(others, problems, strict=True), start=2):
@@ -638,7 +643,7 @@ def test_text_in_parquet(tmp_path: Path):
     parquet.write_table(table, tmp_path / "a.parquet")
     good, bad = entries(Text(), tmp_path)
     assert good == Document("7", "one", "text", None, "2021-03-09", 3)
-    assert bad == Bad("row 2", "the key 'text' is missing, not a text; --text-key names another")
+    assert bad == Bad("row 2", "the key 'text' is missing, not a text; name another key with --text-key")
     (tmp_path / "a.parquet").write_bytes((tmp_path / "a.parquet").read_bytes()[:-9])
     with pytest.raises(BadInput, match=r"a\.parquet is damaged, or not a Parquet file"):
         entries(Text(), tmp_path)
@@ -709,5 +714,5 @@ def test_pile_own_val_and_test_are_val(tmp_path: Path):
         spool.split_of(f"pile:{name}:{n}", 0.3) == "val" for name in ("00", "01") for n in range(1, 31)
     )
     (tmp_path / "01.jsonl.gz").write_bytes(gzip.compress(b""))
-    with pytest.raises(BadInput, match=r"01\.jsonl and .*01\.jsonl\.gz are both called 01"):
+    with pytest.raises(BadInput, match=r"01\.jsonl and .*01\.jsonl\.gz both have the name 01"):
         Pile().find([str(tmp_path)])

@@ -296,11 +296,11 @@ def test_folders_of_tagged_words_that_are_refused(tmp_path: Path) -> None:
     for name, text, says in (
         ("dev.tsv", "a\tO\n", r"holds 2 files for dev: .*dev\.tsv, .*devel\.tsv; keep one"),
         ("test.jsonl", "{}", r"holds both test\.jsonl and test\.tsv; keep one"),
-        ("test.tsv", "", r"test\.tsv: no tagged word in it"),
-        ("train.tsv", "-DOCSTART-\tO\n\n\n", r"train\.tsv: no tagged word in it"),
+        ("test.tsv", "", r"test\.tsv: it holds no tagged word"),
+        ("train.tsv", "-DOCSTART-\tO\n\n\n", r"train\.tsv: it holds no tagged word"),
         ("test.tsv", "a\tO\n\nb\tO\n", r"test\.tsv, line 1: test has no entity, every tag is O; are its tags withheld"),
         ("test.tsv", "a\nb\n", r"test\.tsv, line 1: 1 columns; a line is a word"),
-        ("train.tsv", "a\tNN\nb\tVBZ\n", r"train\.tsv, line 1: the tag 'NN' is of no scheme"),
+        ("train.tsv", "a\tNN\nb\tVBZ\n", r"train\.tsv, line 1: the tag 'NN' belongs to no known scheme"),
     ):
         old = (folder / name).read_bytes() if (folder / name).exists() else None
         (folder / name).write_text(text)
@@ -368,13 +368,13 @@ def test_a_split_by_hash_is_of_the_id_alone() -> None:
         ("mine", "train.jsonl", '"long train"', "7", "line 1: source is 7"),
         ("mine", "train.jsonl", '{"source": "long train", "target": "short"}', "[1]", "line 1: not a JSON object"),
         ("mine", "train.jsonl", '{"source": "long train", "target": "short"}', "", "train split is empty"),
-        ("diseases", "train.tsv", "of\tO", "of O", "line 4: 1 columns, the first has 2; a line is a word and"),
-        ("diseases", "train.tsv", "of\tO", "of\tIN\tO", "line 4: 3 columns, the first has 2"),
+        ("diseases", "train.tsv", "of\tO", "of O", "line 4: 1 columns, but the first line has 2; a line is a word and"),
+        ("diseases", "train.tsv", "of\tO", "of\tIN\tO", "line 4: 3 columns, but the first line has 2"),
         ("diseases", "train.tsv", "of\tO", "\tO", "line 4: its word is empty"),
         ("diseases", "train.tsv", "of\tO", "of\t\tO", "line 4: 3 columns"),
         ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tDisease", "line 6: the tag 'Disease' is of no"),
-        ("diseases", "train.tsv", "colorectal\tB-", "colorectal\tM-", "line 6: the tag 'M-Disease' is of no scheme"),
-        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tB", "line 6: the tag 'B' has no type, as '.-"),
+        ("diseases", "train.tsv", "colorectal\tB-", "colorectal\tM-", "line 6: the tag 'M-Disease' belongs to no"),
+        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tB", "line 6: the tag 'B' has no type, but '.-"),
         ("diseases", "train.tsv", "cancer\tI-", "cancer\tE-", "line 12: B-Chemical of '5-FU' is part of no entity"),
         ("diseases", "devel.tsv", "cancer\tI-", "cancer\tL-", r"By L-Disease in .*devel\.tsv, line 7 the set is BILOU"),
         ("diseases", "devel.tsv", "5-FU\tB-", "5-FU\tS-", r"By S-Chemical in .*devel\.tsv, line 12 the set is IOBES"),
@@ -544,10 +544,10 @@ def test_every_fault_of_type_is_read_the_same_or_refused_by_file_and_place(
         ("medmcqa", "dev.json", '"opa": "no"', '"opa": "no", "opa": "yes"', "line 1: .*key 'opa' comes twice"),
         ("medmcqa", "dev.json", '"no"', '"\\ud800"', "line 1: not JSON that can be read"),
         ("medmcqa", "dev.json", '"no"', "[" * 100_000, "line 1: not JSON"),
-        ("medmcqa", "dev.json", "}\n", "}\r", "line 1: a CR stands in it without LF"),
-        ("mmlu", "anatomy_test.csv", "\r\n", "\r", "line 2: a CR stands in it without LF"),
-        ("diseases", "train.tsv", "\n", "\r", "line 1: a CR stands in it without LF"),
-        ("mine", "train.jsonl", "}\n", "}\r", "line 1: a CR stands in it without LF"),
+        ("medmcqa", "dev.json", "}\n", "}\r", "line 1: it contains a CR without LF"),
+        ("mmlu", "anatomy_test.csv", "\r\n", "\r", "line 2: it contains a CR without LF"),
+        ("diseases", "train.tsv", "\n", "\r", "line 1: it contains a CR without LF"),
+        ("mine", "train.jsonl", "}\n", "}\r", "line 1: it contains a CR without LF"),
     ],
 )  # fmt: skip
 def test_what_no_reader_takes(name: str, file: str, old: str, new: str, says: str, tmp_path: Path) -> None:

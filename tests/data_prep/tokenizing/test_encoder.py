@@ -142,7 +142,7 @@ def test_lost_bytes_and_other_ids_are_seen(
         return ids[1:], counts
 
     monkeypatch.setattr(Encoder, "_fast_ids", lost)
-    with pytest.raises(BadInput, match=r"gigatoken made tokens of \d+ bytes of a text of \d+"):
+    with pytest.raises(BadInput, match=r"gigatoken made tokens for \d+ bytes from a text of \d+"):
         build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
 
     def swapped(self: Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:

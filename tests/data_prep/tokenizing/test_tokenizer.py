@@ -143,7 +143,7 @@ def test_scorecard(tiny_corpus: Path, tiny_tokenizer: Path):
 
 @pytest.mark.parametrize("texts", [[], ["", " \n"]])
 def test_no_words_are_no_score(tiny_tokenizer: Path, texts: list[str]):
-    with pytest.raises(BadInput, match="has no words that a tokenizer could be scored on"):
+    with pytest.raises(BadInput, match="has no words to score a tokenizer on"):
         scorecard(texts, {"this": tokenizer_format.load_tokenizer(tiny_tokenizer)})
 
 

@@ -96,6 +96,6 @@ def test_a_part_of_another_size_than_its_rank_saw_is_refused(tmp_path: Path) -> 
     (partial / "__1_0.distcp").write_bytes(b"whole")
     hashed = checkpoint.own_outputs(partial, 1)
     (partial / "__1_0.distcp").write_bytes(b"cut")
-    with pytest.raises(OSError, match=r"has 3 bytes, who wrote it saw 5"):
+    with pytest.raises(OSError, match=r"has 3 bytes, but 5 when it was hashed"):
         checkpoint.publish(partial, tmp_path / "ep0-ba1", {"batch": 1, "epoch": 0, "sample_in_epoch": 0}, {}, hashed)
     assert not (tmp_path / "ep0-ba1").exists()

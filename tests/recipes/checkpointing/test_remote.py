@@ -221,7 +221,7 @@ def test_a_store_that_is_not_there_is_named(
         start(new, RemoteRun("s3://runs/x", "mine"))
     assert SECRET not in str(caught.value)
     monkeypatch.setenv("S3_ENDPOINT_URL", f"user:{SECRET}@host")
-    with pytest.raises(BadInput, match="is no address") as refused:
+    with pytest.raises(BadInput, match="is not a URL") as refused:
         start(new, RemoteRun("s3://runs/x", "mine"))
     assert SECRET not in str(refused.value)
     outcome("remote: connection refused", "exit code 69, the endpoint", "nothing")

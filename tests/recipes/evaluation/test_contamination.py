@@ -163,7 +163,7 @@ def test_what_is_a_pubmed_number(value: object, expected: int | None) -> None:
         ("10.1038/x\n5\n", "line 1: does not begin with a PubMed number but b'10.1038/x'"),
         ("pmid\n123456789\n", "line 2: does not begin"),
         ("pmid:x1\n5\n", "line 1: does not begin"),
-        ("1\r2\r3\r", "line 1: its lines end in CR alone"),
+        ("1\r2\r3\r", "line 1: lines end in CR only"),
         ("pmid,set\n", "holds no PubMed number"),
         ("5.5\n", "line 1: does not begin"),
     ],
