@@ -11,8 +11,8 @@ from data_prep.common.errors import BadInput
 MIB = 1 << 20
 
 # Compressed files.
-# Decompression window. The `zstd` command accepts 128 MiB (`--long=27`) at most unless it is told otherwise; the
-# highest level of `xz` has 64 MiB.
+# Decompression window. By default, the `zstd` command accepts at most 128 MiB (`--long=27`); the highest level of `xz`
+# has 64 MiB.
 WINDOW_BYTES = 128 * MIB
 # Compressed bytes given to the decompressor at a time. A zstd block has at least 4 bytes and unpacks to at most 128
 # KiB, so one such piece unpacks to at most 128 MiB.
@@ -70,7 +70,7 @@ INVENTORY_ROWS = 100_000_000  # there are some 8 million
 LEAST_BYTES_PER_S = 1_000
 RATE_WINDOW_S = 60.0
 HEADERS_S = 90.0  # from a request to the end of the response headers
-REDIRECTS = 5  # in a row; the Hugging Face hub uses one or two
+REDIRECTS = 5  # redirects in a row; the Hugging Face hub uses one or two
 
 # Question sets: the largest, MedMCQA's train.json, has 137 MB; MeQSum's workbook has 2 MB unpacked.
 TASK_FILE_BYTES = 256 * MIB

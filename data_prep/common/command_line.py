@@ -99,7 +99,7 @@ class FileToWrite:
 
 def _try_to_write(folder: Path, path: Path) -> None:
     try:
-        # Permissions alone do not tell: disks can be read-only, users can have quotas, and root may write anywhere.
+        # Permissions alone do not show it: disks can be read-only, users can have quotas, and root may write anywhere.
         with tempfile.TemporaryFile(dir=folder):
             return
     except OSError as error:

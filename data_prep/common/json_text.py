@@ -46,10 +46,13 @@ def loads(content: bytes) -> Any:
 
 
 def too_full(text: bytes) -> str | None:
-    """An error message if a JSON text has so many values that parsed it takes many times its size, else None.
+    """Refuse a JSON text with too many values, which would take many times its size once parsed.
 
     Args:
         text: JSON text; brackets and commas inside its strings are not counted.
+
+    Returns:
+        An error message, or None if the text is accepted.
     """
     if len(text) <= JSON_CONTAINERS or not _over(_signs(text, 0, len(text))):
         return None

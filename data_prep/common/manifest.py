@@ -112,7 +112,7 @@ def difference(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "")
 
 
 def finished(out: Path, request: JsonDict) -> JsonDict | None:
-    """The manifest of `out` if `out` is already the output for `request`; None if `out` has yet to be made.
+    """Return the manifest of `out` if `out` was built for the same request, or None if `out` is not built yet.
 
     Args:
         out: output folder.

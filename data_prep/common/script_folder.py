@@ -26,8 +26,8 @@ def leave_at_once(*_: object) -> None:
 # Only if a command is the main script: a program that imports a command handles Ctrl-C itself.
 _SCRIPT = os.path.dirname(os.path.realpath(getattr(sys.modules["__main__"], "__file__", None) or ""))
 if _SCRIPT in _COMMANDS:
-    # atexit calls the handler that was registered first last of all. After it, Ctrl-C is ignored; Python's default
-    # would end the process by the signal, without a message.
+    # atexit calls handlers in reverse order, so this one is called last. From then on, Ctrl-C is ignored; by default,
+    # Python would end the process by the signal, without a message.
     atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # background jobs of a script ignore it
         signal.signal(signal.SIGINT, leave_at_once)

@@ -25,12 +25,12 @@ from data_prep.files.inputs import Tick
 
 CONNECT_TIMEOUT_S = 10.0
 READ_TIMEOUT_S = 60.0  # time without a byte
-ATTEMPTS = 6  # in a row that make no progress
+ATTEMPTS = 6  # attempts in a row that make no progress
 WAIT_S = 1.0  # before the second attempt; the wait doubles before each further one
 MAX_WAIT_S = 60.0
 PROGRESS_BYTES = 1 << 20  # an attempt that brings this much counts as progress
 BLOCK_BYTES = 1 << 20
-DOWNLOADS = 3  # of a file whose content fails its checks
+DOWNLOADS = 3  # downloads of a file whose content fails its checks
 USER_AGENT = "biomedlm-recipe/data_prep/acquire.py"
 
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class Answer:
 
     Attributes:
         body: bytes of the file as the server stores them.
-        headers: response headers, whose names match in any case.
+        headers: response headers; upper and lower case in their names do not matter.
     """
 
     body: bytes

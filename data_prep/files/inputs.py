@@ -28,8 +28,8 @@ BLOCK_BYTES = 1 << 20
 ENDINGS = 8  # number of endings of ignored files that are printed
 MAGIC = re.compile(r"[*?[]")
 KNOWN = {"url": str, "bytes": int, "stamp": str, "sha256": str}  # one line of the file that `remember` writes
-# The keys under which file systems give the state of a file's content. The first key that is there is used, and the
-# size.
+# The keys under which file systems give the state of a file's content. The first key that exists is used, together
+# with the size.
 STATES = ("ETag", "mtime", "LastModified", "last_modified", "blob_id")
 
 Tick = Callable[[int], object]

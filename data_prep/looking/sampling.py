@@ -47,8 +47,8 @@ class Shown:
 def sample(corpus: Corpus, count: int, seed: int, source: str | None = None, rule: str | None = None) -> list[Shown]:
     """Choose random documents, spread evenly over sources and over the endings of input files.
 
-    The function draws an input, weighted by its number of entries, and then an entry. It takes the first document from
-    that entry on that is in the corpus. So only a few inputs, and a few parts of a large corpus, are read. If an input
+    The function draws an input, weighted by its number of entries, and then an entry. From that entry on, it takes the
+    first document that is in the corpus. So only a few inputs, and a few parts of a large corpus, are read. If an input
     no longer exists, any document of its source's sets is taken instead, without changes.
 
     Args:

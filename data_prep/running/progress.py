@@ -47,7 +47,7 @@ class Progress:
         self._start_s = self._moved_s = self._said_s = time.monotonic()
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._report, daemon=True)
-        # disable=None: no bar where stderr is no terminal
+        # disable=None shows no bar if stderr is not a terminal.
         self._bar = tqdm(
             desc=name, total=total_bytes, initial=begun.bytes, unit="B", unit_scale=True, disable=None, miniters=1
         )

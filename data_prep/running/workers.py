@@ -2,7 +2,8 @@
 
 A task reads and writes files. Each output is written under another name and then renamed, so that a task can be killed
 at any point and run again, also on another machine. On a cluster, all nodes must see the same folders, as for training,
-and must have the same versions of the libraries that decide the output bytes. An error names a node that does not.
+and must have the same versions of the libraries that decide the output bytes. An error names any node with other
+folders or versions.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ PROCESSES = Whole(1, 10_000)
 CLUSTERS = ("local", "ray")
 LIBRARIES = ("gigatoken", "lxml", "numpy", "orjson", "pyarrow", "rensa", "tokenizers", "xxhash", "zstandard")
 MARK = ".cluster"  # file in the output folder; a node that finds it sees the same folder
-RETRIES = 16  # of a task whose node or process dies; nodes come and go, and a task takes minutes at most
+RETRIES = 16  # retries of a task whose node or process dies; nodes come and go, and a task takes minutes at most
 LOOK_S = 0.5
 HEAD_LOOK_S = 2.0  # between two checks of a cluster's head, and the timeout of one check
 HEAD_DEAD_S = 15.0  # time without an answer; Ray itself ends this process after 60 s
@@ -63,7 +64,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Workers:
-    """Where tasks run.
+    """The processes or the cluster that tasks run on.
 
     Attributes:
         processes: number of processes on this machine; a cluster uses all of its cores.
@@ -298,7 +299,7 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Node:
-    """What each node must have in common with the machine that submits the tasks."""
+    """The folder and library versions that each node must share with the machine that submits the tasks."""
 
     folder: Path
     mark: str

@@ -22,7 +22,7 @@ from data_prep.sources.document import Document
 from data_prep.tokenizing import encoder
 from data_prep.tokenizing.encoder import Encoder
 
-COMPARE_EVERY = 256  # one in so many characters, spread over a part, is also encoded by the saved tokenizer as a check
+COMPARE_EVERY = 256  # the saved tokenizer also encodes one in 256 characters of a part, as a check
 COMPARE_CHARACTERS = 512 << 10  # largest check per document
 FAST = 1  # zstd level of temporary files
 

@@ -8,9 +8,9 @@ A shards folder holds the folders `train/` and `val/`, each an MDS dataset with 
       arguments   seq_len, eos_between_documents, compression, …
       inputs      hashes of the corpus' and the tokenizer's manifests
       tokenizer   vocab_size, eos_token_id, sha256 of its tokenizer.json
-      corpus      what it was made from: counts by source, dates, licences, what was dropped and why
+      corpus      facts of the corpus: counts by source, dates, licences, dropped documents by reason
       counts      per split: documents, samples, tokens, dropped_tokens (the last partial sample), bytes of text
-      baselines   what a model must beat on val: unigram nats per token, xz -9 bits per byte
+      baselines   losses on val that a model must beat: unigram nats per token, xz -9 bits per byte
 
 The folder of each split also holds `documents.jsonl.zst`, with one line per document in the order of the shards: id,
 source, tokens, bytes. It maps a sample back to the documents that the sample was cut from.

@@ -216,7 +216,7 @@ def changed(pieces: Sequence[Piece], text: str, rule: str) -> list[Piece]:
                 if new:
                     result.append(Piece(new) if silent else Piece(new, ADDED, rule))
                 start, end, new = edits.pop(0)
-    if new:  # at the very end
+    if new:  # text that is added at the end
         result.append(Piece(new) if rule == JOINED and not new.strip() else Piece(new, ADDED, rule))
     return result
 

@@ -43,8 +43,8 @@ class Pmc:
     """Articles of PubMed Central.
 
     Attributes:
-        licenses: licences to keep, a key of `TIERS`: `commercial` for commercial use; `noncommercial` also for
-            non-commercial use; `all` also unknown licences.
+        licenses: licences to keep, a key of `TIERS`: `commercial` keeps licences that allow commercial use,
+            `noncommercial` also those that allow only non-commercial use, `all` also unknown licences.
         back_matter: elements after the body to keep, a key of `BACK`: `text` keeps sections, appendices, notes,
             glossaries and acknowledgements; `all` also footnotes and biographies; `none` keeps nothing after the body.
     """

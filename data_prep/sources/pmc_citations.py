@@ -43,7 +43,7 @@ MARK_LINKS = (
     "aff",
     "corresp",
     "author-notes",
-)  # that may be marks, by their `ref-type`
+)  # `ref-type` of links that may be marks
 
 JOINING = rf",;:/&+…·•*|\\{DASHES}"
 JOINT = rf"(?:[{JOINING}]|\.(?!\s)|\b(?:and|or|to|through)\b)"

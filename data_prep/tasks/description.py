@@ -46,7 +46,7 @@ def _imbalance(task: TaskSet, split: str, questions: Sequence[Question]) -> list
 
 
 def label_balance(task: TaskSet, questions: Iterable[Question]) -> dict[str, float]:
-    """Share of each right answer, by its text if all questions of the set have the same options, else by its letter."""
+    """How often each answer is right, by its text if all questions have the same options, else by its letter."""
     same = len({q.options for split in task.splits for q in task.questions(split)}) == 1
     counts = Counter(q.options[q.answer] if same else LETTERS[q.answer] for q in questions)
     total = sum(counts.values())

@@ -282,7 +282,7 @@ def test_one_long_text_is_cut_as_its_refusal_says(end: str, tmp_path: Path):
     line = ["--source", "text", "--input", str(book), "--out", str(tmp_path / "corpus"), "--workers", "1"]
     with pytest.raises(BadInput, match="holds one document") as refused:
         corpus.main(line)
-    (said,) = re.findall(r"as with (--document-characters \d+)", str(refused.value))
+    (said,) = re.findall(r"for example with (--document-characters \d+)", str(refused.value))
     corpus.main([*line, *said.split()])
     documents = [d for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)]
     documents.sort(key=lambda d: int(d.id.removeprefix("book.txt:")))

@@ -299,7 +299,7 @@ def test_what_cannot_be_looked_at_is_refused(built: Built, tmp_path: Path, monke
         ([str(tmp_path)], "not a finished corpus folder"),
         ([str(corpus), "--source", "pile"], "--source pile: .* was made from medline, pmc, text"),
         ([str(corpus), "--id", "PMC7"], "holds no document 'PMC7' or 'pmcid:PMC7'"),
-        ([str(corpus), "--id", "7", "--changed", "references"], "--changed beside --id"),
+        ([str(corpus), "--id", "7", "--changed", "references"], "--changed cannot be used with --id"),
         ([str(corpus), "--changed", "no rule"], "must be one of citation marks, "),
     ):
         with pytest.raises(BadInput, match=says):

@@ -48,7 +48,7 @@ def test_greek_names_have_greek_letters() -> None:
         ("a\n&nosuch; b", "", r"a\.xml, line \d: the entity &nosuch; is not defined by HTML"),
         ("&file;", '<!ENTITY file SYSTEM "file:///etc/passwd">', "&file; is a file"),
         ("&bold;", '<!ENTITY bold "<b>x</b>">', "&bold; is markup"),
-        ("&outer;", '<!ENTITY outer "&inner;">', "&outer; is none|&outer;.*none"),
+        ("&outer;", '<!ENTITY outer "&inner;">', "&outer; is not defined"),
         (
             "y" * 1_000_000 + "&long;" * 2_000,
             f'<!ENTITY long "{"x" * 1_000}">',

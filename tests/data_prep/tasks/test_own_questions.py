@@ -154,7 +154,7 @@ CHOICE = choices(1)[0]
         ([ONE, {**TWO, "context": 7}], r"line 2: context is 7, not a text"),
         ([ONE, {**TWO, "answer": "NO"}], r"the answers '(NO|no)' and '(NO|no)' differ in case"),
         ([ONE, CHOICE], r"line 1: it has no options, but .*line 2 has"),
-        ([{**CHOICE, "answer": "w"}], r"'answer' is 'w', which is no option's text or letter;  .* x0, y, 0, z"),
+        ([{**CHOICE, "answer": "w"}], r"'answer' is 'w', which is no option's text or letter; .* x0, y, 0, z"),
         ([{**CHOICE, "options": ["B", "A"], "answer": "A"}], r"is the text of one option and the letter of another"),
         ([{**CHOICE, "options": ["a", 3]}], r"options, entry 2 is 3, not a text"),
         ([{**CHOICE, "options": ["a"], "answer": "a"}], r"1 options; a question has 2"),

@@ -372,12 +372,12 @@ def test_a_split_by_hash_is_of_the_id_alone() -> None:
         ("diseases", "train.tsv", "of\tO", "of\tIN\tO", "line 4: 3 columns, but the first line has 2"),
         ("diseases", "train.tsv", "of\tO", "\tO", "line 4: its word is empty"),
         ("diseases", "train.tsv", "of\tO", "of\t\tO", "line 4: 3 columns"),
-        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tDisease", "line 6: the tag 'Disease' is of no"),
+        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tDisease", "line 6: the tag 'Disease' belongs to no"),
         ("diseases", "train.tsv", "colorectal\tB-", "colorectal\tM-", "line 6: the tag 'M-Disease' belongs to no"),
         ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tB", "line 6: the tag 'B' has no type, but '.-"),
         ("diseases", "train.tsv", "cancer\tI-", "cancer\tE-", "line 12: B-Chemical of '5-FU' is part of no entity"),
-        ("diseases", "devel.tsv", "cancer\tI-", "cancer\tL-", r"By L-Disease in .*devel\.tsv, line 7 the set is BILOU"),
-        ("diseases", "devel.tsv", "5-FU\tB-", "5-FU\tS-", r"By S-Chemical in .*devel\.tsv, line 12 the set is IOBES"),
+        ("diseases", "devel.tsv", "cancer\tI-", "cancer\tL-", r"L-Disease in .*devel\.tsv, line 7 shows .* BILOU"),
+        ("diseases", "devel.tsv", "5-FU\tB-", "5-FU\tS-", r"S-Chemical in .*devel\.tsv, line 12 shows .* IOBES"),
         ("diseases", "test.tsv", "5-FU\tB-Chemical", "5-FU\tB-Drug", "line 12: train has no Drug"),
         ("diseases", "test.tsv", "5-FU", "5-F\udcff", "line 12: not UTF-8"),
     ],
@@ -429,11 +429,11 @@ def test_a_set_in_two_forms_is_refused(
 ) -> None:
     one(tmp_path)
     other(tmp_path)
-    with pytest.raises(BadInput, match=r"holds the set in 2 forms: .*; keep one"):
+    with pytest.raises(BadInput, match=r"holds the set in 2 formats: .*; keep one"):
         load(one.__name__, tmp_path)
     for path in list(tmp_path.rglob("train*")):  # its test alone is enough
         path.unlink()
-    with pytest.raises(BadInput, match=r"holds the set in 2 forms: .*; keep one"):
+    with pytest.raises(BadInput, match=r"holds the set in 2 formats: .*; keep one"):
         load(one.__name__, tmp_path)
 
 
@@ -541,7 +541,7 @@ def test_every_fault_of_type_is_read_the_same_or_refused_by_file_and_place(
          '"snippets": "It is."', "question 4: snippets is 'It is.', not a list"),
         ("pubmedqa", "ori_pqal.json", '"CONTEXTS": ["Aim.", "Results."]', '"CONTEXTS": ["Aim.", 7]',
          "record 10[0-5]: CONTEXTS, entry 2 is 7, not a text"),
-        ("medmcqa", "dev.json", '"opa": "no"', '"opa": "no", "opa": "yes"', "line 1: .*key 'opa' comes twice"),
+        ("medmcqa", "dev.json", '"opa": "no"', '"opa": "no", "opa": "yes"', "line 1: .*key 'opa' occurs twice"),
         ("medmcqa", "dev.json", '"no"', '"\\ud800"', "line 1: not JSON that can be read"),
         ("medmcqa", "dev.json", '"no"', "[" * 100_000, "line 1: not JSON"),
         ("medmcqa", "dev.json", "}\n", "}\r", "line 1: it contains a CR without LF"),
