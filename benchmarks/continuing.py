@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for seed in range(17, 17 + args.seeds):
         for row, folder in measure(args.folder, text, args.shares, args.batches, seed).items():
             rows.setdefault(row, []).append(losses(folder, "old" if row == "trained on the old text" else "new"))
-    print(f"\n{machine()}\n{args.seeds} seeds, {args.batches} batches of {BATCH * SEQ_LEN:,} tokens, nats a token\n")
+    print(f"\n{machine()}\n{args.seeds} seeds, {args.batches} batches of {BATCH * SEQ_LEN:,} tokens, nats per token\n")
     print("| model | loss on old text | loss on new text |\n|---|---:|---:|")
     for row, pairs in rows.items():
         cells = [f"{statistics.mean(of):.3f} ({min(of):.3f} to {max(of):.3f})" for of in zip(*pairs, strict=True)]

@@ -498,9 +498,9 @@ def bound(work: Path, tokenizer: Path, speeds: Mapping[tuple[str, int], Speed]) 
     rows = [[what, f"{full_bytes / 1e6 / s:,.1f}", f"{s:.2f}"] for what, s in alone.items()]
     most = max(parts, key=lambda part: parts[part])
     return table(["alone, on one core", "MB/s of text", "s"], rows) + (
-        f"\n\nWhat bounds: {most}, {parts[most] / total_s:.0%} of the sum of the parts. The stage takes "
-        f"{stage_s / total_s:.2f} times that sum, and {stage_s / parts[most]:.2f} times what {most} takes alone. "
-        f"Tokens are {token_share:.2f} bytes a byte of text."
+        f"\n\nThe bottleneck is {most}, with {parts[most] / total_s:.0%} of the sum of the parts. The command takes "
+        f"{stage_s / total_s:.2f} times that sum, and {stage_s / parts[most]:.2f} times the time of {most} alone. "
+        f"Each byte of text gives {token_share:.2f} bytes of tokens."
     )
 
 

@@ -279,18 +279,18 @@ def report(sets: dict[str, ShardsInfo], workers: Sequence[int], repeats: int, li
         ratio = f"{statistics.median(ratios):.3f} ({ratios[0]:.3f}–{ratios[-1]:.3f})" if ratios else "–"
         print(f"| {name} | {limit * info.seq_len / statistics.median(times):,.0f} | {ratio} |", flush=True)
     total_s, parts = shares(info, limit)
-    print(f"\nWhere the time of ours goes, without loader processes ({total_s / limit * 1e6:.1f} µs a sample):")
+    print(f"\nTime of each part of our reader, without loader processes ({total_s / limit * 1e6:.1f} µs per sample):")
     own_s = sum(spent_s for name, spent_s in parts.items() if BESIDE not in name)
-    parts["all else: streaming's order, the loader, Python"] = total_s - own_s
+    parts["the rest: streaming's order, the loader, Python"] = total_s - own_s
     for name, spent_s in parts.items():
         print(f"  {name}: {spent_s / total_s:.1%}")
     for name, make in (("ours", verified), ("StreamingDataset", plain)):
         taken = [first_batch_seconds(make, info) for _ in range(repeats)]
-        print(f"To the first batch of {shards:,} shards, {name}: {statistics.median(taken):.2f} s")
+        print(f"Time to the first batch with {shards:,} shards, {name}: {statistics.median(taken):.2f} s")
     seen = memory_over_an_epoch(info)
     print(
-        f"Memory of the process over an epoch of {samples * info.seq_len / 1e6:,.0f}M tokens, page cache left out: "
-        f"{seen[0]:,.0f} MB at its first batch, {seen[len(seen) // 2]:,.0f} half-way, {seen[-1]:,.0f} at its end"
+        f"Memory of the process over an epoch of {samples * info.seq_len / 1e6:,.0f}M tokens, without the page cache: "
+        f"{seen[0]:,.0f} MB at the first batch, {seen[len(seen) // 2]:,.0f} half-way, {seen[-1]:,.0f} at the end"
     )
 
 

@@ -478,8 +478,8 @@ def say_table(
     """Print one row per run; ratios compare with the first row."""
     (first, against), *_ = results.items()
     cores, ranks_too = len(os.sched_getaffinity(0)), any(row[2] > 1 for row in results)
-    columns = ["ms a batch", "tokens/s", f"time / {name_of(first)}", "peak memory, GB", "losses apart"]
-    columns += ["of the time for so many cores"] * ranks_too
+    columns = ["ms a batch", "tokens/s", f"time / {name_of(first)}", "peak memory, GB", "largest loss difference"]
+    columns += ["time / ideal time on as many cores"] * ranks_too
     columns += [f"MFU of {peak_flops / 1e12:g} TFLOP/s"] if peak_flops else []
     print("| engine | variant | ranks | " + " | ".join(columns) + " |")
     print("| --- | --- | ---: |" + " ---: |" * len(columns))
@@ -512,9 +512,9 @@ def draw(curves: dict[str, list[float]], path: Path) -> None:
         above.plot(range(1, len(losses) + 1), losses, label=name, linewidth=1)
         apart = [one - other for one, other in zip(losses, curves[names[0]], strict=True)]
         below.plot(range(1, len(losses) + 1), apart, linewidth=1)
-    above.set_ylabel("loss, nats a token")
+    above.set_ylabel("loss, nats per token")
     above.legend()
-    below.set_ylabel(f"less that of {names[0]}")
+    below.set_ylabel(f"difference from {names[0]}")
     below.set_xlabel("batch")
     figure.savefig(path)
 

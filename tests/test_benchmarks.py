@@ -137,7 +137,7 @@ def test_ours_from_texts_to_the_bound(tmp_path: Path, tiny_documents: list[Docum
         rows = benchmark.speed_table(found, tmp_path).splitlines()
         assert " | 1 | " in rows[2] and f"| {speed.tokens:,} |" in rows[2]
         affinity = os.sched_getaffinity(0)
-        assert "What bounds: " in benchmark.bound(tmp_path, tiny_tokenizer, found)
+        assert "The bottleneck is " in benchmark.bound(tmp_path, tiny_tokenizer, found)
         assert os.sched_getaffinity(0) == affinity
 
 

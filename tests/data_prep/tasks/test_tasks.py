@@ -372,7 +372,7 @@ def test_a_split_by_hash_is_of_the_id_alone() -> None:
         ("diseases", "train.tsv", "of\tO", "of\tIN\tO", "line 4: 3 columns, but the first line has 2"),
         ("diseases", "train.tsv", "of\tO", "\tO", "line 4: its word is empty"),
         ("diseases", "train.tsv", "of\tO", "of\t\tO", "line 4: 3 columns"),
-        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tDisease", "line 6: the tag 'Disease' belongs to no"),
+        ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tDisease", "line 6: the tag 'Disease' belongs"),
         ("diseases", "train.tsv", "colorectal\tB-", "colorectal\tM-", "line 6: the tag 'M-Disease' belongs to no"),
         ("diseases", "train.tsv", "colorectal\tB-Disease", "colorectal\tB", "line 6: the tag 'B' has no type, but '.-"),
         ("diseases", "train.tsv", "cancer\tI-", "cancer\tE-", "line 12: B-Chemical of '5-FU' is part of no entity"),
