@@ -399,7 +399,7 @@ def test_a_server_that_hangs(pubmed: Site, tmp_path: Path, capsys: Any, monkeypa
     pubmed.fail(PATH, "hang")
     assert acquire_medline(pubmed, tmp_path / "passing") == 0
     pubmed.fail(PATH, "hang", for_ever=True)
-    assert_all_but_one_then_all(pubmed, tmp_path / "files", capsys, "no answer in time, at 6 attempts", code=69)
+    assert_all_but_one_then_all(pubmed, tmp_path / "files", capsys, "no answer in time, in 6 attempts", code=69)
 
 
 def test_a_connection_that_breaks_often_brings_the_file_all_the_same(
@@ -433,7 +433,7 @@ def test_after_many_faults_it_stops(pubmed: Site, tmp_path: Path, capsys: Any, m
 @pytest.mark.parametrize(
     ("faults", "code", "seen"),
     [
-        (["503"], 69, "503 Service Unavailable, at 6 attempts in a row"),
+        (["503"], 69, "503 Service Unavailable, in 6 attempts in a row"),
         (["close"], 69, "the connection fails or breaks off"),
         ([HTML], 2, "it begins with b'<!DOCTYPE html>"),
         (["little"], 2, "its MD5 is "),
@@ -575,13 +575,13 @@ def test_a_server_that_drips_is_given_up(pubmed: Site, tmp_path: Path, capsys: A
         assert acquire_medline(pubmed, tmp_path / "files") == 69
     finally:
         pubmed.drips = False
-    assert re.search(r"only [\d,]+ bytes came in \d+ s, at 6 attempts in a row", capsys.readouterr().err)
+    assert re.search(r"only [\d,]+ bytes came in \d+ s, in 6 attempts in a row", capsys.readouterr().err)
 
 
 def test_a_listing_with_a_number_that_none_has(pubmed: Site, tmp_path: Path, capsys: Any):
     put_pubmed(pubmed, "baseline", 99_999, pubmed_xml(1, RECORDS))
     assert acquire_medline(pubmed, tmp_path / "files") == 2
-    assert "ends with pubmed26n99999.xml.gz, and" in capsys.readouterr().err
+    assert "ends with pubmed26n99999.xml.gz but lacks" in capsys.readouterr().err
 
 
 def test_a_listing_that_is_none(pubmed: Site, tmp_path: Path, capsys: Any):
@@ -1134,7 +1134,7 @@ def test_pmc_what_passes_is_tried_again(articles: Site, tmp_path: Path, path: st
 @pytest.mark.parametrize(
     ("path", "fault", "code", "seen"),
     [
-        (XML, "503", 69, "503 Service Unavailable, at 6 attempts"),
+        (XML, "503", 69, "503 Service Unavailable, in 6 attempts"),
         (XML, "403", 2, "access denied (403 Forbidden)"),
         (XML, HTML, 2, "its metadata say"),
         (XML, "little", 2, "the MD5 of PMC3.1.xml is"),

@@ -98,7 +98,7 @@ def test_a_beginning_without_end_is_given_up(
     host, sent = serve(lambda _: pieces(), 0.01, certificate if scheme == "https" else None)
     url = Location(f"{scheme}://{host}/a")
     web = downloads.Web()
-    with pytest.raises(Unavailable, match="no answer in time, at 2 attempts in a row"):
+    with pytest.raises(Unavailable, match="no answer in time, in 2 attempts in a row"):
         web.get(url, LIMIT_BYTES) if method == "get" else web.length(url)
     assert len(sent) == 2
 
