@@ -1,4 +1,4 @@
-"""A tiny corpus, tokenizer and shards that every test may read and none may change."""
+"""Fixtures for all rooms, such as a tiny corpus, tokenizer and shards that every test may read and none may change."""
 
 from __future__ import annotations
 
@@ -50,23 +50,23 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure a start before the workers make the machine busy; they find it in their environment.
+    """Measure a start before the workers make the machine busy; the workers find the result in their environment.
 
-    Of a quick run few tests want it, and a worker measures it when one does.
+    In a run of `make quick` few tests need the measurement, so a worker measures it when a test asks for it.
     """
     if getattr(config.option, "numprocesses", None) and not config.pluginmanager.has_plugin(quick.BUDGET):
         start_s()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Of all tests, `make chaos` runs those of injected faults, and those that are long."""
+    """`make chaos` runs only the tests that inject faults and the tests that take long."""
     if config.getoption("--fault-report"):
         items[:] = [i for i in items if i.get_closest_marker("chaos") or "outcome" in getattr(i, "fixturenames", ())]
 
 
 @pytest.fixture
 def outcome(record_property: Callable[[str, str], None]) -> Outcome:
-    """`outcome(injected, seen, lost)`: a line of the table that ends `make chaos`."""
+    """`outcome(injected, seen, lost)` adds a line to the table that ends `make chaos`."""
 
     def record(injected: str, seen: str, lost: str) -> None:
         for name, value in (("injected", injected), ("seen", seen), ("lost", lost)):
@@ -76,9 +76,9 @@ def outcome(record_property: Callable[[str, str], None]) -> Outcome:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """What was left out and what would bring it, how long each file took; then the table of injected faults.
+    """Print which tests were left out and how to run them, the time of each file, and the table of injected faults.
 
-    A test that failed before it said what it saw stands there under its name.
+    A test that failed before it recorded an outcome is listed in the table by its name.
     """
     say_what_was_left_out(terminalreporter)
     quick.remember(config, (report for reports in terminalreporter.stats.values() for report in reports))
@@ -113,9 +113,9 @@ def say_what_was_left_out(terminalreporter: pytest.TerminalReporter) -> None:
         reasons[why.removeprefix("Skipped: ")] += 1
     left_out = [f"{count} skipped: {reason}" for reason, count in sorted(reasons.items())]
     expression = str(terminalreporter.config.option.markexpr)
-    for marker, what in {"chaos": "the long injections of faults", "nocuda": "the long runs without a GPU"}.items():
+    for marker, tests in {"chaos": "the long injections of faults", "nocuda": "the long runs without a GPU"}.items():
         if f"not {marker}" in expression.split(" and "):
-            left_out.append(f"not asked for: {what}, which make {marker} runs")
+            left_out.append(f"not asked for: {tests}, which make {marker} runs")
     if left_out:
         terminalreporter.section("left out")
         for line in left_out:
@@ -123,7 +123,7 @@ def say_what_was_left_out(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def tiny_source(documents: list[Document]) -> Source:
-    """Made-up documents in the place of a source."""
+    """Synthetic documents that take the place of a source."""
 
     @dataclass(frozen=True)
     class TinySource:
@@ -145,7 +145,7 @@ def tiny_source(documents: list[Document]) -> Source:
 
 @pytest.fixture(scope="session")
 def make_corpus() -> Callable[..., Path]:
-    """`make_corpus(out, documents, val_fraction)`: a corpus as from a source named `tiny`."""
+    """`make_corpus(out, documents, val_fraction)` builds a corpus as if from a source named `tiny`."""
 
     def make(out: Path, documents: list[Document], val_fraction: float = 0.1, **arguments: Any) -> Path:
         build_corpus({"tiny": (tiny_source(documents), [])}, out, val_fraction, **arguments)
@@ -156,7 +156,7 @@ def make_corpus() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
-    """`folder_bytes(folder)`: every file below it, name -> content."""
+    """`folder_bytes(folder)` maps the name of every file below the folder to its content."""
     return lambda folder: {
         p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
     }
@@ -164,7 +164,7 @@ def folder_bytes() -> Callable[[Path], dict[str, bytes]]:
 
 @pytest.fixture(scope="session")
 def tiny_documents() -> list[Document]:
-    """300 abstracts and 30 articles of a small language, among them a few awkward texts."""
+    """300 abstracts and 30 articles of a small vocabulary, with a few awkward texts among them."""
     draw = random.Random(17)
     syllables = ["ba", "cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro", "vas"]
     stems = ["".join(draw.choices(syllables, k=2)) for _ in range(60)]
@@ -207,7 +207,7 @@ def tiny_shards(tiny_corpus: Path, tiny_tokenizer: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def old_shards(tiny_documents: list[Document], tiny_tokenizer: Path, make_corpus: Callable[..., Path]) -> Path:
-    """Shards of other texts, by the tokenizer of `tiny_shards`: what is mixed in."""
+    """Shards of other texts, encoded with the tokenizer of `tiny_shards`, which a run mixes in."""
     old = [
         Document(f"pmid:{5000 + number}", " ".join(reversed(document.text.split())), ABSTRACTS, None, "2019")
         for number, document in enumerate(tiny_documents[4:104])
@@ -221,10 +221,10 @@ def old_shards(tiny_documents: list[Document], tiny_tokenizer: Path, make_corpus
 def kill_at_random_moments(
     tmp_path: Path, folder_bytes: Callable[[Path], dict[str, bytes]]
 ) -> Callable[[list[str], Path], None]:
-    """`kill_at_random_moments(command, straight)`: 30 SIGKILLs of `command OUT` and its like.
+    """`kill_at_random_moments(command, straight)` sends 30 SIGKILLs at random moments to runs of `command OUT`.
 
-    Whatever is finished between them must be `straight` to the byte; then another one is begun. The moments lie within
-    what it takes here to its end, and half as long again.
+    If a run finishes between the kills, its output must equal `straight` byte for byte, and a new output is begun. The
+    moments lie within one and a half times the time that an undisturbed run takes on this machine.
     """
 
     def kill(command: list[str], straight: Path) -> None:
@@ -253,7 +253,7 @@ def kill_at_random_moments(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """`small_disk(bytes, "rw")`: a file system of that size; called again, the same one, of another size or "ro"."""
+    """`small_disk(bytes, "rw")` mounts a file system of that size; a second call changes its size, or mode to "ro"."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -271,7 +271,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[..., Path]]:
 
 @pytest.fixture(scope="session")
 def store_url() -> Iterator[str]:
-    """An S3 store on this machine."""
+    """The URL of an S3 store on this machine."""
     from moto.server import ThreadedMotoServer
 
     with pytest.MonkeyPatch.context() as patch:
@@ -285,7 +285,7 @@ def store_url() -> Iterator[str]:
 
 @pytest.fixture
 def s3(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A client of that store, which is then every client's of the test and its processes."""
+    """An S3 client of that store; all clients of the test and its processes also use that store."""
     import boto3
 
     for name, value in {
@@ -297,11 +297,11 @@ def s3(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     return boto3.client("s3")
 
 
-SECRET = "do-not-print-this"  # must be in no message
+SECRET = "do-not-print-this"  # must not occur in any message
 
 
 class Proxy(ThreadingHTTPServer):
-    """Forwards to the store; `break_it("503", "GET", "ba8", times=2)` is what it does to such requests instead."""
+    """A proxy in front of the store; `break_it("503", "GET", "ba8", times=2)` answers such requests with that fault."""
 
     daemon_threads = True
 
@@ -310,19 +310,19 @@ class Proxy(ThreadingHTTPServer):
         self.store = store
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.rules: list[list[Any]] = []
-        self.held = threading.Event()  # a request hangs
+        self.held = threading.Event()  # lets a request hang
         self.release = threading.Event()
         self.requests: list[str] = []
 
-    def break_it(self, what: str, method: str = "", path: str = "", times: float = float("inf")) -> None:
-        self.rules.append([what, method, path, times])
+    def break_it(self, fault: str, method: str = "", path: str = "", times: float = float("inf")) -> None:
+        self.rules.append([fault, method, path, times])
 
     def fault(self, method: str, path: str) -> str:
         for rule in self.rules:
-            what, of_method, pattern, times = rule
+            kind, of_method, pattern, times = rule
             if method.startswith(of_method) and re.search(pattern, path) and times > 0:
                 rule[3] -= 1
-                return what
+                return kind
         return ""
 
     def well_again(self) -> None:
@@ -330,7 +330,7 @@ class Proxy(ThreadingHTTPServer):
         self.release.set()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is what some tests are about."""
+        """Ignore errors of clients that have gone, because some tests provoke them."""
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -385,7 +385,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """Every client of the test and its processes speaks to the store through it, and soon loses patience."""
+    """All clients of the test and its processes use the store through the proxy, and soon stop waiting."""
     server = Proxy(store_url)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     for name, value in {
@@ -404,7 +404,7 @@ def proxy(store_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="session")
 def chromium() -> Iterator[Browser]:
-    """A headless browser that reaches this machine alone: what `make test` brought, or CHROMIUM=/path/to/it."""
+    """A headless browser that reaches only this machine: the one of `make test`, or CHROMIUM=/path/to/it."""
     executable = Path(os.environ.get("CHROMIUM") or Path(sys.prefix) / "chromium/chromium")
     libraries, fonts = executable.parent / "al2023/lib", executable.parent / "fonts/fonts.conf"
     env: dict[str, str | float | bool] = dict(os.environ)
@@ -426,7 +426,8 @@ def chromium() -> Iterator[Browser]:
             say(f"pages: make test brings Chromium, or say CHROMIUM=/path/to/it ({executable} does not run: {why})")
         yield browser
         browser.close()
-        # A run in this process may have left loader workers. They hold the pipe whose end the driver waits for.
+        # An earlier run in this process may have left loader workers, which hold the pipe whose end the driver waits
+        # for.
         for child in multiprocessing.active_children():
             child.kill()
             child.join()
@@ -434,20 +435,22 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture
 def visit(chromium: Browser) -> Iterator[Callable[[str, int], Page]]:
-    """`visit(url, width)`: a page, which must ask no other machine for anything, report no error and fit its window."""
+    """`visit(url, width)` opens a page that may not contact other machines, report errors or exceed the window."""
     pages: list[Page] = []
     problems: list[str] = []
 
-    def asked(what: Any) -> None:
-        if not what.url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:")):
-            problems.append(f"asks for {what.url}")
+    def asked(request: Any) -> None:
+        if not request.url.startswith(("http://127.0.0.1:", "ws://127.0.0.1:", "file:", "data:", "blob:")):
+            problems.append(f"asks for {request.url}")
 
     def open_page(url: str, width: int) -> Page:
         page = chromium.new_page(viewport={"width": width, "height": 844})
         page.set_default_timeout(1000 * patience_s())
         page.on("request", asked)
         page.on("websocket", asked)
-        page.on("console", lambda said: problems.append(said.text) if said.type in ("error", "warning") else None)
+        page.on(
+            "console", lambda message: problems.append(message.text) if message.type in ("error", "warning") else None
+        )
         page.on("pageerror", lambda error: problems.append(error.stack or error.message))
         page.goto(url)
         pages.append(page)

@@ -1,7 +1,7 @@
-"""What was made before the code moved into rooms is read, resumed and found up to date.
+"""Outputs from before the code moved into rooms are read, resumed and found current.
 
 tests/data/before_rooms was made by commit 6e66e8e: a corpus, a tokenizer, shards, and a finished run of twelve batches
-with dropout. Its configuration has the keys of then.
+with dropout. Its configuration has the keys of that time.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def old(tmp_path: Path) -> Path:
 
 
 def test_stages_make_the_same_bytes(tmp_path: Path, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the corpus of then every file and every manifest, so that what lies on a disk since then is found up to date.
+    """The old texts and shards are rebuilt with the same bytes, so outputs from that time count as current.
 
-    The corpus itself is made anew by a command of today: articles and abstracts become another text since format 4 of a
-    corpus, so no corpus of then is up to date. The text of files of one's own did not change, and neither do its bytes.
+    Only the manifest of the corpus differs: since corpus format 4, articles and abstracts become another text, so the
+    old corpus itself is refused. The rules for own text did not change, and neither did its bytes.
     """
     monkeypatch.chdir(tmp_path)
     shutil.copy(BEFORE / "documents.jsonl", tmp_path)
@@ -67,7 +67,7 @@ def test_shards_of_then_verify(old: Path, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_run_of_then_is_resumed_bit_for_bit(old: Path) -> None:
-    """Stopped at batch 6, the losses of batches 7 to 12 are those of the run that was not."""
+    """A run that stopped at batch 6 has the same losses in batches 7 to 12 as the uninterrupted run."""
     run = old / "run"
     expected = dict(read_run(run).series[TRAIN_LOSS])
     shutil.rmtree(run / "checkpoints/ep0-ba12")
@@ -84,11 +84,11 @@ def test_a_run_of_then_is_resumed_bit_for_bit(old: Path) -> None:
     with pytest.raises(BadInput, match=r"schedule\.name: 'cosine' -> 'linear'"):
         train(load_config(ROOT / "yamls/smoke-cpu.yaml", [*now, *places, "scheduler.name=linear"]))
     assert train(load_config(ROOT / "yamls/smoke-cpu.yaml", [*now, *places])) is not None
-    found = dict(read_run(run).series[TRAIN_LOSS])
-    assert found.keys() == expected.keys() == set(range(1, 13))
-    assert {n: found[n] for n in range(1, 7)} == {n: expected[n] for n in range(1, 7)}
-    # To the bit where torch computes as it did then; another processor rounds otherwise.
-    assert [found[n] for n in range(7, 13)] == pytest.approx([expected[n] for n in range(7, 13)], rel=1e-6)
+    losses = dict(read_run(run).series[TRAIN_LOSS])
+    assert losses.keys() == expected.keys() == set(range(1, 13))
+    assert {n: losses[n] for n in range(1, 7)} == {n: expected[n] for n in range(1, 7)}
+    # Exact where torch computes as it did then; another processor rounds differently.
+    assert [losses[n] for n in range(7, 13)] == pytest.approx([expected[n] for n in range(7, 13)], rel=1e-6)
     assert len(json.loads((run / "run.json").read_text())["starts"]) == 2
 
 

@@ -1,4 +1,4 @@
-"""The benchmark of data preparation measures what it says, on tiny data and without its peers."""
+"""The benchmarks measure what they claim, on tiny data and without other projects' tools."""
 
 from __future__ import annotations
 
@@ -40,12 +40,12 @@ def test_time_and_memory_of_all_processes_are_seen():
     parent = (
         f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); sum(range(10**7)); print('end')"
     )
-    found = benchmark.measured([sys.executable, "-c", parent], 1)
-    assert found.largest_process_bytes > 150 << 20
-    assert found.peak_bytes > found.largest_process_bytes + (5 << 20)
-    assert found.wall_s > 0.6 and found.cpu_s > 0.1 and found.output == "end\n"
-    both = found.then(benchmark.Run(1, 2, 3, 4, "last"))
-    assert (both.wall_s, both.peak_bytes, both.output) == (found.wall_s + 1, found.peak_bytes, "last")
+    run = benchmark.measured([sys.executable, "-c", parent], 1)
+    assert run.largest_process_bytes > 150 << 20
+    assert run.peak_bytes > run.largest_process_bytes + (5 << 20)
+    assert run.wall_s > 0.6 and run.cpu_s > 0.1 and run.output == "end\n"
+    both = run.then(benchmark.Run(1, 2, 3, 4, "last"))
+    assert (both.wall_s, both.peak_bytes, both.output) == (run.wall_s + 1, run.peak_bytes, "last")
 
 
 def test_a_process_has_the_cores_that_it_is_measured_on():
@@ -67,7 +67,7 @@ def test_lost_characters_are_counted(tmp_path: Path):
     size = len("Onebolddeeptitle.Ofoneinnerkind.")
     assert (kept.documents, kept.expected, kept.ours, kept.ours_lossy) == (1, size, size, 0)
     assert (kept.theirs, kept.theirs_lossy) == (size - len("deepinner"), 1)
-    # It leaves out the label where there is but one section.
+    # pubmed_parser leaves out the label if there is only one section.
     assert (labels.expected, labels.ours, labels.theirs, labels.theirs_lossy) == (1, 1, 0, 1)
     with patch.object(medline.Medline, "_section", lambda self, element: element.text):
         kept, labels = benchmark.citations_kept(path)
@@ -112,7 +112,7 @@ def test_xml_is_timed_from_file_to_corpus(tmp_path: Path):
     path = tmp_path / "pubmed.xml.gz"
     path.write_bytes(gzip.compress(f"<PubmedArticleSet>{records}</PubmedArticleSet>".encode()))
     lines = benchmark.xml_speed([path], tmp_path / "work", 1).splitlines()
-    assert len(lines) == 2 + 4 + 1  # the last is of all files together
+    assert len(lines) == 2 + 4 + 1  # the last row is all files together
     for line in lines[2:]:
         mine, theirs, ratio = (float(cell.replace(",", "")) for cell in line.strip("| ").split(" | ")[1:])
         assert mine > 0 and theirs > 0 and ratio > 0
@@ -124,20 +124,20 @@ def test_ours_from_texts_to_the_bound(tmp_path: Path, tiny_documents: list[Docum
     texts = [document.text for document in tiny_documents]
     with patch.object(benchmark, "SEQ_LEN", 64):
         benchmark.prepare_sizes(texts, tmp_path, 1, 300)
-        benchmark.prepare_sizes(texts, tmp_path, 2, 300)  # what another call left does not stay
-        found = benchmark.speeds(benchmark.our_tools(tiny_tokenizer)[:1], tmp_path, 1, (1,))
-    (speed,) = found.values()
+        benchmark.prepare_sizes(texts, tmp_path, 2, 300)  # files of an earlier call are removed
+        speeds = benchmark.speeds(benchmark.our_tools(tiny_tokenizer)[:1], tmp_path, 1, (1,))
+    (speed,) = speeds.values()
     encode = tokenizer_format.load_tokenizer(tiny_tokenizer).encode_batch_fast
     written = [orjson.loads(line)["text"] for line in (tmp_path / "full/texts/00000.jsonl").read_bytes().splitlines()]
     assert len(written) == 2 * len(texts)
     encoded = encode(written, add_special_tokens=False)
     assert speed.tokens == sum(len(encoding.ids) for encoding in encoded) + len(written)
     assert speed.disk_bytes > 0 and speed.full[0].peak_bytes > 30 << 20
-    with patch.object(benchmark.Speed, "steady", lambda self, what: [2.0]):  # so small a difference is noise
-        rows = benchmark.speed_table(found, tmp_path).splitlines()
+    with patch.object(benchmark.Speed, "steady", lambda self, what: [2.0]):  # such a small difference is noise
+        rows = benchmark.speed_table(speeds, tmp_path).splitlines()
         assert " | 1 | " in rows[2] and f"| {speed.tokens:,} |" in rows[2]
         affinity = os.sched_getaffinity(0)
-        assert "The bottleneck is " in benchmark.bound(tmp_path, tiny_tokenizer, found)
+        assert "The bottleneck is " in benchmark.bound(tmp_path, tiny_tokenizer, speeds)
         assert os.sched_getaffinity(0) == affinity
 
 
@@ -156,15 +156,15 @@ def test_the_estimate_follows_amdahl(tmp_path: Path):
     for name, size_bytes in (("tiny", 0), ("full", benchmark.PILE_BYTES / 3600)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "texts.bytes").write_text(f"{size_bytes:.0f}")
-    found = {}
+    speeds = {}
     for name in ("ours, shards.py, zstd", "ours, corpus.py and shards.py"):
         for cores, wall_s in ((1, 10.0), (2, 6.0)):  # 2 s serial, 8 s parallel
             run = benchmark.Run(wall_s=wall_s)
-            found[name, cores] = benchmark.Speed(full=[run], tiny=[benchmark.Run()], corpus=[wall_s])
-    row = benchmark.estimate(tmp_path, found).splitlines()[2]
+            speeds[name, cores] = benchmark.Speed(full=[run], tiny=[benchmark.Run()], corpus=[wall_s])
+    row = benchmark.estimate(tmp_path, speeds).splitlines()[2]
     assert row == "| shards.py | 1.67 | 20% | 10.0 | 2.25 |"
-    found["ours, shards.py, zstd", 2].full[0].wall_s = 11
-    assert benchmark.estimate(tmp_path, found).splitlines()[2] == "| shards.py | 0.91 | unknown | 10.0 | unknown |"
+    speeds["ours, shards.py, zstd", 2].full[0].wall_s = 11
+    assert benchmark.estimate(tmp_path, speeds).splitlines()[2] == "| shards.py | 0.91 | unknown | 10.0 | unknown |"
 
 
 def test_memory_of_both_stages(tmp_path: Path, tiny_documents: list[Document], tiny_tokenizer: Path):
@@ -195,7 +195,7 @@ def tiny(shards: Path, tokenizer: Path) -> list[str]:
 
 @pytest.mark.chaos
 def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
-    """Losses of the fast path are the faithful ones; a run that fails is a row, not the end."""
+    """The fast path has the losses of the faithful one; a run that fails becomes a row, and the others continue."""
     table = printed(
         "train_step.py", *tiny(tiny_shards, tiny_tokenizer), "--batches", "6", "--rounds", "1", "--engines", "bare",
         "--variants", "faithful", "all", "cudnn", "--plot", str(tmp_path / "losses.svg"),
@@ -209,13 +209,13 @@ def test_the_step_of_each_variant_is_a_row(tiny_shards: Path, tiny_tokenizer: Pa
 
 @pytest.mark.chaos
 def test_loading_is_measured_on_made_shards():
-    said = printed("loading.py", "--made-shards", "3", "--limit", "64", "--repeats", "1", "--workers", "0", "1")
-    rates = re.findall(r"^\| (ours, verified|StreamingDataset) \| (raw|zstd) \| ([01]) \| ([\d,]+) \|", said, re.M)
+    output = printed("loading.py", "--made-shards", "3", "--limit", "64", "--repeats", "1", "--workers", "0", "1")
+    rates = re.findall(r"^\| (ours, verified|StreamingDataset) \| (raw|zstd) \| ([01]) \| ([\d,]+) \|", output, re.M)
     assert len(rates) == 8 and all(int(rate.replace(",", "")) > 0 for *_, rate in rates)
-    shares = re.findall(r"^  (.*): ([\d.]+)%$", said, re.M)
+    shares = re.findall(r"^  (.*): ([\d.]+)%$", output, re.M)
     own = [float(share) for name, share in shares if "beside" not in name]
     assert len(own) >= 4 and sum(own) == pytest.approx(100, abs=0.5)
-    assert "np.memmap" in said and "of 3 shards, ours" in said and "half-way" in said
+    assert "np.memmap" in output and "of 3 shards, ours" in output and "half-way" in output
 
 
 @pytest.mark.chaos
@@ -223,22 +223,22 @@ def test_loading_is_measured_on_made_shards():
 def test_saving_is_measured_beside_the_disk(
     tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path, ranks: int, parts: str
 ):
-    """Each save has its parts and a plain file of as many bytes; the run is resumed, and exported."""
+    """Each save has its parts and a plain file of the same size; the run is resumed, and exported."""
     options = ["--ranks", str(ranks), "--saves", "2", "--folder", str(tmp_path)]
-    said = printed("checkpoint.py", *tiny(tiny_shards, tiny_tokenizer), *options)
-    rows = {name: [float(cell) for cell in cells.split(" | ")] for name, cells in re.findall(ROW, said, re.M)}
-    save, write, hashing, plain = (rows[name][2] for name in rows if "going" not in name and "read" not in name)
+    output = printed("checkpoint.py", *tiny(tiny_shards, tiny_tokenizer), *options)
+    rows = {name: [float(cell) for cell in cells.split(" | ")] for name, cells in re.findall(ROW, output, re.M)}
+    save, write, hashing, plain = (rows[name][2] for name in rows if "resume" not in name and "read" not in name)
     assert save >= write >= 0 and save >= hashing >= 0 and plain >= 0 and len(rows) == 7
     assert all(row[0] == ranks and row[1] == rows["save"][1] for row in rows.values())
-    (export,) = re.findall(rf"^\| of {parts} \| (\d\.\d\d) \| [\d.]+ \| ([\d.]+) \|", said, re.M)
+    (export,) = re.findall(rf"^\| of {parts} \| (\d\.\d\d) \| [\d.]+ \| ([\d.]+) \|", output, re.M)
     assert float(export[1]) > float(export[0])  # libraries, at this size
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.chaos
 def test_replay_is_compared_by_old_and_new_text(tmp_path: Path):
-    said = printed("continuing.py", "--folder", str(tmp_path), "--batches", "30", "--seeds", "1", "--shares", "0.5")
-    rows = re.findall(r"^\| ([a-z 0-9.,]+) \| ([\d.]+) \([\d.]+ to [\d.]+\) \| ([\d.]+) \(", said, re.M)
+    output = printed("continuing.py", "--folder", str(tmp_path), "--batches", "30", "--seeds", "1", "--shares", "0.5")
+    rows = re.findall(r"^\| ([a-z 0-9.,]+) \| ([\d.]+) \([\d.]+ to [\d.]+\) \| ([\d.]+) \(", output, re.M)
     assert [name for name, *_ in rows] == [
         "trained on the old text", "continued, no replay", "continued, replay 0.5", "new text from scratch",
     ]  # fmt: skip

@@ -1,12 +1,12 @@
-"""Every block of commands on the pages runs as printed, or says in a comment before it why no test runs it.
+"""Every block of commands on the pages runs as printed, or a comment before it says why no test runs it.
 
-What is typed is the block's text, to the byte, into `bash -e` in a clone of the project (`scratch_clone`), so that the
-first line that fails fails the block. Small is what it finds there: data, runs and models of before; and the YAMLs,
-which the clone has under their own names with a few settings that make a run short. A block of which YAMLs as they are
-are the subject (a plan of the 2.7B) finds those, and no data. `python` and `composer` are forks of a process that has
-imported torch (`warm_python`); where it says `as_users_do`, nothing is in the place of anything.
+The text of the block is typed, byte for byte, into `bash -e` in a clone of the project (`scratch_clone`), so the block
+fails at its first failing line. The clone is small: it has little data, small runs and models, and YAMLs with the usual
+names and a few settings that make a run short. A block that is about the YAMLs themselves (a plan of the 2.7B) gets the
+original YAMLs, and no data. `python` and `composer` are forks of a process that has imported torch (`warm_python`);
+with `as_users_do`, nothing is replaced.
 
-`<!-- not run: REASON -->` before a block is the other way. What takes longer than 20 s alone runs with `make chaos`.
+Other blocks have `<!-- not run: REASON -->` before them. Blocks of more than 20 s run with `make chaos`.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from warm_python import Warm
 
 @dataclass(frozen=True)
 class Run:
-    """How a block is run, and what it must end in.
+    """How a block is run, and its required result.
 
     Attributes:
-        page: that has it.
-        begins: how it begins.
-        makes: files that are there afterwards.
-        says: what it prints, as regular expressions.
-        fresh: what of the clone is removed before: files and folders that the block makes.
-        before: typed before it, where a page says what has to be there.
-        whole: YAMLs as they are, and nothing but the project.
-        long: `make chaos` runs it.
-        as_users_do: with the environment's own `python` and `composer`.
+        page: page of the block.
+        begins: beginning of the block.
+        makes: files that exist afterwards.
+        says: regular expressions that match its output.
+        fresh: files and folders of the clone that are removed before, because the block makes them.
+        before: commands that are typed before it, if the page says what must exist.
+        whole: whether the clone has the original YAMLs, and only the project.
+        long: whether `make chaos` runs it.
+        as_users_do: whether the environment's own `python` and `composer` are used.
     """
 
     page: str
@@ -109,18 +109,18 @@ OF_COMMANDS = [block for page in PAGES for block in blocks(page) if block.is_of_
 
 
 def how(run: Run) -> Block:
-    """The block that a row of `RUNS` is about."""
+    """The block of a row of `RUNS`."""
     mine = [block for block in OF_COMMANDS if block.page == run.page and block.text.startswith(run.begins)]
-    found = [block for block in mine if block.mark is None]
-    assert len(found) == 1, f"{run.page}: {len(found)} blocks without a mark begin with {run.begins!r}"
-    return found[0]
+    begun = [block for block in mine if block.mark is None]
+    assert len(begun) == 1, f"{run.page}: {len(begun)} blocks without a mark begin with {run.begins!r}"
+    return begun[0]
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    run = {how(run).commands for run in RUNS}  # one that does the same as another on another page is run once
+    run = {how(run).commands for run in RUNS}  # equal blocks on several pages are run once
     for block in OF_COMMANDS:
         if block.mark is None:
-            assert block.commands in run, f"{block.place}: RUNS lacks it, or it lacks <!-- not run: REASON -->"
+            assert block.commands in run, f"{block.place}: add it to RUNS, or put <!-- not run: REASON --> before it"
     for page, test in RUN_BY.items():
         assert Path(page).name in test.read_text(encoding="utf-8")
     places = [how(run).place for run in RUNS]
@@ -129,15 +129,15 @@ def test_every_block_is_run_or_says_why_not() -> None:
 
 def test_a_mark_stands_before_a_block_and_has_a_reason() -> None:
     for page in PAGES:
-        found = list(blocks(page))
+        on_page = list(blocks(page))
         marks = MARK.findall(page.read_text(encoding="utf-8"))
-        assert marks == [block.mark for block in found if block.mark is not None and block.is_of_commands], page
+        assert marks == [block.mark for block in on_page if block.mark is not None and block.is_of_commands], page
         for mark in marks:
             reason = re.fullmatch(r": (\S+( \S+)+) ", mark)
-            assert reason, f"{page}: '<!-- not run{mark}-->' says no reason"
+            assert reason, f"{page}: '<!-- not run{mark}-->' gives no reason"
             for path in re.findall(r"(?:tests|docs|benchmarks)/[\w/.]*\w", reason[1]):
                 assert (ROOT / path).exists(), f"{page}: {path}"
-        for block in found:
+        for block in on_page:
             assert block.is_of_commands or block.kind in DATA_OF, f"{block.place}: {block.kind}"
 
 
@@ -146,15 +146,15 @@ def test_blocks_and_marks_are_found_however_they_are_written() -> None:
         "<!-- not run: so -->\n```\na\n```\n<!-- not run: x y -->\ntext\n~~~bash\nb\n~~~\n"
         "- item\n\n  ```sh\n  c # why\n  ```\n````text\n```\nd\n```\n````\n"
     )
-    found = list(blocks_of(text, "page"))
-    assert [(block.kind, block.line, block.mark, block.commands) for block in found] == [
+    in_text = list(blocks_of(text, "page"))
+    assert [(block.kind, block.line, block.mark, block.commands) for block in in_text] == [
         ("", 2, ": so ", "a"), ("bash", 7, None, "b"), ("sh", 12, None, "c"), ("text", 15, None, "```\nd\n```"),
     ]  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def warm() -> Iterator[Warm]:
-    with tempfile.TemporaryDirectory() as folder:  # a socket's path is short, tmp_path is not
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket must be short, and tmp_path is long
         answering = Warm(Path(folder))
         yield answering
         answering.close()
@@ -162,7 +162,7 @@ def warm() -> Iterator[Warm]:
 
 @pytest.fixture(scope="session")
 def small(tmp_path_factory: pytest.TempPathFactory, warm: Warm) -> Path:
-    """The small clone, made once for all workers of pytest; none types into it, but into a copy."""
+    """The small clone, made once for all workers of pytest; each test uses a copy."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "small-clone"
     with folder.with_suffix(".lock").open("w") as lock:
@@ -193,11 +193,11 @@ def test_a_block_ends_in_what_it_is_for(run: Run, warm: Warm, tmp_path: Path, re
     for name in run.fresh:
         shutil.rmtree(clone / name)
     before = type_in(clone, run.before)
-    assert before.code == 0, before.said
-    assert not any((clone / name).exists() for name in run.makes), "it is there before the block makes it"
+    assert before.code == 0, before.output
+    assert not any((clone / name).exists() for name in run.makes), "it exists before the block makes it"
     ended = type_in(clone, how(run).text)
-    assert ended.code == 0, f"{how(run).place}\n{ended.said}"
+    assert ended.code == 0, f"{how(run).place}\n{ended.output}"
     for name in run.makes:
-        assert (clone / name).exists(), f"{how(run).place} did not make {name}\n{ended.said}"
+        assert (clone / name).exists(), f"{how(run).place} did not make {name}\n{ended.output}"
     for text in run.says:
-        assert re.search(text, ended.said), f"{how(run).place} did not say {text}\n{ended.said}"
+        assert re.search(text, ended.output), f"{how(run).place} did not say {text}\n{ended.output}"

@@ -1,4 +1,4 @@
-"""All options of all commands refuse what makes no sense before any work; the examples of all `--help` are accepted."""
+"""All options of all commands refuse invalid values before any work; the examples in all `--help` texts are valid."""
 
 from __future__ import annotations
 
@@ -26,26 +26,28 @@ from project import COMMANDS, ROOT
 from recipes.config.loading import load_config, load_finetune_config
 from recipes.finetuning.sweep import read_grid
 
-# What is read: whoever reads it says what is wrong with it. What is written has a type of its own.
+# Inputs: the code that reads them reports their errors. Outputs have their own types.
 READ = {"model", "data", "runs", "run", "corpus", "tokenizer", "gpt2", "shards", "checkpoint", "predict"}
 READ |= {"scores", "license_file", "input", "decontaminate", "exclude_pmids"}
-# Texts that are looked up where they are used, at once, or that are free.
+# Texts that are looked up at once where they are used, or that are free.
 TEXTS = {"yaml", "overrides", "given", "source", "gpu", "host", "prompt", "accept", "files"}
 TEXTS |= {"url", "repository", "revision", "remote"}
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_has_a_type_that_refuses(command: str) -> None:
-    """A new number, list or output without one fails here."""
+    """A new number, list or output without a type fails here."""
     for before, action in options(parser_of(command)):
         where = f"{command} {' '.join(before)} {action.option_strings or action.dest}"
         good = isinstance(action.type, (Allowed, FileToWrite)) or action.type in (names, folder_to_make, language_codes)
         if action.dest in ("out", "plot"):
             assert isinstance(action.type, FileToWrite) or action.type is folder_to_make, where
         elif action.type is Path:
-            assert action.dest in READ, f"{where}: if it is written, folder_to_make or FileToWrite; else READ here"
+            assert action.dest in READ, (
+                f"{where}: an output needs folder_to_make or FileToWrite; add an input to READ here"
+            )
         elif action.type is None and not action.choices:
-            assert action.dest in READ | TEXTS, f"{where}: what may it be? Allowed(…), or TEXTS here"
+            assert action.dest in READ | TEXTS, f"{where}: state its values with Allowed(…), or add it to TEXTS here"
         else:
             assert good or action.choices, where
 
@@ -130,14 +132,14 @@ def test_a_list_may_have_blanks() -> None:
     assert language_codes(" eng, fre") == "eng,fre"
 
 
-ENDS = ("|", "&&", ">", "&", ";")  # of one command of a line
-# What a block of a page may call besides: the shell's own words, and programs of others.
+ENDS = ("|", "&&", ">", "&", ";")  # the command at the beginning of a line
+# Other commands that a block of a page may call: words of the shell, and other programs.
 OTHERS = {"cd", ".", "cp", "mkdir", "export", "[", "exit", "for", "done", "grep"}
 OTHERS |= {"git", "aws", "ray", "docker", "kubectl", "sky", "mcli", "tensorboard", "hf"}
 
 
 def lines_of(text: str) -> Iterator[str]:
-    """Lines, those that go on in the next one put together."""
+    """Lines, with continuation lines joined."""
     lines = iter(text.splitlines())
     for line in lines:
         while line.endswith("\\"):
@@ -146,12 +148,12 @@ def lines_of(text: str) -> Iterator[str]:
 
 
 def in_line(words: list[str]) -> Iterator[tuple[str, list[str]]]:
-    """The project's commands that a command line calls, each with what follows it."""
+    """The project's commands in a command line, each with its arguments."""
     if words[:1] == ["make"]:
         made = ("-o", ".venv/installed", "-o", ".venv/development", "-o", ".venv/chromium")
-        said = subprocess.run(["make", "-n", *made, *words[1:]], cwd=ROOT, capture_output=True, text=True)
-        assert said.returncode == 0, f"{shlex.join(words)}: {said.stderr}"
-        for line in lines_of(said.stdout):
+        printed = subprocess.run(["make", "-n", *made, *words[1:]], cwd=ROOT, capture_output=True, text=True)
+        assert printed.returncode == 0, f"{shlex.join(words)}: {printed.stderr}"
+        for line in lines_of(printed.stdout):
             if line.startswith(("@.venv/bin/", ".venv/bin/")):
                 yield from in_line(shlex.split(line))
         return
@@ -169,7 +171,7 @@ def in_line(words: list[str]) -> Iterator[tuple[str, list[str]]]:
 
 
 def examples() -> Iterator[tuple[str, list[str]]]:
-    """Each command line of each `--help`: the command and what follows it."""
+    """Each command line in each `--help`: the command and its arguments."""
     for command in COMMANDS:
         doc = importlib.import_module(command.removesuffix(".py").replace("/", ".")).__doc__ or ""
         for line in lines_of(doc):
@@ -207,7 +209,9 @@ def test_the_commands_on_a_page_are_accepted(page: str, tmp_path: Path, monkeypa
         words = shlex.split(line, comments=True)
         called = list(in_line(words))
         program = next((word for word in words if "=" not in word), "")  # none: only a variable is set
-        assert called or program in {*OTHERS, "make", ""} or is_a_script(words), f"{page}: what does this call? {line}"
+        assert called or program in {*OTHERS, "make", ""} or is_a_script(words), (
+            f"{page}: which program does this call? {line}"
+        )
         for number, (command, after) in enumerate(called):
             folder = tmp_path / f"{abs(hash(line))}-{number}"
             folder.mkdir()
@@ -219,13 +223,13 @@ def test_the_commands_on_a_page_are_accepted(page: str, tmp_path: Path, monkeypa
 
 
 def is_a_script(words: list[str]) -> bool:
-    """Whether a line calls a benchmark or a helper that is there, or pytest."""
+    """Whether a line calls an existing benchmark or helper, or pytest."""
     paths = [ROOT / word for word in words if word.startswith(("benchmarks/", "tests/"))]
     return bool(paths) and all(Path(str(path).partition("::")[0]).exists() for path in paths)
 
 
 def accepts(command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's parser takes the words; and where it runs a configuration, that takes them."""
+    """The command's parser accepts the words; if the command runs a configuration, it loads."""
     given = [
         part for word in words for part in (("*" in word and sorted(map(str, ROOT.glob(word.lstrip("/"))))) or [word])
     ]
@@ -238,14 +242,14 @@ def accepts(command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.
         assert not left
         raise Parsed(parsed)
 
-    with monkeypatch.context() as patch, pytest.raises((Parsed, SystemExit)) as found:
+    with monkeypatch.context() as patch, pytest.raises((Parsed, SystemExit)) as ended:
         patch.setattr(Parser, "parse_args", parse)
         patch.setattr(Parser, "parse_intermixed_args", lambda parser, argv: parse_intermixed(parser, argv))
         main_of(command)(given)
-    if isinstance(found.value, SystemExit):
-        assert found.value.code == 0, "one that prints something and stops"
+    if isinstance(ended.value, SystemExit):
+        assert ended.value.code == 0, "an option that prints something and stops"
         return
-    parsed = found.value.args[0]
+    parsed = ended.value.args[0]
     yamls = [name for name in (*getattr(parsed, "given", ()), getattr(parsed, "yaml", "")) if name.endswith(".yaml")]
     overrides = [text for text in (*getattr(parsed, "overrides", ()), *getattr(parsed, "given", ())) if "=" in text]
     for name in yamls:
@@ -262,10 +266,10 @@ def accepts(command: str, words: list[str], tmp_path: Path, monkeypatch: pytest.
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_each_command_ends_with_what_it_made_and_the_next_one(command: str) -> None:
-    """Whether that line is right, the tests that run a command ask (`last_line.next_command`)."""
+    """Tests that run a command check the content of that line (`last_line.next_command`)."""
     tree = ast.parse((ROOT / command).read_text(encoding="utf-8"))
-    said = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "say_made"]
-    assert said, "data_prep.common.last_line.say_made"
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "say_made"]
+    assert calls, "data_prep.common.last_line.say_made"
     tests = [path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py") if path != Path(__file__)]
     ways = (Path(command).name, *(f"{Path(command).stem}.{main}(" for main in ("main", "command_line")))
     assert any("next_command(" in text and any(way in text for way in ways) for text in tests)

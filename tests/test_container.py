@@ -1,4 +1,4 @@
-"""The Dockerfile, step by step as Docker would, without Docker and without downloads: no image was built by this."""
+"""The steps of the Dockerfile, run without Docker and without downloads; this builds no image."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def steps() -> list[tuple[str, str]]:
 
 
 def is_ignored(path: str) -> bool:
-    """Whether .dockerignore keeps a file out of the image; for the two forms that it uses."""
+    """Whether .dockerignore excludes a file from the image; only for the two forms that it uses."""
     parts = path.split("/")
     for line in (ROOT / ".dockerignore").read_text().splitlines():
         anywhere = line.startswith("**/")
@@ -61,7 +61,7 @@ def test_its_steps_end_in_a_checkout_that_plans_a_run(venv: str, asked: str, tmp
     work, tools = tmp_path / "work", tmp_path / "tools"
     work.mkdir()
     tools.mkdir()
-    # In place of downloads: the packages of these tests, and the project as a link to the folder.
+    # Instead of downloads: the packages of these tests, and a link to the project's folder.
     places = [str(work), sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
     (tools / "uv").write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/asked\nfor site in .venv*/lib/python*/site-packages; do\n'
@@ -85,7 +85,7 @@ def test_its_steps_end_in_a_checkout_that_plans_a_run(venv: str, asked: str, tmp
             files = [file for file in tracked() if wanted == ["."] or file in wanted]
             assert to in (".", "./") and (wanted == ["."] or len(files) == len(wanted)), rest
             for file in files:
-                assert not is_ignored(file), f"{file} is of the checkout and would not be in the image"
+                assert not is_ignored(file), f"{file} is in the checkout and would be missing in the image"
                 (work / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(ROOT / file, work / file)
         elif name == "RUN" and not is_root:
@@ -96,15 +96,15 @@ def test_its_steps_end_in_a_checkout_that_plans_a_run(venv: str, asked: str, tmp
     assert not is_root
     assert asked in (tmp_path / "asked").read_text()
 
-    def said(*command: str) -> str:
+    def output_of(*command: str) -> str:
         ran = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
         assert ran.returncode == 0, ran.stderr
         return ran.stdout
 
-    assert "make smoke" in said("make")
-    said("make", "--question", f"{venv}/installed")  # what a later layer brings makes it no older
-    assert said("python", "-c", "import recipes; print(recipes.__path__)") == f"['{work}/recipes']\n"
-    assert "checkpoints     every 200ba" in said("python", "recipes/train.py", "yamls/smoke-cpu.yaml", "--dry-run")
+    assert "make smoke" in output_of("make")
+    output_of("make", "--question", f"{venv}/installed")  # files of a later layer do not make the target older
+    assert output_of("python", "-c", "import recipes; print(recipes.__path__)") == f"['{work}/recipes']\n"
+    assert "checkpoints     every 200ba" in output_of("python", "recipes/train.py", "yamls/smoke-cpu.yaml", "--dry-run")
 
 
 def test_what_is_no_part_of_the_checkout_is_no_part_of_the_image():

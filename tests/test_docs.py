@@ -1,4 +1,4 @@
-"""The index of docs/ names every page, and the picture of the data flow every command."""
+"""The index of docs/ names every page, and the picture of the data flow names every command."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The walk-throughs of docs/extending.md: what is printed, put into a copy of the repository, works there."""
+"""The walk-throughs of docs/extending.md work: their blocks are put into a copy of the repository and run there."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from project import ROOT
 from warm import Ended, run
 
 PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
-# A walk-through: its heading -> its text. The first part of the page is a table.
+# Walk-throughs: heading -> text. The first part of the page is a table.
 WALKS = {part.partition("\n")[0]: part for part in PAGE.split("\n## ")[1:]}
 PRINTED = re.compile(r"^`(\S+)`:\n\n```(python|diff)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 COPIED = ("callbacks", "data_prep", "recipes", "tests", "yamls", "docs", "benchmarks")
 COPIED += ("pyproject.toml", "README.md", "CONTRIBUTING.md", "Makefile")
-# What the project imports of others and takes long: commands of the copy are forks of a process that has it.
+# Modules that are slow to import; the commands of the copy are forks of a process that has imported them.
 SLOW = ("composer", "pytest", "peft", "streaming", "torch", "transformers", "wandb")
-# A run of seconds on the tiny shards of the tests, behind what the page prints.
+# Overrides for a run of a few seconds on the tiny shards, after the printed command.
 SHORT = [
     "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=32",
     "model.n_layer=2", "max_duration=4ba", "scheduler.t_warmup=2ba", "eval_interval=4ba", "save_interval=4ba",
     "loggers.wandb=null",
 ]  # fmt: skip
-# Where a walk-through's commands show what it added: a file of the copy, or what the last one printed.
+# Where the commands of a walk-through show what it added: in a file of the copy, or in the last output.
 SHOWN = {
     "A callback": ("runs/smoke/metrics.jsonl", '"loss/train/smoothed": '),
     "A source of text": ("data/pubtator/corpus/manifest.json", '"pubtator"'),
@@ -43,7 +43,7 @@ SHOWN = {
 
 
 def changed(text: str, diff: str) -> str:
-    """A file with a diff of it: what begins with a blank or - is there once, and becomes what begins with a blank or +.
+    """Apply a diff: lines with a blank or - must occur once, and are replaced by lines with a blank or +.
 
     A line `@@` begins another place.
     """
@@ -53,13 +53,13 @@ def changed(text: str, diff: str) -> str:
         old, new = ("".join(f"{line[1:]}\n" for line in lines if line[0] in kinds) for kinds in (" -", " +"))
         if not old.strip():
             raise AssertionError(f"nothing says where this goes:\n{hunk}")
-        assert text.count(old) == 1, f"stands there {text.count(old)} times, not once:\n{old}"
+        assert text.count(old) == 1, f"found {text.count(old)} times, not once:\n{old}"
         text = text.replace(old, new)
     return text
 
 
 def write(walk: str, folder: Path) -> None:
-    """Put what a walk-through prints into a copy of the repository."""
+    """Put the blocks of a walk-through into a copy of the repository."""
     for name, kind, block in PRINTED.findall(WALKS[walk]):
         path = folder / name
         assert path.exists() == (kind == "diff"), f"{walk}: {name}"
@@ -67,7 +67,7 @@ def write(walk: str, folder: Path) -> None:
 
 
 def commands(walk: str, of_tests: bool) -> Iterator[list[str]]:
-    """What a walk-through types: its tests, or the rest."""
+    """The commands of a walk-through: its tests, or the others."""
     for block in re.findall(r"^```bash\n(.*?)^```$", WALKS[walk], re.DOTALL | re.MULTILINE):
         for words in map(shlex.split, block.splitlines()):
             assert words[0] == "python", words
@@ -76,7 +76,7 @@ def commands(walk: str, of_tests: bool) -> Iterator[list[str]]:
 
 
 def typed(words: list[str], folder: Path) -> Ended:
-    """A command of the copy, by the copy's own modules."""
+    """Run a command of the copy with the modules of the copy."""
     if words[:2] == ["-m", "pytest"]:
         code = "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
         words = ["-c", code, "-q", "-p", "no:cacheprovider", "--basetemp", str(folder / "tests-of-it"), *words[2:]]
@@ -85,7 +85,7 @@ def typed(words: list[str], folder: Path) -> Ended:
 
 
 def extend(folder: Path, walks: Iterable[str]) -> Path:
-    """A copy of the repository with what some walk-throughs print."""
+    """A copy of the repository with the blocks of some walk-throughs."""
     folder.mkdir()
     for name in COPIED:
         if (ROOT / name).is_dir():
@@ -101,7 +101,7 @@ def extend(folder: Path, walks: Iterable[str]) -> Path:
 
 @pytest.fixture(scope="module")
 def extended(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """With all that the page prints."""
+    """A copy with all blocks of the page."""
     return extend(tmp_path_factory.mktemp("extended") / "biomedlm", WALKS)
 
 
@@ -117,27 +117,27 @@ def test_a_diff_says_where_it_goes() -> None:
 def test_it_is_at_most_three_files_and_a_test(walk: str) -> None:
     names = [name for name, _, _ in PRINTED.findall(WALKS[walk])]
     tests = [name for name in names if name.startswith("tests/")]
-    assert len(names) == len(set(names)) and 1 <= len(tests) <= 2, "a test, and a line in what others go through"
+    assert len(names) == len(set(names)) and 1 <= len(tests) <= 2, "a test, and a line in the tables of other tests"
     assert len(names) - len(tests) <= 3, names
     blocks = len(re.findall(r"^```\w+$", WALKS[walk], re.MULTILINE))
     assert blocks == len(names) + 1, "a block without the name of its file, or more than one block of commands"
     assert any(tests[-1] in words for words in commands(walk, of_tests=True)), f"{tests[-1]} is not run"
-    assert list(commands(walk, of_tests=False)), "nothing is run with it"
+    assert list(commands(walk, of_tests=False)), "no command uses it"
     head = PAGE.partition("\n## ")[0]
     anchor = walk.lower().replace(" ", "-")
-    assert f"](#{anchor})" in head, f"the table does not lead to {walk}"
+    assert f"](#{anchor})" in head, f"the table does not link to {walk}"
 
 
 def test_the_printed_tests_pass_and_the_commands_show_it(
     extended: Path, tiny_shards: Path, tiny_tokenizer: Path
 ) -> None:
-    """One test, as its parts share a copy and a process that has imported what they import."""
+    """One test for all, because its parts share a copy and a process that has imported their modules."""
     data = [f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}"]
     check_style(extended)
     write_inputs(extended)
     pytest_of_all(extended)
     for walk in WALKS:
-        said = ""
+        output = ""
         for words in commands(walk, of_tests=False):
             more: list[str] = []
             if words[0] == "recipes/train.py":
@@ -147,14 +147,14 @@ def test_the_printed_tests_pass_and_the_commands_show_it(
             elif words[0].startswith("tests/"):
                 continue
             done = typed([*words, *more], extended)
-            said = done.stdout
-            assert done.returncode == 0, f"{words}\n{said[-4000:]}{done.stderr[-4000:]}"
+            output = done.stdout
+            assert done.returncode == 0, f"{words}\n{output[-4000:]}{done.stderr[-4000:]}"
         name, shown = SHOWN[walk]
-        assert shown in ((extended / name).read_text() if name else said), walk
+        assert shown in ((extended / name).read_text() if name else output), walk
 
 
 def write_inputs(folder: Path) -> None:
-    """What the commands of the page read, beside the tiny shards."""
+    """Make the inputs of the page's commands, beside the tiny shards."""
     draw, files = random.Random(3), folder / "data/pubtator/files"
     files.mkdir(parents=True)
     entries = (f"{n}|t|Title {n}\n{n}|a|Text {draw.random()}\n{n}\t0\t5\tTitle\n\n" for n in range(1, 60))
@@ -176,17 +176,17 @@ def check_style(folder: Path) -> None:
 
 
 def pytest_of_all(folder: Path) -> None:
-    """What the page types to test each, at once."""
+    """Run the tests that the page types for each walk-through, all at once."""
     typed_words = [words[2:] for walk in WALKS for words in commands(walk, of_tests=True)]
     files = sorted({word for words in typed_words for word in words if word.endswith(".py")})
     chosen = [words[words.index("-k") + 1] if "-k" in words else Path(words[0]).stem for words in typed_words]
     done = typed(["-m", "pytest", *files, "-k", " or ".join(chosen), "-rA"], folder)
     assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
     for file in files:
-        assert f"PASSED {file}" in done.stdout, f"{file}: nothing of it was run"
+        assert f"PASSED {file}" in done.stdout, f"{file}: no test of it was run"
 
 
-# The tests that the tables are held by, and that the page names.
+# The tests of the tables, which the page names.
 OF_TABLES = (
     "tests/test_rooms.py", "tests/test_command_lines.py", "tests/callbacks/test_watching.py", "tests/recipes/config",
     "tests/recipes/evaluation/test_contamination.py", "tests/recipes/training/test_schedules.py",

@@ -1,4 +1,4 @@
-"""Text of one's own: the blocks of docs/own-text.md, typed as they stand into an empty clone, end in a model."""
+"""The blocks of docs/own-text.md, typed into an empty clone as printed, end in a model of own text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from scratch_clone import write_notes
 from warm import Ended, run
 
 BLOCK, ON_A_GPU, _ = re.findall(r"```\n(.*?)```", (ROOT / "docs/own-text.md").read_text(encoding="utf-8"), re.DOTALL)
-# The training that the doc has takes minutes; what is left out of it has tests of its own.
+# The training of the page takes minutes; other tests cover what is left out.
 SHORT = ["max_duration=2ba", "scheduler.t_warmup=1ba", "eval_interval=1ba", "data.num_workers=0", "loggers.wandb=null"]
 
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What git has, and a folder of notes."""
+    """The files that git tracks, and a folder of notes."""
     folder = tmp_path_factory.mktemp("clone")
     for name in ("Makefile", "recipes", "data_prep", "callbacks", "yamls"):
         (folder / name).symlink_to(ROOT / name)
@@ -34,11 +34,11 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def commands(line: str, folder: Path) -> list[list[str]]:
-    """What a line of the block runs, by this Python; a training is short."""
+    """Commands of a line of the block, with this Python; trainings are shortened."""
     if line.startswith("make"):
         dry = line.replace("make", "make --no-print-directory -n -o .venv/installed PYTHON=none", 1)
-        said = subprocess.run(["bash", "-c", dry], cwd=folder, capture_output=True, text=True, check=True).stdout
-        return [words for each in said.splitlines() for words in commands(each, folder)]
+        printed = subprocess.run(["bash", "-c", dry], cwd=folder, capture_output=True, text=True, check=True).stdout
+        return [words for each in printed.splitlines() for words in commands(each, folder)]
     words = shlex.split(line)
     assert words[0] == ".venv/bin/python", line
     return [[sys.executable, *words[1:], *(SHORT if words[1] == "recipes/train.py" else [])]]
@@ -46,12 +46,12 @@ def commands(line: str, folder: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def ended(clone: Path) -> dict[str, Ended]:
-    found = {}
+    by_command = {}
     for line in BLOCK.splitlines():
         for command in commands(line, clone):
-            found[command[1]] = done = run(command, clone)
+            by_command[command[1]] = done = run(command, clone)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
-    return found
+    return by_command
 
 
 def test_the_block_ends_in_a_model_that_writes(clone: Path, ended: dict[str, Ended]) -> None:
@@ -75,11 +75,11 @@ def test_the_model_has_the_vocabulary_of_the_text_and_the_plan_says_what_it_is_t
 
 
 def test_each_command_says_the_next_one(clone: Path, ended: dict[str, Ended]) -> None:
-    """Of the block, where it goes on as the doc does, and of those that look at what it made."""
+    """Each command prints the next one of the block; commands that only read name another command."""
     following = list(ended)[1:]
     for command, done in ended.items():
-        said = next_command(done.stdout, clone)
-        assert command == "recipes/generate.py" or said[1] == following.pop(0)
+        words = next_command(done.stdout, clone)
+        assert command == "recipes/generate.py" or words[1] == following.pop(0)
     for command in (
         ["data_prep/verify.py", "--shards", "data/text/shards-256"],
         ["recipes/report.py", "runs/own-text"],
@@ -88,8 +88,8 @@ def test_each_command_says_the_next_one(clone: Path, ended: dict[str, Ended]) ->
     ):
         done = run([sys.executable, *command], clone)
         assert done.returncode == 0, done.stderr
-        said = next_command(done.stdout, clone)
-        assert said[1] != command[0] or "--dry-run" in command, said
+        words = next_command(done.stdout, clone)
+        assert words[1] != command[0] or "--dry-run" in command, words
 
 
 def test_it_is_asked_to_go_on_as_texts_of_val_begin(clone: Path, ended: dict[str, Ended]) -> None:

@@ -1,4 +1,4 @@
-"""make quick: which tests are of what changed, and that they are run, in a clone, until the time is up."""
+"""make quick finds the tests of changed files, and runs them until its time is up, in a clone."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SMALL = {
 
 
 @pytest.mark.parametrize(
-    ("changed", "found"),
+    ("changed", "tests"),
     [
         (["data_prep/common/a.py"], {OF_A, OF_ROOMS}),
         (["data_prep/common/b.py"], {OF_A, OF_ROOMS}),
@@ -44,8 +44,8 @@ SMALL = {
         (["tests/test_gone.py"], set()),
     ],
 )
-def test_the_tests_of_what_changed(changed: list[str], found: set[str]) -> None:
-    assert set(find_tests(changed, SMALL)) == found
+def test_the_tests_of_what_changed(changed: list[str], tests: set[str]) -> None:
+    assert set(find_tests(changed, SMALL)) == tests
 
 
 def test_a_test_that_cannot_be_read_is_still_run_when_it_changed() -> None:
@@ -55,9 +55,11 @@ def test_a_test_that_cannot_be_read_is_still_run_when_it_changed() -> None:
 @pytest.mark.parametrize("folder", ["recipes", "data_prep", "callbacks", "docs", "yamls", "benchmarks"])
 def test_a_file_has_tests_and_not_all_there_are(folder: str) -> None:
     paths = [path for path in (ROOT / folder).rglob("[!_]*.*") if path.suffix in (".py", ".md", ".yaml", ".jinja")]
-    found = {path: set(find_tests([path.relative_to(ROOT).as_posix()], TEXTS)) - {OF_EVERY_MODULE} for path in paths}
-    assert not [path for path in paths if len(found[path]) > len(TEXTS) * 0.8]
-    assert len([path for path in paths if found[path]]) > len(paths) * 0.8, [path for path in paths if not found[path]]
+    tests_of = {path: set(find_tests([path.relative_to(ROOT).as_posix()], TEXTS)) - {OF_EVERY_MODULE} for path in paths}
+    assert not [path for path in paths if len(tests_of[path]) > len(TEXTS) * 0.8]
+    assert len([path for path in paths if tests_of[path]]) > len(paths) * 0.8, [
+        path for path in paths if not tests_of[path]
+    ]
 
 
 def test_each_import_is_found() -> None:
@@ -109,15 +111,15 @@ class Clone:
         (self.folder / name).write_text(text)
 
     def git(self, *words: str) -> None:
-        who = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
-        subprocess.run(["git", *who, *words], cwd=self.folder, check=True, capture_output=True)
+        identity = ("-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", *identity, *words], cwd=self.folder, check=True, capture_output=True)
 
     def commit(self) -> None:
         self.git("add", ".")
         self.git("commit", "--message", "x")
 
     def quick(self, *words: str) -> tuple[int, str]:
-        """What make quick does: its exit code, and what it printed."""
+        """The result of make quick: exit code and output."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "GIT_"))}
         done = subprocess.run(
             [sys.executable, "tests/helpers/quick.py", *words], cwd=self.folder, text=True, capture_output=True,
@@ -135,13 +137,13 @@ def test_a_clean_tree_says_so_and_what_to_type(clone: Clone) -> None:
     assert clone.quick() == (
         0, "nothing changed against main; make test runs all tests, make quick BASE=HEAD~1 the last commit's\n"
     )  # fmt: skip
-    code, said = clone.quick("--base", "nowhere")
-    assert code == 2 and "nowhere" in said and "Traceback" not in said
+    code, output = clone.quick("--base", "nowhere")
+    assert code == 2 and "nowhere" in output and "Traceback" not in output
     clone.git("branch", "--move", "trunk")
     assert "nothing changed against HEAD (there is no branch main here)" in clone.quick()[1]
     shutil.rmtree(clone.folder / ".git")
-    code, said = clone.quick()
-    assert code == 2 and "make test runs all tests" in said and "Traceback" not in said
+    code, output = clone.quick()
+    assert code == 2 and "make test runs all tests" in output and "Traceback" not in output
 
 
 def test_what_a_branch_has_is_run_committed_or_not(clone: Clone) -> None:
@@ -149,29 +151,29 @@ def test_what_a_branch_has_is_run_committed_or_not(clone: Clone) -> None:
     clone.write("data_prep/common/a.py", "A = 1  # still\n")
     clone.commit()
     clone.write("tests/test_new.py", "def test_new() -> None:\n    pass\n")
-    code, said = clone.quick("--seconds", str(patience_s()))
-    assert code == 0 and re.search(r"^3 of 3 test files run in \d+ s$", said, re.MULTILINE), said
-    assert "2 files changed against main, 3 test files are theirs" in said
+    code, output = clone.quick("--seconds", str(patience_s()))
+    assert code == 0 and re.search(r"^3 of 3 test files run in \d+ s$", output, re.MULTILINE), output
+    assert "2 files changed against main, 3 test files are theirs" in output
     clone.write("data_prep/common/a.py", "A = 2\n")
-    code, said = clone.quick("--seconds", str(patience_s()))
-    assert code == 1 and "FAILED tests/data_prep/common/test_a.py::test_a" in said, said
+    code, output = clone.quick("--seconds", str(patience_s()))
+    assert code == 1 and "FAILED tests/data_prep/common/test_a.py::test_a" in output, output
     clone.commit()
     clone.git("switch", "main")
     assert "nothing changed" in clone.quick()[1]
 
 
 def test_when_the_time_is_up_it_says_what_was_left_out(clone: Clone) -> None:
-    """Whatever the tests that are running do, and whatever catches the exception that ends them."""
+    """The time limit holds whatever the running tests do, and even if they catch the exception that ends them."""
     clone.write(OTHER, "import time\n\n\ndef test_other() -> None:\n    while True:\n        time.sleep(1)\n")
     clone.write(OF_A, "def test_a() -> None:\n    assert False\n")
     clone.write("tests/conftest.py", DEAF)
-    code, said = clone.quick("--seconds", "15")
-    assert re.search(r"^[012] of 3 test files run in \d+ s; the rest: make test$", said, re.MULTILINE), said
-    assert code == int("FAILED" in said), "a failure of before is one"
+    code, output = clone.quick("--seconds", "15")
+    assert re.search(r"^[012] of 3 test files run in \d+ s; the rest: make test$", output, re.MULTILINE), output
+    assert code == int("FAILED" in output), "a failure before the end counts"
 
 
 def test_make_quick_calls_it() -> None:
     for words, ends in (([], "quick.py"), (["BASE=HEAD~1"], "quick.py --base 'HEAD~1'")):
         command = ["make", "--no-print-directory", "-n", "-o", ".venv/development", "quick", *words]
-        said = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-        assert said.strip().endswith(ends)
+        printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert printed.strip().endswith(ends)

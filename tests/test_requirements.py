@@ -1,4 +1,4 @@
-"""What is installed: requirements.in, its lock, and the extras of pyproject.toml say the same."""
+"""The installed packages: requirements.in, its lock, and the extras of pyproject.toml agree."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from data_prep.running import workers
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("data_prep", "recipes", "callbacks")
-# What a command brings only when it is asked for, in a function that says where to get it.
+# Packages that a command imports only on demand, in a function that says where to get them.
 WHEN_ASKED = ("ray", "gradio", "starlette")
 
 
@@ -34,7 +34,7 @@ def wanted(text: str) -> set[str]:
 
 
 def with_dependencies(names: set[str]) -> set[str]:
-    """The distributions that come with these, on this machine."""
+    """The distributions that these install on this machine."""
     seen: set[tuple[str, str]] = set()
     todo = [(name, "") for name in names]
     while todo:
@@ -44,7 +44,7 @@ def with_dependencies(names: set[str]) -> set[str]:
         seen.add((name, extra))
         try:
             needs = metadata.requires(name) or []
-        except metadata.PackageNotFoundError:  # of another platform
+        except metadata.PackageNotFoundError:  # for another platform
             continue
         for need in map(Requirement, needs):
             if need.marker is None or need.marker.evaluate({"extra": extra}):
@@ -53,7 +53,7 @@ def with_dependencies(names: set[str]) -> set[str]:
 
 
 def imports() -> Iterator[tuple[str, str, bool]]:
-    """Each import of code that is neither the project's nor Python's: place, package, whether a function does it."""
+    """Each import of other packages: place, package, and whether it is inside a function."""
     for path in (p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -79,7 +79,7 @@ def test_the_extras_are_what_requirements_in_says_but_for_development():
 def test_each_is_in_the_lock_at_one_version_for_each_python():
     locked = re.findall(r"^([\w.\-]+)==", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
     assert wanted((ROOT / "requirements.in").read_text()) <= {canonicalize_name(name) for name in locked}
-    # A constraint file, which holds nothing without a version.
+    # In a constraint file, a line without a version has no effect.
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     assert all("==" in line for line in lines if not line.startswith((" ", "#")))
 
@@ -89,7 +89,7 @@ def test_what_runs_needs_nothing_that_only_development_has():
     for place, package, in_function in imports():
         if not {canonicalize_name(name) for name in distributions[package]} & brought:
             asked_for = in_function and package in WHEN_ASKED
-            assert asked_for, f"{place} imports {package}, which .venv/installed does not bring"
+            assert asked_for, f"{place} imports {package}, which .venv/installed does not install"
 
 
 def test_what_is_not_there_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch):

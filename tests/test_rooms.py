@@ -1,4 +1,4 @@
-"""The rooms: imports run one way, no module imports a command, no two files import each other; one page lists all."""
+"""Rooms: imports run one way, no module imports a command, no two files import each other, one page lists all files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_imports_run_one_way() -> None:
             if its_room in COMMANDS or (its_room != room and ROW[its_room] >= ROW[room]):
                 wrong.append(f"{module} imports {other}")
     assert not wrong, "\n".join(sorted(wrong))
-    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names the cycle
 
 
 def test_a_room_is_said_in_one_line_here_and_in_the_readme() -> None:
@@ -56,7 +56,7 @@ def test_a_room_is_said_in_one_line_here_and_in_the_readme() -> None:
 
 def test_a_file_is_said_in_its_first_line_and_on_the_page_of_all() -> None:
     broken = {module: first_line(path) for module, path in FILES.items() if not first_line(path).endswith(".")}
-    assert not broken, "first lines that are no whole sentence"
+    assert not broken, "first lines that are not whole sentences"
     assert PAGE.read_text(encoding="utf-8") == code_map(), "run: python tests/helpers/code_map.py"
 
 
@@ -64,7 +64,7 @@ def test_no_file_has_the_name_of_a_package_that_the_stack_may_import() -> None:
     taken = {*sys.stdlib_module_names, "accelerate", "composer", "datasets", "kernels", "streaming", "tokenizers"}
     names = {part for module in FILES for part in module.split("/")}
     assert not taken & names
-    # Benchmarks are scripts, whose folder Python puts before the project's own.
+    # Benchmarks are scripts, so Python puts their folder before the project's own on sys.path.
     scripts = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
     assert not scripts & {*taken, *(module.partition("/")[0] for module in FILES)}
 
@@ -74,17 +74,17 @@ def test_the_map_of_the_tests_has_each_folder_and_its_marks() -> None:
     rows = re.findall(r"^\| `(tests[\w/]*)` \| (.+?) \| (\d+) \| (.*?) ?\|$", page, re.MULTILINE)
     marks: dict[str, set[str]] = {}
     for path in (ROOT / "tests").rglob("test_*.py"):
-        found = set(re.findall(r"pytest\.mark\.(chaos|nocuda)", path.read_text()))
-        marks.setdefault(path.parent.relative_to(ROOT).as_posix(), set()).update(found)
+        marked = set(re.findall(r"pytest\.mark\.(chaos|nocuda)", path.read_text()))
+        marks.setdefault(path.parent.relative_to(ROOT).as_posix(), set()).update(marked)
     assert [folder for folder, *_ in rows] == sorted(marks)
     assert {folder: set(of.split()) for folder, _, _, of in rows} == marks
 
 
 def test_data_are_named_by_what_they_are() -> None:
-    """`found` is a match, files or a record; `told` a text; `here` a place: the reader is told which."""
+    """A name like `found` does not say whether it holds a match, files or a record."""
     vague = {"found", "told", "here"}
-    for folder in ("benchmarks", "callbacks", "data_prep", "recipes"):
+    for folder in ("benchmarks", "callbacks", "data_prep", "recipes", "tests"):
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                name = node.id if isinstance(node, ast.Name) else node.arg if isinstance(node, ast.arg) else ""
-                assert name not in vague, f"{path}:{getattr(node, 'lineno', 0)}: {name}"
+                names = {getattr(node, field, None) for field in ("id", "arg", "attr", "name", "asname")}
+                assert not names & vague, f"{path}:{getattr(node, 'lineno', 0)}: {names & vague}"

@@ -1,4 +1,4 @@
-"""Files beside the commands are not taken for packages or for modules of Python's own."""
+"""Files beside the commands are not mistaken for packages or for Python's own modules."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ NAMES = ("kernels", "inspect", "evaluate", "datasets", "dataclasses", "json", "t
 
 @pytest.fixture(scope="module")
 def crowded(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project, with files beside its commands that have the names of others, and end whoever imports them."""
+    """The project, with files beside its commands that are named like other modules and end their importers."""
     root = tmp_path_factory.mktemp("project")
     for folder in ("callbacks", "data_prep", "recipes"):
         shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
@@ -43,7 +43,7 @@ def test_a_command_sees_no_file_beside_it(command: str, crowded: Path) -> None:
 
 
 def test_nor_do_the_libraries_that_look_for_optional_packages(crowded: Path) -> None:
-    """As transformers does: what is installed is found, what is not is not."""
+    """Like transformers: installed modules are found, and others are not."""
     probe = crowded / "recipes/probe.py"
     probe.write_text(
         "import data_prep.common.script_folder\n"

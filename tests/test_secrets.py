@@ -1,4 +1,4 @@
-"""No password, signature or key that a command is given comes out of it: it is not printed, and in no file."""
+"""A password, signature or key that a command is given is never printed, and is in no file."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 class Site(ThreadingHTTPServer):
-    """Serves a folder to whoever has the password, and with `signed` set, the signature."""
+    """Serves a folder if the request has the password, and with `signed` the signature."""
 
     daemon_threads = True
 
@@ -108,7 +108,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def contents(folder: Path) -> Iterator[tuple[str, bytes]]:
-    """What a folder's files hold, unpacked; the rows of databases, too, which a page of SQLite may cut."""
+    """Contents of the files of a folder, unpacked, and rows of databases, because a page of SQLite may split a text."""
     for path in sorted(folder.rglob("*")):
         if not path.is_file():
             continue
@@ -132,7 +132,7 @@ def assert_none(folder: Path, *printed: str) -> None:
 
 @pytest.fixture
 def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
-    """`call(main, …)`: the exit code of a command, and all that it printed."""
+    """`call(main, …)`: exit code and output of a command."""
 
     def made(main: Callable[[list[str]], object], *arguments: object) -> tuple[int, str]:
         hook, thread_hook = sys.excepthook, threading.excepthook
@@ -177,7 +177,7 @@ def call(capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str]]:
 )  # fmt: skip
 def test_what_is_shown_of_a_url(text: str, shown: str) -> None:
     assert without_credentials(text) == redacted(text) == shown
-    assert without_credentials(shown) == shown, "twice is as once"
+    assert without_credentials(shown) == shown, "hiding twice equals hiding once"
 
 
 def test_what_is_no_url() -> None:
@@ -198,15 +198,17 @@ def test_a_location_gives_nothing_away_unasked() -> None:
     assert not [form for form in forms if MARK.decode() in form]
     for same in (location, Location(location), pickle.loads(pickle.dumps(location))):
         assert same.typed == typed and f"{same}" == f"{location}"
-    assert (location / "c").typed == url("h", "a/b.jsonl.zst/c"), "behind it the same query"
+    assert (location / "c").typed == url("h", "a/b.jsonl.zst/c"), "the query after the secret stays"
     assert location.changed(lambda path: f"{path}.md5").typed == url("h", "a/b.jsonl.zst.md5")
     assert Location("s3://bucket/a?b").changed(lambda path: f"{path}/c").typed == "s3://bucket/a?b/c"
-    assert location == Location(url("h", "a/b.jsonl.zst").replace("marked", "other")), "another password, the same file"
+    assert location == Location(url("h", "a/b.jsonl.zst").replace("marked", "other")), (
+        "another password, but the same file"
+    )
 
 
 @pytest.mark.usefixtures("environment")
 def test_what_libraries_raise_and_log(caplog: pytest.LogCaptureFixture) -> None:
-    """An exception that nobody expects, and a warning, each with a secret of its own: in a process of their own."""
+    """An unexpected exception and a warning, each with a secret, in a process of their own."""
     code = (
         "import logging, os, sys, threading\n"
         f"sys.path[0] = {str(ROOT)!r}\n"
@@ -222,7 +224,7 @@ def test_what_libraries_raise_and_log(caplog: pytest.LogCaptureFixture) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1 and "retrying http://***@h/x?X-Amz-Signature=***" in done.stderr
     assert "RuntimeError" in done.stderr and "KeyError" in done.stderr
-    # Python quotes the line of the source, which here holds the URL: the message alone is a library's.
+    # Python quotes the source line, which contains the URL here; only the message comes from a library.
     assert MARK.decode() not in "".join(line for line in done.stderr.splitlines() if "raise " not in line)
 
 
@@ -234,7 +236,7 @@ def test_what_libraries_raise_and_log(caplog: pytest.LogCaptureFixture) -> None:
 def test_whatever_argument_holds_it_a_refusal_does_not(
     command: str, tmp_path: Path, call: Callable[..., tuple[int, str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each option and argument of each command in turn is a URL with secrets; the others are what is not there."""
+    """Each option and argument of each command in turn is a URL with secrets; the others name missing files."""
     monkeypatch.setattr(downloads, "ATTEMPTS", 1)
     for before, action in options(parser_of(command)):
         given = [*before]
@@ -256,7 +258,7 @@ def test_whatever_argument_holds_it_a_refusal_does_not(
         code, printed = call(main_of(command), *given)
         assert code in (0, 2, 69) and printed, given
         assert MARK.decode() not in printed, given
-    shutil.rmtree(tmp_path / "http:", ignore_errors=True)  # a path, where one is asked for
+    shutil.rmtree(tmp_path / "http:", ignore_errors=True)  # a path, if the option takes one
 
 
 # -- commands that do what they are for ----------------------------------------------------------------------------
@@ -296,9 +298,9 @@ def test_hashes_that_an_earlier_version_kept_with_a_password(tmp_path: Path) -> 
     with json_lines.Writer(known_of(tmp_path)) as writer:
         writer.write(old)
     file = Input("x", Location(url("h", "x").replace("marked", "newer")), 5, "s")
-    found = list(inputs.sha256_of([file], known_of(tmp_path)))
-    assert found == [(file, "ab")], "known by what is shown of it, and not fetched"
-    inputs.remember(known_of(tmp_path), found)
+    hashes = list(inputs.sha256_of([file], known_of(tmp_path)))
+    assert hashes == [(file, "ab")], "known by the hidden form, and not downloaded"
+    inputs.remember(known_of(tmp_path), hashes)
     assert_none(tmp_path)
 
 
@@ -320,23 +322,23 @@ def test_files_that_are_acquired(site: Site, tmp_path: Path, call: Callable[...,
     (site.folder / "baseline/pubmed26n0001.xml.gz.md5").write_text(f"MD5(pubmed26n0001.xml.gz)= {md5}\n")
     names = ["pubmed26n0001.xml.gz", "pubmed26n0001.xml.gz.md5"]
     (site.folder / "baseline.listing").write_text("".join(f'<a href="{name}">{name}</a>\n' for name in names))
-    base, said = url(site.name, "", query=""), []
+    base, answers = url(site.name, "", query=""), []
     for arguments in (["pile", "--repository", "a/b"], ["medline", "--baseline"]):
         command = [*arguments, "--url", base, "--out", arguments[0]]
         code, printed = call(acquire.main, *command, "--dry-run")
         assert code == 0 and f"http://***@{site.name}/" in printed, printed
-        said += [printed, call(acquire.main, *command)]
-        assert said[-1][0] == 0, said[-1]
+        answers += [printed, call(acquire.main, *command)]
+        assert answers[-1][0] == 0, answers[-1]
         with sqlite3.connect(tmp_path / arguments[0] / "acquired.sqlite") as database:  # as an earlier version did
             database.execute("UPDATE files SET url = ?, version = 'other'", (url(site.name, "old"),))
-        said += [call(acquire.main, *command, "--dry-run"), call(acquire.main, *command)]
-        assert said[-1][0] == 0, "old files are read, and what they hold is asked for with what is typed today"
-        said.append(call(acquire.main, *[part.replace("someone", "nobody") for part in command[:-1]], "other"))
-        assert said[-1][0] == 2
-    said.append(call(acquire.main, "pmc", "--url", base, "--out", "pmc"))
-    assert said[-1][0] == 2
+        answers += [call(acquire.main, *command, "--dry-run"), call(acquire.main, *command)]
+        assert answers[-1][0] == 0, "old files are read, and requests use the secrets typed today"
+        answers.append(call(acquire.main, *[part.replace("someone", "nobody") for part in command[:-1]], "other"))
+        assert answers[-1][0] == 2
+    answers.append(call(acquire.main, "pmc", "--url", base, "--out", "pmc"))
+    assert answers[-1][0] == 2
     shutil.rmtree(site.folder)
-    assert_none(tmp_path, *map(str, said))
+    assert_none(tmp_path, *map(str, answers))
 
 
 @pytest.mark.usefixtures("environment")
@@ -364,7 +366,7 @@ REMOTE = f"https://someone:{PASSWORD}@127.0.0.1:1/shards?sig={SIGNATURE}"
 
 @pytest.mark.usefixtures("environment")
 def test_a_run_its_report_and_its_model(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """With W&B, whose files hold the command line of a run, and TensorBoard."""
+    """With W&B, whose files contain the command line of a run, and TensorBoard."""
     overrides = [
         f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", "run_dir=run", f"data.remote={REMOTE}",
         "data.seq_len=64", "data.num_workers=0", "model.vocab_size=600", "model.n_positions=64", "model.n_embd=64",
@@ -394,7 +396,7 @@ def test_a_run_its_report_and_its_model(tiny_shards: Path, tiny_tokenizer: Path,
 
 
 def test_a_report_of_a_run_that_an_earlier_version_wrote(tmp_path: Path, call: Callable[..., tuple[int, str]]) -> None:
-    """Its record and configuration hold what was typed."""
+    """Record and configuration contain the command as it was typed."""
     run_folder = shutil.copytree(ROOT / "tests/data/before_rooms/run", tmp_path / "run")
     record = json.loads((run_folder / "run.json").read_text())
     record["starts"][-1]["command"] += [f"data.remote={REMOTE}"]
@@ -419,7 +421,7 @@ INTERPOLATIONS = [
 @pytest.mark.parametrize("value", INTERPOLATIONS)
 @pytest.mark.parametrize("key", ["run_name", "run_dir", "model.n_embd", "loggers.wandb.tags", "callbacks", "seed"])
 def test_a_configuration_reads_nothing_from_the_environment(key: str, value: str, tmp_path: Path) -> None:
-    """In a YAML, in its base, and behind it; refused with the key and the way out."""
+    """In a YAML, in its base, and in an override; refused with the key and the way out."""
     within: Any = [value] if key.endswith("tags") else value
     for name in reversed(key.split(".")):
         within = {name: within}

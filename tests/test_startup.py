@@ -1,4 +1,4 @@
-"""Every command answers `--help` at once: it imports only what it then uses."""
+"""Every command prints `--help` at once, because it imports only what it uses."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ finally:
 
 
 def imported(command: str, *arguments: str) -> list[str]:
-    """The heavy packages that a command has imported when it has answered."""
+    """The heavy packages that a command has imported after `--help`."""
     code = SPY.format(root=str(ROOT), argv=[command, *arguments], path=str(ROOT / command), heavy=HEAVY)
     answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert answer.returncode == 0, answer.stderr
-    assert len(answer.stdout) > 200  # it did answer
+    assert len(answer.stdout) > 200  # it did print
     return answer.stdout.rpartition("imported:")[2].split()
 
 

@@ -60,7 +60,7 @@ def write_report(
         refresh_s=refresh_s,
         thinned=any(len(points) > POINTS for data in runs for points in data.series.values()),
         summaries=[summary(data) for data in runs],
-        told=[standing(data) for data in runs],
+        standings=[standing(data) for data in runs],
         differences=differences(runs) if len(runs) > 1 else {},
         losses=losses_compared(runs) if len(runs) > 1 else "",
         figures={title: svg(figure) for title, figure in plots(runs, axis, first, last).items()},

@@ -1,4 +1,4 @@
-"""What a checkpoint says of randomness is what a run can be begun with, or the run does not begin."""
+"""A run starts only from a checkpoint whose random state is valid and complete."""
 
 from __future__ import annotations
 

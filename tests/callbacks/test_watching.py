@@ -1,4 +1,4 @@
-"""What a run tells of itself while it trains, against what can be computed beside it."""
+"""Everything that a run logs during training equals an independent computation."""
 
 from __future__ import annotations
 
@@ -41,24 +41,24 @@ def lines(run: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
 
 
-def assert_hours(found: list[dict[str, Any]], gpu_hours: float | None, ranks: int = 1) -> None:
-    """Of all ranks, from the start of their training to the last batch; the line that has it is written later."""
-    batches_s = [line["time_s"] for line in found if TRAIN_LOSS in line]
-    written_s = [line["time_s"] for line in found if "cost/gpu_hours" in line][-1]
+def assert_hours(metrics: list[dict[str, Any]], gpu_hours: float | None, ranks: int = 1) -> None:
+    """GPU-hours count all ranks from the start of training to the last batch; their line is written later."""
+    batches_s = [line["time_s"] for line in metrics if TRAIN_LOSS in line]
+    written_s = [line["time_s"] for line in metrics if "cost/gpu_hours" in line][-1]
     assert gpu_hours is not None
-    assert batches_s[-2] - batches_s[0] < 3600 * gpu_hours / ranks < written_s - found[0]["time_s"] + 0.01
+    assert batches_s[-2] - batches_s[0] < 3600 * gpu_hours / ranks < written_s - metrics[0]["time_s"] + 0.01
 
 
 def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
-    """Losses by source, norms, passes and cost of a run, each computed again from its model and shards."""
+    """Losses by source, norms, passes and cost of a run equal values computed again from its model and shards."""
     cfg = configure(
         tiny_shards, tiny_tokenizer, tmp_path / "run", "price_per_gpu_hour=3", "gradient_clipping_norm=0.01",
         "callbacks.norm_monitor.interval=4ba", "callbacks.data_monitor.interval=4ba", "loggers.tensorboard={}",
     )  # fmt: skip
     trainer = pretraining.train(cfg)
     assert trainer is not None
-    found = lines(tmp_path / "run")
-    last = {name: value for line in found for name, value in line.items()}
+    metrics = lines(tmp_path / "run")
+    last = {name: value for line in metrics for name, value in line.items()}
 
     info = read_shards_info(tiny_shards)
     sources = {document["id"]: document["source"] for _, document in read_documents(tiny_shards / "val")}
@@ -87,23 +87,23 @@ def test_everything_is_logged_and_is_right(tiny_shards: Path, tiny_tokenizer: Pa
 
     weights = torch.cat([parameter.detach().flatten() for parameter in model.parameters()])
     assert last["l2_norm/param/global"] == pytest.approx(weights.norm().item(), rel=1e-5)
-    norms = [line["l2_norm/grad/global"] for line in found if "l2_norm/grad/global" in line]
-    assert len(norms) == 3 and all(norm > 0.1 for norm in norms), "clipping at 0.01 comes after"
+    norms = [line["l2_norm/grad/global"] for line in metrics if "l2_norm/grad/global" in line]
+    assert len(norms) == 3 and all(norm > 0.1 for norm in norms), "gradients are clipped after the norm is logged"
     assert last["time/passes"] == pytest.approx(12 * 8 * 64 / info.counts["train"].tokens)
-    shares = [line["throughput/data_wait_share"] for line in found if "throughput/data_wait_share" in line]
+    shares = [line["throughput/data_wait_share"] for line in metrics if "throughput/data_wait_share" in line]
     assert len(shares) == 3 and all(0 < share < 1 for share in shares)
     train_loss = last[TRAIN_LOSS]
     assert last["loss/train/perplexity"] == pytest.approx(math.exp(train_loss))
     per_byte = train_loss / math.log(2) / info.counts["train"].bytes_per_token
     assert last["loss/train/bits_per_byte"] == pytest.approx(per_byte)
-    assert_hours(found, last["cost/gpu_hours"])
+    assert_hours(metrics, last["cost/gpu_hours"])
     assert last["cost/total"] == pytest.approx(3 * last["cost/gpu_hours"])
     assert "throughput/device/mfu" not in last, "no MFU on unknown hardware"
     assert list((tmp_path / "run/tensorboard").rglob("events.out.tfevents.*"))
     patterns = [pattern for entry in CALLBACKS for pattern in entry.logs]
     of_nobody = {name for name in last.keys() - NOT_METRICS if not any(fnmatch(name, each) for each in patterns)}
     assert {name for name in of_nobody if not name.startswith((TRAIN_LOSS, EVAL_LOSS, "trainer/"))} == set(), (
-        "not in the table"
+        "a logged metric is not in the table"
     )
 
 
@@ -119,7 +119,7 @@ def test_texts_do_not_touch_the_losses(tiny_shards: Path, tiny_tokenizer: Path, 
 
 
 def test_two_ranks_say_what_one_says(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path):
-    """Sharded: gradients and weights lie in parts on both, and both must take part in writing texts."""
+    """With FSDP, each of two ranks holds parts of gradients and weights, and both must take part in sampling texts."""
     plain = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0", "callbacks.norm_monitor.interval=4ba"]
     cfg = configure(tiny_shards, tiny_tokenizer, tmp_path / "one", *plain)
     pretraining.train(cfg)
@@ -140,19 +140,19 @@ def test_where_a_token_comes_from(tiny_shards: Path, tmp_path: Path):
     samples = read_shards_info(tiny_shards).counts["val"].samples
     of = np.array(sources.names)[sources.of(range(samples)).numpy()]
     assert of.ravel().tolist() == stream[: samples * 64]
-    assert read_token_sources(tmp_path, 64) is None, "fetched shards have no list"
+    assert read_token_sources(tmp_path, 64) is None, "downloaded shards have no list of documents"
     with json_lines.Writer(tmp_path / DOCUMENTS) as listing:
         listing.write({"id": "a", "source": ABSTRACTS, "tokens": 3, "bytes": 9})
-    assert read_token_sources(tmp_path, 64) is None, "one source is all"
+    assert read_token_sources(tmp_path, 64) is None, "with one source, all samples belong to it"
 
 
 def test_each_sample_counts_once():
     loss, ids = TokenLoss(4, source=1), torch.tensor
     losses, sources = torch.full((2, 3), 2.0), torch.zeros(2, 3, dtype=torch.uint8)
     loss.update(losses, ids([0, 3]), sources)
-    assert math.isnan(loss.compute()), "no token of it"
+    assert math.isnan(loss.compute()), "no token of this source"
     sources[1] = ids([1, 0, 1])
-    for _ in range(2):  # as when two ranks read it
+    for _ in range(2):  # as if two ranks had read it
         loss.update(ids([[2.0, 9.0, 4.0]]), ids([1]), sources[1:])
     loss.update(ids([[6.0, 9.0, 9.0]]), ids([2]), ids([[1, 0, 0]], dtype=torch.uint8))
     assert loss.compute() == (2 + 4 + 6) / 3
@@ -195,7 +195,7 @@ def test_cost_counts_what_a_crash_threw_away(tmp_path: Path, monkeypatch: pytest
 
 
 def test_peaks_are_of_the_very_gpu(monkeypatch: pytest.MonkeyPatch):
-    """Composer takes the A10G, of 70 TFLOP/s, for an A10 of 125."""
+    """An A10G has 70 TFLOP/s, but Composer takes it for an A10 with 125."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     peaks = {}
     for name in ("NVIDIA A10", "NVIDIA A10G", "NVIDIA H100 80GB HBM3", "NVIDIA GeForce RTX 4090 Laptop GPU"):

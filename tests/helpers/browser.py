@@ -1,6 +1,6 @@
-"""Bring a headless Chromium for the tests: `browser.py FOLDER`, without root and without a browser on the machine.
+"""Install a headless Chromium for the tests: `browser.py FOLDER`, without root or an installed browser.
 
-The npm package @sparticuz/chromium ships one inside (x86-64 Linux), with the libraries and fonts that a bare server
+The npm package @sparticuz/chromium contains one (x86-64 Linux), with the libraries and fonts that a minimal server
 lacks; npm comes with pyright's Node.js.
 """
 
@@ -24,7 +24,7 @@ FONTS_CONF = """<?xml version="1.0"?><!DOCTYPE fontconfig SYSTEM "fonts.dtd">
 
 
 def bring(folder: Path) -> None:
-    """Fetch the package and unpack it to `folder`: `chromium`, `al2023/lib/*.so`, `fonts/fonts.conf`."""
+    """Download the package and unpack it to `folder`: `chromium`, `al2023/lib/*.so`, `fonts/fonts.conf`."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""docs/code.md: each file's first line, and the commands that reach it. `python tests/helpers/code_map.py` makes it."""
+"""docs/code.md: each file's first line, and the commands that use it. `python tests/helpers/code_map.py` makes it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from project import ROOT
 
-COMMANDS = ("data_prep", "recipes")  # what lies in these folders themselves
+COMMANDS = ("data_prep", "recipes")  # files that lie directly in these folders
 FILES = {
     path.relative_to(ROOT).with_suffix("").as_posix(): path
     for folder in ("callbacks", *COMMANDS)
@@ -17,14 +17,14 @@ FILES = {
 PAGE = ROOT / "docs/code.md"
 HEAD = """# Which file does what
 
-Made by `python tests/helpers/code_map.py` from the first line of each file and from what imports what; a test holds it.
-Search this page for your subject: the file named beside it does the work, for the commands in the last column. How the
-rooms stand on each other is in the README; how to add to them, in [extending.md](extending.md).
+`python tests/helpers/code_map.py` makes this page from first lines and imports of the files, and a test checks it.
+Search it for your subject: the file beside it does the work, and the last column names the commands that use the file.
+The README lists the rooms in their order; [extending.md](extending.md) shows how to add to them.
 """
 
 
 def imports(text: str) -> set[str]:
-    """The modules that code imports, at its top or later, as paths: of `from a import b` both `a` and `a/b`."""
+    """Paths of the modules that code imports, anywhere in it; `from a import b` gives both `a` and `a/b`."""
     names = set[str]()
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.ImportFrom):
@@ -41,17 +41,17 @@ def imported(path: Path) -> set[str]:
 
 
 def room_of(module: str) -> str:
-    """The folder that a module lies in."""
+    """The folder of a module."""
     return module.rpartition("/")[0]
 
 
 def first_line(path: Path) -> str:
-    """What a file says that it is."""
+    """First line of a file's docstring."""
     return (ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or "").partition("\n")[0]
 
 
 def code_map() -> str:
-    """The page: a table a room, commands first."""
+    """The page: one table for each room, commands first."""
     graph = {module: imported(path) for module, path in FILES.items()}
     commands = {module: _reached(module, graph) for module in FILES if room_of(module) in COMMANDS}
     parts = [HEAD]
@@ -59,19 +59,19 @@ def code_map() -> str:
         parts.append(f"\n## {room}\n\n| file | what it is | reached by |\n|---|---|---|\n")
         for module in sorted(module for module in FILES if room_of(module) == room):
             by = [command.rpartition("/")[2] for command, reached in commands.items() if module in reached]
-            who = "itself" if room in COMMANDS else "all" if len(by) == len(commands) else ", ".join(sorted(by))
+            users = "itself" if room in COMMANDS else "all" if len(by) == len(commands) else ", ".join(sorted(by))
             name = module.rpartition("/")[2]
-            parts.append(f"| [{name}.py](../{module}.py) | {first_line(FILES[module])} | {who} |\n")
+            parts.append(f"| [{name}.py](../{module}.py) | {first_line(FILES[module])} | {users} |\n")
     return "".join(parts)
 
 
 def _reached(module: str, graph: dict[str, set[str]]) -> set[str]:
-    found, waiting = set(), [module]
+    reached, waiting = set(), [module]
     while waiting:
-        for other in graph[waiting.pop()] - found:
-            found.add(other)
+        for other in graph[waiting.pop()] - reached:
+            reached.add(other)
             waiting.append(other)
-    return found
+    return reached
 
 
 if __name__ == "__main__":

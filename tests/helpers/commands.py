@@ -1,4 +1,4 @@
-"""All commands as modules: what each is called by, its parser, its options."""
+"""All commands as modules: the main function, the parser and the options of each."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from data_prep.common.command_line import Parser
 
 
 class Parsed(Exception):
-    """The parser that a command has made, or what it has read of a command line."""
+    """Carries a command's parser, or its parsed command line, to the test."""
 
 
 def main_of(command: str) -> Callable[[list[str]], object]:
@@ -27,13 +27,13 @@ def parser_of(command: str) -> Parser:
     with mock.patch.object(Parser, "parse_known_args", stop):
         try:
             main_of(command)([])
-        except Parsed as found:
-            return found.args[0]
+        except Parsed as stopped:
+            return stopped.args[0]
     raise AssertionError(f"{command} has read no command line")
 
 
 def options(parser: argparse.ArgumentParser, before: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """Each option and argument that takes a value, behind the sub-command that it belongs to."""
+    """Each option and argument that takes a value, after its sub-command."""
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
             for name, sub in action.choices.items():

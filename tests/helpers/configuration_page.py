@@ -1,7 +1,7 @@
 """docs/configuration.md: every key of a YAML. `python tests/helpers/configuration_page.py` makes it from the schema.
 
-What a key does is the text below it in recipes/config/schema.py. What a resumed run says to a change is tried: the key
-is given other values, and the fingerprints are compared.
+The description of a key is the text below it in recipes/config/schema.py. The last column, about resumed runs, is
+computed: each key gets other values, and the fingerprints are compared.
 """
 
 from __future__ import annotations
@@ -41,35 +41,35 @@ PAGE = ROOT / "docs/configuration.md"
 PLACE = ("run_name", "run_dir")  # where a run is looked for
 HEAD = """# Every key of a configuration
 
-Made by `python tests/helpers/configuration_page.py` from recipes/config/schema.py; a test holds it.
+`python tests/helpers/configuration_page.py` makes this page from recipes/config/schema.py, and a test checks it.
 
-A key is written below its section in a YAML, or behind the section's name on the command line:
+In a YAML, a key stands below its section. On the command line, it follows the name of its section:
 
 ```bash
 python recipes/train.py yamls/smoke-cpu.yaml optimizer.lr=2e-4 loggers.wandb=null --dry-run
 ```
 
-`base:` in a YAML names another YAML that it starts from; its own keys override that one's, and the command line
-overrides both. A key that does not exist and a value that is not allowed are refused before anything starts. The
-default below is the key's own; the ready-made YAMLs set most keys, and `--dry-run` prints every value of a run.
+`base:` in a YAML names another YAML. The keys of the YAML override those of its base, and the command line overrides
+both. Unknown keys and values that are not allowed are refused before anything starts. The column "default" is the
+default of the schema; the YAMLs of this project set most keys, and `--dry-run` prints every value of a run.
 
 A duration is a number with its unit: `300e9tok` (tokens), `100ba` (batches) or `8ep` (epochs: passes over the data).
 Keys that end in `_s` are in seconds.
 
-The last column says what happens when a run is resumed with another value:
+The column "resume" says what happens if a run is resumed with another value:
 
 - *acts*: the new value is used from then on; losses change by rounding at most.
 - *allow NAME*: the run is refused; with `resume.allow=[NAME]` it is resumed, and the next batch uses the new value.
 - *no*: the run is always refused: it would read some of its data twice, or its weights would not fit.
 - *another run*: a new run begins.
 
-For a path, the column is about other contents: the same files in another place are the same run. More in
+For a path, another value means other contents; the same files in another place are the same run. More in
 [operations.md](operations.md#what-must-match).
 """
 
 
 class Key(NamedTuple):
-    """A key of the schema: its name with those of its sections before it, and what is said of it."""
+    """A key of the schema: its name after the names of its sections, its range, its default and its description."""
 
     name: str
     hint: Hint
@@ -82,17 +82,21 @@ def texts_of(section: type) -> dict[str, str]:
     (body,) = (node.body for node in ast.parse(inspect.getsource(section)).body if isinstance(node, ast.ClassDef))
     texts = {}
     for before, node in pairwise(body):
-        said = node.value if isinstance(node, ast.Expr) else None
-        if isinstance(before, ast.AnnAssign) and isinstance(said, ast.Constant) and isinstance(said.value, str):
+        docstring = node.value if isinstance(node, ast.Expr) else None
+        if (
+            isinstance(before, ast.AnnAssign)
+            and isinstance(docstring, ast.Constant)
+            and isinstance(docstring.value, str)
+        ):
             assert isinstance(before.target, ast.Name)
-            texts[before.target.id] = " ".join(said.value.split())
+            texts[before.target.id] = " ".join(docstring.value.split())
     return texts
 
 
 def keys_of(section: type, prefix: str = "", without: type | None = None) -> list[Key]:
-    """The keys of a section itself, without those of an inherited one."""
+    """Keys of a section; with `without`, only those that the other section lacks."""
     inherited = {one.name: one for one in fields(without)} if without else {}
-    # What a class says anew of an inherited key is a key of its own.
+    # An inherited key that a class defines again counts as a key of that class.
     anew = inspect.get_annotations(section)
     hints, texts = hints_of(section), {}
     for one in reversed(section.__mro__):
@@ -109,7 +113,7 @@ def _default(one: Field) -> Any:
 
 
 def sections_below(section: type, prefix: str = "", without: type | None = None) -> Iterator[tuple[str, type, bool]]:
-    """(prefix of its keys, section, whether it may be null) of all sections inside one, outer ones first."""
+    """(prefix of its keys, section, whether it may be null) for all nested sections, outer ones first."""
     for key in keys_of(section, prefix, without):
         inner = key.hint.named or key.hint.type
         if isinstance(inner, type) and is_dataclass(inner):
@@ -119,14 +123,14 @@ def sections_below(section: type, prefix: str = "", without: type | None = None)
 
 
 def fields_without_text(section: type) -> list[str]:
-    """Keys with a value of their own, inner ones too, that nothing is said of."""
+    """Keys with a value, also in nested sections, that have no description."""
     sections = [("", section), *((prefix, inner) for prefix, inner, _ in sections_below(section))]
     keys = [key for prefix, one in sections for key in keys_of(one, prefix)]
     return [key.name for key in keys if not key.text and not is_dataclass(key.hint.type)]
 
 
 def fingerprint_of(cfg: Any, folder: Path) -> JsonDict:
-    """What a run of this configuration would be known by; a path stands for the hash of what lies there."""
+    """Fingerprint of a run of this configuration; a path stands for the hash of its contents."""
     if isinstance(cfg, TrainConfig):
         of_shards = (cfg.data.shards, cfg.data.eos_between_documents, cfg.data.seq_len)
         shards: Any = SimpleNamespace(sha256=of_shards, tokenizer_sha256=cfg.data.tokenizer)
@@ -139,7 +143,7 @@ def fingerprint_of(cfg: Any, folder: Path) -> JsonDict:
 
 
 def other_values(hint: Hint, value: Any) -> Iterator[Any]:
-    """Values that a key may have, too."""
+    """Other values that the key may have."""
     rule = hint.rule
     if hint.nullable and value is not None:
         yield None
@@ -164,7 +168,7 @@ def other_values(hint: Hint, value: Any) -> Iterator[Any]:
 
 
 def on_resume(key: Key, cfg: RunConfig, folder: Path) -> str:
-    """What a resumed run says to another value of a key, in the page's words; `-`: it can have one value only."""
+    """How a resumed run treats another value of a key, in the words of the page; `-` if it has only one value."""
     if key.name in PLACE:
         return "another run"
     *sections, last = key.name.split(".")
@@ -175,7 +179,7 @@ def on_resume(key: Key, cfg: RunConfig, folder: Path) -> str:
         try:
             lines = difference(known, fingerprint_of(changed, folder))
         except BadInput:
-            continue  # the plan refuses it
+            continue  # the plan refuses this value
         answers.add(_answer([line.split(":")[0] for line in lines]))
     if not answers:
         return "-"
@@ -195,23 +199,23 @@ def _answer(changed: list[str]) -> str:
     return f"allow `{', '.join(changed)}`" if changed else "acts"
 
 
-def _said(key: Key) -> str:
-    """What a value may be."""
+def _values(key: Key) -> str:
+    """The values that a key may have."""
     hint = key.hint
     if hint.named or is_dataclass(hint.type):
-        said = f"section{'s' if hint.named else ''} (below)"
+        text = f"section{'s' if hint.named else ''} (below)"
     elif hint.items:
-        said = f"{hint.rule}, each {hint.items.rule}"
+        text = f"{hint.rule}, each {hint.items.rule}"
     else:
-        said = str(hint.rule or "true or false")
-    return said + (", or null" if hint.nullable else "")
+        text = str(hint.rule or "true or false")
+    return text + (", or null" if hint.nullable else "")
 
 
 def _table(keys: list[Key], ask: Callable[[Key], str]) -> str:
     rows = ["| key | what it does | value | default | resume |", "|---|---|---|---|---|"]
     for key in keys:
         default = "must be given" if key.default == MISSING else f"`{_yaml(key.default)}`"
-        cells = (f"`{key.name}`", key.text, _said(key), default, ask(key))
+        cells = (f"`{key.name}`", key.text, _values(key), default, ask(key))
         rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(rows) + "\n"
 
@@ -223,7 +227,7 @@ def _yaml(value: Any) -> str:
 
 
 def _whole_configurations() -> tuple[TrainConfig, FinetuneConfig]:
-    """One of each kind, with every section there: what is off by default is on."""
+    """A pre-training and a fine-tuning configuration with every section, also those that are off by default."""
     train = load_config(ROOT / "yamls/biomedlm-2.7b.yaml", ["save_permanent_interval=20000ba"])
     train.data.mix = {"NAME": schema.MixConfig(shards="old", share=0.25)}
     tune = FinetuneConfig(run_name="tune", task="set", model="model", max_duration="100ba", eval_interval="10ba")
@@ -239,7 +243,7 @@ def _whole_configurations() -> tuple[TrainConfig, FinetuneConfig]:
 
 
 def configuration_page() -> str:
-    """The page: the keys of every run, then what pre-training and fine-tuning have beside them."""
+    """The page: the keys of every run, then the further keys of pre-training and of fine-tuning."""
     train, tune = _whole_configurations()
     parts = [HEAD]
     with tempfile.TemporaryDirectory() as name:

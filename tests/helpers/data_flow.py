@@ -1,4 +1,4 @@
-"""docs/data-flow.svg: from text to a released model, and the command on each way.
+"""docs/data-flow.svg: the way from text to a released model, with the command of each step.
 
 `python tests/helpers/data_flow.py` makes it.
 """
@@ -11,8 +11,8 @@ from xml.sax.saxutils import escape
 from project import ROOT
 
 PICTURE = ROOT / "docs/data-flow.svg"
-COLUMN, ROW, WIDTH, HEIGHT = 250, 118, 150, 56  # distances between the middles of boxes, and their sizes, in pixels
-LEFT, TOP = 90, 50  # the middle of the first box
+COLUMN, ROW, WIDTH, HEIGHT = 250, 118, 150, 56  # distances between the centres of boxes, and sizes of boxes, in pixels
+LEFT, TOP = 90, 50  # centre of the first box
 STYLE = """
     text { font: 14px system-ui, sans-serif; fill: #1c2733; text-anchor: middle }
     .small { font-size: 11.5px; fill: #5a6673 }
@@ -29,7 +29,7 @@ STYLE = """
 
 
 class Box(NamedTuple):
-    """What lies on the disk: its name, what is in it, its column and row, and whether the project makes it."""
+    """A box of the picture: a folder or file, its contents, its column and row, and whether the project makes it."""
 
     name: str
     holds: str
@@ -39,12 +39,12 @@ class Box(NamedTuple):
 
     @property
     def x(self) -> float:
-        """Its middle in pixels."""
+        """Centre of the box in pixels, from the left."""
         return LEFT + self.column * COLUMN
 
     @property
     def y(self) -> float:
-        """Its middle in pixels."""
+        """Centre of the box in pixels, from the top."""
         return TOP + self.row * ROW
 
 
@@ -58,7 +58,7 @@ RUN = Box("run folder", "checkpoints, metrics", 3, 2)
 MODEL = Box("model folder", "GPT-2, tokenizer, card", 2, 2)
 TUNED = Box("fine-tuned model", "one a task and seed", 1, 2)
 SCORES = Box("scores", "intervals, leaks", 0, 2)
-# From, to, and the command; of two that go to one box the first is named.
+# From, to, and the command; if two arrows lead to a box, only the first shows the command.
 WAYS = (
     (PUBLISHED, FILES, "acquire.py"),
     (FILES, CORPUS, "corpus.py"),
@@ -71,7 +71,7 @@ WAYS = (
     (MODEL, TUNED, "finetune.py"),
     (TUNED, SCORES, "evaluate.py"),
 )
-# Commands that read a box beside those on the ways from it.
+# Commands that read a box, beside those on its arrows.
 READERS = {
     CORPUS: "look.py",
     SHARDS: "verify.py, plan.py, preflight.py",

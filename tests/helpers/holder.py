@@ -1,4 +1,4 @@
-"""A process that writes an output, as far as its lock goes, until it is told or killed."""
+"""A process that locks an output like a command that writes it, until it is told to end or killed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ with hold(Path(sys.argv[1])):
 
 
 class Holder:
-    """Holds an output from here on; a context manager that kills it."""
+    """Locks an output at once; a context manager that kills the process at its end."""
 
     def __init__(self, output: Path | str, cwd: Path = ROOT) -> None:
         command = [sys.executable, "-c", f"import sys; sys.path[0] = {str(ROOT)!r}\n{HOLD}", str(output)]

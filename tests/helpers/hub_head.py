@@ -1,4 +1,4 @@
-"""The head of a model card, looked at with all that the Hugging Face hub's library can tell without the hub."""
+"""The metadata of a model card, checked by the Hugging Face hub's library as far as possible without the hub."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.runs.card_metadata import LICENSES
 
 
 def head_of(folder: Path) -> dict[str, Any]:
-    """The head of a card, as the hub's library reads it, and writes it again the same."""
+    """The metadata of a card as the hub's library reads it; the library must write the same again."""
     content = (folder / "README.md").read_text(encoding="utf-8")
     head = metadata_load(folder / "README.md")
     assert head is not None and content.startswith("---\n")
@@ -24,14 +24,14 @@ def head_of(folder: Path) -> dict[str, Any]:
 
 
 def check(head: dict[str, Any]) -> None:
-    """All that can be asked without the hub: its own types, and what it has a closed list of."""
+    """Check everything that the library knows without the hub: its types and its closed lists."""
     named = {"model_name": head["model-index"][0]["name"]} if "model-index" in head else {}
     assert safe_load(ModelCardData(**head, **named).to_yaml()) == head
     assert head.get("license", "mit") in LICENSES.split()
     assert ("license_name" in head) == (head.get("license") == "other")
     assert head["library_name"] == "transformers" and head["pipeline_tag"] in SUPPORTED_TASKS
     assert all(isinstance(tag, str) for tag in head["tags"])
-    assert "datasets" not in head, "no text of ours comes from a data set of the hub"
+    assert "datasets" not in head, "the text does not come from a data set of the hub"
     if "base_model" in head:
         validate_repo_id(head["base_model"])
     if "model-index" in head:

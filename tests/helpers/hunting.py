@@ -1,4 +1,4 @@
-"""Examples drawn by hypothesis: a few that are always the same in `make test`, others for minutes in `make chaos`."""
+"""Examples drawn by hypothesis: a few fixed ones in `make test`, and new ones for minutes in `make chaos`."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from hypothesis import strategies as st
 
 from mutations import Draw
 
-Find = Callable[[Draw], list[str]]  # draws an example and says what is wrong with what came of it
-CHAOS_S = 600.0  # for each reader, whatever the number of its forms
+Find = Callable[[Draw], list[str]]  # draws an example, and returns the problems that it causes
+CHAOS_S = 600.0  # for each reader, for any number of its forms
 BATCH = 10  # examples of one seed
-AGAIN = "HUNT_AGAIN"  # FORM=SEED, as a failure says it: only that is tried
+AGAIN = "HUNT_AGAIN"  # FORM=SEED, as printed for a failure: only this seed is tried
 
 
 def hunt(find: Find, examples: int) -> None:
-    """Fail at the first of so many examples that has a problem; they are the same each time."""
+    """Fail at the first of a number of examples that has a problem; the examples are always the same."""
     _given(find, examples, derandomize=True)()
 
 
 def hunt_on(forms: Mapping[str, Find], seconds: float = CHAOS_S, batch: int = BATCH) -> str:
-    """Examples of ever new seeds for so long, of each form in turn; fails at the end with all problems.
+    """Try examples of new seeds for some time, of each form in turn; at the end, fail with all problems.
 
-    Each is named by its form and seed, and the variable HUNT_AGAIN tries that alone.
+    Each problem is named by its form and seed; with the variable HUNT_AGAIN only that example is tried.
 
     Args:
-        forms: what is read, such as a kind of file -> its examples; each has its turn once at the least.
-        seconds: for all of them together.
-        batch: examples of a form before it is the turn of the next.
+        forms: form, such as a kind of file -> function that draws its examples; each form has at least one turn.
+        seconds: for all forms together.
+        batch: examples of one form before the next form has its turn.
 
     Returns:
-        How many examples of which form, and of which seeds.
+        Number of examples of each form, and the seeds.
     """
     begin_s, failures, turns, turn = time.monotonic(), [], itertools.count(), 0
     examples = Counter[str]()
@@ -56,10 +56,10 @@ def hunt_on(forms: Mapping[str, Find], seconds: float = CHAOS_S, batch: int = BA
         if time.monotonic() - begin_s >= seconds and len(examples) == len(forms):
             break
     counts = ", ".join(f"{form} {count}" for form, count in sorted(examples.items()))
-    said = f"{examples.total()} examples ({counts}) of the seeds 0 to {turn}, {len(failures)} failures"
-    print(said, *failures, sep="\n")
-    assert not failures, "\n".join([said, *failures])
-    return said
+    summary = f"{examples.total()} examples ({counts}) of the seeds 0 to {turn}, {len(failures)} failures"
+    print(summary, *failures, sep="\n")
+    assert not failures, "\n".join([summary, *failures])
+    return summary
 
 
 def _given(find: Find, examples: int, derandomize: bool) -> Callable[[], None]:
@@ -73,7 +73,7 @@ def _given(find: Find, examples: int, derandomize: bool) -> Callable[[], None]:
     )
     @given(st.data())
     def one(data: st.DataObject) -> None:
-        found = find(data.draw)
-        assert not found, "\n".join(found)
+        problems = find(data.draw)
+        assert not problems, "\n".join(problems)
 
     return one

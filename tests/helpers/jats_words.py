@@ -1,6 +1,6 @@
-"""What a reader reads of an article in JATS, as pieces for `words.faults`: by a stated list, and nothing of data_prep.
+"""The text that a reader sees in a JATS article, as pieces for `words.faults`; no code of data_prep is used.
 
-`LOST` and the marks below are all that may be missing, each with its rule.
+`LOST` and the marks below list everything that may be missing, each with its rule.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ LOST = {
     **dict.fromkeys(("object-id", "permissions", "sec-meta", "index-term"), "metadata"),
 }
 # fmt: off
-INLINE = (  # JATS' emphasis, phrases and links
+INLINE = (  # elements of JATS for emphasis, phrases and links
     "abbrev", "alternatives", "award-id", "bold", "collab", "contract-num", "contract-sponsor", "country", "email",
     "ext-link", "fax", "fixed-case", "funding-source", "glyph-data", "inline-formula", "inline-graphic", "inline-media",
     "inline-supplementary-material", "institution", "institution-wrap", "italic", "math", "milestone-end",
@@ -66,12 +66,12 @@ BACK = ("ack", "app", "app-group", "glossary", "notes", "sec")
 TITLE = "front/article-meta/title-group"
 
 UNITS = count()
-BARE, BRACKETED = "\U000f0000", "\U000f0001"  # private signs in the place of a mark, and of one in its own brackets
+BARE, BRACKETED = "\U000f0000", "\U000f0001"  # private signs that replace a mark, and a mark in its own brackets
 MARK = f"[{BARE}{BRACKETED}]"
 YEAR = re.compile(r"(?<!\d)(?:1[5-9]|20)\d\d(?!\d)")
 NUMERIC = re.compile(r"[\W\d_]*(?:\d+[a-z]?[\W_]*)+|[\W_]+|\W*[a-z]\W*")
 NOTE = re.compile(r"[\W\d_]*(?:[a-z]|[A-Z]|[ivx]{1,5}|([a-z])\1)?[\W\d_]*")
-# In brackets beside marks alone.
+# Words that may stand beside marks in brackets that are removed whole.
 CITING = re.compile(
     r"\b(?:and|or|to|through|see|also|eg|e\.g|cf|ie|i\.e|pp?\. ?\d+(?:\W\d+)?|refs?|references?|therein|reviews?"
     r"|reviewed|in|for|example|by|\d{1,3}[a-z]?)\b"
@@ -79,7 +79,7 @@ CITING = re.compile(
 NEEDED = re.compile(r"\b(?:(?:see|in|by|of|from)\s|refs?\.?\s*|references?\s*)$", re.IGNORECASE)
 JOINT = r"(?:[^\w\[\](){}\"'“”‘’%<>=.\U000f0000\U000f0001]|\.(?!\s)|\b(?:and|or|to|through)\b)*"
 RUN = re.compile(f"{MARK}(?:{JOINT}{MARK})*")
-GONE, WORDED = "\0", "\1"  # in the place of brackets that hold marks alone, and of others with marks
+GONE, WORDED = "\0", "\1"  # replace brackets that hold only marks, and brackets that also hold other words
 BRACKETS = re.compile(r"[\[(][^\[\]()]*[\])]")
 CLICK = re.compile(
     r"Click here (?:for|to view)[^.]*\.?|\([\d., KMB]*(?:DOCX?|PDF|XLSX?|TIFF?|AVI|ZIP|MOV|PPT)\)"
@@ -88,22 +88,22 @@ CLICK = re.compile(
 
 
 def article_pieces(article: Any) -> list[Piece]:
-    """Of the root of an article: title, abstracts, body, what stands behind it, and what floats."""
-    found: list[Piece] = []
+    """Pieces of an article, from its root: title, abstracts, body, back matter and floats."""
+    parts: list[Piece] = []
     titles = article.findall(f"{TITLE}/article-title") + article.findall(f"{TITLE}/subtitle")
     for number, title in enumerate(titles):
         before = "".join(piece.text for piece in _cleared(titles[number - 1])).rstrip() if number else ""
-        while number and not found[-1].text.strip() and found[-1].rule is None:
-            found.pop()
+        while number and not parts[-1].text.strip() and parts[-1].rule is None:
+            parts.pop()
         if before and before[-1] not in ":.?!;,–—-":
-            found[-1] = replace(found[-1], text=found[-1].text.rstrip())
-            found.append(Piece(":"))
-        found += [BORDER, *_cleared(title)]
+            parts[-1] = replace(parts[-1], text=parts[-1].text.rstrip())
+            parts.append(Piece(":"))
+        parts += [BORDER, *_cleared(title)]
     for part in PARTS:
         for element in article.iterfind(part):
             if part != "back/*" or element.tag in BACK:
-                found += [BORDER, *_cleared(element), BORDER]
-    return found
+                parts += [BORDER, *_cleared(element), BORDER]
+    return parts
 
 
 def _cleared(element: Any) -> list[Piece]:
@@ -111,29 +111,29 @@ def _cleared(element: Any) -> list[Piece]:
 
 
 def _top(piece: Piece, is_one: Callable[[Any], bool]) -> Any:
-    """The outermost element around a piece that is one of a kind."""
+    """The outermost element around a piece for which `is_one` is true."""
     around = [] if piece.element is None else [piece.element, *piece.element.iterancestors()]
     return next((element for element in reversed(around) if is_one(element)), None)
 
 
 def _formulas(parts: list[Piece]) -> list[Piece]:
-    """A formula in a line as TeX without its preamble where there is one, else as the text of its MathML."""
-    found: list[Piece] = []
+    """Replace a formula in a line by its TeX without preamble, or by the text of its MathML if it has no TeX."""
+    result: list[Piece] = []
     last = None
     for piece in parts:
         kind = _top(piece, lambda e: local(e) in ("tex-math", "math"))
         formula = _top(piece, lambda e: local(e) in ("inline-formula", "alternatives"))
         if kind is None or piece.rule is not None:
-            found.append(piece)
+            result.append(piece)
         elif kind is not last and local(kind) == "tex-math":
             text = "".join(kind.itertext())
             inside = re.search(r"\\begin\{document\}(.*)\\end\{document\}", text, re.DOTALL)
             text = " ".join((inside[1] if inside else text).strip("$ \n").split())
-            found.append(Piece(f"${text}$" if text else "", kind, moved=piece.moved))
+            result.append(Piece(f"${text}$" if text else "", kind, moved=piece.moved))
         elif kind is not last and (formula is None or next(formula.iter("tex-math"), None) is None):
-            found.append(Piece("".join("".join(kind.itertext()).split()), kind, moved=piece.moved))
+            result.append(Piece("".join("".join(kind.itertext()).split()), kind, moved=piece.moved))
         last = kind
-    return found
+    return result
 
 
 def _is_mark(element: Any) -> bool:
@@ -152,7 +152,7 @@ def _is_mark(element: Any) -> bool:
 
 
 def _marks(parts: list[Piece]) -> list[Piece]:
-    """Marks become units with the brackets and joints that go with them."""
+    """Make marks units, with the brackets and separators that belong to them."""
     is_mark = [piece.rule is None and bool(piece.text.strip()) and _top(piece, _is_mark) is not None for piece in parts]
     line = "".join(
         "\n" if piece.rule else piece.text if not mark else BRACKETED if piece.text.strip()[0] in "[(" else BARE
@@ -164,42 +164,42 @@ def _marks(parts: list[Piece]) -> list[Piece]:
         for offset in range(1 if mark or piece.rule else len(piece.text))
     ]
     spans = _spans(line)
-    found: list[Piece] = []
+    marked: list[Piece] = []
     unit, last = next(UNITS), None
     for position, (number, offset) in enumerate(owner):
         piece = parts[number]
         if piece.rule is not None:
-            found.append(piece)
+            marked.append(piece)
             continue
         sign = piece.text if is_mark[number] else piece.text[offset]
         span = next((span for span in spans if span[0] <= position < span[1]), None)
         if span is not last:
             unit, last = next(UNITS), span
         rule = MARKS if span else None
-        if found and found[-1].element is piece.element and (found[-1].rule, found[-1].unit) == (rule, unit):
-            found[-1] = Piece(found[-1].text + sign, piece.element, rule, unit, piece.moved)
+        if marked and marked[-1].element is piece.element and (marked[-1].rule, marked[-1].unit) == (rule, unit):
+            marked[-1] = Piece(marked[-1].text + sign, piece.element, rule, unit, piece.moved)
         else:
-            found.append(Piece(sign, piece.element, rule, unit, piece.moved))
-    return found
+            marked.append(Piece(sign, piece.element, rule, unit, piece.moved))
+    return marked
 
 
 def _spans(line: str) -> list[tuple[int, int]]:
-    """Where what may be missing begins and ends."""
+    """Begin and end of each part that may be missing."""
     spans: list[tuple[int, int]] = []
     masked = line
     while True:  # from the innermost brackets outwards
-        found = next((b for b in BRACKETS.finditer(masked) if re.search(MARK, line[b.start() : b.end()])), None)
-        if found is None:
+        match = next((b for b in BRACKETS.finditer(masked) if re.search(MARK, line[b.start() : b.end()])), None)
+        if match is None:
             break
-        inside = CITING.sub("", re.sub(MARK, "", found[0][1:-1]))
+        inside = CITING.sub("", re.sub(MARK, "", match[0][1:-1]))
         is_whole = not re.search(rf"[^\W_]|{WORDED}", inside)
         if is_whole:
-            spans = [span for span in spans if not found.start() <= span[0] < found.end()] + [found.span()]
+            spans = [span for span in spans if not match.start() <= span[0] < match.end()] + [match.span()]
         fill = GONE if is_whole else WORDED
-        blank = "".join(GONE if sign == GONE else fill for sign in found[0])
-        masked = masked[: found.start()] + blank + masked[found.end() :]
+        blank = "".join(GONE if sign == GONE else fill for sign in match[0])
+        masked = masked[: match.start()] + blank + masked[match.end() :]
     for run in RUN.finditer(line):
-        # A number that is a word of its own among other words in brackets may be one of theirs.
+        # A number that is a separate word among other words in brackets may belong to these words.
         is_word = (
             run[0][0] == BARE and masked[run.start()] == WORDED and not re.search(r"[\w.)\]]$", line[: run.start()])
         )
@@ -210,7 +210,7 @@ def _spans(line: str) -> list[tuple[int, int]]:
 
 
 def _widened(line: str, spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """With the separators that would be left beside nothing, and runs of marks as one."""
+    """Join runs of marks, and add separators that would stand beside nothing."""
     merged: list[tuple[int, int]] = []
     for start, end in sorted(spans):
         if merged and re.fullmatch(JOINT, line[merged[-1][1] : start]):

@@ -1,4 +1,4 @@
-"""Of each kind of task what the tests that every kind must pass ask it: a new kind is a line here."""
+"""Examples for the tests that every kind of task must pass; a new kind adds an entry here."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from data_prep.tasks.task_set import Example, Pair, Question, Sentence
 
 @dataclass(frozen=True)
 class Asked:
-    """What one kind is asked.
+    """Examples of one kind.
 
     Attributes:
-        of_card: the example that the code of the card asks.
+        of_card: the example in the code on the card.
         others: examples of other lengths.
-        printed: what that code prints, from what `predict` tells of the example.
-        labels: of the head's rows.
+        printed: from the record of `predict` for this example, the output of that code.
+        labels: labels of the rows of the head.
     """
 
     of_card: Example

@@ -1,4 +1,4 @@
-"""The last line of a command: it names what is there, and a next command that is accepted."""
+"""The last line of a command: it names an existing output, and a next command that is valid."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from data_prep.common.command_line import Parser
 from project import COMMANDS, ROOT
 from recipes.config.loading import load_config, load_finetune_config
 
-LAUNCHER = "Waiting up to"  # what Composer's launcher says when its ranks have ended
+LAUNCHER = "Waiting up to"  # printed by Composer's launcher after its ranks have ended
 
 
 def next_command(stdout: str, folder: Path) -> list[str]:
-    """The words of the next command, which was looked at; the first without its folder.
+    """Check the next command in the last line, and return its words; the first without its folder.
 
     Args:
-        stdout: of a command that has ended.
-        folder: that it ran in.
+        stdout: output of a command that has ended.
+        folder: folder in which the command ran.
     """
     lines = [line for line in stdout.splitlines() if not line.startswith(LAUNCHER)]
     line = lines[-1] if lines else ""
-    found = re.fullmatch(r"(.+?): (.+); next: (.+)", line)
-    assert found, f"no last line that says what was made, where, and what is next: {line!r}"
-    assert (folder / found[1]).exists() or (ROOT / found[1]).exists(), f"{line!r}: there is no {found[1]}"
-    words = shlex.split(found[3])
+    match = re.fullmatch(r"(.+?): (.+); next: (.+)", line)
+    assert match, f"no last line that says what was made, where, and what is next: {line!r}"
+    assert (folder / match[1]).exists() or (ROOT / match[1]).exists(), f"{line!r}: there is no {match[1]}"
+    words = shlex.split(match[3])
     if words[0] == "make":
         done = subprocess.run(["make", "-n", "PYTHON=none", *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert done.returncode == 0 and "data_prep/corpus.py" in done.stdout, done.stderr
@@ -42,7 +42,7 @@ def next_command(stdout: str, folder: Path) -> list[str]:
 
 
 def accept(command: str, words: list[str], folder: Path) -> None:
-    """Have the command's parser and, where it runs a configuration, that read the words."""
+    """Parse the words with the command's parser, and load the configuration if the command runs one."""
 
     def stop(method: str) -> Any:
         def parse(parser: Parser, argv: list[str]) -> None:
@@ -55,8 +55,8 @@ def accept(command: str, words: list[str], folder: Path) -> None:
     try:
         with stop("parse_args"), stop("parse_intermixed_args"):
             main_of(command)(words)
-    except Parsed as found:
-        parsed = found.args[0]
+    except Parsed as stopped:
+        parsed = stopped.args[0]
     else:
         raise AssertionError(f"{command} has read no command line")
     finally:

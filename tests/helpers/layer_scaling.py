@@ -1,4 +1,4 @@
-"""GPT-2 as transformers 4 computes it under its fast kernels: without the layer scaling."""
+"""GPT-2 as transformers 4 computes it with its fast kernels: without the scaling by layer."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from recipes.modeling.attention import attention_layers, softmax_scale
 
 
 def forget_layer_scaling(*layers: GPT2Attention) -> None:
-    """Make these layers transformers' own, and unscaled in every version of it."""
+    """Replace these layers by those of transformers, without the scaling in any version of it."""
     layer: Any
     for layer in layers:
         layer.__class__ = GPT2Attention
-        if hasattr(layer, "scaling"):  # of transformers 5, which is right by itself
+        if hasattr(layer, "scaling"):  # in transformers 5, which scales correctly
             layer.scaling = softmax_scale(layer, by_layer=False)
 
 
 def without_layer_scaling(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """The model, all of its layers unscaled."""
+    """The model with all layers unscaled."""
     forget_layer_scaling(*attention_layers(model))
     return model

@@ -1,4 +1,4 @@
-"""Honest files with something wrong in them: bytes flipped, cut or repeated, values of other types and sizes."""
+"""Correct files with faults: bytes flipped, cut or repeated, values of other types and sizes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 Draw = Callable[[st.SearchStrategy[Any]], Any]
 
-DEEP = 5_000  # brackets or tags around something: more than Python calls itself
+DEEP = 5_000  # nested brackets or tags, deeper than Python's recursion limit
 LONG = 200_000  # digits or letters
 PACK: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]] = {
     ".zst": (zstandard.ZstdCompressor().compress, lambda data: zstandard.ZstdDecompressor().decompress(data)),
@@ -45,7 +45,7 @@ FILLINGS = (b"\0", b"\n", b"x\n", b"a ", b"[", b'{"a":', b"<a>", b"\xf0\x9f\x98\
 
 @functools.cache
 def bomb(filling: bytes, before: bytes = b"", size_bytes: int = BOMB_BYTES) -> bytes:
-    """One zstd frame that unpacks to `before` and `filling` again and again."""
+    """One zstd frame that unpacks to `before` and many repetitions of `filling`."""
     packer = zstandard.ZstdCompressor().compressobj()
     block = filling * ((1 << 20) // len(filling))
     return b"".join(
@@ -54,7 +54,7 @@ def bomb(filling: bytes, before: bytes = b"", size_bytes: int = BOMB_BYTES) -> b
 
 
 def mutated(draw: Draw, name: str, content: bytes) -> bytes:
-    """The content of a file with one to three things wrong, by the ending of its name: in its bytes or its values."""
+    """The content of a file with one to three faults in its bytes or values, according to the ending of its name."""
     for _ in range(draw(st.integers(1, 3))):
         content = _once(draw, name, content)
     return content
@@ -80,12 +80,12 @@ def _once(draw: Draw, name: str, content: bytes) -> bytes:
             ".pt": of_checkpoint,
             ".metadata": of_index,
         }.get(kind, of_words)(draw, content)
-    except Exception:  # it is not what its name says any more
+    except Exception:  # its content no longer has the format of its name
         return of_bytes(draw, content)
 
 
 def of_bytes(draw: Draw, content: bytes) -> bytes:
-    """Bytes flipped, cut out, put in, repeated, or overwritten with a number of one to eight bytes."""
+    """Bytes flipped, cut out, inserted, repeated, or overwritten with a number of one to eight bytes."""
     place = draw(st.integers(0, max(0, len(content) - 1)))
     length = draw(st.sampled_from((1, 2, 4, 8, 64, 512, len(content))))
     how = draw(st.sampled_from(("flip", "cut", "leave out", "repeat", "number", "bytes", "nothing")))
@@ -107,12 +107,12 @@ def of_bytes(draw: Draw, content: bytes) -> bytes:
 
 
 def of_json(draw: Draw, content: bytes) -> bytes:
-    """A JSON value in which one value, or one key, is another."""
+    """A JSON value in which one value or one key is replaced."""
     return to_json(other_value(draw, json.loads(content)))
 
 
 def of_json_lines(draw: Draw, content: bytes) -> bytes:
-    """The same, of one line of several."""
+    """JSON lines in which one line is changed in this way."""
     lines = content.splitlines()
     number = draw(st.integers(0, len(lines) - 1))
     lines[number] = of_json(draw, lines[number])
@@ -120,7 +120,7 @@ def of_json_lines(draw: Draw, content: bytes) -> bytes:
 
 
 def other_value(draw: Draw, value: Any) -> Any:
-    """A value with one part of it, at any depth, changed, removed, repeated or renamed."""
+    """A value in which one part, at any depth, is changed, removed, repeated or renamed."""
     if isinstance(value, (dict, list)) and value and draw(st.integers(0, 3)):
         keys = list(value) if isinstance(value, dict) else list(range(len(value)))
         key = draw(st.sampled_from(keys))
@@ -139,7 +139,7 @@ def other_value(draw: Draw, value: Any) -> Any:
 
 
 def to_json(value: Any) -> bytes:
-    """JSON, with what no Python value is deep enough for."""
+    """JSON with markers replaced by lists and objects that are nested too deep for a Python value."""
     text = json.dumps(value)
     deep = {DEEP_LIST: "[" * DEEP + "]" * DEEP, DEEP_OBJECT: '{"a":' * DEEP + "1" + "}" * DEEP}
     for name, nested in deep.items():
@@ -148,9 +148,9 @@ def to_json(value: Any) -> bytes:
 
 
 def of_words(draw: Draw, content: bytes) -> bytes:
-    """A text in which a word, a number, a tag or a piece of it is another, gone, or there many times."""
-    found = list(re.finditer(rb"<[^<>]*>|[\w.+-]+|[^\w\s]", content))
-    match = found[draw(st.integers(0, len(found) - 1))]
+    """A text in which a word, number, tag or piece of it is replaced, removed or repeated many times."""
+    matches = list(re.finditer(rb"<[^<>]*>|[\w.+-]+|[^\w\s]", content))
+    match = matches[draw(st.integers(0, len(matches) - 1))]
     word = match[0]
     how = draw(st.sampled_from(("other", "other", "many", "deep", "remove")))
     if how == "other":
@@ -190,7 +190,7 @@ def of_tar(draw: Draw, content: bytes) -> bytes:
 
 
 def of_zip(draw: Draw, content: bytes) -> bytes:
-    """An archive in which one file is another."""
+    """An archive in which one file is changed."""
     target = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED) as new:
         names = sorted(old.namelist())
@@ -202,15 +202,15 @@ def of_zip(draw: Draw, content: bytes) -> bytes:
 
 
 def of_safetensors(draw: Draw, content: bytes) -> bytes:
-    """A file of tensors whose header says something else."""
+    """A file of tensors with another header."""
     (size,) = struct.unpack("<Q", content[:8])
     header = of_json(draw, content[8 : 8 + size])
-    said = draw(st.sampled_from((len(header), len(header), len(header), *INTEGERS)))
-    return struct.pack("<Q", said) + header + content[8 + size :]
+    header_size = draw(st.sampled_from((len(header), len(header), len(header), *INTEGERS)))
+    return struct.pack("<Q", header_size) + header + content[8 + size :]
 
 
 def of_checkpoint(draw: Draw, content: bytes) -> bytes:
-    """A file of `torch.save` that holds another value somewhere, or whose pickle has other bytes."""
+    """A file of `torch.save` that holds another value, or has a pickle with other bytes."""
     import torch
 
     if draw(st.booleans()):
@@ -227,7 +227,7 @@ def of_checkpoint(draw: Draw, content: bytes) -> bytes:
 
 
 def of_index(draw: Draw, content: bytes) -> bytes:
-    """The index of a sharded checkpoint that says something else of one tensor, or of the file that it is in."""
+    """The index of a sharded checkpoint that describes one tensor, or the file that holds it, in another way."""
     index = pickle.loads(content)  # made by a test
     which = draw(st.sampled_from(("storage_data", "storage_data", "state_dict_metadata", "planner_data")))
     entries = getattr(index, which)

@@ -24,7 +24,7 @@ from recipes.training import pretraining
 from recipes.training.pretraining import train
 from tiny_run import configure
 
-DATA = ("tokenizer", "vocab", "index")
+SUFFIXES, STEMS = (".mds", ".zstd", ".txt"), ("tokenizer", "vocab", "index")
 SEQ_LEN, VOCAB_SIZE, LEFT_AFTER, SAVED_AT = 64, 600, 7, 6
 
 
@@ -37,8 +37,8 @@ class Leave(Callback):
 
 
 def sha256s(folder: Path) -> dict[str, str]:
-    """Of each file that holds data: the others name versions, or are transformers' own."""
-    files = (path for path in sorted(folder.rglob("*")) if path.suffix in (".mds", ".zstd", ".txt") or path.stem in DATA)
+    """The hash of each file that holds data; the other files name versions, or are transformers' own."""
+    files = (path for path in sorted(folder.rglob("*")) if path.suffix in SUFFIXES or path.stem in STEMS)
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -1,4 +1,4 @@
-"""What a command may make of any input: its work or a message, and nothing else."""
+"""The allowed results of a command for any input: it does its work or ends with a message."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import warm
 from project import ROOT
 
 GIGABYTE = 1 << 30
-SLACK_BYTES = GIGABYTE >> 2  # beyond that, of what is reserved and never touched; what is touched is measured
-STARTS = 6  # as many starts of a training process as any of these commands may take
+SLACK_BYTES = GIGABYTE >> 2  # slack for memory that is reserved and never used; used memory is measured
+STARTS = 6  # the longest time of any of these commands, in starts of a training process
 
 IMPORTED = (
     "data_prep.corpus", "data_prep.acquire", "data_prep.tokenizer", "data_prep.shards", "data_prep.verify",
@@ -32,42 +32,42 @@ def problems(
     imported: tuple[str, ...] = IMPORTED,
     finished: str = "out",
 ) -> list[str]:
-    """What a command does wrong with files, none of it allowed whatever is in them.
+    """Problems that a command has with files; none is allowed, whatever the files contain.
 
     Args:
-        command: a script of the project and its arguments, or `-c` and code; it runs in a folder with the files.
+        command: script of the project and its arguments, or `-c` and code; it runs in a folder with the files.
         files: path below that folder -> content.
-        folder: is made, and removed.
-        codes: that the command may end with.
-        imported: modules that are there when it begins.
-        finished: a folder that must be there whole, with its manifest, or not at all.
+        folder: is created, and removed at the end.
+        codes: exit codes that are allowed.
+        imported: modules that are imported before the command begins.
+        finished: folder that must be complete, with its manifest, or absent.
     """
-    here = folder / "case"
+    case_folder = folder / "case"
     for name, content in files.items():
-        path = here / name
+        path = case_folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content)
     script = [ROOT / command[0]] if command[0] != "-c" else ["-c"]
-    found: list[str] = []
+    messages: list[str] = []
     try:
         done = warm.run(
-            [sys.executable, *script, *command[1:]], here,
+            [sys.executable, *script, *command[1:]], case_folder,
             imported=imported, memory_bytes=GIGABYTE + SLACK_BYTES, starts=STARTS,
         )  # fmt: skip
         if done.returncode not in codes:
-            found.append(f"exit code {done.returncode}, not of {list(codes)}")
+            messages.append(f"exit code {done.returncode}, not of {list(codes)}")
         if "Traceback" in done.stderr:
-            found.append("a traceback")
+            messages.append("a traceback")
         if done.returncode and "error: " not in done.stderr:
-            found.append("no message")
+            messages.append("no message")
         if done.grown_bytes > GIGABYTE:
-            found.append(f"{done.grown_bytes:,} bytes of memory")
+            messages.append(f"{done.grown_bytes:,} bytes of memory")
         if {path.name for path in folder.iterdir()} != {"case"}:
-            found.append(f"files outside: {sorted(path.name for path in folder.iterdir())}")
-        if altered := [name for name, content in files.items() if not _holds(here / name, content)]:
-            found.append(f"inputs were altered: {altered}")
-        found += half_written(here / finished)
-        return [*found, done.stderr[-3000:]] if found else []
+            messages.append(f"files outside: {sorted(path.name for path in folder.iterdir())}")
+        if altered := [name for name, content in files.items() if not _holds(case_folder / name, content)]:
+            messages.append(f"inputs were altered: {altered}")
+        messages += half_written(case_folder / finished)
+        return [*messages, done.stderr[-3000:]] if messages else []
     except subprocess.TimeoutExpired as error:
         return [str(error)]
     finally:
@@ -79,7 +79,7 @@ def _holds(path: Path, content: bytes) -> bool:
 
 
 def half_written(folder: Path) -> list[str]:
-    """What is wrong with a folder that is to be whole or not there."""
+    """Problems of a folder that must be complete or absent."""
     if not folder.exists() or not any(folder.iterdir()):
         return []
     if not (folder / "manifest.json").is_file():
@@ -87,6 +87,6 @@ def half_written(folder: Path) -> list[str]:
     outputs = json.loads((folder / "manifest.json").read_bytes())["outputs"]
     return [
         f"{folder.name}/{name} is not whole"
-        for name, said in outputs.items()
-        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != said["sha256"]
+        for name, recorded in outputs.items()
+        if hashlib.sha256((folder / name).read_bytes()).hexdigest() != recorded["sha256"]
     ]

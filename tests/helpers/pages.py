@@ -10,7 +10,7 @@ from pathlib import Path
 from project import ROOT
 
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
-# A page whose blocks need what it adds to the project: one test runs them in one copy.
+# Blocks of this page need the files that the page adds; a separate test runs them together in one copy.
 RUN_BY = {"docs/extending.md": ROOT / "tests/test_extending.py"}
 COMMANDS_OF = ("", "bash", "sh", "shell", "console")  # kinds of blocks to type
 DATA_OF = ("diff", "json", "python", "text", "yaml")  # kinds of blocks to read
@@ -23,11 +23,11 @@ class Block:
     """A fenced block of a page.
 
     Attributes:
-        page: below the project's folder.
-        line: of the page, counted from 1, that its fence stands in.
-        kind: what stands behind the fence, such as `json`; empty for commands.
-        text: what stands in it.
-        mark: what the comment before it says between `not run` and its end; None without one.
+        page: path below the project's folder.
+        line: line number of the opening fence, from 1.
+        kind: word after the fence, such as `json`; empty for commands.
+        text: content of the block.
+        mark: text of the comment before the block after `not run`; None without a comment.
     """
 
     page: str
@@ -38,32 +38,32 @@ class Block:
 
     @property
     def place(self) -> str:
-        """`docs/data.md:10`."""
+        """Page and line, such as `docs/data.md:10`."""
         return f"{self.page}:{self.line}"
 
     @property
     def is_of_commands(self) -> bool:
-        """Whether it is typed into a shell."""
+        """Whether the block is typed into a shell."""
         return self.kind in COMMANDS_OF
 
     @property
     def commands(self) -> str:
-        """Its text without comments and without blanks that say nothing: blocks that are equal so do the same."""
+        """The text without comments and redundant blanks; blocks with equal text do the same."""
         lines = (re.sub(r"(^|\s)#(?!SBATCH).*", "", line) for line in self.text.replace("\\\n", " ").splitlines())
         return "\n".join(" ".join(line.split()) for line in lines if line.strip())
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    """The blocks of a page, from the first to the last."""
+    """The blocks of a page, in order."""
     yield from blocks_of(page.read_text(encoding="utf-8"), str(page.relative_to(ROOT)))
 
 
 def blocks_of(text: str, page: str) -> Iterator[Block]:
-    """The blocks of the text of a page."""
+    """The blocks in the text of a page."""
     end = 0
-    for found in _FENCE.finditer(text):
-        before = text[end : found.start()].rstrip()
+    for match in _FENCE.finditer(text):
+        before = text[end : match.start()].rstrip()
         marks = list(MARK.finditer(before))
         mark = marks[-1][1] if marks and marks[-1].end() == len(before) else None
-        yield Block(page, text.count("\n", 0, found.start()) + 1, found[3].strip(), found[4], mark)
-        end = found.end()
+        yield Block(page, text.count("\n", 0, match.start()) + 1, match[3].strip(), match[4], mark)
+        end = match.end()

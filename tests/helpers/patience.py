@@ -1,7 +1,7 @@
-"""How long the tests wait: what a start of a training process takes here is measured once, and is the unit.
+"""How long the tests wait: the unit is the time that a training process takes to start, measured once.
 
-A bound on a hang is many such starts, so a slow or busy machine reaches none. A timeout of the code under test that has
-to fire is a few of them, so that it does not fire elsewhere before it is due.
+A limit against hangs is many such starts, so that a slow or busy machine does not reach it. A timeout of the tested
+code that must pass is a few starts, so that it does not pass too early elsewhere.
 """
 
 from __future__ import annotations
@@ -13,18 +13,19 @@ import sys
 import time
 from pathlib import Path
 
-NAME = "TEST_START_S"  # hands the measurement to workers of pytest and to what tests start; set by hand, it is believed
-OF_A_RUN = (  # what it imports
+# Passes the measurement to pytest's workers and to processes of the tests; a value that a user sets is used.
+NAME = "TEST_START_S"
+OF_A_RUN = (  # what a training process imports
     "recipes.training.trainer", "recipes.checkpointing.resume", "recipes.distributed.fsdp",
     "recipes.finetuning.heads",
 )  # fmt: skip
-COLD_S = 8.0  # a start that takes longer may have compiled Python, or read a cold disk
-FASTEST_S = 2.0  # as if a machine were no faster than that: a start is not all that a test waits for
+COLD_S = 8.0  # a longer start may have compiled Python or read a cold disk
+FASTEST_S = 2.0  # lower limit of the unit, because a test waits for more than a start
 
 
 @functools.cache
 def start_s() -> float:
-    """Seconds that Python takes to start and to import what a training run imports."""
+    """Seconds that Python takes to start and to import the modules of a training run."""
     if NAME not in os.environ:
         found_s = measured_s()
         if found_s > COLD_S:
@@ -41,5 +42,5 @@ def measured_s() -> float:
 
 
 def patience_s(starts: float = 10) -> float:
-    """Seconds after which something hangs that takes about as long as so many starts: ten times that."""
+    """Time limit in seconds for work that takes about as long as `starts` starts: ten times that."""
     return 10 * starts * start_s()

@@ -1,4 +1,4 @@
-"""Where the project lies, and its commands."""
+"""The folder of the project, and its commands."""
 
 from pathlib import Path
 

@@ -1,7 +1,7 @@
-"""`make quick`: the tests of what changed, cheapest first, within a minute.
+"""`make quick`: the tests of changed files, fastest first, within a minute.
 
-What changed is what git sees between here and where this branch left main, with all that is not committed. Its tests
-are the test files that changed, that import or name what changed, and those in the folder of the same name, as
+The changed files are those that git lists since the branch left main, with uncommitted changes. Their tests are the
+test files that changed, that import or name a changed file, and those in the folder of the same name, such as
 `tests/recipes/runs` for `recipes/runs`.
 """
 
@@ -26,17 +26,18 @@ from code_map import imports
 from project import ROOT
 
 BUDGET_S = 60.0
-ENDING_S = 15.0  # of it, for the end: all that the tests have started is killed, and pytest-xdist waits for its workers
-AGAIN_S = 1.0  # what ends the tests is an exception, which whatever runs at that moment may have caught
-BUDGET = "budget"  # what the plugin is called
-SECONDS = "quick/seconds"  # of pytest's cache: test file -> the most seconds that it was seen to take
+# Part of the budget for the end, in which all processes of the tests are killed and pytest-xdist waits for its workers.
+ENDING_S = 15.0
+AGAIN_S = 1.0  # the exception that ends the tests may be caught by the running code, so it is repeated
+BUDGET = "budget"  # name of the plugin
+SECONDS = "quick/seconds"  # key in pytest's cache: test file -> longest time in seconds so far
 BASES = ("main", "origin/main")
 ROOMS = ("callbacks", "data_prep", "recipes")
 OF_EVERY_MODULE = "tests/test_rooms.py"
 
 
 def passed_s() -> float:
-    """Seconds since this process began, with what it imported first."""
+    """Seconds since this process began, including its imports."""
     return time.time() - psutil.Process().create_time()
 
 
@@ -47,89 +48,90 @@ def git(*arguments: str) -> str:
     return done.stdout
 
 
-def base_of(said: str | None) -> tuple[str, str]:
-    """The commit that is compared with, and what it is called.
+def base_of(given: str | None) -> tuple[str, str]:
+    """The commit to compare with, and its name.
 
     Args:
-        said: a branch or commit; None: main, and where there is none HEAD.
+        given: a branch or commit; None: main, or HEAD if there is no main.
 
     Raises:
-        LookupError: this is no checkout of git, or there is no such commit.
+        LookupError: this is no git checkout, or the commit does not exist.
     """
     git("rev-parse", "--verify", "HEAD")
-    for name in [said] if said else BASES:
+    for name in [given] if given else BASES:
         try:
             return git("merge-base", name, "HEAD").strip(), name
         except LookupError:
-            if said:
+            if given:
                 raise
     return "HEAD", "HEAD (there is no branch main here)"
 
 
 def changed_since(commit: str) -> list[str]:
-    """Files that differ, are gone or are new, committed or not, by their paths from the root."""
-    told = git("diff", "--name-only", "--no-renames", "-z", commit, "--")
+    """Files that were changed, removed or added, committed or not, as paths from the root."""
+    tracked = git("diff", "--name-only", "--no-renames", "-z", commit, "--")
     new = git("ls-files", "--others", "--exclude-standard", "-z")
-    return sorted({name for name in (told + new).split("\0") if name})
+    return sorted({name for name in (tracked + new).split("\0") if name})
 
 
 @functools.cache
 def imported_by(text: str) -> set[str]:
     try:
         return imports(text)
-    except SyntaxError:  # of a file that is being written; pytest says where
+    except SyntaxError:  # a file that is being written does not parse; pytest reports where
         return set()
 
 
 def find_tests(changed: Iterable[str], texts: dict[str, str]) -> list[str]:
-    """The test files of what changed.
+    """The test files for the changed files.
 
     Args:
         changed: paths from the root.
         texts: all test files, path -> content.
     """
-    found, modules, folders, named = set[str](), set[str](), set[str](), set(changed)
+    tests, modules, folders, named = set[str](), set[str](), set[str](), set(changed)
     for name in named.copy():
         path = PurePosixPath(name)
         if path.parts[0] in ROOMS:
             modules.add(name.removesuffix(".py"))
             folders.add(f"tests/{path.parent}")
-            found.add(OF_EVERY_MODULE)
+            tests.add(OF_EVERY_MODULE)
         elif path.parts[:2] == ("tests", "helpers"):
             modules.add(path.stem)
         elif path.name == "conftest.py":
-            found |= {test for test in texts if PurePosixPath(test).is_relative_to(path.parent)}
+            tests |= {test for test in texts if PurePosixPath(test).is_relative_to(path.parent)}
         elif path.parts[0] == "tests" and path.suffix == ".py":
             folders |= set() if path.name.startswith("test_") else {str(path.parent)}
-        else:  # a page, a YAML: tests go through all of a folder, too
+        else:  # a page or a YAML: tests may also go through its whole folder
             named |= {path.name, *([f'"{path.parent}"', f'"{path.parent}/'] if len(path.parts) > 1 else [])}
     for test, text in texts.items():
         near = test in named or str(PurePosixPath(test).parent) in folders
         if near or any(name in text for name in named) or modules & imported_by(text):
-            found.add(test)
-    return sorted(found & texts.keys())
+            tests.add(test)
+    return sorted(tests & texts.keys())
 
 
 def cheapest_first(tests: Iterable[str], seconds: dict[str, float], texts: dict[str, str]) -> list[str]:
-    """By the time that they took here; then those that were not seen yet, the shortest file first."""
+    """In the order of their time on this machine; then files without a time, the shortest first."""
     return sorted(tests, key=lambda test: (test not in seconds, seconds.get(test, 0.0), len(texts[test])))
 
 
 class Budget:
-    """A plugin that ends the tests when the time is up, and knows which files came to their end.
+    """A plugin that ends the tests when the time is up, and knows which test files were finished.
 
     Args:
-        tests: files that are run.
+        tests: test files to run.
     """
 
     __name__ = BUDGET
 
     def __init__(self, tests: Sequence[str]) -> None:
-        self.left = dict.fromkeys(tests, 1)  # tests that have not ended; until they are counted one each
+        # Number of tests that have not ended; one for each file until they are counted.
+        self.left = dict.fromkeys(tests, 1)
         self.failed = self.cut = False
 
     def run(self, seconds: float) -> int:
-        """Run them for so long; pytest's exit code."""
+        """Run the tests for this long; pytest's exit code."""
         self.end_s = time.monotonic() + seconds
         signal.signal(signal.SIGALRM, self.end)
         try:
@@ -140,7 +142,7 @@ class Budget:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionstart(self) -> None:
-        """Not before: an import that is cut short is an error of what is imported."""
+        """Start the timer only now, because an interrupted import is reported as an error of the imported module."""
         signal.setitimer(signal.ITIMER_REAL, max(0.1, self.end_s - time.monotonic()), AGAIN_S)
 
     def pytest_xdist_node_collection_finished(self, ids: Sequence[str]) -> None:
@@ -157,7 +159,8 @@ class Budget:
 
     def end(self, *_: object) -> None:
         self.cut = True
-        for process in psutil.Process().children(recursive=True):  # workers, and what their tests wait for
+        # Workers, and the processes that their tests wait for.
+        for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         pytest.exit("the time is up", returncode=pytest.ExitCode.OK)
@@ -167,12 +170,12 @@ class Budget:
 
 
 def remember(config: pytest.Config, reports: Iterable[object]) -> None:
-    """Keep how long each test file took, for the order of the next time."""
+    """Store how long each test file took, for the order of the next run."""
     took = defaultdict[str, float](float)
     for report in reports:
         if isinstance(report, pytest.TestReport):
             took[report.nodeid.partition("::")[0]] += report.duration
-    if took and (cache := getattr(config, "cache", None)):  # it can be switched off
+    if took and (cache := getattr(config, "cache", None)):  # the cache can be switched off
         known = cache.get(SECONDS, {})
         seen = {test: round(max(seconds, known.get(test, 0.0)), 2) for test, seconds in took.items()}
         cache.set(SECONDS, known | seen)
@@ -187,7 +190,7 @@ def remembered() -> dict[str, float]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; the exit code."""
+    """Run the command line; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", help="branch or commit to compare with (default main)")
     parser.add_argument("--seconds", type=float, default=BUDGET_S, help="for everything (default 60)")

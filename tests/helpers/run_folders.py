@@ -1,4 +1,4 @@
-"""Run folders as pre-training leaves them, written at once: what a report is made of."""
+"""Run folders with the files of pre-training, written without training, from which reports are made."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def losses(first: int, end: int, loss: float = 5.0) -> list[dict[str, Any]]:
 
 
 def full_run(make_run: MakeRun, name: str, loss: float, config: str) -> Path:
-    """Started twice, rewound once, with a batch of NaN and all that is logged."""
+    """Metrics of a run with two starts, a rewind, a batch of NaN, and all logged keys."""
     lines = [start(0), *losses(1, 40, loss), start(30, 50), *losses(31, 61, loss)]
     for line in lines:
         if TRAIN_LOSS in line:

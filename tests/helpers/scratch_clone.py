@@ -1,11 +1,11 @@
-"""A clone of the project to type blocks of commands into, made small by its data and its YAMLs.
+"""A clone of the project into which tests type blocks of commands, with little data and small runs.
 
-It holds what git has, and
+It holds the files that git tracks, and
 - `.venv`: this environment, by links;
-- a sample of a few hundred real records in the place of the 33,255 (PYTHONPATH comes before the installed package);
-- `yamls/X.yaml`, which has the same name and in place of the same settings names `X-whole.yaml` as its base and makes
-  the run small: a few batches of a narrow model, on the CPU;
-- what a user of that block has made before: text, question sets, shards, runs and a model, by the same commands.
+- a sample of a few hundred real records instead of 33,255 (PYTHONPATH precedes the installed package);
+- `yamls/X.yaml` with few settings: its base is `X-whole.yaml`, the original, and it makes the run small, with a few
+batches of a narrow model on the CPU;
+- what a user of the block has made before: text, question sets, shards, runs and a model, made by the same commands.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import zstandard
 from patience import patience_s
 from project import ROOT
 
-STAMPS = ("installed", "development", "chromium")  # make asks no more for what they stand for
-RECORDS = 400  # of the sample's first file; half as many more are dated anew
+STAMPS = ("installed", "development", "chromium")  # stamps of finished installations, so that make does not install
+RECORDS = 400  # of the first file of the sample; half as many more get new dates
 NEW_YEAR, NOTICE = "2027", "© 2021 The Society. All rights reserved."
 _RUN = """
 device: cpu
@@ -61,30 +61,30 @@ seq_len: 128
 NAMES = ("biomedlm-2.7b", "biomedlm-125m", "smoke-cpu", "smoke-gpu", "own-text-cpu", "own-text-gpu")
 SMALL = {
     **dict.fromkeys(NAMES, _NARROW),
-    "continue/domain": _PRETRAINING,  # the model's shape is that of the model that is continued
+    "continue/domain": _PRETRAINING,  # the shape comes from the model that is continued
     "finetune/pubmedqa": _TUNING,
 }
 
 
 @dataclass(frozen=True)
 class Typed:
-    """What was typed into a shell, and has ended.
+    """The result of a text that was typed into a shell.
 
     Attributes:
-        code: the exit code of the first line that failed, or 0.
-        said: stdout and stderr.
+        code: exit code of the first line that failed, or 0.
+        output: stdout and stderr.
     """
 
     code: int
-    said: str
+    output: str
 
 
 def copy_project(folder: Path) -> Path:
-    """What git has of the project, changes that are not committed included, and this environment as its `.venv`."""
+    """Copy the project's files, with uncommitted changes, and link this environment as its `.venv`."""
     listed = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(listed, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0")
     for name in filter(None, names):
-        if (ROOT / name).is_file():  # not one that was removed since
+        if (ROOT / name).is_file():  # without files that were removed meanwhile
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     environment = folder / ".venv"
@@ -103,11 +103,12 @@ def type_in(folder: Path, text: str, starts: float = 100) -> Typed:
 
     Args:
         folder: a clone.
-        text: of a block.
-        starts: it hangs if it takes `patience_s` of so many.
+        text: text of a block.
+        starts: time limit, in the unit of `patience_s`.
     """
     path = os.pathsep.join([str(folder / ".venv/bin"), os.environ["PATH"]])
-    modules = os.pathsep.join([str(folder / ".cache/small"), str(folder)])  # the clone's, not the installed project's
+    # The clone's modules, not those of the installed project.
+    modules = os.pathsep.join([str(folder / ".cache/small"), str(folder)])
     env = {**os.environ, "PATH": path, "PYTHONPATH": modules, "HF_HUB_OFFLINE": "1", "MAKEFLAGS": ""}
     done = subprocess.run(
         ["bash", "-e", "-o", "pipefail", "-c", text], cwd=folder, env=env, stdin=subprocess.DEVNULL,
@@ -117,7 +118,7 @@ def type_in(folder: Path, text: str, starts: float = 100) -> Typed:
 
 
 def make_small(clone: Path) -> None:
-    """Small YAMLs, a small sample, and what a user has before the first command: text and questions."""
+    """Add small YAMLs, a small sample, and the text and questions that a user has before the first command."""
     for name, settings in SMALL.items():
         path = clone / f"yamls/{name}.yaml"
         whole = path.with_name(f"{path.stem}-whole.yaml")
@@ -130,14 +131,14 @@ def make_small(clone: Path) -> None:
 
 
 def make_runs(clone: Path) -> None:
-    """By the project's own commands: shards, a run, its model; and copies of them where blocks look for others."""
+    """Make shards, a run and its model by the project's own commands, and copy them to the names that blocks use."""
     made = type_in(
         clone,
         "make shards\nmake shards SEQ_LEN=256\ncp -r data/sample data/pubmed\n"
         "python recipes/train.py yamls/biomedlm-2.7b.yaml\n"
         "python recipes/export.py --checkpoint runs/biomedlm-2.7b --out biomedlm\n",
     )
-    assert made.code == 0, made.said
+    assert made.code == 0, made.output
     for name in ("smoke", "a", "b", "biomedlm-125m", "refresh"):
         shutil.copytree(clone / "runs/biomedlm-2.7b", clone / "runs" / name)
     shutil.copytree(clone / "data/pubmed", clone / "data/refresh")
@@ -161,9 +162,9 @@ def _small_sample(folder: Path) -> None:
 
 
 def _records(file: Path) -> tuple[bytes, bytes]:
-    """Two compressed files of PubMed's first records: and the next ones in a year to come.
+    """Two compressed files of PubMed's first records, and the next records with dates of a later year.
 
-    To each abstract a notice is added, so that there is a document that a rule has changed.
+    Each abstract gets an added notice, so that a rule changes a document.
     """
     count = RECORDS + RECORDS // 2
     with gzip.open(file, "rt", encoding="utf-8") as lines:
@@ -179,7 +180,7 @@ def _records(file: Path) -> tuple[bytes, bytes]:
 
 
 def _published(data: Path, sample_files: Path) -> None:
-    """Files of PubMed, PMC and the Pile as acquire.py would have brought them."""
+    """Files of PubMed, PMC and the Pile, as if downloaded by acquire.py."""
     from data_prep.sources import sample
 
     for name in ("medline", "pmc", "pile"):
@@ -194,7 +195,7 @@ def _published(data: Path, sample_files: Path) -> None:
 
 
 def write_notes(folder: Path) -> None:
-    """Texts that are enough for a batch and a sample of val."""
+    """Texts that suffice for a batch and a sample of val."""
     folder.mkdir()
     draw = random.Random(5)
     words = ["".join(draw.choices("abcdefghiklmnoprstu", k=draw.randint(2, 9))) for _ in range(800)]
@@ -204,7 +205,7 @@ def write_notes(folder: Path) -> None:
 
 
 def _questions(clone: Path) -> None:
-    """`questions.csv`, and under data/tasks PubMedQA and MMLU in the form in which they are published."""
+    """`questions.csv`, and PubMedQA and MMLU in their published formats under data/tasks."""
     tasks = clone / "data/tasks"
     records = {
         str(100 + n): {"QUESTION": f"Does drug {n} work?", "CONTEXTS": ["Aim.", "Results."], "final_decision": label}

@@ -1,4 +1,4 @@
-"""A server of W&B's: it takes runs and what they send, until it is told to fail."""
+"""A W&B server that accepts runs and their metrics, and fails if it is told to."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ VIEWER = {"id": "VXNlcg==", "entity": "us", "username": "me", "flags": "{}", "te
 
 
 class WandBServer(ThreadingHTTPServer):
-    """`fault` is "" (well), "hang", "500", or "refuse" (it takes no runs).
+    """`fault` is "" (none), "hang", "500", or "refuse" (it accepts no runs).
 
     Attributes:
-        history: run id -> the lines of its history, in the order of their places.
+        history: run id -> lines of its history, in order.
     """
 
     daemon_threads = True
@@ -37,7 +37,7 @@ class WandBServer(ThreadingHTTPServer):
         self._lines.setdefault(run, {}).update(enumerate(chunk["content"], chunk["offset"]))
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Nothing: clients go away."""
+        """Ignore errors of clients that have gone."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
     do_GET = do_PUT = do_POST = handle_request  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing."""
+        """Print no log."""
 
 
 @contextmanager

@@ -1,9 +1,10 @@
-"""Starts scripts in seconds less: each is a fork of a process that has imported what a training run imports.
+"""Starts scripts faster: each is a fork of a process that has already imported the modules of a training run.
 
-`run([sys.executable, SCRIPT, …])` and `run([COMPOSER, "-n", "2", SCRIPT, …])` are `subprocess.run` with captured text:
-own arguments, environment, folder, output and exit code, own process, own session. The ranks are forks of the launcher
-and its children, as ever. What is read when Python starts or imports is that of the tests' start, so a command that is
-about this, about its imports, or about its memory is started as users start it, and so is one that a test signals.
+`run([sys.executable, SCRIPT, …])` and `run([COMPOSER, "-n", "2", SCRIPT, …])` work like `subprocess.run` with captured
+text: each command has its own arguments, environment, folder, output, exit code, process and session. The ranks are
+forks of the launcher and its children, as usual. Everything that Python reads at its start or while importing dates
+from the start of the tests. So a test starts a command in the usual way if it is about that, about imports or memory,
+or if it sends signals.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class Ended(subprocess.CompletedProcess[str]):
     """A command that has ended.
 
     Attributes:
-        grown_bytes: the most memory that its process held, less what it held when it began.
+        grown_bytes: peak memory of the process, minus its memory at the beginning.
     """
 
     args: Any
@@ -56,10 +57,10 @@ class Ended(subprocess.CompletedProcess[str]):
 
 
 class Started:
-    """A command that was started: what is used of `subprocess.Popen`.
+    """A running command, with the methods of `subprocess.Popen` that tests use.
 
     Attributes:
-        grown_bytes: as of `Ended`, once it was waited for.
+        grown_bytes: as in `Ended`, after `wait`.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class Started:
         self._tells, there = socket.socketpair()
         with there:
             own = dict(os.environ if env is None else env)
-            own.pop("WANDB_SERVICE", None)  # of a run in this process: W&B's own, with another folder
+            own.pop("WANDB_SERVICE", None)  # of a run in this process: variables of W&B with another folder
             request = {"argv": argv, "cwd": str(cwd), "env": own, "memory_bytes": memory_bytes}
             fds = [out.fileno(), errors.fileno(), there.fileno()]
             socket.send_fds(server(own.get("LD_PRELOAD"), imported), [json.dumps(request).encode()], fds)
@@ -86,13 +87,13 @@ class Started:
         self.args, self.pid = arguments, int(self._told.readline())
 
     def wait(self, starts: float = 10) -> int:
-        """Its exit code.
+        """Wait for the command; its exit code.
 
         Args:
-            starts: it hangs if it takes `patience_s` of so many.
+            starts: time limit, in the unit of `patience_s`.
 
         Raises:
-            subprocess.TimeoutExpired: it has not ended in time; its session was killed.
+            subprocess.TimeoutExpired: it did not end in time; its session was killed.
         """
         self._tells.settimeout(patience_s(starts))
         try:
@@ -112,18 +113,18 @@ def run(
     memory_bytes: int = 0,
     starts: float = 10,
 ) -> Ended:
-    """The command, which begins with this Python or with `COMPOSER`, to its end.
+    """Run a command that begins with this Python or with `COMPOSER`, until it ends.
 
     Args:
         command: its words.
         cwd: its folder.
-        env: its environment, None for the tests' own.
-        imported: modules that are there when it begins.
-        memory_bytes: what it may take beyond what it has when it begins; 0 for any.
-        starts: it hangs if it takes `patience_s` of so many.
+        env: its environment; None for that of the tests.
+        imported: modules that are imported before it begins.
+        memory_bytes: memory that it may take beyond that at its beginning; 0 for no limit.
+        starts: time limit, in the unit of `patience_s`.
 
     Raises:
-        subprocess.TimeoutExpired: it has not ended in time; its session was killed.
+        subprocess.TimeoutExpired: it did not end in time; its session was killed.
     """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
         started = Started(command, cwd, env, out, errors, imported, memory_bytes)
@@ -135,33 +136,33 @@ def run(
 
 @functools.cache
 def server(preload: str | None, imported: tuple[str, ...]) -> socket.socket:
-    """The socket of the process that has imported these modules and forks; it ends with this one.
+    """The socket of a process that has imported these modules and forks commands; it ends with this process.
 
     Args:
-        preload: a library that it loads before all others, or none.
+        preload: a library that is loaded before all others, or none.
         imported: the modules.
     """
-    here, there = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    here.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
+    parent_end, child_end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    parent_end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, MESSAGE_BYTES)
     env = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}
-    with there:
+    with child_end:
         subprocess.Popen(
-            [sys.executable, __file__, str(there.fileno()), *imported], pass_fds=[there.fileno()],
+            [sys.executable, __file__, str(child_end.fileno()), *imported], pass_fds=[child_end.fileno()],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**env, "LD_PRELOAD": preload} if preload else env,
         )  # fmt: skip
-    return here
+    return parent_end
 
 
 def serve(requests: socket.socket, imported: Sequence[str]) -> None:
-    """Fork for each request until there is nobody to ask."""
+    """Fork for each request until the socket is closed."""
     for name in imported:
         importlib.import_module(name)
     if "composer.cli.launcher" in imported:
         from composer.utils.collect_env import get_cpu_model
 
-        get_cpu_model()  # half a second, which Composer then remembers
-    assert threading.active_count() == 1, "a fork would miss a thread"
-    gc.freeze()  # a collection in a fork need not go through all that was imported
+        get_cpu_model()  # takes half a second; Composer then remembers it
+    assert threading.active_count() == 1, "a fork would lack this thread"
+    gc.freeze()  # a garbage collection in a fork then skips the imported objects
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         message, fds, *_ = socket.recv_fds(requests, MESSAGE_BYTES, 3)
@@ -175,7 +176,7 @@ def serve(requests: socket.socket, imported: Sequence[str]) -> None:
 
 
 def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
-    """Say the id of the process that does what is asked, and when it has ended its exit code and by what it grew."""
+    """Send the id of the process that runs the command, and after its end its exit code and memory growth."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     resident_pages, data_pages = (int(Path("/proc/self/statm").read_text().split()[field]) for field in (1, 5))
     page_bytes = os.sysconf("SC_PAGE_SIZE")
@@ -189,7 +190,7 @@ def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
         os.chdir(request["cwd"])
         os.environ.clear()
         os.environ.update(request["env"])
-        tempfile.tempdir = None  # to be asked for anew
+        tempfile.tempdir = None  # so that it is computed again
         perform(request["argv"], out, errors)
     os.write(tell, f"{pid}\n".encode())
     os.close(out)
@@ -201,7 +202,7 @@ def watch(request: dict[str, Any], out: int, errors: int, tell: int) -> None:
 
 
 def perform(argv: Sequence[str], out: int, errors: int) -> NoReturn:
-    """Be the script in a process that was just forked, to the end of the process."""
+    """Run the script in a process that was just forked, until the process ends."""
     os.dup2(out, 1)
     os.dup2(errors, 2)
     for stream in (sys.stdout, sys.stderr):
@@ -219,7 +220,7 @@ def perform(argv: Sequence[str], out: int, errors: int) -> NoReturn:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process as Python would, but for taking all that was imported apart, which takes a second or two."""
+    """End this process like Python, but without tearing down the imported modules, which takes a second or two."""
     threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
     atexit._run_exitfuncs()
     sys.stdout.flush()
@@ -228,7 +229,7 @@ def leave(code: int) -> NoReturn:
 
 
 def ended(function: Callable[[], object]) -> int:
-    """The exit code of a main program."""
+    """Exit code of a main program."""
     try:
         function()
     except SystemExit as leaving:
@@ -243,7 +244,7 @@ def ended(function: Callable[[], object]) -> int:
 
 
 class Rank:
-    """What Composer's launcher uses of `subprocess.Popen`."""
+    """The part of `subprocess.Popen` that Composer's launcher uses."""
 
     def __init__(self, command: Sequence[str], text: bool, stdout: Any = None, stderr: Any = None) -> None:
         self.args, self.returncode, self.stdout, self.stderr = command, None, stdout, stderr

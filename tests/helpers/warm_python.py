@@ -1,7 +1,8 @@
-"""A `python` and a `composer` for a scratch clone: most of what they run is forked by the tests' warm process.
+"""A `python` and a `composer` for a scratch clone, which mostly ask the tests' warm process to fork.
 
-`Warm` answers the programs that it has written into a folder: each hands its words, folder, environment and output over
-a socket, and ends with the code that it is told. `warm.py` says what is the same as in a process that a user starts.
+`Warm` serves the programs that it has written into a folder: each sends its words, folder, environment and output over
+a socket, and ends with the exit code that it receives. `warm.py` says what is the same as in a process that a user
+starts.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from pathlib import Path
 
 from warm import COMPOSER, Started
 
-# The others start at once, or go by where their own file lies: a log of runs, the commands that they start.
+# Other commands start in the usual way: they are fast, or use the path of their own file (a log of runs, the commands
+# that they start).
 RECIPES, DATA_PREP = ("train", "finetune", "export", "generate", "evaluate"), ("corpus", "tokenizer", "shards", "look")
 _PROGRAM = """#!{base} -IS
 import json, os, socket, sys
@@ -32,10 +34,10 @@ with socket.socket(socket.AF_UNIX) as there:
 
 
 class Warm:
-    """Answers programs that were written by `write`, until it is closed.
+    """Serves programs that `write` has written, until it is closed.
 
     Args:
-        folder: of its socket; its path is short.
+        folder: folder of the socket, with a short path.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -46,7 +48,7 @@ class Warm:
         threading.Thread(target=self._answer, daemon=True).start()
 
     def write(self, folder: Path) -> None:
-        """The programs `python` and `composer`, in the place of those that are there."""
+        """Write the programs `python` and `composer` in place of the existing ones."""
         warm = [f"recipes/{name}.py" for name in RECIPES] + [f"data_prep/{name}.py" for name in DATA_PREP]
         for name, real in (("python", sys.executable), ("composer", COMPOSER)):
             base = os.path.realpath(sys.executable)
@@ -55,7 +57,7 @@ class Warm:
             (folder / name).chmod(0o755)
 
     def close(self) -> None:
-        """Answer no more."""
+        """Stop serving."""
         self._socket.close()
 
     def _answer(self) -> None:

@@ -1,16 +1,16 @@
-"""Words that were glued, split, lost or added on the way from XML to text, each with its place.
+"""Words that were glued, split, lost or added between XML and text, each with its place.
 
-It knows nothing of what makes the text: it walks the XML itself, and shares no code with data_prep.
+This check is independent of the code that makes the text: it walks the XML itself, and imports nothing of data_prep.
 
     tree = etree.parse(path, etree.XMLParser(remove_comments=True, remove_pis=True))
     markup = Markup(inline={"i", "b", "sub", "sup"}, lost={"Object": "an object is no text"})
     for fault in faults(pieces(tree.find(".//AbstractText"), markup), text):
         print(fault)  # glued: 'bywhere' for 'by where', line 4, AbstractText/i
 
-At the borders of every element that is not inline there is white space, whether the XML has some or not. `lost` names
-the elements that may be missing, with the rule that says why; such an element is missing whole, or there whole. What
-must be there otherwise than the XML has it (a formula, a mark that goes with its brackets) is changed in the pieces
-before they are compared: they are a list. Pieces of several elements are joined by `BORDER`.
+Every element that is not inline counts as having white space at its borders. `lost` names the elements that may be
+missing, each with its rule; such an element must be missing or present as a whole. If a part of the text differs from
+the XML by a rule (a formula, a mark and its brackets), the caller changes the list of pieces before the comparison.
+`BORDER` joins pieces of several elements.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ from typing import Any
 
 NUMBER = re.compile(r"\s*[+\N{MINUS SIGN}\N{EN DASH}-]?\d")
 OPENING = tuple("([{")
-CLOSING = ",.;:!?)]}"  # may follow what is missing without the white space before that
-LONGEST = 4  # words that are looked for in one, or pieces of a word
+CLOSING = ",.;:!?)]}"  # may follow a missing part without white space before them
+LONGEST = 4  # longest run of words that may be glued, or of pieces of a split word
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text of one element before, between or after the elements in it.
+    """Text of one element before, between or after its child elements.
 
     Attributes:
         text: as in the XML.
-        element: where it stands.
-        rule: why it may be missing; None where it may not.
-        unit: pieces of one unit are missing together or there together.
-        moved: it may stand elsewhere.
+        element: element that contains the text.
+        rule: rule by which the text may be missing; None if it must be present.
+        unit: pieces of one unit are all missing or all present.
+        moved: whether the text may stand elsewhere.
     """
 
     text: str
@@ -49,7 +49,7 @@ class Piece:
 
     @property
     def place(self) -> str:
-        """Line, and the path from the root."""
+        """Line, and path from the root."""
         if self.element is None:
             return "a border"
         path = [local(e) for e in (*reversed([*self.element.iterancestors()]), self.element)]
@@ -61,15 +61,16 @@ BORDER = Piece(" ")
 
 @dataclass(frozen=True)
 class Markup:
-    """What the elements of a kind of XML are, by their local names.
+    """Roles of the elements in a kind of XML, by their local names.
 
     Attributes:
-        inline: they have no white space at their borders.
-        lost: name -> the rule by which such an element may be missing.
-        raised: numbers in them stand above the line; right after a digit they are told from it by `^`.
-        lowered: numbers in them stand below the line; a digit right after one, raised or lowered, is told by a space.
-        moved: they may stand elsewhere than the XML has them.
-        punctuated: they and those in them have white space at their borders only where words would meet.
+        inline: elements without white space at their borders.
+        lost: name -> rule by which such an element may be missing.
+        raised: elements whose numbers are superscripts; right after a digit they get a `^`.
+        lowered: elements whose numbers are subscripts; a space separates a superscript or subscript from a digit after
+            it.
+        moved: elements that may stand elsewhere than in the XML.
+        punctuated: elements that, with their children, have white space at their borders only where words would meet.
     """
 
     inline: Collection[str]
@@ -82,7 +83,7 @@ class Markup:
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing wrong: `glued`, `split`, `lost`, `added`, or `moved`."""
+    """One error: `glued`, `split`, `lost`, `added`, or `moved`."""
 
     kind: str
     words: str
@@ -93,15 +94,15 @@ class Fault:
 
 
 def local(element: Any) -> str:
-    """The name of an element without its namespace; nothing for comments, instructions and entities."""
+    """Name of an element without its namespace; empty for comments, instructions and entities."""
     return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
 
 
 def pieces(element: Any, markup: Markup) -> list[Piece]:
-    """The text of an element in the XML's order."""
+    """Text of an element, in the order of the XML."""
     walk = _Walk(markup)
     walk.enter(element)
-    return walk.found
+    return walk.pieces
 
 
 class _Walk:
@@ -109,8 +110,8 @@ class _Walk:
         self._markup = markup
         self._moved = self._punctuated = False
         self._before = ""  # the last sign
-        self._after_number = False  # the last sign is the end of a raised or lowered number
-        self.found: list[Piece] = []
+        self._after_number = False  # whether the last sign ends a superscript or subscript number
+        self.pieces: list[Piece] = []
 
     def enter(self, element: Any) -> None:
         name = local(element)
@@ -120,7 +121,7 @@ class _Walk:
         loose, self._punctuated = self._punctuated, self._punctuated or name in self._markup.punctuated
         self._border(name, element)
         if name in self._markup.lost:
-            self.found.append(Piece(text, element, self._markup.lost[name], id(element), self._moved))
+            self.pieces.append(Piece(text, element, self._markup.lost[name], id(element), self._moved))
         elif name:
             if name in self._markup.raised and self._before.isdecimal() and NUMBER.match(text):
                 self._put("^", element)
@@ -133,12 +134,12 @@ class _Walk:
         self._border(name, element)
         self._punctuated, self._moved = loose, outer
         if name in self._markup.moved:
-            self.found.append(Piece("", None, "it stands elsewhere", id(element), outer))
+            self.pieces.append(Piece("", None, "it stands elsewhere", id(element), outer))
             self._put(" ", None)
 
     def _border(self, name: str, element: Any) -> None:
         if name not in self._markup.inline and self._punctuated:
-            self.found.append(Piece("", None, "a border", id(element), self._moved))
+            self.pieces.append(Piece("", None, "a border", id(element), self._moved))
             self._before = ""
         elif name not in self._markup.inline:
             self._put(" ", None)
@@ -147,7 +148,7 @@ class _Walk:
         if text:
             if self._after_number and text[0].isdecimal():
                 text = f" {text}"
-            self.found.append(Piece(text, element, moved=self._moved))
+            self.pieces.append(Piece(text, element, moved=self._moved))
             self._before, self._after_number = text[-1], False
 
 
@@ -158,14 +159,14 @@ def _text(element: Any) -> str:
 @dataclass
 class _Word:
     text: str
-    piece: Piece  # in which it begins
-    first: int  # number of that piece, and of the one in which it ends
+    piece: Piece  # the piece in which it begins
+    first: int  # numbers of the pieces in which it begins and ends
     last: int
 
 
 def _words(parts: Sequence[Piece], kept: Collection[int]) -> list[_Word]:
-    """The words of the pieces, without those that may be missing but for the units in `kept`."""
-    marks: list[tuple[str, int]] = []  # (sign, piece); the sign of what is missing is empty
+    """The words of the pieces, without parts that may be missing, unless their units are in `kept`."""
+    marks: list[tuple[str, int]] = []  # (sign, piece); a missing part has an empty sign
     for number, piece in enumerate(parts):
         if piece.rule is None or piece.unit in kept:
             marks += ((sign, number) for sign in piece.text)
@@ -200,13 +201,13 @@ def _words(parts: Sequence[Piece], kept: Collection[int]) -> list[_Word]:
 
 
 def faults(parts: Sequence[Piece], text: str) -> list[Fault]:
-    """What is wrong with a text that was made of the pieces.
+    """Differences between the pieces and the text that was made from them.
 
     Args:
-        parts: of the XML, in its order.
-        text: what came out.
+        parts: pieces of the XML, in its order.
+        text: the resulting text.
     """
-    told: list[Fault] = []
+    reported: list[Fault] = []
     missing: list[_Word] = []
     came = text.split()
     extra = [(word, number) for number, word in enumerate(came)]
@@ -215,31 +216,31 @@ def faults(parts: Sequence[Piece], text: str) -> list[Fault]:
         words, gaps = _aligned(chosen, [word for word, _ in extra])
         lost = [word for start, end, _, _ in gaps for word in words[start:end]]
         extra = [word for _, _, first, last in gaps for word in extra[first:last]] if words else extra
-        told += _glued(lost, extra)
+        reported += _glued(lost, extra)
         both = Counter(word.text for word in lost) & Counter(word for word, _ in extra)
         for word in lost:
             if both[word.text]:
                 both[word.text] -= 1
                 extra.pop(next(i for i, (other, _) in enumerate(extra) if other == word.text))
                 if not moved:
-                    told.append(Fault("moved", repr(word.text), word.piece.place))
+                    reported.append(Fault("moved", repr(word.text), word.piece.place))
             else:
                 missing.append(word)
-    return told + _rest(missing, extra, came)
+    return reported + _rest(missing, extra, came)
 
 
-def _aligned(parts: Sequence[Piece], found: Sequence[str]) -> tuple[list[_Word], list[tuple[int, int, int, int]]]:
-    """The words that are expected, and where they and what came out differ, with what is missing chosen to fit."""
+def _aligned(parts: Sequence[Piece], result: Sequence[str]) -> tuple[list[_Word], list[tuple[int, int, int, int]]]:
+    """The expected words, and the differences from the resulting words; units that may be missing are chosen to fit."""
     kept, tried = set[int](), set[int]()
     while True:
         expected = _words(parts, kept)
-        if [word.text for word in expected] == found:
+        if [word.text for word in expected] == result:
             return expected, []
-        matcher = SequenceMatcher(None, [word.text for word in expected], found, autojunk=False)
+        matcher = SequenceMatcher(None, [word.text for word in expected], result, autojunk=False)
         gaps = [code[1:] for code in matcher.get_opcodes() if code[0] != "equal"]
-        seen = _kept_units(parts, expected, found, gaps) - tried
+        seen = _kept_units(parts, expected, result, gaps) - tried
         wrong = (
-            {  # they only seemed to be there
+            {  # these units only seemed to be present
                 parts[number].unit
                 for start, end, _, _ in gaps
                 for word in expected[start:end]
@@ -254,14 +255,14 @@ def _aligned(parts: Sequence[Piece], found: Sequence[str]) -> tuple[list[_Word],
 
 
 def _kept_units(
-    parts: Sequence[Piece], expected: Sequence[_Word], found: Sequence[str], gaps: Iterable[tuple[int, int, int, int]]
+    parts: Sequence[Piece], expected: Sequence[_Word], result: Sequence[str], gaps: Iterable[tuple[int, int, int, int]]
 ) -> set[int]:
-    """The units that may be missing and are there: their signs came out where they would stand."""
+    """Units that may be missing but are present: their signs are in the result where they would stand."""
     kept = set()
     for start, end, first, last in gaps:
         begin = expected[start - 1].first if start else 0
         finish = expected[end].last if end < len(expected) else len(parts) - 1
-        came = "".join(found[max(0, first - 1) : last + 1])
+        came = "".join(result[max(0, first - 1) : last + 1])
         units: dict[int, str] = {}
         for piece in parts[begin : finish + 1]:
             if piece.rule is not None:
@@ -271,8 +272,8 @@ def _kept_units(
 
 
 def _glued(missing: list[_Word], extra: list[tuple[str, int]]) -> list[Fault]:
-    """Missing words that stand in one that came out; they are taken out of both."""
-    told: list[Fault] = []
+    """Report missing words that stand together in one resulting word, and remove them from both lists."""
+    reported: list[Fault] = []
     over = [word for word, _ in extra]
     position = 0
     while position < len(missing):
@@ -280,28 +281,28 @@ def _glued(missing: list[_Word], extra: list[tuple[str, int]]) -> list[Fault]:
             words = missing[position : position + count]
             glued = "".join(word.text for word in words)
             if glued in over:
-                said = " ".join(word.text for word in words)
-                told.append(Fault("glued", f"{glued!r} for {said!r}", words[-1].piece.place))
+                apart = " ".join(word.text for word in words)
+                reported.append(Fault("glued", f"{glued!r} for {apart!r}", words[-1].piece.place))
                 del extra[over.index(glued)], over[over.index(glued)], missing[position : position + count]
                 break
         else:
             position += 1
-    return told
+    return reported
 
 
 def _rest(missing: list[_Word], extra: list[tuple[str, int]], came: Sequence[str]) -> list[Fault]:
-    """Missing words that came out in parts; then what is left of both."""
-    told: list[Fault] = []
+    """Report missing words that were split, then all remaining words of both lists."""
+    reported: list[Fault] = []
     over = [word for word, _ in extra]
     for word in missing:
         parts = next((p for p in _runs(over) if "".join(over[p]) == word.text), None)
         if parts:
-            told.append(Fault("split", f"{' '.join(over[parts])!r} for {word.text!r}", word.piece.place))
+            reported.append(Fault("split", f"{' '.join(over[parts])!r} for {word.text!r}", word.piece.place))
             del extra[parts], over[parts]
         else:
-            told.append(Fault("lost", repr(word.text), word.piece.place))
+            reported.append(Fault("lost", repr(word.text), word.piece.place))
     around = (" ".join(came[max(0, number - 2) : number + 3]) for _, number in extra)
-    return told + [Fault("added", repr(word), f"in {words!r}") for word, words in zip(over, around, strict=True)]
+    return reported + [Fault("added", repr(word), f"in {words!r}") for word, words in zip(over, around, strict=True)]
 
 
 def _runs(words: Sequence[str]) -> Iterable[slice]:

@@ -1,7 +1,7 @@
-"""What reaches the attention kernels under the no-op CUDA: `attention_arguments.py`, one JSON line a way to compute it.
+"""Arguments of the attention kernels under the no-op CUDA: `attention_arguments.py` prints a JSON line for each kernel.
 
-A training step of a small model in bf16 autocast, forward and backward, for each `kernels.sdpa_backend` and for
-flash_attention_2, whose package is a stand-in that records its arguments (PYTHONPATH holds it).
+It runs a training step of a small model in bf16 autocast, forward and backward, for each `kernels.sdpa_backend` and for
+flash_attention_2, whose package is replaced by one that records its arguments (PYTHONPATH holds it).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OTHER_DROPOUT = 0.1  # which no multiple of 1/16 is
 
 
 class Kernels(TorchDispatchMode):
-    """Which attention kernels are run."""
+    """Names of the attention kernels that run."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,14 +35,14 @@ class Kernels(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if "attention" in str(func):
             self.seen.append(str(func).removeprefix("aten.").removesuffix(".default"))
-        if "cudnn" in str(func):  # NVIDIA's library asks for a device of its own
+        if "cudnn" in str(func):  # NVIDIA's library requires a real device
             shapes = func(*tree_map_only(torch.Tensor, lambda tensor: tensor.to("meta"), args), **(kwargs or {}))
             return tree_map_only(torch.Tensor, lambda tensor: torch.empty_like(tensor, device="cuda"), shapes)
         return func(*args, **(kwargs or {}))
 
 
 class Arguments(TorchFunctionMode):
-    """What torch's attention is given."""
+    """Arguments that torch's attention receives."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -88,5 +88,5 @@ if __name__ == "__main__":
             ended = {"refused": str(error)}
         print(json.dumps({"way": f"sdpa {backend}, other dropout", **ended}), flush=True)
     stand_in = importlib.import_module("flash_attn")
-    found = step("flash_attention_2", None)
-    print(json.dumps({"way": "flash_attention_2", **found, "arguments": stand_in.seen}), flush=True)
+    numbers = step("flash_attention_2", None)
+    print(json.dumps({"way": "flash_attention_2", **numbers, "arguments": stand_in.seen}), flush=True)

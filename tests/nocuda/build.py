@@ -1,10 +1,10 @@
-"""Builds the no-op CUDA for the torch that is installed: `python tests/nocuda/build.py OUT` makes OUT/libcuda.so.1.
+"""Builds the no-op CUDA for the installed torch: `python tests/nocuda/build.py OUT` makes OUT/libcuda.so.1.
 
-Preloaded into a process (LD_PRELOAD), it takes the place of the CUDA runtime, driver, cuBLAS and NCCL on a machine
-without a GPU: torch's dispatch, autocast, caching allocator, choice of attention kernel and autograd threads, NCCL's
-process group, FSDP, Composer's Trainer and Triton run as on a GPU; kernels do nothing. So it shows devices, dtypes,
-arguments, memory and waits, and what ranks send each other; no number that a kernel computes, no speed, no order of
-streams. Preload it into child processes alone: beside a real GPU it would train nothing, and say so nowhere.
+Preloaded into a process (LD_PRELOAD), it replaces the CUDA runtime, driver, cuBLAS and NCCL on a machine without a GPU.
+torch's dispatch, autocast, caching allocator, choice of attention kernel and autograd threads, NCCL's process group,
+FSDP, Composer's Trainer and Triton run as on a GPU, but kernels do nothing. So it shows devices, dtypes, arguments,
+memory, waits, and the data that ranks send each other; it shows no computed numbers, no speed and no order of streams.
+Preload it only into child processes: beside a real GPU it would train nothing, without any message.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 SITE = Path(sysconfig.get_paths()["purelib"])
-# Of these families everything that torch wants is ours; the rest (cuDNN, cuSPARSE, …) stays NVIDIA's own.
+# All functions of these families that torch needs are ours; other libraries (cuDNN, cuSPARSE, …) remain NVIDIA's.
 OURS = re.compile(r"(__cuda|cuda|cublas|nccl|cu[A-Z])")
 THEIRS = re.compile(r"(cudnn|cusparse|cusolver|cufft|curand|cuFile)")
 
 
 def why_not() -> str | None:
-    """What this machine lacks to build it; None: nothing."""
+    """What this machine lacks for the build; None if it lacks nothing."""
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         return f"the no-op CUDA is for Linux on x86-64, and this is {sys.platform} on {platform.machine()}"
     if missing := [tool for tool in ("gcc", "nm") if not shutil.which(tool)]:
@@ -38,20 +38,20 @@ def why_not() -> str | None:
 
 
 def include_folder() -> Path | None:
-    """CUDA's headers, of NVIDIA's or Triton's package: the first that has them whole."""
-    found = (SITE / place for place in ("nvidia/cu13/include", "triton/backends/nvidia/include"))
-    return next((folder for folder in found if (folder / "crt/host_defines.h").is_file()), None)
+    """CUDA's headers, from the first package of NVIDIA or Triton that has all of them."""
+    candidates = (SITE / place for place in ("nvidia/cu13/include", "triton/backends/nvidia/include"))
+    return next((folder for folder in candidates if (folder / "crt/host_defines.h").is_file()), None)
 
 
 def runtime_version() -> int:
-    """The CUDA version that torch was built with: 12060 is 12.6."""
+    """CUDA version of torch: 12060 is 12.6."""
     match = re.search(r"cuda.*= '(\d+)\.(\d+)", (SITE / "torch/version.py").read_text())
-    assert match, "why_not() has seen a CUDA build"
+    assert match, "why_not() has checked that torch is a CUDA build"
     return 1000 * int(match[1]) + 10 * int(match[2])
 
 
 def build(out: Path) -> Path:
-    """Compile it; the library to preload.
+    """Compile the library; its path.
 
     Raises:
         CalledProcessError: the compiler refuses.
@@ -72,7 +72,7 @@ def build(out: Path) -> Path:
     sources = [*map(str, objects), str(out / "others.c")]
     _run("gcc", "-shared", "-fPIC", "-w", f"-Wl,-soname,{library.name}", "-o", str(library), *sources, "-lpthread")
     (out / "libcuda.so").unlink(missing_ok=True)
-    (out / "libcuda.so").symlink_to(library.name)  # what Triton links against
+    (out / "libcuda.so").symlink_to(library.name)  # the library that Triton links against
     return library
 
 

@@ -1,4 +1,4 @@
-"""The no-op CUDA for child processes, and commands of the recipe run under it. Whatever they show: it is not a GPU."""
+"""The no-op CUDA for child processes, and commands of the recipe that run under it. It is not a GPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from project import ROOT
 
 @pytest.fixture(scope="session")
 def nocuda_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The environment of a child process that finds one device, which computes nothing. Never set it in this one."""
+    """Environment of a child process that finds one device, which computes nothing. Never set it in this process."""
     builder = runpy.run_path(str(ROOT / "tests/nocuda/build.py"))
     if reason := builder["why_not"]():
         (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
@@ -33,18 +33,18 @@ def nocuda_env(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-Command = dict[str, Any]  # `name`, `argv`, `ranks` (1), `code` (0: the right exit code), `env`, `count_waits`
+Command = dict[str, Any]  # `name`, `argv`, `ranks` (1), `code` (expected exit code, 0), `env`, `count_waits`
 
 
 @pytest.fixture
 def run_all(nocuda_env: dict[str, str], tmp_path: Path) -> Callable[[Sequence[Command]], dict[str, str]]:
-    """`run_all(commands)`: one after another under the no-op CUDA; by name, what rank 0 of each printed."""
+    """`run_all(commands)` runs commands one after another under the no-op CUDA; name -> output of rank 0."""
 
     def run(commands: Sequence[Command]) -> dict[str, str]:
         folder = tmp_path / "logs"
         folder.mkdir()
         (folder / "commands.json").write_text(json.dumps(commands))
-        # Each block of memory is new, and so 0, where a kernel would have written.
+        # Each block of memory is new and therefore 0, where a kernel would have written.
         env = {**nocuda_env, "NOCUDA_DEVICES": "2", "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
         script = [str(ROOT / "tests/nocuda/drive.py"), str(folder / "commands.json"), str(folder), str(patience_s())]
         done = warm.run([sys.executable, *script], ROOT, env)
@@ -58,7 +58,7 @@ def run_all(nocuda_env: dict[str, str], tmp_path: Path) -> Callable[[Sequence[Co
             codes = json.loads(ended.read_text())["codes"]
             assert codes == right, f"{name}: {codes}\n" + "\n".join(texts)
             printed[name] = texts[0]
-        print(done.stdout)  # how long each took
+        print(done.stdout)  # how long each command took
         return printed
 
     return run

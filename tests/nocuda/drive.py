@@ -1,13 +1,14 @@
 """Runs commands of the recipe under the no-op CUDA: `drive.py COMMANDS.json FOLDER PATIENCE_S`.
 
-The file lists `{"argv": ["recipes/train.py", …], "ranks": 2, "env": {…}, "count_waits": true}`. Everything is imported
-once; each rank of each command is then forked off. FOLDER gets NUMBER-rankRANK.log, and NUMBER.json: the exit codes.
+The file lists `{"argv": ["recipes/train.py", …], "ranks": 2, "env": {…}, "count_waits": true}`. All modules are
+imported once; then each rank of each command is forked. FOLDER gets NUMBER-rankRANK.log, and NUMBER.json with the exit
+codes.
 
-Replaced are only kernels whose numbers decide how a run goes on: a few integers are added, compared and joined on the
-host (Composer ends an epoch by adding 1 to a tensor on the device; torch adds up and joins the sizes of the objects
-that ranks send; transformers asks whether all texts have ended), and the parity gate is given numbers that let it pass,
-as all logits are 0 here. `count_waits` prints which lines of one batch wait for the device,
-`say_dtypes` which dtypes each kind of module gives out.
+Only kernels whose results decide how a run continues are replaced. A few integers are added, compared and joined on the
+host: Composer ends an epoch by adding 1 to a tensor on the device, torch adds and joins the sizes of objects that ranks
+send, and transformers checks whether all texts have ended. The check of attention gets numbers that let it pass,
+because all logits are 0 here. `count_waits` prints which lines of one batch wait for the device, and `say_dtypes` the
+output dtypes of each kind of module.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ COUNTED_BATCH = 3  # the first two compile, connect and fill caches; monitors ar
 
 
 def on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The memory of a contiguous tensor on the device as a CPU tensor: the no-op CUDA's memory is the host's."""
+    """The memory of a contiguous tensor on the device as a CPU tensor; the no-op CUDA allocates host memory."""
     if tensor.device.type == "cpu" or not tensor.numel():
         return tensor.cpu()
     memory = (ctypes.c_char * tensor.nbytes).from_address(tensor.data_ptr())
@@ -71,11 +72,11 @@ def is_small(tensor: torch.Tensor) -> bool:
 
 
 def done_on_host(name: str, out: str) -> Callable[..., torch.Tensor]:
-    """An operation on the device that a few integers go through on the host.
+    """Compute an operation on the host, if its result has only a few integers.
 
     Args:
         name: the operation, such as `gt.Tensor`.
-        out: the same with an argument `out`, whose kernel on the device is left as it is.
+        out: whether it has an argument `out`; its kernel on the device is left as it is.
     """
     packet, _, overload = name.partition(".")
     operation = getattr(getattr(torch.ops.aten, packet), overload or "default")
@@ -87,12 +88,12 @@ def done_on_host(name: str, out: str) -> Callable[..., torch.Tensor]:
             arguments = tuple(torch.tensor(value) if isinstance(value, bool) else value for value in arguments)
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, torch.Tensor)]
         if all(is_small(tensor) for tensor in tensors):
-            found = operation(*tree_map_only(torch.Tensor, on_host, arguments), **more)
+            host_result = operation(*tree_map_only(torch.Tensor, on_host, arguments), **more)
             if packet.endswith("_"):
                 return arguments[0]
-            result = torch.empty_like(found, device="cuda")
-            if found.numel():
-                on_host(result).copy_(found)
+            result = torch.empty_like(host_result, device="cuda")
+            if host_result.numel():
+                on_host(result).copy_(host_result)
             return result
         if packet.endswith("_"):
             return of_device(*arguments, **more, out=arguments[0])
@@ -103,7 +104,7 @@ def done_on_host(name: str, out: str) -> Callable[..., torch.Tensor]:
 
 
 def fill_(own: torch.Tensor, value: float) -> torch.Tensor:
-    """As `done_on_host`, of an operation whose form with `out` comes back to it."""
+    """Like `done_on_host`, for an operation whose form with `out` calls this form again."""
     if is_small(own):
         on_host(own).fill_(value)
         return own
@@ -112,12 +113,12 @@ def fill_(own: torch.Tensor, value: float) -> torch.Tensor:
 
 
 def parity(model: Any, *arguments: Any) -> Any:
-    """The comparison as it is computed, and then numbers that let the run start."""
+    """Compute the comparison, and return numbers that let the run start."""
     return replace(compared(model, *arguments), difference=1e-7, unscaled=1.0)
 
 
 class Waits:
-    """Prints which lines wait for the device from one batch of a run to the next."""
+    """Prints which lines wait for the device between two batches of a run."""
 
     def __init__(self) -> None:
         self.batch = 0
@@ -129,7 +130,7 @@ class Waits:
             self.seen[f"{frame.filename.rpartition('site-packages/')[2]}:{frame.lineno} {frame.line}"] += 1
 
     def __call__(self, *arguments: Any, **more: Any) -> Any:
-        """In the place of Trainer._train_batch."""
+        """Replaces Trainer._train_batch."""
         self.batch += 1
         if self.batch == COUNTED_BATCH:
             warnings.simplefilter("always")
@@ -152,7 +153,7 @@ def say_dtype(seen: set[str], module: torch.nn.Module, inputs: Any, output: Any)
 
 
 def run(argv: Sequence[str], count_waits: bool = False, say_dtypes: bool = False) -> int:
-    """One command as it would be typed, in this process; its exit code."""
+    """Run a command in this process as a user would type it; its exit code."""
     if say_dtypes:
         torch.nn.modules.module.register_module_forward_hook(partial(say_dtype, set()))
     if count_waits:
@@ -163,14 +164,14 @@ def run(argv: Sequence[str], count_waits: bool = False, say_dtypes: bool = False
 
 
 def start(command: dict[str, Any], port: int, rank: int, ranks: int, log: Path) -> int:
-    """A rank as a process of its own, forked off with everything imported; its process id."""
+    """Fork a rank with everything imported; its process id."""
     sys.stdout.flush()
     if process := os.fork():
         return process
     with log.open("wb") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
-    if ranks > 1:  # as Composer's launcher says it
+    if ranks > 1:  # as Composer's launcher sets it
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "NODE_RANK": 0, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
         os.environ.update({name: str(number) for name, number in numbers.items()})
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -184,7 +185,7 @@ def free_port() -> int:
 
 
 def main() -> None:
-    """All commands, one after another; what each printed and how it ended goes into the folder."""
+    """Run all commands one after another; their outputs and exit codes go into the folder."""
     commands, folder, patience_s = json.loads(Path(sys.argv[1]).read_text()), Path(sys.argv[2]), float(sys.argv[3])
     for number, command in enumerate(commands):
         ranks, port, begin_s = command.get("ranks", 1), free_port(), time.monotonic()
@@ -197,7 +198,7 @@ def main() -> None:
                 codes[process] = os.waitstatus_to_exitcode(status)
             elif time.monotonic() - begin_s > patience_s:
                 for process in [process for process, code in codes.items() if code is None]:
-                    os.kill(process, signal.SIGABRT)  # faulthandler tells where it stands
+                    os.kill(process, signal.SIGABRT)  # faulthandler prints where it stands
             time.sleep(0.05)
         ended = {"codes": list(codes.values()), "seconds": round(time.monotonic() - begin_s, 1)}
         (folder / f"{number}.json").write_text(json.dumps(ended))

@@ -1,11 +1,11 @@
-"""Two steps of a run as one of its ranks, on the no-op CUDA (not a GPU): what the caching allocator held, as JSON.
+"""Two steps of one rank of a run on the no-op CUDA (not a GPU): memory of the caching allocator, as JSON.
 
     python tests/nocuda/step_memory.py yamls/biomedlm-2.7b.yaml 128 0 activation_checkpointing=true
-    python tests/nocuda/step_memory.py … --held    # also what lay there at the peak, by the line that allocated it
+    python tests/nocuda/step_memory.py … --held    # also the tensors at the peak, by the line that allocated them
 
-The environment must be the one of `nocuda_env` (conftest.py): LD_PRELOAD and NOCUDA_ALONE=1. The model is built with
-the functions that recipes/train.py uses and sharded with those that Composer's Trainer uses; forward and backward pass
-and the step follow `Trainer._train_microbatch`. The weights are memory that nobody writes to, so 2.7B fit anywhere.
+The environment must be that of `nocuda_env` (conftest.py): LD_PRELOAD and NOCUDA_ALONE=1. The model is built by the
+functions of recipes/train.py and sharded by those of Composer's Trainer; forward and backward pass and the step follow
+`Trainer._train_microbatch`. The memory of the weights is never written to, so 2.7B parameters fit on any machine.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ from recipes.planning.memory import (
 from recipes.planning.run_plan import make_plan
 from recipes.training.trainer import give_memory_back
 
-Moments = dict[str, tuple[int, int]]  # the most that was allocated in each, and what was reserved after it
+Moments = dict[str, tuple[int, int]]  # peak of allocated memory in each moment, and reserved memory after it
 
 
 class Watch:
-    """The allocator's peaks, moment by moment; with `held`, what lay there at the highest."""
+    """The allocator's peaks for each moment; with `held`, the tensors at the highest peak."""
 
     def __init__(self, held: bool = False) -> None:
         self.moments: Moments = {}
@@ -66,12 +66,12 @@ class Watch:
             torch.cuda.memory._record_memory_history(max_entries=2_000_000, stacks="python")
 
     def next_step(self) -> None:
-        """What is measured from here on replaces what was: by the second step the optimizer's moments are there."""
+        """Forget the measurements of the first step, because the optimizer's moments are allocated only after it."""
         self._seen = set()
 
     @contextmanager
     def moment(self, name: str) -> Iterator[None]:
-        """Measure a part of a step; the highest of those of one name counts."""
+        """Measure a part of a step; of several measurements with one name, the highest counts."""
         torch.cuda.reset_peak_memory_stats()
         yield
         before = self.moments[name][0] if name in self._seen else 0
@@ -79,7 +79,7 @@ class Watch:
         self.moments[name] = max(before, torch.cuda.max_memory_allocated()), torch.cuda.memory_reserved()
 
     def peak_table(self) -> list[str]:
-        """The blocks that were live at the highest point, summed by where they were allocated."""
+        """Blocks at the highest peak, summed by the lines that allocated them."""
         held = most = peak_at = 0
         trace = torch.cuda.memory._snapshot()["device_traces"][0]
         for n, event in enumerate(trace):
@@ -102,18 +102,18 @@ class Watch:
 
 
 def place(frames: list[Any]) -> str:
-    """The innermost Python lines that say something, of a stack."""
-    told = []
+    """The innermost informative Python lines of a stack."""
+    frames_shown = []
     for frame in frames:
         if frame["filename"].endswith((".py",)) and not frame["filename"].endswith("torch/nn/modules/module.py"):
-            told.append(f"{Path(frame['filename']).name}:{frame['line']} {frame['name']}")
-        if len(told) == 3:
+            frames_shown.append(f"{Path(frame['filename']).name}:{frame['line']} {frame['name']}")
+        if len(frames_shown) == 3:
             break
-    return " < ".join(told)
+    return " < ".join(frames_shown)
 
 
 class AnswerToAll(distributed.Store):
-    """The store of one rank among many: what the others would have written, such as NCCL's id of a group, is zeros."""
+    """The store of one rank among many: values of other ranks, such as NCCL's id of a group, are zeros."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -139,11 +139,11 @@ class AnswerToAll(distributed.Store):
         pass
 
 
-STORE = AnswerToAll()  # torch's C++ does not keep the Python part alive
+STORE = AnswerToAll()  # torch's C++ object does not keep the Python object alive
 
 
 def join(ranks: int, rank: int) -> None:
-    """Be one of so many ranks, alone."""
+    """Act as one of many ranks, without the others."""
     os.environ.update(
         RANK=str(rank), WORLD_SIZE=str(ranks), LOCAL_RANK="0", LOCAL_WORLD_SIZE=str(min(ranks, 8)), NODE_RANK="0"
     )
@@ -153,7 +153,7 @@ def join(ranks: int, rank: int) -> None:
 
 
 def spread(model: Any, cfg: RunConfig, optimizer: Any, ranks: int) -> Any:
-    """Shard or copy a model that was built without memory, as Trainer does; what is trained."""
+    """Shard or replicate a model that was built without memory, like the Trainer; returns the model to train."""
     precision = Precision(cfg.precision)
 
     def fill(module: Any) -> None:
@@ -162,7 +162,7 @@ def spread(model: Any, cfg: RunConfig, optimizer: Any, ranks: int) -> Any:
     if cfg.fsdp is None or ranks == 1:
         fill(model)
         model.model.tie_weights()
-        # Under its old objects the optimizer would train nothing.
+        # With the old parameter objects, the optimizer would train nothing.
         optimizer.param_groups[0]["params"] = [p for p in model.parameters() if p.requires_grad]
         return prepare_ddp_module(model, find_unused_parameters=False) if ranks > 1 else model
     config = parallelism_config(cfg.fsdp, cfg.activation_checkpointing, "gpu")
@@ -187,7 +187,7 @@ def train_step(
     watch: Watch, cfg: RunConfig, model: Any, optimizer: Any, microbatches: int, batch: Callable[[], Any],
     precision: Any,
 ) -> None:  # fmt: skip
-    """One batch, as Composer's Trainer computes it."""
+    """Compute one batch in the same way as Composer's Trainer."""
     optimizer.zero_grad(set_to_none=True)
     for n in range(microbatches):
         given = batch()
@@ -210,8 +210,8 @@ def train_step(
         optimizer.step()
 
 
-def told(watch: Watch, moments: list[Memory]) -> dict[str, Any]:
-    """What was held and reserved, and what the plan says."""
+def measured(watch: Watch, moments: list[Memory]) -> dict[str, Any]:
+    """Allocated and reserved memory, and the planned memory."""
     return {
         "allocated": {name: size for name, (size, _) in watch.moments.items()},
         "reserved": {name: size for name, (_, size) in watch.moments.items()},
@@ -255,18 +255,19 @@ def pretraining(yaml: str, ranks: int, rank: int, overrides: list[str], held: bo
         with watch.moment("evaluation"), torch.no_grad(), precision():
             model.eval().eval_forward(batch(cfg.device_eval_batch_size))
     moments = step_memory(cfg, Layout.of(cfg, ranks), size, accumulates=plan.grad_accumulation > 1)
-    return {**told(watch, moments), "held": watch.peak_table() if held else []}
+    return {**measured(watch, moments), "held": watch.peak_table() if held else []}
 
 
 def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: bool) -> dict[str, Any]:
-    """A run of recipes/finetune.py on a task of this kind: training, evaluation, then scoring with memory to itself.
+    """A run of recipes/finetune.py: training, evaluation, then scoring after the training memory is freed.
 
     Args:
         yaml: its configuration.
-        ranks: of which this is the first.
-        kind: of the task.
-        overrides: of the configuration; those of `model.…` are of the base model, else the 2.7B.
-        held: whether to tell what lay there at the peak.
+        ranks: number of ranks; this is the first of them.
+        kind: kind of task.
+        overrides: overrides of the configuration; those of `model.…` change the base model, which is otherwise the
+            2.7B.
+        held: whether to print the tensors at the peak.
     """
     of_base = [word for word in overrides if word.startswith("model.")]
     shape = load_config("yamls/biomedlm-2.7b.yaml", of_base).model
@@ -310,7 +311,7 @@ def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: boo
             train_step(watch, cfg, trained.train(), optimizer, microbatches, lambda: batch(microbatch), precision)
         with watch.moment("evaluation"), torch.no_grad(), precision():
             answer(model.eval())
-        return told(watch, stages[0]), watch.peak_table() if held else []
+        return measured(watch, stages[0]), watch.peak_table() if held else []
 
     training, table = train()
     give_memory_back()
@@ -321,7 +322,7 @@ def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: boo
         model.model.tie_weights()
         if kind == "pairs":
             ids = torch.zeros(1, cfg.seq_len, dtype=torch.long, device="cuda")
-            # Never the end-of-text, so that all is written: as write_targets.
+            # Never end-of-text, so that every text has its full length, as in write_targets.
             model.model.generate(
                 input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=cfg.generation.max_new_tokens,
                 min_new_tokens=cfg.generation.max_new_tokens, num_beams=cfg.generation.num_beams, do_sample=False,
@@ -329,18 +330,18 @@ def finetuning(yaml: str, ranks: int, kind: str, overrides: list[str], held: boo
             )  # fmt: skip
         else:
             answer(model)
-    return {"training": training, "left": left, "scoring": told(watch, stages[2]), "held": table}
+    return {"training": training, "left": left, "scoring": measured(watch, stages[2]), "held": table}
 
 
 if __name__ == "__main__":
     words = [word for word in sys.argv[1:] if word != "--held"]
     yaml, ranks, which, *overrides = words
     if which.isdigit():
-        found = pretraining(yaml, int(ranks), int(which), overrides, "--held" in sys.argv)
+        measurement = pretraining(yaml, int(ranks), int(which), overrides, "--held" in sys.argv)
     else:
-        found = finetuning(yaml, int(ranks), which, overrides, "--held" in sys.argv)
-    for line in found.pop("held"):
+        measurement = finetuning(yaml, int(ranks), which, overrides, "--held" in sys.argv)
+    for line in measurement.pop("held"):
         print(line)
-    print(json.dumps(found))
+    print(json.dumps(measurement))
     sys.stdout.flush()
-    os._exit(0)  # the process group has no other ranks to say good-bye to
+    os._exit(0)  # the process group cannot shut down properly without other ranks

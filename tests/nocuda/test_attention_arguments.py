@@ -1,4 +1,4 @@
-"""Each layer's scale reaches every attention kernel on a no-op CUDA device, which is not a GPU."""
+"""Every attention kernel receives each layer's scale on a no-op CUDA device, which is not a GPU."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import pytest
 
 from project import ROOT
 
-HEAD_DIM, LAYERS, DROPOUT, OTHER_DROPOUT = 128, 4, 0.125, 0.1  # of attention_arguments.py
+HEAD_DIM, LAYERS, DROPOUT, OTHER_DROPOUT = 128, 4, 0.125, 0.1  # those of attention_arguments.py
 KERNELS = {
     "sdpa None": "_scaled_dot_product_flash_attention",
     "sdpa flash": "_scaled_dot_product_flash_attention",
     "sdpa cudnn": "_scaled_dot_product_cudnn_attention",
     "sdpa efficient": "_scaled_dot_product_efficient_attention",
-    "sdpa math": "",  # is made of other operations
-    "flash_attention_2": "",  # is no operation of torch's
+    "sdpa math": "",  # consists of other operations
+    "flash_attention_2": "",  # is not an operation of torch
 }
 STAND_IN = '''
 import torch
@@ -34,7 +34,7 @@ flash_attn_varlen_func, flash_attn_with_kvcache = flash_attn_func, None
 
 
 def stand_in(folder: Path) -> None:
-    """A package of flash-attn's name, modules and metadata."""
+    """A package with the name, modules and metadata of flash-attn."""
     for name, text in {
         "flash_attn/__init__.py": STAND_IN,
         "flash_attn/bert_padding.py": "index_first_axis = pad_input = unpad_input = None\n",
@@ -53,12 +53,12 @@ def test_every_kernel_gets_every_layers_scale(nocuda_env: dict[str, str], tmp_pa
     script = str(ROOT / "tests/nocuda/attention_arguments.py")
     done = subprocess.run([sys.executable, script], cwd=ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    found = {line["way"]: line for line in map(json.loads, done.stdout.splitlines())}
-    assert found.keys() == KERNELS.keys() | {f"{way}, other dropout" for way in KERNELS if way.startswith("sdpa")}
-    if refused := found["sdpa cudnn, other dropout"].pop("refused", None):  # by torch 2.15
-        del found["sdpa cudnn, other dropout"]
+    lines = {line["way"]: line for line in map(json.loads, done.stdout.splitlines())}
+    assert lines.keys() == KERNELS.keys() | {f"{way}, other dropout" for way in KERNELS if way.startswith("sdpa")}
+    if refused := lines["sdpa cudnn, other dropout"].pop("refused", None):  # by torch 2.15
+        del lines["sdpa cudnn, other dropout"]
         assert "kernels.sdpa_backend = 'cudnn'" in refused and "model.attn_pdrop = 0.1; say null" in refused
-    for way, line in found.items():
+    for way, line in lines.items():
         kernels, wanted = line["kernels"], KERNELS[way.partition(",")[0]]
         assert (wanted in kernels and f"{wanted}_backward" in kernels) if wanted else not kernels, line
         scales = [arguments.pop("scale") for arguments in line["arguments"]]

@@ -1,4 +1,4 @@
-"""What a start says of the GPU and the driver that it finds, with torch's own CUDA calls: no-op CUDA, not a GPU."""
+"""What a run says at its start about GPU and driver, by torch's CUDA calls on the no-op CUDA, which is not a GPU."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ Ask = Callable[[list[Case]], list[Answer]]
 
 @pytest.fixture
 def ask(nocuda_env: dict[str, str]) -> Ask:
-    """`ask([(what is there, device, precision), …])`: what `check_device` prints, and the exit code of a command."""
+    """`ask([(GPUs, device, precision), …])`: output of `check_device` and its exit code, for each case."""
 
     def answers(cases: list[Case]) -> list[Answer]:
         asked = [
-            warm.run([sys.executable, "-c", ASK, json.dumps(what)], ROOT, {**nocuda_env, **found})
-            for found, *what in cases
+            warm.run([sys.executable, "-c", ASK, json.dumps(arguments)], ROOT, {**nocuda_env, **gpus})
+            for gpus, *arguments in cases
         ]
         return [Answer(done.returncode, done.stdout, done.stderr) for done in asked]
 
@@ -69,7 +69,7 @@ def child(env: dict[str, str], *command: str) -> subprocess.CompletedProcess[str
 
 
 def built_for() -> list[str]:
-    """As torch.cuda.get_arch_list() without a GPU, where it is empty."""
+    """An empty list, like torch.cuda.get_arch_list() without a GPU."""
     return (torch._C._cuda_getArchFlags() or "").split()
 
 
@@ -77,12 +77,14 @@ def test_the_start_takes_the_gpus_that_torch_has_code_for_as_the_plan_does(ask: 
     capabilities = sorted({(3, 7), (12, 0), *(gpu.capability for gpu in GPUS.values())})
     name = "NVIDIA Something"
     there = [{"NOCUDA_CC": f"{major}{minor}", "NOCUDA_NAME": name} for major, minor in capabilities]
-    for capability, answer in zip(capabilities, ask([(found, None, "amp_bf16") for found in there]), strict=True):
+    for capability, answer in zip(capabilities, ask([(gpus, None, "amp_bf16") for gpus in there]), strict=True):
         if can_run(built_for(), capability):
             assert answer.code == 0, answer.err
-            told, architectures = answer.out.splitlines()
-            assert told == f"device = gpu: {name}, compute capability {dotted(capability)}"
-            assert architectures == f"{json.dumps(built_for())} 0", "what it was built for, and nothing allocated"
+            device, architectures = answer.out.splitlines()
+            assert device == f"device = gpu: {name}, compute capability {dotted(capability)}"
+            assert architectures == f"{json.dumps(built_for())} 0", (
+                "the architectures that torch was built for, and nothing allocated"
+            )
         else:
             assert answer.code == 2 and not answer.out
             says = f"error: {name} has compute capability {dotted(capability)}, and torch {torch.__version__} has "
@@ -107,7 +109,7 @@ def test_a_driver_that_is_too_old_is_named(ask: Ask) -> None:
 
 
 def test_a_driver_of_the_same_major_or_a_newer_one_is_well(ask: Ask) -> None:
-    """As `Stack.driver` says: the driver of CUDA 12.0 runs what 12.6 built."""
+    """The driver of CUDA 12.0 runs code that was built with 12.6, as `Stack.driver` says."""
     assert torch.version.cuda
     same = f"{torch.version.cuda.split('.')[0]}000"
     assert [answer.code for answer in ask([({"NOCUDA_DRIVER": n}, None, "amp_bf16") for n in (same, "19000")])] == [
@@ -129,7 +131,7 @@ def test_each_rank_has_a_gpu(ask: Ask) -> None:
 
 @pytest.mark.nocuda
 @pytest.mark.parametrize(
-    ("recipe", "found", "says"),
+    ("recipe", "gpus", "says"),
     [
         (
             "train",
@@ -140,11 +142,11 @@ def test_each_rank_has_a_gpu(ask: Ask) -> None:
     ],
 )
 def test_a_start_ends_before_the_ranks_meet(
-    recipe: str, found: dict[str, str], says: str, nocuda_env: dict[str, str], tiny_shards: Path, tiny_tokenizer: Path,
+    recipe: str, gpus: dict[str, str], says: str, nocuda_env: dict[str, str], tiny_shards: Path, tiny_tokenizer: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    """The other rank never comes: who waits for it says so instead."""
-    if can_run(built_for(), (10, 0)) and "NOCUDA_CC" in found:
+    """The other rank never arrives: a rank that waited for it would report that."""
+    if can_run(built_for(), (10, 0)) and "NOCUDA_CC" in gpus:
         pytest.skip(f"torch {torch.__version__} has code for a B200")
     cfg = load_config(
         ROOT / "yamls/smoke-cpu.yaml",
@@ -155,7 +157,7 @@ def test_a_start_ends_before_the_ranks_meet(
     (tmp_path / "run.yaml").write_text(to_yaml(cfg))
     ranks = {"WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
              "MASTER_PORT": "1", "NODE_RANK": "0"}  # fmt: skip
-    done = child({**nocuda_env, **found, **ranks}, f"recipes/{recipe}.py", str(tmp_path / "run.yaml"))
+    done = child({**nocuda_env, **gpus, **ranks}, f"recipes/{recipe}.py", str(tmp_path / "run.yaml"))
     assert done.returncode == 2, done.stdout + done.stderr
     assert re.search(says, done.stderr, re.MULTILINE) and "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists() and "ready" not in done.stdout

@@ -1,4 +1,4 @@
-"""The commands that users type, on one no-op CUDA device and on two. It is not a GPU: no number here was computed."""
+"""Commands that users type, on one and on two no-op CUDA devices. They are not GPUs: no number here was computed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from data_prep.common.exit_codes import PREEMPTED
 from recipes.checkpointing.checkpoint import complete_checkpoints
 
-WAITS_OF_A_BATCH = 10  # of which Composer's Trainer and SpeedMonitor have eight
+WAITS_OF_A_BATCH = 10  # Composer's Trainer and SpeedMonitor have eight of them
 OUR_WAITS = ("rank_sums.py", "preemption.py")
 TASKS = {"medmcqa": "choice", "pubmedqa": "verdict", "mine": "pairs", "toy": "tags"}
 Settings = Callable[..., list[str]]
@@ -23,7 +23,7 @@ Run = Callable[[Sequence[Command]], dict[str, str]]
 
 @pytest.fixture
 def settings(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Settings:
-    """`settings(name, key=value, …)`: smoke-gpu.yaml on the tiny shards; head dim 128 and bf16 as they are there."""
+    """`settings(name, key=value, …)`: smoke-gpu.yaml on the tiny shards, with its head dim of 128 and bf16."""
 
     def make(name: str, *more: str, yaml: str = "smoke-gpu") -> list[str]:
         return [
@@ -43,7 +43,7 @@ def lines_of(folder: Path) -> list[dict[str, float]]:
 
 
 def batches_of(folder: Path) -> list[int]:
-    """The batches that were trained, in the order of the file."""
+    """Numbers of the trained batches, in the order of the file."""
     return [int(line["batch"]) for line in lines_of(folder) if "loss/train/total" in line]
 
 
@@ -61,7 +61,7 @@ def waits_of(printed: str) -> dict[str, int]:
 
 
 def write_tasks(data: Path) -> None:
-    """A set of each kind, as their projects publish them."""
+    """A set of each kind, as published."""
     for name in TASKS:
         (data / name).mkdir(parents=True)
     words = ["cyt", "gen", "hep", "lip"]
@@ -98,7 +98,7 @@ def finetune(name: str, tmp_path: Path, *more: str, ranks: int = 1) -> Command:
 
 
 def test_one_device_from_training_to_text(run_all: Run, settings: Settings, tmp_path: Path) -> None:
-    """Trained, told to leave, resumed; exported; fine-tuned; both models asked."""
+    """A run is trained, stopped, resumed and exported; its model is fine-tuned; both models are used."""
     write_tasks(tmp_path / "data")
     run = settings("run")
     logged = [*run, "loggers.wandb={mode: offline}", "loggers.tensorboard={}"]
@@ -125,13 +125,13 @@ def test_one_device_from_training_to_text(run_all: Run, settings: Settings, tmp_
     assert "[ba]" in printed["generate"]
     assert (tmp_path / "pubmedqa/scores.json").is_file()
     waits = waits_of(printed["resumed"])
-    ours = [line for line in waits if line.startswith("/")]  # what is installed has lost its folder
+    ours = [line for line in waits if line.startswith("/")]  # the installed package has lost its folder
     assert ours and len(ours) <= 2 and all(any(file in line for file in OUR_WAITS) for line in ours), waits
     assert sum(waits.values()) <= WAITS_OF_A_BATCH, waits
 
 
 def test_two_devices_save_and_resume_sharded(run_all: Run, settings: Settings, tmp_path: Path) -> None:
-    """FSDP2: rank 0's weights handed out, DCP's checkpoint, the resumption; what ranks tell each other arrives."""
+    """FSDP2: rank 0 sends its weights, DCP saves and resumes, and messages between ranks arrive."""
     run = settings("run")
     run_all([preempted("left", run, 5, ranks=2), recipe("resumed", "train", *run, ranks=2)])
     folder = tmp_path / "run"
@@ -142,7 +142,7 @@ def test_two_devices_save_and_resume_sharded(run_all: Run, settings: Settings, t
 
 @pytest.mark.nocuda
 def test_every_sharding_and_switch(run_all: Run, settings: Settings, tmp_path: Path) -> None:
-    """Two ranks each; FSDP1 with its optimizer step and its own checkpoint; what a SIGKILL leaves is resumed."""
+    """Two ranks each; FSDP1 with its optimizer step and its own checkpoint; a run resumes after SIGKILL."""
     short = ["max_duration=4ba", "loggers.wandb=null"]
     changes = {
         "full": ["fsdp.mixed_precision=FULL"],
@@ -184,7 +184,7 @@ def test_every_sharding_and_switch(run_all: Run, settings: Settings, tmp_path: P
 def test_an_allowed_precision_acts_on_resuming(
     ranks: int, key: str, was: str, becomes: str, run_all: Run, settings: Settings, tmp_path: Path
 ) -> None:
-    """Seen in the dtypes that modules give out, which two ranks train in or one."""
+    """The precision is seen in the output dtypes of modules, which one or two ranks train in."""
     name = key.rpartition(".")[2]
     run = settings("run", f"{key}={was}", "max_duration=4ba", "save_interval=2ba")
     changed = [*run, f"{key}={becomes}"]
@@ -206,7 +206,7 @@ def test_an_allowed_precision_acts_on_resuming(
 def test_every_kind_of_task_and_every_other_command(
     run_all: Run, settings: Settings, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    """Four kinds of task, each preset for GPUs, sharded fine-tuning; scores, perplexity; preflight; a rung."""
+    """Four kinds of task, each preset for GPUs, sharded fine-tuning; scores and perplexity; preflight; a rung."""
     write_tasks(tmp_path / "data")
     exported = str(tmp_path / "exported")
     run = settings("run")

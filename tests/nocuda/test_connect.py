@@ -1,4 +1,4 @@
-"""The ranks' first collective waits for its data on a no-op CUDA device, which is not a GPU."""
+"""The first collective of the ranks waits for its data on a no-op CUDA device, which is not a GPU."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ print("waits", len(waits), "guarded", guarded)
 
 
 def test_connect_waits_for_the_data(nocuda_env: dict[str, str]) -> None:
-    """NCCL's collectives come back at once; a blocked data path would only be seen where something waits for it."""
+    """NCCL's collectives return at once; a blocked data path is noticed only where something waits for the data."""
     env = {**nocuda_env, "NOCUDA_ALONE": "1"}
     done = warm.run([sys.executable, "-c", SCRIPT], ROOT, env)
     assert "waits 1 guarded [7.0]" in done.stdout, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""The plan of memory against torch's caching allocator, on the no-op CUDA: not a GPU, but its tensors to the byte."""
+"""The memory plan against torch's caching allocator on the no-op CUDA: not a GPU, but tensors of the same bytes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 import warm
 from project import ROOT
 
-TENSORS = 0.05  # of the allocator's peak, that the plan may be off by
-# Of what is reserved, that the plan may be above: most where memory is recomputed, and in a model of few layers.
+TENSORS = 0.05  # allowed difference of the plan, as a share of the allocator's peak
+# Allowed excess of the plan over reserved memory; largest with recomputation, and in a model of few layers.
 RESERVED = 0.25
 SLOW = pytest.mark.nocuda
 FLAGSHIP = ("yamls/biomedlm-2.7b.yaml", "128", "0")
@@ -29,8 +29,8 @@ def measured(nocuda_env: dict[str, str], *arguments: str) -> dict[str, Any]:
 
 
 def check(stage: dict[str, Any], name: str) -> None:
-    """Tensors within a twentieth of the peak; what is reserved never above the plan's, nor far below it."""
-    assert stage["retries"] == 0, "the allocator has given blocks back: what it reserved says nothing"
+    """Tensors agree within a twentieth of the peak; reserved memory never exceeds the plan, and is not far below it."""
+    assert stage["retries"] == 0, "the allocator has returned blocks, so its reserved memory says nothing"
     planned = max(stage["planned"].values())
     assert planned == pytest.approx(stage["peak"], rel=TENSORS), (name, stage)
     assert stage["most_reserved"] <= stage["planned_reserved"] <= (1 + RESERVED) * stage["most_reserved"], name
@@ -89,7 +89,7 @@ training.finetune(load_finetune_config("yamls/finetune/medmcqa.yaml", sys.argv[1
 
 @pytest.mark.nocuda
 def test_training_leaves_no_memory_behind(nocuda_env: dict[str, str], tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """Of a run of recipes/finetune.py through the Trainer, before its model is exported and scored."""
+    """Memory of a run of recipes/finetune.py through the Trainer, before its model is exported and scored."""
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     shape = GPT2Config(vocab_size=600, n_positions=64, n_embd=512, n_layer=4, n_head=4, eos_token_id=599)
@@ -115,7 +115,7 @@ def test_training_leaves_no_memory_behind(nocuda_env: dict[str, str], tiny_token
     assert left < weights / 2, "cuBLAS's workspaces alone"
 
 
-FEW_LAYERS = "model.n_layer=4"  # of the 2.7B's width
+FEW_LAYERS = "model.n_layer=4"  # with the width of the 2.7B
 
 
 @pytest.mark.parametrize(
@@ -133,10 +133,10 @@ FEW_LAYERS = "model.n_layer=4"  # of the 2.7B's width
     ],
 )
 def test_fine_tuning_takes_what_is_planned(nocuda_env: dict[str, str], arguments: tuple[str, ...]) -> None:
-    """Training, then scoring with memory to itself: nothing is left of the first but cuBLAS's workspaces."""
+    """Training, then scoring after the training memory is freed: only cuBLAS's workspaces remain."""
     yaml, ranks, kind, preset, *more = arguments
     settings = ["model=x", "task=t", f"preset={preset}", "generation.max_new_tokens=16", *more]
-    found = measured(nocuda_env, f"yamls/finetune/{yaml}.yaml", ranks, kind, *settings)
-    check(found["training"], "training")
-    check(found["scoring"], "scoring")
-    assert found["left"] < 100e6
+    memory = measured(nocuda_env, f"yamls/finetune/{yaml}.yaml", ranks, kind, *settings)
+    check(memory["training"], "training")
+    check(memory["scoring"], "scoring")
+    assert memory["left"] < 100e6

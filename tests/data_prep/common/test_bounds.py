@@ -1,4 +1,4 @@
-"""The bounds on what others made: each is in the table of docs/operations.md, as it is."""
+"""Each limit on files and responses from others is in the table of docs/operations.md with its value."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ LEAVING = ("SystemExit", "_exit", "exit")
 
 
 def documented() -> dict[int, str]:
-    """Code -> what its line in docs/operations.md says."""
+    """Exit code -> its meaning in docs/operations.md."""
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     table = text.partition("| code | meaning | what to do |\n")[2].partition("\n\n")[0]
     rows = [re.split(r"(?<!\\)\|", line)[1:3] for line in table.splitlines()[1:]]
@@ -23,9 +23,9 @@ def documented() -> dict[int, str]:
 
 
 def test_the_table_and_the_code_agree() -> None:
-    told = documented()
-    assert told.keys() == MEANINGS.keys()
-    assert [code for code in told if not told[code].startswith(MEANINGS[code])] == []
+    meanings = documented()
+    assert meanings.keys() == MEANINGS.keys()
+    assert [code for code in meanings if not meanings[code].startswith(MEANINGS[code])] == []
     named = {value for value in vars(exit_codes).values() if isinstance(value, int)}
     assert named <= MEANINGS.keys()
 

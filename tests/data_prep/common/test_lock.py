@@ -1,4 +1,4 @@
-"""Of two commands that write one output, the second is refused and told who holds it; a dead holder holds nothing."""
+"""If two commands write one output, the second is refused and names the first; a dead process blocks no output."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from holder import HOLD, Holder
 from patience import patience_s
 from project import COMMANDS, ROOT
 
-# What a command needs beside its output to come to its lock: only where not every text will do.
+# Arguments that a command needs, beside its output, to reach its lock; only if not every text is allowed.
 GIVEN = {
     "data_prep/corpus.py": ["--source", "sample"],
     "recipes/ladder.py": sorted(map(str, (ROOT / "yamls/ladder/tiny").glob("*.yaml"))),
     "recipes/report.py": ["missing-run"],
     "data_prep/look.py": ["missing"],
 }
-# Outputs that no option names as one. What runs a configuration writes a run folder: a test of its own, in its room.
+# Outputs that no option is typed as. Commands that run a configuration write a run folder, which has its own test.
 MORE = [
     ("data_prep/verify.py", ["--repair", "--remote", "missing", "--shards", "shards"], "shards"),
     ("recipes/report.py", ["missing-run"], "missing-run/report.html"),
@@ -41,7 +41,7 @@ WRITE_NOTHING = {"recipes/plan.py"}
 
 
 def outputs() -> Iterator[tuple[str, list[str], str]]:
-    """Of every command each output: the command, its arguments, the output's name."""
+    """Each output of every command: the command, its arguments and the name of the output."""
     for command in COMMANDS:
         for before, action in options(parser_of(command)):
             if action.type is folder_to_make:
@@ -79,7 +79,7 @@ def test_every_command_is_looked_at() -> None:
 def test_a_command_refuses_an_output_that_another_writes(
     command: str, arguments: list[str], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A new command that writes an output and locks none fails here: it complains of something else, or does it."""
+    """A new command that writes an output without a lock fails here with another message, or succeeds."""
     monkeypatch.chdir(tmp_path)
     with Holder(name, tmp_path) as holder:
         with pytest.raises(BadInput, match=holder.says):
@@ -95,7 +95,7 @@ def test_a_dead_holder_and_one_that_is_done(tmp_path: Path) -> None:
     with Holder(out) as holder:
         assert f"pid {holder.process.pid} on host" in refusal(out)
         holder.kill()
-        assert (tmp_path / "deep/er/.out.lock").is_file(), "left by the dead one"
+        assert (tmp_path / "deep/er/.out.lock").is_file(), "the dead process has left its lock"
     with hold(out):
         pass
     assert not (tmp_path / "deep/er/.out.lock").exists()
@@ -104,7 +104,7 @@ def test_a_dead_holder_and_one_that_is_done(tmp_path: Path) -> None:
     with Holder(out) as holder:
         assert f"pid {holder.process.pid} on host" in refusal(out)
         holder.let_go()
-    assert not (tmp_path / "deep").exists(), "what it made for its lock is gone with it"
+    assert not (tmp_path / "deep").exists(), "the folders that were made for the lock are removed with it"
 
 
 def test_names_of_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,7 +122,7 @@ def test_names_of_one_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_beside_nothing_can_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As at a mount point in a folder of root's: root, who may write anywhere, sees it refused."""
+    """A mount point in a folder of root: root may write anywhere, so the test refuses the lock file."""
     (tmp_path / "mount").mkdir()
     real = os.open
 
@@ -155,19 +155,19 @@ def test_a_file_system_without_locks_is_a_warning(
 
 
 def test_two_threads_of_one_process(tmp_path: Path) -> None:
-    """Record locks are a process' and would let both through, and free the lock when the second closes its file."""
+    """POSIX record locks belong to a process: they would admit both threads, and end when one closes its file."""
     with hold(tmp_path / "out"):
-        said: list[str] = []
-        thread = threading.Thread(target=lambda: said.append(refusal(tmp_path / "out")))
+        refusals: list[str] = []
+        thread = threading.Thread(target=lambda: refusals.append(refusal(tmp_path / "out")))
         thread.start()
         thread.join()
-        assert "this process is writing" in said[0]
+        assert "this process is writing" in refusals[0]
         other = subprocess.run([sys.executable, "-c", HOLD, str(tmp_path / "out")], cwd=ROOT, capture_output=True)
         assert b"another process" in other.stderr
 
 
 def test_a_lock_that_was_removed_under_its_holder(tmp_path: Path) -> None:
-    """Two may have written: the one whose lock is gone publishes nothing, and leaves the other's lock alone."""
+    """If a lock file is removed, its command publishes nothing and leaves the lock of another command alone."""
     out = tmp_path / "out"
     with pytest.raises(BadInput, match=r"\.out\.lock was removed while this command ran"), hold(out):
         partial = begin(out)
@@ -182,7 +182,7 @@ def test_a_lock_that_was_removed_under_its_holder(tmp_path: Path) -> None:
 
 
 def test_a_holder_lets_go_between_opening_and_locking(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock on a file that is no longer there would hold nobody up."""
+    """A lock on a removed file would block no other command."""
     real, calls = fcntl.lockf, 0
 
     def lock(descriptor: int, flags: int) -> None:
@@ -201,7 +201,7 @@ def test_a_holder_lets_go_between_opening_and_locking(tmp_path: Path, monkeypatc
 
 
 def test_two_corpora_with_one_name(tmp_path: Path) -> None:
-    """The race itself: both start at once, each with a fraction of its own."""
+    """A real race: both builds start at once, each with its own fraction."""
     texts = tmp_path / "texts.jsonl"
     texts.write_text("".join(json.dumps({"text": f"text number {n}", "id": f"{n}"}) + "\n" for n in range(20_000)))
     command = [sys.executable, ROOT / "data_prep/corpus.py", "--source", "text", "--input", texts, "--workers", "1"]
@@ -216,7 +216,7 @@ def test_two_corpora_with_one_name(tmp_path: Path) -> None:
     codes = [process.returncode for process in racing]
     assert sorted(codes) == [0, 2], errors
     loser, winner = codes.index(2), codes.index(0)
-    if "is the output of another build" not in errors[loser]:  # the winner was done before the other had begun
+    if "is the output of another build" not in errors[loser]:  # otherwise the winner ended before the other began
         assert f"(pid {racing[winner].pid} on host" in errors[loser]
         assert f"--val-fraction {fractions[winner]}" in errors[loser], "the holder's command"
     manifest = json.loads((tmp_path / "c/manifest.json").read_text())

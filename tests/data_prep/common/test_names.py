@@ -1,4 +1,4 @@
-"""No name that somebody else wrote leads out of its folder, or moves a terminal's cursor."""
+"""A name that others wrote cannot lead out of its folder or move the cursor of a terminal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_a_name_is_of_a_file_in_the_folder(name: Any) -> None:
 
 
 def forged(folder: Path, change: Any) -> None:
-    """A manifest that vouches for itself all the same."""
+    """A manifest whose seal is valid although its content was changed."""
     manifest = json.loads((folder / MANIFEST).read_text())
     change(manifest)
     write_json(folder / MANIFEST, {**manifest, "seal": seal(manifest)})
@@ -66,7 +66,7 @@ def test_a_manifest_gives_size_and_hash_of_each_file(tiny_shards: Path, tmp_path
 
 
 def test_repair_removes_nothing_elsewhere(tiny_shards: Path, tmp_path: Path) -> None:
-    """A copy whose index names a file outside, with a hash that fits in the manifest."""
+    """A copy whose index names a file outside the folder, with a matching hash in the manifest."""
     copy, mine = shutil.copytree(tiny_shards, tmp_path / "copy"), tmp_path / "mine"
     precious = tmp_path / "precious"
     precious.write_text("mine")

@@ -1,4 +1,4 @@
-"""Fetching text: from a site and an S3 store on this machine, which misbehave as public ones do."""
+"""acquire.py downloads from a site and an S3 store on this machine, which show the faults of public ones."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from last_line import next_command
 from patience import patience_s, start_s
 from project import ROOT
 
-RECORDS = 20  # of a baseline file here
+RECORDS = 20  # records in a baseline file of these tests
 HTML = b"<!DOCTYPE html><html><body>Down for maintenance</body></html>"
 BUCKET = "pmc-oa-opendata"
 
@@ -50,19 +50,19 @@ Fault = str | bytes
 
 
 class Site:
-    """A server of files, some of which it answers with a fault; of each request it keeps path and range.
+    """A file server that can answer with faults, and records path and range of each request.
 
     Attributes:
         files: path -> content.
-        faults: path -> what it does at each further request, the file itself once they are used up. Bytes are a body to
-            send in the place of the file.
-        validator: how it says that a file is still the same: `ETag`, `Last-Modified`, `weak` (ETag) or nothing.
-        redirects: path -> where it sends to.
+        faults: path -> faults of its next requests; when they are used up, it serves the file. Bytes are sent as the
+            body instead of the file.
+        validator: how the server identifies a version of a file: `ETag`, `Last-Modified`, `weak` (ETag) or `none`.
+        redirects: path -> target of the redirect.
         links: path -> the `Link` header.
-        upstream: where what it has not is fetched from.
-        drips: whether it sends a byte at a time, for as long as this is true, after the first `drips_from` of a file.
-        endless: path -> what it sends again and again.
-        sent_bytes: path -> what it sent of it.
+        upstream: server that supplies files which this server does not have.
+        drips: whether it sends single bytes, as long as this is true, after the first `drips_from` bytes of a file.
+        endless: path -> bytes that it repeats forever.
+        sent_bytes: path -> number of bytes sent.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class Site:
         self.faults[path] = itertools.cycle(faults) if for_ever else iter(faults)
 
     def asked(self, ending: str = "") -> list[str]:
-        """The paths that were asked for since the last call, or those with an ending."""
+        """Paths requested since the last call; with `ending`, only those that end with it."""
         paths = [path for path, _ in self.requests if path.endswith(ending)]
         self.requests.clear()
         return paths
@@ -169,7 +169,7 @@ class Site:
             time.sleep(0.01 if drips else 0)
 
     def send_for_ever(self, to: BaseHTTPRequestHandler) -> None:
-        """Without a length, until the client goes."""
+        """Send without a length until the client closes the connection."""
         to.send_response(200)
         to.end_headers()
         to.close_connection = True
@@ -207,7 +207,7 @@ def site(monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
 
 
 def pubmed_xml(first_pmid: int, records: int, deleted: int = 0) -> bytes:
-    """A citation file; its text packs badly, so that a file is some kilobytes."""
+    """A citation file of some kilobytes, because its text compresses badly."""
     articles = "".join(
         f'<PubmedArticle><MedlineCitation><PMID Version="1">{pmid}</PMID><Article><ArticleTitle>T {pmid}.'
         f"</ArticleTitle><Abstract><AbstractText>{hashlib.sha512(str(pmid).encode()).hexdigest()}</AbstractText>"
@@ -220,7 +220,7 @@ def pubmed_xml(first_pmid: int, records: int, deleted: int = 0) -> bytes:
 
 
 def put_pubmed(site: Site, folder: str, number: int, xml: bytes, year: int = 26) -> str:
-    """Publish a file with its .md5; returns its path."""
+    """Publish a file with its .md5, and return its path."""
     name, packed = f"pubmed{year}n{number:04}.xml.gz", gzip.compress(xml, mtime=0)
     path = f"/pubmed/{folder}/{name}"
     site.files[path] = packed
@@ -230,7 +230,7 @@ def put_pubmed(site: Site, folder: str, number: int, xml: bytes, year: int = 26)
 
 @pytest.fixture
 def pubmed(site: Site) -> Site:
-    """Three baseline files, the last one with fewer records, and an update file that deletes two of them."""
+    """Three baseline files, of which the last has fewer records, and an update file that deletes two of them."""
     for number, records in ((1, RECORDS), (2, RECORDS), (3, 7)):
         put_pubmed(site, "baseline", number, pubmed_xml(100 * number, records))
     put_pubmed(site, "updatefiles", 4, pubmed_xml(400, 3, deleted=2))
@@ -238,7 +238,7 @@ def pubmed(site: Site) -> Site:
 
 
 def acquired(*arguments: object) -> int:
-    """The exit code of the command line."""
+    """Exit code of the command."""
     with pytest.raises(SystemExit) as leaving:
         run(lambda: acquire.main([str(argument) for argument in arguments]))
     assert isinstance(leaving.value.code, int)
@@ -258,7 +258,7 @@ def gz_names(out: Path) -> list[str]:
 
 
 def assert_all_but_one_then_all(site: Site, out: Path, capsys: pytest.CaptureFixture[str], *seen: str, code: int = 2):
-    """With a fault in one file the others are there; without it, the next call fetches that one and nothing else."""
+    """A fault in one file does not stop the others; the next call downloads only the file that is missing."""
     assert acquire_medline(site, out, "--workers", 1) == code
     error = capsys.readouterr().err
     assert error.count("error: ") == 1 and "Traceback" not in error
@@ -277,16 +277,16 @@ def assert_all_but_one_then_all(site: Site, out: Path, capsys: pytest.CaptureFix
 
 def assert_as_published(site: Site, out: Path):
     published = {path.rpartition("/")[2]: content for path, content in site.files.items() if "/pubmed/" in path}
-    found = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith("acquired.")}
-    assert found == published
+    fetched = {path.name: path.read_bytes() for path in out.iterdir() if not path.name.startswith("acquired.")}
+    assert fetched == published
 
 
 def test_medline_is_fetched_once_and_read_by_the_corpus_stage(pubmed: Site, tmp_path: Path, capsys: Any):
     out = tmp_path / "files"
     assert acquire_medline(pubmed, out) == 0
-    said = capsys.readouterr().out
-    assert "4 files fetched" in said
-    assert next_command(said, tmp_path) == ["make", "shards", "SOURCE=medline", f"INPUT={out}"]
+    output = capsys.readouterr().out
+    assert "4 files fetched" in output
+    assert next_command(output, tmp_path) == ["make", "shards", "SOURCE=medline", f"INPUT={out}"]
     assert_as_published(pubmed, out)
     with (out / "acquired.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
@@ -347,7 +347,7 @@ def test_what_broke_off_goes_on_where_it_stopped(pubmed: Site, tmp_path: Path):
     ranges = [asked for path, asked in pubmed.requests if path == PATH]
     half = len(pubmed.files[PATH]) // 2
     assert ranges[:2] == [None, f"bytes={half - 1}-"] and len(ranges) == 3
-    assert pubmed.sent_bytes[PATH] == len(pubmed.files[PATH]) + 2  # the last byte again, twice
+    assert pubmed.sent_bytes[PATH] == len(pubmed.files[PATH]) + 2  # the last byte is sent again at each of two resumes
     assert_as_published(pubmed, tmp_path / "files")
 
 
@@ -372,7 +372,8 @@ def test_a_server_that_does_not_heed_if_range(pubmed: Site, tmp_path: Path):
     pubmed.fail(PATH, "careless")
     assert acquire_medline(pubmed, tmp_path) == 0
     assert [asked for path, asked in pubmed.requests if path == PATH] == ["bytes=100-", None]
-    assert [path for path, _ in pubmed.requests].count(f"{PATH}.md5") == 1  # seen before all of it was fetched
+    # The mismatch was seen before the whole file was downloaded.
+    assert [path for path, _ in pubmed.requests].count(f"{PATH}.md5") == 1
     assert_as_published(pubmed, tmp_path)
 
 
@@ -384,7 +385,7 @@ def test_a_part_that_is_complete_is_not_fetched_again(pubmed: Site, tmp_path: Pa
     assert acquire_medline(pubmed, tmp_path) == 0
     assert (PATH, f"bytes={len(content) - 1}-") in pubmed.requests and pubmed.sent_bytes[PATH] == 1
     assert_as_published(pubmed, tmp_path)
-    part.write_bytes(content + b"x")  # longer than what is there: 416
+    part.write_bytes(content + b"x")  # longer than the file on the server, which answers 416
     part.with_name(f"{NAME}.part.etag").write_text(f'"{hashlib.md5(content).hexdigest()}"')
     (tmp_path / NAME).unlink()
     pubmed.fail(PATH, "416")
@@ -407,7 +408,7 @@ def test_a_connection_that_breaks_often_brings_the_file_all_the_same(
 ):
     monkeypatch.setattr(downloads, "PROGRESS_BYTES", 50)
     breaks = downloads.ATTEMPTS + 2
-    assert len(pubmed.files[PATH]) >> downloads.ATTEMPTS - 2 > 50  # each brings half of what is left
+    assert len(pubmed.files[PATH]) >> downloads.ATTEMPTS - 2 > 50  # each attempt brings half of the rest
     pubmed.fail(PATH, *["short"] * breaks)
     assert acquire_medline(pubmed, tmp_path) == 0
     assert_as_published(pubmed, tmp_path)
@@ -522,7 +523,8 @@ def test_a_hole_in_the_listing(pubmed: Site, tmp_path: Path, capsys: Any):
     assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 0
     for path in [path for path in pubmed.files if "n0003" in path]:
         del pubmed.files[path]
-    assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 2  # between the baseline and the updates
+    # A gap between the baseline and the updates.
+    assert acquire_medline(pubmed, tmp_path / "files", "--accept", NAME) == 2
     assert "pubmed26n0003.xml.gz is not in NLM's listing" in capsys.readouterr().err
     assert acquire_medline(pubmed, tmp_path / "files", "--updates") == 0
 
@@ -535,7 +537,7 @@ def test_files_without_md5_are_said(pubmed: Site, tmp_path: Path, capsys: Any):
 
 
 def endless(content: bytes) -> Iterator[bytes]:
-    """What a server sends that never comes to an end, without a length."""
+    """An endless response without a length."""
     return itertools.repeat(content * (65_536 // len(content)))
 
 
@@ -550,12 +552,12 @@ def endless(content: bytes) -> Iterator[bytes]:
 def test_what_never_ends_is_given_up(
     pubmed: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch, path: str, bound: tuple[Any, str]
 ):
-    """The bound is smaller here, that the test is short; what came of it does not stay."""
+    """The limit is lowered to keep the test short; partial files are removed."""
     monkeypatch.setattr(*bound, 1 << 20)
     pubmed.endless[path] = b"0123456789abcdef"
     assert acquire_medline(pubmed, tmp_path / "files") == 2
-    said = capsys.readouterr().err
-    assert f"{pubmed.url}{path} has more than the" in said and "see what the server answers" in said
+    errors = capsys.readouterr().err
+    assert f"{pubmed.url}{path} has more than the" in errors and "see what the server answers" in errors
     assert pubmed.sent_bytes[path] < 32 << 20
     assert not list((tmp_path / "files").glob(f"{NAME}*"))
 
@@ -614,11 +616,11 @@ def test_revised_removed_and_altered_files(pubmed: Site, tmp_path: Path, capsys:
     pubmed.asked()
     capsys.readouterr()
     assert acquire_medline(pubmed, out) == 0
-    said = capsys.readouterr().out
-    assert f"{NAME} was revised at its source: 2026-01-29" in said
-    assert "pubmed26n0005.xml.gz is no longer listed at its source; it stays" in said
-    assert "pubmed26n0001.xml.gz was altered after it was fetched; it is fetched again" in said
-    assert "pubmed26n0004.xml.gz was removed after it was fetched; it is fetched again" in said
+    output = capsys.readouterr().out
+    assert f"{NAME} was revised at its source: 2026-01-29" in output
+    assert "pubmed26n0005.xml.gz is no longer listed at its source; it stays" in output
+    assert "pubmed26n0001.xml.gz was altered after it was fetched; it is fetched again" in output
+    assert "pubmed26n0004.xml.gz was removed after it was fetched; it is fetched again" in output
     assert sorted(path[-11:] for path in pubmed.asked(".gz")) == ["0001.xml.gz", "0002.xml.gz", "0004.xml.gz"]
     for path, content in pubmed.files.items():
         assert (out / path.rpartition("/")[2]).read_bytes() == content
@@ -639,17 +641,17 @@ def test_files_that_came_another_way_are_checked_and_kept(pubmed: Site, tmp_path
 def test_dry_run_prints_files_and_bytes_and_writes_nothing(pubmed: Site, tmp_path: Path, capsys: Any):
     out = tmp_path / "files"
     assert acquire_medline(pubmed, out, "--dry-run") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     total = sum(len(content) for path, content in pubmed.files.items() if path.endswith(".gz"))
-    assert pubmed.url + PATH in said and f"{len(pubmed.files[PATH]):,}" in said
-    assert f"4 files, about {total:,} bytes to fetch; 0 are in" in said
+    assert pubmed.url + PATH in output and f"{len(pubmed.files[PATH]):,}" in output
+    assert f"4 files, about {total:,} bytes to fetch; 0 are in" in output
     assert pubmed.asked() == ["/pubmed/baseline/", "/pubmed/updatefiles/"]
     assert not any(tmp_path.iterdir())
     assert acquire_medline(pubmed, out, "--limit", 2) == 0
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     (out / NAME).touch()
     assert acquire_medline(pubmed, out, "--dry-run") == 0
-    assert "2 files, about" in (said := capsys.readouterr().out) and "; 2 are in" in said
+    assert "2 files, about" in (output := capsys.readouterr().out) and "; 2 are in" in output
     after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in out.iterdir()}
     assert {p: c for p, c in after.items() if p.name != NAME} == {p: c for p, c in before.items() if p.name != NAME}
 
@@ -682,7 +684,7 @@ def test_two_commands_in_one_folder(pubmed: Site, tmp_path: Path, capsys: Any):
 
 @pytest.fixture
 def big(site: Site) -> bytes:
-    """One baseline file of some megabytes, for what needs time under way."""
+    """One baseline file of some megabytes, for tests that interrupt its download."""
     body = "".join(
         f"<PubmedArticle><PMID>{number}</PMID><T>{os.urandom(50_000).hex()}</T></PubmedArticle>"
         for number in range(RECORDS)
@@ -692,7 +694,7 @@ def big(site: Site) -> bytes:
 
 
 def start(site: Site, out: Path) -> subprocess.Popen[str]:
-    """The command in a process of its own, and two megabytes of the file there."""
+    """Start the command in its own process, and wait until a part of the file is downloaded."""
     command = [sys.executable, ROOT / "data_prep" / "acquire.py", "medline", "--baseline"]
     process = subprocess.Popen(
         [*command, "--url", f"{site.url}/pubmed", "--out", out],
@@ -700,12 +702,12 @@ def start(site: Site, out: Path) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs of a shell ignore SIGINT
     )
     part = out / "pubmed26n0001.xml.gz.part"
     deadline_s = time.monotonic() + patience_s()
     while not (part.is_file() and part.stat().st_size > 300_000):
-        assert process.poll() is None and time.monotonic() < deadline_s, "it does not begin"
+        assert process.poll() is None and time.monotonic() < deadline_s, "the download does not begin"
         time.sleep(0.01)
     return process
 
@@ -734,7 +736,7 @@ def test_killed_and_changed_meanwhile_it_starts_over(site: Site, big: bytes, tmp
     path = put_pubmed(site, "baseline", 1, pubmed_xml(1, RECORDS))
     assert acquire_medline(site, tmp_path, "--baseline") == 0
     assert (tmp_path / "pubmed26n0001.xml.gz").read_bytes() == site.files[path] != big
-    assert len([asked for p, asked in site.requests if p == path and asked]) == 1  # If-Range: no second request
+    assert len([asked for p, asked in site.requests if p == path and asked]) == 1  # If-Range avoids a second request
 
 
 def test_interrupted_it_ends_at_once(site: Site, big: bytes, tmp_path: Path):
@@ -794,7 +796,7 @@ def hub(site: Site, pile_files: dict[str, bytes]) -> Site:
 
 
 def publish_pile(site: Site, contents: dict[str, bytes]) -> None:
-    """Listed on two pages; each file lies at another place, as where a hub hands out what a network of caches holds."""
+    """Publish files on a listing of two pages; each file is served from another address, as by a hub with a CDN."""
     entries = [{"type": "directory", "path": "train", "size": 0, "oid": "0"}]
     for path, content in contents.items():
         sha256 = hashlib.sha256(content).hexdigest()
@@ -842,8 +844,8 @@ def test_pile_revisions_and_removals(hub: Site, pile_files: dict[str, bytes], tm
     hub.asked()
     assert acquire_pile(hub, tmp_path) == 0
     assert hub.asked(".zst") == [SHARD]
-    said = capsys.readouterr().out
-    assert "train/01.jsonl.zst was revised at its source" in said and "val.jsonl.zst is no longer listed" in said
+    output = capsys.readouterr().out
+    assert "train/01.jsonl.zst was revised at its source" in output and "val.jsonl.zst is no longer listed" in output
 
 
 def test_pile_listings_that_are_none(hub: Site, tmp_path: Path, capsys: Any):
@@ -949,7 +951,7 @@ Put = Callable[..., None]
 
 @pytest.fixture
 def bucket(site: Site, s3: Any, store_url: str) -> Iterator[Site]:
-    """The site in front of an S3 store with the bucket."""
+    """The site in front of an S3 store that holds the bucket."""
     s3.create_bucket(Bucket=BUCKET)
     public = {"Effect": "Allow", "Principal": "*", "Action": "s3:*", "Resource": f"arn:aws:s3:::{BUCKET}/*"}
     s3.put_bucket_policy(Bucket=BUCKET, Policy=json.dumps({"Version": "2012-10-17", "Statement": [public]}))
@@ -971,7 +973,7 @@ def put_article(
 
 
 def put_inventory(s3: Any, date: str) -> None:
-    """As S3 makes it, of the metadata that are there; in two files."""
+    """An inventory in the format of S3, in two files, with all metadata in the bucket."""
     rows: list[str] = []
     for item in s3.list_objects_v2(Bucket=BUCKET, Prefix="metadata/")["Contents"]:
         modified = item["LastModified"].strftime("%Y-%m-%dT%H:%M:%S.000Z")
@@ -995,7 +997,7 @@ def put_inventory(s3: Any, date: str) -> None:
 
 @pytest.fixture
 def articles(bucket: Site, s3: Any) -> Site:
-    """Ten articles of several licences, one of two versions, one retracted, and their inventory."""
+    """Ten articles with several licences, one in two versions, one retracted, and their inventory."""
     for pmcid, license in enumerate(["CC BY"] * 5 + ["CC BY-NC", "CC BY-NC", "TDM", None], start=1):
         put_article(s3, pmcid, license)
     put_article(s3, 2, version=2, text="Second")
@@ -1009,7 +1011,7 @@ def acquire_pmc(site: Site, out: Path, *more: object) -> int:
 
 
 def corpus_of(out: Path, to: Path, licenses: str = "all") -> tuple[dict[str, str], dict[str, Any]]:
-    """The corpus stage's documents, id -> text, and its manifest."""
+    """Documents of the corpus stage, id -> text, and its manifest."""
     manifest = build_corpus({"pmc": (Pmc(licenses), [str(out)])}, to, 0.5)
     return {d.id: d.text for split in SPLITS for d in corpus_format.read_documents(to, split)}, manifest
 
@@ -1017,14 +1019,14 @@ def corpus_of(out: Path, to: Path, licenses: str = "all") -> tuple[dict[str, str
 def test_pmc_is_fetched_once_and_read_by_the_corpus_stage(
     articles: Site, tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(pmc_packs, "PACK_BYTES", 1500)  # some articles a pack
+    monkeypatch.setattr(pmc_packs, "PACK_BYTES", 1500)  # a pack holds some articles
     out = tmp_path / "files"
     assert acquire_pmc(articles, out) == 0
-    said = capsys.readouterr().out
-    assert "10 articles in the inventory of 2026-01-18T01-00Z" in said
+    output = capsys.readouterr().out
+    assert "10 articles in the inventory of 2026-01-18T01-00Z" in output
     for line in ("5 fetched, CC BY", "2 fetched, CC BY-NC", "1 fetched, TDM", "1 fetched, licence unknown"):
-        assert line in said
-    assert "1 retracted, CC BY" in said and not articles.asked("PMC10.1.xml")
+        assert line in output
+    assert "1 retracted, CC BY" in output and not articles.asked("PMC10.1.xml")
     names = sorted(path.name for path in out.iterdir())
     assert names[:2] == ["acquired.csv", "acquired.sqlite"] and len(names) > 3
     assert all(name.startswith("pmc-0000") and name.endswith(".tar.zst") for name in names[2:])
@@ -1047,12 +1049,12 @@ def test_pmc_is_fetched_once_and_read_by_the_corpus_stage(
 def test_pmc_tiers_fetch_no_other_articles(articles: Site, tmp_path: Path, capsys: Any):
     out = tmp_path / "files"
     assert acquire_pmc(articles, out, "--licenses", "commercial") == 0
-    said = capsys.readouterr().out
-    assert "5 fetched, CC BY" in said and "2 of another licence, CC BY-NC" in said
+    output = capsys.readouterr().out
+    assert "5 fetched, CC BY" in output and "2 of another licence, CC BY-NC" in output
     assert sorted(articles.asked(".xml")) == sorted(
         f"/{BUCKET}/PMC{n}/PMC{n}.xml" for n in ("1.1", "2.2", "3.1", "4.1", "5.1")
     )
-    # a wider tier takes in what was left out, and nothing else
+    # a wider choice of licences downloads only the articles that were left out
     assert acquire_pmc(articles, out, "--licenses", "noncommercial") == 0
     assert sorted(articles.asked(".xml")) == sorted(f"/{BUCKET}/PMC{n}/PMC{n}.xml" for n in ("6.1", "7.1"))
     texts, _ = corpus_of(out, tmp_path / "corpus")
@@ -1080,7 +1082,9 @@ def test_pmc_revisions_come_in_later_packs(articles: Site, s3: Any, tmp_path: Pa
     assert sorted(path.rpartition("/")[2] for path in articles.asked(".xml")) == sorted(
         f"PMC{name}.xml" for name in ("1.1", "3.2", "4.1", "5.1", "11.1")
     )
-    assert "1 articles are no longer in the bucket and stay in" in (said := capsys.readouterr().out) and "PMC2" in said
+    assert (
+        "1 articles are no longer in the bucket and stay in" in (output := capsys.readouterr().out) and "PMC2" in output
+    )
     texts, manifest = corpus_of(out, tmp_path / "corpus", "commercial")
     assert (
         texts["pmcid:PMC1"] == "Title 1\n\nRevised body of 1." and texts["pmcid:PMC3"] == "Title 3\n\nNew version of 3."
@@ -1094,10 +1098,14 @@ def test_pmc_revisions_come_in_later_packs(articles: Site, s3: Any, tmp_path: Pa
 def test_pmc_dry_run_limit_and_since(articles: Site, s3: Any, tmp_path: Path, capsys: Any, monkeypatch: Any):
     out = tmp_path / "files"
     assert acquire_pmc(articles, out, "--licenses", "commercial", "--dry-run") == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     total = len(jats(1)) * 4 + len(jats(2, "Second"))
-    assert f"{len(jats(1)):,}  {articles.url}/{BUCKET}/PMC1.1/PMC1.1.xml" in said
-    assert f"5 articles, {total:,} bytes to fetch" in said and "4 of another licence" in said and "1 retracted" in said
+    assert f"{len(jats(1)):,}  {articles.url}/{BUCKET}/PMC1.1/PMC1.1.xml" in output
+    assert (
+        f"5 articles, {total:,} bytes to fetch" in output
+        and "4 of another licence" in output
+        and "1 retracted" in output
+    )
     assert not out.exists()
     with monkeypatch.context() as patch:
         patch.setattr(pmc_bucket, "SAMPLE", 8)
@@ -1220,7 +1228,7 @@ def test_pmc_inventories_that_are_none(articles: Site, s3: Any, tmp_path: Path, 
         s3.put_object(Bucket=BUCKET, Key=f"{prefix}{date}T01-00Z/manifest.json", Body=body)
 
     s3.put_object(Bucket=BUCKET, Key=f"{prefix}2026-01-20T01-00Z/manifest.checksum", Body=b"soon")
-    assert acquire_pmc(articles, out) == 0  # the newest is being written: the one before it
+    assert acquire_pmc(articles, out) == 0  # the newest inventory is incomplete, so the one before it is used
     assert "2026-01-18" in capsys.readouterr().out
     good = json.loads(s3.get_object(Bucket=BUCKET, Key=f"{prefix}2026-01-18T01-00Z/manifest.json")["Body"].read())
     few = gzip.compress(f'"{BUCKET}","metadata/PMC1.1.json","2026-01-01T00:00:00.000Z","x"\n'.encode())
@@ -1248,14 +1256,14 @@ def test_pmc_inventories_that_are_none(articles: Site, s3: Any, tmp_path: Path, 
     articles.fail(f"/{BUCKET}/?list-type=2&delimiter=%2F&prefix={prefix.replace('/', '%2F')}", HTML)
     assert acquire_pmc(articles, tmp_path / "other") == 2
     assert "lists no inventory below" in capsys.readouterr().err
-    put("2026-01-30", good)  # what was there is still known
+    put("2026-01-30", good)  # articles downloaded earlier are still known
     articles.asked()
     assert acquire_pmc(articles, out) == 0
     assert not articles.asked(".xml")
 
 
 def test_pmc_packs_that_are_lost_or_altered(articles: Site, tmp_path: Path, capsys: Any, monkeypatch: Any):
-    monkeypatch.setattr(pmc_packs, "PACK_BYTES", 1)  # an article a pack
+    monkeypatch.setattr(pmc_packs, "PACK_BYTES", 1)  # a pack holds one article
     out = tmp_path / "files"
     assert acquire_pmc(articles, out, "--workers", 1) == 0
     packs = sorted(out.glob("pmc-*.tar.zst"))
@@ -1266,8 +1274,8 @@ def test_pmc_packs_that_are_lost_or_altered(articles: Site, tmp_path: Path, caps
     capsys.readouterr()
     articles.asked()
     assert acquire_pmc(articles, out) == 0
-    said = capsys.readouterr().out
-    assert f"{packs[0]} was removed" in said and f"{packs[1]} was altered" in said and str(packs[2]) not in said
+    output = capsys.readouterr().out
+    assert f"{packs[0]} was removed" in output and f"{packs[1]} was altered" in output and str(packs[2]) not in output
     assert len(articles.asked(".xml")) == 2
     assert len(corpus_of(out, tmp_path / "corpus")[0]) == 9
 

@@ -1,4 +1,4 @@
-"""Servers that never come to the end of what they begin with: each attempt is given up in time."""
+"""If a server never finishes what it begins to send, each attempt is ended in time."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ LIMIT_BYTES = 1 << 20
 def serve(
     answer: Callable[[bytes], Iterator[bytes]], pause_s: float, certificate: Path | None = None
 ) -> tuple[str, list[int]]:
-    """A server that sends piece by piece; its host and port, and how many bytes each of its connections has taken."""
+    """A server that sends in pieces; its host and port, and the number of bytes that each connection received."""
     server, sent = socket.create_server(("127.0.0.1", 0)), []
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if certificate:
@@ -58,7 +58,7 @@ def serve(
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A key, and the certificate of 127.0.0.1 that it has signed itself."""
+    """A key, and a self-signed certificate of 127.0.0.1."""
     key, now = ec.generate_private_key(ec.SECP256R1()), datetime.datetime.now(datetime.timezone.utc)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "127.0.0.1")])
     builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())

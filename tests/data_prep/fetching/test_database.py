@@ -1,4 +1,4 @@
-"""What is known of fetched files: kept when the database is in trouble, and shown to people as text."""
+"""The database of downloaded files keeps its records when it is damaged, and shows them to users as text."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from data_prep.fetching.database import LISTING, STATE, state, write_listing
 
 def test_no_advice_loses_what_is_known(tmp_path: Path) -> None:
     (tmp_path / STATE).write_bytes(b"not a database, " * 500)
-    said = r"acquired\.sqlite: file is not a database. .* so keep it: restore it from a backup"
-    with pytest.raises(BadInput, match=said), state(tmp_path):
+    message = r"acquired\.sqlite: file is not a database. .* so keep it: restore it from a backup"
+    with pytest.raises(BadInput, match=message), state(tmp_path):
         pass
     (tmp_path / STATE).unlink()
-    said = r"acquired\.sqlite: no such table: x; see that it can be read and written"
-    with pytest.raises(BadInput, match=said), state(tmp_path) as database:
+    message = r"acquired\.sqlite: no such table: x; see that it can be read and written"
+    with pytest.raises(BadInput, match=message), state(tmp_path) as database:
         database.execute("SELECT * FROM x")
-    with pytest.raises(sqlite3.Error), state(tmp_path) as database:  # a fault of ours is no fault of the file
+    with pytest.raises(sqlite3.Error), state(tmp_path) as database:  # a bug of this project is not blamed on the file
         database.execute("SELECT ?", ({"a": 1},))
 
 

@@ -1,4 +1,4 @@
-"""Servers that answer with anything: acquire.py fetches, refuses with a message, or says that nobody answers."""
+"""Whatever a server sends, acquire.py downloads it, refuses it with a message, or reports that no server responds."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ NAMES = {"/baseline/": "a.html", "tree/main": "a.json", "?list-type": "a.xml", "
 
 
 class Server(ThreadingHTTPServer):
-    """Gives the answers that it was last told."""
+    """Sends the responses that were set last."""
 
     daemon_threads = True
     answers: Answers
@@ -93,7 +93,7 @@ class Server(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that has gone is what some examples are about."""
+        """Ignore errors of clients that have gone, because some examples provoke them."""
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""Inputs: found, named, refused; local and in object stores."""
+"""Inputs, local and in object stores, are found, named or refused."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_files_of_other_kinds_are_counted_and_named(tmp_path: Path, capsys: pyte
     assert not capsys.readouterr().out
     touch(tmp_path, *(f"x.{n}" for n in range(20)))
     inputs.find([str(tmp_path)], SUFFIXES)
-    assert "ignored 26 files" in (said := capsys.readouterr().out) and said.endswith(", 17 more\n")
+    assert "ignored 26 files" in (output := capsys.readouterr().out) and output.endswith(", 17 more\n")
 
 
 def test_names_do_not_depend_on_where_one_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -153,7 +153,8 @@ def test_hashes_are_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         sha256 for _, sha256 in hashes
     ]
     assert read == ["b.txt"]
-    unknown = [Input(file.name, file.url, file.bytes, "") for file in files]  # of a store that says no more
+    # Response of a store that gives no more details.
+    unknown = [Input(file.name, file.url, file.bytes, "") for file in files]
     assert len(list(inputs.sha256_of(unknown, known))) == 2 and read == ["b.txt", "a.txt", "b.txt"]
 
 

@@ -1,4 +1,4 @@
-"""Every field of the corpus card follows from something in the build."""
+"""Every field of the corpus card depends on something in the build."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ Change = Callable[[dict[str, Any]], object]
 
 
 def records(n: int = 40) -> list[dict[str, Any]]:
-    """Of text of one's own: dated, licensed, numbered; one of each that a filter takes."""
-    found: list[dict[str, Any]] = [
+    """Own texts with dates, licences and numbers, and one text for each filter."""
+    lines: list[dict[str, Any]] = [
         {
             "id": f"d{i}",
             "text": f"text {i} {PHRASE if i < 15 else ''}",
@@ -32,14 +32,14 @@ def records(n: int = 40) -> list[dict[str, Any]]:
         }
         for i in range(n)
     ]
-    found += [{"id": f"u{i}", "text": f"no date, no number, no licence {i}"} for i in range(5)]
-    found += [{"id": "leak", "text": f"{LEAK}."}, {"id": "recent", "text": "text of late", "date": "2022"}]
-    found += [{"id": "copy", "text": "TEXT 20"}, {"id": "odd", "text": "soft hy\xadphen"}]
-    return found
+    lines += [{"id": f"u{i}", "text": f"no date, no number, no licence {i}"} for i in range(5)]
+    lines += [{"id": "leak", "text": f"{LEAK}."}, {"id": "recent", "text": "text of late", "date": "2022"}]
+    lines += [{"id": "copy", "text": "TEXT 20"}, {"id": "odd", "text": "soft hy\xadphen"}]
+    return lines
 
 
 def build(folder: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
-    """The card of a small corpus, by field; `change` alters one thing of what it is made of."""
+    """Fields of the card of a small corpus; `change` alters one thing that the corpus is made from."""
     made: dict[str, Any] = {
         "records": records(), "pile": None, "set_name": "notes", "pmids": [0, 1], "evaluation": [LEAK, PHRASE, "short"],
         "fraction": 0.3, "recent_after": "2021-01-01",
@@ -82,7 +82,7 @@ def setting(**changes: Any) -> Change:
 
 ONE_MORE, LONGER, PILE = more(), more(text="long " * 9000), setting(pile=["00", "val"])
 NO_RECENT = setting(recent_after=None)
-# What each field follows from, as an alteration of it.
+# For each field, a change of its cause.
 CAUSES: dict[str, Change] = {
     '"{:,}".format(documents)': ONE_MORE,
     '"{:,.2f}".format(bytes / 1e6)': LONGER,
@@ -128,9 +128,9 @@ CAUSES: dict[str, Change] = {
 
 
 def test_every_field_of_the_corpus_card_follows_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A field that is new in the template fails here until its cause is named."""
+    """A new field of the template fails here until its cause is listed."""
     assert set(fields_of(card.TEMPLATE)) == CAUSES.keys()
     before = build(tmp_path / "before", None, monkeypatch)
-    assert build(tmp_path / "again", None, monkeypatch) == before, "nothing changes by itself"
+    assert build(tmp_path / "again", None, monkeypatch) == before, "without a change, all fields stay the same"
     after = {change: build(tmp_path / f"{n}", change, monkeypatch) for n, change in enumerate(set(CAUSES.values()))}
     assert not [field for field, change in CAUSES.items() if after[change][field] == before[field]]

@@ -1,4 +1,4 @@
-"""The corpus: split, order, refusal, and the files that later stages read."""
+"""The corpus: its splits, its order, its refusals, and the files that later stages read."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ FolderBytes = Callable[[Path], dict[str, bytes]]
 def test_split_follows_from_the_id_alone():
     ids = [f"pmid:{number}" for number in range(20_000)]
     val = {i for i in ids if spool.split_of(i, 0.05) == "val"}
-    assert 900 < len(val) < 1100  # 1000 expected, 31 is a standard deviation
+    assert 900 < len(val) < 1100  # 1000 are expected, with a standard deviation of 31
     assert val <= {i for i in ids if spool.split_of(i, 0.06) == "val"}
-    # Fixed for ever: another hash would move documents between train and val of corpora that exist.
+    # Must never change: another hash would move documents of existing corpora between train and val.
     assert hashlib.sha256(",".join(sorted(val)).encode()).hexdigest()[:12] == "f286026117f6"
 
 
@@ -87,7 +87,7 @@ def test_every_bucket_is_a_part(
     folder = make_corpus(tmp_path / "corpus", tiny_documents)
     assert sorted(path.name for path in folder.glob("train-*")) == [f"train-{n:05}.jsonl.zst" for n in range(10)]
     for path in folder.glob("*.jsonl.zst"):
-        # One frame: what reads the first frame alone, as zstandard.open does, reads all of it.
+        # The file is one frame, so a reader of only the first frame, such as zstandard.open, reads all of it.
         with zstandard.open(path, "rb") as file:
             assert len(file.read().splitlines()) == len(list(json_lines.read(path)))
     whole = make_corpus(tmp_path / "whole", tiny_documents)
@@ -174,7 +174,7 @@ def test_broken_lines_and_files_are_named(tmp_path: Path, tiny_documents: Docume
 
 
 def test_json_lines_read_what_others_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Several frames, small reads, a last line without a line feed."""
+    """Several frames, small reads, and a last line without a line feed."""
     monkeypatch.setattr(json_lines, "READ_BYTES", 7)
     rows = [{"n": number, "text": "ä" * number} for number in range(50)]
     frames = [b"\n".join(map(orjson.dumps, rows[:20])) + b"\n", b"\n".join(map(orjson.dumps, rows[20:]))]
@@ -183,7 +183,7 @@ def test_json_lines_read_what_others_write(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_zeros_after_packed_content_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As gzip(1) and xz(1) do: a tape or a disk fills its last block with them."""
+    """gzip(1) and xz(1) ignore zeros after the data, with which a tape or a disk fills its last block."""
     record = b'{"n": 1}\n'
     for name, pack in {"a.gz": gzip.compress, "a.xz": lzma.compress}.items():
         for size in (3, 7, 1 << 18):
@@ -201,7 +201,7 @@ def test_zeros_after_packed_content_are_passed_over(tmp_path: Path, monkeypatch:
 
 
 def test_what_is_left_out_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    """Records of other sets, empty texts; an empty line is no record, and a byte order mark no text."""
+    """Records of other sets and empty texts are counted; empty lines and byte order marks are ignored."""
     lines = [f'{{"text": "text {n}", "meta": {{"pile_set_name": "PubMed Abstracts"}}}}' for n in range(40)]
     lines += ['{"text": "x", "meta": {"pile_set_name": "Github"}}', "", "  ", "\r"]
     (tmp_path / "00.jsonl").write_bytes(b"\xef\xbb\xbf" + "\n".join(lines).encode())
@@ -246,7 +246,7 @@ def build_text(out: Path, folder: Path, **arguments: Any) -> JsonDict:
 
 @pytest.mark.parametrize("count", [2, 3, 9, 10, 35, 199, 400])
 def test_a_small_corpus_has_some_documents_in_val(count: int, tmp_path: Path):
-    """Whose share, 1 in 100, would be none; those that the share gives are among them."""
+    """If a share of 1 in 100 gives too few documents, others are added to those that the share selects."""
     for n in range(count):
         (tmp_path / f"{n}.txt").write_text(f"text {n}")
     manifest = build_corpus({"text": (Text(), [str(tmp_path)])}, tmp_path.with_name(f"{tmp_path.name}-corpus"))
@@ -282,16 +282,16 @@ def test_one_long_text_is_cut_as_its_refusal_says(end: str, tmp_path: Path):
     line = ["--source", "text", "--input", str(book), "--out", str(tmp_path / "corpus"), "--workers", "1"]
     with pytest.raises(BadInput, match="holds one document") as refused:
         corpus.main(line)
-    (said,) = re.findall(r"for example with (--document-characters \d+)", str(refused.value))
-    corpus.main([*line, *said.split()])
+    (options,) = re.findall(r"for example with (--document-characters \d+)", str(refused.value))
+    corpus.main([*line, *options.split()])
     documents = [d for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)]
     documents.sort(key=lambda d: int(d.id.removeprefix("book.txt:")))
     assert end.join(d.text for d in documents) == text and len(documents) > 5
-    assert all(len(d.text) >= int(said.split()[1]) for d in documents[:-1])
+    assert all(len(d.text) >= int(options.split()[1]) for d in documents[:-1])
 
 
 def test_a_switch_goes_to_the_last_source_that_has_it(tmp_path: Path):
-    """As CORPUS of make, behind all sources, needs it."""
+    """The variable CORPUS of make stands after all sources, so its switches apply to the last source that has them."""
     for name in ("a", "b"):
         write_lines(tmp_path / f"{name}.jsonl.zst", [{"text": f"text {name} {n}"} for n in range(20)])
     sources = ["--source", "text", "--input", str(tmp_path), "--source", "sample"]
@@ -350,10 +350,11 @@ def test_same_text_of_two_sources_is_kept_once_and_rather_in_val(tmp_path: Path)
     kept = {split: [d.id for d in corpus_format.read_documents(tmp_path / "corpus", split)] for split in SPLITS}
     assert len(kept["train"] + kept["val"]) == 40
     assert "pile:val:1" in kept["val"] and f"a{held}" not in kept["train"] + kept["val"]
-    # a0 and pile:00:1 are one text: val wins, else the smaller id
+    # a0 and pile:00:1 have equal texts: val has priority, otherwise the smaller id
     for n in set(range(40)) - {held}:
         assert (f"a{n}" in kept["val"]) == (spool.split_of(f"a{n}", 0.5) == "val")
-        assert (f"a{n}" in kept["train"]) == (spool.split_of(f"a{n}", 0.5) == "train")  # the pile's all are in train
+        # All equal texts of the pile are in train.
+        assert (f"a{n}" in kept["train"]) == (spool.split_of(f"a{n}", 0.5) == "train")
 
 
 def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pytest.MonkeyPatch):
@@ -369,11 +370,11 @@ def test_what_is_found_in_a_text_does_not_depend_on_its_pieces(monkeypatch: pyte
     words = [f"wörd{n}" for n in range(400)]
     texts = [" \n".join(draw.choices(words, k=count)) + "  " * 40 for count in (0, 1, 4, 5, 6, 12, 13, 14, 300)]
     grams = decontamination.Grams([*texts[-2:], " ".join(words[:20])])
-    found = [(near_duplicates.signature(text), grams.within(text)) for text in texts]
-    assert [len(numbers) for _, numbers in found][-2:] == [2, 288]
+    features = [(near_duplicates.signature(text), grams.within(text)) for text in texts]
+    assert [len(numbers) for _, numbers in features][-2:] == [2, 288]
     for size in (1, 7, 50):
         monkeypatch.setattr(document, "PIECE", size)
-        assert [(near_duplicates.signature(text), grams.within(text)) for text in texts] == found
+        assert [(near_duplicates.signature(text), grams.within(text)) for text in texts] == features
 
 
 def test_an_abstract_goes_where_its_article_stays(tmp_path: Path, make_corpus: MakeCorpus, tiny_documents: Documents):
@@ -435,7 +436,7 @@ def test_a_file_whose_name_is_not_utf8_stops_the_build_at_once_or_is_skipped(tmp
     ]
     made = (tmp_path / "corpus").stat().st_ino
     assert build_text(tmp_path / "corpus", tmp_path / "in", on_error="skip") == manifest
-    assert (tmp_path / "corpus").stat().st_ino == made  # found made, not made anew
+    assert (tmp_path / "corpus").stat().st_ino == made  # found finished, and not built again
 
 
 def test_ids_with_two_texts_can_be_skipped(tmp_path: Path):
@@ -460,7 +461,7 @@ def test_one_process_and_two_write_the_same_bytes(
     monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)
     build_text(tmp_path / "one batch", tmp_path / "in")
     for name, value in {"BATCH_BYTES": 1, "BUFFER_BYTES": 2000}.items():
-        monkeypatch.setattr(spool, name, value)  # a batch an input, many frames
+        monkeypatch.setattr(spool, name, value)  # one batch per input, many frames
     build_text(tmp_path / "many", tmp_path / "in")
     build_text(tmp_path / "two", tmp_path / "in", workers=Workers(2))
     assert len(list((tmp_path / "two").glob("train-*"))) > 5
@@ -487,7 +488,7 @@ def test_what_was_read_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(KeyboardInterrupt):
         build_text(tmp_path / "corpus", tmp_path / "in")
     first = opened.copy()
-    (tmp_path / "in" / "2.jsonl.zst").touch()  # changed since, as far as its time says
+    (tmp_path / "in" / "2.jsonl.zst").touch()  # changes only the time of the file
     build_text(tmp_path / "corpus", tmp_path / "in")
     assert first == [f"{n}.jsonl.zst" for n in range(8)]
     assert opened[8:] == [f"{n}.jsonl.zst" for n in (2, 7, 8, 9, 10, 11)]
@@ -500,10 +501,10 @@ def test_changed_inputs_are_another_corpus(tmp_path: Path, monkeypatch: pytest.M
     make_inputs(tmp_path / "in")
     build_text(tmp_path / "corpus", tmp_path / "in")
     with monkeypatch.context() as patch:
-        patch.setattr(inputs, "reading", None)  # hashes are remembered
+        patch.setattr(inputs, "reading", None)  # the hashes are remembered
         build_text(tmp_path / "corpus", tmp_path / "in")
     (tmp_path / "in" / "3.jsonl.zst").touch()
-    build_text(tmp_path / "corpus", tmp_path / "in")  # hashed again, and the same
+    build_text(tmp_path / "corpus", tmp_path / "in")  # hashed again, with the same result
     write_lines(tmp_path / "in" / "3.jsonl.zst", [{"text": "other"}])
     with pytest.raises(BadInput, match=r"inputs\.text\.sha256"):
         build_text(tmp_path / "corpus", tmp_path / "in")
@@ -527,7 +528,7 @@ def test_a_kill_at_any_pass_leaves_nothing_finished(
     tmp_path: Path, folder_bytes: FolderBytes, moment: str, monkeypatch: pytest.MonkeyPatch
 ):
     make_inputs(tmp_path / "in")
-    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed one
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the build that is killed
     monkeypatch.setattr(spool, "BATCH_BYTES", 1)
     stop = {
         "read": "spool.read = lambda *a, real=spool.read: kill() if a[0].files[0].name[0] == '7' else real(*a)",
@@ -557,7 +558,7 @@ def test_kills_at_random_moments(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at_random_moments: Callable[[list[str], Path], None]
 ):
     make_inputs(tmp_path / "in")
-    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the killed ones
+    monkeypatch.setattr(spool, "BUCKET_BYTES", 5000)  # as in the builds that are killed
     (tmp_path / "build.py").write_text(KILLED)
     build_text(tmp_path / "straight", tmp_path / "in")
     command = [sys.executable, str(tmp_path / "build.py"), "2", str(tmp_path / "in")]
@@ -573,12 +574,12 @@ def test_near_duplicates_are_kept_once_and_rather_in_val(
     for n in range(150):
         text = draw.choices(words, k=120)
         documents.append(Document(f"a{n}", " ".join(text), "s", None, None))
-        if n < 60:  # one word of 120 is another: 5 of 116 runs, likeness 0.92
+        if n < 60:  # one word of 120 differs: 5 of 116 runs, similarity 0.92
             text[60] = "other"
             documents.append(Document(f"b{n}", " ".join(text).upper(), "s", None, None))
             pair = sorted((f"a{n}", f"b{n}"), key=lambda id: (spool.split_of(id, 0.3) == "train", id))
             copies.add(pair[1])
-        elif n < 90:  # a third is: about a quarter of the runs are left
+        elif n < 90:  # a third of the words differ: about a quarter of the runs are left
             documents.append(
                 Document(f"c{n}", " ".join(w if i % 3 else "x" for i, w in enumerate(text)), "s", None, None)
             )
@@ -596,7 +597,7 @@ def test_near_duplicates_are_kept_once_and_rather_in_val(
 def test_a_full_disk_is_named_and_the_build_goes_on(
     tmp_path: Path, small_disk: SmallDisk, folder_bytes: FolderBytes, outcome: Any
 ):
-    """A real one, whatever pass it is that fills it."""
+    """A real full disk, in any pass that fills it."""
     draw = random.Random(8)
     (tmp_path / "in").mkdir()
     for n in range(4):
@@ -647,7 +648,7 @@ if __name__ == "__main__":
 def test_a_huge_document_takes_less_than_a_gigabyte(
     tmp_path: Path, tiny_tokenizer: Path, kind: str, folder_bytes: FolderBytes, outcome: Any
 ):
-    """The largest that is taken, at Python's four bytes a character; a longer one is a bad record, by its line."""
+    """The largest allowed text, at Python's four bytes a character; a longer one is a bad record, named by its line."""
     (tmp_path / "build.py").write_text(BIG)
     sentence = "myocarditis of the thrombovas, or \U0001f600 cytoma. "
     count = (RECORD_BYTES - 4096) // len(sentence.encode()) * {"fits": 1, "too long": 3}[kind]
@@ -661,18 +662,18 @@ def test_a_huge_document_takes_less_than_a_gigabyte(
     env = {**os.environ, "PYTHONPATH": str(Path(corpus.__file__).parents[1])}
     command = [sys.executable, str(tmp_path / "build.py"), str(tmp_path), str(tiny_tokenizer)]
     done = subprocess.run(command, env=env, check=True, capture_output=True, text=True)
-    *said, numbers = done.stdout.splitlines()
+    *warnings, numbers = done.stdout.splitlines()
     own, children = map(int, numbers.split())
     assert own < 1000 and children < 1000
     if kind == "too long":
-        assert re.search(r"in\.jsonl, line 151: a line of more than 67,108,864 bytes, b'.*; cut it into", said[0])
+        assert re.search(r"in\.jsonl, line 151: a line of more than 67,108,864 bytes, b'.*; cut it into", warnings[0])
         assert read_manifest(tmp_path / "corpus", "corpus", "")["dropped"]["bad records"] == 1
     outcome(f"corpus and shards: a document of 64 MiB, {kind}", f"peak of a worker {children} MB", "nothing")
 
 
 @pytest.mark.chaos
 def test_fifty_thousand_input_files(tmp_path: Path, outcome: Any):
-    """No file stays open, and no message has a line for each."""
+    """No file stays open, and no message has one line per file."""
     (tmp_path / "in").mkdir()
     for n in range(50_000):
         (tmp_path / f"in/{n:05}.jsonl").write_text(f'{{"text": "text {n} of the neuroase"}}\n')
@@ -690,7 +691,7 @@ def test_fifty_thousand_input_files(tmp_path: Path, outcome: Any):
 
 @pytest.mark.parametrize("name", ["corpus", "tokenizer", "shards", "verify"])
 def test_command_lines_answer_at_once(name: str):
-    """Help needs none of the libraries that take seconds to import; bad input is one line and exit code 2."""
+    """Help imports no library that takes seconds; bad input gives one line and exit code 2."""
     root = Path(corpus.__file__).parents[1]
     code = f"""
 import sys

@@ -1,4 +1,4 @@
-"""Decontamination: evaluation texts put into documents are found, in whatever form, and nothing else is."""
+"""Decontamination finds evaluation texts in documents, in whatever form, and finds nothing else."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def words(draw: random.Random, count: int) -> str:
 
 
 def punctuate(text: str) -> str:
-    """Other commas, quotes, dashes between words."""
+    """The words with other commas, quotes and dashes between them."""
     signs = random.Random(5)
     return re.sub(" ", lambda _: signs.choice([" ", ", ", "; ", " – ", "-", "/", ' "', "\u00a0", " (", "…", "_"]), text)
 
@@ -60,7 +60,7 @@ FORMS: dict[str, Callable[[str], str]] = {
 
 
 def test_what_was_injected_is_found_in_every_form():
-    """Recall over 200 texts of 40 words in each form; and no false alarm in 2,000 documents of the same words."""
+    """All 200 texts of 40 words are found in each form, without false alarms in 2,000 documents of the same words."""
     draw = random.Random(1)
     texts = [words(draw, 40) for _ in range(200)]
     grams = Grams(texts)
@@ -68,7 +68,7 @@ def test_what_was_injected_is_found_in_every_form():
     recall = {name: sum(bool(grams.within(form(text))) for text in texts) / 200 for name, form in FORMS.items()}
     print(recall)
     assert recall == dict.fromkeys(FORMS, 1.0)
-    for name, form in FORMS.items():  # and the other way round
+    for name, form in FORMS.items():  # and in the opposite direction
         grams_of_form = Grams(map(form, texts[:5]))
         assert all(map(grams_of_form.within, texts[:5])), name
     assert not any(grams.within(words(draw, 150)) for _ in range(2000))
@@ -196,7 +196,7 @@ def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documen
         None: "stays",
     }
     extra = [Document(f"{date}", f"text of {date}", ABSTRACTS, None, date) for date in dates]
-    again = Document("copy", "text of 2020", ABSTRACTS, None, "2023")  # was there before: train keeps it
+    again = Document("copy", "text of 2020", ABSTRACTS, None, "2023")  # a later copy of a text that train already has
     manifest, left = build(
         make_corpus, tmp_path / "corpus", [*tiny_documents, *extra, again], recent_after="2021-06-30"
     )
@@ -210,7 +210,7 @@ def test_recent_documents_have_a_split_of_their_own(tmp_path: Path, tiny_documen
 
 
 def test_only_what_is_dated_after_a_day_is_kept(tmp_path: Path, make_corpus: MakeCorpus):
-    """A month or a year that holds the day may lie before it, and what has no date may, too."""
+    """A date without a day may lie before the day, and so may a document without a date; both are left out."""
     dates = {
         "2021-06-30": False, "2021-07-01": True, "2021-06": False, "2021-07": True, "2020": False, "2021": False,
         "2022": True, None: False,

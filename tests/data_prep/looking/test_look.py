@@ -1,4 +1,4 @@
-"""A page of a corpus to read: the documents as they are, what was taken out of each, and what is not known of it."""
+"""The page of a corpus shows documents as they are, what was removed from each, and what is not known about it."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def citation(pmid: int) -> str:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
-    """A corpus of three sources in several parts: articles, citations and texts of one's own; and its documents."""
+    """A corpus of articles, citations and own texts in several parts, and its documents."""
     folder = tmp_path_factory.mktemp("look")
     (folder / "pmc").mkdir()
     for path in bundled.paths(".nxml"):
@@ -85,7 +85,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
 
 @pytest.fixture
 def copied(built: Built, tmp_path: Path) -> Path:
-    """The corpus without its documents' inputs being anybody else's: those may be changed."""
+    """A copy of the corpus with its own inputs, which a test may change."""
     corpus, _ = built
     for name in ("pmc", "medline", "corpus"):
         shutil.copytree(corpus.with_name(name), tmp_path / name)
@@ -99,11 +99,11 @@ def copied(built: Built, tmp_path: Path) -> Path:
 
 
 def shown_on(path: Path) -> dict[str, dict[str, Any]]:
-    """What a page shows of each document: the text that stays, how often each rule removed something, and what is said.
+    """For each document on a page: its text, how often each rule removed something, and the notes.
 
-    In the HTML of a text every `<` is markup, as all else is escaped.
+    In the HTML of a text, every `<` is markup, because all others are escaped.
     """
-    found = {}
+    documents = {}
     for part in re.split('<details class="document"[^>]*>', path.read_text(encoding="utf-8"))[1:]:
         id, notes, text = re.fullmatch(
             r"<summary>(.*?)</summary>(.*?)<div class=.text.>(.*?)</div>.*", part, re.S
@@ -112,16 +112,16 @@ def shown_on(path: Path) -> dict[str, dict[str, Any]]:
         removed += Counter(re.findall(r'<details class="cut"[^>]*><summary><b>(.*?)</b>', text))
         text = re.sub(r'<details class="cut".*?</details>', "", text, flags=re.S)
         text = re.sub(r"<del .*?</del>", "", text, flags=re.S)
-        found[plain(id)] = {
+        documents[plain(id)] = {
             "text": plain(re.sub(r"<b>.*?</b>|<s>¶</s>", "", text)),
             "removed": removed,
-            "said": plain(notes),
+            "notes": plain(notes),
         }
-    return found
+    return documents
 
 
 def plain(page: str) -> str:
-    signs = re.sub(r"<u>U\+([0-9A-F]{4,6})</u>", lambda found: chr(int(found[1], 16)), page)
+    signs = re.sub(r"<u>U\+([0-9A-F]{4,6})</u>", lambda code: chr(int(code[1], 16)), page)
     return html.unescape(re.sub(r"<[^<>]*>", "", signs)).replace("␣", " ")
 
 
@@ -132,16 +132,16 @@ def test_the_page_shows_each_document_as_it_is_and_what_was_taken_out(
     out = tmp_path / "page.html"
     look.main([str(corpus), "--sample", "500", "--out", str(out)])
     shown = shown_on(out)
-    assert shown.keys() == documents.keys(), "of 500 asked for, all that there are, each once"
+    assert shown.keys() == documents.keys(), "if 500 are asked for, all existing documents are shown, each once"
     for id, one_shown in shown.items():
         assert one_shown["text"] == documents[id].text, id
         if documents[id].source == ABSTRACTS:
             assert {"copyright notices": 1, "section labels": 1}.items() <= one_shown["removed"].items()
-    assert sum(one_shown["removed"]["references"] for one_shown in shown.values()) == 6, "two have no list"
+    assert sum(one_shown["removed"]["references"] for one_shown in shown.values()) == 6, "two articles have no list"
     assert shown["own:7"]["removed"] == {"soft hyphens": 1}
-    said, count = capsys.readouterr().out, len(documents)
-    assert f"{out}: {count} documents of {corpus}, {count} of them with their changes; open the page" in said
-    assert next_command(said, tmp_path)[1] == "data_prep/tokenizer.py"
+    output, count = capsys.readouterr().out, len(documents)
+    assert f"{out}: {count} documents of {corpus}, {count} of them with their changes; open the page" in output
+    assert next_command(output, tmp_path)[1] == "data_prep/tokenizer.py"
 
 
 def test_the_text_of_a_hostile_document_is_text(
@@ -178,14 +178,16 @@ def test_a_sample_is_spread_over_the_sources_and_reads_few_parts(built: Built, m
     read: list[str] = []
     whole = corpus_parts.read_part
     monkeypatch.setattr(corpus_parts, "read_part", lambda path, sha256: read.append(path.name) or whole(path, sha256))
-    found = sample(Corpus(corpus), 9, seed=3)
-    sets = Counter(shown.document.source for shown in found)
+    sampled = sample(Corpus(corpus), 9, seed=3)
+    sets = Counter(shown.document.source for shown in sampled)
     assert sets == {ARTICLES: 3, ABSTRACTS: 3, "<i>own</i>": 3}
-    assert len({shown.document.id for shown in found}) == 9
-    assert all(documents[shown.document.id] == shown.document and shown.changes for shown in found)
+    assert len({shown.document.id for shown in sampled}) == 9
+    assert all(documents[shown.document.id] == shown.document and shown.changes for shown in sampled)
     read.clear()
     assert len(sample(Corpus(corpus), 1, seed=3)) == 1
-    assert len(set(read)) <= 10 < len(list(corpus.glob("*-*.jsonl.zst"))), "the document's, and the beginning of others"
+    assert len(set(read)) <= 10 < len(list(corpus.glob("*-*.jsonl.zst"))), (
+        "the part of the document, and beginnings of others"
+    )
 
 
 def test_every_document_is_found_in_its_part_and_no_other(built: Built) -> None:
@@ -209,9 +211,9 @@ def test_a_document_by_its_id(built: Built, asked: str, id: str) -> None:
 
 def test_documents_that_a_rule_changed(built: Built) -> None:
     corpus, _ = built
-    found = sample(Corpus(corpus), 50, seed=1, rule="citation marks")
-    assert {shown.document.source for shown in found} == {ARTICLES} and 5 < len(found) < 9
-    assert all(shown.changes and "citation marks" in shown.changes.rules() for shown in found)
+    sampled = sample(Corpus(corpus), 50, seed=1, rule="citation marks")
+    assert {shown.document.source for shown in sampled} == {ARTICLES} and 5 < len(sampled) < 9
+    assert all(shown.changes and "citation marks" in shown.changes.rules() for shown in sampled)
     assert not sample(Corpus(corpus), 5, seed=1, rule="ligatures", source="text")
     with pytest.raises(BadInput, match=r"no document of .* that the rule 'ligatures' changed"):
         look.main([str(corpus), "--changed", "ligatures", "--source", "text"])
@@ -243,8 +245,8 @@ def test_where_an_input_is_not_what_it_was_the_text_stands_alone(
     page = copied.with_name("corpus-look.html")
     shown = shown_on(page)
     assert len(shown) == 8, "as many as asked for"
-    alone = {id: one_shown for id, one_shown in shown.items() if "The changes are unknown" in one_shown["said"]}
-    assert alone and all(re.search(says, one_shown["said"]) for one_shown in alone.values())
+    alone = {id: one_shown for id, one_shown in shown.items() if "The changes are unknown" in one_shown["notes"]}
+    assert alone and all(re.search(says, one_shown["notes"]) for one_shown in alone.values())
     for id, one_shown in alone.items():
         assert not one_shown["removed"] and one_shown["text"] == built[1][id].text
     out = capsys.readouterr().out
@@ -255,12 +257,12 @@ def test_where_an_input_is_not_what_it_was_the_text_stands_alone(
 
 
 def test_where_rules_are_others_now_the_text_stands_alone(built: Built, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The inputs are as they were, and another version reads them."""
+    """The inputs are unchanged, but another version of the rules reads them."""
     corpus, documents = built
     monkeypatch.setattr(medline_text, "numbers_apart", lambda line: line.replace("\x01", "").replace("\x03", ""))
-    found = sample(Corpus(corpus), 4, seed=1, source="medline")
-    assert len(found) == 4 and all(documents[shown.document.id] == shown.document for shown in found)
-    for shown in (*found, one(Corpus(corpus), "130")):
+    sampled = sample(Corpus(corpus), 4, seed=1, source="medline")
+    assert len(sampled) == 4 and all(documents[shown.document.id] == shown.document for shown in sampled)
+    for shown in (*sampled, one(Corpus(corpus), "130")):
         assert shown.changes is None and "another version of the rules" in shown.problem
 
 
@@ -307,7 +309,7 @@ def test_what_cannot_be_looked_at_is_refused(built: Built, tmp_path: Path, monke
     with hold(tmp_path / "page.html"), pytest.raises(BadInput, match="is writing"):
         look.main([str(corpus), "--out", str(tmp_path / "page.html")])
     assert not list(tmp_path.iterdir())
-    # From within the corpus the page goes beside it, too.
+    # A command typed inside the corpus folder also writes the page beside the corpus.
     monkeypatch.chdir(corpus)
     assert look._beside(Path()) == corpus.with_name("corpus-look.html") == look._beside(corpus / "x/..")
 

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of a data command: exit code 130, one line, no process left, nothing under a final name."""
+"""After Ctrl-C at any moment, a data command ends with code 130 and one line, and leaves no process or output."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ SAID = "interrupted: type the same command to resume"
 
 
 def group(process: int) -> list[str]:
-    """The processes of a process group, by their command lines; the dead ones that wait to be buried left out."""
-    found = []
+    """Command lines of the processes in a process group, without zombies."""
+    commands = []
     for path in Path("/proc").glob("[0-9]*"):
         try:
             state, _, of_group = (path / "stat").read_text().rpartition(")")[2].split()[:3]
             if int(of_group) == process and state != "Z":
-                found.append((path / "cmdline").read_text().replace("\0", " "))
+                commands.append((path / "cmdline").read_text().replace("\0", " "))
         except OSError:
             continue
-    return found
+    return commands
 
 
 def interrupted(command: list[str | Path], folder: Path, begun: Begun, wait_s: float) -> tuple[int, str, list[str]]:
-    """Send Ctrl-C, as a terminal does to all processes of a command, so many seconds after something has begun."""
+    """Send Ctrl-C to all processes of a command, like a terminal, some seconds after a condition is met."""
     running = subprocess.Popen(
         [sys.executable, *command], cwd=folder, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
         start_new_session=True, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
@@ -44,11 +44,11 @@ def interrupted(command: list[str | Path], folder: Path, begun: Begun, wait_s: f
             time.sleep(0.001)
         time.sleep(wait_s)
         os.killpg(running.pid, signal.SIGINT)
-        _, said = running.communicate(timeout=patience_s())
+        _, output = running.communicate(timeout=patience_s())
         end_s = time.monotonic() + patience_s()
         while (left := group(running.pid)) and time.monotonic() < end_s:
             time.sleep(0.05)
-        return running.returncode, said, left
+        return running.returncode, output, left
     finally:
         if group(running.pid):
             os.killpg(running.pid, signal.SIGKILL)
@@ -58,24 +58,24 @@ Begun = Callable[[int], object]
 
 
 def imports(process: int) -> bool:
-    """The first libraries are loaded. Before that Ctrl-C is Python's own, which ends with a traceback."""
+    """Wait until the first libraries are loaded; before that, Python itself handles Ctrl-C and prints a traceback."""
     return "orjson" in Path(f"/proc/{process}/maps").read_text()
 
 
 def workers(process: int) -> bool:
-    """A worker process is there, and imports what it needs."""
+    """Wait until a worker process has started and imports its libraries."""
     return any("spawn_main" in command for command in group(process))
 
 
 COMMANDS = ("shards", "corpus", "tokenizer", "verify")
-MOMENTS = 12  # of `make chaos`, spread over what a command takes here
+MOMENTS = 12  # moments in `make chaos`, spread over the time that a command takes here
 
 
 @pytest.fixture
 def command(
     request: pytest.FixtureRequest, tiny_corpus: Path, tiny_tokenizer: Path, tiny_shards: Path, tmp_path: Path
 ) -> list[str | Path]:
-    """One that makes `out`, or for verify.py reads its shards there."""
+    """A command that makes `out`; verify.py reads the shards in `out` instead."""
     name, two = request.param, ["--workers", "2"]
     lines = (f'{{"text": "a text of its own, number {n}"}}\n' for n in range(4000))
     (tmp_path / "texts.jsonl").write_text("".join(lines))
@@ -96,11 +96,11 @@ def command(
 
 
 def check(command: list[str | Path], folder: Path, begun: Begun, wait_s: float) -> None:
-    code, said, left = interrupted(command, folder, begun, wait_s)
+    code, output, left = interrupted(command, folder, begun, wait_s)
     assert not left, left
     assert not half_written(folder / "out")
-    assert "Traceback" not in said, said
-    assert (code, said.count(SAID)) in ((130, 1), (0, 0)), said  # it may have been done
+    assert "Traceback" not in output, output
+    assert (code, output.count(SAID)) in ((130, 1), (0, 0)), output  # the command may have finished before
 
 
 @pytest.mark.parametrize("command", ["shards"], indirect=True)

@@ -1,4 +1,4 @@
-"""Tasks on processes and on a real Ray cluster: same results, and every way to fail named."""
+"""Tasks on processes and on a real Ray cluster give the same results, and every way to fail is named."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write_square(folder, number, tick):
 
 @pytest.fixture(scope="module", autouse=True)
 def write_square(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., None]]:
-    """A task in a module that other processes find; tests are in none."""
+    """Put a task into a module that other processes can import, because they cannot import test files."""
     folder = tmp_path_factory.mktemp("modules")
     (folder / "square_tasks.py").write_text(SQUARES)
     with pytest.MonkeyPatch.context() as patch:
@@ -75,7 +75,7 @@ def test_tasks_in_processes(tmp_path: Path, processes: int, write_square: Callab
 def test_ctrl_c_leaves_no_process(
     waits: str, tmp_path: Path, write_square: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):
-    """Neither while tasks run nor when all are done, and a process that was not needed is still starting."""
+    """No process is left when tasks are interrupted or done, even if one was still starting and was not needed."""
 
     def interrupt(*_: object, **__: object) -> NoReturn:
         monkeypatch.undo()
@@ -108,7 +108,7 @@ def test_files_written_aside_are_whole_or_not_there(tmp_path: Path):
 
 
 class Clock:
-    """Time in `progress`, which passes in `pass_s` alone; its thread looks at each second of it."""
+    """A clock for `progress` that only `pass_s` moves; the thread of `progress` looks at every second of it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now_s, self.ended = 1000.0, False
@@ -125,7 +125,7 @@ class Clock:
         self.looked.release()
 
     def wait(self, refresh_s: float) -> bool:
-        """In the place of the event that ends the thread."""
+        """Stands in for the event that ends the thread."""
         self.looked.release()
         self.turn.acquire()
         return self.ended
@@ -141,10 +141,10 @@ def test_a_stall_is_said(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         seen.tick(bytes=2 * 10**8, documents=3, tokens=4 * 10**7)
         clock.pass_s(150)
         line = seen.line()
-    said = capfd.readouterr().err.splitlines()
-    assert [text for text in said if "nothing has moved" in text] == [
+    lines = capfd.readouterr().err.splitlines()
+    assert [text for text in lines if "nothing has moved" in text] == [
         f"encode: nothing has moved for {seconds} s; under way: train-00017" for seconds in (61, 122)
-    ], "not at each look"
+    ], "the message is not repeated at each look"
     assert line.startswith("encode: 0.20 of 1.00 GB (20 %)") and "Mtok/s" in line and line.endswith(" left")
 
 
@@ -159,7 +159,7 @@ def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capfd: 
 
 @pytest.fixture(scope="module")
 def cluster(write_square: object) -> Iterator[Any]:
-    """A real Ray cluster of two nodes of one core on this machine, whose second node a test may kill."""
+    """A real Ray cluster of two nodes with one core each on this machine; a test may kill the second node."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
         patch.setenv("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
@@ -176,7 +176,7 @@ def test_shards_on_ray_survive_the_loss_of_a_node(
     cluster: Any, tmp_path: Path, tiny_documents: list, make_corpus: Any, tiny_tokenizer: Path,
     folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch,
 ):  # fmt: skip
-    """Two nodes, one of them killed midway: the bytes are those of one process on one machine."""
+    """With two nodes, one of them killed midway, the bytes equal those of one process on one machine."""
     monkeypatch.setattr(spool, "buckets_for", lambda _: 40)
     parts = make_corpus(tmp_path / "corpus", tiny_documents)
     second = cluster.add_node(num_cpus=1)
@@ -221,7 +221,7 @@ def test_what_a_task_on_ray_says_arrives(cluster: Any, tmp_path: Path, write_squ
 def test_a_node_with_other_files_or_libraries_is_refused(
     cluster: Any, tmp_path: Path, write_square: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ):
-    """As real tasks: what they find is not what this process wrote, or has."""
+    """Real tasks check the folder: they do not find the mark that this process wrote, or lack a package."""
 
     def refused(match: str) -> None:
         with Progress("square", 10) as seen, pytest.raises(BadInput, match=match):
@@ -229,7 +229,7 @@ def test_a_node_with_other_files_or_libraries_is_refused(
         assert not list(tmp_path.glob("*.txt"))
 
     with monkeypatch.context() as patch:
-        patch.setattr(workers, "write_text", lambda *_: None)  # another disk: the mark is not there
+        patch.setattr(workers, "write_text", lambda *_: None)  # another disk: the mark is missing there
         refused(r"node .* does not see .*\.cluster; put the folders where all nodes of a cluster see them")
     with monkeypatch.context() as patch:
         real = workers.library_versions
@@ -246,7 +246,7 @@ def test_no_cluster_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wr
 
 
 def test_a_task_that_ray_gives_back_is_told_in_a_line():
-    """Of each kind of error that Ray has; how often it was tried is said only of what Ray tries again."""
+    """Each kind of error of Ray; the number of attempts is named only for errors after which Ray tries again."""
     from ray import exceptions
 
     kinds = [kind for kind in vars(exceptions).values() if isinstance(kind, type)]
@@ -257,11 +257,11 @@ def test_a_task_that_ray_gives_back_is_told_in_a_line():
         Exception.__init__(error, "what happened\n[state-dump] of a node\n" * 20)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(kind, "__str__", Exception.__str__)
-            said = str(workers._lost("train-00017", error))
-        assert "\n" not in said and "state-dump" not in said and kind.__name__ in said
-        assert "train-00017" in said and said.endswith("type the same command to resume")
+            message = str(workers._lost("train-00017", error))
+        assert "\n" not in message and "state-dump" not in message and kind.__name__ in message
+        assert "train-00017" in message and message.endswith("type the same command to resume")
         tried_again = kind in (exceptions.NodeDiedError, exceptions.WorkerCrashedError)
-        assert ("17 times" in said) == tried_again, said
+        assert ("17 times" in message) == tried_again, message
 
 
 def test_a_head_that_does_not_answer_is_said_and_then_refused(
@@ -275,7 +275,7 @@ def test_a_head_that_does_not_answer_is_said_and_then_refused(
         head.check()
     now_s += workers.HEAD_LOOK_S
     head.check()
-    now_s += workers.HEAD_LOOK_S / 2  # not looked at yet
+    now_s += workers.HEAD_LOOK_S / 2  # the thread has not looked yet
     head.check()
     now_s += workers.HEAD_LOOK_S
     head.check()
@@ -316,19 +316,19 @@ run(main)
 
 
 @pytest.mark.chaos
-@pytest.mark.parametrize("what", ["all", "raylet"])
-def test_a_head_that_dies_midway(what: str, tmp_path: Path, outcome: Callable[[str, str, str], None]):
-    """In a process of its own, which Ray ends after a minute without a head."""
+@pytest.mark.parametrize("killed", ["all", "raylet"])
+def test_a_head_that_dies_midway(killed: str, tmp_path: Path, outcome: Callable[[str, str, str], None]):
+    """Runs in its own process, because Ray ends a process after a minute without a head."""
     (tmp_path / "slow_tasks.py").write_text(
         "import time\ndef wait(folder, n, tick):\n    (folder / f'begun-{n}').touch()\n    time.sleep(600)\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(tmp_path)])}
     environment |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", HEAD, str(tmp_path), what],
+        [sys.executable, "-c", HEAD, str(tmp_path), killed],
         env=environment, capture_output=True, text=True, timeout=patience_s(),
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
     assert "type the same command to resume" in done.stderr.splitlines()[-1]
     assert "state-dump" not in done.stdout + done.stderr and "times" not in done.stderr
-    outcome(f"Ray's head dies midway ({what})", done.stderr.splitlines()[-1], "what was under way")
+    outcome(f"Ray's head dies midway ({killed})", done.stderr.splitlines()[-1], "tasks that were running")

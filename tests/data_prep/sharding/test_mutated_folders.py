@@ -1,4 +1,4 @@
-"""Folders of earlier stages with anything wrong in a file, though their hashes say that all is as it was written."""
+"""Folders of earlier stages with any fault in a file, although the hashes in their manifests match."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hunting import hunt, hunt_on
 from mutations import Draw, mutated
 from oracle import problems
 
-# What reads a folder -> its command, and the folders that it reads.
+# Reader of a folder -> its command, and the folders that it reads.
 READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "tokenizer.py": (
         ("data_prep/tokenizer.py", "--corpus", "corpus", "--vocab-size", "400", "--out", "out"),
@@ -46,16 +46,16 @@ READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @pytest.fixture(scope="module")
 def folders(tiny_corpus: Path, tiny_tokenizer: Path, tiny_shards: Path) -> dict[str, dict[str, bytes]]:
-    """The content of each folder's files, by their paths below it."""
-    found = {"corpus": tiny_corpus, "tokenizer": tiny_tokenizer, "shards": tiny_shards}
+    """Content of each folder's files, by path below the folder."""
+    originals = {"corpus": tiny_corpus, "tokenizer": tiny_tokenizer, "shards": tiny_shards}
     return {
         name: {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for name, folder in found.items()
+        for name, folder in originals.items()
     }
 
 
 def vouched_for(files: dict[str, bytes]) -> bytes:
-    """The manifest of a folder that says of its files what they are now."""
+    """The manifest of a folder, with hashes of its files as they are now."""
     try:
         manifest = json.loads(files["manifest.json"])
         for name, output in manifest["outputs"].items():
@@ -63,7 +63,7 @@ def vouched_for(files: dict[str, bytes]) -> bytes:
                 output |= {"bytes": len(files[name]), "sha256": hashlib.sha256(files[name]).hexdigest()}
         manifest["seal"] = seal(manifest)
         return json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-    except Exception:  # it is no manifest any more
+    except Exception:  # the changed file is no manifest any more
         return files["manifest.json"]
 
 
@@ -73,7 +73,7 @@ def found_in(reader: str, folders: dict[str, dict[str, bytes]], folder: Path) ->
     def find(draw: Draw) -> list[str]:
         name = draw(st.sampled_from(read))
         files = dict(folders[name])
-        # Half of the time what is read first, on which all the rest hangs.
+        # Half of the time, change the file that is read first, because everything else depends on it.
         chosen = draw(st.one_of(st.just("manifest.json"), st.sampled_from(sorted(files))))
         files[chosen] = mutated(draw, chosen, files[chosen])
         if vouched := draw(st.integers(0, 3)) > 0:
@@ -82,8 +82,8 @@ def found_in(reader: str, folders: dict[str, dict[str, bytes]], folder: Path) ->
         everything |= {f"{name}/{path}": content for path, content in files.items()}
         everything["in.jsonl"] = b'{"text": "one"}\n'
         wrong = problems(command, everything, folder / "run")
-        what = f"{name}/{chosen}, {len(files[chosen]):,} bytes, vouched for: {vouched}: {files[chosen][:2000]!r}"
-        return [what, *wrong] if wrong else []
+        case = f"{name}/{chosen}, {len(files[chosen]):,} bytes, vouched for: {vouched}: {files[chosen][:2000]!r}"
+        return [case, *wrong] if wrong else []
 
     return find
 

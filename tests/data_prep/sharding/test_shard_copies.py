@@ -1,4 +1,4 @@
-"""Copies of token shards: uploaded and read back, and what is damaged here fetched from there."""
+"""Copies of token shards are uploaded and read back, and replace damaged local files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from data_prep.sharding.repair import repair
 from data_prep.sharding.upload import upload
 from patience import patience_s
 
-Proxy = Any  # conftest.py has the class
+Proxy = Any  # defined in conftest.py
 FolderBytes = Callable[[Path], dict[str, bytes]]
 numbers = count()
 
@@ -43,7 +43,7 @@ def far(proxy: Proxy) -> str:
 
 @pytest.fixture
 def written(tiny_shards: Path, tmp_path: Path) -> Path:
-    """The tiny shards as they were written: other tests unpack some beside them."""
+    """The tiny shards as they were written; other tests put unpacked shards beside theirs."""
     return shutil.copytree(tiny_shards, tmp_path / "written", ignore=shutil.ignore_patterns("*.mds"))
 
 
@@ -51,10 +51,10 @@ def objects(proxy: Proxy, far: str) -> dict[str, bytes]:
     as_they_are = Config(response_checksum_validation="when_required")
     client = boto3.client("s3", endpoint_url=proxy.store, config=as_they_are)
     bucket, prefix = far.removeprefix("s3://").split("/", 1)
-    found = client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
+    listing = client.list_objects_v2(Bucket=bucket, Prefix=prefix).get("Contents", [])
     return {
         entry["Key"].removeprefix(f"{prefix}/"): client.get_object(Bucket=bucket, Key=entry["Key"])["Body"].read()
-        for entry in found
+        for entry in listing
     }
 
 
@@ -66,7 +66,7 @@ def test_an_upload_is_the_folder(
     assert f"{far} holds {written}: 6 files, each read back" in capsys.readouterr().out
     assert objects(proxy, far) == folder_bytes(written)
     puts = [request for request in proxy.requests if request.startswith("PUT")]
-    assert puts[-1].split("?")[0].endswith(f"some/where/{MANIFEST}"), "the manifest goes last"
+    assert puts[-1].split("?")[0].endswith(f"some/where/{MANIFEST}"), "the manifest is uploaded last"
     proxy.requests.clear()
     upload(written, f"{far}/")
     assert capsys.readouterr().out == f"{far} is up to date\n"
@@ -76,7 +76,7 @@ def test_an_upload_is_the_folder(
 def test_what_arrives_altered_is_uploaded_again(
     written: Path, far: str, proxy: Proxy, folder_bytes: FolderBytes, monkeypatch: pytest.MonkeyPatch
 ):
-    """moto does not compare checksums, as not every store does: what is read back shows it."""
+    """moto, like some other stores, does not compare checksums; reading the file back finds the fault."""
     real = object_store.Store.put_files
     damaged: list[str] = []
 
@@ -96,7 +96,7 @@ def test_what_arrives_altered_is_uploaded_again(
     other = f"{far}-2"
     with pytest.raises(Unavailable, match=r"where-2/train/index\.json differs from the local file after 2 uploads"):
         upload(written, other)
-    assert MANIFEST not in objects(proxy, other), "without it the copy counts for nothing"
+    assert MANIFEST not in objects(proxy, other), "without its manifest a copy is not valid"
     assert written.is_dir()
 
 
@@ -139,7 +139,7 @@ def test_a_killed_upload_goes_on(written: Path, far: str, proxy: Proxy, folder_b
     proxy.requests.clear()
     upload(written, far)
     puts = {request.split("?")[0].partition("some/where/")[2] for request in proxy.requests if "PUT" in request[:3]}
-    assert not puts & (there.keys() - {".write-test"}), "what had arrived is read back, not sent again"
+    assert not puts & (there.keys() - {".write-test"}), "files that had arrived are read back and not sent again"
     assert objects(proxy, far) == folder_bytes(written)
 
 
@@ -158,7 +158,7 @@ def test_other_shards_are_not_overwritten(written: Path, tiny_corpus: Path, tiny
 
 @pytest.fixture
 def damaged(written: Path, tmp_path: Path) -> Path:
-    """The tiny shards, every file of them damaged in another way, and one gone."""
+    """The tiny shards, with each file damaged in another way and one removed."""
     folder = shutil.copytree(written, tmp_path / "shards")
     for place, path in enumerate(sorted(path for path in folder.rglob("*") if path.is_file())):
         data = path.read_bytes()
@@ -182,8 +182,8 @@ def test_repair_from_a_folder_and_from_a_store(
         with pytest.raises(BadInput):
             verification.verify(folder)
         verify.main(["--shards", str(folder), "--repair", "--remote", remote])
-        said = capsys.readouterr().out
-        assert "8 files replaced" in said and "all 6 files are as they were written" in said
+        output = capsys.readouterr().out
+        assert "8 files replaced" in output and "all 6 files are as they were written" in output
         assert folder_bytes(folder) == folder_bytes(written)
     assert repair(again, str(written)) == 0
 
@@ -205,7 +205,7 @@ def test_repair_takes_nothing_that_is_not_good(
     (copy / "val/index.json").write_text("{}")
     with pytest.raises(BadInput, match=r"copy/val/index\.json was altered too"):
         repair(damaged, str(copy))
-    # A manifest that names a place outside the folder, sealed by whoever made it up.
+    # A manifest with a valid seal that names a place outside the folder.
     manifest = json.loads((written / MANIFEST).read_text())
     manifest["outputs"] = {"../escaped": next(iter(manifest["outputs"].values()))}
     manifest["seal"] = seal(manifest)

@@ -1,4 +1,4 @@
-"""Token shards: nothing lost, nothing out of order, the same bytes from any number of workers, and no fault unseen."""
+"""Token shards lose nothing, keep the order, have the same bytes for any number of workers, and hide no fault."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def build_shards(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path) -> Bui
 
 
 def stream_of(folder: Path, split: str) -> np.ndarray:
-    """All tokens of a split, read as a training run reads them."""
+    """All tokens of a split, read in the same way as by a training run."""
     from streaming import StreamingDataset
 
     with registering():
@@ -91,7 +91,7 @@ def test_no_token_is_lost_but_the_tail(build_shards: BuildShards, tiny_corpus: P
 
 
 def test_a_text_cannot_forge_the_end_of_text(tiny_shards: Path, tiny_corpus: Path, tiny_tokenizer: Path):
-    """One document holds the very string; it comes back as text, and only documents' ends hold the id."""
+    """A document contains the string of end-of-text; it is decoded to itself, and only document ends have the id."""
     (forger,) = [d for d in documents_of(tiny_corpus, "train") if "<|endoftext|>" in d.text]
     stream = stream_of(tiny_shards, "train")
     ((start, length),) = [(n, r["tokens"]) for n, r in read_documents(tiny_shards / "train") if r["id"] == forger.id]
@@ -120,7 +120,7 @@ def test_list_of_documents_maps_the_stream(tiny_shards: Path, tiny_corpus: Path,
 
 @pytest.fixture
 def many_parts(tmp_path: Path, tiny_documents: list[Document], make_corpus: Callable[..., Path]) -> Path:
-    """The tiny corpus in thirty parts of some ten documents."""
+    """The tiny corpus, in thirty parts of some ten documents."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spool, "buckets_for", lambda _: 30)
         return make_corpus(tmp_path / "parts", tiny_documents)
@@ -136,7 +136,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
         built.append(folder_bytes(out))
     assert built[0] == built[1]
     assert len(list(many_parts.glob("train-*"))) > 20
-    # How the corpus was cut into parts is not seen in the stream.
+    # The stream of tokens does not depend on how the corpus was cut into parts.
     whole = folder_bytes(build_shards())
     assert {k: v for k, v in whole.items() if k != MANIFEST} == {k: v for k, v in built[0].items() if k != MANIFEST}
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -149,7 +149,7 @@ def test_any_number_of_workers_writes_the_same_bytes(
 
 
 def test_shards_are_those_of_mds_writer(build_shards: BuildShards, tmp_path: Path):
-    """Byte for byte, index and all: readers of MDS need not know who wrote it."""
+    """The files equal those of MDSWriter byte for byte, with their index, so any reader of MDS can read them."""
     from streaming import MDSWriter
 
     folder = build_shards(compression="none")
@@ -208,7 +208,7 @@ def test_what_was_encoded_and_packed_is_not_made_again(
 def test_another_build_neither_takes_nor_loses_what_a_killed_one_left(
     tmp_path: Path, many_parts: Path, tiny_tokenizer: Path, monkeypatch: pytest.MonkeyPatch, other: str
 ):
-    """A switch mistyped, or a library that was updated between two starts."""
+    """A mistyped switch, or a library that was updated between two starts, makes the output another build."""
     encoded: list[str] = []
     real = encoding.encode_part
 
@@ -322,7 +322,8 @@ def test_raw_shards_hold_the_same_tokens(build_shards: BuildShards, tiny_shards:
 def test_many_shards(
     tmp_path: Path, tiny_tokenizer: Path, tiny_documents: list[Document], make_corpus: Callable[..., Path]
 ):
-    long = replace(tiny_documents[-1], text="日本語 " * 120_000)  # ten tokens each for a vocabulary without them
+    # Ten tokens each, for a vocabulary without these characters.
+    long = replace(tiny_documents[-1], text="日本語 " * 120_000)
     folder = make_corpus(tmp_path / "corpus", [*tiny_documents[:-1], long])
     shard_building.build_shards(folder, tiny_tokenizer, tmp_path / "shards", seq_len=SEQ_LEN, size_limit_mb=1)
     assert len(list((tmp_path / "shards" / "train").glob("*.mds.zstd"))) == 3
@@ -450,13 +451,13 @@ def test_verify_names_a_shard_that_only_the_index_names(tmp_path: Path, tiny_sha
 def test_verify_recounts(
     build_shards: BuildShards, monkeypatch: pytest.MonkeyPatch, tiny_corpus: Path, fault: str, message: str
 ):
-    """Faults of a writer whose hashes are all in order."""
+    """Faults of a writer, with hashes that all match."""
     real_write, real_publish, lines = json_lines.Writer.write, manifest.publish, 0
     leaked = documents_of(tiny_corpus, "val")[0].id
 
     def write(self: json_lines.Writer, record: dict[str, Any]) -> None:
         nonlocal lines
-        lines += "tokens" in record  # the lists of documents, train's first
+        lines += "tokens" in record  # the lists of documents, beginning with train
         if lines == 3 and fault == "leak":
             record["id"] = leaked
         if lines in (3, 4) and fault == "shifted end":

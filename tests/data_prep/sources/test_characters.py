@@ -1,4 +1,4 @@
-"""Characters: what a reader does not see goes, whatever stands around it, and nothing that a reader sees."""
+"""Invisible characters are removed in any context, and visible characters are kept."""
 
 from __future__ import annotations
 
@@ -58,18 +58,18 @@ def test_what_a_reader_sees_stays(text: str) -> None:
 
 
 def test_every_character_of_unicode_between_letters() -> None:
-    """A character that is a letter, sign or number is never lost; a second time nothing changes."""
+    """Letters, signs and numbers are never lost, and cleaning a text a second time changes nothing."""
     characters = [chr(n) for n in range(sys.maxunicode + 1) if unicodedata.category(chr(n)) != "Cs" and n != ord("|")]
     for start in range(0, len(characters), 4096):
         some = characters[start : start + 4096]
         text = cleaned("|".join(f"x{character}y" for character in some))[0]
         assert cleaned(text) == (text, set())
-        for character, found in zip(some, text.split("|"), strict=True):
+        for character, result in zip(some, text.split("|"), strict=True):
             category = unicodedata.category(character)
             if category[0] in "LNPSM" and character != "\u034f" and not "\ufb00" <= character <= "\ufb06":
-                assert found == unicodedata.normalize("NFC", f"x{character}y"), character
+                assert result == unicodedata.normalize("NFC", f"x{character}y"), character
             elif category in ("Zs", "Zl", "Zp"):
-                assert found in ("x y", "x\ny"), character
+                assert result in ("x y", "x\ny"), character
 
 
 def test_a_text_that_no_rule_is_asked_about_is_one_that_none_changes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -77,10 +77,10 @@ def test_a_text_that_no_rule_is_asked_about_is_one_that_none_changes(monkeypatch
     texts = ["".join(signs) for size in range(1, 6) for signs in product("ab-\u2010 \t\n"[:size], repeat=size)]
     texts += ["".join(signs) for signs in product("ab", "ab", "-\u2010", *2 * ["\n \t"], "b", "b")]
     texts += ["".join(signs) for signs in product("a-", f"{odd}é\n", odd, "a\n")]
-    found = [cleaned(text) for text in texts]
+    results = [cleaned(text) for text in texts]
     monkeypatch.setattr(characters, "_is_odd", lambda _: True)
-    assert found == [cleaned(text) for text in texts]
-    assert len({rule for _, used in found for rule in used}) == len(RULES)
+    assert results == [cleaned(text) for text in texts]
+    assert len({rule for _, used in results for rule in used}) == len(RULES)
 
 
 def test_cuts_of_a_long_text_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,11 +103,11 @@ def test_cuts_of_a_long_text_are_not_seen(monkeypatch: pytest.MonkeyPatch) -> No
     whole = [(cleaned(text), sorted(set(readings(text)))) for text in texts]
     for size in (1, 7, 30):
         monkeypatch.setattr(document, "PIECE", size)
-        assert [cleaned(text) for text in texts] == [found for found, _ in whole]
+        assert [cleaned(text) for text in texts] == [result for result, _ in whole]
 
 
 def test_no_rule_takes_the_square_of_a_length() -> None:
-    """One that did would not end here."""
+    """A rule whose time grows with the square of the length would not end here."""
     n = 100_000
     texts = (
         *(" " * n + "\u200bx", "\xad" + " " * n + "A", "-" * n + "\n", " " * n + "-\nx", "a" * n + "-\nbc"),

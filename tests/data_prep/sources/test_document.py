@@ -1,4 +1,4 @@
-"""White space is folded alike by the short way, for text that needs no change, and the long one."""
+"""The fast path for text that needs no change folds white space in the same way as the slow path."""
 
 from __future__ import annotations
 

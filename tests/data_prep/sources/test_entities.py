@@ -1,4 +1,4 @@
-"""Entities by name: replaced where anyone says what they are, refused by line and name where nobody does."""
+"""Named entities are replaced if they are defined, and otherwise refused with line and name."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_names_are_replaced(content: str, expected: str) -> None:
 
 def test_greek_names_have_greek_letters() -> None:
     for name, letter in GREEK.items():
-        said = unicodedata.name(letter)
-        assert said.startswith("GREEK") and ("CAPITAL" in said) == name[0].isupper(), name
+        letter_name = unicodedata.name(letter)
+        assert letter_name.startswith("GREEK") and ("CAPITAL" in letter_name) == name[0].isupper(), name
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_what_nobody_says_is_refused(content: str, declared: str, message: str) 
 
 
 def test_a_hundred_thousand_entities_are_replaced() -> None:
-    """One after the other, their text would be copied once for each."""
+    """Replacing the entities one after the other would copy the text once for each of them."""
     assert replaced("&alpha;b" * 100_000) == "αb" * 100_000
 
 

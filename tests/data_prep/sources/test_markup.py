@@ -1,4 +1,4 @@
-"""Numbers that are raised or lowered stay apart from those beside them; the oracle of words sees what is wrong."""
+"""Superscript and subscript numbers stay separate from their neighbours, and the check by words finds every error."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_numbers_that_are_raised_or_lowered_stay_apart(line: str, expected: str)
 
 
 def test_the_patterns_say_what_their_plain_forms_say() -> None:
-    """Plain, they begin with what stands before, and are looked for at every character."""
+    """The plain forms begin with the character before the match, so they are tried at every character."""
     power = re.compile(rf"(?<=\d){SCRIPT_END}*{RAISED}+(?={SIGNED_NUMBER})")
     digits_after = re.compile(rf"(?<=\d){SCRIPT_END}+{LOWERED}*(?=\d)")
     for length in range(1, 6):
@@ -73,9 +73,9 @@ def test_the_patterns_say_what_their_plain_forms_say() -> None:
     ],
 )
 def test_the_oracle_sees_what_is_wrong(xml: str, text: str, expected: list[str]) -> None:
-    found = faults(pieces(etree.fromstring(f"<p>{xml}</p>"), MARKUP), text)
-    assert [f"{fault.kind}: {fault.words}" for fault in found] == expected
-    assert all(fault.place.startswith(("line 1, p", "in '")) for fault in found)
+    reported = faults(pieces(etree.fromstring(f"<p>{xml}</p>"), MARKUP), text)
+    assert [f"{fault.kind}: {fault.words}" for fault in reported] == expected
+    assert all(fault.place.startswith(("line 1, p", "in '")) for fault in reported)
 
 
 @pytest.mark.parametrize(

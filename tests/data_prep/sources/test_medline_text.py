@@ -1,4 +1,4 @@
-"""What a reader reads of PubMed's records: word by word against the XML, and the rules for what comes otherwise."""
+"""The text of PubMed records equals the XML word by word, except for changes by the rules."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def line(inner: str) -> str:
         ("10<sup><i>6</i></sup> and <b>10</b><sup>7</sup>", "10^6 and 10^7"),
         ("mol L<sup>-1</sup>, <sup>131</sup>I, Ca<sup>2+</sup>, 5 cm<sup>2</sup>", "mol L-1, 131I, Ca2+, 5 cm2"),
         ("log<sub>10</sub>2, R<sup>2</sup><sub>365</sub>, H<sub>2</sub>O", "log10 2, R2 365, H2O"),
-        # Headings in bold, which are inline for who wrote the XML.
+        # Headings in bold, which count as inline for the author of the XML.
         ("<b>Patient: Male, 50</b><b>Diagnosis: Mass</b>", "Patient: Male, 50 Diagnosis: Mass"),
         ("as new ones.<b>Results:</b>We saw <b>L</b><b>1</b>", "as new ones. Results: We saw L1"),
         ("<b>ABSTRACT</b>Mice. <b>R-BOD</b>s and <b>1</b>Cl", "ABSTRACT Mice. R-BODs and 1Cl"),
         ("Phys. Biol.<b>65</b>055004", "Phys. Biol.65 055004"),
-        # Escaped once too often.
+        # Markup that was escaped twice.
         ("&lt;i&gt;E. coli&lt;/i&gt; in H&lt;sub&gt;2&lt;/sub&gt;O", "E. coli in H2O"),
         ("10&lt;sup&gt;6&lt;/sup&gt; &amp;lt;b&amp;gt;M&amp;lt;/b&amp;gt;", "10^6 M"),
         ("&lt;p class=&quot;x&quot;&gt;One&lt;/p&gt;&lt;p&gt;two&lt;br/&gt;three&lt;/p&gt;", "One two three"),
@@ -76,7 +76,6 @@ def line(inner: str) -> str:
         ("P&lt;0.001 and r&gt;0.5 in <i>n</i>&lt;20 mice", "P<0.001 and r>0.5 in n<20 mice"),
         ("if a&lt;b and c&gt;d, or a&lt;b&gt;c, or &lt;i&gt; alone", "if a<b and c>d, or a<b>c, or <i> alone"),
         ("&lt;script&gt;x&lt;/script&gt;", "<script>x</script>"),
-        # Formulas.
         (f"by<DispFormula><mml:math {MML}><mml:mi>k</mml:mi></mml:math></DispFormula>where", "by k where"),
         (f"by<DispFormula><mml:math {MML}><mml:mi>k</mml:mi></mml:math></DispFormula>.", "by k."),
     ],
@@ -122,24 +121,23 @@ def test_a_notice_is_looked_for_in_bounded_time() -> None:
         assert without_notice(text) == text
 
 
-@pytest.mark.parametrize(
-    "said",
+@pytest.mark.parametrize("text",
     ["", ".", "-", "[Not Available].", "Not available.", "N/A.", "No abstract available.", "[No abstract available]",
      "* *", "ABSTRACT NOT AVAILABLE", "There is no abstract available.", "No abstract.", "No title available.",
      "None."],
 )  # fmt: skip
-def test_placeholders_are_no_text(tmp_path: Path, said: str) -> None:
-    assert says_nothing(said)
-    path = written(tmp_path / "a.xml.gz", record(1, abstract=said), record(2, title=said))
+def test_placeholders_are_no_text(tmp_path: Path, text: str) -> None:
+    assert says_nothing(text)
+    path = written(tmp_path / "a.xml.gz", record(1, abstract=text), record(2, title=text))
     assert entries(Medline(), path) == [
         Dropped("without abstract", "pmid:1"),
         Document("pmid:2", "Text.", "PubMed Abstracts", None, None),
     ]
 
 
-@pytest.mark.parametrize("said", ["Not available data were imputed.", "A.", "None of them.", "No abstract idea.", "7"])
-def test_few_words_are_text(said: str) -> None:
-    assert not says_nothing(said)
+@pytest.mark.parametrize("text", ["Not available data were imputed.", "A.", "None of them.", "No abstract idea.", "7"])
+def test_few_words_are_text(text: str) -> None:
+    assert not says_nothing(text)
 
 
 def test_named_entities_are_characters_and_unknown_ones_are_bad(tmp_path: Path) -> None:
@@ -205,20 +203,20 @@ def test_the_highest_version_counts_that_was_not_deleted(tmp_path: Path) -> None
         *(record(pmid, f"Filler {pmid}.") for pmid in range(10, 40)),
     )
     manifest = build_corpus({"medline": (Medline(), [str(tmp_path)])}, tmp_path / "corpus", 0.5)
-    found = {d.id: d.text for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)}
-    assert {id: text for id, text in found.items() if "Filler" not in text} == {
+    texts = {d.id: d.text for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)}
+    assert {id: text for id, text in texts.items() if "Filler" not in text} == {
         "pmid:1": "Title.\nOf version 2 of 1.",
         "pmid:2": "Title.\nOf version 1 of 2, revised.",
         "pmid:3": "Title.\nOf version 2 of 3.",
     }
-    # 46 entries: 33 documents; of 1 three others, of 2 two, of 3 and 5 one, of 4 two
+    # 46 entries: 33 documents; three others of PMID 1, two of 2, one each of 3 and 5, and two of 4
     assert manifest["dropped"] == {"deletions": 4, "superseded": 8, "without abstract": 1}
     (bad,) = entries(Medline(), written(tmp_path / "3.xml.gz", record(6, version="x")))
     assert bad == Bad("line 4", "PMID 6 with the Version 'x'")
 
 
 def test_no_word_is_glued_or_split_at_any_border() -> None:
-    """Elements beside and inside each other, with white space at their borders and without."""
+    """Elements beside and inside each other, with and without white space at their borders."""
     markup = Markup(inline=INLINE)
     forms = (
         *("w<{0}>x</{0}>y<{1}>z</{1}>v", "w <{0}>x </{0}> <{1}> z</{1}> v", "w<{0}>x<{1}>y</{1}>z</{0}>v"),
@@ -232,7 +230,7 @@ def test_no_word_is_glued_or_split_at_any_border() -> None:
         assert not faults(pieces(element, markup), text_of(element)), form.format(*names)
 
 
-# Of the second file of the sample: what is otherwise than in the XML, by rule. The rest is word for word the XML's.
+# Differences between text and XML in the second file of the sample, by rule. All other words are equal.
 EXPLAINED = {
     None: Counter(notices=1572, headings=218, escaped=59),
     1_200: Counter(notices=205, headings=21, escaped=8),
@@ -241,7 +239,7 @@ MARKUP = Markup(inline=INLINE)
 
 
 def rule_of(fault: Fault, element: Any, xml: str) -> str | None:
-    """Which rule made a word come out otherwise than the XML has it."""
+    """The rule that explains why a word differs from the XML."""
     last = xml[-300:]
     if fault.kind == "lost" and re.search(r"©|copyright|\(c\) 2", last) and fault.words[1:-1] in last:
         return "notices"
@@ -251,7 +249,7 @@ def rule_of(fault: Fault, element: Any, xml: str) -> str | None:
 
 
 def with_formulas(part: Any) -> Any:
-    """The element with its formulas as the lines that `math_text` makes of them, which has tests of its own."""
+    """The element with each formula replaced by the output of `math_text`, which has its own tests."""
     changed = deepcopy(part)
     for formula in changed.iter(MATH):
         line, tail = math_text(formula), formula.tail
@@ -261,7 +259,7 @@ def with_formulas(part: Any) -> Any:
 
 
 def bolds(element: Any) -> list[str]:
-    """The first words of bold parts, and of what comes after them."""
+    """First words of bold parts, and of the texts after them."""
     texts = [text for bold in element.iter("b") for text in ("".join(bold.itertext()), bold.tail or "")]
     return [text.split()[0].rstrip(":") for text in texts if text.strip(" :")]
 

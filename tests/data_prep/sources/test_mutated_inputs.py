@@ -1,4 +1,4 @@
-"""Inputs with anything wrong in them: the corpus stage makes its corpus or says why not, whatever the file holds."""
+"""Whatever an input file contains, the corpus stage builds a corpus or says why it cannot."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def files_of(content: Callable[[], bytes], *names: str) -> dict[str, Callable[[]
     return {name: lambda name=name: packed(name, content()) for name in names}
 
 
-# source -> its files: one of them has something wrong in it.
+# Source -> its files, of which one gets a fault.
 READERS: dict[str, tuple[str, dict[str, Callable[[], bytes]]]] = {
     "JSON lines": ("text", files_of(lambda: json_lines(*rows()), "a.jsonl", "a.jsonl.zst", "a.jsonl.gz", "a.jsonl.xz")),
     "plain text": ("text", files_of(lambda: "Zehn µg of the cytoma.\r\n".encode(), "b.txt", "b.txt.zst", "b.txt.gz")),
@@ -121,14 +121,14 @@ READERS: dict[str, tuple[str, dict[str, Callable[[], bytes]]]] = {
 
 
 def command_for(source: str, names: Iterable[str], skip: bool) -> tuple[str, ...]:
-    """The command that makes a corpus of files of a source, and of a filling of which all splits have some."""
+    """The command that builds a corpus from the files of a source, and from filler texts, so that no split is empty."""
     arguments = ["--source", source, "--input", *sorted(name for name in names if "metadata" not in name)]
     arguments += ["filler.jsonl"] if source == "text" else ["--source", "text", "--input", "filler.jsonl"]
     return (*CORPUS, *arguments, *(("--on-error", "skip") if skip else ()))
 
 
 def found_in(reader: str, folder: Path, file: str | None = None) -> Callable[[Draw], list[str]]:
-    """Something wrong in one file of a reader's, or in any."""
+    """Damage the given file of a reader, or a random one, and return the problems."""
     source, makers = READERS[reader]
 
     def find(draw: Draw) -> list[str]:
@@ -139,8 +139,8 @@ def found_in(reader: str, folder: Path, file: str | None = None) -> Callable[[Dr
         command = command_for(source, files, skip)
         codes = (0,) if skip else (0, 2)
         wrong = problems(command, files | {"filler.jsonl": FILLER}, folder / "run", codes)
-        what = f"{chosen}, {len(files[chosen]):,} bytes, skip: {skip}: {files[chosen][:300]!r}"
-        return [what, *wrong] if wrong else []
+        case = f"{chosen}, {len(files[chosen]):,} bytes, skip: {skip}: {files[chosen][:300]!r}"
+        return [case, *wrong] if wrong else []
 
     return find
 
@@ -161,7 +161,7 @@ GROUPS = {
 
 
 def forms_of(group: str) -> list[tuple[str, str]]:
-    """The readers and files that share a group's ten minutes; what both lines and texts are packed in has its own."""
+    """Readers and files that share the ten minutes of a group; compressed lines and texts are a group of their own."""
     every = [(reader, file) for reader in GROUPS[group] for file in READERS[reader][1]]
     unpacked = ("a.jsonl", "b.txt")
     if group == "compressed":
@@ -182,7 +182,7 @@ def test_whatever_is_in_an_input_for_ten_minutes(group: str, tmp_path: Path, out
 
 
 def window_of_2_gib() -> bytes:
-    """A zstd frame of a few bytes that says it needs such a window; RFC 8878, section 3.1."""
+    """A zstd frame of a few bytes that declares a window of 2 GiB; RFC 8878, section 3.1."""
     content = FILLER[:100]
     last_raw_block = (1 | len(content) << 3).to_bytes(3, "little")
     return b"\x28\xb5\x2f\xfd" + b"\x00" + bytes([21 << 3]) + last_raw_block + content
@@ -198,7 +198,7 @@ def table(column: Any, **options: Any) -> bytes:
 
 
 def honest_rows() -> bytes:
-    """Rows of 1.8 MB, all of them in one page, as pyarrow writes them."""
+    """Rows of 1.8 MB, all in one page, as pyarrow writes them."""
     words = random.Random(3).choices([f"w{n:x}" for n in range(5000)], k=330_000)
     return table([f"{n} {' '.join(words[n:])}" for n in range(150)])
 
@@ -211,7 +211,7 @@ def damaged_page() -> bytes:
 
 
 def far_times() -> bytes:
-    """A time that Python has no value for, in a column that is read."""
+    """A time outside Python's range, in a column that is read."""
     import pyarrow
     from pyarrow import parquet
 
@@ -222,14 +222,14 @@ def far_times() -> bytes:
 
 
 def long_name() -> bytes:
-    """An archive whose first member has a name of 3 GiB, packed."""
+    """A compressed archive whose first member has a name of 3 GiB."""
     member = tarfile.TarInfo("long")
     member.type, member.size = tarfile.GNUTYPE_LONGNAME, 3 << 30
     return bomb(b"a ", member.tobuf())
 
 
 def sparse() -> bytes:
-    """An archive whose member says in its header that it is 1.5 bytes long."""
+    """An archive whose header declares a member of 1.5 bytes."""
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         member = tarfile.TarInfo("x.xml")
@@ -243,7 +243,7 @@ def big_article(filling: bytes, count: int) -> Callable[[], bytes]:
     return lambda: before + middle + filling * count + after
 
 
-# What was found: a file, its content, and whether it can be read (with --on-error skip all of them are passed over).
+# Faults found earlier: a file, its content, and whether it can be read (with --on-error skip, each can be skipped).
 FOUND: dict[str, tuple[str, str, Callable[[], bytes], bool]] = {
     "a window of 2 GiB": ("text", "a.txt.zst", window_of_2_gib, False),
     "a damaged page": ("text", "a.parquet", damaged_page, False),

@@ -1,4 +1,4 @@
-"""What becomes of an article, rule by rule: citations, formulas, what stands behind the body, entities, envelopes."""
+"""The rules for articles: citations, formulas, back matter, entities and envelopes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def text_of(content: str | bytes, back: str = "text") -> str:
 
 
 def paragraph(content: str) -> str:
-    """The lines of a body of one paragraph; `<5>` is a link to a reference, `<fn:a>` one to a note."""
+    """Text of a body of one paragraph; `<5>` is a link to a reference, `<fn:a>` a link to a note."""
     content = re.sub(r"<(?:(fn|table-fn|bibr|aff):)?([^<>/a-z]*[\d*†‡,–-][^<>/]*|a|b)>",
                      lambda m: f'<xref ref-type="{m[1] or "bibr"}">{m[2]}</xref>', content)  # fmt: skip
     return text_of(article(f"<p>{content}</p>")).removeprefix("Title\n\n")
@@ -48,7 +48,7 @@ def paragraph(content: str) -> str:
 @pytest.mark.parametrize(
     ("content", "expected"),
     [
-        # numbers, joined by anything, with their brackets
+        # numbers with any sign between them, and their brackets
         ("One [<1>], <2>–<4>.", "One."),
         ("A [<1>-<3>, <5>]. B <[1]>–<[4]>, C<sup><6>,<7></sup> D (<8>; <9a>).", "A. B, C D."),
         ("E [<1>, <2> and <4>], F [<1>&amp;<2>], G [<1>/<2>], H [<1>…<3>], I [<1>.<2>].", "E, F, G, H, I."),
@@ -59,10 +59,10 @@ def paragraph(content: str) -> str:
         ("previously 90 <1>, <2>. Then", "previously 90. Then"),
         ("(<1>) [<2>]", ""),
         ('empty [<1>–<xref ref-type="bibr" rid="r2"/>–<3>].', "empty."),
-        # brackets with words that are nothing without the marks
+        # brackets with words that mean nothing without the marks
         ("Ten [<1>, p. 23], (e.g., <1>), [see <1>], [see also <1> and <2>], (reviewed in <3>).", "Ten."),
         ("Units [<1>, pp. 57-59.]. In", "Units. In"),
-        # brackets with other words: what has its own brackets or is raised goes, a bare number stays
+        # brackets with other words: superscripts and marks in their own brackets are removed, bare numbers stay
         ("(n = 20; [<6>]) and ([<6>]; n = 20) and (n = 20, <6>, p. 3)", "(n = 20) and (n = 20) and (n = 20, 6, p. 3)"),
         ("(mice<sup><6></sup>), KCN [<12>, their figure five].", "(mice), KCN [12, their figure five]."),
         # years and names are words
@@ -70,19 +70,19 @@ def paragraph(content: str) -> str:
          "(Orr et al. 2000; Lee 2003b, 2004), Orr (2000), Lee (2003b, p. 7)."),
         ("(Orr <2003a>, <b>), (Orr, <1899>), <*>", "(Orr 2003a, b), (Orr, 1899),"),
         ("Orr <2003><sup><fn:a></sup> and (<2003>–<5>).", "Orr 2003 and (2003–5)."),
-        # a sentence needs them
+        # the sentence needs the mark
         ("see Refs. <3> and <4>, as in [<5>], by <6>; cf. reference <7>.",
          "see Refs. 3 and 4, as in [5], by 6; cf. reference 7."),
         ("see ref.<sup><3></sup> for it", "see ref. 3 for it"),
         ("It ends. [<5>] reported it. [<6>] Then Orr et al. [<7>] showed it.",
          "It ends. [5] reported it. Then Orr et al. showed it."),
         ("Wang et al. [<3>]. Then", "Wang et al. Then"),
-        # notes; others are words
+        # links to notes; other links are words
         ("Cells<fn:1> and values<sup><table-fn:a></sup> in <table-fn:*>, m<aff:†>.", "Cells and values in *, m."),
         ('Fig. <xref ref-type="fig">1</xref>, Eq. (<xref ref-type="disp-formula">2</xref>).', "Fig. 1, Eq. (2)."),
         ("<table-wrap><caption><p>Stage (n = 98)<sup>a</sup> and m<sup>2</sup><sup>*</sup></p></caption></table-wrap>"
          "<p>x<sup>a</sup></p>", "Stage (n = 98) and m2\n\nxa"),
-        # raised numbers
+        # superscript numbers
         ("10<sup>6</sup>–10<sup>−8</sup> cm<sup>2</sup>, 10<sup>6,<3></sup>, log<sub>10</sub>2, H<sub>2</sub>O",
          "10^6–10^−8 cm2, 10^6, log10 2, H2O"),
     ],
@@ -102,7 +102,7 @@ def test_every_dash_joins() -> None:
 
 @pytest.mark.parametrize("filling", ["[", "[<1>", "(<1>;", "<1>, ", "<2003>,", " ", ", ", "<sup><1></sup>", "and "])
 def test_a_line_of_many_marks_takes_no_longer_than_it_is(filling: str) -> None:
-    """Were it to take the square of it, this would take minutes."""
+    """If the time grew with the square of the length, this would take minutes."""
     assert paragraph("x <1>" + filling * 30_000 + "<1>]").startswith("x")
 
 
@@ -170,7 +170,7 @@ def test_entities_by_name() -> None:
 
 
 def test_envelopes() -> None:
-    """Several articles in one file; one that cannot be read does not take the others with it."""
+    """Several articles in one file; an article that cannot be read does not affect the others."""
     articles = [article(f"<p>Body {number}.</p>", number=number) for number in (1, 2, 3)]
     articles[1] = articles[1].replace("article-id", "id")
     fetched = f"<pmc-articleset>{''.join(articles)}</pmc-articleset>"
@@ -205,7 +205,7 @@ def test_what_holds_no_article_is_named(content: str, message: str) -> None:
 
 
 def test_no_sign_of_ours_comes_out() -> None:
-    """Blocks inside scripts and links: the signs around them are not in one line."""
+    """With blocks inside scripts and links, the private signs around them are on different lines."""
     nested: Any = (
         "<sup>a<p>b</p>c</sup><xref ref-type='bibr'>1<list><list-item>2</list-item></list></xref><sub><fig/></sub>"
     )

@@ -1,4 +1,4 @@
-"""An article whose unread parts were cut out before parsing has the text that it has when all of it is parsed."""
+"""An article has the same text whether its unread parts are cut out before parsing or not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from data_prep.sources.pmc_unread import UNREAD, parse_article, without_unread
 from hunting import hunt
 from mutations import Draw
 
-# What may stand in a part or around it: all that may hide a tag, or look like one and be none.
+# Contents of a part and its surroundings: everything that may hide a tag, or look like a tag.
 PIECES = (
     "word", " ", "\n", "<p>one</p>", "<td/>", "<b>", "</b>", "/>", ">", "?>", "-->", "]]>", "&amp;", "&#8211;",
     "&nbsp;", "&unknown;", "&alpha;", "<!-- x -->", "<!-- <table> -->", "<!-- </table> -->", "<!--",
@@ -54,7 +54,7 @@ def read(xml: bytes, whole: bool) -> str:
 
 
 def filling(draw: Draw, depth: int) -> str:
-    """Pieces, and elements with pieces in them, so that much of it is XML."""
+    """Pieces, and elements that contain pieces, so that most of it is valid XML."""
     text = ""
     for _ in range(draw(st.integers(0, 3))):
         if depth and draw(st.integers(0, 2)):
@@ -75,7 +75,7 @@ def test_generated_articles_are_the_same() -> None:
     hunt(difference, examples=200)
 
 
-HIDDEN = (  # each makes text look like a part
+HIDDEN = (  # each makes text look like a part that is cut out
     "<table><!--</table>kept<table>--></table>",
     "<table>/><!--</table>kept<table>--></table>",
     "<table>/><?a </table>kept<table>?></table>",
@@ -110,7 +110,7 @@ def test_what_looks_like_a_part_and_is_none(body: str) -> None:
 
 @pytest.mark.parametrize("sign", [b"<!--", b"<![CDATA[", b"<?", b"<table>", b"<table><?", b"<table><!--"])
 def test_what_never_ends_takes_no_square_of_time(sign: bytes) -> None:
-    """Two megabytes of it: the square of that would be hours."""
+    """Two megabytes of the sign; a time that grows with the square of the length would be hours."""
     xml = b"<article><body><p>" + sign * (2_000_000 // len(sign))
     assert without_unread(xml) == (xml, 0)
 
@@ -147,7 +147,7 @@ def test_encodings_of_other_bytes_are_parsed_whole() -> None:
     for encoding in ("iso-2022-jp", "utf-16", "shift_jis", "utf-8"):
         xml = text.replace('"E"', f'"{encoding}"').encode(encoding)
         assert read(xml, False) == read(xml, True) and "kept" in read(xml, False)
-    # Between ~{ and ~} two bytes are a character.
+    # Between ~{ and ~}, two bytes are one character.
     xml = article("<p><table>~{</table>KK<table>x~}1</table>kept</p>", prolog='<?xml version="1.0" encoding="HZ"?>')
     assert read(xml, False) == read(xml, True) and "kept" in read(xml, False)
 

@@ -1,4 +1,4 @@
-"""No word of an article is glued, split, lost or added on its way from JATS to text, of real and generated ones."""
+"""No word is glued, split, lost or added between JATS and text, in real and generated articles."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from mutations import Draw
 from words import faults
 
 NAMESPACES = 'xmlns:xlink="http://www.w3.org/1999/xlink" xmlns:mml="http://www.w3.org/1998/Math/MathML"'
-# Elements that the code names, and others that PMC's articles hold in their texts.
+# Elements that the code names, and others that occur in the text of PMC's articles.
 NAMED = (
     pmc_text.INLINE | pmc_text.BLOCKS | pmc_text.FLOATS | set(pmc_text.DROPPED) | set(pmc_text.DROPPED_INLINE)
     | pmc_text.FORMULAS | pmc_text.LEADING | set(pmc_text.SCRIPTS) | pmc_text.PREFORMATTED | pmc_text.CITATIONS
@@ -31,7 +31,7 @@ OTHERS = {
     "fn", "xref", "tex-math", "mml:math", "disp-formula", "sec", "p", "sup", "sub", "italic", "bold",
 }  # fmt: skip
 ELEMENTS = tuple(sorted(NAMED | OTHERS))
-CITED = ("name", "surname", "source", "year", "italic", "x", "ext-link", "collab", "volume")  # in a citation
+CITED = ("name", "surname", "source", "year", "italic", "x", "ext-link", "collab", "volume")  # inside a citation
 # fmt: off
 PAIRED = (
     "p", "sec", "italic", "sup", "xref", "fig", "disp-formula", "inline-formula", "fn", "list", "made-up", "label",
@@ -52,7 +52,7 @@ SPACES = ("", " ", "\n  ")
 
 
 class Text:
-    """Words of letters, each another one, so that a glued or lost one is seen."""
+    """Different words of letters, so that a glued or lost word is noticed."""
 
     def __init__(self, draw: Draw):
         self._draw, self._number = draw, 0
@@ -109,19 +109,19 @@ def article(body: str, back: str = "") -> bytes:
 
 
 def wrong(content: bytes) -> list[str]:
-    """What is wrong with the text of an article, and with what is told of its changes."""
+    """Problems of the text of an article, and of the reported changes."""
     with listening() as record:
         (document,) = read_articles(io.BytesIO(content), "a.nxml", "text")
     assert isinstance(document, Document)
     root = etree.fromstring(content, etree.XMLParser(remove_comments=True, remove_pis=True))
-    found = [str(fault) for fault in faults(article_pieces(root), document.text)]
-    told = record.take().pieces(document.text)
-    if "".join(piece.text for piece in told if piece.kind != REMOVED) != document.text:
-        found.append("the pieces are not the text")
-    signs = Counter("".join("".join(piece.text for piece in told if piece.kind != ADDED).split()))
+    problems = [str(fault) for fault in faults(article_pieces(root), document.text)]
+    changed = record.take().pieces(document.text)
+    if "".join(piece.text for piece in changed if piece.kind != REMOVED) != document.text:
+        problems.append("the pieces are not the text")
+    signs = Counter("".join("".join(piece.text for piece in changed if piece.kind != ADDED).split()))
     if signs != (there := Counter("".join("".join(root.itertext()).split()))):
-        found.append(f"the pieces have {signs - there} too much and lack {there - signs}")
-    return [content.decode(), document.text, *found] if found else []
+        problems.append(f"the pieces have {signs - there} too much and lack {there - signs}")
+    return [content.decode(), document.text, *problems] if problems else []
 
 
 def find(draw: Draw) -> list[str]:
@@ -155,5 +155,5 @@ def test_pairs_of_elements(outer: str, space: str) -> None:
 
 @pytest.mark.parametrize("path", sample.paths(".nxml"), ids=lambda path: Path(path).stem)
 def test_real_articles(path: str) -> None:
-    """All that the XML has for a reader is there, word by word, but for what `jats_words` says may be missing."""
+    """Every word of the XML is in the text, unless `jats_words` lists a rule that removes it."""
     assert wrong(Path(path).read_bytes()) == []

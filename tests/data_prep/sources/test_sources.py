@@ -1,4 +1,4 @@
-"""Sources: PubMed and PMC files, made-up ones and the real ones of the sample; the Pile; text of one's own."""
+"""The sources: PubMed and PMC files, synthetic and from the sample; the Pile; own text."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ def pubmed_file(path: Path, *entries: str) -> Path:
 
 
 def entries(source: Source, *paths: Path) -> list[Entry]:
-    """What a source makes of files, in its order."""
-    found: list[Entry] = []
+    """The entries that a source reads from the files, in order."""
+    documents: list[Entry] = []
     for file in source.find([str(path) for path in paths]):
         with reading(file) as stream:
-            found += source.read(file, stream)
-    return found
+            documents += source.read(file, stream)
+    return documents
 
 
 def only(path: Path) -> Document:
@@ -117,33 +117,33 @@ NO_DATES = ("9999-99-99", "2021-13", "2021-00", "2021-02-29", "2021-02-1", "2021
             "-2021", "2021-", "2021-03-", "2021-03-09x", "", "May", "True")  # fmt: skip
 
 
-@pytest.mark.parametrize("said", NO_DATES)
-def test_a_date_is_of_the_calendar_in_every_source_and_filter(tmp_path: Path, said: str):
-    """Else it would sort after, or before, every day that --recent-after may name."""
-    assert parse_date(said) is None
-    (tmp_path / "a.jsonl").write_bytes(json_bytes({"text": "x", "date": said}))
+@pytest.mark.parametrize("no_date", NO_DATES)
+def test_a_date_is_of_the_calendar_in_every_source_and_filter(tmp_path: Path, no_date: str):
+    """Otherwise the date would sort before or after every day that --recent-after may name."""
+    assert parse_date(no_date) is None
+    (tmp_path / "a.jsonl").write_bytes(json_bytes({"text": "x", "date": no_date}))
     (bad,) = entries(Text(), tmp_path / "a.jsonl")
-    assert isinstance(bad, Bad) and f"'date' is '{said}', not a date such as" in bad.problem
-    parts = dict(zip(("Year", "Month", "Day"), said.split("-"), strict=False))
+    assert isinstance(bad, Bad) and f"'date' is '{no_date}', not a date such as" in bad.problem
+    parts = dict(zip(("Year", "Month", "Day"), no_date.split("-"), strict=False))
     xml = "".join(f"<{name}>{part}</{name}>" for name, part in parts.items())
     (tmp_path / "a.nxml").write_bytes(article("<p>x</p>", f'<pub-date pub-type="epub">{xml.lower()}</pub-date>'))
-    medline_date = f"<MedlineDate>{said}</MedlineDate>"
-    for found in (
+    medline_date = f"<MedlineDate>{no_date}</MedlineDate>"
+    for date in (
         only(pubmed_file(tmp_path / "a.xml.gz", citation(7, date=xml))).date,
         only(pubmed_file(tmp_path / "b.xml.gz", citation(7, date=medline_date))).date,
         only_article(tmp_path / "a.nxml").date,
     ):
-        assert found is None or found == parse_date(found), found
+        assert date is None or date == parse_date(date), date
     with pytest.raises(BadInput, match=r"--recent-after = .* must be a day"):
-        build_corpus({"text": (Text(), [str(tmp_path / "a.jsonl")])}, tmp_path / "corpus", recent_after=said)
+        build_corpus({"text": (Text(), [str(tmp_path / "a.jsonl")])}, tmp_path / "corpus", recent_after=no_date)
 
 
 def test_dates_that_are_some():
-    for said, expected in {
+    for text, expected in {
         "2021": "2021", "2021-03": "2021-03", "2024-02-29": "2024-02-29", "2021-03-09T10:00:00Z": "2021-03-09",
         "2021-03-09 10:00:00+01:00": "2021-03-09",
     }.items():  # fmt: skip
-        assert parse_date(said) == expected
+        assert parse_date(text) == expected
     days = [datetime.date(1, 1, 1) + datetime.timedelta(n) for n in range(0, 3_650_000, 997)]
     texts = [parse_date(str(day)) or "" for day in days]
     assert texts == sorted(texts) == [day.isoformat() for day in days]
@@ -155,12 +155,12 @@ def test_updates_apply_in_order(tmp_path: Path):
         tmp_path / "2.xml.gz",
         citation(1, title="Draft 1."),
         citation(1, title="New 1."),
-        citation(2, abstract=""),  # a revision that has lost its abstract
+        citation(2, abstract=""),  # a revision without the abstract
         delete(3, 4, 99),
     )
     third = pubmed_file(tmp_path / "3.xml.gz", citation(4, title="Back 4."), *(citation(n) for n in range(10, 30)))
     assert entries(Medline(), first, second)[-3:] == [Dropped("deletions", f"pmid:{pmid}") for pmid in (3, 4, 99)]
-    paths = [str(third), str(first), str(second)]  # the order of names counts
+    paths = [str(third), str(first), str(second)]  # the order of the names counts
     manifest = build_corpus({"medline": (Medline(), paths)}, tmp_path / "corpus", 0.5)
     documents = {d.id: d.text for split in SPLITS for d in corpus_format.read_documents(tmp_path / "corpus", split)}
     assert {id: text for id, text in documents.items() if len(id) == len("pmid:1")} == {
@@ -219,9 +219,9 @@ def test_retracted_articles_go_and_their_notices_stay(tmp_path: Path):
         citation(3).replace("</Article>", kind.format("D016440") + "</Article>"),
         citation(4).replace("</MedlineCitation>", note.format("RetractionOf") + "</MedlineCitation>"),
     )
-    found = entries(Medline(), path)
-    assert found[:2] == [Dropped("retracted", "pmid:1"), Dropped("retracted", "pmid:2")]
-    assert [entry.id for entry in found if isinstance(entry, Document)] == ["pmid:3", "pmid:4"]
+    read = entries(Medline(), path)
+    assert read[:2] == [Dropped("retracted", "pmid:1"), Dropped("retracted", "pmid:2")]
+    assert [entry.id for entry in read if isinstance(entry, Document)] == ["pmid:3", "pmid:4"]
 
 
 def test_section_labels_and_languages(tmp_path: Path):
@@ -256,7 +256,7 @@ def test_md5_beside_a_file_is_checked(tmp_path: Path, form: str):
 
 
 def full_citation(pmid: int, **parts: str) -> str:
-    """One with a part of each name that is not read, each before, after or within what is read."""
+    """A citation with every part that is not read, before, after or within the parts that are read."""
     unread = [
         f'<{name.decode()} Of="1">\n<PMID>9</PMID><Year>1</Year>\n</{name.decode()}>' for name in medline_unread.UNREAD
     ]
@@ -266,7 +266,7 @@ def full_citation(pmid: int, **parts: str) -> str:
 
 
 def trimmed(text: str, block_bytes: int) -> bytes:
-    """A file's XML as it is parsed, when it comes in blocks of this size after its head."""
+    """The XML that the parser reads after the cut, if the file arrives in blocks of this size."""
     head, body = b"<PubmedArticleSet>", f"{text}</PubmedArticleSet>".encode()
     blocks = (body[start : start + block_bytes] for start in range(0, len(body), block_bytes))
     return b"".join(without_unread(iter([head, *blocks])))
@@ -302,7 +302,7 @@ def test_real_records_are_the_same_with_and_without_what_is_not_read(path: str):
 
 
 def test_parts_that_never_end_are_looked_for_once():
-    """A pattern that took the square of their number would not end here."""
+    """A pattern whose time grows with the square of the number of parts would not end here."""
     text = citation(1) + "".join(f"<{name.decode()} >" * 200_000 for name in medline_unread.UNREAD)
     assert trimmed(text, 1 << 18).decode().endswith(f"{text}</PubmedArticleSet>")
 
@@ -468,11 +468,11 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
         (tmp_path / name / f"{name}.xml").write_bytes(xml)
         if metadata is not None:
             (tmp_path / "metadata" / f"{name}.json").write_bytes(orjson.dumps(metadata))
-    found = entries(Pmc(), tmp_path)
-    assert [getattr(entry, "license", entry) for entry in found] == [
+    documents = entries(Pmc(), tmp_path)
+    assert [getattr(entry, "license", entry) for entry in documents] == [
         *("CC BY-NC", Dropped("retracted", "pmcid:PMC2"), "TDM", "CC0", "CC0", "CC BY-ND 4.0")
     ]
-    assert isinstance(found[4], Document) and "New body" in found[4].text  # version 10 comes after 2
+    assert isinstance(documents[4], Document) and "New body" in documents[4].text  # version 10 comes after 2
     tiers = {
         tier: [entry.id for entry in entries(Pmc(tier), tmp_path) if isinstance(entry, Document)] for tier in TIERS
     }
@@ -488,7 +488,7 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
             if metadata is not None:
                 archive.add(tmp_path / "metadata" / f"{name}.json", f"metadata/{name}.json")
             archive.add(tmp_path / name / f"{name}.xml", f"{name}/{name}.xml")
-    assert entries(Pmc(), tmp_path / "in.tar") == found
+    assert entries(Pmc(), tmp_path / "in.tar") == documents
     (tmp_path / "metadata" / "PMC1.1.json").write_bytes(b"<html>")
     with pytest.raises(BadInput, match=r"PMC1\.1\.xml: its metadata are not JSON"):
         entries(Pmc(), tmp_path / "PMC1.1")
@@ -497,7 +497,8 @@ def test_articles_as_in_the_public_bucket(tmp_path: Path):
             archive.add(tmp_path / name, name)
     bad, other = entries(Pmc(), tmp_path / "in.tar")
     assert isinstance(bad, Bad) and "its metadata are not JSON" in bad.problem
-    assert isinstance(other, Document) and other.license == "CC BY 4.0"  # its own: the metadata are another's
+    # The article's own licence, because the metadata belong to another article.
+    assert isinstance(other, Document) and other.license == "CC BY 4.0"
 
 
 @pytest.mark.parametrize("value", ["no", "false", "yes", 0, 1, [], {}])
@@ -521,12 +522,12 @@ def test_articles_in_an_object_store(s3: Any):
         s3.put_object(Bucket="articles", Key=f"{name}/{name}.xml", Body=numbered(int(name[3])))
         metadata = orjson.dumps({"license_code": license})
         s3.put_object(Bucket="articles", Key=f"metadata/{name}.json", Body=metadata)
-    found: list[Entry] = []
+    articles: list[Entry] = []
     source = Pmc("commercial")
     for file in source.find(["s3://articles"]):
         with reading(file) as stream:
-            found += source.read(file, stream)
-    first, second = found
+            articles += source.read(file, stream)
+    first, second = articles
     assert isinstance(first, Document) and first.license == "CC BY"
     assert second == Dropped("of other licences", "pmcid:PMC2")
 
@@ -538,8 +539,8 @@ def test_a_retracted_article_says_so_itself(tmp_path: Path):
     }.items():
         related = f'<related-article related-article-type="{kind}"/>'
         (tmp_path / "a.nxml").write_bytes(article("<p>x</p>", related))
-        found = entries(Pmc(), tmp_path / "a.nxml")
-        assert found == expected if expected else isinstance(found[0], Document)
+        articles = entries(Pmc(), tmp_path / "a.nxml")
+        assert articles == expected if expected else isinstance(articles[0], Document)
 
 
 def test_sample_is_what_we_know_of_it(tmp_path: Path):
@@ -690,12 +691,12 @@ def test_pile_keeps_its_two_sets_however_they_are_spelt(tmp_path: Path):
 def test_pile_lines_without_meta_are_bad(tmp_path: Path):
     records: list[Any] = [{"text": "x"}, {"text": "x", "meta": None}, {"text": 1, "meta": {"pile_set_name": ARTICLES}}]
     (tmp_path / "00.jsonl").write_bytes(json_bytes(*records, {"text": "x", "meta": ARTICLES}) + b'{"text": "')
-    found = entries(Pile(), tmp_path)
-    assert [entry.place for entry in found if isinstance(entry, Bad)] == [f"line {n}" for n in range(1, 6)]
+    documents = entries(Pile(), tmp_path)
+    assert [entry.place for entry in documents if isinstance(entry, Bad)] == [f"line {n}" for n in range(1, 6)]
 
 
 def test_pile_parses_no_line_of_other_sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A line of another set may be broken, and nobody sees it."""
+    """A broken line of another set is not noticed."""
     (tmp_path / "00.jsonl").write_bytes(b'{"text": "x" "meta": {"pile_set_name": "Github"}}\n')
     assert entries(Pile(), tmp_path) == [Dropped("of other sets")]
 

@@ -1,4 +1,4 @@
-"""Question sets with anything wrong in a file: they are read, or refused with a message, whatever the file holds."""
+"""Whatever a file of a question set contains, the set is read, or refused with a message."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def lines(*records: Any) -> bytes:
 
 
 @functools.cache
-def workbook() -> bytes:  # the same for all examples: it holds the time at which it was made
+def workbook() -> bytes:  # cached, because a workbook contains the time at which it was made
     from openpyxl import Workbook
 
     book, target = Workbook(), io.BytesIO()
@@ -69,7 +69,7 @@ def of_abstracts(*numbers: int) -> bytes:
     return to_json({str(n): ABSTRACTS[str(n)] for n in numbers})
 
 
-# name of the set -> its files below the folder of that name
+# name of the set -> its files in the folder of that name
 SETS: dict[str, dict[str, Callable[[], bytes]]] = {
     "medqa": {
         f"phrases_no_exclude_{split}.jsonl": lambda split=split: lines(*({**p, "question": split} for p in PHRASES))

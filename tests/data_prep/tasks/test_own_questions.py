@@ -1,4 +1,4 @@
-"""Questions of one's own: both forms of file, both kinds, one file or three; what is wrong names the column."""
+"""Own questions in both formats, of both kinds, in one file or three; a message about an error names the column."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Record = dict[str, Any]
 
 
 def write(path: Path, records: list[Record], names: list[str] | None = None) -> None:
-    """As JSON lines or as CSV, by the path's ending."""
+    """Write JSON lines or CSV, according to the ending of the path."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
@@ -80,12 +80,12 @@ def test_describe_prints_the_forms_and_needs_no_configuration() -> None:
 
 @pytest.mark.parametrize("records", [verdicts(9), choices(9)], ids=["verdict", "choice"])
 def test_csv_is_read_as_json_lines_are(records: list[Record], tmp_path: Path) -> None:
-    found = []
+    tasks = []
     for ending in ("jsonl", "csv"):
         for split in ("train", "dev", "test"):
             write(tmp_path / ending / f"mine/{split}.{ending}", records)
-        found.append(load("mine", tmp_path / ending))
-    one, other = found
+        tasks.append(load("mine", tmp_path / ending))
+    one, other = tasks
     assert one.kind == other.kind and [*one.splits] == [*other.splits] == ["train", "dev", "test"]
     for split in one.splits:
         assert [*map(asked, one.questions(split))] == [*map(asked, other.questions(split))]
@@ -93,7 +93,7 @@ def test_csv_is_read_as_json_lines_are(records: list[Record], tmp_path: Path) ->
 
 
 def test_one_file_is_split_by_what_is_asked(tmp_path: Path) -> None:
-    """So neither the order of its lines nor a second copy moves a question, and it is said."""
+    """Neither the order of the lines nor a second copy moves a question to another split."""
     records = verdicts(200)
     write(tmp_path / "a/mine/questions.csv", records)
     random.Random(0).shuffle(records)
@@ -113,7 +113,7 @@ def test_one_file_is_split_by_what_is_asked(tmp_path: Path) -> None:
 
 def test_labels_are_those_that_occur_in_an_order_that_heads_share(tmp_path: Path) -> None:
     for labels, ordered in (
-        (("no", "yes", "maybe"), ("yes", "no", "maybe")),  # PubMedQA's, whose head then fits
+        (("no", "yes", "maybe"), ("yes", "no", "maybe")),  # the order of PubMedQA, so that its head can be used
         (("yes", "no"), ("yes", "no")),
         (tuple("fedcba"), tuple("abcdef")),
         (tuple(f"grade {n:02}" for n in range(20)), tuple(f"grade {n:02}" for n in range(20))),

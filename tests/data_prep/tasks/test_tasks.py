@@ -1,4 +1,4 @@
-"""Question sets are read as their projects publish them, and what is wrong is told with file and line."""
+"""Question sets are read as their projects publish them, and errors are reported with file and line."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ def mmlu(folder: Path) -> None:
 
 
 def sentence_lines(name: str) -> Callable[[Path], None]:
-    """As BioMedLM's finetune/seqcls writes PubMedQA and BioASQ."""
+    """PubMedQA and BioASQ as written by BioMedLM's finetune/seqcls."""
 
     def write(folder: Path) -> None:
         for first, split in ((200, "train"), (300, "dev"), (400, "test")):
@@ -120,7 +120,7 @@ def pairs(folder: Path) -> None:
 
 
 def diseases(folder: Path) -> None:
-    """As BioBERT's sets and MTL-Bioinformatics-2016 are published."""
+    """The format in which BioBERT's sets and MTL-Bioinformatics-2016 are published."""
     (folder / "diseases").mkdir(parents=True)
     for split in ("train", "devel", "test"):
         text = (
@@ -156,7 +156,7 @@ def test_medqa_in_both_forms(read: Callable[[str], TaskSet], tmp_path: Path) -> 
     task = read("medqa")
     first = task.questions("test")[0]
     assert (first.question, first.options[first.answer]) == ("A test question?", "Tell the attending")
-    assert {split: len(found) for split, found in task.splits.items()} == {"train": 2, "dev": 2, "test": 2}
+    assert {split: len(examples) for split, examples in task.splits.items()} == {"train": 2, "dev": 2, "test": 2}
     name = "questions/US/4_options/phrases_no_exclude_dev.jsonl"
     assert task.files[name] == sha256_file(tmp_path / "medqa" / name)
 
@@ -339,8 +339,8 @@ def test_texts_in_two_splits_are_counted(read: Callable[[str], TaskSet]) -> None
 
 def test_a_split_by_hash_is_of_the_id_alone() -> None:
     shares = {"train": 0.8, "dev": 0.1, "test": 0.1}
-    found = [split_by_hash(f"{n}.txt", shares) for n in range(5000)]
-    assert [found.count(split) for split in shares] == pytest.approx([4000, 500, 500], rel=0.15)
+    splits = [split_by_hash(f"{n}.txt", shares) for n in range(5000)]
+    assert [splits.count(split) for split in shares] == pytest.approx([4000, 500, 500], rel=0.15)
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_biomedlms_own_lines_of_pubmedqa_and_bioasq(tmp_path: Path) -> None:
     for name, answers, pmids in (("pubmedqa", ("yes", "no", "maybe"), ("401",)), ("bioasq", ("yes", "no"), ())):
         sentence_lines(name)(tmp_path)
         task = load(name, tmp_path)
-        assert {split: len(found) for split, found in task.splits.items()} == {"train": 2, "dev": 2, "test": 2}
+        assert {split: len(examples) for split, examples in task.splits.items()} == {"train": 2, "dev": 2, "test": 2}
         question = task.questions("test")[1]
         assert (question.id, question.question, question.context) == ("401", "Does 1 work?", "Aim. Results.")
         assert (question.options, question.answer, question.pmids) == (answers, 1, pmids)
@@ -431,14 +431,14 @@ def test_a_set_in_two_forms_is_refused(
     other(tmp_path)
     with pytest.raises(BadInput, match=r"holds the set in 2 formats: .*; keep one"):
         load(one.__name__, tmp_path)
-    for path in list(tmp_path.rglob("train*")):  # its test alone is enough
+    for path in list(tmp_path.rglob("train*")):  # its test file alone is enough
         path.unlink()
     with pytest.raises(BadInput, match=r"holds the set in 2 formats: .*; keep one"):
         load(one.__name__, tmp_path)
 
 
 def test_equal_options_are_one_and_counted(tmp_path: Path) -> None:
-    """Else they tie, and the first is taken, be it the right one or not."""
+    """Otherwise equal options tie, and the first is taken, whether it is right or not."""
     medmcqa(tmp_path)
     path = tmp_path / "medmcqa/dev.json"
     record = {"question": "Q?", "opa": "a", "opb": "b", "opc": "a ", "opd": "c"}
@@ -452,17 +452,17 @@ OTHER = (None, True, 7, 1.5, [], ["x", None], {}, {"a": None})
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
-    """Every place in a JSON value."""
-    found = [path] if path else []
+    """The path to every place in a JSON value."""
+    paths = [path] if path else []
     if isinstance(value, (dict, list)):
         for key in value if isinstance(value, dict) else range(len(value)):
-            found += places(value[key], (*path, key))
-    return found
+            paths += places(value[key], (*path, key))
+    return paths
 
 
 def mutations(value: Any) -> list[tuple[str, Any]]:
-    """A JSON value, each time with one fault: another type, a null, a key missing, a key or an entry too many."""
-    found = []
+    """Copies of a JSON value with one fault each: another type, a null, a missing key, one key or entry too many."""
+    mutants = []
     for *path, last in places(value):
         for new in (*OTHER, "DELETED"):
             mutant = json.loads(json.dumps(value))
@@ -473,17 +473,17 @@ def mutations(value: Any) -> list[tuple[str, Any]]:
             if type(old) is type(new) and new != "DELETED":
                 continue
             if new == "DELETED" and (isinstance(parent, list) or last == "D"):
-                continue  # a text of several, or an option of several, less: no reader can know
+                continue  # no reader can notice that one of several texts or options is missing
             if new == "DELETED":
                 del parent[last]
             else:
                 parent[last] = new
-            found.append((f"{[*path, last]}: {new!r}", mutant))
-    return found
+            mutants.append((f"{[*path, last]}: {new!r}", mutant))
+    return mutants
 
 
 def content(task: TaskSet) -> list[Any]:
-    """What was read, but for ids that a line may lack and for questions that are of another type."""
+    """The examples that were read, without ids, because a line may lack them."""
     return [
         (split, e.question, e.options, e.answer, e.context) if isinstance(e, Question) else (split, e.text)
         for split, examples in task.splits.items()
@@ -500,7 +500,7 @@ def content(task: TaskSet) -> list[Any]:
 def test_every_fault_of_type_is_read_the_same_or_refused_by_file_and_place(
     name: str, write: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    """One fault at a time, in the first record of each file, at every place of its JSON."""
+    """One fault at a time, at every place in the JSON of the first record of each file."""
     write(tmp_path)
     honest = content(load(name, tmp_path))
     refused = 0
@@ -509,23 +509,23 @@ def test_every_fault_of_type_is_read_the_same_or_refused_by_file_and_place(
         is_lines = path.suffix == ".jsonl" or "\n" in text.strip() or not text.startswith(('{"1', '{"q'))
         first, _, rest = text.partition("\n") if is_lines else (text, "", "")
         record = json.loads(first)
-        if "questions" in record:  # a file of many: of its first alone
+        if "questions" in record:  # one file with many questions: only its first question is changed
             tail = record["questions"][1:]
-            mutants = [(what, m | {"questions": [*m["questions"], *tail]}) for what, m in
+            mutants = [(fault, m | {"questions": [*m["questions"], *tail]}) for fault, m in
                        mutations({**record, "questions": record["questions"][:1]})
                        if isinstance(m.get("questions"), list) and len(m["questions"]) == 1]  # fmt: skip
         else:
             mutants = mutations(record)
-        for what, mutant in mutants:
+        for fault, mutant in mutants:
             path.write_text(f"{json.dumps(mutant)}\n{rest}" if is_lines else json.dumps(mutant))
             try:
-                found = content(load(name, tmp_path))
+                read = content(load(name, tmp_path))
             except BadInput as error:
                 refused += 1
-                assert path.name in str(error) or name in str(error), (what, error)
-                assert any(word in str(error) for word in ("line ", "record ", "question ", ".json")), (what, error)
+                assert path.name in str(error) or name in str(error), (fault, error)
+                assert any(word in str(error) for word in ("line ", "record ", "question ", ".json")), (fault, error)
             else:
-                assert found == honest, (path.name, what)
+                assert read == honest, (path.name, fault)
         path.write_text(text)
     assert refused > 8
 

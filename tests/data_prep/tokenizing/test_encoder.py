@@ -1,4 +1,4 @@
-"""The fast encoder gives the saved tokenizer's ids, whatever the text."""
+"""The fast encoder gives the same ids as the saved tokenizer for every text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from data_prep.sharding.build_shards import build_shards
 from data_prep.tokenizing import encoder
 from data_prep.tokenizing.encoder import Encoder, pieces
 
-# Where patterns, engines and Unicode versions might disagree: white space of all kinds, apostrophes, letters, numbers,
-# signs and marks of several scripts, the special token's own text.
+# Cases where patterns, engines and Unicode versions may differ: all kinds of white space, apostrophes, letters,
+# numbers, signs and marks of several scripts, and the text of the special token.
 # fmt: off
 AWKWARD = (
     " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u2028", "\u3000", "\x1c", "\x85", "\u200b", "\ufeff", "'", "'s",
@@ -30,7 +30,7 @@ AWKWARD = (
 
 @pytest.fixture(scope="module")
 def fast(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Encoder:
-    """With `'s` among its tokens: what comes before it decides whether it is one word."""
+    """`'s` is a token of this encoder, so the character before it decides whether it is one word."""
     definition = json.loads((tiny_tokenizer / "tokenizer.json").read_bytes())
     vocab, merges = definition["model"]["vocab"], definition["model"]["merges"]
     vocab["'s"] = vocab.pop("".join(merges[-1]))
@@ -41,7 +41,7 @@ def fast(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Enco
 
 
 def differing(fast: Encoder, texts: list[str]) -> list[str]:
-    """The texts of which the tokenizer itself gives other ids; at once, since each call takes milliseconds."""
+    """Texts for which the tokenizer itself gives other ids; encoded together, since each call takes milliseconds."""
     rows = [np.split(ids, np.cumsum(counts)[:-1]) for ids, counts, *_ in (fast.encode(texts), fast._slow_ids(texts))]
     return [text for text, ours, theirs in zip(texts, *rows, strict=True) if not np.array_equal(ours, theirs)]
 
@@ -55,17 +55,17 @@ def test_awkward_texts(fast: Encoder):
 
 @pytest.mark.parametrize("each", [16, pytest.param(1, id="all", marks=pytest.mark.chaos)])
 def test_every_character_of_unicode(fast: Encoder, each: int):
-    """Of blocks of 1,024 whose characters all stand for nothing yet, or for what a program says, one of `each`."""
+    """All characters; of blocks of 1,024 unassigned or private characters, only one of `each` blocks."""
     draw, texts = random.Random(17), []
     for start in range(0, 0x110000, 1024):
         unassigned = {unicodedata.category(chr(c)) for c in range(start, start + 1024)} <= {"Cn", "Co"}
         if unassigned and (start // 1024) % each:
             continue
         characters = [chr(c) for c in range(start, start + 1024) if not 0xD800 <= c < 0xE000]
-        # With a new letter the whole text takes the other way, which would hide letters that are not known to be new.
+        # A new letter sends the whole text to the slow path, which would hide letters that are not known to be new.
         characters = [c for c in characters if not encoder.NEW_LETTERS.match(c)]
         text = "".join(c + draw.choice([" ", "a", "1", "", "'s", c, " " + c]) for c in characters)
-        # And whether it is a letter: then the apostrophe begins a word.
+        # This shows whether the character is a letter: then the apostrophe begins a word.
         texts += [text, "".join(f"{c}'s" for c in characters)]
     assert [hex(ord(text[0])) for text in differing(fast, texts)] == []
 
@@ -109,7 +109,7 @@ print(len(starts), most_bytes)
 
 
 def test_remembered_words_are_forgotten_in_time(tiny_tokenizer: Path):
-    """In a process of its own: one that has trained a model keeps what it frees, so that nothing is seen to grow."""
+    """Runs in its own process: a process that trained a model keeps freed memory, which would hide the growth."""
     command = [sys.executable, "-c", WORDS, str(tiny_tokenizer)]
     root = Path(encoder.__file__).parents[2]
     done = subprocess.run(command, cwd=root, check=True, capture_output=True, text=True)
@@ -146,7 +146,7 @@ def test_lost_bytes_and_other_ids_are_seen(
         build_shards(tiny_corpus, tiny_tokenizer, tmp_path / "shards", seq_len=64)
 
     def swapped(self: Encoder, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-        rows = [real(self, [text])[0][::-1] for text in texts]  # of as many bytes
+        rows = [real(self, [text])[0][::-1] for text in texts]  # of the same number of bytes
         return np.concatenate(rows), np.array([len(row) for row in rows])
 
     monkeypatch.setattr(Encoder, "_fast_ids", swapped)

@@ -1,4 +1,4 @@
-"""Words that would make training stand still are cut for it, counted and named; other texts are left whole."""
+"""Words that would slow down training very much are cut, counted and named; other texts are left whole."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def test_a_long_word_is_cut_where_it_stands_and_nothing_else(kind: str) -> None:
     word = "".join(draw.choices(kind, k=3 * N + 7))
     for before, after in (("", ""), ("a text of ", " and more words"), ("x\n", "\ty's 12 ab")):
         text = before + word + after
-        found = LongWords()
-        parts = [*found.cut("d", text)]
-        assert "".join(parts) == text and found.words == 1 and found.documents == ["d"]
-        assert 3 * N + 5 <= found.longest <= 3 * N + 10  # a space beside white space belongs to the next word
+        long_words = LongWords()
+        parts = [*long_words.cut("d", text)]
+        assert "".join(parts) == text and long_words.words == 1 and long_words.documents == ["d"]
+        assert 3 * N + 5 <= long_words.longest <= 3 * N + 10  # a space beside white space belongs to the next word
         assert max(len(w) for part in parts for w in part.split(" ")) <= 4 * N
         cut, whole = words_of(parts), words_of([text])
         assert "".join(cut) == "".join(whole)
@@ -47,9 +47,9 @@ def test_other_texts_are_left_whole(tiny_documents: list[Document]) -> None:
     texts = [d.text for d in tiny_documents]
     texts += ["a1-" * N, "/".join("https://x.org/abc" for _ in range(N)), " a" * N, "x" * N, "x " * 3 * N, "a\x1c" * N]
     texts += ["".join(draw.choices("aB1 -.\n", k=5 * N)) for _ in range(20)]
-    found = LongWords()
-    assert [[*found.cut("d", text)] for text in texts] == [[text] for text in texts]
-    assert found.facts() == {}
+    long_words = LongWords()
+    assert [[*long_words.cut("d", text)] for text in texts] == [[text] for text in texts]
+    assert long_words.facts() == {}
 
 
 def test_the_tokenizer_of_ordinary_text_is_the_same(tiny_documents: list[Document]) -> None:
@@ -65,7 +65,7 @@ def test_training_ends_names_the_documents_and_leaves_encoding_alone(
     make_corpus: Callable[..., Path],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Whole, the first of these words alone would take minutes."""
+    """Without the cut, the first of these words alone would take minutes."""
     long = [
         Document("own:a", f"On {'a' * 200_000} and {'GATTACA' * 1000}.", "notes", None, None),
         Document("own:b", "-" * (N + 1), "notes", None, None),

@@ -1,4 +1,4 @@
-"""The tokenizer's contract, its files, and its determinism."""
+"""The contract, the files and the determinism of the tokenizer."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ def test_end_of_text_is_the_last_id_and_every_special_one(tiny_tokenizer: Path):
     assert [loaded.bos_token_id, loaded.eos_token_id, loaded.unk_token_id, loaded.pad_token_id] == [LAST] * 4
     assert loaded.convert_ids_to_tokens(LAST) == "<|endoftext|>"
     assert sorted(loaded.get_vocab().values()) == list(range(VOCAB_SIZE))
-    assert loaded.encode("a<|endoftext|>")[-1] == LAST  # a prompt may use it; documents are encoded otherwise
+    # A prompt may contain it; documents are encoded without special tokens.
+    assert loaded.encode("a<|endoftext|>")[-1] == LAST
     described = read_manifest(tiny_tokenizer, "tokenizer", "")["tokenizer"]
     assert (described["vocab_size"], described["eos_token_id"]) == (VOCAB_SIZE, LAST)
 
@@ -48,14 +49,14 @@ GPT2_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\
 
 
 def printable_bytes() -> dict[int, str]:
-    """GPT-2's letter for each byte: itself where it prints, and the letters from 256 on for the others in turn."""
+    """GPT-2's letter for each byte: the byte itself if it is printable, otherwise the next letter from 256 on."""
     prints = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in prints]
     return {byte: chr(byte) for byte in prints} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 def encode_by_hand(folder: Path) -> Callable[[str], list[int]]:
-    """Byte-level BPE as the GPT-2 paper has it, from vocab.json and merges.txt: no other file of the folder counts."""
+    """Byte-level BPE as in the GPT-2 paper, from vocab.json and merges.txt alone."""
     vocab = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
     ranks = {tuple(line.split()): n for n, line in enumerate(lines) if not line.startswith("#version")}
@@ -76,7 +77,7 @@ def encode_by_hand(folder: Path) -> Callable[[str], list[int]]:
 
 
 def test_fast_slow_and_by_hand_agree(tiny_tokenizer: Path, tiny_documents: list[Document]):
-    """The settings that fast and slow both read from the folder, a space before the first word say, count for none."""
+    """No setting in the folder, such as a space before the first word, changes ids; both tokenizers would read it."""
     from transformers import AutoTokenizer, GPT2Tokenizer
 
     fast = AutoTokenizer.from_pretrained(tiny_tokenizer)
@@ -88,7 +89,7 @@ def test_fast_slow_and_by_hand_agree(tiny_tokenizer: Path, tiny_documents: list[
     for text in [*texts, "don't I'VE 3.5mg", " leads", "trails ", "a  b\n\n c\t", "日本語 naïve"]:
         ids = of_documents.encode(text).ids
         assert ids == by_hand(text)
-        if "<|endoftext|>" not in text:  # which is the special token to transformers
+        if "<|endoftext|>" not in text:  # transformers encodes it as the special token
             assert fast.encode(text) == slow.encode(text) == ids
         else:
             assert fast.encode(text) == slow.encode(text) != ids
@@ -106,7 +107,7 @@ def test_every_text_comes_back(tiny_tokenizer: Path, tiny_documents: list[Docume
 def test_only_abstracts_of_train_are_read(
     tmp_path: Path, tiny_tokenizer: Path, tiny_documents: list[Document], make_corpus: MakeCorpus
 ):
-    """Other words in the articles and in val leave the vocabulary as it is; in the train abstracts they change it."""
+    """Other words in articles and in val do not change the vocabulary; other words in train abstracts do."""
 
     def vocabulary(changed: Callable[[Document], bool], name: str) -> bytes:
         documents = [replace(d, text=f"{'quokka wombat ' * 50}{d.id}") if changed(d) else d for d in tiny_documents]
@@ -120,7 +121,7 @@ def test_only_abstracts_of_train_are_read(
 
 
 def test_threads_do_not_matter(tmp_path: Path, tiny_corpus: Path, tiny_tokenizer: Path, folder_bytes: FolderBytes):
-    """One, and as many as there are processors, with which the tiny one was made; where that is one, two."""
+    """One thread gives the same bytes as one thread per processor (on a machine with one processor: two threads)."""
     root, out = Path(tokenizer.__file__).parents[1], tmp_path / "tokenizer"
     command = [sys.executable, "-m", "data_prep.tokenizer", "--corpus", str(tiny_corpus), "--out", str(out)]
     environment = {**os.environ, "RAYON_NUM_THREADS": "2" if os.cpu_count() == 1 else "1"}
@@ -182,14 +183,14 @@ def test_bad_input(tmp_path: Path, tiny_corpus: Path, tiny_documents: list[Docum
 def test_the_amount_of_text_decides_how_many_entries_there_are():
     sizes = [vocab_size_for(size) for size in range(0, 20_000_000, 9_973)]
     assert sizes == sorted(sizes) and sizes[0] == 512 and {size % 32 for size in sizes} == {0}
-    assert sizes[-1] == vocab_size_for(43_847_418) == 28_896  # of the sample, as smoke-cpu.yaml has it
+    assert sizes[-1] == vocab_size_for(43_847_418) == 28_896  # of the sample, as in smoke-cpu.yaml
     assert vocab_size_for(800_000) == 1984
 
 
 def test_text_with_few_words_gives_what_it_holds_unless_a_number_was_asked_for(
     tmp_path: Path, tiny_corpus: Path, capsys: pytest.CaptureFixture[str]
 ):
-    """Of 0.1 MB in a language of 60 words."""
+    """Text of 0.1 MB with a vocabulary of 60 words."""
     out = tmp_path / "tokenizer"
     made = build_tokenizer(tiny_corpus, out)["tokenizer"]
     assert made == json.loads((out / "manifest.json").read_text())["tokenizer"]

@@ -1,4 +1,4 @@
-"""One bit of weights or moments that is not what was saved is found, and honest loads raise no alarm."""
+"""If one bit of a weight or moment differs from what was saved, it is detected; correct loads raise no alarm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATES, FLIPS_EACH = 10, 10
 
 
 def new_state(draw: random.Random, steps: int, dtype: torch.dtype = torch.float32) -> Any:
-    """A model that was trained for some steps, with a layer that is frozen, as the Trainer's state."""
+    """A model after some training steps, with one frozen layer, as the state of the Trainer."""
     torch.manual_seed(draw.randrange(2**31))
     model = nn.Sequential(nn.Embedding(11, 5), nn.Linear(5, 7), nn.LayerNorm(7), nn.Linear(7, 3, bias=False)).to(dtype)
     model[3].weight.requires_grad_(False)
@@ -39,7 +39,7 @@ def saved(state: Any) -> tuple[io.BytesIO, dict[str, int]]:
 
 
 def loaded(file: io.BytesIO, dtype: torch.dtype = torch.float32) -> Any:
-    """Into another model, by the names that wrappers give."""
+    """Load into another model, by the names that wrappers give to parameters."""
     state = new_state(random.Random(0), 0, dtype)
     content = torch.load(io.BytesIO(file.getvalue()), weights_only=True)
     state.model.load_state_dict(content["model"])
@@ -62,14 +62,14 @@ def flip(tensor: torch.Tensor, draw: random.Random) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_flipped_bit_is_found(dtype: torch.dtype) -> None:
-    draw, found = random.Random(1), 0
+    draw, detected = random.Random(1), 0
     for _ in range(STATES):
         file, sums = saved(new_state(draw, draw.randint(1, 3), dtype))
         for _ in range(FLIPS_EACH):
             state = loaded(file, dtype)
             flip(draw.choice(tensors_of(state)), draw)
-            found += len(differing(own_parts(state, None), sums, state.device)) == 1
-    assert found == STATES * FLIPS_EACH
+            detected += len(differing(own_parts(state, None), sums, state.device)) == 1
+    assert detected == STATES * FLIPS_EACH
 
 
 @pytest.mark.parametrize("loads", [20, pytest.param(300, marks=pytest.mark.chaos)])

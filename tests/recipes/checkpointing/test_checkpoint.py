@@ -1,4 +1,4 @@
-"""A checkpoint is whole or does not count, and the newest that is whole is found."""
+"""A checkpoint counts only if it is whole, and the newest whole one is found."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_damaged_one_is_named_left_and_passed_over(folder: Path, name: str, da
     newest, faults = checkpoint.newest_intact(folder)
     assert newest == folder / "ep0-ba20"
     if (damage, name) == ("missing", "manifest.json"):
-        assert faults == []  # it never got one: a save that was killed
+        assert faults == []  # a save that was killed never got a manifest
     else:
         assert len(faults) == 1 and str(path) in faults[0]
     assert (folder / "ep0-ba100").is_dir()

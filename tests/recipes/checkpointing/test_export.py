@@ -1,4 +1,4 @@
-"""What is exported is what was trained, in any transformers, and it talks."""
+"""An export computes the same as the trained model, in any version of transformers, and generates text."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def exported(finished_run: Path) -> Path:
 
 @pytest.fixture
 def original_style(tiny_tokenizer: Path, tmp_path: Path) -> Path:
-    """A folder as BioMedLM was published: flag on, no cache, pytorch_model.bin."""
+    """A folder like the published BioMedLM: with the flag for layer scaling, no cache, pytorch_model.bin."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=600, n_positions=64, n_embd=64, n_layer=6, n_head=4, scale_attn_by_inverse_layer_idx=True,
@@ -69,7 +69,7 @@ def original_style(tiny_tokenizer: Path, tmp_path: Path) -> Path:
 
 
 def test_stock_transformers_computes_the_trained_model(exported: Path, finished_run: Path) -> None:
-    """Against the checkpoint itself, by a path that shares nothing with the export: its weights in HF eager."""
+    """Compare with the checkpoint by an independent path: its weights in transformers' eager attention."""
     checkpoint = torch.load(finished_run / "checkpoints/ep0-ba40/rank0.pt", weights_only=False)  # made above
     cfg = load_config(finished_run / "config.yaml")
     config = GPT2Config(
@@ -114,7 +114,7 @@ def test_the_folder_is_a_release(exported: Path) -> None:
 def test_a_model_of_any_size_is_saved_as_one_file(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers would cut the 2.7B into parts, which evaluate.py, generate.py and finetune.py do not read."""
+    """transformers would divide the 2.7B into parts, which evaluate.py, generate.py and finetune.py do not read."""
     cut_bytes: list[int] = []
     real = modeling_utils.split_torch_state_dict_into_shards
 
@@ -165,7 +165,9 @@ def test_an_original_style_folder_is_repaired(original_style: Path, tmp_path: Pa
         stock = (
             without_layer_scaling(AutoModelForCausalLM.from_pretrained(original_style)).eval()(input_ids=tokens).logits
         )
-        assert (stock - expected).abs().max() > 1e-2 * expected.abs().max(), "the trap is there"
+        assert (stock - expected).abs().max() > 1e-2 * expected.abs().max(), (
+            "transformers' fast attention leaves out the scale"
+        )
         export.main(["--checkpoint", str(original_style), "--out", str(tmp_path / "fixed")])
         fixed = AutoModelForCausalLM.from_pretrained(tmp_path / "fixed").eval()
         assert (fixed(input_ids=tokens).logits - expected).abs().max() <= 1e-5 * expected.abs().max()
@@ -251,7 +253,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
     (sharded / ".metadata").write_bytes(pickle.dumps(Payload(target)))
     with pytest.raises(BadInput, match="would run code"):
         load_model_weights(sharded, torch.nn.Linear(2, 2))
-    # An index that declares a weight as bytes: what is read as bytes is unpickled.
+    # An index that declares a weight as bytes, which would be unpickled.
     save(
         {"state": {"model": {"model.weight": Payload(target), "model.bias": Payload(target)}}},
         checkpoint_id=str(tmp_path / "ep0-ba11"),
@@ -265,7 +267,7 @@ def test_a_checkpoint_that_would_run_code_is_refused(finished_run: Path, tmp_pat
 
 @pytest.mark.skipif(sys.platform != "linux", reason="run on Linux: it reads /proc")
 def test_reading_a_checkpoint_holds_the_model_once(tmp_path: Path) -> None:
-    """Not beside it the mapped pages of all that was read: 100 MB of weights here."""
+    """The mapped pages of the file do not stay in memory beside the model of 100 MB."""
     model = torch.nn.Sequential(*(torch.nn.Linear(1024, 1024, bias=False) for _ in range(24)))
     torch.save({"state": {"model": model.state_dict()}}, tmp_path / checkpoints.MONOLITH)
 
@@ -273,8 +275,8 @@ def test_reading_a_checkpoint_holds_the_model_once(tmp_path: Path) -> None:
         text = Path("/proc/self/status").read_text()
         return next(int(line.split()[1]) / 1e3 for line in text.splitlines() if line.startswith(f"{key}:"))
 
-    load_model_weights(tmp_path, model, prefix="")  # what is imported late is imported now
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak
+    load_model_weights(tmp_path, model, prefix="")  # import all modules that are imported late
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before_mb = status_mb("VmRSS")
     load_model_weights(tmp_path, model, prefix="")
     assert status_mb("VmHWM") - before_mb < 40

@@ -1,4 +1,4 @@
-"""A resumed run proves itself by its first batch: honest ones raise no alarm, and what is not the run is found."""
+"""A resumed run checks itself by its first batch: correct resumes raise no alarm, and any deviation is found."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict
 from project import ROOT
-from recipes.checkpointing import computed_with as told
+from recipes.checkpointing import computed_with
 from recipes.checkpointing.checkpoint import complete_checkpoints, remove
 from recipes.checkpointing.computed_with import tolerance
 from recipes.checkpointing.recorded_losses import FINGERPRINT, recorded_after
@@ -26,7 +26,7 @@ from recipes.dataloading.token_dataset import TokenShards
 from recipes.runs.reading import TRAIN_LOSS, read_run
 from recipes.training import pretraining, trainer
 
-SAVED, END = 3, 5  # batches
+SAVED, END = 3, 5  # numbers of batches
 DROPOUT = ["model.attn_pdrop=0.1", "model.resid_pdrop=0.1", "model.embd_pdrop=0.1"]
 NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
 Go = Callable[..., None]
@@ -34,16 +34,16 @@ Go = Callable[..., None]
 
 @pytest.fixture(scope="module", autouse=True)
 def same_code() -> Iterator[None]:
-    """Who edits the code while the tests run changes the commit, which a start goes by."""
-    found = told.software()
+    """Fix the commit, because a start compares it, and somebody may edit the code while the tests run."""
+    software = computed_with.software()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(told, "software", lambda: found)
+        patch.setattr(computed_with, "software", lambda: software)
         yield
 
 
 @pytest.fixture(scope="module")
 def go(tiny_shards: Path, tiny_tokenizer: Path) -> Go:
-    """`go(folder, "key=value", …)`: a run of five batches, of two microbatches each."""
+    """`go(folder, "key=value", …)`: a run of five batches with two microbatches each."""
     settings = [
         f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", "data.seq_len=64", "data.num_workers=0",
         "model.vocab_size=600", "model.n_positions=64", "model.n_embd=16", "model.n_layer=2", "model.n_head=2",
@@ -61,7 +61,7 @@ def go(tiny_shards: Path, tiny_tokenizer: Path) -> Go:
 
 @pytest.fixture(scope="module")
 def whole(go: Go, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run with dropout that nothing happens to."""
+    """The undisturbed run with dropout."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     go(folder)
     return folder
@@ -75,7 +75,7 @@ def whole_without_dropout(go: Go, tmp_path_factory: pytest.TempPathFactory) -> P
 
 
 def stopped(whole: Path, folder: Path, recorded: bool = True) -> Path:
-    """A copy of a run as a kill leaves it, or as a run leaves it that was told to stop at its checkpoint."""
+    """A copy of a run in the state after a kill, or (`recorded=False`) after a stop at its checkpoint."""
     shutil.copytree(whole, folder)
     remove(complete_checkpoints(folder / "checkpoints")[-1])
     record = json.loads((folder / "run.json").read_text())
@@ -94,16 +94,16 @@ def losses(folder: Path) -> dict[int, float]:
 def test_honest_resumes_raise_no_alarm(
     starts: int, go: Go, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """And the run is the uninterrupted one: what is computed twice leaves no trace."""
+    """The resumed run equals the uninterrupted one: computing a batch twice leaves no trace."""
     for number in range(starts):
         folder = stopped(whole, tmp_path / "run", recorded=number % 2 == 0)
         go(folder)
         assert losses(folder) == losses(whole)
         shutil.rmtree(folder)
-    said = capsys.readouterr().out
-    assert said.count("batch 4 computed twice has the same loss and gradient, bit for bit") == starts
-    assert said.count("a fixed batch has the loss that it had when it was saved;") == starts
-    assert len(re.findall("its loss is that of metrics.jsonl$", said, re.MULTILINE)) == starts / 2
+    output = capsys.readouterr().out
+    assert output.count("batch 4 computed twice has the same loss and gradient, bit for bit") == starts
+    assert output.count("a fixed batch has the loss that it had when it was saved;") == starts
+    assert len(re.findall("its loss is that of metrics.jsonl$", output, re.MULTILINE)) == starts / 2
 
 
 def flip(tensor: torch.Tensor, draw: random.Random) -> None:
@@ -116,39 +116,39 @@ def flip(tensor: torch.Tensor, draw: random.Random) -> None:
 def test_one_flipped_bit_is_found(
     flips: int, go: Go, whole: Path, tiny_shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of a weight or a moment once it is loaded, or of a shard's cache; before anything is saved."""
-    draw, found, check_loaded = random.Random(7), 0, trainer.check_loaded
+    """One bit of a loaded weight or moment, or of a cached shard, is flipped; the run stops before it saves."""
+    draw, detected, check_loaded = random.Random(7), 0, trainer.check_loaded
     shards = shutil.copytree(tiny_shards, tmp_path / "shards")
-    for packed in shards.glob("*/*.mds.zstd"):  # else the damaged file is made anew from it
+    for packed in shards.glob("*/*.mds.zstd"):  # otherwise the damaged file is unpacked again from it
         packed.unlink()
     files: list[Path] = sorted(shards.glob("train/*.mds"))
     assert files
     for number in range(flips):
         folder = stopped(whole, tmp_path / "run", recorded=number % 2 == 0)
-        what = ("weight", "moment", "shard")[number % 3]
+        target = ("weight", "moment", "shard")[number % 3]
 
-        def flipped(state: Any, *more: Any, what: str = what) -> None:
-            if what != "shard":
+        def flipped(state: Any, *more: Any, target: str = target) -> None:
+            if target != "shard":
                 parameter = draw.choice(list(state.model.parameters()))
                 moments = state.optimizers[0].state[parameter]
-                flip(parameter if what == "weight" else moments[draw.choice(("exp_avg", "exp_avg_sq"))], draw)
+                flip(parameter if target == "weight" else moments[draw.choice(("exp_avg", "exp_avg_sq"))], draw)
             check_loaded(state, *more)
 
         monkeypatch.setattr(trainer, "check_loaded", flipped)
         content = b""
-        if what == "shard":
+        if target == "shard":
             content, at = files[0].read_bytes(), draw.randrange(files[0].stat().st_size)
             files[0].write_bytes(content[:at] + bytes([content[at] ^ 1 << draw.randrange(8)]) + content[at + 1 :])
         saved = (folder / "checkpoints/ep0-ba3/manifest.json").read_bytes()
         with pytest.raises(BadInput, match=r"not on the device what was saved|cannot be read as it was written"):
             go(folder, f"data.shards={shards}")
-        found += 1
+        detected += 1
         assert [path.name for path in (folder / "checkpoints").iterdir()] == ["ep0-ba3"]
         assert (folder / "checkpoints/ep0-ba3/manifest.json").read_bytes() == saved
         if content:
             files[0].write_bytes(content)
         shutil.rmtree(folder)
-    assert found == flips
+    assert detected == flips
 
 
 def no_random_state(patch: pytest.MonkeyPatch) -> None:
@@ -175,7 +175,7 @@ def once_loaded(patch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> Non
 
 
 def another_kernel(patch: pytest.MonkeyPatch) -> None:
-    """Of layer norm, after all that looks at settings."""
+    """Change the kernel of layer norm, after all code that checks settings."""
 
     def change(state: Any) -> None:
         for module in state.model.modules():
@@ -186,7 +186,7 @@ def another_kernel(patch: pytest.MonkeyPatch) -> None:
 
 
 def moments_of_others(patch: pytest.MonkeyPatch) -> None:
-    """Two layers' moments change places."""
+    """Swap the moments of two layers."""
 
     def change(state: Any) -> None:
         one, other = (block.mlp.c_fc.weight for block in state.model.model.transformer.h)
@@ -197,7 +197,7 @@ def moments_of_others(patch: pytest.MonkeyPatch) -> None:
 
 
 def a_processor_that_errs(patch: pytest.MonkeyPatch) -> None:
-    """Once, in the last bit of one number of the first backward pass."""
+    """Flip the last bit of one number in the first backward pass, once."""
     original, left = torch.Tensor.backward, [1]
 
     def backward(self: torch.Tensor, *more: Any, **others: Any) -> None:
@@ -211,10 +211,12 @@ def a_processor_that_errs(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(torch.Tensor, "backward", backward)
 
 
-def two_losses(said: str) -> None:
+def two_losses(message: str) -> None:
     """An alarm names its batch or checkpoint, both losses, and the way out."""
-    assert re.search(r"ep0-ba3", said) and "resume.replay=false" in said and "Nothing was saved" in said
-    assert len(set(re.findall(r"\d\.\d{5,}", said))) >= 2 or "fingerprint" in said or "gradients differ" in said, said
+    assert re.search(r"ep0-ba3", message) and "resume.replay=false" in message and "Nothing was saved" in message
+    assert (
+        len(set(re.findall(r"\d\.\d{5,}", message))) >= 2 or "fingerprint" in message or "gradients differ" in message
+    ), message
 
 
 @pytest.mark.parametrize(
@@ -239,7 +241,7 @@ def test_what_sums_of_bits_cannot_tell_is_found(
     two_losses(str(error.value))
     assert [path.name for path in (folder / "checkpoints").iterdir()] == ["ep0-ba3"]
     go(folder)
-    assert losses(folder) == losses(whole), "the same command, on a machine that is well"
+    assert losses(folder) == losses(whole), "the same command succeeds without the fault"
 
 
 def change_lines(folder: Path, change: Callable[[JsonDict], None]) -> None:
@@ -250,7 +252,7 @@ def change_lines(folder: Path, change: Callable[[JsonDict], None]) -> None:
 
 
 def test_a_library_that_computes_something_else_is_named(go: Go, whole: Path, tmp_path: Path) -> None:
-    """Within rounding it is not; and the way out is a way out."""
+    """A difference within rounding raises no alarm, and `resume.replay=false` does continue the run."""
     folder = stopped(whole, tmp_path / "run")
     shutil.copytree(folder, tmp_path / "near")
 
@@ -270,7 +272,7 @@ def test_a_library_that_computes_something_else_is_named(go: Go, whole: Path, tm
     assert losses(folder) == losses(tmp_path / "near") == losses(whole)
 
 
-# Without dropout, all but what decides the loss is compared; with it, what draws the same masks.
+# Without dropout, losses are compared unless a setting decides the loss; with it, unless a setting changes the masks.
 @pytest.mark.parametrize(
     ("masks", "change", "allow", "compared"),
     [
@@ -289,15 +291,15 @@ def test_changes_that_are_allowed_raise_no_alarm(
 ) -> None:  # fmt: skip
     folder = stopped(whole if masks == DROPOUT else whole_without_dropout, tmp_path / "run")
     go(folder, *masks, change, f"resume.allow=[{allow}]")
-    said = capsys.readouterr().out
-    assert "batch 4 computed twice has the same loss and gradient, bit for bit" in said
-    assert ("its loss is that of metrics.jsonl" in said) == compared, said
+    output = capsys.readouterr().out
+    assert "batch 4 computed twice has the same loss and gradient, bit for bit" in output
+    assert ("its loss is that of metrics.jsonl" in output) == compared, output
 
 
 def test_after_an_allowed_change_its_own_losses_are_compared(
     go: Go, whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Killed again before the next checkpoint: the lines of the changed run are the newest."""
+    """After a second kill before the next checkpoint, the newest lines are those of the changed run."""
     changed = ["model.resid_pdrop=0.5", "resume.allow=[model.resid_pdrop]"]
     once = stopped(whole, tmp_path / "once")
     go(once, *changed)
@@ -305,7 +307,7 @@ def test_after_an_allowed_change_its_own_losses_are_compared(
     assert re.search("its loss is that of metrics.jsonl$", capsys.readouterr().out, re.MULTILINE)
 
 
-WITH = {**dict.fromkeys(told.DECIDES_MASKS, 1), "x": 1}
+WITH = {**dict.fromkeys(computed_with.DECIDES_MASKS, 1), "x": 1}
 NOW = {"forward": "f", "step": "s", "dropout": True, "repeats": True, "tolerance": 1e-4, "with": WITH}
 START = {"event": "start", "batch": 0, "rewinds": 0, "computed_with": NOW}
 
@@ -315,26 +317,27 @@ def line(batch: int, loss: float, fingerprint: int = 1) -> JsonDict:
 
 
 @pytest.mark.parametrize(
-    ("lines", "rewinds", "found"),
+    ("lines", "rewinds", "losses"),
     [
         ([START, line(8, 1), line(9, 2), line(10, 3), line(11, 4)], 0, {9: 2, 10: 3}),
         ([START, line(8, 1), line(9, 2), {**START, "batch": 8}, line(9, 2.5)], 0, {9: 2.5}),  # killed twice
         ([START, line(8, 1), line(9, 2), START, line(8, 1.5)], 0, {}),  # another checkpoint of batch 8
-        ([START, line(8, 1), line(9, 2), START, line(7, 1.5)], 0, {9: 2}),  # the same, the new one was not reached
-        ([START, line(8, 1), line(9, 2)], 1, {}),  # rewound: the next samples are others
+        # The same checkpoint, because the new one was not reached.
+        ([START, line(8, 1), line(9, 2), START, line(7, 1.5)], 0, {9: 2}),
+        ([START, line(8, 1), line(9, 2)], 1, {}),  # rewound, so the next samples differ
         ([START, line(9, 2), {**START, "batch": 8, "rewinds": 1}, line(9, 5)], 1, {9: 5}),
-        ([{"event": "start", "batch": 0}, line(8, 1), line(9, 2)], 0, {}),  # of an earlier version
+        ([{"event": "start", "batch": 0}, line(8, 1), line(9, 2)], 0, {}),  # from an earlier version
         ([START, line(8, 1), {"batch": 8, "metrics/eval/x": 1}, line(9, 2)], 0, {9: 2}),  # an evaluation
     ],
 )
 def test_only_what_the_checkpoint_led_to_is_compared(
-    lines: list[JsonDict], rewinds: int, found: dict[int, float], tmp_path: Path
+    lines: list[JsonDict], rewinds: int, losses: dict[int, float], tmp_path: Path
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
         "".join(f"{json.dumps({k: float(v) if k == TRAIN_LOSS else v for k, v in one.items()})}\n" for one in lines)
     )
-    assert {batch: one.loss for batch, one in recorded_after(path, 8, rewinds).items()} == found
+    assert {batch: one.loss for batch, one in recorded_after(path, 8, rewinds).items()} == losses
 
 
 def test_how_far_losses_may_be_apart() -> None:
@@ -351,5 +354,5 @@ def test_how_far_losses_may_be_apart() -> None:
     assert tolerance(NOW, then("step", "t"), of_step=True) is None
     assert tolerance({**NOW, "repeats": False, "tolerance": 1e-2}, NOW) == 1e-2, "a GPU"
     nan, inf = float("nan"), float("inf")
-    assert told.apart(nan, nan) == told.apart(inf, inf) == 0
-    assert told.apart(nan, 1) == told.apart(1, inf) == inf
+    assert computed_with.apart(nan, nan) == computed_with.apart(inf, inf) == 0
+    assert computed_with.apart(nan, 1) == computed_with.apart(1, inf) == inf

@@ -1,4 +1,4 @@
-"""A release goes to the Hugging Face hub as it is: the head of its card is the hub's, and each number is the run's."""
+"""A release can be uploaded to the Hugging Face hub: its card has valid metadata, and its numbers are the run's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scores(model: Path) -> Path:
-    """Of the model, on questions of MMLU's form."""
+    """Scores of the model on questions in MMLU's format."""
     data, out = model.with_name("tasks"), model.with_name("scores")
     (data / "mmlu/test").mkdir(parents=True)
     (data / "mmlu/test/anatomy_test.csv").write_text("Bone?,a,b,c,d,A\nSkin?,e,f,g,h,C\nHair?,i,j,k,l,B\n")
@@ -46,7 +46,7 @@ def scores(model: Path) -> Path:
 
 
 def again(model: Path, out: Path, *more: object) -> Path:
-    """The same weights with more on the card."""
+    """Export the same weights again, with more statements on the card."""
     if not out.exists():
         shutil.copytree(model, out)
     export.main(["--checkpoint", str(RUN), "--out", str(out), *map(str, more)])
@@ -99,7 +99,7 @@ def test_scores_come_onto_the_card_of_the_model_that_has_them(model: Path, score
     assert (out / "LICENSE").read_text() == "terms"
     before = {path: path.stat().st_mtime_ns for path in out.iterdir()}
     again(model, out, "--scores", scores, "--license-file", text)
-    again(model, out)  # without more, the card that is there is one of these weights
+    again(model, out)  # without options, the existing card is kept, because it describes these weights
     assert {path: path.stat().st_mtime_ns for path in out.iterdir()} == before
 
 
@@ -118,7 +118,7 @@ def test_scores_of_other_weights_are_refused(model: Path, scores: Path, tmp_path
 
 @pytest.mark.parametrize("ranks", [1, 8])
 def test_hours_and_grams_are_those_of_the_runs_own_log(run: Path, ranks: int, tmp_path: Path) -> None:
-    """Up to the checkpoint's batch, what a crash threw away included; the watts and the grid are the user's."""
+    """Hours count up to the checkpoint's batch, with those lost in a crash; the user gives watts and grid emissions."""
     (run / "metrics.jsonl").write_text(
         HOURS.format(1000, ranks) + '{"batch": 9, "tokens": 1, "time_s": 8200}\n'
         + HOURS.format(50_000, ranks).replace('"batch": 0', '"batch": 6')

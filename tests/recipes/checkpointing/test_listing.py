@@ -1,4 +1,4 @@
-"""`report.py RUN --checkpoints` says of each checkpoint what a resume would find."""
+"""`report.py RUN --checkpoints` says for each checkpoint what a resumed run would find."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def listed(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str]:
-    """The lines that are printed, without the last, which says what is next; and the error that it ends with."""
+    """The printed lines, without the last, which names the next command; and the error at the end."""
     error = ""
     try:
         report.main([str(run), "--checkpoints"])
@@ -87,7 +87,7 @@ def test_all_faults_of_a_checkpoint_are_listed(run: Path, capsys: pytest.Capture
 
 
 def test_what_was_not_written_to_its_end_is_passed_over(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """As a kill leaves it: no fault, and nothing to resume from."""
+    """After a kill, a partial checkpoint is not a fault, but nothing can be resumed from it."""
     (run / WHERE / "ep0-ba100/manifest.json").unlink()
     (run / WHERE / "ep0-ba120.partial").mkdir()
     lines, error = listed(run, capsys)

@@ -1,6 +1,6 @@
-"""Run folders with anything wrong in a record, a manifest or a checkpoint: resumed, reported and exported, or refused.
+"""Run folders with any fault in a record, manifest or checkpoint are resumed, reported and exported, or refused.
 
-Hashes may say that all is as it was written: what they vouch for may have been wrong from the start.
+The hashes may match, because the content may have been wrong when they were computed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from recipes.training import pretraining
 
 NEWEST = "checkpoints/ep0-ba4"
 RECORDS = ("run.json", "metrics.jsonl", "config.yaml", "skipped.jsonl", "texts.jsonl")
-# What reads a run -> its command, and the files of it that have something wrong.
+# Reader of a run -> its command, and the files that get a fault.
 READERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "resume": ((), (*RECORDS[:4], f"{NEWEST}/manifest.json", f"{NEWEST}/{MONOLITH}")),
     "export": (
@@ -62,7 +62,7 @@ def settings(tiny_shards: Path, tiny_tokenizer: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def honest(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """A run that was killed after batch 5, with one spike behind it, and the same with a sharded checkpoint."""
+    """Files of a run that was killed after batch 5 and had one spike, and of the same run with a sharded checkpoint."""
     folder = tmp_path_factory.mktemp("honest")
     run, sharded = folder / "run", folder / "sharded"
     pretraining.train(load_config(ROOT / "yamls/smoke-cpu.yaml", [*settings, f"run_dir={run}"]))
@@ -94,7 +94,7 @@ def resume(settings: list[str]) -> tuple[str, str]:
 
 
 def vouched_for(files: dict[str, bytes], folder: str) -> None:
-    """Have the manifest of a checkpoint say of its files what they are now."""
+    """Update the manifest of a checkpoint to its files as they are now."""
     name = f"{folder}/manifest.json"
     try:
         manifest = json.loads(files[name])
@@ -103,7 +103,7 @@ def vouched_for(files: dict[str, bytes], folder: str) -> None:
             output |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
         manifest["seal"] = seal(manifest)
         files[name] = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False).encode() + b"\n"
-    except Exception:  # it is no manifest any more
+    except Exception:  # the changed file is no manifest any more
         return
 
 
@@ -118,8 +118,8 @@ def found_in(reader: str, honest: dict[str, bytes], settings: list[str], folder:
         if vouched := draw(st.integers(0, 3)) > 0:
             vouched_for(files, f"{run}/{NEWEST}")
         wrong = problems(command or resume(settings), files, folder / "case", imported=warm.IMPORTED)
-        what = f"{chosen}, {len(files[chosen]):,} bytes, vouched for: {vouched}: {files[chosen][:2000]!r}"
-        return [what, *wrong] if wrong else []
+        case = f"{chosen}, {len(files[chosen]):,} bytes, vouched for: {vouched}: {files[chosen][:2000]!r}"
+        return [case, *wrong] if wrong else []
 
     return find
 
@@ -136,7 +136,7 @@ def test_whatever_is_in_a_run(reader: str, honest: dict[str, bytes], settings: l
 
 
 def without(*path: str) -> Callable[[bytes], bytes]:
-    """The JSON of a file without the key at the end of a path."""
+    """The JSON of a file, without the key at the end of a path."""
 
     def change(content: bytes) -> bytes:
         value = inner = json.loads(content)
@@ -150,8 +150,8 @@ def without(*path: str) -> Callable[[bytes], bytes]:
 
 def resume_reads(folder: Path) -> None:
     manifest = folder / NEWEST / "manifest.json"
-    told = json.loads(manifest.read_bytes())
-    manifest.write_text(json.dumps({**told, "seal": seal(told)}))
+    record = json.loads(manifest.read_bytes())
+    manifest.write_text(json.dumps({**record, "seal": seal(record)}))
     manifest_of(manifest.parent)
     recorded_after(folder / "metrics.jsonl", 4, 1)
 
@@ -161,7 +161,7 @@ def weights_are_read(folder: Path) -> None:
     load_model_weights(folder / NEWEST, model)
 
 
-# What the generator found when it was new: a file, what is wrong with it, what reads it, and what must be said.
+# Faults that the generator found at first: a file, its change, its reader, and the message.
 FOUND: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[Path], object], str]] = {
     "a record that is a text": ("run.json", lambda _: b'"a"', read_run, r"run\.json: it is a text"),
     "a record without data": ("run.json", without("data"), read_run, r"run\.json has no data;"),
@@ -209,7 +209,7 @@ def test_what_was_found_in_a_run(name: str, honest: dict[str, bytes], tmp_path: 
 
 
 def test_a_damaged_part_is_named_in_one_line(honest: dict[str, bytes], tmp_path: Path) -> None:
-    """In the place of what torch says of all ranks, with a traceback of each."""
+    """One line replaces torch's message about all ranks, which has a traceback for each."""
     for path, content in honest.items():
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).write_bytes(content)

@@ -1,4 +1,4 @@
-"""What a released folder says and holds: of the checkpoint that was exported, and for every reader."""
+"""A released folder describes the exported checkpoint, and works with all programs that read it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def card_of(checkpoint: Path, out: Path) -> str:
 
 
 def card_alone(run: Path, batch: int, out: Path) -> str:
-    """As the export writes it, without the model."""
+    """The card that the export writes, without the model."""
     out.mkdir(exist_ok=True)
     facts = {"dtype": "float32", "n_parameters": 1, "n_positions": 32, "tied": True}
     write_model_card(out, run / f"checkpoints/ep0-ba{batch}", run, batch, {"eager": 0.0}, facts)
@@ -63,11 +63,11 @@ def test_a_card_speaks_of_its_checkpoint(run: Path, tmp_path: Path) -> None:
         card = card_of(run / f"checkpoints/ep0-ba{batch}", tmp_path / "out")
         assert f"| validation | {loss:.4f} nats per token" in card and f"at batch {batch} |" in card
         assert f"| seen | {batch * 128:,} tokens = " in card and f"in {batch} of 12 batches of 128 tokens" in card
-    # not evaluated at this batch: no loss, rather than another batch's
+    # not evaluated at this batch: the card has no loss, rather than that of another batch
     change_lines(run / "metrics.jsonl", lambda lines: [line for line in lines if line["batch"] != 6])
     assert "| validation |" not in card_alone(run, 6, tmp_path / "out")
     assert "| validation |" in card_alone(run, 12, tmp_path / "out")
-    # evaluated twice: what a crash threw away is not this checkpoint's
+    # evaluated twice: a loss that a crash discarded does not belong to this checkpoint
     again = {"batch": 4, "tokens": 512, "time_s": 2e9}
     change_lines(run / "metrics.jsonl", lambda lines: [*lines, {"event": "start", **again}])
     assert "| validation |" not in card_alone(run, 12, tmp_path / "out")
@@ -104,7 +104,7 @@ def test_a_metrics_line_that_was_cut_is_read_alike(run: Path, tmp_path: Path) ->
 def test_another_tokenizer_is_another_build(run: Path, tmp_path: Path) -> None:
     out, other = tmp_path / "out", shutil.copytree(run / "tokenizer", tmp_path / "other")
     export.export(run, out)
-    export.main(["--checkpoint", str(run), "--out", str(out), "--tokenizer", str(other)])  # of the same bytes
+    export.main(["--checkpoint", str(run), "--out", str(out), "--tokenizer", str(other)])  # with the same bytes
     content = json.loads((other / "tokenizer.json").read_text())
     content["model"]["merges"].reverse()
     (other / "tokenizer.json").write_text(json.dumps(content))
@@ -127,7 +127,7 @@ def test_another_tokenizer_is_another_build(run: Path, tmp_path: Path) -> None:
 def test_a_configuration_that_was_altered_since_is_refused(
     before: str, after: str, key: str, run: Path, tmp_path: Path
 ) -> None:
-    """Heads, attention's scale and the activation leave no trace in the weights' shapes."""
+    """The shapes of the weights do not show heads, attention scale and activation."""
     config = run / "config.yaml"
     assert before in config.read_text()
     config.write_text(config.read_text().replace(before, after))
@@ -136,7 +136,7 @@ def test_a_configuration_that_was_altered_since_is_refused(
 
 
 def test_a_long_text_is_cut_to_what_the_model_reads(model: Path) -> None:
-    """By stock transformers: with 1024 in every folder, a model of 32 positions ended in an index error."""
+    """In transformers itself: with 1024 in every folder, a model of 32 positions failed with an index error."""
     tokenizer = AutoTokenizer.from_pretrained(model)
     inputs = tokenizer("cytase " * 500, truncation=True, return_tensors="pt")
     assert tokenizer.model_max_length == inputs["input_ids"].shape[1] == 32
@@ -158,7 +158,8 @@ def test_files_get_the_mode_that_the_umask_gives(umask: int, tmp_path: Path) -> 
     try:
         export.export(BEFORE / "run", tmp_path / "model")
         partial = begin(tmp_path / "stage")
-        os.close(os.open(partial / "for-the-owner-alone", os.O_CREAT | os.O_WRONLY, 0o600))  # as tempfile makes files
+        # The permissions of tempfile's files.
+        os.close(os.open(partial / "for-the-owner-alone", os.O_CREAT | os.O_WRONLY, 0o600))
         publish(partial, tmp_path / "stage", {}, {})
     finally:
         os.umask(before)
@@ -169,7 +170,7 @@ def test_files_get_the_mode_that_the_umask_gives(umask: int, tmp_path: Path) -> 
 def test_vocabulary_and_merges_are_there_whatever_transformers_writes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers 5 writes tokenizer.json alone."""
+    """transformers 5 writes only tokenizer.json."""
     monkeypatch.setattr(GPT2TokenizerFast, "save_vocabulary", lambda *_, **__: ())
     export.export(BEFORE / "run", tmp_path / "model")
     fast = AutoTokenizer.from_pretrained(tmp_path / "model")

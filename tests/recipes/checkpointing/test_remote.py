@@ -1,6 +1,6 @@
-"""Checkpoints on an object store: what is there, what is not, and what could not be looked at are told apart.
+"""Checkpoints on an object store: present, missing and unreadable ones are told apart.
 
-moto's server is the store; between it and the client stands a proxy that misbehaves when it is told to.
+The store is moto's server; a proxy between store and client makes faults when a test asks for them.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IDENTITY = {"seed": 17, "optimizer": {"lr": 1e-3}, "schedule": {"batches": 60}}
 SECRET = "do-not-print-this"  # as in conftest.py
 
 Outcome = Callable[[str, str, str], None]
-Proxy = Any  # conftest.py has the class
+Proxy = Any  # defined in conftest.py
 
 
 numbers = count()
@@ -83,7 +83,7 @@ def make_checkpoint(folder: Path, name: str, lr: float = 1e-3) -> Path:
 
 
 def make_run(folder: Path, *names: str) -> Path:
-    """A run folder with such checkpoints, whose metrics end one batch after the last of them."""
+    """A run folder with these checkpoints, whose metrics end one batch after the last of them."""
     for name in names:
         make_checkpoint(folder, name)
     write_json(folder / "run.json", {"identity": IDENTITY, "starts": [], "finished": False})
@@ -94,7 +94,7 @@ def make_run(folder: Path, *names: str) -> Path:
 
 @pytest.fixture
 def run(far: RemoteRun, tmp_path: Path) -> Path:
-    """A run that has three checkpoints, all on the remote, and whose own folder is lost."""
+    """A run whose three checkpoints are all on the remote, and whose own folder is lost."""
     folder = make_run(tmp_path / "first", "ep0-ba8", "ep0-ba16", "ep0-ba24")
     far.upload_run_files(folder)
     for path in checkpoint.complete_checkpoints(folder / "checkpoints"):
@@ -103,7 +103,7 @@ def run(far: RemoteRun, tmp_path: Path) -> Path:
 
 
 def start(folder: Path, far: RemoteRun | None, *more: str) -> str:
-    """The checkpoint that a run in `folder` starts from, empty for none."""
+    """Name of the checkpoint that a run in `folder` starts from; empty for none."""
     cfg = load_config(ROOT / "yamls/smoke-cpu.yaml", ["save_interval=8ba", *more])
     path = find_start(folder, cfg, IDENTITY, far).load_path
     return Path(path).parent.name if path else ""
@@ -122,8 +122,8 @@ def test_a_run_whose_folder_is_lost_goes_on_from_the_remote(
     run: Path, new: Path, far: RemoteRun, folder_bytes: Callable[[Path], dict[str, bytes]]
 ) -> None:
     assert start(new, far) == "ep0-ba24"
-    there, here = folder_bytes(run), folder_bytes(new)
-    assert here == {name: data for name, data in there.items() if "ba16" not in name and "ba8" not in name}
+    original, restored = folder_bytes(run), folder_bytes(new)
+    assert restored == {name: data for name, data in original.items() if "ba16" not in name and "ba8" not in name}
 
 
 def test_the_newest_wins_wherever_it_lies(run: Path, new: Path, far: RemoteRun, capsys: pytest.CaptureFixture) -> None:
@@ -131,12 +131,12 @@ def test_the_newest_wins_wherever_it_lies(run: Path, new: Path, far: RemoteRun, 
     make_checkpoint(new, "ep0-ba32")
     assert start(new, far) == "ep0-ba32"
     shutil.rmtree(new / "checkpoints/ep0-ba32")
-    assert start(new, far) == "ep0-ba24" and "fetching" not in capsys.readouterr().out, "it is here and intact"
+    assert start(new, far) == "ep0-ba24" and "fetching" not in capsys.readouterr().out, "the local checkpoint is intact"
     path = new / "checkpoints/ep0-ba24/rank0.pt"
     path.write_bytes(b"damaged")
     assert start(new, far) == "ep0-ba24" and path.read_bytes() == (run / "checkpoints/ep0-ba24/rank0.pt").read_bytes()
     assert str(path) in capsys.readouterr().out
-    assert (new / "metrics.jsonl").read_text().endswith('{"batch": 25}\n'), "the folder's own are left alone"
+    assert (new / "metrics.jsonl").read_text().endswith('{"batch": 25}\n'), "the metrics in the folder are kept"
 
 
 def test_a_folder_that_was_overtaken_elsewhere_gets_the_records_of_the_run(
@@ -153,7 +153,7 @@ def test_an_empty_prefix_is_a_new_run_and_says_so(
 ) -> None:
     assert start(new, far) == ""
     assert f"no checkpoint at {far.url}: starting anew" in capsys.readouterr().out
-    assert far.contents() == {}, "what tests the permission to write is removed"
+    assert far.contents() == {}, "the file that tests the permission to write is removed"
     assert any(request.startswith("PUT") for request in proxy.requests)
     outcome("remote: empty prefix", "a new run, and said so", "nothing")
 
@@ -208,15 +208,16 @@ def test_a_store_that_does_not_answer_is_named_with_the_seconds(
     proxy.break_it("hang", "GET", path)
     with pytest.raises(Unavailable, match=r"(?s)did not answer within .*nothing was started") as unavailable:
         start(new, far)
-    said = re.search(rf"{proxy.url} did not answer within (\d+) s ", str(unavailable.value))
-    assert said and round(object_store.READ_TIMEOUT_S * object_store.ATTEMPTS) <= int(said[1]) <= patience_s()
+    match = re.search(rf"{proxy.url} did not answer within (\d+) s ", str(unavailable.value))
+    assert match and round(object_store.READ_TIMEOUT_S * object_store.ATTEMPTS) <= int(match[1]) <= patience_s()
     outcome(f"remote: no answer to GET {path}", "exit code 69, the endpoint and the seconds", "nothing")
 
 
 def test_a_store_that_is_not_there_is_named(
     outcome: Outcome, new: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:9")  # streaming's name for it comes first
+    # Streaming's name for the variable has priority.
+    monkeypatch.setenv("S3_ENDPOINT_URL", f"http://user:{SECRET}@127.0.0.1:9")
     with pytest.raises(Unavailable, match=r"no connection to http://127.0.0.1:9, tried for \d s") as caught:
         start(new, RemoteRun("s3://runs/x", "mine"))
     assert SECRET not in str(caught.value)
@@ -281,7 +282,7 @@ def test_a_byte_that_flips_on_the_way_is_seen(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    """Also where the store keeps no checksum that the client would compare."""
+    """A flipped byte is found also if the store keeps no checksum for the client to compare."""
     if not checked_by_client:
         monkeypatch.setenv("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     proxy.break_it("flip", "GET", "ba24/rank0.pt", times=2)
@@ -319,7 +320,7 @@ def test_another_runs_prefix_is_refused_untouched(run: Path, new: Path, far: Rem
 
 @pytest.mark.parametrize("where", ["here", "there"])
 def test_a_checkpoint_of_another_run_is_refused(run: Path, new: Path, far: RemoteRun, where: str) -> None:
-    """Its manifest says so, whatever the run's record says; one from afar before it is fetched."""
+    """The manifest decides, whatever the record of the run says; a remote manifest is checked before the download."""
     make_run(new, "ep0-ba8")
     if where == "here":
         make_checkpoint(new, "ep0-ba32", lr=2e-3)
@@ -346,7 +347,7 @@ def test_checkpoints_that_are_gone_are_not_no_checkpoint(new: Path, far: RemoteR
 
 @pytest.fixture
 def make_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., CheckpointWriter]:
-    """A writer whose checkpoints are small, and `tmp_path/run`."""
+    """A writer with small checkpoints, and the folder `tmp_path/run`."""
 
     def write(state: Any, partial: Path) -> None:
         (partial / "rank0.pt").write_bytes(f"weights of {partial.name}".encode() * 1000)
@@ -379,8 +380,8 @@ def test_the_remote_keeps_what_the_folder_keeps(make_writer: Callable[..., Check
     for batch in (8, 16, 24):
         save(writer, batch)
     writer.wait_for_upload()
-    here = [path.name for path in checkpoint.complete_checkpoints(writer.folder)]
-    assert names_at(far) == dict.fromkeys(here, True) == {"ep0-ba16": True, "ep0-ba24": True}
+    kept = [path.name for path in checkpoint.complete_checkpoints(writer.folder)]
+    assert names_at(far) == dict.fromkeys(kept, True) == {"ep0-ba16": True, "ep0-ba24": True}
 
 
 def test_old_ones_go_only_when_the_new_one_has_arrived(
@@ -408,7 +409,7 @@ def test_a_checkpoint_is_not_removed_while_it_is_uploaded(
     writer = make_writer(far, keep=1)
     proxy.break_it("hang", "PUT", "ba8/rank0.pt", times=1)
     save(writer, 8)
-    assert proxy.held.wait(patience_s()), "the save has returned while the upload is under way"
+    assert proxy.held.wait(patience_s()), "the save has returned while the upload continues"
     saving = threading.Thread(target=save, args=(writer, 16))
     saving.start()
     time.sleep(1)
@@ -452,7 +453,7 @@ def test_an_upload_that_fails_is_a_warning_or_the_end(
 def test_a_finished_run_is_whole_on_the_remote(
     make_writer: Callable[..., CheckpointWriter], far: RemoteRun, proxy: Proxy
 ) -> None:
-    """Also one that was killed after its last save, and whatever `stop_on_error` says."""
+    """This also holds for a run that was killed after its last save, with any value of `stop_on_error`."""
     writer = make_writer(far, stop_on_error=False)
     proxy.break_it("503", "PUT", "rank0.pt", times=4)  # two attempts each in the background and at the end
     save(writer, 80)
@@ -491,7 +492,7 @@ def test_an_upload_that_arrives_short_gets_no_manifest(
 
 
 def test_the_store_gets_checksums(run: Path, far: RemoteRun, monkeypatch: pytest.MonkeyPatch, proxy: Proxy) -> None:
-    """So that it refuses what was altered under way: moto does not compare them."""
+    """Make the store refuse bodies that were altered on the way, because moto does not compare checksums."""
     seen: list[str | None] = []
     handler_class: Any = proxy.RequestHandlerClass
     original = handler_class.forward
@@ -526,12 +527,12 @@ def test_metrics_are_uploaded_in_whole_lines(run: Path, far: RemoteRun) -> None:
     assert far.contents()["metrics.jsonl"] == len('{"batch": 1}\n') and far.contents()["tokenizer/vocab.json"] == 2
 
 
-# Whole runs, in processes of their own
+# Whole runs, in their own processes
 
 
 @pytest.fixture
 def command(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Callable[..., list[str]]:
-    """`command("name", "key=value", …)`: a run of 40 batches with dropout in `tmp_path`, impatient with its remote."""
+    """`command("name", "key=value", …)`: a run of 40 batches in `tmp_path`, with short timeouts for its remote."""
 
     def make(name: str, *more: str, ranks: int = 1, faults: tuple[str, ...] = ()) -> list[str]:
         launcher = [sys.executable]
@@ -559,7 +560,7 @@ def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Losses, samples and final weights, bit for bit, and metrics of every batch."""
+    """Losses, samples and final weights are equal bit for bit, and every batch has metrics."""
     for name in (TRAIN_LOSS, "data/batch_fingerprint"):
         series = [dict(read_run(folder).series[name]) for folder in (one, other)]
         assert series[0] == series[1] and list(series[0]) == list(range(1, 41))
@@ -571,7 +572,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 def test_a_new_machine_goes_on_bit_for_bit(
     outcome: Outcome, command: Callable[..., list[str]], bucket: str, tmp_path: Path
 ) -> None:
-    """Preempted, its folder lost, the same command: as if nothing had happened; and so after its end."""
+    """A preempted run that lost its folder continues as if nothing had happened, and so does a finished one."""
     run_to_end(command("whole"))
     mine = command("mine", f"save_remote=s3://{bucket}/x")
     done = run_to_end([*mine[:3], "SIGTERM:0:19", *mine[3:]], PREEMPTED)
@@ -603,7 +604,7 @@ def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     shutil.rmtree(tmp_path / "mine")
     done = run_to_end(mine)
     assert f"passed over a checkpoint: s3://{bucket}/x/mine/checkpoints/ep0-ba16 is a partial upload" in done.stdout
-    # The metrics travel with the checkpoint, and the training goes on meanwhile.
+    # The metrics are uploaded with the checkpoint, and training continues meanwhile.
     assert re.search(r"ep0-ba8 after the run had got to batch (\d+): \d+ batches are computed again", done.stdout)
     assert read_run(tmp_path / "mine").starts == [0, 8]
     outcome("remote: killed in an upload, folder lost", "named, the one before it used", "8 batches, computed again")
@@ -633,7 +634,7 @@ def test_exit_codes_of_a_remote_that_fails(
     code: int,
     says: str,
 ) -> None:
-    """A run that has checkpoints there, on a new machine."""
+    """A run that has checkpoints on the remote, on a new machine."""
     proxy.break_it(fault, "GET")
     done = run_to_end(command("mine", f"save_remote=s3://{far.bucket}/some/where", ranks=ranks), code)
     assert says in done.stderr and "Traceback" not in done.stderr
@@ -645,12 +646,13 @@ def test_exit_codes_of_a_remote_that_fails(
 def test_a_rewind_outlives_the_run_folder(
     outcome: Outcome, command: Callable[..., list[str]], bucket: str, tmp_path: Path
 ) -> None:
-    """The loss spikes in batches 26 to 28: back to 24. The folder is lost, and the data is left out all the same."""
+    """After a loss spike in batches 26 to 28, the run rewinds to 24. Without its folder, it skips the same data."""
     guard = [f"callbacks.spike_guard.{key}" for key in ("window_batches=10", "patience_batches=3", "min_rise=0.5")]
     noise = "noise:0:26"
     done = run_to_end(command("whole", *guard, faults=(noise,)))
     assert "back to batch 24" in done.stdout
-    mine = [f"save_remote=s3://{bucket}/x", "save_interval=4ba", *guard]  # so that a checkpoint is saved in the spike
+    # So that a checkpoint is saved during the spike.
+    mine = [f"save_remote=s3://{bucket}/x", "save_interval=4ba", *guard]
     done = run_to_end(command("mine", *mine, faults=(noise, "SIGTERM:0:29")), PREEMPTED)
     assert "back to batch 24" in done.stdout
     there = names_at(RemoteRun(f"s3://{bucket}/x", "mine"))
@@ -667,11 +669,11 @@ def test_a_rewind_outlives_the_run_folder(
 def test_two_ranks_agree_on_an_upload_that_fails(
     outcome: Outcome, command: Callable[..., list[str]], bucket: str, proxy: Proxy, tmp_path: Path
 ) -> None:
-    """Reported and tried again; or the end of both, with the same code."""
+    """A failed upload is reported and tried again, or ends both ranks with the same code."""
     mine = command("mine", f"save_remote=s3://{bucket}/x", "on_save_error=continue", ranks=2)
     proxy.break_it("503", "PUT", "ba16/")
     done = run_to_end(mine)
-    assert done.stdout.count("warning: upload to") == 3, "until it needs to be kept no longer"
+    assert done.stdout.count("warning: upload to") == 3, "until it is superseded"
     assert names_at(RemoteRun(f"s3://{bucket}/x", "mine"))["ep0-ba40"]
     stops = command("stops", f"save_remote=s3://{bucket}/y", "on_save_error=stop", ranks=2)
     done = run_to_end(stops, 1)

@@ -1,4 +1,4 @@
-"""Runs that are killed, told to leave, damaged or stuck, in processes of their own; long ones are marked `chaos`."""
+"""Runs that are killed, stopped, damaged or stuck, in their own processes; long ones are marked `chaos`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Outcome = Callable[[str, str, str], None]
 
 @pytest.fixture(scope="module")
 def make_command(tiny_shards: Path, tiny_tokenizer: Path) -> Callable[..., list[str]]:
-    """`make_command(folder, "key=value", …, ranks=2, faults=[…])`: a run in `folder`, 60 batches, 46 an epoch."""
+    """`make_command(folder, "key=value", …, ranks=2, faults=[…])`: a run of 60 batches in `folder`, 46 per epoch."""
 
     def make(folder: Path, *more: str, ranks: int = 1, faults: list[str] | None = None) -> list[str]:
         launcher = [sys.executable]
@@ -64,13 +64,13 @@ def make_command(tiny_shards: Path, tiny_tokenizer: Path) -> Callable[..., list[
 
 @pytest.fixture
 def command(make_command: Callable[..., list[str]], tmp_path: Path) -> Callable[..., list[str]]:
-    """`make_command` with the run's folder in `tmp_path`, by name."""
+    """`make_command` for a run folder in `tmp_path`, given by its name."""
     return lambda name, *more, **options: make_command(tmp_path / name, *more, **options)
 
 
 @pytest.fixture
 def run(command: Callable[..., list[str]]) -> Run:
-    """`run("name", …, code=0)`: run it to its end and compare the exit code."""
+    """`run("name", …, code=0)` runs it to its end and compares the exit code."""
     return lambda name, *more, code=0, **options: run_to_end(command(name, *more, **options), code)
 
 
@@ -82,7 +82,7 @@ def run_to_end(command: list[str], code: int = 0) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def whole(make_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of one rank with dropout that nothing happens to."""
+    """The undisturbed run of one rank with dropout."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     run_to_end(make_command(folder, *DROPOUT))
     return folder
@@ -90,19 +90,19 @@ def whole(make_command: Callable[..., list[str]], tmp_path_factory: pytest.TempP
 
 @pytest.fixture(scope="module")
 def whole_on_two(make_command: Callable[..., list[str]], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run of two ranks with dropout that nothing happens to."""
+    """The undisturbed run of two ranks with dropout."""
     folder = tmp_path_factory.mktemp("two") / "run"
     run_to_end(make_command(folder, *DROPOUT, ranks=2))
     return folder
 
 
 def metric(folder: Path, name: str) -> dict[int, float]:
-    """A metric by batch; of a batch that was run twice, the later one."""
+    """A metric by batch; if a batch was computed twice, the later value."""
     return dict(read_run(folder).series[name])
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    """Losses, samples, final weights and optimizer state, bit for bit."""
+    """Losses, samples, final weights and optimizer state are equal bit for bit."""
     assert metric(one, FINGERPRINT) == metric(other, FINGERPRINT)
     assert metric(one, TRAIN_LOSS) == metric(other, TRAIN_LOSS)
     files = [complete_checkpoints(folder / "checkpoints")[-1] for folder in (one, other)]
@@ -117,7 +117,7 @@ def assert_same_run(one: Path, other: Path) -> None:
 
 
 def tensors(checkpoint: Path, part: str) -> dict[str, bytes]:
-    """The raw bytes of each model and optimizer entry of one rank's file."""
+    """Raw bytes of each model and optimizer entry in the file of one rank."""
     import pickle
 
     index = pickle.loads((checkpoint / ".metadata").read_bytes())  # made by this test
@@ -141,14 +141,14 @@ def assert_equal(one: Any, other: Any) -> None:
 
 
 def kill_at_random_moments(command: list[str], folder: Path, kills: int, seed: int) -> int:
-    """Start the run again and again and SIGKILL it each time, until it has been killed so often; its batches so far."""
+    """Start the run again and again, and send SIGKILL each time, until it was killed so often; its batches so far."""
     draw = random.Random(seed)
     for _ in range(kills):
         process = subprocess.Popen(
             command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
         lines_before = count_lines(folder)
-        # Half of the moments after some batches, half at any time from the start of the process on.
+        # Half of the kills come after some batches, half at any time from the start of the process.
         batches, seconds = draw.randint(1, 12), draw.uniform(0.1, 3.5) * start_s()
         by_batches, deadline_s = draw.random() < 0.5, time.monotonic() + patience_s()
         begin_s = time.monotonic()
@@ -165,7 +165,7 @@ def kill_at_random_moments(command: list[str], folder: Path, kills: int, seed: i
 
 
 def recomputed(folder: Path) -> str:
-    """How many batches were computed more than once."""
+    """The number of batches that were computed more than once."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     batches = [json.loads(line)["batch"] for line in lines if TRAIN_LOSS in line]
     return f"{len(batches) - len(set(batches))} batches, computed again"
@@ -180,7 +180,7 @@ def count_lines(folder: Path) -> int:
 def test_killed_three_times_it_is_the_same_run(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """SIGKILL of the whole process group; dropout on, two loader workers, across an epoch's end."""
+    """SIGKILL of the whole process group, with dropout and two loader workers, across the end of an epoch."""
     settings = [*DROPOUT, "data.num_workers=2"]
     kill_at_random_moments(command("killed", *settings), tmp_path / "killed", kills=3, seed=4)
     run("killed", *settings)
@@ -198,7 +198,7 @@ def test_killed_three_times_it_is_the_same_run(
 def test_preempted_on_two_ranks_it_goes_on_bit_for_bit(
     outcome: Outcome, whole_on_two: Path, run: Run, tmp_path: Path
 ) -> None:
-    """SIGTERM to rank 1 alone, under the launcher: both ranks save and ask to be started again."""
+    """After SIGTERM to rank 1 alone, under the launcher, both ranks save and ask to be started again."""
     done = run("left", *DROPOUT, ranks=2, faults=["SIGTERM:1:13"], code=PREEMPTED)
     assert "preempted after batch 13" in done.stdout
     assert [p.name for p in complete_checkpoints(tmp_path / "left/checkpoints")] == ["ep0-ba8", "ep0-ba13"]
@@ -220,7 +220,7 @@ def test_signals_in_evaluation_saving_and_start_up(
         run("left", *DROPOUT, faults=fault, code=PREEMPTED)
         assert complete_checkpoints(tmp_path / "left/checkpoints")[-1].name == saved
     process = subprocess.Popen(command("left", *DROPOUT), cwd=ROOT, stdout=subprocess.DEVNULL)
-    await_handler(process, signal.SIGTERM)  # then it imports
+    await_handler(process, signal.SIGTERM)  # at this time the process imports its libraries
     process.terminate()
     assert process.wait(patience_s()) == PREEMPTED
     run("left", *DROPOUT)
@@ -231,7 +231,7 @@ def test_signals_in_evaluation_saving_and_start_up(
 
 
 def in_the_foreground() -> None:
-    """In a new process: Ctrl-C counts, which a shell has its background jobs ignore."""
+    """Enable Ctrl-C in a new process, because background jobs of a shell ignore it."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
@@ -246,7 +246,7 @@ def await_output(file: Path, text: str, process: subprocess.Popen[Any]) -> None:
 def test_ctrl_c_saves_and_says_what_to_type(
     outcome: Outcome, run: Run, command: Callable[..., list[str]], tmp_path: Path, ranks: int
 ) -> None:
-    """As a terminal sends it: to launcher, ranks and workers at once; Composer's launcher then sends SIGTERM, too."""
+    """A terminal signals launcher, ranks and workers at once; Composer's launcher then sends SIGTERM, too."""
     log = tmp_path / "log"
     with log.open("w") as file:
         process = subprocess.Popen(
@@ -256,12 +256,12 @@ def test_ctrl_c_saves_and_says_what_to_type(
     await_lines(process, tmp_path / "left", 5)
     os.killpg(process.pid, signal.SIGINT)
     assert process.wait(patience_s()) == INTERRUPTED
-    said = log.read_text()
+    output = log.read_text()
     batch = int(complete_checkpoints(tmp_path / "left/checkpoints")[-1].name.split("ba")[-1])
-    assert f"interrupted after batch {batch}: saved, exit code 130; the same command resumes from here" in said
-    assert "Ctrl-C again leaves at once" in said
-    if ranks == 1:  # of two, Composer's launcher prints where it stood itself
-        assert "Traceback" not in said, said
+    assert f"interrupted after batch {batch}: saved, exit code 130; the same command resumes from here" in output
+    assert "Ctrl-C again leaves at once" in output
+    if ranks == 1:  # with two ranks, Composer's launcher prints its own traceback
+        assert "Traceback" not in output, output
     run("left", "data.num_workers=1", ranks=ranks)
     assert read_run(tmp_path / "left").starts == [0, batch]
     outcome(f"Ctrl-C, {ranks} ranks", "saved, exit code 130", recomputed(tmp_path / "left"))
@@ -303,7 +303,7 @@ def test_a_damaged_checkpoint_is_passed_over(outcome: Outcome, whole: Path, run:
 
 
 def test_one_rank_two_ranks_one_rank(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    """The same samples make up each batch; the losses agree to rounding, which 60 steps amplify."""
+    """Each batch has the same samples; the losses agree to rounding, which 60 steps amplify."""
     run("whole", *NO_DROPOUT)
     run("moved", *NO_DROPOUT, faults=["SIGTERM:0:10"], code=PREEMPTED)
     run("moved", *NO_DROPOUT, ranks=2, faults=["SIGTERM:0:30"], code=PREEMPTED)
@@ -316,7 +316,7 @@ def test_one_rank_two_ranks_one_rank(outcome: Outcome, run: Run, tmp_path: Path)
 
 
 def await_handler(process: subprocess.Popen[Any], number: int) -> None:
-    """Until the process catches that signal."""
+    """Wait until the process handles that signal."""
     deadline_s = time.monotonic() + patience_s()
     while process.poll() is None:
         caught = re.search(r"SigCgt:\s+(\w+)", Path(f"/proc/{process.pid}/status").read_text())
@@ -337,7 +337,7 @@ def await_lines(process: subprocess.Popen[Any], folder: Path, lines: int) -> Non
 def test_ranks_do_not_outlive_their_launcher(
     outcome: Outcome, whole_on_two: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """SIGKILL of the launcher alone: both ranks save and leave."""
+    """After SIGKILL of the launcher alone, both ranks save and leave."""
     launch = command("orphaned", *DROPOUT, "data.num_workers=1", ranks=2)
     launcher = subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     await_lines(launcher, tmp_path / "orphaned", 5)
@@ -347,7 +347,7 @@ def test_ranks_do_not_outlive_their_launcher(
     launcher.wait()
     deadline_s = time.monotonic() + patience_s(3)
     while any(alive(rank) for rank in ranks):
-        assert time.monotonic() < deadline_s, "a rank goes on without its launcher"
+        assert time.monotonic() < deadline_s, "a rank continues without its launcher"
         time.sleep(0.05)
     saved = complete_checkpoints(tmp_path / "orphaned/checkpoints")[-1]
     run("orphaned", *DROPOUT, "data.num_workers=1", ranks=2)
@@ -363,7 +363,7 @@ def test_ranks_do_not_outlive_their_launcher(
 def test_a_signal_to_all_processes_at_once(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """As Slurm's --signal=USR1 reaches a step: the rank, the loaders' workers and Python's helpers."""
+    """Slurm's --signal=USR1 reaches the whole step: the rank, the workers of the loaders and Python's helpers."""
     launch = command("left", *DROPOUT, "data.num_workers=2")
     process = subprocess.Popen(launch, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True)
     await_lines(process, tmp_path / "left", 5)
@@ -379,7 +379,7 @@ def test_a_signal_to_all_processes_at_once(
 def test_a_signal_to_the_launcher_reaches_the_ranks(
     outcome: Outcome, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """As a scheduler stops what it has started; the launcher passes the ranks' exit code on."""
+    """A scheduler stops the launcher, which passes on the exit code of the ranks."""
     launch = command("left", "data.num_workers=1", ranks=2)
     launcher = subprocess.Popen(launch, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     await_lines(launcher, tmp_path / "left", 5)
@@ -403,7 +403,7 @@ def alive(pid: str) -> bool:
 def test_one_process_a_run_folder(
     outcome: Outcome, whole: Path, run: Run, command: Callable[..., list[str]], tmp_path: Path
 ) -> None:
-    """A second start is refused while the first runs, and taken at once when the first was killed, workers or not."""
+    """A second start is refused while the first runs, and accepted at once after a kill, even if workers are left."""
     settings = [*DROPOUT, "data.num_workers=2"]
     first = subprocess.Popen(command("run", *settings, faults=["hang:0:10"]), cwd=ROOT, stdout=subprocess.DEVNULL)
     await_lines(first, tmp_path / "run", 9)
@@ -412,7 +412,7 @@ def test_one_process_a_run_folder(
     done = run("run", *settings, code=2)
     assert f"another process is writing {tmp_path / 'run'} (pid {first.pid} on host" in done.stderr
     assert (tmp_path / "run/run.json").read_bytes() == before
-    for worker in workers:  # one that outlives its rank
+    for worker in workers:  # a worker that outlives its rank
         os.kill(int(worker), signal.SIGSTOP)
     first.kill()
     first.wait()
@@ -464,16 +464,17 @@ SPIKES = [f"callbacks.spike_guard.{key}" for key in ("window_batches=10", "patie
 def test_a_loss_spike_is_rewound_and_its_data_left_out(
     outcome: Outcome, run: Run, tmp_path: Path, tiny_shards: Path, ranks: int
 ) -> None:
-    """Four batches of noise from batch 28 on: back to 24, past batch 30, where the guard was sure."""
+    """Four batches of noise from batch 28 on: at batch 30 the spike is certain, and the run rewinds to batch 24."""
     done = run("spike", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28"])
     assert "warning: loss spike: batches 28 to 30" in done.stdout and "back to batch 24" in done.stdout
     assert read_run(tmp_path / "spike").starts == [0, 24]
     whole = tmp_path / "whole"
     run("whole", *DROPOUT, "callbacks.spike_guard=null", ranks=ranks)
-    expected, found = metric(whole, FINGERPRINT), metric(tmp_path / "spike", FINGERPRINT)
-    assert [found[batch] for batch in range(1, 25)] == [expected[batch] for batch in range(1, 25)]
-    # Of six batches left out, three were noise; the fourth still comes, alone no spike. The epoch ends at 40, not 46.
-    assert [found[batch] for batch in range(25, 55)] == [expected[batch] for batch in range(31, 61)]
+    expected, fingerprints = metric(whole, FINGERPRINT), metric(tmp_path / "spike", FINGERPRINT)
+    assert [fingerprints[batch] for batch in range(1, 25)] == [expected[batch] for batch in range(1, 25)]
+    # Of six skipped batches, three were noise; the fourth noisy one is still read, but alone is no spike. The epoch
+    # ends at 40, not 46.
+    assert [fingerprints[batch] for batch in range(25, 55)] == [expected[batch] for batch in range(31, 61)]
     assert metric(tmp_path / "spike", TRAIN_LOSS)[60] < 5.5
 
     (entry,) = skipped_data.read(tmp_path / "spike")
@@ -489,18 +490,18 @@ def test_a_loss_spike_is_rewound_and_its_data_left_out(
             overlapping.add(record["id"])
     assert documents == overlapping
 
-    # Killed after the rewind, before the next checkpoint: the same run all the same.
+    # A run that is killed after the rewind and before the next checkpoint still becomes the same run.
     run("again", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28", "SIGTERM:0:31"], code=PREEMPTED)
     run("again", *DROPOUT, *SPIKES, ranks=ranks, faults=["noise:0:28"])
     assert_same_run(tmp_path / "spike", tmp_path / "again")
     limits = [metric(tmp_path / name, "guard/loss_limit") for name in ("spike", "again")]
-    assert limits[0] == limits[1] and 32 in limits[0], "what the guard judges by is in the checkpoint"
+    assert limits[0] == limits[1] and 32 in limits[0], "the losses that the guard compares with are in the checkpoint"
     outcome(f"3 batches of a loss spike, {ranks} ranks", "rewound, its data left out and listed", "6 batches of data")
 
 
 @pytest.mark.chaos
 def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    """A spike before the first checkpoint goes back to the beginning; the one after max_rewinds ends the run."""
+    """After a spike before the first checkpoint the run begins again; the spike after max_rewinds ends it."""
     more = [*SPIKES, "save_interval=40ba", "callbacks.spike_guard.max_rewinds=1"]
     done = run("spikes", *more, faults=["noise:0:20", "noise:0:44"], code=BAD_NUMBERS)
     assert "back to batch 0" in done.stdout and "after 1 rewinds" in done.stdout
@@ -513,7 +514,7 @@ def test_a_loss_that_spikes_again_and_again_ends_the_run(outcome: Outcome, run: 
 def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("goes-on", "on_save_error=continue", "max_duration=30ba", faults=["small-disk:0:10"], code=1)
     assert done.stdout.count("was not written") == 2 and "the run continues" in done.stdout
-    assert "ep0-ba30 was not written" in done.stderr, "without its last checkpoint no run is finished"
+    assert "ep0-ba30 was not written" in done.stderr, "a run without its last checkpoint is not finished"
     assert [p.name for p in (tmp_path / "goes-on/checkpoints").iterdir()] == ["ep0-ba8"]
     done = run("stops", "on_save_error=stop", faults=["small-disk:0:10"], code=1)
     assert "the earlier ones are intact" in done.stderr
@@ -525,7 +526,7 @@ def test_a_full_disk_costs_a_checkpoint_or_the_run(outcome: Outcome, run: Run, t
 def test_a_run_whose_folder_vanishes_ends_at_once(outcome: Outcome, run: Run, tmp_path: Path) -> None:
     done = run("gone", faults=["no-folder:0:10"], code=1)
     assert f"No such file or directory: '{tmp_path / 'gone/metrics.jsonl'}'" in done.stderr
-    assert not (tmp_path / "gone").exists(), "nothing that would look like a run"
+    assert not (tmp_path / "gone").exists(), "no folder is left that looks like a run"
     outcome("the run's folder is removed", "exit code 1, the file is named", "the run")
 
 
@@ -547,14 +548,14 @@ def test_a_read_only_folder_is_named(outcome: Outcome, run: Run, small_disk: Cal
 @pytest.mark.chaos
 @pytest.mark.parametrize("fault", ["hang", "no-data"])
 def test_a_stall_ends_the_run_with_stacks(outcome: Outcome, run: Run, tmp_path: Path, fault: str) -> None:
-    """Rank 1 hangs, or its loader delivers nothing; rank 0 waits for it."""
+    """Rank 1 hangs, or its loader delivers nothing, and rank 0 waits for it."""
     stall = f"stall_timeout_s={3 * start_s()}"
     run("stuck", stall, "data.num_workers=1", ranks=2, faults=[f"{fault}:1:6"], code=STALLED)
     for rank in (0, 1):
         text = (tmp_path / f"stuck/stall-rank{rank}.txt").read_text()
         assert "nothing for" in text and "Thread" in text
     where = "inject.py" if fault == "hang" else "dataloader.py"
-    assert where in (tmp_path / "stuck/stall-rank1.txt").read_text(), "where the rank stands that the other waits for"
+    assert where in (tmp_path / "stuck/stall-rank1.txt").read_text(), "the stack of the rank that hangs"
     outcome(f"{fault} on rank 1 of 2", "exit code 4, stacks of both ranks", "batches since the last checkpoint")
 
 
@@ -572,7 +573,7 @@ def change_the_optimizer(run: Run, name: str, *more: str, faults: Sequence[str] 
 
 
 def test_what_must_match_is_compared_and_what_is_allowed_acts(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    """Alike on one rank and on two, whose checkpoint is sharded. Setting by setting: test_settings_on_resume.py."""
+    """The same on one rank and on two, with a sharded checkpoint. test_settings_on_resume.py tests each setting."""
     change_the_optimizer(run, "one")
     change_the_optimizer(run, "two", ranks=2)
     one, two = tmp_path / "one", tmp_path / "two"
@@ -629,7 +630,7 @@ def test_two_ranks_one_rank_two_ranks(outcome: Outcome, run: Run, tmp_path: Path
 
 @pytest.mark.chaos
 def test_callbacks_may_come_and_go(run: Run, tmp_path: Path) -> None:
-    """A sharded checkpoint holds what each callback saved, and torch refuses to load what it does not hold."""
+    """A sharded checkpoint contains the state of each callback, and torch refuses to load a state that is missing."""
     more = "callbacks.runtime_estimator=null", "callbacks.spike_guard=null"
     run("run", *more, ranks=2, faults=["SIGTERM:0:10"], code=PREEMPTED)
     run("run", "callbacks.speed_monitor=null", ranks=2)
@@ -645,7 +646,7 @@ def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, 
     run("moved", *replicated, ranks=4, faults=["SIGTERM:3:20"], code=PREEMPTED)
     parts = (tmp_path / "moved/checkpoints/ep0-ba20").glob("*.distcp")
     written = Counter(int(part.name.split("_")[2]) for part in parts if part.stat().st_size > 0)
-    assert written == {0: FILES_PER_RANK, 1: FILES_PER_RANK}, "one replica is saved"
+    assert written == {0: FILES_PER_RANK, 1: FILES_PER_RANK}, "only one replica is saved"
     run("moved", *settings, ranks=2)
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert read_run(moved).starts == [0, 20]
@@ -656,7 +657,7 @@ def test_replicas_of_shards_are_the_run_of_one_rank(outcome: Outcome, run: Run, 
 
 @pytest.mark.chaos
 def test_fsdp1_is_the_run_of_one_rank_and_of_fsdp2(outcome: Outcome, run: Run, tmp_path: Path) -> None:
-    """Composer's FSDP1 wants a CUDA device and is given the CPU; its checkpoints are FSDP2's."""
+    """Composer's FSDP1 requires a CUDA device, and the test presents the CPU as one; FSDP2 can read its checkpoints."""
     settings = [*NO_DROPOUT, "device_train_microbatch_size=2", "max_duration=30ba"]
     run("whole", *settings)
     first, on_cpu = ["fsdp.version=1", "activation_checkpointing=true"], "fsdp1-on-cpu:0:0"
@@ -672,10 +673,10 @@ def test_fsdp1_is_the_run_of_one_rank_and_of_fsdp2(outcome: Outcome, run: Run, t
 
 @pytest.fixture
 def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[str]:
-    """Overrides that name shards and tokenizer of 28,896 entries, made from 20,000 made-up words, each used twice."""
+    """Overrides for shards and a tokenizer of 28,896 entries, made from 20,000 synthetic words, each used twice."""
     draw = random.Random(17)
     words = ["".join(draw.choices("abcdefghijklmnopqrstuvwxyz", k=9)) for _ in range(20_000)]
-    words += draw.sample(words, len(words))  # in another order: the corpus keeps one of equal texts
+    words += draw.sample(words, len(words))  # in another order, because the corpus keeps only one of equal texts
     documents = [
         Document(f"pmid:{number}", " ".join(words[begin : begin + 100]), ABSTRACTS, None, "2021-03")
         for number, begin in enumerate(range(0, len(words), 100))
@@ -690,7 +691,7 @@ def large_vocabulary(make_corpus: Callable[..., Path], tmp_path: Path) -> list[s
 def test_ranks_that_divide_no_dimension(
     outcome: Outcome, run: Run, large_vocabulary: list[str], tmp_path: Path
 ) -> None:
-    """FSDP2 pads what it cannot cut evenly: 5 divides neither 28,896 nor any other dimension here, 3 not n_embd."""
+    """FSDP2 pads uneven parts: 5 divides neither 28,896 nor any other dimension here, and 3 does not divide n_embd."""
     settings = [
         *NO_DROPOUT, *large_vocabulary, "global_train_batch_size=15", "device_train_microbatch_size=15",
         "model.n_layer=2", "max_duration=28ba", "device_eval_batch_size=2", "eval_subset_num_batches=2",

@@ -1,7 +1,8 @@
-"""Every key of a configuration, changed when a run is resumed, acts, or is refused by name, or moves no number.
+"""Every key of a configuration, if it is changed on resuming, acts, is refused by name, or changes no number.
 
-The keys are those of the schema: a new one fails here until it is classed. That a setting acts is seen in what the run
-computed, never in its plan, config.yaml or run.json. One process, one rank; several ranks are in test_resume.py.
+The keys come from the schema: a new key fails here until it is put into one of these classes. Whether a setting acts is
+seen in the results of the run, never in its plan, config.yaml or run.json. All runs have one process and one rank;
+test_resume.py has several ranks.
 """
 
 from __future__ import annotations
@@ -42,12 +43,12 @@ from recipes.runs.names import RECORD
 from recipes.runs.reading import LR, TRAIN_LOSS, changed_settings, read_run, summary
 from recipes.training import pretraining
 
-SAVED, END = 3, 6  # batches: runs are resumed from the first and end with the second
+SAVED, END = 3, 6  # batches: runs resume from the first and end with the second
 FINGERPRINT = "data/batch_fingerprint"
 
 
 def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
-    """Every key of a schema: sections that may be null, and all leaves."""
+    """Every key of a schema: all leaves, and sections that may be null."""
     for name, hint in hints_of(schema).items():
         if not is_dataclass(hint.type) or hint.nullable:
             yield f"{prefix}{name}"
@@ -58,7 +59,7 @@ def keys_of(schema: Any, prefix: str = "") -> Iterator[str]:
 
 
 Changes = dict[str, Any]  # key -> value
-# Key -> values with which it, and what it needs beside it, is changed; each is refused, and acts where it is allowed.
+# Key -> changes of it and of the keys that it needs; each is refused, and acts if it is allowed.
 ACT_IN_ALL: dict[str, Changes] = {
     "optimizer.lr": {"optimizer.lr": 1e-4},
     "optimizer.betas": {"optimizer.betas": [0.5, 0.6]},
@@ -84,7 +85,7 @@ ACT_IN_FINETUNING: dict[str, Changes] = ACT_IN_ALL | {
     "lora.lora_alpha": {"lora.lora_alpha": 64},
     "lora.lora_dropout": {"lora.lora_dropout": 0.5},
 }
-# Where the fingerprint calls a key otherwise.
+# Names in the fingerprint that differ from the key.
 NAMES = {
     "max_duration": "schedule.batches",
     "gradient_clipping_norm": "optimizer.gradient_clipping_norm",
@@ -93,7 +94,7 @@ NAMES = {
     **{f"scheduler.{key}": f"schedule.{key}" for key in ("name", "t_warmup", "alpha_f", "decay_share")},
 }
 
-# Key -> the value that is refused, and what the refusal says, whatever `resume.allow` names.
+# Key -> a value that is always refused, whatever `resume.allow` names, and the message.
 REFUSED_IN_PRETRAINING: dict[str, tuple[Any, str]] = {
     "seed": (18, r"sample_order\.seed: 17 -> 18 .*cannot change: under another order"),
     "global_train_batch_size": (8, r"batch\.sequences: 4 -> 8 .*cannot change"),
@@ -110,8 +111,9 @@ REFUSED_IN_PRETRAINING: dict[str, tuple[Any, str]] = {
     "model.n_head": (4, r"model\.n_head: 2 -> 4 .*cannot change"),
     "model.initializer_range": (0.1, r"model\.initializer_range: .*weights are drawn when a run begins"),
     "model.activation_function": ("relu", r"model\.activation_function = 'relu'"),
-    "precision": ("amp_bf16", r"precision = 'amp_bf16'"),  # on a CPU; on GPUs it acts where it is allowed
-    "fsdp.data_parallel_replicate_degree": (2, "does not divide 1 ranks"),  # where it divides them, rounding alone
+    "precision": ("amp_bf16", r"precision = 'amp_bf16'"),  # on a CPU; on GPUs it acts if it is allowed
+    # Where it divides the ranks, it only changes rounding.
+    "fsdp.data_parallel_replicate_degree": (2, "does not divide 1 ranks"),
 }
 REFUSED_IN_FINETUNING: dict[str, tuple[Any, str]] = {
     "seed": (18, r"seed: 17 -> 18 .*cannot change"),
@@ -122,11 +124,11 @@ REFUSED_IN_FINETUNING: dict[str, tuple[Any, str]] = {
     "lora.r": (8, r"lora\.r: 4 -> 8 .*cannot change"),
     "precision": ("amp_bf16", r"precision = 'amp_bf16'"),
 }
-# Key -> the value that is refused unless it is allowed; its effect is not seen in this file's runs.
+# Key -> a value that is refused unless it is allowed; it has no effect in the runs of this file.
 REFUSED_UNLESS_ALLOWED: dict[str, tuple[Any, str]] = {
-    "fsdp.mixed_precision": ("PURE", r"mixed_precision: 'DEFAULT' -> 'PURE'"),  # of amp_bf16 on several ranks
+    "fsdp.mixed_precision": ("PURE", r"mixed_precision: 'DEFAULT' -> 'PURE'"),  # applies to amp_bf16 on several ranks
 }
-GENERATION: dict[str, Any] = {  # of texts that are scored after training
+GENERATION: dict[str, Any] = {  # settings of texts that are generated and scored after training
     "generation.num_beams": 1,
     "generation.no_repeat_ngram_size": 2,
     "generation.length_penalty": 1.0,
@@ -135,10 +137,10 @@ GENERATION: dict[str, Any] = {  # of texts that are scored after training
     "generation.top_p": 0.5,
 }
 
-# Key -> another value, with which a resumed run computes the same to the last bit.
+# Key -> another value, with which a resumed run computes the same results bit for bit.
 NO_EFFECT_IN_ALL: Changes = {
     "run_name": "another",
-    "world_size": 2,  # ranks that the plan is printed for
+    "world_size": 2,  # number of ranks for which the plan is printed
     "device_eval_batch_size": 2,
     "connect_timeout_s": 299.0,
     "dist_timeout_s": 1799.0,
@@ -181,7 +183,7 @@ NO_EFFECT_IN_PRETRAINING: Changes = NO_EFFECT_IN_ALL | {
     "callbacks.data_monitor.interval": "1ba",
     "callbacks.generate_samples.prompts": ["cytitis"],
     "callbacks.generate_samples.max_new_tokens": 2,
-    # They decide what is a loss spike, which there is none of here: test_resume.py has some.
+    # They define a loss spike; these runs have none, but those of test_resume.py do.
     "callbacks.spike_guard.window_batches": 50,
     "callbacks.spike_guard.threshold": 9.0,
     "callbacks.spike_guard.min_rise": 0.3,
@@ -189,11 +191,11 @@ NO_EFFECT_IN_PRETRAINING: Changes = NO_EFFECT_IN_ALL | {
     "callbacks.spike_guard.max_rewinds": 2,
 }
 NO_EFFECT_IN_FINETUNING: Changes = NO_EFFECT_IN_ALL | {
-    "preset": "full",  # a file of values; that of another is not read here
+    "preset": "full",  # a preset is a file of values, and another preset is not read here
     "gpu_memory_gb": 1000.0,
     "score_test": False,
 }
-# Sections that are removed, where the values above have changed what is in them.
+# Sections that are removed, after their keys were changed above.
 REMOVED_IN_ALL: Changes = {
     "fsdp": None,
     "callbacks.speed_monitor": None,
@@ -209,14 +211,14 @@ REMOVED_IN_PRETRAINING: Changes = REMOVED_IN_ALL | {
     "callbacks.generate_samples": None,
     "callbacks.spike_guard": None,
 }
-# Key -> another value, with which a resumed run without dropout computes the same but for rounding.
+# Key -> another value, with which a resumed run without dropout computes the same except for rounding.
 ROUNDING_IN_ALL: Changes = {"device_train_microbatch_size": 2}
 ROUNDING_IN_PRETRAINING: Changes = ROUNDING_IN_ALL | {
     "kernels.fused_gelu": True,
     "kernels.loss_chunk_tokens": 32,
     "kernels.sdpa_backend": "math",
 }
-# Key -> why it is not changed here.
+# Key -> reason why it is not changed here.
 ELSEWHERE_IN_ALL = {
     "run_dir": "each of the runs here is resumed in a copy of its folder",
     "device": "rounding alone; it takes a GPU",
@@ -259,14 +261,16 @@ def test_every_key_is_classed() -> None:
         ),
     ):  # fmt: skip
         keys, classed = set(keys_of(schema)), {key for one in classes for key in one}
-        if schema is FinetuneConfig:  # the sections as a whole
+        if schema is FinetuneConfig:  # these sections are classed as a whole
             keys = {key for key in keys if key.rpartition(".")[0] not in refused}
-            classed.add("fsdp.data_parallel_replicate_degree")  # rounding alone
-        assert keys == classed, f"{schema.__name__}: not classed {keys - classed}, no key {classed - keys}"
+            classed.add("fsdp.data_parallel_replicate_degree")  # only rounding
+        assert keys == classed, (
+            f"{schema.__name__}: keys in no class {keys - classed}, entries without a key {classed - keys}"
+        )
 
 
 def change(cfg: Any, changes: Changes) -> Any:
-    """A copy of a configuration with other values, which are checked as those of a user are."""
+    """A copy of a configuration with other values, which are checked like values from a user."""
     made = copy.deepcopy(cfg)
     for key, value in changes.items():
         *sections, last = key.split(".")
@@ -281,7 +285,7 @@ def change(cfg: Any, changes: Changes) -> Any:
 
 
 def stop_at_saved(folder: Path) -> None:
-    """As a crash after the checkpoint of batch SAVED leaves a run folder."""
+    """Put a run folder into the state after a crash that follows the checkpoint of batch SAVED."""
     remove(complete_checkpoints(folder / "checkpoints")[-1])
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "finished": False}))
@@ -290,12 +294,12 @@ def stop_at_saved(folder: Path) -> None:
 
 
 class Runs:
-    """A run that was stopped, resumed again and again in a copy of its folder.
+    """A stopped run, which can be resumed many times, each time in a new copy of its folder.
 
     Args:
         cfg: its configuration.
-        go: trains one.
-        folder: where all are.
+        go: function that trains a configuration.
+        folder: parent folder of the copies.
     """
 
     def __init__(self, cfg: Any, go: Callable[[Any], object], folder: Path) -> None:
@@ -310,7 +314,7 @@ class Runs:
         return change(self.cfg, {"run_dir": str(folder), **(changes or {})})
 
     def resume(self, changes: Changes, allow: tuple[str, ...] = (), finished: bool = False) -> Path:
-        """The folder of the stopped or finished run, resumed with these changes."""
+        """Folder of the stopped or finished run after it was resumed with these changes."""
         self.count += 1
         folder = shutil.copytree(self.whole if finished else self.stopped, self.folder / str(self.count))
         self.go(self.at(folder, {**changes, "resume.allow": list(allow)}))
@@ -322,19 +326,19 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def state(folder: Path) -> dict[str, Any]:
-    """Of the newest checkpoint."""
+    """State in the newest checkpoint."""
     path = complete_checkpoints(folder / "checkpoints")[-1] / "rank0.pt"
     return torch.load(path, weights_only=False)["state"]  # made by this test
 
 
 def group(folder: Path) -> dict[str, Any]:
-    """What the optimizer worked with, by the newest checkpoint."""
+    """Settings of the optimizer in the newest checkpoint."""
     groups = state(folder)["optimizers"]["DecoupledAdamW"]["param_groups"]
     return {key: groups[0][key] for key in ("lr", "initial_lr", "betas", "eps", "weight_decay")}
 
 
 def difference(one: Path, other: Path) -> float:
-    """The largest of the final weights."""
+    """Largest difference of the final weights."""
     ours, theirs = state(one)["model"], state(other)["model"]
     assert ours.keys() == theirs.keys()
     return max((ours[name].double() - theirs[name].double()).abs().max().item() for name in ours)
@@ -349,17 +353,17 @@ def check_refused_then_acts(runs: Runs, key: str, changes: Changes) -> Path:
     with pytest.raises(BadInput, match=rf"(?s)holds another run.*{name_of(key)}: .*resume\.allow=\[.*{name_of(key)}"):
         runs.resume(changes)
     folder = runs.resume(changes, names)
-    assert difference(folder, runs.whole) > 0, "the weights are those of the run without the change"
+    assert difference(folder, runs.whole) > 0, "the weights equal those of the run without the change"
     settings = change(runs.cfg, changes).optimizer
     expected = {"initial_lr": settings.lr, "betas": tuple(settings.betas), "eps": settings.eps}
     expected["weight_decay"] = settings.weight_decay
-    found = group(folder)
-    assert {**{name: found[name] for name in expected}, "betas": tuple(found["betas"])} == expected
+    in_use = group(folder)
+    assert {**{name: in_use[name] for name in expected}, "betas": tuple(in_use["betas"])} == expected
     return folder
 
 
 def check_refused(runs: Runs, key: str, value: Any, says: str) -> None:
-    """Though all that a run's fingerprint holds is allowed."""
+    """The value is refused even if everything in the run's fingerprint is allowed."""
     allow = tuple(json.loads((runs.stopped / "run.json").read_text())["identity"])
     with pytest.raises(BadInput, match=rf"(?s){says}"):
         runs.resume({key: value}, allow)
@@ -367,7 +371,7 @@ def check_refused(runs: Runs, key: str, value: Any, says: str) -> None:
 
 @pytest.fixture(scope="module")
 def pretrained(tiny_shards: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Dropout is on, so that losses show the random state, too; three batches after the checkpoint the rate falls."""
+    """Dropout is on, so that losses show the random state; the learning rate falls in the last three batches."""
     cfg = load_config(
         ROOT / "yamls/smoke-cpu.yaml",
         [
@@ -438,23 +442,23 @@ def test_pretraining_with_a_setting_that_acts_elsewhere(key: str, pretrained: Ru
 
 
 def test_lengthened_after_its_end_a_pretraining_run_trains_on(pretrained: Runs, capsys: pytest.CaptureFixture) -> None:
-    """With the schedule of the new length; and what has no batch left to act on is refused."""
+    """It uses the schedule of the new length, and refuses changes that would affect no remaining batch."""
     folder = pretrained.resume({"max_duration": "8ba"}, ("schedule.batches",), finished=True)
     data, whole = read_run(folder), read_run(pretrained.whole)
     assert data.starts == [0, END] and [batch for batch, _ in data.series[TRAIN_LOSS]] == list(range(1, 9))
-    # Composer steps the schedule before it counts the batch, so the rate after batch n is that of n - 1.
+    # Composer steps the schedule before it counts the batch, so the rate after batch n belongs to batch n - 1.
     lr, end = pretrained.cfg.optimizer.lr, pretrained.cfg.scheduler.alpha_f
     rates = dict(data.series[LR])
     assert [rates[batch] for batch in (7, 8)] == pytest.approx(
         [lr * (end + (1 - end) * left / 4) for left in (8 - 6, 8 - 7)]
     )
-    assert dict(whole.series[TRAIN_LOSS]).items() <= dict(data.series[TRAIN_LOSS]).items(), "what was trained stays"
+    assert dict(whole.series[TRAIN_LOSS]).items() <= dict(data.series[TRAIN_LOSS]).items(), "earlier batches stay"
     assert data.record["finished"] and data.record["plan"]["batches"] == 8
-    told = f"from batch {END}: schedule.batches: {END} -> 8"
-    assert changed_settings(data.record) == [told] and summary(data)["changed on resuming"] == told
+    change = f"from batch {END}: schedule.batches: {END} -> 8"
+    assert changed_settings(data.record) == [change] and summary(data)["changed on resuming"] == change
     facts = {"dtype": "float32", "n_parameters": 1, "n_positions": 64, "tied": True}
     write_model_card(folder, complete_checkpoints(folder / "checkpoints")[-1], folder, 8, {}, facts)
-    assert f"| changed on resuming | {told} |" in (folder / "README.md").read_text()
+    assert f"| changed on resuming | {change} |" in (folder / "README.md").read_text()
     capsys.readouterr()
     again = partial(pretraining.train, pretrained.at(folder, {"max_duration": "8ba"}))
     assert again() is None and "is finished: nothing to do" in capsys.readouterr().out
@@ -504,7 +508,7 @@ def make_base(folder: Path, tokenizer: Path, seed: int) -> Path:
 
 @pytest.fixture(scope="module")
 def tuned(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """LoRA on pairs of texts, longer than seq_len = 12 and shorter than 64."""
+    """LoRA on pairs of texts that are longer than seq_len = 12 and shorter than 64."""
     folder = tmp_path_factory.mktemp("tuned")
     words = ["cyt", "gen", "hep", "lip", "myo", "neu", "ro", "thro"]
     for task in ("mine", "other"):
@@ -531,7 +535,7 @@ def tuned(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 @pytest.fixture
 def not_scored(monkeypatch: pytest.MonkeyPatch) -> None:
-    """For runs that are looked at in their checkpoints."""
+    """Skip export and scoring, for tests that only look at checkpoints."""
     for name in ("export", "score"):
         monkeypatch.setattr(training, name, lambda *arguments: None)
     monkeypatch.setattr("recipes.training.trainer.give_memory_back", lambda: None)
@@ -560,7 +564,7 @@ def test_fine_tuning_with_settings_without_effect(changes: Changes, tuned: Runs,
 def test_fine_tuning_with_settings_that_round_otherwise(
     tuned: Runs, not_scored: None, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    """The dropout of the base model is its configuration's, which acts where it is allowed."""
+    """A changed dropout of the base model is in its configuration, and acts if it is allowed."""
     base = shutil.copytree(tuned.cfg.model, tmp_path / "base")
     settings = json.loads((base / "config.json").read_text())
     without = {"attn_pdrop": 0.0, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
@@ -583,7 +587,7 @@ def test_fine_tuning_with_settings_that_round_otherwise(
 def test_a_fine_tuning_whose_examples_are_encoded_otherwise_is_refused(
     change: str, tuned: Runs, not_scored: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As by a later version of the code, with the same set, tokenizer and settings; a finished run stays as it is."""
+    """A later version of the code may encode the same examples in another way; a finished run is left as it is."""
     encode = Encoder.__call__
 
     def otherwise(encoder: Encoder, example: Any) -> Encoded:
@@ -625,16 +629,16 @@ def test_lengthened_after_its_end_a_fine_tuning_trains_on(tuned: Runs) -> None:
     data = read_run(folder)
     assert [batch for batch, _ in data.series[TRAIN_LOSS]] == list(range(1, 9)) and data.record["finished"]
     weights = [(path / "model/model.safetensors").read_bytes() for path in (folder, tuned.whole)]
-    assert weights[0] != weights[1], "it is exported anew"
+    assert weights[0] != weights[1], "the model is exported again"
     assert json.loads((folder / "scores.json").read_text())["scores"].keys() == {"dev"}
-    assert not (folder / "predictions-test.jsonl").exists(), "it is of the shorter run"
+    assert not (folder / "predictions-test.jsonl").exists(), "the predictions belong to the shorter run"
     for key, value in (("max_duration", "5ba"), ("optimizer.lr", 1e-4)):
         with pytest.raises(BadInput, match=rf"(?s)no batch is left for these.*{name_of(key)}"):
             tuned.resume({key: value}, (name_of(key),), finished=True)
 
 
 def test_a_fine_tuning_killed_before_it_was_scored_may_write_in_another_way(tuned: Runs) -> None:
-    """All batches are trained, and how texts are written has yet to act."""
+    """All batches are trained, but the settings of generation still have to act."""
     folder = shutil.copytree(tuned.whole, tuned.folder / "killed")
     record = json.loads((folder / "run.json").read_text())
     (folder / "run.json").write_text(json.dumps({**record, "finished": False}))

@@ -1,4 +1,4 @@
-"""A configuration that is wrong dies at once, with the key's name and without torch."""
+"""A wrong configuration ends the command at once, with the name of the key and without importing torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGSHIP, SMOKE = ROOT / "yamls/biomedlm-2.7b.yaml", ROOT / "yamls/smoke-cpu.yam
 
 
 def schema_keys(cls: type, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema, sections included."""
+    """Every dotted key of the schema, including sections."""
     keys = []
     for name, annotation in typing.get_type_hints(cls).items():
         keys.append(prefix + name)
@@ -139,7 +139,7 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
 
 
 def test_command_line_refuses_without_torch_or_traceback() -> None:
-    """Exit code 2, one line, and neither torch nor composer imported on the way."""
+    """Exit code 2 and one line, without importing torch or composer."""
     code = (
         "import sys; from recipes import train; from data_prep.common.errors import run\n"
         "def main():\n"
@@ -171,7 +171,7 @@ def test_2022_yaml_differs_where_the_file_did() -> None:
 
 
 def test_every_section_of_callbacks_builds_a_line_of_the_table() -> None:
-    """And every line with a key is in the schema; what Composer's own take, the schema takes."""
+    """Every entry with a key is in the schema, whose keys are arguments of Composer's own callbacks."""
     from callbacks.registry import CALLBACKS
 
     hints = typing.get_type_hints(CallbacksConfig)
@@ -219,7 +219,7 @@ def test_a_plan_that_cannot_be_is_refused(world_size: int, overrides: list[str],
 
 @pytest.mark.parametrize(("batch", "canonical"), [(1024, 16), (96, 1), (96, 6), (240, 4)])
 def test_the_plan_says_where_a_run_can_go_on(batch: int, canonical: int) -> None:
-    """On those numbers of ranks, and no others, streaming makes each batch of the samples that one rank sees in it."""
+    """Exactly on these numbers of ranks, streaming makes each batch from the samples that one rank sees in it."""
     from streaming.base.partition import get_partitions
 
     cfg = load_config(
@@ -233,7 +233,7 @@ def test_the_plan_says_where_a_run_can_go_on(batch: int, canonical: int) -> None
         by_batch = ids.transpose(3, 2, 0, 1, 4).reshape(n_batches, batch)  # workers take turns
         return [set(samples.tolist()) for samples in by_batch[: 5000 // batch]]
 
-    alone, found = batches(1), []
+    alone, same_batches = batches(1), []
     for ranks in [*range(1, 9), *range(16, batch + 1, 8)]:
         try:
             make_plan(cfg, ranks, None)
@@ -242,12 +242,14 @@ def test_the_plan_says_where_a_run_can_go_on(batch: int, canonical: int) -> None
                 continue  # the batch does not split
         try:
             if batches(ranks) == alone:
-                found.append(ranks)
+                same_batches.append(ranks)
         except ValueError as refused:
             assert "must be evenly divisible" in str(refused)
     plan = make_plan(cfg, 1, None)
-    assert plan.rank_counts == found
-    assert f"{found[-2]}, {found[-1]} ranks, with the same samples in each batch" in format_plan(plan, cfg)
+    assert plan.rank_counts == same_batches
+    assert f"{same_batches[-2]}, {same_batches[-1]} ranks, with the same samples in each batch" in format_plan(
+        plan, cfg
+    )
 
 
 @pytest.mark.parametrize(("device", "same"), [("cpu", "bit for bit on 1"), (None, "losses agree to rounding")])
@@ -267,7 +269,7 @@ def test_the_plan_promises_the_same_bits_to_cpus_alone(device, same):
     ],
 )
 def test_what_a_node_sends(overrides: list[str], over_all: float, within_nodes: float) -> None:
-    """Bytes a parameter: gathered in forward and backward, reduced once; in nodes, all-reduced among 16 replicas."""
+    """Bytes per parameter: gathered in forward and backward, reduced once; in HSDP, all-reduced among 16 replicas."""
     cfg = load_config(FLAGSHIP, overrides)
     plan = make_plan(cfg, 128, None)
     sent = [

@@ -1,4 +1,4 @@
-"""docs/configuration.md is the schema's, and `--help` names it."""
+"""docs/configuration.md agrees with the schema, and `--help` names it."""
 
 import pytest
 
@@ -13,7 +13,7 @@ def test_page_is_the_schemas():
 
 @pytest.mark.parametrize("schema", [TrainConfig, FinetuneConfig])
 def test_every_key_is_explained(schema):
-    assert not fields_without_text(schema), "write below the key in recipes/config/schema.py what it does"
+    assert not fields_without_text(schema), "describe the key below it in recipes/config/schema.py"
 
 
 @pytest.mark.parametrize("command", ["train", "finetune"])

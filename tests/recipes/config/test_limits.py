@@ -1,4 +1,4 @@
-"""Every value is what was typed, and every key of the schema says what it may be."""
+"""Every value is read as typed, and every key of the schema has a range."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from recipes.planning.run_plan import make_plan
 SMOKE, FINETUNE = ROOT / "yamls/smoke-cpu.yaml", ROOT / "yamls/finetune/pubmedqa.yaml"
 SCHEMAS = pytest.mark.parametrize("schema", [TrainConfig, FinetuneConfig])
 NO_NUMBERS = ["nan", "inf", "-inf", ".inf", "1e400", "9" * 5000, "fast", "1:30", "2026_11_27", "0x10", "true", "1,5"]
-# What YAML 1.1 takes for numbers, dates and truth values.
+# Texts that YAML 1.1 reads as numbers, dates and truth values.
 AS_TYPED = [
     "2026_11_27",
     "007",
@@ -59,7 +59,7 @@ AS_TYPED = [
 
 
 def leaves(section: type, prefix: str = "") -> Iterator[tuple[str, Hint]]:
-    """Each dotted key that holds a value, with what the schema says of it."""
+    """Each dotted key with a value, and its entry in the schema."""
     for name, hint in hints_of(section).items():
         if isinstance(hint.type, type) and dataclasses.is_dataclass(hint.type):
             yield from leaves(hint.type, f"{prefix}{name}.")
@@ -76,7 +76,7 @@ def load(schema: type, overrides: Sequence[str]) -> RunConfig:
 
 
 def beyond(rule: Rule, draw: random.Random) -> list[str]:
-    """Texts just outside what a rule allows, far outside, and of another kind."""
+    """Values just outside a rule, far outside it, and of another type."""
     if isinstance(rule, Whole):
         near = [n for n in (rule.low - 1, rule.high + 1) if n != rule.also]
         far = [-draw.randint(2, 10**12), rule.high + draw.randint(2, 10**12)]
@@ -120,9 +120,9 @@ def refused(key: str, hint: Hint, draw: random.Random) -> Iterator[str]:
 def test_every_key_says_what_it_may_be(schema: type) -> None:
     """A new field without a rule fails here; only switches need none."""
     for key, hint in leaves(schema):
-        assert (hint.rule is None) == (hint.type is bool), f"{key}: say in recipes/config/schema.py what it may be"
+        assert (hint.rule is None) == (hint.type is bool), f"{key}: state its range in recipes/config/schema.py"
         assert hint.items is None or (hint.items.rule and isinstance(hint.rule, Items)), (
-            f"{key}: and each of its values"
+            f"{key}: state the range of its items"
         )
 
 
@@ -151,8 +151,8 @@ def test_a_value_beyond_is_refused_with_its_key_and_what_is_allowed(schema: type
 def test_the_ends_of_a_range_are_in_it(schema: type) -> None:
     for key, hint in leaves(schema):
         if isinstance(hint.rule, Whole):
-            found = [read_value(key, str(n), schema) for n in (hint.rule.low, hint.rule.high)]
-            assert found == [hint.rule.low, hint.rule.high] and all(type(n) is int for n in found), key
+            values = [read_value(key, str(n), schema) for n in (hint.rule.low, hint.rule.high)]
+            assert values == [hint.rule.low, hint.rule.high] and all(type(n) is int for n in values), key
         elif isinstance(hint.rule, Real):
             ends = [hint.rule.low] * (not hint.rule.above) + [hint.rule.high] * (not hint.rule.below)
             assert [read_value(key, repr(n), schema) for n in ends] == ends, key
@@ -164,7 +164,7 @@ def test_the_ends_of_a_range_are_in_it(schema: type) -> None:
 
 @SCHEMAS
 def test_a_text_is_what_was_typed(schema: type, tmp_path: Path) -> None:
-    """In an override and in a file, plain and in quotes, through the run folder's config.yaml and a sweep's command."""
+    """Texts in overrides and files, plain and quoted, also through a run folder's config.yaml and a sweep's command."""
     texts = [key for key, hint in leaves(schema) if isinstance(hint.rule, Text) and "s3" not in str(hint.rule)]
     assert {"run_name", "run_dir"} < set(texts)
     for key in texts:
@@ -190,9 +190,9 @@ def test_a_text_is_what_was_typed(schema: type, tmp_path: Path) -> None:
 )
 def test_what_a_sweep_writes_on_a_command_line_is_read_back(value: object) -> None:
     key, _, text = write_override("a.b", value).partition("=")
-    found = parse_override(text)
+    value_read = parse_override(text)
     same = value if value is None or isinstance(value, str) else parse_yaml(json.dumps(value))
-    assert (key, found) == ("a.b", same)
+    assert (key, value_read) == ("a.b", same)
 
 
 def test_a_value_from_another_key_is_held_against_the_rule_too() -> None:
@@ -222,7 +222,7 @@ def test_every_yaml_that_is_shipped_passes() -> None:
     for path in sorted((ROOT / "yamls").rglob("*.yaml")):
         place = path.relative_to(ROOT / "yamls").parts
         if place[0] == "cluster":
-            continue  # of schedulers
+            continue  # job files of schedulers
         if place[:2] == ("finetune", "presets"):
             load_finetune_config(FINETUNE, ["model=m", f"preset={path.stem}"])
         elif place == ("finetune", "base.yaml"):
@@ -251,7 +251,7 @@ def test_a_value_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
 
 
 def test_no_value_in_its_range_hangs_or_overflows_the_plan() -> None:
-    """At both ends of each number, the plan and the memory come out, or are refused."""
+    """At both ends of each range, plan and memory are computed or refused."""
     whole = load_config(ROOT / "yamls/biomedlm-2.7b.yaml", ["data.mix.one={shards: old, share: 0.5}"])
     planned = 0
     for key, hint in leaves(TrainConfig):
@@ -267,7 +267,7 @@ def test_no_value_in_its_range_hangs_or_overflows_the_plan() -> None:
                 lambda of, name: of[name] if isinstance(of, dict) else getattr(of, name), sections, cfg
             )
             if holder is None or sections[:1] in (["callbacks"], ["loggers"]):
-                continue  # nothing of the plan hangs on them
+                continue  # the plan does not depend on them
             setattr(holder, last, value)
             try:
                 plan = make_plan(cfg, cfg.world_size, None)
@@ -275,5 +275,5 @@ def test_no_value_in_its_range_hangs_or_overflows_the_plan() -> None:
                 assert format_plan(plan, cfg) and format_forecast(cast, cfg, plan)
                 planned += 1
             except BadInput:
-                pass  # by what it must go with
+                pass  # refused because of a second key
     assert planned > 30

@@ -1,4 +1,4 @@
-"""Configurations with anything wrong in them: a plan is printed, or the key is named, whatever the YAML holds."""
+"""Whatever a YAML contains, the command prints a plan or names the wrong key."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ YAML = (
     if b"base:" not in (ROOT / "yamls/smoke-cpu.yaml").read_bytes()
     else (ROOT / "yamls/biomedlm-2.7b.yaml").read_bytes()
 )
-# Values that YAML has a form of its own for; and some that grow.
+# Values with a special form in YAML, and some that grow.
 FORMS = (
     "[" * DEEP + "]" * DEEP, "{a: " * DEEP + "}" * DEEP, "*x", "&x [*x]", "!!python/object/apply:os.system [id]", "? a",
     "${oc.env:HOME}", "${model}", "${a.${b}}", "<<: {a: 1}", "|\n  text", "0o17", "1_000", "12:30:45", "~",

@@ -1,4 +1,4 @@
-"""Names that agree: what `make shards` writes, what a YAML reads, and the command that an error prints between them."""
+"""The names agree: the output of `make shards`, the paths in a YAML, and the command in an error message."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from recipes.config.schema import TrainConfig
 from recipes.planning.run_plan import check_shards, count_batches
 
 YAMLS = [*ROOT.glob("yamls/*.yaml"), *ROOT.glob("yamls/ladder/**/*.yaml"), ROOT / "yamls/continue/domain.yaml"]
-# Each is a way in which a configuration can ask for other shards.
+# Each of these changes makes a configuration ask for other shards.
 CHANGES = [
     [],
     ["data.seq_len=64"],
@@ -35,24 +35,24 @@ Read = dict[str, Any]
 
 
 def dry_run(line: str) -> subprocess.CompletedProcess[str]:
-    dry = line.replace("make", "make -n PYTHON=none", 1)  # which it would look for, and need not
+    dry = line.replace("make", "make -n PYTHON=none", 1)  # which the command would look for, and does not need
     return subprocess.run(["bash", "-c", dry], cwd=ROOT, capture_output=True, text=True)
 
 
 def made_by(line: str) -> dict[str, Read]:
-    """What each stage is told when a line is typed in the project's folder: command -> its arguments."""
+    """Arguments of each stage when a command is typed in the project's folder: command -> its arguments."""
     done = dry_run(line)
     assert done.returncode == 0, f"{line}\n{done.stderr}"
-    found: dict[str, Read] = {}
+    stages: dict[str, Read] = {}
     for words in map(shlex.split, re.findall(r"^\S+/python (data_prep/.*)", done.stdout, re.MULTILINE)):
-        if words[0] != "data_prep/corpus.py":  # whose arguments hang on the sources
-            found[words[0]] = vars(parser_of(words[0]).parse_args(words[1:]))
+        if words[0] != "data_prep/corpus.py":  # its arguments depend on the sources
+            stages[words[0]] = vars(parser_of(words[0]).parse_args(words[1:]))
         else:
-            found[words[0]] = {"words": words}
-    return found
+            stages[words[0]] = {"words": words}
+    return stages
 
 
-def told(cfg: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def printed_command(cfg: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The command that the error of missing shards names."""
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput) as refused:
@@ -69,7 +69,7 @@ def test_the_line_of_the_error_makes_what_the_yaml_reads(
         if path.stem == "domain":
             change = [*change, "model.n_positions=1024"]
         cfg = load_config(path, change)
-        stages = made_by(told(cfg, tmp_path, monkeypatch))
+        stages = made_by(printed_command(cfg, tmp_path, monkeypatch))
         shards, trained = stages["data_prep/shards.py"], stages.get("data_prep/tokenizer.py")
         assert shards["out"] == Path(cfg.data.shards), change
         assert shards["tokenizer"] == Path(cfg.data.tokenizer), change
@@ -82,7 +82,7 @@ def test_the_line_of_the_error_makes_what_the_yaml_reads(
 
 @pytest.mark.parametrize("path", YAMLS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_the_line_of_the_yaml_makes_what_it_reads(path: Path) -> None:
-    """Each `make shards …` of its comments, those of `base:` aside."""
+    """Each `make shards …` in the comments of a YAML, without those of its `base:`."""
     cfg = load_config(path)
     lines = re.findall(r"make shards(?: [A-Z_]+=(?:'[^']*'|[^\s`,.]+))*", path.read_text())
     assert lines or "base:" in path.read_text()

@@ -1,6 +1,6 @@
-"""Damaged data: the right tokens, or an end with the file's name. Never a wrong token, a short epoch or a hang.
+"""Damaged data give the right tokens or an error with the file's name, never a wrong token, a short epoch or a hang.
 
-Every fault is really made, in copies of shards. `pytest -m chaos` runs the long ones: several ranks, killed runs.
+Every fault is really made, in copies of shards. `pytest -m chaos` runs the long tests, with several ranks and kills.
 """
 
 from __future__ import annotations
@@ -72,9 +72,10 @@ def good(
     tiny_documents: list[Document],
     make_corpus: Callable[..., Path],
 ) -> dict[str, Path]:
-    """Raw and compressed shards of the same tokens, three a training split; nobody changes them."""
+    """Raw and compressed shards of the same tokens, three for the training split; no test may change them."""
     folder = tmp_path_factory.mktemp("good")
-    long = replace(tiny_documents[-1], text="日本語 " * 120_000)  # ten tokens each for a vocabulary without them
+    # Ten tokens each, for a vocabulary without these characters.
+    long = replace(tiny_documents[-1], text="日本語 " * 120_000)
     corpus = make_corpus(folder / "corpus", [*tiny_documents[:-1], long])
     for compression in ("none", "zstd"):
         build_shards(
@@ -86,7 +87,7 @@ def good(
 
 @pytest.fixture(scope="module")
 def right(good: dict[str, Path], tiny_tokenizer: Path) -> Batches:
-    """The batches of the first epoch, as streaming's own reader gives them."""
+    """The batches of the first epoch, read by streaming's own reader."""
     folder = shutil.copytree(good["none"], good["none"].with_name("plain")) / "train"
     order: dict[str, Any] = {"shuffle_algo": "py1e", "shuffle_seed": 17, "num_canonical_nodes": 1}
     with registering():
@@ -114,7 +115,7 @@ def overrides(tokenizer: Path, run_dir: Path, *more: str) -> list[str]:
 
 
 def flip(path: Path) -> None:
-    """Flip a bit in the middle. The time of change stays, as when a disk forgets."""
+    """Flip a bit in the middle of the file. Its modification time stays, as when a disk damages data."""
     times = path.stat()
     with path.open("r+b") as file:
         file.seek(times.st_size // 2)
@@ -129,7 +130,7 @@ def cut(path: Path) -> None:
 
 
 def warm_cache(good: dict[str, Path], compression: str, cache: Path) -> tuple[Path, dict[str, bytes]]:
-    """What a run leaves that fetched its shards: manifest, indexes, raw shards; and the content of the latter."""
+    """A cache as a run leaves it after a download: manifest, indexes, raw shards; and the content of the raw shards."""
     shutil.copytree(good[compression], cache, ignore=shutil.ignore_patterns("*.zstd"))
     for packed in good[compression].rglob("*.mds.zstd"):
         raw = zstandard.ZstdDecompressor().decompress(packed.read_bytes())
@@ -178,7 +179,7 @@ class TestOneRank:
         cfg = configure(f"data.shards={cache}", f"data.remote={good[compression]}", f"data.num_workers={workers}")
         assert epoch(cfg) == right
         assert {path.name: path.read_bytes() for path in (cache / "train").glob("*.mds")} == raw
-        assert not list(cache.rglob(".*")), "nothing is left aside"
+        assert not list(cache.rglob(".*")), "no temporary file is left"
         outcome(
             f"cached shard {damage.__name__}, {compression}, {workers} workers",
             "fetched again, the right tokens",
@@ -202,7 +203,7 @@ class TestOneRank:
         with pytest.raises(BadInput, match=r"\(attempt 3\)") as error:
             epoch(configure(f"data.shards={cache}", f"data.remote={remote}", f"data.num_workers={workers}"))
         assert str(damaged) in str(error.value)
-        assert not (cache / "train/shard.00001.mds").exists(), "what is damaged never gets its final name"
+        assert not (cache / "train/shard.00001.mds").exists(), "a damaged file never gets its final name"
         outcome(
             f"remote shard {damage.__name__}, {compression}, {workers} workers",
             "three attempts, exit code 2, named",
@@ -217,7 +218,7 @@ def test_a_cold_cache_is_filled(
     right: Batches, configure: Any, tmp_path: Path, compression: str, workers: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """Every file comes damaged the first time, or not at all."""
+    """The first attempt to download each file gives a damaged file, or none."""
     download, seen = checked_files.CloudDownloader.direct_download, set()
 
     def bad_line(url: str, local: str, timeout: float) -> None:
@@ -295,7 +296,7 @@ def test_damage_after_the_shard_was_found_good(
     got = [next(batches)["input_ids"].tolist() for _ in range(20)]
     for path in (folder / "train").glob("*.mds"):
         damage(path)
-        if damage is flip:  # every sample, so that one still to come is met
+        if damage is flip:  # damage every sample, so that the run still reads a damaged one
             size = path.stat().st_size
             path.write_bytes(path.read_bytes()[: size // 2] + bytes(size - size // 2))
     if remote:
@@ -353,7 +354,7 @@ def test_manifest_and_index(
 def test_foreign_shards_are_refused(
     good: dict[str, Path], configure: Any, tmp_path: Path, change: dict[str, Any], says: str
 ) -> None:
-    """All hashes are in order: somebody wrote such shards."""
+    """All hashes match, because the shards were written in this way."""
     folder = shutil.copytree(good["none"], tmp_path / "shards")
     index = read_json(folder / "train/index.json")
     index["shards"][1].update(change)
@@ -393,7 +394,7 @@ def test_a_resumed_epoch_owes_the_rest(good: dict[str, Path], right: Batches, co
 def test_no_number_of_ranks_makes_an_epoch_shorter_or_longer(
     good: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The counter never fires on a good epoch: streaming deals out at least what is owed, mostly more."""
+    """A complete epoch never ends with an error: streaming deals out at least the needed samples, mostly more."""
     more = 0
     for size, canonical, ranks, workers, seen in product(range(40, 56), (1, 4), (1, 2, 4, 8), (1, 3), (0, 8, 24)):
         loader = TokenLoader.__new__(TokenLoader)
@@ -411,7 +412,7 @@ def test_no_number_of_ranks_makes_an_epoch_shorter_or_longer(
             assert loader._planned_samples(0) <= (get_partitions(
                 "relaxed", size, canonical, 1, ranks, workers, BATCH // ranks)[0, rank] != -1).sum()  # fmt: skip
             loader.__dict__["drop_last"] = True
-    assert more, "so cutting what is too much has an effect"
+    assert more, "otherwise cutting the surplus would have no effect"
 
 
 def test_shards_travel_to_a_spawned_worker(good: dict[str, Path]) -> None:
@@ -421,7 +422,7 @@ def test_shards_travel_to_a_spawned_worker(good: dict[str, Path]) -> None:
 
 
 def test_a_dataset_lets_go_of_the_shared_memory_of_others(good: dict[str, Path], configure: Any) -> None:
-    """Of other runs, and of those that were killed: their files would pile up to the limit of a process."""
+    """Shared memory of other runs, also of killed ones, is closed; the files would add up to the limit of a process."""
 
     def held() -> Counter[str]:
         gc.collect()
@@ -437,7 +438,7 @@ def test_a_dataset_lets_go_of_the_shared_memory_of_others(good: dict[str, Path],
     assert first is not second
 
 
-# Several ranks, as users start them.
+# Several ranks, started as users start them.
 
 COMPOSER = str(Path(sys.executable).with_name("composer"))
 Launch = Callable[..., "subprocess.Popen[str]"]
@@ -445,7 +446,7 @@ Launch = Callable[..., "subprocess.Popen[str]"]
 
 @pytest.fixture
 def launch(tiny_tokenizer: Path, tmp_path: Path) -> Iterator[Launch]:
-    """`launch(run_name, "key=value", …)`: two ranks, in a session of their own."""
+    """`launch(run_name, "key=value", …)`: two ranks, in their own session."""
     started: list[subprocess.Popen[str]] = []
 
     def start(name: str, *more: str, script: str = "recipes/train.py", **environment: str) -> subprocess.Popen[str]:
@@ -477,7 +478,7 @@ def finish(process: subprocess.Popen[str]) -> str:
 
 
 def all_gone(session: int) -> bool:
-    """Whether all processes of a session end; the kernel takes a moment to bury what was killed."""
+    """Whether all processes of a session end; the kernel takes a moment to reap killed processes."""
     deadline = time.monotonic() + patience_s(1)
     while time.monotonic() < deadline:
         done = subprocess.run(["ps", "-o", "stat=", "-s", str(session)], capture_output=True, text=True)
@@ -532,7 +533,7 @@ def test_two_ranks_mend_a_warm_cache(
 def test_a_rank_alone_with_its_damage_ends_all(
     outcome: Outcome, good: dict[str, Path], tmp_path: Path, launch: Launch, workers: int
 ) -> None:
-    """Rank 1 reads bad bytes where rank 0 reads good ones, as from a node's own damaged disk."""
+    """Rank 1 reads damaged bytes where rank 0 reads good ones, as from the damaged disk of one node."""
     script = tmp_path / "alone.py"
     script.write_text(
         "import os\n"
@@ -557,7 +558,7 @@ def test_a_rank_alone_with_its_damage_ends_all(
 def test_a_killed_run_starts_again_and_its_neighbour_lives(
     outcome: Outcome, good: dict[str, Path], tmp_path: Path, launch: Launch
 ) -> None:
-    """Launcher, ranks, workers and resource trackers die by SIGKILL; their shared memory stays behind."""
+    """SIGKILL ends launcher, ranks, workers and resource trackers; their shared memory stays behind."""
     shared = Path("/dev/shm")
 
     def has_started(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Several folders of token shards read as one: the share that was asked for, in an order that ranks do not change."""
+"""Several folders of token shards are read as one, with the configured shares, in an order that ranks do not change."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ BATCH = 8
 
 @pytest.fixture(scope="module")
 def another(old_shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The old shards under another hash, as if of a third corpus."""
+    """The old shards under another hash, as if they were a third corpus."""
     folder = shutil.copytree(old_shards, tmp_path_factory.mktemp("another") / "shards")
     manifest = read_json(folder / MANIFEST)
     manifest["inputs"]["corpus"] = {"sha256": "0" * 64}
@@ -59,12 +59,12 @@ def mixed(folder: Path, share: float, name: str = "old") -> list[str]:
 
 
 def pass_of(loader: Any) -> list[list[int]]:
-    """The sorted sample ids of each batch."""
+    """Sorted sample ids of each batch."""
     return [sorted(batch["sample_ids"].tolist()) for batch in loader]
 
 
 def dealt(cfg: TrainConfig, ranks: int, workers: int, epoch: int, position: int) -> list[list[int]]:
-    """The sorted sample ids of each global batch, as streaming deals them out to so many ranks and workers."""
+    """Sorted sample ids of each global batch, as streaming deals them out to these ranks and workers."""
     loader: Any = build_dataloader(cfg, "train", ranks).dataloader
     data = loader.dataset
     world = World(1, ranks, workers, 0)
@@ -78,7 +78,7 @@ def dealt(cfg: TrainConfig, ranks: int, workers: int, epoch: int, position: int)
 def test_a_global_batch_has_the_same_samples_on_any_number_of_ranks(
     canonical_nodes: int, settings: list[str], old_shards: Path
 ) -> None:
-    """From the beginning of a pass and from its middle, of the first pass and of a later one."""
+    """From the beginning and from the middle of a pass, for the first pass and for a later one."""
     cfg = configure(settings, *mixed(old_shards, 0.3), f"data.num_canonical_nodes={canonical_nodes}")
     loader: Any = build_dataloader(cfg, "train", 1).dataloader
     for epoch, batches in ((0, 0), (0, 5), (2, 0), (2, 7)):
@@ -110,7 +110,7 @@ def test_loader_and_order_agree_and_windows_are_passed_over(
 def test_each_pass_has_the_share_and_goes_on_where_the_last_one_stopped(
     share: float, settings: list[str], tiny_shards: Path, old_shards: Path
 ) -> None:
-    """All of the main folder once a pass; of the other, no sample comes again before all have come."""
+    """A pass reads all of the main folder once; no sample of the other is repeated before all were read."""
     cfg = configure(settings, *mixed(old_shards, share))
     loader: Any = build_dataloader(cfg, "train", 1).dataloader
     data = loader.dataset
@@ -139,7 +139,7 @@ def test_each_pass_has_the_share_and_goes_on_where_the_last_one_stopped(
 def test_the_share_is_the_same_all_along_a_pass(
     share: float, canonical_nodes: int, settings: list[str], old_shards: Path
 ) -> None:
-    """As if of folders of many shards; within five standard deviations of chance, summed over passes."""
+    """With many shards per folder, the share is constant to five standard deviations of chance, summed over passes."""
     cfg = configure(settings, *mixed(old_shards, share), f"data.num_canonical_nodes={canonical_nodes}")
     loader: Any = build_dataloader(cfg, "train", 1).dataloader
     data = loader.dataset
@@ -154,7 +154,7 @@ def test_the_share_is_the_same_all_along_a_pass(
 
 
 def test_one_folder_is_read_as_streaming_reads_it(settings: list[str]) -> None:
-    """So that a run of before is resumed in its order."""
+    """A run from before `data.mix` existed is resumed in its order."""
     loader: Any = build_dataloader(configure(settings), "train", 1).dataloader
     data = loader.dataset
     for epoch in range(3):
@@ -188,8 +188,8 @@ def test_what_is_left_out_is_named_by_folder(settings: list[str], tiny_shards: P
     loader: Any = build_dataloader(configure(settings, *mixed(old_shards, 0.4)), "train", 1).dataloader
     data = loader.dataset
     main = read_shards_info(tiny_shards).counts["train"].samples
-    found = data.by_folder(np.array([main + 3, 1, main]))
-    assert {folder: ids.tolist() for folder, ids in found.items()} == {
+    by_folder = data.by_folder(np.array([main + 3, 1, main]))
+    assert {folder: ids.tolist() for folder, ids in by_folder.items()} == {
         tiny_shards / "train": [1],
         old_shards / "train": [3, 0],
     }
@@ -271,7 +271,7 @@ def test_shards_that_do_not_go_together_are_refused_by_folder(
 
 
 def test_a_mixed_folder_is_fetched(settings: list[str], old_shards: Path, tmp_path: Path) -> None:
-    """Its manifest and shards come from its own remote, and what is wrong there is said by its own key."""
+    """Manifest and shards of an entry come from its own remote, and an error there names the key of the entry."""
     cache, remote = tmp_path / "cache", tmp_path / "remote"
     there = configure(settings, *mixed(old_shards, 0.3))
     fetched = configure(settings, *mixed(cache, 0.3), f"data.mix.old.remote={remote}")

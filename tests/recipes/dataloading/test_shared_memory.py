@@ -1,4 +1,4 @@
-"""Two users on one machine take turns with its shared memory, whatever their umasks."""
+"""Two users on one machine take turns with its shared memory, with any umasks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NOBODY = 65534
 
 @pytest.fixture
 def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder in the place of /dev/shm, for the first user, who shares nothing by default."""
+    """A folder in place of /dev/shm, as the first user, whose umask shares nothing."""
     folder = tmp_path / "shm"
     folder.mkdir()
     folder.chmod(0o1777)
@@ -46,26 +46,26 @@ def test_another_user_waits_for_it_and_takes_it(memory: Path) -> None:
     assert as_another_user(memory) == "held"
     os.close(held)
     assert as_another_user(memory) == "taken"
-    (memory / "token-shards.lock").chmod(0o600)  # of a version that knew no better
+    (memory / "token-shards.lock").chmod(0o600)  # as an earlier version created it
     assert as_another_user(memory).startswith(f"{memory / 'token-shards.lock'}, by which")
 
 
 def as_another_user(memory: Path) -> str:
-    """What a claim of the machine gives somebody else, in a process of their own."""
-    here, there = os.pipe()
+    """The result of claiming the machine as another user, in a process of its own."""
+    reading_end, writing_end = os.pipe()
     if os.fork() == 0:
         try:
-            os.chdir(memory)  # below folders that are this user's alone
+            os.chdir(memory)  # the parent folders belong to this user alone
             shared_memory.MACHINE_MEMORY = Path()
             os.setuid(NOBODY)
-            said = "held" if shared_memory._claim_machine() is None else "taken"
+            answer = "held" if shared_memory._claim_machine() is None else "taken"
         except BadInput as error:
-            said = str(error).replace("token-shards.lock", str(memory / "token-shards.lock"))
+            answer = str(error).replace("token-shards.lock", str(memory / "token-shards.lock"))
         except BaseException as error:
-            said = repr(error)
-        os.write(there, said.encode())
+            answer = repr(error)
+        os.write(writing_end, answer.encode())
         os._exit(0)
-    os.close(there)
+    os.close(writing_end)
     os.wait()
-    with os.fdopen(here) as said:
-        return said.read()
+    with os.fdopen(reading_end) as pipe:
+        return pipe.read()

@@ -1,4 +1,4 @@
-"""What is left out of the data, in arithmetic and in the loader. A whole rewind is in test_resume.py."""
+"""Data that is skipped after a rewind: the arithmetic, and the loader. test_resume.py tests a whole rewind."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cfg(tiny_shards: Path, tiny_tokenizer: Path) -> TrainConfig:
 
 
 def epoch_of(loader: Any) -> list[list[int]]:
-    """The sorted sample ids of each batch."""
+    """Sorted sample ids of each batch."""
     return [sorted(batch["sample_ids"].tolist()) for batch in loader]
 
 
@@ -72,7 +72,7 @@ def test_the_loader_passes_over_windows(cfg: TrainConfig, workers: int, canonica
     first, second = epoch_of(loader), epoch_of(loader)
     assert first == whole[0][:3] + whole[0][5:9] + whole[0][10:]
     assert second == whole[1][2:]
-    for trained in (2, 3, 4, 7, 8):  # in batches: before a window, at one, behind it
+    for trained in (2, 3, 4, 7, 8):  # in batches: before a window, at its begin, after it
         loader = build_dataloader(cfg, "train", 1, windows).dataloader
         state = {"epoch": 0, "sample_in_epoch": trained * BATCH, "num_canonical_nodes": canonical_nodes}
         loader.dataset.load_state_dict({**state, "shuffle_seed": cfg.seed, "initial_physical_nodes": 1})

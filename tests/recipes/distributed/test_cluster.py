@@ -1,4 +1,4 @@
-"""Runs on several hosts, and the files that start them: ranks that do not meet, a link that is cut, Slurm."""
+"""Runs on several hosts, and the files that start them: missing ranks, a cut link, Slurm."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def losses(folder: Path) -> dict[int, float]:
 
 
 def of_two_hosts(node_rank: int, address: str, port: int) -> list[str]:
-    """The launcher of one of two hosts with a rank each."""
+    """The launcher of one of two hosts, each with one rank."""
     return [
         COMPOSER, "--nproc", "1", "--world_size", "2", "--node_rank", str(node_rank), "--master_addr", address,
         "--master_port", str(port),
@@ -90,7 +90,7 @@ def test_a_rank_that_is_alone_says_whom_it_misses(
     begin_s = time.monotonic()
     with pytest.raises(BadInput, match=message.format(host=socket.gethostname(), port=port) + ".*--master_addr"):
         rendezvous.meet({}, timeout_s=2)
-    assert time.monotonic() - begin_s < 2 + patience_s(1), "its own two seconds count"
+    assert time.monotonic() - begin_s < 2 + patience_s(1), "the limit of two seconds holds"
     outcome(f"rank {rank} of 3 is alone", "exit code 2 after connect_timeout_s, with whom it misses", "nothing")
 
 
@@ -109,7 +109,7 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_something_else_listens_where_rank_0_should(
     outcome: Outcome, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
 ) -> None:
-    """As Ray's client server did: it accepts, and is silent, hangs up, or answers in another language."""
+    """Other services at the port accept the connection and send nothing, close it, or speak another protocol."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         callers: list[socket.socket] = []
@@ -128,7 +128,7 @@ def test_something_else_listens_where_rank_0_should(
         begin_s = time.monotonic()
         with pytest.raises(BadInput, match=f"something else than rank 0 listens at 127.0.0.1:{port}"):
             rendezvous.meet({}, timeout_s=3)
-        assert time.monotonic() - begin_s < 3 + patience_s(1), "its own three seconds count"
+        assert time.monotonic() - begin_s < 3 + patience_s(1), "the limit of three seconds holds"
         for caller in callers:
             caller.close()
     outcome("another service at MASTER_PORT", "exit code 2 after connect_timeout_s at the latest", "nothing")
@@ -148,15 +148,16 @@ def test_something_else_listens_where_rank_0_should(
 def test_ranks_that_are_unlike_or_deaf_do_not_begin(
     outcome: Outcome, settings: list[str], tmp_path: Path, fault: str, message: str
 ) -> None:
-    soon_s = 5 * start_s() if fault == "no-data-path" else patience_s(3)  # the former has to wait so long
+    # Without a data path, the whole time must pass.
+    soon_s = 5 * start_s() if fault == "no-data-path" else patience_s(3)
     command = [COMPOSER, "-n", "2", "tests/helpers/inject.py", f"{fault}:1:0", "--", *settings]
     done = run_to_end([*command, f"run_dir={tmp_path / 'run'}", f"connect_timeout_s={soon_s}"], code=2)
-    said = done.stdout + done.stderr  # the launcher prints what ranks other than 0 said to stdout
-    assert message.format(host=socket.gethostname()) in said and "Traceback" not in said, said
+    output = done.stdout + done.stderr  # the launcher prints output of ranks other than 0 to stdout
+    assert message.format(host=socket.gethostname()) in output and "Traceback" not in output, output
     assert not (tmp_path / "run/metrics.jsonl").exists()
     if fault == "other-torch":
-        assert said.count("would not compute the same run") == 1 and "-> '2.6.0'" in said
-        assert f"-> rank 1 on {socket.gethostname()}:" in said
+        assert output.count("would not compute the same run") == 1 and "-> '2.6.0'" in output
+        assert f"-> rank 1 on {socket.gethostname()}:" in output
     outcome(f"{fault} on rank 1 of 2", "exit code 2, what differs or does not pass", "nothing")
 
 
@@ -164,7 +165,7 @@ def test_ranks_that_are_unlike_or_deaf_do_not_begin(
 def test_hosts_that_were_given_other_commands_do_not_begin(
     outcome: Outcome, settings: list[str], tmp_path: Path
 ) -> None:
-    """A key that one of two commands has: neither trains with the other."""
+    """If only one of two commands has a key, neither host trains."""
     port = free_port()
     commands = [
         [*of_two_hosts(rank, "127.0.0.1", port), "recipes/train.py", *settings, f"run_dir={tmp_path / 'run'}", *more]
@@ -178,12 +179,12 @@ def test_hosts_that_were_given_other_commands_do_not_begin(
 
 
 def test_all_machines_are_claimed_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two runs that start together on the same two machines: neither keeps one while it waits for the other."""
+    """Two runs start together on the same two machines: neither keeps one machine while it waits for the other."""
     from recipes.dataloading import shared_memory
 
     monkeypatch.setattr(
         shared_memory, "MACHINE_MEMORY", tmp_path
-    )  # this machine's is claimed by the runs of other tests
+    )  # runs of other tests claim this machine's real folder
     answers = iter([[True, False], [True, True]])
 
     def is_free() -> bool:
@@ -201,12 +202,12 @@ def test_all_machines_are_claimed_or_none(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 class TwoHosts:
-    """Two network namespaces, joined by a cable, in place of two hosts; each with its own /dev/shm."""
+    """Two network namespaces with a cable between them, in place of two hosts; each has its own /dev/shm."""
 
     def __init__(self) -> None:
         tag = f"{os.getpid() % 100_000}"
         self.names = [f"host0-{tag}", f"host1-{tag}"]
-        self.links = [f"a{tag}", f"b{tag}"]  # of at most 15 characters
+        self.links = [f"a{tag}", f"b{tag}"]  # at most 15 characters
         self.addresses = ["10.231.7.1", "10.231.7.2"]
 
     def plug_in(self) -> None:
@@ -219,11 +220,11 @@ class TwoHosts:
             ip("-n", name, "link", "set", link, "up")
 
     def link(self, state: str) -> None:
-        """`up` or `down`, at host 1."""
+        """Set the link of host 1 `up` or `down`."""
         ip("-n", self.names[1], "link", "set", self.links[1], state)
 
     def start(self, command: list[str]) -> list[subprocess.Popen[str]]:
-        """The command on both, as a user types it on each of two hosts."""
+        """Start the command on both hosts, as a user would type it."""
         return [
             subprocess.Popen(
                 [
@@ -308,7 +309,7 @@ def test_a_link_that_is_cut_ends_the_run_on_both_hosts(
         out, errors = host.communicate(timeout=patience_s())
         assert host.returncode == code, f"{out}\n{errors}"
         assert f"rank {rank} on {socket.gethostname()}: {message}" in errors and RESUMES in errors, errors
-    assert time.monotonic() - begin_s < limit_s + patience_s(2), "the lower limit counts"
+    assert time.monotonic() - begin_s < limit_s + patience_s(2), "the lower limit holds"
     two_hosts.link("up")
     two_hosts.run([*command, f"run_dir={tmp_path / 'cut'}"])
     two_hosts.run([*command, f"run_dir={tmp_path / 'whole'}"])
@@ -346,7 +347,7 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 class Slurm:
-    """slurmctld and two slurmd on this machine, each node with its own /dev/shm and with names that resolve."""
+    """slurmctld and two slurmd on this machine; each node has its own /dev/shm and a name that can be resolved."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.daemons = folder, list[subprocess.Popen[bytes]]()
@@ -371,7 +372,7 @@ class Slurm:
         return done.stdout
 
     def submit(self, checkout: Path, *command: str) -> str:
-        """The number of the job."""
+        """Submit a job; its number."""
         answer = self("sbatch", "--parsable", "--gpus-per-node=0", *command, cwd=checkout)
         assert answer.strip().isdigit(), f"{answer!r}: {self.log}"
         return answer.strip()
@@ -382,7 +383,7 @@ class Slurm:
         return match[1] if match else ""
 
     def end(self, job: str) -> str:
-        """Its exit code once it has ended; put back into the queue, it starts again in seconds, not in two minutes."""
+        """Wait for the job's end; its exit code. A requeued job starts again after seconds instead of two minutes."""
         hastened = {"0"}
 
         def ended() -> bool:
@@ -426,7 +427,7 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 
 def checkout(folder: Path, environment: Path) -> Path:
-    """A folder as a checkout's root, with this environment as its .venv."""
+    """A folder like the root of a checkout, with this environment as its .venv."""
     folder.mkdir()
     for name in ("recipes", "yamls"):
         (folder / name).symlink_to(ROOT / name)
@@ -438,25 +439,25 @@ def checkout(folder: Path, environment: Path) -> Path:
 def test_slurm_preempts_requeues_and_ends_the_same_run(
     outcome: Outcome, slurm: Slurm, settings: list[str], tmp_path: Path
 ) -> None:
-    """The walltime's signal reaches a run on two nodes; Slurm's requeue resumes it."""
+    """The signal before the walltime's end reaches a run on two nodes; Slurm requeues the job, and the run resumes."""
     if not (Path(sys.prefix) / "bin/activate").is_file():
         pytest.skip("slurm: run pytest from a virtual environment, which the job file activates")
-    here = checkout(tmp_path / "checkout", Path(sys.prefix))
+    folder = checkout(tmp_path / "checkout", Path(sys.prefix))
     run = [*settings, "max_duration=1500ba", "save_interval=200ba", "eval_interval=1500ba"]
     command = ["--nodes=2", "--time=60", "--signal=USR1@60", SBATCH, *run]
-    job = slurm.submit(here, *command, f"run_dir={tmp_path / 'left'}")
+    job = slurm.submit(folder, *command, f"run_dir={tmp_path / 'left'}")
     slurm.wait_for(lambda: count_lines(tmp_path / "left") > 20)
-    # As if the walltime were nearly over: Slurm looks every 30 s, and then it is time for the signal.
+    # Shorten the walltime so that it is nearly over; Slurm looks every 30 s, and then sends the signal.
     slurm("scontrol", "update", f"JobId={job}", "TimeLimit=2")
     assert slurm.end(job) == "0", slurm.log
-    log = (here / f"biomedlm-{job}.log").read_text()
+    log = (folder / f"biomedlm-{job}.log").read_text()
     assert "start 1 of at most 21" in log and "start 2 of at most 21" in log and "exit code 75" in log, log
-    said = [(here / f"logs/biomedlm-{job}-node{node}.log").read_text() for node in (0, 1)]
-    assert "preempted after batch" in said[0] and "1500/1500" in said[0] and "1500/1500" not in said[1]
+    logs = [(folder / f"logs/biomedlm-{job}-node{node}.log").read_text() for node in (0, 1)]
+    assert "preempted after batch" in logs[0] and "1500/1500" in logs[0] and "1500/1500" not in logs[1]
     starts = read_run(tmp_path / "left").starts
-    assert len(starts) == 2 and starts[1] % 200, f"not where it was saved anyway: {starts}"
+    assert len(starts) == 2 and starts[1] % 200, f"not at a checkpoint that was due anyway: {starts}"
 
-    whole = slurm.submit(here, *command, f"run_dir={tmp_path / 'whole'}")
+    whole = slurm.submit(folder, *command, f"run_dir={tmp_path / 'whole'}")
     slurm.wait_for(lambda: count_lines(tmp_path / "whole") > starts[1] + 100)
     slurm("scancel", whole)
     expected = losses(tmp_path / "whole")
@@ -467,7 +468,7 @@ def test_slurm_preempts_requeues_and_ends_the_same_run(
 
 @pytest.fixture
 def fake(tmp_path: Path) -> Callable[[str], Path]:
-    """`fake("exit 4")`: a checkout whose `composer` and `python` say their arguments and do that."""
+    """`fake("exit 4")`: a checkout whose `composer` and `python` print their arguments and run this script."""
 
     def make(script: str) -> Path:
         binaries = tmp_path / "fake/bin"
@@ -482,14 +483,14 @@ def fake(tmp_path: Path) -> Callable[[str], Path]:
 
 
 def test_slurm_restarts_are_bounded(slurm: Slurm, fake: Callable[[str], Path]) -> None:
-    here = fake("exit 75")
-    job = slurm.submit(here, "--nodes=2", "--export=ALL,MAX_RESTARTS=1", SBATCH, "a.yaml", "run_name=two words")
+    folder = fake("exit 75")
+    job = slurm.submit(folder, "--nodes=2", "--export=ALL,MAX_RESTARTS=1", SBATCH, "a.yaml", "run_name=two words")
     assert slurm.end(job) == "75"
-    log = (here / f"biomedlm-{job}.log").read_text()
+    log = (folder / f"biomedlm-{job}.log").read_text()
     assert "start 2 of at most 2" in log and log.count("back into the queue") == 1, log
-    said = (here / f"logs/biomedlm-{job}-node1.log").read_text().splitlines()
-    assert said[0].startswith("node 1 of 2: n1,")
-    assert said[1::2] == [  # a port that is taken does not stop it for ever
+    lines = (folder / f"logs/biomedlm-{job}-node1.log").read_text().splitlines()
+    assert lines[0].startswith("node 1 of 2: n1,")
+    assert lines[1::2] == [  # a port that is taken does not stop the job forever
         f"composer --nproc 1 --world_size 2 --node_rank 1 --master_addr n0 --master_port {port} recipes/train.py "
         "a.yaml run_name=two words"
         for port in (20000 + int(job), 24001 + int(job))
@@ -497,19 +498,19 @@ def test_slurm_restarts_are_bounded(slurm: Slurm, fake: Callable[[str], Path]) -
 
 
 def test_slurm_passes_on_the_code_that_came_first(slurm: Slurm, fake: Callable[[str], Path]) -> None:
-    here = fake(f'[ "$SLURM_NODEID" = 1 ] && exit 4; sleep {start_s()}; exit 143')
-    job = slurm.submit(here, "--nodes=2", SBATCH, "a.yaml")
+    folder = fake(f'[ "$SLURM_NODEID" = 1 ] && exit 4; sleep {start_s()}; exit 143')
+    job = slurm.submit(folder, "--nodes=2", SBATCH, "a.yaml")
     assert slurm.end(job) == "4"
-    assert slurm.state(job, field="Restarts") == "0" and not list((here / "logs").glob("*.code"))
+    assert slurm.state(job, field="Restarts") == "0" and not list((folder / "logs").glob("*.code"))
 
 
 def test_slurm_runs_a_sweep_as_an_array(slurm: Slurm, fake: Callable[[str], Path]) -> None:
-    here = fake('[ "${SLURM_RESTART_COUNT-0}$SLURM_ARRAY_TASK_ID" = 01 ] && exit 75; exit 0')
-    job = slurm.submit(here, "--nodes=1", "--oversubscribe", "--array=0-1", SBATCH, "sweep.yaml", "model=m")
+    folder = fake('[ "${SLURM_RESTART_COUNT-0}$SLURM_ARRAY_TASK_ID" = 01 ] && exit 75; exit 0')
+    job = slurm.submit(folder, "--nodes=1", "--oversubscribe", "--array=0-1", SBATCH, "sweep.yaml", "model=m")
     ends = [slurm.end(f"{job}_{task}") for task in (0, 1)]
-    said = sorted(path.read_text().splitlines()[1::2] for path in (here / "logs").glob("*.log"))
+    logs = sorted(path.read_text().splitlines()[1::2] for path in (folder / "logs").glob("*.log"))
     lines = [f"python recipes/sweep.py sweep.yaml model=m --only {task}" for task in (0, 1)]
-    assert ends == ["0", "0"] and said == [[lines[0]], [lines[1]] * 2], "run 1 alone was started again"
+    assert ends == ["0", "0"] and logs == [[lines[0]], [lines[1]] * 2], "run 1 alone was started again"
 
 
 FILES = ("slurm.sbatch", "kubernetes.yaml", "skypilot.yaml", "mcli.yaml")
@@ -523,7 +524,7 @@ def test_the_job_file_is_sound_shell() -> None:
 
 
 def test_the_job_file_says_where_it_is_submitted_from(tmp_path: Path) -> None:
-    """And with no line of the user's, srun is given none: `srun` prints what it was."""
+    """Without a container line by the user, srun gets none: the fake `srun` prints its arguments."""
     script = (ROOT / SBATCH).read_text()
     env = {**os.environ, "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "j"}
     run = ["bash", "-s", "some.yaml"]
@@ -540,7 +541,7 @@ def test_the_job_file_says_where_it_is_submitted_from(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_each_file_names_switches_keys_and_files_that_there_are(name: str) -> None:
-    """What follows `composer` and recipes/train.py: the launcher's switches, a YAML, keys of the schema."""
+    """The arguments of `composer` and recipes/train.py are valid: launcher switches, a YAML, keys of the schema."""
     text = (ROOT / "yamls/cluster" / name).read_text()
     (launch,) = re.findall(
         r"composer((?: -|\s+\\\n\s+-|[^#])*?)(?:recipes/train\.py|\"\$RECIPE\")(.*?)(?:\n\S|\n\n|\n +env:|\n +fi\n|$)",
@@ -557,12 +558,12 @@ def test_each_file_names_switches_keys_and_files_that_there_are(name: str) -> No
     yamls = set(re.findall(r"yamls/[\w./-]+\.yaml", text)) - {f"yamls/cluster/{name}"}
     assert "yamls/biomedlm-2.7b.yaml" in yamls and all((ROOT / yaml).is_file() for yaml in yamls)
     load_config(ROOT / "yamls/biomedlm-2.7b.yaml", overrides)
-    if name != "slurm.sbatch":  # whose user gives them
+    if name != "slurm.sbatch":  # its user sets data.shards
         assert "data.shards" in {override.partition("=")[0] for override in overrides}
 
 
 def test_the_walk_through_can_be_typed() -> None:
-    """Each sbatch line of docs/cluster.md that trains: its configuration loads, and plans on its nodes."""
+    """For each sbatch line of docs/cluster.md that trains, the configuration loads and has a plan on those nodes."""
     text = (ROOT / "docs/cluster.md").read_text().replace("\\\n", " ")
     lines = [line.split() for line in text.splitlines() if re.match(r"(\w+=\S+ )?sbatch", line) and SBATCH in line]
     runs = [line for line in lines if line[line.index(SBATCH) + 1] == "yamls/biomedlm-2.7b.yaml"]
@@ -573,8 +574,8 @@ def test_the_walk_through_can_be_typed() -> None:
         make_plan(load_config(ROOT / after[0], after[1:]), 8 * nodes, None)
 
 
-# What JobSet v1alpha2, batch/v1 and core/v1 document of the fields that the file uses: names below names, None for any
-# value. The file was compared with JobSet's own CRD, of which this is the part that a slip of the pen would hit.
+# Fields that JobSet v1alpha2, batch/v1 and core/v1 document, as far as the file uses them: nested names, None for any
+# value. The file was compared with JobSet's own CRD; this is the part that finds a typing error.
 CONTAINER = {
     "name": None, "image": None, "workingDir": None, "command": None, "env": [{"name": None, "value": None}],
     "ports": [{"containerPort": None}], "resources": {"limits": {"nvidia.com/gpu": None}},
@@ -607,15 +608,15 @@ JOBSET = {
 
 
 def unknown(value: Any, fields: Any, where: str = "") -> list[str]:
-    """The paths of a document that `fields` does not have."""
+    """Paths of a document that `fields` does not have."""
     if fields is None:
         return []
     if isinstance(fields, list):
         assert isinstance(value, list), where
         return [path for n, one in enumerate(value) for path in unknown(one, fields[0], f"{where}[{n}]")]
     assert isinstance(value, dict), where
-    here = [f"{where}.{key}" for key in value.keys() - fields.keys()]
-    return here + [path for key in value.keys() & fields for path in unknown(value[key], fields[key], f"{where}.{key}")]
+    keys = [f"{where}.{key}" for key in value.keys() - fields.keys()]
+    return keys + [path for key in value.keys() & fields for path in unknown(value[key], fields[key], f"{where}.{key}")]
 
 
 def test_the_jobset_is_one_and_fits_the_run() -> None:
@@ -636,7 +637,7 @@ def test_the_jobset_is_one_and_fits_the_run() -> None:
         f"--master_addr {name}-{replicated['name']}-0-0.{name} --master_port {container['ports'][0]['containerPort']} "
         in command
     )
-    # A failure policy by exit code takes pods that are not restarted; one pod's end is the job's, and the JobSet's.
+    # A failure policy by exit code needs pods that are not restarted; if one pod ends, the job and the JobSet end.
     assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0
     (rule,) = job["podFailurePolicy"]["rules"]
     assert rule["action"] == "FailJob" and rule["onExitCodes"]["values"] == [BAD_INPUT, BAD_NUMBERS]
@@ -647,7 +648,7 @@ def test_the_jobset_is_one_and_fits_the_run() -> None:
 
 
 def test_before_a_pod_is_stopped_its_ranks_are_told(tmp_path: Path) -> None:
-    """The preStop command, in a PID namespace like that of a container: the ranks answer."""
+    """The preStop command signals the ranks, in a PID namespace like that of a container."""
     document = yaml.safe_load((ROOT / "yamls/cluster/kubernetes.yaml").read_text())
     pod = document["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]
     command = pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"]
@@ -687,7 +688,7 @@ def test_mcli_takes_its_file() -> None:
     from mcli.models.run_config import FinalRunConfig, RunConfig
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # it warns of fields that it does not know
+        warnings.simplefilter("error")  # the schema warns of unknown fields
         run = RunConfig.from_file(ROOT / "yamls/cluster/mcli.yaml")
         sent = FinalRunConfig.finalize_config(run).to_create_run_api_input()["runInput"]
     assert sent["compute"]["gpus"] == 8 and sent["scheduling"]["maxRetries"] == 20

@@ -1,4 +1,4 @@
-"""A process that stands still between meeting the other ranks and its first batch says where, and ends."""
+"""A process that hangs between the meeting of the ranks and its first batch writes its stack and ends."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ time.sleep(1)  # nobody watches any more
 """
 
 
-def run(folder: Path, what: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", SCRIPT, str(folder), what]
+def run(folder: Path, scenario: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", SCRIPT, str(folder), scenario]
     return warm.run(command, ROOT)
 
 
@@ -48,7 +48,7 @@ def test_a_run_folder_that_is_not_there_is_no_reason_to_say_nothing(tmp_path: Pa
     assert done.returncode == STALLED and "in <module>" in done.stderr
 
 
-@pytest.mark.parametrize("what", ["working", "patient"])
-def test_who_waits_for_rank_0_is_alive(tmp_path: Path, what: str) -> None:
-    """Rank 0 says that it is at work, or the ranks may wait for each other longer than a batch takes."""
-    assert (done := run(tmp_path, what)).returncode == 0, done.stderr
+@pytest.mark.parametrize("scenario", ["working", "patient"])
+def test_who_waits_for_rank_0_is_alive(tmp_path: Path, scenario: str) -> None:
+    """Rank 0 reports progress, because ranks may wait for each other longer than a batch takes."""
+    assert (done := run(tmp_path, scenario)).returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The leak report: PubMed numbers of every source, and decontamination's rule for runs of words."""
+"""The leak report finds PubMed numbers of every source, and runs of words by the rule of decontamination."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from data_prep.tasks.task_set import Question
 from recipes.evaluation import contamination
 from recipes.evaluation.contamination import find_leaks
 
-Pmids = dict[str, int | None]  # of a document's id
+Pmids = dict[str, int | None]  # prefix of a document's id
 Made = tuple[Source, Sequence[str], Pmids]
 N = 24
-NO_PMID = ("", "PMC9", "٣٤", "123456789", "-4", "12.5")  # what a record may have in a PMID's place
+NO_PMID = ("", "PMC9", "٣٤", "123456789", "-4", "12.5")  # values in a PMID's place that are not PMIDs
 
 
 def medline(folder: Path, draw: random.Random, n: int = N) -> Made:
@@ -50,10 +50,10 @@ def pmc(folder: Path, draw: random.Random, n: int = N) -> Made:
     expected: Pmids = {}
     for number in range(1, n + 1):
         pmid = draw.choice((None, draw.randint(1, 3 * N)))
-        said = draw.choice(NO_PMID) if pmid is None else str(pmid)
+        pmid_text = draw.choice(NO_PMID) if pmid is None else str(pmid)
         (folder / f"{number}.nxml").write_text(
             f'<article><front><article-meta><article-id pub-id-type="pmc">{number}</article-id>'
-            f'<article-id pub-id-type="pmid">{said}</article-id><title-group><article-title>article {number}'
+            f'<article-id pub-id-type="pmid">{pmid_text}</article-id><title-group><article-title>article {number}'
             "</article-title></title-group></article-meta></front></article>",
             encoding="utf-8",
         )
@@ -69,7 +69,7 @@ def pile(folder: Path, draw: random.Random) -> Made:
 
 
 def text(folder: Path, draw: random.Random) -> Made:
-    """Rows whose numbers are PMIDs of others, PMIDs as a key, in the id, in both; and no id at all."""
+    """Rows with other documents' PMIDs as numbers, a PMID as key, in the id, in both, or without an id."""
     expected: Pmids = {}
     records = []
     for row in range(1, N + 1):
@@ -90,7 +90,7 @@ def text(folder: Path, draw: random.Random) -> Made:
 
 
 def both(folder: Path, draw: random.Random) -> Made:
-    """The sample, of other files than its package's."""
+    """The source `sample`, reading other files than those of its package."""
     _, (abstracts,), of_abstracts = medline(folder, draw, N // 2)
     _, _, of_articles = pmc(folder, draw, N // 2)
     files = {".xml.gz": [abstracts], ".nxml": sorted(map(str, folder.glob("*.nxml")))}
@@ -117,7 +117,7 @@ def real_sample():
 
 @pytest.mark.parametrize("name", SOURCES)
 def test_a_pubmed_number_is_one_from_a_source_to_the_leak_report(name: str, tmp_path: Path) -> None:
-    """Of generated documents; a source that is not among the writers fails here."""
+    """For generated documents of every source; a source without a writer fails here."""
     draw = random.Random(name)
     (tmp_path / "in").mkdir()
     source, patterns, expected = WRITERS[name](tmp_path / "in", draw)
@@ -130,7 +130,7 @@ def test_a_pubmed_number_is_one_from_a_source_to_the_leak_report(name: str, tmp_
     for id_, pmid in pmids_of(tmp_path / "corpus", "train").items():
         if pmid is not None:
             there.setdefault(f"q{pmid}", set()).add(id_)
-    assert {question: set(found["documents"]) for question, found in leaks.pmids.items()} == there
+    assert {question: set(leak["documents"]) for question, leak in leaks.pmids.items()} == there
     assert not leaks.by_words and leaks.by_pmid == there.keys()
 
     held = draw.sample(range(200), 100)
@@ -140,7 +140,7 @@ def test_a_pubmed_number_is_one_from_a_source_to_the_leak_report(name: str, tmp_
     left = {id_: pmid for id_, pmid in expected.items() if pmid not in held}
     assert {id_: pmid for id_, pmid in pmids_of(tmp_path / "rest").items() if id_ in expected} == left
 
-    # A corpus that is read as text says what it said.
+    # A corpus that is read again as text gives the same report.
     again = [str(tmp_path / "corpus/train-*"), str(tmp_path / "corpus/val-*")]
     build_corpus({"text": (Text(), again)}, tmp_path / "again", 0.3)
     assert pmids_of(tmp_path / "again") == expected
@@ -187,13 +187,13 @@ def words(draw: random.Random, count: int) -> str:
 def test_a_common_phrase_is_no_leak_and_every_leak_says_what_and_where(
     tmp_path: Path, make_corpus: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As decontamination has it: a corpus that was decontaminated of a text holds no leak of it."""
+    """The rule is that of decontamination: a corpus that was decontaminated against a text contains no leak of it."""
     draw = random.Random(3)
     phrase, rare, leaked, short = (words(draw, n) for n in (GRAM_WORDS, GRAM_WORDS, 30, 8))
     texts = {f"phrase{n}": f"{words(draw, 20)} {phrase}." for n in range(COMMON_DOCUMENTS + 1)}
     texts |= {f"rare{n}": f"{words(draw, 20)} {rare}." for n in range(COMMON_DOCUMENTS)}
     texts |= {"leak": f"before {leaked.upper()}, after", "short": short}
-    # One of 11 documents of a phrase is dropped for another text: 10 are left, and the phrase is no longer common.
+    # One of 11 documents with a phrase is dropped because of another text: the phrase is in 10, and no longer common.
     edge = words(draw, GRAM_WORDS)
     texts |= {f"edge{n}": f"{edge} {words(draw, 20)}" for n in range(COMMON_DOCUMENTS)}
     texts |= {"edge and leak": f"{edge} {words(draw, 9)} {leaked}"}
@@ -203,15 +203,15 @@ def test_a_common_phrase_is_no_leak_and_every_leak_says_what_and_where(
     asked = {"phrase": phrase, "rare": rare, "leaked": leaked, "short": short, "edge": edge, "seven": words(draw, 7)}
     questions = {name: Question(name, text, ("a", "b"), 0, "") for name, text in asked.items()}
     train = set(pmids_of(corpus, "train"))
-    found = find_leaks(questions, corpus)
+    leaks = find_leaks(questions, corpus)
     where = {name: {id_ for id_ in train if id_.startswith(name)} for name in ("rare", "short")}
     where["leaked"] = train & {"leak", "edge and leak"}
-    assert {name: set(leak["documents"]) for name, leak in found.words.items()} == {k: v for k, v in where.items() if v}
-    assert found.words["leaked"]["words"] == " ".join(leaked.split()[:GRAM_WORDS])
-    assert (found.too_short, found.common_runs) == ({"seven"}, 2), "phrase and edge stand in 11 documents each"
-    assert found.without_pmid == questions.keys() and found.documents == len(train)
-    monkeypatch.setattr(contamination, "SMALL_BYTES", 0)  # in processes of its own
-    assert find_leaks(questions, corpus) == found
+    assert {name: set(leak["documents"]) for name, leak in leaks.words.items()} == {k: v for k, v in where.items() if v}
+    assert leaks.words["leaked"]["words"] == " ".join(leaked.split()[:GRAM_WORDS])
+    assert (leaks.too_short, leaks.common_runs) == ({"seven"}, 2), "phrase and edge are in 11 documents each"
+    assert leaks.without_pmid == questions.keys() and leaks.documents == len(train)
+    monkeypatch.setattr(contamination, "SMALL_BYTES", 0)  # in its own processes
+    assert find_leaks(questions, corpus) == leaks
 
     (tmp_path / "eval.txt").write_text("\n\n".join(asked.values()))
     clean = make_corpus(tmp_path / "clean", documents, 0.1, decontaminate=[str(tmp_path / "eval.txt")])
@@ -226,7 +226,7 @@ def test_a_corpus_whose_documents_do_not_say_their_numbers_is_refused(
     documents = [Document(f"pmcid:PMC{n}", f"text {n}", ARTICLES, None, None) for n in range(30)]
     corpus = make_corpus(tmp_path / "corpus", documents, 0.2)
     manifest = json.loads((corpus / MANIFEST).read_text())
-    manifest["without_pmid"] = 10  # as an older version wrote it: the numbers were known and not kept
+    manifest["without_pmid"] = 10  # an older version did not keep the known numbers
     manifest["seal"] = seal(manifest)
     (corpus / MANIFEST).write_text(json.dumps(manifest))
     asked = {"q": Question("q", "Why?", ("a", "b"), 0, "", pmids=("5",))}

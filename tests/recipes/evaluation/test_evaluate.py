@@ -1,4 +1,4 @@
-"""Scores, perplexity and leaks, against computations that share nothing with ours."""
+"""Scores, perplexity and leaks equal independent computations."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ MakeModel = Callable[..., Path]
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As recipes/evaluate.py sets it, and no longer than a test."""
+    """Settings of recipes/evaluate.py, shortened for tests."""
     for name, value in OFFLINE.items():
         monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
 def make_model(tiny_tokenizer: Path, tmp_path: Path) -> MakeModel:
-    """`make_model(scaled)`: a random GPT-2 of 64 positions; scaled: as BioMedLM was published."""
+    """`make_model(scaled)`: a random GPT-2 of 64 positions; scaled: with attention scaled by layer, like BioMedLM."""
 
     def make(scaled: bool, **changes: Any) -> Path:
         torch.manual_seed(0)
@@ -80,7 +80,7 @@ def make_model(tiny_tokenizer: Path, tmp_path: Path) -> MakeModel:
 
 @torch.no_grad()
 def by_hand(folder: Path, inputs: tuple[int, ...], targets: tuple[int, ...]) -> float:
-    """Σ log p of one window, alone, by transformers' eager path in fp64."""
+    """Σ log p of one window alone, by transformers' eager path in fp64."""
     model = GPT2LMHeadModel.from_pretrained(folder, attn_implementation="eager", torch_dtype=torch.float64).eval()
     logits = model(input_ids=torch.tensor([inputs])).logits[0, -len(targets) :]
     return -F.cross_entropy(logits, torch.tensor(targets), reduction="sum").item()
@@ -101,7 +101,7 @@ def test_log_probs_are_those_of_the_eager_model(scaled: bool, make_model: MakeMo
 
 
 def test_a_window_does_not_feel_its_batch(make_model: MakeModel) -> None:
-    """Right padding and neighbours change nothing but the last bits."""
+    """Right padding and other examples of the batch change only the last bits."""
     model, _ = load_pretrained(make_model(True))
     window = Window((5, 6, 7), (6, 7, 8))
     others = [Window(tuple(range(begin, begin + 60)), (3,)) for begin in range(1, 8)]
@@ -127,11 +127,13 @@ def test_document_windows_predict_each_token_once() -> None:
             assert len(window.inputs) <= 10 and len(window.targets) <= len(window.inputs)
             end = text.index(window.inputs[len(window.inputs) - 1]) + 1
             assert list(window.inputs) == text[end - len(window.inputs) : end] and text[end] == window.targets[-1]
-        assert all(len(window.inputs) == 10 for window in windows[1:]), "later windows see all that fits"
+        assert all(len(window.inputs) == 10 for window in windows[1:]), (
+            "later windows have the longest possible context"
+        )
 
 
 def score(model: Any, tokenizer: Any, prompts: list[Prompt], batch_size: int, folder: Path) -> list[dict[str, Any]]:
-    """Through the task files, as recipes/evaluate.py does."""
+    """Through the task files, as in recipes/evaluate.py."""
     write_harness_task(folder, "toy", prompts, folder)
     return score_choices(model, tokenizer, prompts, folder / "toy.yaml", batch_size)
 
@@ -166,7 +168,7 @@ def test_prompts_have_the_shots_of_their_subject() -> None:
 
 
 def test_scores_are_right_where_the_model_is_sure(make_model: MakeModel, tmp_path: Path) -> None:
-    """A model that always goes on with one token: the option that is that token wins, whichever it is."""
+    """A model that always predicts one token: the option with that token wins, in any position."""
     folder = make_model(False)
     model, tokenizer = load_pretrained(folder)
     task = TaskSet("toy", "choice", {"test": questions(20)}, {})
@@ -200,7 +202,7 @@ def test_scores_of_options_by_hand(make_model: MakeModel, tmp_path: Path) -> Non
 
 
 def test_what_does_not_fit_is_counted(make_model: MakeModel, tmp_path: Path) -> None:
-    """And cut at its beginning; an option that does not fit is refused."""
+    """A long prompt is cut at its beginning, and an option that is too long is refused."""
     folder = make_model(False)
     model, tokenizer = load_pretrained(folder)
     long = " ".join(["cyt gen"] * 40)
@@ -225,7 +227,7 @@ def test_perplexity_by_hand(
     folder = make_model(True)
     corpus = make_corpus(tmp_path / "corpus", tiny_documents, 0.1)
     model, tokenizer = load_pretrained(folder)
-    found = perplexity.perplexity(model, tokenizer, corpus, 6, 4)["all"]["all"]
+    measured = perplexity.perplexity(model, tokenizer, corpus, 6, 4)["all"]["all"]
     nats, tokens, size_bytes, left_over = 0.0, 0, 0, []
     for line in itertools.islice(read_documents(corpus, "val"), 6):
         ids = [599, *tokenizer(line.text)["input_ids"]]
@@ -235,10 +237,10 @@ def test_perplexity_by_hand(
         tokens += len(ids) - 1
         size_bytes += len(line.text.encode())
         left_over += [(len(ids) - 1) % 64] if len(ids) > 65 else []
-    assert any(left_over), "a last window takes what it has too few of from the window before it"
-    assert found["nats"] == pytest.approx(nats, rel=1e-4)
-    assert found["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size_bytes, rel=1e-4)
-    assert found["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
+    assert any(left_over), "a last window gets its missing context from the window before it"
+    assert measured["nats"] == pytest.approx(nats, rel=1e-4)
+    assert measured["bits_per_byte"]["value"] == pytest.approx(nats / math.log(2) / size_bytes, rel=1e-4)
+    assert measured["perplexity"] == pytest.approx(math.exp(nats / tokens), rel=1e-4)
     groups = perplexity.perplexity(model, tokenizer, corpus, 20, 4)
     assert groups["source"].keys() <= {"PubMed Abstracts", "PubMed Central"} and groups["year"].keys() == {"2021"}
     for kind in ("source", "year"):
@@ -260,7 +262,7 @@ def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., P
     def question(text: str, *pmids: str) -> Question:
         return Question("q", text, ("a", "b"), 0, "", pmids=pmids)
 
-    found = find_leaks(
+    leaks = find_leaks(
         {
             "pmid": question("unseen", "1"),
             "absent": question("unseen", "777", "11777"),
@@ -269,14 +271,14 @@ def test_leaks_by_pmid_and_by_words(tmp_path: Path, make_corpus: Callable[..., P
         },
         corpus,
     )
-    assert found.by_pmid == {"pmid"} and found.by_words == {"words"} and found.any == {"pmid", "words"}
-    assert found.too_short == {"pmid", "absent"} and found.documents == len(held)
+    assert leaks.by_pmid == {"pmid"} and leaks.by_words == {"words"} and leaks.any == {"pmid", "words"}
+    assert leaks.too_short == {"pmid", "absent"} and leaks.documents == len(held)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 30, 500])
 @pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
 def test_the_interval_of_a_proportion_is_wilsons(n: int, share: float) -> None:
-    """Against scipy's; it has a width wherever it lies, and holds the value."""
+    """Equal to scipy's interval; it always has a width, and contains the value."""
     from scipy.stats import binomtest
 
     right = round(share * n)
@@ -289,7 +291,7 @@ def test_the_interval_of_a_proportion_is_wilsons(n: int, share: float) -> None:
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_what_is_no_proportion_has_a_width_at_0_and_1_too(value: float) -> None:
-    """F1 of entities, several seeds: all right, or all wrong."""
+    """F1 of entities over several seeds, all right or all wrong."""
     for tops, bottoms in (
         (np.full((1, 6), 2 * value), np.full((1, 6), 2.0)),
         (np.full((3, 6), value), np.ones((3, 6))),
@@ -301,7 +303,7 @@ def test_what_is_no_proportion_has_a_width_at_0_and_1_too(value: float) -> None:
 
 
 def test_a_part_by_hash_is_no_beginning() -> None:
-    """Files are sorted by subject or label; a part that grows keeps what it had."""
+    """Files are sorted by subject or label; a larger part includes the smaller one."""
     asked = [*questions(300, "anatomy"), *questions(300, "virology")]
     few, more = part_by_hash(asked, 60), part_by_hash(asked, 120)
     assert [q for q in asked if q in few] == few and set(few) <= set(more) and len(few) == 60
@@ -367,7 +369,7 @@ def test_the_command_line(
     assert Path(harness["dataset_kwargs"]["data_files"]["test"]).is_file()
     evaluate.main(command)
     assert "up to date" in capsys.readouterr().out
-    # On a trial's few questions, chosen by hash, the baseline is theirs, as the scores are; and the row says so.
+    # With `--limit`, the baseline is computed on the same few questions as the scores, and the row says so.
     evaluate.main([*command[:6], "--limit", "7", "--out", str(tmp_path / "few")])
     asked = load("medmcqa", data).questions("dev")
     few = sorted(asked, key=lambda question: hashlib.sha256(question.id.encode()).digest())[:7]
@@ -383,7 +385,7 @@ def test_the_command_line(
 def test_what_was_scored_outlives_a_fault_after_it(
     make_model: MakeModel, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the environment is asked for before the work."""
+    """The record of the environment is taken before the work starts, and an error there costs no scores."""
     command = ["--model", str(make_model(False)), "--tasks", "medmcqa", "--data", str(data), "--limit", "3"]
     command += ["--out", str(tmp_path / "scores")]
 
@@ -411,7 +413,7 @@ def test_what_was_scored_outlives_a_fault_after_it(
 def test_scores_are_those_of_the_harness_command_line(
     form: str, make_model: MakeModel, data: Path, tmp_path: Path
 ) -> None:
-    """Ours of BioMedLM's kind of folder; its of the exported one, which it can load. Question by question, exactly."""
+    """Our scores of a folder like BioMedLM equal lm-eval's scores of the export, question by question."""
     original, exported, out = make_model(True), tmp_path / "exported", tmp_path / "scores"
     export.main(["--checkpoint", str(original), "--out", str(exported)])
     evaluate.main(["--model", str(exported), "--tasks", "medmcqa", "--data", str(data), "--out", str(out)])
@@ -422,7 +424,8 @@ def test_scores_are_those_of_the_harness_command_line(
         "--output_path", str(tmp_path / "theirs"),
     ]  # fmt: skip
     env = {**os.environ, "HOME": str(tmp_path / "home"), "HF_HOME": str(tmp_path / "home")}
-    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # a Trainer of an earlier test has set them
+    # A Trainer of an earlier test has set these variables.
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         env.pop(name, None)
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=env, timeout=patience_s())
     assert done.returncode == 0, done.stderr
@@ -438,7 +441,7 @@ def test_scores_are_those_of_the_harness_command_line(
     ours = json.loads((out / "results.json").read_text())["tasks"]["medmcqa"]["forms"][form]["all"]
     assert ours["acc"]["value"] == pytest.approx(theirs["acc,none"], rel=1e-12)
     assert ours["acc_norm"]["value"] == pytest.approx(theirs["acc_norm,none"], rel=1e-12)
-    # The folder that the export was made of is scored as it is meant, too.
+    # The folder before the export is also scored with its layer scaling.
     evaluate.main(["--model", str(original), "--tasks", "medmcqa", "--data", str(data), "--out", str(tmp_path / "o")])
     for line, record in zip((tmp_path / f"o/medmcqa-{form}.jsonl").read_text().splitlines(), records, strict=True):
         assert json.loads(line)["log_probs"] == pytest.approx(record["log_probs"], rel=1e-4)
@@ -457,7 +460,7 @@ print("lm_eval" in sys.modules, "datasets" in sys.modules)
 
 
 def test_nothing_is_asked_of_a_network(make_model: MakeModel, data: Path, tmp_path: Path) -> None:
-    """Sockets are blocked and not even tried, and no file lands in a cache of the user's."""
+    """No connection is even tried, with sockets blocked, and no file is written to a cache of the user."""
     home = tmp_path / "home"
     home.mkdir()
     model, corpus = make_model(False), ["--tasks", "medmcqa", "--data", str(data)]
@@ -472,11 +475,11 @@ def test_nothing_is_asked_of_a_network(make_model: MakeModel, data: Path, tmp_pa
     assert "network:" not in done.stderr and "True True" in done.stdout
     assert not [path for path in home.rglob("*") if path.is_file()]
     again = warm.run([sys.executable, "-c", ALONE, *command], ROOT, environment)
-    assert "up to date" in again.stdout and "False False" in again.stdout, "imported for scores alone"
+    assert "up to date" in again.stdout and "False False" in again.stdout, "only needed for scores"
 
 
 def tuned_folder(make_model: MakeModel, task: str, kind: str, labels: tuple[str, ...] = ()) -> Path:
-    """As recipes/finetune.py exports it, with a head of random weights."""
+    """A folder as exported by recipes/finetune.py, with a head of random weights."""
     folder = make_model(False).rename(make_model(False).with_name(f"{task}-1")) / "model"
     base = folder.parent
     model, tokenizer = load_pretrained(base)
@@ -498,8 +501,8 @@ def test_a_head_answers_another_set_of_its_kind(make_model: MakeModel, data: Pat
     command = ["--model", str(model), "--tasks", "mmlu", "--data", str(data)]
     evaluate.main([*command, "--out", str(out)])
     results = json.loads((out / "results.json").read_text())
-    found = results["tasks"]["mmlu"]["forms"]["head"]
-    assert found["all"]["acc"]["n"] == 40 and found["college_biology"]["acc"]["n"] == 20
+    scores = results["tasks"]["mmlu"]["forms"]["head"]
+    assert scores["all"]["acc"]["n"] == 40 and scores["college_biology"]["acc"]["n"] == 20
     assert results["model"] == "medmcqa-1" and results["inputs"]["head"]["task"] == "medmcqa"
     assert "| mmlu: anatomy | medmcqa-1 | fine-tuned on medmcqa |" in (out / "table.md").read_text()
     trained, tokenizer = heads.load(model)
@@ -556,7 +559,7 @@ def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("scheme", ["IOB2", "IOBES", "BILOU"])
 def test_entities_are_scored_as_seqeval_scores_them(scheme: str) -> None:
-    """Of random tags, ill-formed ones among them; precision, recall and F1 over all types, and F1 of each."""
+    """For random tags, also ill-formed ones: precision, recall and F1 over all types, and F1 of each type."""
     import seqeval.scheme
     from seqeval.metrics import classification_report
 
@@ -567,24 +570,24 @@ def test_entities_are_scored_as_seqeval_scores_them(scheme: str) -> None:
     report: Any = classification_report(
         right, given, mode="strict", scheme=getattr(seqeval.scheme, scheme), output_dict=True
     )
-    found = measures([{"entities": count(r, g, scheme)} for r, g in zip(right, given, strict=True)])
-    scores = {name: values.sum() / weights.sum() for name, (values, weights) in found.items()}
+    counts = measures([{"entities": count(r, g, scheme)} for r, g in zip(right, given, strict=True)])
+    scores = {name: values.sum() / weights.sum() for name, (values, weights) in counts.items()}
     micro = report["micro avg"]
     expected = {"f1": micro["f1-score"], "precision": micro["precision"], "recall": micro["recall"]}
     expected |= {f"f1 of {kind}": report[kind]["f1-score"] for kind in ("gene", "cell_type")}
     assert scores == pytest.approx(expected) and 0.1 < scores["f1"] < 0.9
-    value = bootstrap(*found["f1"])
+    value = bootstrap(*counts["f1"])
     assert value.value == pytest.approx(micro["f1-score"]) and value.low < value.value < value.high and value.n == 300
 
 
 def test_a_model_that_gives_no_entity_has_precision_0() -> None:
-    found = measures([{"entities": count(["B", "I"], ["O", "O"], "IOB2")}, {"entities": {}}])
-    assert {name: bootstrap(*parts).value for name, parts in found.items()} == {"f1": 0, "precision": 0, "recall": 0}
+    counts = measures([{"entities": count(["B", "I"], ["O", "O"], "IOB2")}, {"entities": {}}])
+    assert {name: bootstrap(*parts).value for name, parts in counts.items()} == {"f1": 0, "precision": 0, "recall": 0}
     assert count(["DT", "NN"], ["DT", "VB"], "") == {"DT": [1, 1, 1], "NN": [0, 0, 1], "VB": [0, 1, 0]}
 
 
 def test_seeds_of_a_ratio() -> None:
-    """The mean of each seed's ratio, not the ratio of means."""
+    """The mean of each seed's ratio, not the ratio of the means."""
     values, weights = np.array([[1.0, 0.0], [2.0, 2.0]]), np.array([[1.0, 1.0], [2.0, 2.0]])
     score, each, deviation = over_seeds(values, weights)
     assert each.tolist() == [0.5, 1.0] and score.value == 0.75 and deviation == pytest.approx(0.125**0.5)

@@ -1,4 +1,4 @@
-"""Every column of the results tables follows from something in the scores; a new one fails here until it is traced."""
+"""Every column of the results tables depends on something in the scores; a new one fails until its cause is listed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Change = Callable[[Case], object]
 
 
 def rows_of(case: Case, folder: Path) -> list[Row]:
-    """The table of one set, from what was answered."""
+    """The table of one set, made from answers."""
     asked = [
         Question(f"q{n}", f"Question {n}?", ("a", "b", "c"), 0 if n < case["first"] else 1, "", subject=case["subject"])
         for n in range(case["n"])
@@ -45,7 +45,7 @@ def rows_of(case: Case, folder: Path) -> list[Row]:
 
 BASE: Case = {"task": "medqa", "model": "mine", "how": "0-shot, option", "n": 20, "first": 12, "right": 9,
               "right_norm": 8, "cut": 0, "limit": None, "subject": "", "leaks": None}  # fmt: skip
-# What each column follows from, and what the table then says.
+# For each column, a change of its cause, and the resulting table.
 CAUSES: dict[str, list[tuple[Case, str]]] = {
     "task": [({"task": "medmcqa"}, "| medmcqa |"), ({"subject": "anatomy"}, "| medqa: anatomy |"),
              ({"leaks": True}, "| medqa: clean |")],
@@ -142,7 +142,7 @@ SWEEP: dict[str, Any] = {
 
 
 def test_every_field_of_a_sweeps_table_follows_its_cause() -> None:
-    """The fields are what the table reads of the results: a proxy sees each, and none is read that is not traced."""
+    """The fields that the table reads of the results, as a proxy sees them; each must have a listed cause."""
 
     class Seen(dict[str, Any]):
         read: set[str] = set()  # noqa: RUF012
@@ -181,7 +181,7 @@ def test_every_field_of_a_sweeps_table_follows_its_cause() -> None:
 
 
 def test_the_results_are_those_of_the_table(tmp_path: Path) -> None:
-    """`summarise` names the groups that the table has rows of, and no other."""
+    """`summarise` returns exactly the groups that have rows in the table."""
     records = [{"id": f"{n}", "subject": "ab"[n % 2], "acc": 1.0} for n in range(6)]
     assert list(evaluate_model.summarise(records, {"0"})) == ["all", "a", "b", "clean"]
     assert evaluate_model.summarise(records, {"0"})["clean"]["acc"]["n"] == 5

@@ -1,4 +1,4 @@
-"""A base model of seconds, and runs that fine-tune it."""
+"""A small base model, and configurations of fine-tuning runs of a few seconds."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from recipes.config.schema import FinetuneConfig
 
 @pytest.fixture(scope="session")
 def make_base(tiny_tokenizer: Path) -> Callable[..., Path]:
-    """`make_base(folder, **changes)`: a random base model as BioMedLM was published.
+    """`make_base(folder, **changes)`: a random base model like the published BioMedLM.
 
-    Attention scaled by layer, no cache, pytorch_model.bin.
+    It has attention scaled by layer, no cache, and pytorch_model.bin.
     """
 
     def make(folder: Path, **changes: Any) -> Path:
@@ -43,7 +43,7 @@ def base(make_base: Callable[..., Path], tmp_path_factory: pytest.TempPathFactor
 
 @pytest.fixture
 def configure(base: Path, tmp_path: Path) -> Callable[..., FinetuneConfig]:
-    """`configure(yaml, "key=value", …)`: a run of seconds on a CPU."""
+    """`configure(yaml, "key=value", …)`: a fine-tuning run of a few seconds on a CPU."""
 
     def make(yaml: str, *more: str) -> FinetuneConfig:
         overrides = [

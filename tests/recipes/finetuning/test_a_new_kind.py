@@ -1,4 +1,4 @@
-"""A kind of task that the recipe does not have: this file and a line in each of two tables, and all is done with it."""
+"""A new kind of task needs this file and a line in each of two tables; then all commands work with it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Measured:
 
 
 def read_measured(folder: Path) -> TaskSet:
-    """{train,dev,test}.json of lines `text`, `number`."""
+    """{train,dev,test}.json with lines `text`, `number`."""
     paths = {split: need(folder, f"{split}.json") for split in ("train", "dev", "test")}
     splits = {
         split: [
@@ -66,7 +66,7 @@ def read_measured(folder: Path) -> TaskSet:
 
 
 class Number(KindWithHead):
-    """A number of a text: `text <|NUMBER|>`, by a linear map with a bias, with the squared error."""
+    """A number for a text: `text <|NUMBER|>`, by a linear map with a bias, with the squared error."""
 
     added_tokens = ("<|NUMBER|>",)
     loss_unit = "squared units/text"
@@ -113,7 +113,7 @@ print(f"{number:.4f}")
 
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """The two lines in tables, and the set's files: the last word decides."""
+    """The lines in the two tables, and the files of the set, in which the last word decides."""
     monkeypatch.setitem(KINDS, "number", Number())
     monkeypatch.setitem(registry.READERS, "doses", read_measured)
     draw, folder = random.Random(7), tmp_path / "data/doses"
@@ -136,7 +136,7 @@ def test_a_new_kind_is_trained_scored_released_and_evaluated(
     assert not training.finetune(configure("ner", *settings, f"run_dir={runs[0]}", "seed=1")), "it is finished"
     run = runs[0]
 
-    # in training: the loss in its unit, the metric of dev
+    # training: the loss in its unit, the metric of dev
     assert re.search(r"batch +1/60 \| loss +[\d.]+ squared units/text \|", capsys.readouterr().out)
     assert json.loads((run / "run.json").read_text())["loss_unit"] == "squared units/text"
     logged = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
@@ -144,7 +144,7 @@ def test_a_new_kind_is_trained_scored_released_and_evaluated(
     losses = [line["loss/train/total"] for line in logged if "loss/train/total" in line]
     assert losses[-1] < losses[0] / 20
 
-    # scores, of predictions, by the folder that was released
+    # scores of predictions by the released folder
     scores = json.loads((run / "scores.json").read_text())["scores"]
     assert scores["test"].keys() == {"near"} and scores["test"]["near"]["value"] > 0.9, "held-out texts"
     assert scores["dev"]["near"]["value"] == pytest.approx(on_dev[-1])
@@ -153,7 +153,7 @@ def test_a_new_kind_is_trained_scored_released_and_evaluated(
     assert load_file(run / "model/head.safetensors").keys() == {"weight", "bias"}
     tuned, tokenizer = heads.load(run / "model")
 
-    # the card, and what it prints as code is what the model answers
+    # the card, whose code prints the model's answer
     card = (run / "model/README.md").read_text()
     assert "pipeline_tag: text-regression" in card and ": it reads a number off a text." in card
     assert f"| on dev | Near {on_dev[-1]:.4f}" in card and "| task | doses, of kind number |" in card
@@ -166,7 +166,7 @@ def test_a_new_kind_is_trained_scored_released_and_evaluated(
     )
     assert ran["number"] == pytest.approx(record["numbers"][0], rel=1e-4)
 
-    # evaluate.py: the model on the set, seeds together, and what is refused
+    # evaluate.py: the model on the set, the mean over seeds, and what is refused
     command = ["--tasks", "doses", "--data", str(tmp_path / "data")]
     evaluate.main([*command, "--model", str(run / "model"), "--out", str(tmp_path / "scores")])
     percent = 100 * scores["test"]["near"]["value"]
@@ -210,5 +210,5 @@ def test_a_model_of_a_kind_that_is_not_known_is_refused(base: Path) -> None:
 @pytest.mark.parametrize("name", KINDS)
 def test_a_kind_says_all_that_is_asked_of_it(name: str) -> None:
     kind = KINDS[name]
-    assert not [what for what in Kind.__annotations__ if not hasattr(kind, what)]
+    assert not [attribute for attribute in Kind.__annotations__ if not hasattr(kind, attribute)]
     assert bool(kind.target_start) == (not isinstance(kind, KindWithHead))

@@ -1,4 +1,4 @@
-"""Fine-tuned models answer what they were taught, and compute what an independent computation says."""
+"""Fine-tuned models learn their task, and their scores equal independent computations."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ Configure = Callable[..., FinetuneConfig]
 
 
 def choice_record(draw: random.Random, id_: str, shuffled: bool) -> dict[str, Any]:
-    """Which of the options is named in the question; with shuffled labels, any."""
+    """The question names the right option, or a random option if labels are shuffled."""
     wanted, *others = draw.sample(WORDS, 4)
     options = [wanted, *others]
     draw.shuffle(options)
@@ -66,7 +66,7 @@ def write_choice(data: Path, n: int, shuffled: bool = False) -> None:
 
 
 def write_verdict(data: Path, n: int) -> None:
-    """The context's last word decides."""
+    """The last word of the context decides."""
     draw, folder = random.Random(2), data / "pubmedqa"
     (folder / "pqal_fold0").mkdir(parents=True)
     words = dict(zip(LABELS, WORDS, strict=False))
@@ -88,7 +88,7 @@ def write_verdict(data: Path, n: int) -> None:
 
 
 def write_pairs(data: Path, n: int) -> None:
-    """The target is the source's first word, twice."""
+    """The target is the first word of the source, twice."""
     draw, folder = random.Random(3), data / "mine"
     folder.mkdir(parents=True)
     for split, size in (("train", n), ("dev", 6), ("test", 6)):
@@ -98,7 +98,7 @@ def write_pairs(data: Path, n: int) -> None:
 
 
 def write_tags(data: Path, n: int, shuffled: bool = False) -> None:
-    """`gen` begins an entity and `ro` goes on with one; with shuffled tags, a quarter of the words begin one."""
+    """`gen` begins an entity and `ro` continues one; with shuffled tags, a quarter of the words begin one."""
     draw, folder = random.Random(4), data / "toy"
     folder.mkdir(parents=True)
     for split, size in (("train", n), ("devel", 20), ("test", 60)):
@@ -117,11 +117,11 @@ def scores_of(folder: Path) -> dict[str, Any]:
 
 
 def train_accuracy(cfg: FinetuneConfig) -> float:
-    """Of the exported model, on what it was trained on."""
+    """Accuracy of the exported model on its training set."""
     model, tokenizer = heads.load(Path(cfg.run_dir) / "model")
     examples = splits(load(cfg.task, Path(cfg.data)))["train"]
-    found = measures(predict(model, tokenizer, examples, cfg))
-    values, weights = found[{"pairs": "rouge1", "tags": "f1"}.get(model.task_head.kind, "acc")]
+    scores = measures(predict(model, tokenizer, examples, cfg))
+    values, weights = scores[{"pairs": "rouge1", "tags": "f1"}.get(model.task_head.kind, "acc")]
     return values.sum() / weights.sum()
 
 
@@ -138,11 +138,11 @@ def test_multiple_choice_is_learned(
     lines = (tmp_path / "run/predictions-test.jsonl").read_text().splitlines()
     assert len(lines) == 60 and len(json.loads(lines[0])["scores"]) == 4
     assert any("metrics/eval/Accuracy" in line for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines())
-    assert not training.finetune(cfg), "typed again, a finished run does nothing"
+    assert not training.finetune(cfg), "if it is typed again, a finished run does nothing"
     with pytest.raises(BadInput, match=r"(?s)holds another run.*warmup_share: 0.1 -> 0.2"):
         training.finetune(configure("medmcqa", "max_duration=30ep", "warmup_share=0.2"))
 
-    # the folder is a plain GPT-2 whose added tokens have rows
+    # the folder is a plain GPT-2 with embeddings of the added tokens
     model = GPT2LMHeadModel.from_pretrained(tmp_path / "run/model")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run/model")
     assert len(tokenizer) == model.config.vocab_size == 602 and model.config.architectures == ["GPT2LMHeadModel"]
@@ -152,7 +152,7 @@ def test_multiple_choice_is_learned(
     before = GPT2LMHeadModel.from_pretrained(base).transformer.wte.weight
     assert not torch.equal(model.transformer.wte.weight[:600], before), "all weights are trained"
 
-    # and a release: with a card, for every reader, and sealed
+    # it is also a release: with a card, for every program, and with a manifest
     files = {path.name: path for path in (tmp_path / "run/model").iterdir()}
     assert {"README.md", "manifest.json", "vocab.json", "merges.txt", "head.safetensors"} <= files.keys()
     assert len({path.stat().st_mode for path in files.values()}) == 1, "the umask's mode"
@@ -179,7 +179,7 @@ def test_shuffled_labels_give_chance(configure: Configure, tmp_path: Path) -> No
 def test_shuffled_tags_give_chance(configure: Configure, tmp_path: Path) -> None:
     write_tags(tmp_path / "data", 100, shuffled=True)
     training.finetune(configure("ner", "task=toy", "max_duration=30ep"))
-    assert scores_of(tmp_path / "run")["test"]["f1"]["value"] < 0.35, "a quarter of the words, guessed"
+    assert scores_of(tmp_path / "run")["test"]["f1"]["value"] < 0.35, "a quarter of the words, by chance"
 
 
 @pytest.mark.parametrize(
@@ -203,7 +203,7 @@ def test_32_examples_are_learned_by_heart(
     assert train_accuracy(cfg) == 1.0
     if yaml == "meqsum":
         records = map(json.loads, (tmp_path / "run/predictions-test.jsonl").read_text().splitlines())
-        assert all(record["ended"] for record in records), "it has learned to stop"
+        assert all(record["ended"] for record in records), "the model has learned to stop"
     if yaml == "pubmedqa":
         assert json.loads((tmp_path / "run/model/task.json").read_text())["labels"] == list(LABELS)
     if yaml == "ner":
@@ -245,7 +245,7 @@ def test_seeds_are_put_together(
 
 @pytest.fixture
 def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The models that runs build, kept as they end: of each run the one that it trains, then that of its export."""
+    """For each run, the model that it trains and the model of its export, in their final state."""
     models: list[Any] = []
 
     def build(*arguments: Any) -> Any:
@@ -260,7 +260,7 @@ def built(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_a_run_that_another_process_runs_is_refused(configure: Configure, tmp_path: Path) -> None:
-    """Its folder, and the model that its end writes: that may be another command's output meanwhile."""
+    """Folder and exported model of a run, copied because another command may write there meanwhile."""
     write_choice(tmp_path / "data", 32)
     with Holder(tmp_path / "run") as holder, pytest.raises(BadInput, match=holder.says):
         training.finetune(configure("medmcqa", "max_duration=4ep"))
@@ -268,7 +268,7 @@ def test_a_run_that_another_process_runs_is_refused(configure: Configure, tmp_pa
         training.finetune(configure("medmcqa", "max_duration=4ep"))
     assert training.finetune(configure("medmcqa", "max_duration=4ep", "score_test=false"))
     with Holder(tmp_path / "run") as holder, pytest.raises(BadInput, match=holder.says):
-        training.finetune(configure("medmcqa", "max_duration=4ep"))  # would score test
+        training.finetune(configure("medmcqa", "max_duration=4ep"))  # it would score test
 
 
 def test_lora_leaves_the_weights_alone(configure: Configure, tmp_path: Path, base: Path, built: list[Any]) -> None:
@@ -292,7 +292,7 @@ def test_a_resumed_run_is_the_run(
     yaml: str, write: Callable[[Path, int], None], task: str, make_base: Callable[..., Path],
     configure: Configure, tmp_path: Path, built: list[Any],
 ) -> None:  # fmt: skip
-    """Dropout on, in the middle of a pass."""
+    """With dropout, in the middle of a pass."""
     write(tmp_path / "data", 100)
     model = make_base(tmp_path / "dropout", resid_pdrop=0.1, embd_pdrop=0.1)
     settings = [f"model={model}", f"task={task}", "max_duration=10ba", "save_interval=4ba"]
@@ -313,7 +313,7 @@ def test_a_resumed_run_is_the_run(
 def test_nothing_of_the_training_is_left_when_it_is_scored(
     lora: str, configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Trainer, model and moments are gone before the model is exported, and that one before it is scored."""
+    """Trainer, model and moments are freed before the export, and the exported model before scoring."""
     from recipes.training import trainer
 
     write_choice(tmp_path / "data", 32)
@@ -358,7 +358,7 @@ def test_nothing_of_the_training_is_left_when_it_is_scored(
 
 
 def test_two_ranks_give_the_losses_of_one(configure: Configure, base: Path, tmp_path: Path) -> None:
-    """Sharded by FSDP2, exported and scored at the end, with the batches of one rank."""
+    """A run sharded by FSDP2 is exported and scored at its end, and has the batches of one rank."""
     write_choice(tmp_path / "data", 100)
     settings = ["max_duration=6ba", "gradient_clipping_norm=0.1"]
     training.finetune(configure("medmcqa", *settings))
@@ -405,7 +405,7 @@ SPECIAL = ("<|endoftext|>", "[PAD]", "[SEP]", "<|startoftext|>", "<|CONTEXT|>", 
 
 @pytest.mark.parametrize("token", SPECIAL)
 def test_a_special_token_in_a_users_text_is_text(token: str, encoders: Callable[..., Encoder]) -> None:
-    """As in the shards; else a question ends where a user writes of end-of-text, or has a second answer."""
+    """Special tokens are text; otherwise a question would end at a typed end-of-text, or have a second answer."""
     text = f"cyt {token} hep"
     examples: dict[str, Any] = {
         "choice": Question("1", text, (f"gen{token}", f"{token} lip"), 1, "f, line 1"),
@@ -431,7 +431,7 @@ def test_what_is_cut_of_test_is_said_and_kept(
     kind: str, base: Path, encoders: Callable[..., Encoder], configure: Configure, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Of the split that is scored, not of train and dev alone."""
+    """Cut examples are counted for the split that is scored, not only for train and dev."""
     tokenizer = encoders(kind).tokenizer
     heads.save(small(base, kind, len(tokenizer)), tokenizer, tmp_path / "run/model")
     short, long = "cyt hep", " ".join(WORDS * 20)
@@ -484,7 +484,7 @@ def awkward_sentence(draw: random.Random, n_words: int) -> Sentence:
 
 
 def test_each_tag_is_told_at_the_last_token_of_its_word(encoders: Callable[..., Encoder]) -> None:
-    """By the offsets of the running text, encoded as one."""
+    """By the offsets of the whole text, encoded at once."""
     encoder, draw = encoders("tags", 4000), random.Random(5)
     for n_words in range(1, 60):
         sentence = awkward_sentence(draw, n_words)
@@ -496,10 +496,10 @@ def test_each_tag_is_told_at_the_last_token_of_its_word(encoders: Callable[..., 
             text += f" {word}"
             ends.append(len(text))
         whole = encoder.tokenizer(text, **AS_TEXT, return_offsets_mapping=True)
-        if not {"\u00a0", "in vivo"} & set(sentence.words):  # a blank in a word may be joined to what is beside it
+        if not {"\u00a0", "in vivo"} & set(sentence.words):  # a blank inside a word may be joined to its neighbours
             assert list(sequence[1:]) == whole["input_ids"]
-            told = [whole["offset_mapping"][n - 1][1] for n, tag in enumerate(tags) if tag != NO_TAG]
-            assert told == ends
+            tag_ends = [whole["offset_mapping"][n - 1][1] for n, tag in enumerate(tags) if tag != NO_TAG]
+            assert tag_ends == ends
         assert [TAGS[tag] for tag in tags if tag != NO_TAG] == list(sentence.tags)
         begin = 1
         for n in [n for n, tag in enumerate(tags) if tag != NO_TAG]:
@@ -523,13 +523,15 @@ def test_every_word_of_a_long_sentence_is_tagged_once(encoders: Callable[..., En
             done = 0  # words that are tagged so far
             for sequence, tags in zip(encoded.sequences, encoded.label, strict=True):
                 assert len(sequence) == len(tags) <= seq_len and sequence[0] == 599
-                told = [tag for tag in tags if tag != NO_TAG]
-                assert told == [TAGS.index(tag) for tag in sentence.tags[done : done + len(told)]]
-                last = done + len(told)
-                first = ends.index(ends[last] - len(sequence) + 1)  # words that came before this window: whole ones
+                predicted = [tag for tag in tags if tag != NO_TAG]
+                assert predicted == [TAGS.index(tag) for tag in sentence.tags[done : done + len(predicted)]]
+                last = done + len(predicted)
+                first = ends.index(ends[last] - len(sequence) + 1)  # whole words before this window
                 assert sequence[1:] == full[ends[first] + 1 : ends[last] + 1], "without a gap"
                 if done:
-                    assert len(told) == 1 or ends[last] - ends[done] <= (seq_len - 1) // 2, "half of it is context"
+                    assert len(predicted) == 1 or ends[last] - ends[done] <= (seq_len - 1) // 2, (
+                        "half of the window is context"
+                    )
                     assert first == 0 or len(sequence) + ends[first] - ends[first - 1] > seq_len, "all that fits"
                 done = last
             assert done == n_words
@@ -557,7 +559,7 @@ def small(base: Path, kind: str, n_entries: int) -> FineTuned:
 
 @torch.no_grad()
 def by_hand(trained: FineTuned, sequence: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Last hidden state and logits of one sequence alone, by stock transformers' eager path in fp64."""
+    """Last hidden state and logits of one sequence alone, by transformers' eager path in fp64."""
     config = GPT2Config(**{**trained.model.config.to_dict(), "attn_implementation": "eager"})
     stock = GPT2LMHeadModel._from_config(config, attn_implementation="eager").double().eval()
     stock.load_state_dict(trained.model.state_dict())
@@ -566,7 +568,7 @@ def by_hand(trained: FineTuned, sequence: tuple[int, ...]) -> tuple[torch.Tensor
 
 
 def test_the_hidden_state_is_the_last_of_all(base: Path, encoders: Callable[..., Encoder]) -> None:
-    """Bit for bit, its gradients too, and without any of the others."""
+    """Equal bit for bit, with gradients, also without any of the others."""
     encoder = encoders("choice")
     trained = small(base, "choice", len(encoder.tokenizer))
     ids = encoder.collate([(0, encoder(QUESTIONS[0]))])["input_ids"][0]
@@ -590,10 +592,10 @@ def test_choice_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> 
     assert trained.head is not None
     batch = encoder.collate([(n, encoder(question)) for n, question in enumerate(QUESTIONS)])
     with torch.no_grad():
-        found = trained.answers(batch)
+        answers = trained.answers(batch)
         loss = float(trained(batch)["loss"])
     losses = []
-    for question, row in zip(QUESTIONS, found, strict=True):
+    for question, row in zip(QUESTIONS, answers, strict=True):
         hidden = [by_hand(trained, sequence)[0] for sequence in encoder(question).sequences]
         expected = torch.stack(hidden) @ trained.head.weight[0].double()
         n = len(question.options)
@@ -609,8 +611,8 @@ def test_verdict_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) ->
     assert trained.head is not None
     batch = encoder.collate([(n, encoder(question)) for n, question in enumerate(QUESTIONS)])
     with torch.no_grad():
-        found = trained.answers(batch)
-    for question, row in zip(QUESTIONS, found, strict=True):
+        answers = trained.answers(batch)
+    for question, row in zip(QUESTIONS, answers, strict=True):
         expected = trained.head.weight.double() @ by_hand(trained, encoder(question).sequences[0])[0]
         assert torch.allclose(row.double(), expected, rtol=1e-4, atol=1e-6)
 
@@ -625,8 +627,8 @@ def test_target_losses_by_hand(base: Path, encoders: Callable[..., Encoder]) -> 
     ]
     batch = encoder.collate([(n, encoder(pair)) for n, pair in enumerate(pairs)])
     with torch.no_grad():
-        found = trained.answers(batch)
-    for pair, loss in zip(pairs, found, strict=True):
+        answers = trained.answers(batch)
+    for pair, loss in zip(pairs, answers, strict=True):
         sequence, first = encoder(pair).sequences[0], encoder(pair).label
         log_probs = torch.log_softmax(by_hand(trained, sequence)[1], 1)
         expected = -sum(float(log_probs[i - 1, sequence[i]]) for i in range(first, len(sequence)))
@@ -642,17 +644,17 @@ SENTENCES = [
 
 
 def test_tag_scores_by_hand(base: Path, encoders: Callable[..., Encoder]) -> None:
-    """Each word from the tokens up to its own last one, computed by itself; the long sentence in windows."""
+    """Each word is computed alone from the tokens up to its last one; the long sentence in windows."""
     encoder = encoders("tags", 40)
     trained = small(base, "tags", len(encoder.tokenizer))
     assert trained.head is not None
     batch = encoder.collate([(n, encoder(sentence)) for n, sentence in enumerate(SENTENCES)])
     assert batch["labels"].shape == batch["input_ids"].shape and batch["lengths"].count_nonzero(1).tolist()[1] > 1
     with torch.no_grad():
-        found, each = trained.answers(batch), Tags().losses(trained.answers(batch), batch)
+        answers, each = trained.answers(batch), Tags().losses(trained.answers(batch), batch)
         loss, parts = float(trained(batch)["loss"]), trained.eval_forward(batch)
     losses = []
-    for sentence, row, labels, part in zip(SENTENCES, found, batch["labels"], parts, strict=True):
+    for sentence, row, labels, part in zip(SENTENCES, answers, batch["labels"], parts, strict=True):
         encoded = encoder(sentence)
         expected = torch.stack([
             trained.head.weight.double() @ by_hand(trained, sequence[: n + 1])[0]
@@ -678,12 +680,12 @@ def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: 
     examples = [ASKED[kind].of_card, *ASKED[kind].others]
 
     def answers(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """A row an example; of `tags` the scores at which tags are told, then NaN."""
+        """One row per example; for `tags`, the scores at tagged tokens, then NaN."""
         with torch.no_grad():
             if kind != "tags":
                 return trained.answers(batch).reshape(len(batch["labels"]), -1)
-            told = batch["labels"] != NO_TAG
-            rows = [row[where].flatten() for row, where in zip(trained.answers(batch), told, strict=True)]
+            tagged = batch["labels"] != NO_TAG
+            rows = [row[where].flatten() for row, where in zip(trained.answers(batch), tagged, strict=True)]
             return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=float("nan"))
 
     together = answers(encoder.collate([(n, encoder(example)) for n, example in enumerate(examples)]))
@@ -700,7 +702,7 @@ def test_neither_padding_nor_neighbours_matter(kind: str, base: Path, encoders: 
 @pytest.mark.parametrize("yaml", YAMLS, ids=lambda path: path.stem)
 @pytest.mark.parametrize("preset", ["cpu", "full", "one-gpu-80gb", "one-gpu-24gb"])
 def test_every_yaml_fits_every_preset(yaml: Path, preset: str, tmp_path: Path) -> None:
-    """Of the 2.7B model, by the plan."""
+    """The planned memory of the 2.7B model."""
     cfg = load_finetune_config(yaml, [f"preset={preset}", "model=m", "task=mine"])
     model = ModelConfig(vocab_size=28896, n_positions=1024, n_embd=2560, n_layer=32, n_head=20)
     write_choice(tmp_path, 64)

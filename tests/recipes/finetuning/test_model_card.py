@@ -1,4 +1,4 @@
-"""The card of a fine-tuned model: what it prints as code is what the model answers."""
+"""The code on the card of a fine-tuned model prints the model's answer."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ LINE = {"batch": 8, "tokens": 8, "time_s": 7208, "metrics/eval/Accuracy": 0.75}
 
 
 def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
-    """The card of a model of the kind; changes are of what `write_model_card` is given, or reads in the run folder."""
+    """The card of a model of the kind; changes apply to arguments of `write_model_card`, or to the run folder."""
     run = folder.parent / "run"
     run.mkdir(exist_ok=True)
     folder.mkdir(exist_ok=True)
@@ -54,7 +54,7 @@ def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
     (run / "metrics.jsonl").write_text(changes.pop("hours", "") + json.dumps(changes.pop("line", LINE)))
     source = Source(folder.parent / "base", folder, None, changes.pop("sha256", "abc123"))
     source = changes.pop("source", source)
-    if (sources := changes.pop("base_sources", None)) is not None:  # the base model is a run's
+    if (sources := changes.pop("base_sources", None)) is not None:  # the base model comes from a run
         record = copy.deepcopy(OF_PRETRAINING)
         record["data"]["corpus"]["counts"] = {"train": {"documents": 1, "sources": sources}}
         (folder.parent / "run.json").write_text(json.dumps(record))
@@ -72,7 +72,7 @@ def written(folder: Path, kind: str = "verdict", **changes: Any) -> str:
 def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
     kind: str, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """With stock transformers, as printed: the same answer as by the recipe's own code."""
+    """With transformers alone, the printed code gives the same answer as the recipe's own code."""
     tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
     KINDS[kind].add_tokens(tokenizer)
     torch.manual_seed(1)
@@ -101,7 +101,7 @@ def test_the_card_asks_the_model_as_it_was_trained_to_be_asked(
         assert list(map(float, ran["scores"])) == pytest.approx(record["scores"], rel=1e-4)
 
 
-# Field -> the change of its cause; what the card then says.
+# Field -> the change of its cause, and the resulting text on the card.
 TRACED: dict[str, tuple[dict[str, Any], str]] = {
     "about_pubmed": (
         {"base_sources": {"PubMed Abstracts": {"documents": 1, "bytes": 1}}}, "PubMed is a trademark of the NLM",
@@ -146,7 +146,7 @@ TRACED: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def test_every_field_of_the_card_is_traced(tmp_path: Path) -> None:
-    """Those of the kinds' examples of use, too."""
+    """The fields of the usage examples of each kind are included."""
     examples = tmp_path / "examples.jinja"
     examples.write_text("\n".join(kind.card_code for kind in KINDS.values()))
     assert template_fields(TEMPLATE) | template_fields(examples) == TRACED.keys()

@@ -1,4 +1,4 @@
-"""Questions of one's own, from a CSV to scores: fine-tuned, asked of the base model, searched for in a corpus."""
+"""Own questions, from a CSV to scores: fine-tuned, asked of the base model, searched for in a corpus."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A sweep resumes after a kill, names what fails, chooses by dev alone and looks at test once."""
+"""A sweep resumes after a kill, names failed runs, chooses by dev alone, and scores test once."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def base(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def arguments(base: Path, tmp_path: Path) -> Arguments:
-    """`arguments(grid, "key=value", …)`: a command line of runs of seconds on a CPU, of 160 questions."""
+    """`arguments(grid, "key=value", …)`: command line of a sweep of short runs on a CPU, with 160 questions."""
     draw, data = random.Random(1), tmp_path / "data/medmcqa"
     data.mkdir(parents=True)
     for split, n in (("train", 160), ("dev", 40)):
@@ -82,7 +82,7 @@ def arguments(base: Path, tmp_path: Path) -> Arguments:
 
 
 class Forked:
-    """A run's process, with the command line that it would have."""
+    """Replaces the process of a run, with the same command line."""
 
     started: ClassVar[list[list[str]]] = []
 
@@ -128,19 +128,19 @@ def test_the_best_by_dev_is_tested_once(
     assert best["mean"] == pytest.approx(dev["0.003"]) and results["compared"] == 2
     assert results["configurations"][1]["mean"] == pytest.approx(dev["1e-06"])
 
-    # test: of the best alone, and as evaluate.py --runs has it
-    tested = {name for name, found in runs.items() if "test" in found}
+    # test: only the best configuration, in the format of evaluate.py --runs
+    tested = {name for name, splits in runs.items() if "test" in splits}
     assert tested == {"lr-0.003_seed-1", "lr-0.003_seed-2"} == set(best["runs"])
     assert {path.parent.name for path in folder.rglob("predictions-test.jsonl")} == tested
     each = [runs[name]["test"]["acc"]["value"] for name in sorted(tested)]
     assert results["test"]["acc"]["value"] == pytest.approx(fmean(each))
     table = (folder / "table.md").read_text()
     assert "The best of 2 configurations on dev is optimizer.lr=0.003" in table
-    assert "mean of 2 seeds" in table and "*57.3*" in table, "and what is published"
+    assert "mean of 2 seeds" in table and "*57.3*" in table, "and the published score"
     assert (folder / "dev.png").read_bytes().startswith(b"\x89PNG")
-    said = capsys.readouterr().out
-    assert "toy-sweep: 4 runs of 2 configurations" in said and "[4/4] lr-0.003_seed-2: dev acc" in said
-    assert next_command(said, tmp_path)[1] == "recipes/report.py"
+    output = capsys.readouterr().out
+    assert "toy-sweep: 4 runs of 2 configurations" in output and "[4/4] lr-0.003_seed-2: dev acc" in output
+    assert next_command(output, tmp_path)[1] == "recipes/report.py"
     loaded = sweep.load_sweep(Path(arguments(GRID)[0]), arguments(GRID)[1:])
     logs = {path.name for path in (folder / "logs").iterdir()}
     assert logs == {f"{number}-{job.name}.log" for number, job in enumerate(loaded.jobs)}, "as --only counts"
@@ -151,7 +151,7 @@ def test_the_best_by_dev_is_tested_once(
     ):
         evaluate_runs([untested], tmp_path / "scores")
 
-    # typed again: nothing is run; with another grid: test is not looked at again
+    # typed again, nothing is run; with another grid, test is not scored again
     sweep.command_line(arguments(GRID))
     assert len(forked.started) == 6 and "finished, dev acc" in capsys.readouterr().out
     with pytest.raises(BadInput, match=r"(?s)chosen its best and looked at test.*run_name"):
@@ -167,7 +167,7 @@ def test_a_sweep_that_another_process_runs_is_refused(arguments: Arguments, tmp_
 
 
 def spoil(command: list[str], number: int) -> tuple[str, Path]:
-    """Let a run of a sweep fail: its name, and the file that stands where a folder should be."""
+    """Let a run of a sweep fail; its name, and the file that takes the place of a folder."""
     job = grid.load_sweep(Path(command[0]), command[1:]).jobs[number]
     job.folder.mkdir(parents=True)
     record = {"identity": job.identity, "starts": [], "finished": False}
@@ -184,13 +184,13 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     name, _ = spoil(command, 1)
     with pytest.raises(SystemExit) as stopped:
         sweep.command_line(command)
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert stopped.value.code == 1 and len(forked.started) == 4
-    assert f"[2/4] {name} failed with exit code 1: " in said and "[4/4] seed-2_max_duration-2ep: dev" in said
-    assert f"1 of 4 runs failed: {name}\nNothing is chosen yet" in said
+    assert f"[2/4] {name} failed with exit code 1: " in output and "[4/4] seed-2_max_duration-2ep: dev" in output
+    assert f"1 of 4 runs failed: {name}\nNothing is chosen yet" in output
     assert not (tmp_path / "sweep/results.json").exists() and not list(tmp_path.rglob("predictions-test.jsonl"))
 
-    # the command with --without-failed: tried again, and then left out
+    # the command with --without-failed: runs are tried again, and then left out
     sweep.command_line([*command, "--without-failed"])
     results = json.loads((tmp_path / "sweep/results.json").read_text())
     assert [c[-1] for c in forked.started[4:]] == ["score_test=false"] + ["score_test=true"] * 2
@@ -213,7 +213,7 @@ def test_what_failed_is_tried_again(forked: type[Forked], arguments: Arguments, 
 def test_the_choice_stands_once_test_was_looked_at(
     forked: type[Forked], arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between the two: the same command ends it, another grid does not."""
+    """The sweep stopped between choosing and scoring: the same command ends it, and another grid does not."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
@@ -227,7 +227,7 @@ def test_the_choice_stands_once_test_was_looked_at(
         sweep.command_line(arguments({"max_duration": ["1ep", "2ep", "3ep"]}))
     assert len(forked.started) == 3
     sweep.command_line(arguments({"max_duration": ["1ep", "2ep"]}))
-    assert len(forked.started) == 3, "the test that was scored is not scored again"
+    assert len(forked.started) == 3, "a scored test is not scored again"
     assert json.loads((tmp_path / "sweep/results.json").read_text())["test"]["acc"]["n"] == 40
 
 
@@ -238,13 +238,13 @@ def is_running(pid: int) -> bool:
 
 @pytest.mark.chaos
 def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
-    """SIGKILL while its second run trains: the run ends with it, and resumes from its checkpoint with it."""
+    """SIGKILL during the second run also ends that run; later it resumes from its checkpoint."""
     given = arguments({"max_duration": ["20ba", "400ba"]})
     quick, slow = grid.load_sweep(Path(given[0]), given[1:]).jobs
     assert Forked(quick.command(ROOT / "yamls/finetune/medmcqa.yaml", False), tmp_path / "log", ROOT).wait() == 0
     stamp = (quick.folder / "predictions-dev.jsonl").stat().st_mtime_ns
     command = [sys.executable, str(ROOT / "recipes/sweep.py"), *given]
-    # A rank, as Composer marks this process where other tests train in it, would end with its parent anyhow.
+    # A rank, which this process counts as after other tests trained in it, would end with its parent anyway.
     environment = {name: value for name, value in os.environ.items() if name != "LOCAL_RANK"}
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, cwd=ROOT, env=environment)
     deadline_s = time.monotonic() + patience_s()
@@ -257,14 +257,14 @@ def test_a_killed_sweep_goes_on(arguments: Arguments, tmp_path: Path) -> None:
     process.wait()
     while is_running(int(child)) and time.monotonic() < deadline_s:
         time.sleep(0.1)
-    assert not is_running(int(child)), "nobody is left to hold the GPU"
-    assert not slow.scores, "it was killed in the midst of it"
+    assert not is_running(int(child)), "no process is left that holds the GPU"
+    assert not slow.scores, "the run was killed in the middle"
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False, timeout=patience_s())
     assert done.returncode == 0, done.stdout + done.stderr
-    assert (quick.folder / "predictions-dev.jsonl").stat().st_mtime_ns == stamp, "it was not run again"
+    assert (quick.folder / "predictions-dev.jsonl").stat().st_mtime_ns == stamp, "the first run was not repeated"
     assert len(json.loads((slow.folder / "run.json").read_text())["starts"]) == 2
     batches = [json.loads(line)["batch"] for line in (slow.folder / "metrics.jsonl").read_text().splitlines()]
-    assert batches.count(1) == 1 and max(batches) == 400, "it went on from a checkpoint"
+    assert batches.count(1) == 1 and max(batches) == 400, "the run resumed from a checkpoint"
     assert "[1/1] max_duration-400ba: dev acc" in done.stdout
     assert json.loads((tmp_path / "sweep/results.json").read_text())["test"]["acc"]["n"] == 40
 
@@ -281,7 +281,7 @@ print("reports home:", usage_lib.usage_stats_enabled(), "on Ray:", on_ray)
 
 @pytest.mark.chaos
 def test_runs_on_ray(arguments: Arguments, tmp_path: Path) -> None:
-    """A Ray of this machine, its workers, real processes of the runs."""
+    """A real Ray on this machine with its own workers, and real processes for the runs."""
     given = arguments({"max_duration": ["20ba", "40ba"]})
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     done = subprocess.run(
@@ -325,7 +325,7 @@ def test_preemption_goes_on_to_the_run(forked: type[Forked], arguments: Argument
 def test_one_run_of_the_grid_alone(
     forked: type[Forked], arguments: Arguments, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As an array of a scheduler starts it: this process becomes the run, and nothing is chosen."""
+    """If a scheduler's job array starts it, this process becomes the run, and no configuration is chosen."""
     become: list[list[str]] = []
     monkeypatch.setattr(os, "execv", lambda path, command: become.append([path, *command[1:]]))
     given = arguments(GRID)
@@ -392,7 +392,7 @@ def test_bad_sweeps(arguments: Arguments, tmp_path: Path) -> None:
 
 
 def test_the_published_grid(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Its dry run: 72 runs of 450 questions, and what they cost."""
+    """The dry run lists 72 runs on 450 questions, and their cost."""
     folder = tmp_path / "pubmedqa"
     (folder / "pqal_fold0").mkdir(parents=True)
     labels = ("yes", "no", "maybe")
@@ -411,12 +411,12 @@ def test_the_published_grid(base: Path, tmp_path: Path, capsys: pytest.CaptureFi
     yaml = ROOT / "yamls/finetune/pubmedqa-sweep.yaml"
     given = [str(yaml), f"model={base}", f"data={tmp_path}", "preset=cpu", "seq_len=64"]
     sweep.command_line([*given, "--dry-run"])
-    said = capsys.readouterr().out
-    assert "pubmedqa-sweep: 72 runs of 24 configurations, in runs/pubmedqa-sweep" in said
-    assert next_command(said, ROOT)[1:] == ["recipes/sweep.py", *given]
+    output = capsys.readouterr().out
+    assert "pubmedqa-sweep: 72 runs of 24 configurations, in runs/pubmedqa-sweep" in output
+    assert next_command(output, ROOT)[1:] == ["recipes/sweep.py", *given]
     jobs = sweep.load_sweep(yaml, given[1:]).jobs
-    rows = re.findall(r"^ +(\d+)  (lr-\S+)", said, re.MULTILINE)
+    rows = re.findall(r"^ +(\d+)  (lr-\S+)", output, re.MULTILINE)
     assert rows == [(str(number), job.name) for number, job in enumerate(jobs)] and len(rows) == 72
     batches = 2 * 3 * sum(epochs * (450 // size) for epochs in (5, 10, 20, 50) for size in (8, 16, 32))
-    assert f"total: 72 runs, {batches:,} batches" in said
-    assert "lr-5e-06_global_train_batch_size-32_max_duration-50ep_seed-3" in said
+    assert f"total: 72 runs, {batches:,} batches" in output
+    assert "lr-5e-06_global_train_batch_size-32_max_duration-50ep_seed-3" in output

@@ -1,4 +1,4 @@
-"""Text as it is written: in pieces, in a terminal, in a pipe and on a page."""
+"""Generated text: in pieces, in a terminal, in a pipe and on a page."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 GREEDY: dict[str, Any] = {s.name: s.default for s in SETTINGS} | {"temperature": 0, "max_new_tokens": 12}
 LONG = {**GREEDY, "max_new_tokens": 1000}
-READY = "\x1b[?2004h"  # the prompt tells the terminal to mark what is pasted
-# Says on stderr whom Python asks for an address or a connection beyond this machine, then generates.
+READY = "\x1b[?2004h"  # the prompt asks the terminal to mark pasted text
+# Print to stderr each address outside this machine that Python looks up or connects to, then generate.
 WATCHED = """
 import sys
 def watch(event, arguments):
@@ -63,7 +63,7 @@ def make_model(tokenizer: Any, folder: Path) -> Path:
     )  # fmt: skip
     model = GPT2LMHeadModel(config)
     with torch.no_grad():
-        model.transformer.wte.weight[eos] = 0  # greedy text goes on to the end of the context
+        model.transformer.wte.weight[eos] = 0  # greedy text continues to the end of the context
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -223,14 +223,14 @@ def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None
     terminal.send("Cytase is\r")
     terminal.expect_exact(text_of("Cytase is"))
 
-    terminal.send("\x1b[200~Cytase is\nbatoma\x1b[201~\r")  # a paste, as terminals mark it
+    terminal.send("\x1b[200~Cytase is\nbatoma\x1b[201~\r")  # pasted text, as marked by terminals
     terminal.expect_exact(text_of("Cytase is\nbatoma"))
 
     terminal.send("/top-p 2\r")
     terminal.expect_exact("error: top-p = 2.0, but it must be a number from 0.01 to 1")
     terminal.send("/max-new-tokens 1000\r")
     terminal.expect_exact("max-new-tokens is 1000")
-    terminal.send("\x1b[A" * 3 + "\r")  # three lines back in the history: the paste
+    terminal.send("\x1b[A" * 3 + "\r")  # the paste, three lines back in the history
     terminal.expect_exact(printable(next(iter(Continuation(*loaded, "Cytase is\nbatoma", LONG)))).strip())
     terminal.sendintr()
     terminal.expect_exact("[stopped]")
@@ -251,7 +251,7 @@ def test_a_dialogue_in_a_terminal(folder: Path, loaded: tuple[Any, Any]) -> None
 
 @pytest.fixture(scope="module")
 def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, int]]:
-    """Address and process of the page of two models, in an environment of proxies; it must ask no other machine."""
+    """Address and process of the page of two models, started with proxy variables; it may contact no other machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -281,7 +281,7 @@ def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[t
 
 
 def test_the_page_is_served_at_an_address_of_ipv6(folder: Path) -> None:
-    """Under its name in brackets, and under no other."""
+    """The page answers at its IPv6 address in brackets, and at no other name."""
     try:
         with socket.create_server(("::1", 0), family=socket.AF_INET6) as free:
             port = free.getsockname()[1]
@@ -291,12 +291,12 @@ def test_the_page_is_served_at_an_address_of_ipv6(folder: Path) -> None:
     with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as page:
         try:
             assert page.stdout
-            said = ""
-            while "Ctrl-C ends it" not in said:
+            output = ""
+            while "Ctrl-C ends it" not in output:
                 one = page.stdout.readline()
-                assert one, said
-                said += one
-            assert f"the page is at http://[::1]:{port};" in said and "warning" not in said
+                assert one, output
+                output += one
+            assert f"the page is at http://[::1]:{port};" in output and "warning" not in output
             for host, status in ((f"[::1]:{port}", 200), (f"localhost:{port}", 200), (f"evil.example:{port}", 421)):
                 connection = http.client.HTTPConnection("::1", port, timeout=patience_s())
                 connection.request("GET", "/", headers={"Host": host})
@@ -317,7 +317,7 @@ def processor_time_s(pid: int) -> float:
 
 
 def until_it_rests(pid: int) -> float:
-    """The processor time of a process at the end of half a second in which it has done next to nothing."""
+    """Processor time of a process, after half a second in which it did next to nothing."""
     deadline_s, before_s = time.monotonic() + patience_s(), 0.0
     while (now_s := processor_time_s(pid)) - before_s > 0.1:
         assert time.monotonic() < deadline_s
@@ -330,7 +330,7 @@ Visit = Callable[[str, int], "Page"]
 
 
 def text_on(page: Page, ending: str = NOTICE) -> str:
-    """The text when it has come to its end."""
+    """The text after generation has ended."""
     page.wait_for_function("end => document.querySelector('#text textarea').value.endsWith(end)", arg=ending)
     return page.input_value("#text textarea")
 
@@ -342,7 +342,7 @@ text => {
   box.dispatchEvent(new Event("input", {bubbles: true}));
 }
 """
-# What somebody types who is faster than the page: as soon as the box is there and takes it.
+# Text that a fast user types as soon as the box exists and accepts it.
 TYPED_AT_ONCE = """
 new MutationObserver((_, watch) => {
   const box = document.querySelector("#prompt textarea");
@@ -412,7 +412,7 @@ def test_the_page_stops_goes_on_and_refuses(server: tuple[str, int], folder: Pat
     page.fill("#prompt textarea", "Cytase")
     press(page, "Write")
     page.wait_for_function("document.querySelector('#text textarea').value.length > 150")
-    assert page.input_value("#text textarea").endswith(f"\n\n[{NOTICE}]"), "while it is written, too"
+    assert page.input_value("#text textarea").endswith(f"\n\n[{NOTICE}]"), "also while text is generated"
     before_s = processor_time_s(pid)
     press(page, "Stop")
     stopped_s = until_it_rests(pid) - before_s
@@ -434,11 +434,11 @@ def test_the_page_stops_goes_on_and_refuses(server: tuple[str, int], folder: Pat
     before_s = processor_time_s(pid)
     press(page, "Write")
     page.wait_for_function("document.querySelector('#text textarea').value.length > 3000")
-    assert stopped_s < (until_it_rests(pid) - before_s) / 2, "once stopped, the model rests, too"
+    assert stopped_s < (until_it_rests(pid) - before_s) / 2, "the model stops computing, too"
 
 
 def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str) -> tuple[int, dict[str, str]]:
-    """A request as any page or program can send it: status and headers."""
+    """A request that any page or program can send: its status and headers."""
     connection = http.client.HTTPConnection(address.removeprefix("http://"), timeout=patience_s())
     sent = {
         "Host": address.removeprefix("http://"),
@@ -454,7 +454,7 @@ def ask(address: str, method: str, path: str, body: bytes = b"", **headers: str)
 
 
 def test_the_page_is_asked_by_itself_alone(address: str) -> None:
-    """Uploads, files, redirects, other pages, other names of this machine, frames, long requests."""
+    """Uploads, files, redirects, other pages, other names of this machine, frames and long requests are refused."""
     status, headers = ask(address, "GET", "/")
     assert status == 200 and headers["x-frame-options"] == "DENY"
     assert "frame-ancestors 'none'" in headers["content-security-policy"]

@@ -1,4 +1,4 @@
-"""The layer-scaled attention is HF eager's, and the gate sees when it is not."""
+"""The layer-scaled attention equals transformers' eager attention, and the check before a run notices differences."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from recipes.modeling.attention import (
 
 
 def make_model(implementation: str, scaled: bool, seed: int = 0) -> Any:
-    """8 layers with weights five times the usual, so that attention is far from uniform and errors show."""
+    """8 layers with weights five times the usual, so that attention is far from uniform and errors are visible."""
     config = GPT2Config(
         vocab_size=503, n_positions=64, n_embd=64, n_layer=8, n_head=4, scale_attn_by_inverse_layer_idx=scaled,
         attn_pdrop=0.0, resid_pdrop=0.0, embd_pdrop=0.0, initializer_range=0.1, use_cache=False,
@@ -53,7 +53,7 @@ def test_forward_and_gradients_are_eagers(scaled: bool, padded: bool) -> None:
     logits, gradients = logits_and_gradients(use_scaled_attention(make_model("sdpa", scaled)), mask)
     assert (logits - expected).abs().max() <= 2e-5 * expected.abs().max()
     assert (gradients - expected_gradients).abs().max() <= 2e-5 * expected_gradients.abs().max()
-    if scaled:  # what this is about: without it, it is another model
+    if scaled:  # without this scaling it is another model
         stock, _ = logits_and_gradients(without_layer_scaling(make_model("sdpa", scaled)), mask)
         assert (stock - expected).abs().max() > 1e-2 * expected.abs().max()
 
@@ -73,7 +73,7 @@ def test_no_mask_is_built_for_packed_batches(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_flash_attention_2_gets_the_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Argument plumbing only: the kernel is replaced by plain attention in fp64."""
+    """Only the arguments are tested: plain attention in fp64 replaces the kernel."""
 
     def kernel(module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: Any, **kwargs: Any) -> Any:
         assert mask is None and kwargs.get("is_causal", module.is_causal)
@@ -101,7 +101,7 @@ def test_nothing_global_and_no_state_is_changed() -> None:
 
 
 def narrow(n_embd: int, n_layer: int, trained: bool, scaled: bool = True) -> Any:
-    """As a run begins, or with weights as large as training makes them. Layers share matrices; the MLP is narrow."""
+    """With initial weights, and with weights as large as after training. Layers share matrices; the MLP is narrow."""
     config = GPT2Config(
         vocab_size=64, n_positions=16, n_inner=64, n_embd=n_embd, n_layer=n_layer, n_head=n_embd // 128 or 1,
         use_cache=False, initializer_range=0.1 if trained else 0.02, scale_attn_by_inverse_layer_idx=scaled,
@@ -136,7 +136,7 @@ def parity_of(model: Any, dtype: torch.dtype) -> Parity:
             for n_embd, n_layer in ((64, 4), (768, 4), (768, 32), (2560, 4), (2560, 32))
         ),
         *((n_embd, 4, torch.bfloat16) for n_embd in (64, 768)),
-        # On a CPU without products in bf16, minutes each.
+        # On a CPU without products in bf16, this takes minutes each.
         *(
             pytest.param(n_embd, n_layer, torch.bfloat16, marks=pytest.mark.chaos)
             for n_embd, n_layer in ((768, 32), (2560, 4), (2560, 32))
@@ -144,7 +144,7 @@ def parity_of(model: Any, dtype: torch.dtype) -> Parity:
     ],
 )
 def test_gate_passes_ours_and_refuses_unscaled(n_embd: int, n_layer: int, trained: bool, dtype: torch.dtype) -> None:
-    """Attention without the layer scaling, in all layers and in the one where it is least, is refused; ours passes."""
+    """Missing layer scaling is refused, in all layers and in the layer where it is weakest; ours passes."""
     model = use_scaled_attention(narrow(n_embd, n_layer, trained)).train()
     assert (parity := parity_of(model, dtype)).passed, parity
     assert model.training and model.config._attn_implementation == "sdpa"

@@ -1,4 +1,4 @@
-"""The schedule and the optimizer step are the ones that the YAML's comments promise."""
+"""The schedule and the optimizer step are those that the comments of the YAML describe."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_learning_rate_of_the_flagship(batch: int, share: float) -> None:
 
 
 def test_decoupled_adamw_is_the_formula() -> None:
-    """Decoupled: weights shrink by (lr / initial lr) · weight_decay, and Adam's step has no part in it."""
+    """Decoupled: weights shrink by (lr / initial lr) · weight_decay, independent of Adam's step."""
     optimizer_config = load_config(FLAGSHIP).optimizer
     lr, (beta1, beta2), eps, decay = (
         optimizer_config.lr, optimizer_config.betas, optimizer_config.eps, optimizer_config.weight_decay,
@@ -61,7 +61,7 @@ def test_decoupled_adamw_is_the_formula() -> None:
     expected = weight.detach().clone()
     first = second = torch.zeros(7, dtype=torch.float64)
     for step in range(1, 6):
-        now = lr * (1 - 0.15 * step)  # a scheduler moved the learning rate
+        now = lr * (1 - 0.15 * step)  # a scheduler changed the learning rate
         optimizer.param_groups[0]["lr"] = now
         gradient = torch.randn(7, dtype=torch.float64)
         weight.grad = gradient.clone()
@@ -75,13 +75,13 @@ def test_decoupled_adamw_is_the_formula() -> None:
 
 
 def test_weight_decay_is_torchs_tenth() -> None:
-    """1.6e-5 decoupled at lr 1.6e-4 is torch AdamW's 0.1: torch shrinks by lr · weight_decay."""
+    """A decoupled 1.6e-5 at lr 1.6e-4 equals 0.1 in torch's AdamW, which shrinks by lr · weight_decay."""
     optimizer_config = load_config(FLAGSHIP).optimizer
     assert optimizer_config.weight_decay / optimizer_config.lr == pytest.approx(0.1)
 
 
 def stepped(cls: type[optim.DecoupledAdamW], sharded: bool, amsgrad: bool) -> list[torch.Tensor]:
-    """Parameters and state after six steps: of many shapes, one of them joining late, the learning rate moving."""
+    """Parameters and state after six steps: many shapes, a parameter that joins late, a changing learning rate."""
     draw = torch.Generator().manual_seed(4)
     parameters = []
     for shape in [(), (1,), (7,), (64, 33), (33, 64), (128,), (300, 40)]:

@@ -1,4 +1,4 @@
-"""A folder that is damaged, or put together of two, is refused by the name of what is wrong, or computes the same."""
+"""A folder that is damaged, or mixed from two, is refused with the reason, or computes the same."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ Change = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def honest(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As stock transformers writes a GPT-2."""
+    """A GPT-2 folder as transformers writes it."""
     folder = tmp_path_factory.mktemp("folder") / "honest"
     torch.manual_seed(0)
     GPT2LMHeadModel(GPT2Config(**SETTINGS)).save_pretrained(folder)
@@ -66,12 +66,12 @@ def tuned(honest: Path) -> Path:
 
 
 def opened(folder: Path) -> torch.Tensor:
-    """What the model computes of a text."""
+    """Logits of the model for a text."""
     model, tokenizer = load_pretrained(folder)
     with torch.no_grad():
-        found = model(input_ids=tokenizer("Cytase is 5", return_tensors="pt")["input_ids"]).logits
-    assert found.isfinite().all()
-    return torch.cat([found.flatten(), logits(model).flatten()])
+        direct = model(input_ids=tokenizer("Cytase is 5", return_tensors="pt")["input_ids"]).logits
+    assert direct.isfinite().all()
+    return torch.cat([direct.flatten(), logits(model).flatten()])
 
 
 def scores(folder: Path) -> torch.Tensor:
@@ -91,7 +91,7 @@ def with_tensors(change: Callable[[dict[str, torch.Tensor]], object], file: str 
 
 
 def with_json(file: str, key: str, *value: Any) -> Change:
-    """Set a key, or without a value remove it."""
+    """Set a key of a JSON file, or remove it if there is no value."""
 
     def apply(folder: Path) -> None:
         content = json.loads((folder / file).read_text())
@@ -118,8 +118,8 @@ def damages_of_tensors(file: Path) -> Iterator[tuple[str, Change, str]]:
             "float8": lambda t, n, v: t.update({n: v.to(torch.float8_e4m3fn)}),
             "renamed": lambda t, n, v: t.update({f"{n}_": t.pop(n)}),
         }
-        for what, change in changes.items():
-            yield f"{name} {what}", with_tensors(lambda t, c=change, n=name, v=value: c(t, n, v), file.name), name
+        for damage, change in changes.items():
+            yield f"{name} {damage}", with_tensors(lambda t, c=change, n=name, v=value: c(t, n, v), file.name), name
 
 
 def damages_of_bytes(file: Path) -> Iterator[tuple[str, Change, str]]:
@@ -133,7 +133,7 @@ def damages_of_bytes(file: Path) -> Iterator[tuple[str, Change, str]]:
 
 
 def damages(folder: Path) -> Iterator[tuple[str, Change, str]]:
-    """What, how, and what the message must name."""
+    """Name, change, and the expected message."""
     yield from damages_of_tensors(folder / FILE)
     for name in ("extra.weight", "transformer.h.2.ln_1.weight", "transformer.h.0.attn.c_attn.lora_A.weight"):
         yield f"{name} added", with_tensors(lambda t, n=name: t.update({n: torch.ones(2)})), ""
@@ -157,34 +157,34 @@ def damages(folder: Path) -> Iterator[tuple[str, Change, str]]:
     yield "n_head = 3", with_json("config.json", "n_head", 3), "n_head"
     yield "an adapter", lambda at: (at / "adapter_config.json").write_text("{}"), "adapter_config.json"
     for file in sorted(folder.iterdir()):
-        for what, change, names in damages_of_bytes(file):
-            yield what, change, names if file.name != "merges.txt" else ""
-    for what, change, _ in damages_of_bytes(folder / "merges.txt"):
-        yield f"{what}, alone", lambda at, c=change: ((at / "tokenizer.json").unlink(), c(at)), "merges.txt"
+        for damage, change, names in damages_of_bytes(file):
+            yield damage, change, names if file.name != "merges.txt" else ""
+    for damage, change, _ in damages_of_bytes(folder / "merges.txt"):
+        yield f"{damage}, alone", lambda at, c=change: ((at / "tokenizer.json").unlink(), c(at)), "merges.txt"
 
 
 def test_a_damaged_folder_is_refused_by_name_or_computes_the_same(honest: Path, tmp_path: Path) -> None:
     expected, refused, same = opened(honest), 0, []
-    for what, change, names in damages(honest):
+    for damage, change, names in damages(honest):
         folder = tmp_path / "m"
         shutil.copytree(honest, folder)
         change(folder)
         try:
-            found = opened(folder)
+            computed = opened(folder)
         except BadInput as error:
             refused += 1
-            assert names in str(error), f"{what}: {error}"
+            assert names in str(error), f"{damage}: {error}"
         else:
-            assert torch.equal(found, expected), f"{what}: loaded, and computes another model"
-            same.append(what)
+            assert torch.equal(computed, expected), f"{damage}: loaded, but computes another model"
+            same.append(damage)
         shutil.rmtree(folder)
     assert refused > 250
-    # No damage of a weight may be among them.
-    assert not [what for what in same if what.startswith(("transformer.", "model.safetensors", "another"))], same
+    # No damage to a weight may be among these.
+    assert not [damage for damage in same if damage.startswith(("transformer.", "model.safetensors", "another"))], same
 
 
 def test_a_folder_that_we_wrote_is_opened_as_it_was_written(exported: Path, tmp_path: Path) -> None:
-    """Its manifest has the hash of each file: a head's count or a weight that another value took tells itself so."""
+    """The manifest has the hash of each file, so changes without effect on shapes are found, such as another n_head."""
     expected = opened(exported)
     changes: list[tuple[str, Change]] = [
         ("config.json", with_json("config.json", "n_head", 4)),
@@ -214,14 +214,14 @@ def test_a_folder_that_we_wrote_is_opened_as_it_was_written(exported: Path, tmp_
 
 
 def old_masks(tensors: dict[str, torch.Tensor]) -> None:
-    """What transformers saved with a GPT-2 up to 4.26."""
+    """The attention masks that transformers up to 4.26 saved with a GPT-2."""
     for layer in range(2):
         tensors[f"transformer.h.{layer}.attn.bias"] = torch.ones(1, 1, 16, 16, dtype=torch.uint8).tril()
         tensors[f"transformer.h.{layer}.attn.masked_bias"] = torch.tensor(-1e4)
 
 
 def bare(tensors: dict[str, torch.Tensor]) -> None:
-    """GPT2Model's own names, as openai-community/gpt2 has them."""
+    """The names of GPT2Model, as in openai-community/gpt2."""
     old_masks(tensors)
     for name in list(tensors):
         tensors[name.removeprefix("transformer.")] = tensors.pop(name)
@@ -330,7 +330,7 @@ def test_a_bin_that_would_run_code_or_holds_something_else_is_refused(honest: Pa
 
 
 def test_a_bin_is_not_read_beyond_its_records(honest: Path, tmp_path: Path) -> None:
-    """torch before 2.10 takes what lies behind a record that is too short for weights."""
+    """torch before 2.10 reads the bytes after a record that is too short as weights."""
     folder = shutil.copytree(honest, tmp_path / "m")
     to_bin()(folder)
     with ZipFile(folder / BIN) as archive:
@@ -360,7 +360,7 @@ def test_a_tokenizer_of_another_model_is_refused(honest: Path, tmp_path: Path) -
 )
 @pytest.mark.parametrize("count", [1, 5000])
 def test_added_tokens_that_would_take_minutes_are_refused(name: str, count: int, honest: Path, tmp_path: Path) -> None:
-    """The library's time is the square of their length: one of 200,000 characters took 20 minutes."""
+    """The library's time grows with the square of the length: a token of 200,000 characters took 20 minutes."""
     folder = shutil.copytree(honest, tmp_path / "long")
     (folder / "manifest.json").unlink(missing_ok=True)
     texts = ["x" * 200_000] if count == 1 else [f"<{n}>" + "x" * 240 for n in range(count)]
@@ -373,8 +373,8 @@ def test_added_tokens_that_would_take_minutes_are_refused(name: str, count: int,
     else:
         whole |= {"chat_template": "y" * 5000, "additional_special_tokens": texts}
     path.write_text(json.dumps(whole))
-    said = "the token 'x+'… has 200,000 characters" if count == 1 else "its added tokens have more than 1,048,576"
-    with pytest.raises(BadInput, match=f"{name}: {said}"):
+    message = "the token 'x+'… has 200,000 characters" if count == 1 else "its added tokens have more than 1,048,576"
+    with pytest.raises(BadInput, match=f"{name}: {message}"):
         check_folder(folder)
 
 
@@ -390,22 +390,22 @@ def test_a_damaged_fine_tuned_folder_is_refused_by_name_or_answers_the_same(tune
     expected = scores(tuned)
     cases = [*damages_of_tensors(tuned / "head.safetensors")]
     for name in ("head.safetensors", "task.json"):
-        cases += [(what, change, names or name) for what, change, names in damages_of_bytes(tuned / name)]
+        cases += [(damage, change, names or name) for damage, change, names in damages_of_bytes(tuned / name)]
     for name in ("task", "kind", "labels", "seq_len"):
         for value in ((), (None,), (7.5,), ("x",), ([],), ([1, 2],), (["yes"],), (17,), (-1,)):
             if (name, value) not in (("task", ("x",)), ("seq_len", (7,))):
                 cases.append((f"{name} {value}", with_json("task.json", name, *value), ""))
     cases.append(("more", overwrite("task.json", lambda b: b.replace(b"{", b'{"more": 1,', 1)), "more"))
     cases.append(("pairs", with_json("task.json", "kind", "pairs"), "head"))
-    for what, change, names in cases:
+    for damage, change, names in cases:
         folder = shutil.copytree(tuned, tmp_path / "m")
         change(folder)
         try:
-            found = scores(folder)
+            answers = scores(folder)
         except BadInput as error:
-            assert names in str(error), f"{what}: {error}"
+            assert names in str(error), f"{damage}: {error}"
         else:
-            assert torch.equal(found, expected), f"{what}: loaded, and answers otherwise"
+            assert torch.equal(answers, expected), f"{damage}: loaded, but answers in another way"
         shutil.rmtree(folder)
     folder = shutil.copytree(tuned, tmp_path / "m")
     (folder / "task.json").unlink()
@@ -444,7 +444,7 @@ def test_a_checkpoint_of_other_weights_is_refused(sharded: bool, honest: Path, t
 
 
 def test_every_command_refuses_a_folder_that_lacks_a_tensor(honest: Path, tuned: Path, tmp_path: Path) -> None:
-    """transformers would draw it at random, another one each time."""
+    """transformers would initialize it at random, differently each time."""
     name = "transformer.h.1.ln_2.weight"
     folder, answers = shutil.copytree(honest, tmp_path / "m"), shutil.copytree(tuned, tmp_path / "tuned")
     for place in (folder, answers):
@@ -463,7 +463,7 @@ def test_every_command_refuses_a_folder_that_lacks_a_tensor(honest: Path, tuned:
 
 
 def unusable(folder: Path) -> Iterator[tuple[str, Change]]:
-    """What keeps a folder from being a model, all that is seen before its weights are read."""
+    """Reasons why a folder is not a model, all noticed before its weights are read."""
     yield "nothing in it", lambda m: [path.unlink() for path in m.iterdir()]
     for name in ("config.json", FILE):
         yield f"no {name}", lambda m, name=name: (m / name).unlink()
@@ -484,8 +484,8 @@ def unusable(folder: Path) -> Iterator[tuple[str, Change]]:
 
 
 def test_every_command_names_what_a_folder_lacks_alike(honest: Path, tmp_path: Path) -> None:
-    """By one function; a folder without any model may be a run or a checkpoint to those that take these."""
-    for what, change in unusable(honest):
+    """One function checks this; commands that accept a run or a checkpoint also accept such folders without a model."""
+    for reason, change in unusable(honest):
         folder = shutil.copytree(honest, tmp_path / "m")
         change(folder)
         ways: dict[str, Callable[[], object]] = {
@@ -498,21 +498,21 @@ def test_every_command_names_what_a_folder_lacks_alike(honest: Path, tmp_path: P
             "finetune": lambda folder=folder: find_source(folder, None),
             "init_from": lambda folder=folder: read_origin(folder),
         }
-        said = {}
+        messages = {}
         for name, way in ways.items():
             with pytest.raises(BadInput) as refused:
                 way()
-            said[name] = str(refused.value).removeprefix(f"init_from = {folder}: ")
-        if what == "nothing in it":
-            said = {name: text for name, text in said.items() if name in ("generate", "the page", "evaluate")}
-            assert f"python recipes/export.py --checkpoint {folder} --out " in said["generate"]
-        assert len(set(said.values())) == 1 and str(folder) in said["generate"], f"{what}: {said}"
+            messages[name] = str(refused.value).removeprefix(f"init_from = {folder}: ")
+        if reason == "nothing in it":
+            messages = {name: text for name, text in messages.items() if name in ("generate", "the page", "evaluate")}
+            assert f"python recipes/export.py --checkpoint {folder} --out " in messages["generate"]
+        assert len(set(messages.values())) == 1 and str(folder) in messages["generate"], f"{reason}: {messages}"
         shutil.rmtree(folder)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_every_command_computes_attention_scaled_by_layer(dtype: str, honest: Path, tmp_path: Path) -> None:
-    """As BioMedLM was published; transformers' fast attention would leave the scale out without a word."""
+    """For a folder like the published BioMedLM, transformers' fast attention would silently leave out the scale."""
     folder, exported = tmp_path / "m", tmp_path / "exported"
     model = GPT2LMHeadModel.from_pretrained(honest, scale_attn_by_inverse_layer_idx=True, attn_implementation="eager")
     model.to(getattr(torch, dtype)).save_pretrained(folder)  # pyright: ignore[reportArgumentType]
@@ -523,35 +523,36 @@ def test_every_command_computes_attention_scaled_by_layer(dtype: str, honest: Pa
     drawn, tokenizer = load_model(folder, "cpu")
     assert drawn.dtype == getattr(torch, dtype)
     bound = {"float32": 1e-5, "bfloat16": 5e-2, "float16": 1e-2}[dtype] * expected.abs().max()
-    for found in (logits(plain), logits(drawn), logits(load_pretrained(folder)[0])):
-        assert (found - expected).abs().max() <= bound
+    for computed in (logits(plain), logits(drawn), logits(load_pretrained(folder)[0])):
+        assert (computed - expected).abs().max() <= bound
     with torch.no_grad():
         for attention in drawn.transformer.h:
             attention.attn.scale_attn_by_inverse_layer_idx = False
-    assert (logits(drawn) - expected).abs().max() > 2 * bound, "the test would not see the scale left out"
+    assert (logits(drawn) - expected).abs().max() > 2 * bound, "otherwise the test would not notice a missing scale"
     assert sample_text(load_pretrained(folder)[0], tokenizer) == sample_text(plain.float(), tokenizer)
 
 
 def sample_text(model: Any, tokenizer: Any) -> str:
-    """What a model writes, its cache in use."""
+    """Text that a model generates with its cache."""
     settings = {"max_new_tokens": 12, "temperature": 0.0, "repetition_penalty": 1.0, "seed": 1}
     return "".join(Continuation(model, tokenizer, "ba", settings))
 
 
 def test_there_is_one_way_to_open_a_folder() -> None:
-    """transformers' own would fill holes at random, ask the hub, and run code that lies in a folder."""
-    found = {}
+    """transformers' own functions would fill in missing weights at random, ask the hub, and run a folder's code."""
+    calls = {}
     for folder in ("callbacks", "data_prep", "recipes", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 function = getattr(node, "func", None)
                 if isinstance(function, ast.Attribute) and function.attr == "from_pretrained":
                     given = {word.arg: ast.unparse(word.value) for word in getattr(node, "keywords", ())}
-                    found[f"{path.relative_to(ROOT)}: {ast.unparse(function)}"] = given
-    assert set(found) == {
-        "recipes/modeling/model_folder.py: AutoModelForCausalLM.from_pretrained",  # what an export is compared with
+                    calls[f"{path.relative_to(ROOT)}: {ast.unparse(function)}"] = given
+    assert set(calls) == {
+        "recipes/modeling/model_folder.py: AutoModelForCausalLM.from_pretrained",  # the export compares with it
         "recipes/modeling/tokenizer_folder.py: AutoTokenizer.from_pretrained",
-        "benchmarks/peers/with_datasets.py: AutoTokenizer.from_pretrained",  # another project's way, in its environment
+        # Another project's tool, in its own environment.
+        "benchmarks/peers/with_datasets.py: AutoTokenizer.from_pretrained",
     }
-    for where, given in found.items():
+    for where, given in calls.items():
         assert (given["local_files_only"], given["trust_remote_code"]) == ("True", "False"), where

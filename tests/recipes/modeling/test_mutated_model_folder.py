@@ -1,6 +1,6 @@
-"""Model folders with anything wrong in the values of a file: opened, or refused with a message.
+"""Model folders with any fault in the values of a file are opened, or refused with a message.
 
-`test_model_folder.py` has the damages that one can name, and what a folder computes that is opened all the same.
+`test_model_folder.py` has specific damages, and compares the results of folders that are opened anyway.
 """
 
 from __future__ import annotations

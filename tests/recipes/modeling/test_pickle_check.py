@@ -1,4 +1,4 @@
-"""No pickle of a checkpoint runs code or is read beyond its bytes: every instruction, every name, every size."""
+"""No pickle of a checkpoint runs code or reads beyond its bytes: each instruction, name and size is checked."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ from recipes.modeling import pickle_check
 from recipes.modeling.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
 
 TABLES = [pickle_check._IN_ARCHIVES, IN_INDEX]
-named: list[tuple[str, str]] = []  # what any unpickler has looked up, as Python itself reports it
+named: list[tuple[str, str]] = []  # names that any unpickler has looked up, reported by Python itself
 sys.addaudithook(lambda event, arguments: named.append(arguments) if event == "pickle.find_class" else None)
 
 
 def global_of(module: str, name: str, stacked: bool) -> bytes:
-    """The instructions that push a global: GLOBAL, or two strings and STACK_GLOBAL."""
+    """Instructions that push a global: GLOBAL, or two strings and STACK_GLOBAL."""
     if not stacked:
         return b"c" + module.encode() + b"\n" + name.encode() + b"\n"
     texts = (b"X" + struct.pack("<I", len(text.encode())) + text.encode() for text in (module, name))
@@ -44,13 +44,13 @@ def global_of(module: str, name: str, stacked: bool) -> bytes:
 
 
 def unknown_names() -> Iterator[tuple[str, str]]:
-    """Names that are reachable from the modules of the tables, and are in neither."""
+    """Names that can be reached from the modules of the tables, but are in neither table."""
     for module in sorted({module for table in TABLES for module, _ in table}):
         try:
-            found = vars(importlib.import_module(module))
+            names = vars(importlib.import_module(module))
         except ImportError:
             continue  # of another Python or NumPy
-        for name, value in list(found.items()):
+        for name, value in list(names.items()):
             yield module, name
             if type(value) is type(os) or isinstance(value, type):
                 yield from ((module, f"{name}.{inner}") for inner in ("system", "__init__", "__subclasses__"))
@@ -71,7 +71,7 @@ def test_no_name_but_those_of_the_tables_is_taken() -> None:
 
 
 def test_a_name_that_is_put_together_while_it_is_read() -> None:
-    """`torch.serialization.get_unsafe_globals_in_checkpoint` does not see it: the strings come from the memo."""
+    """`torch.serialization.get_unsafe_globals_in_checkpoint` misses it, because the strings come from the memo."""
     memo = b"\x80\x04" + b"X\x02\0\0\0os" + b"\x94" + b"X\x06\0\0\0system" + b"\x94" + b"00" + b"h\x00h\x01\x93."
     assert pickle.loads(memo) is os.system
     for table in TABLES:
@@ -84,7 +84,7 @@ LINES = [b"0\n", b"1\n", b"'a'\n", b"os\nsystem\n"]
 
 
 def random_pickle(draw: random.Random) -> bytes:
-    """Some instructions with arguments of their kind, and names of all kinds; most are no pickle."""
+    """Some instructions with valid arguments, and names of all kinds; most results are not valid pickles."""
     out = bytearray(b"\x80\x04")
     names = [*IN_INDEX, ("os", "system"), ("builtins", "print")]
     for _ in range(draw.randint(1, 25)):
@@ -103,7 +103,7 @@ def random_pickle(draw: random.Random) -> bytes:
 
 @pytest.mark.parametrize("pickles", [1_500, pytest.param(30_000, marks=pytest.mark.chaos)])
 def test_what_is_followed_to_its_end_looks_up_nothing_else(pickles: int) -> None:
-    """Any pickle that passes is then read for real, while Python reports each name that it looks up."""
+    """Each pickle that passes is then really read, while Python reports each name that it looks up."""
     draw, passed, called = random.Random(7), 0, 0
     for _ in range(pickles):
         data = random_pickle(draw)
@@ -111,7 +111,7 @@ def test_what_is_followed_to_its_end_looks_up_nothing_else(pickles: int) -> None
         try:
             follow_pickle(data, IN_INDEX)
         except Exception:
-            assert not named, "to follow a pickle looks nothing up"
+            assert not named, "checking a pickle looks up no name"
             continue
         passed += 1
         with suppress(Exception):  # a class of the table takes other arguments
@@ -122,7 +122,7 @@ def test_what_is_followed_to_its_end_looks_up_nothing_else(pickles: int) -> None
 
 
 def honest() -> dict[str, Any]:
-    """What a checkpoint of a run holds, of each kind."""
+    """One of each kind of value in a run's checkpoint."""
     weights = OrderedDict(a=torch.arange(12.0).reshape(3, 4), b=torch.ones(5), half=torch.ones(4, dtype=torch.bfloat16))
     return {
         "state": {"model": weights, "view": weights["a"].t()[1:], "empty": torch.empty(0, 3)},
@@ -141,12 +141,12 @@ def saved(value: object) -> bytes:
 
 def check(data: bytes) -> None:
     check_archive(io.BytesIO(data))
-    inside = io.BytesIO(b"before" + data + b"behind")  # as in a file of many
+    inside = io.BytesIO(b"before" + data + b"behind")  # as in a file with many tensors
     check_archive(Part(inside, 6, len(data)))
 
 
 def repickled(data: bytes, change: Callable[[bytes], bytes]) -> bytes:
-    """The archive with another pickle in it, written again by torch's own writer."""
+    """The archive with another pickle, written again by torch's own writer."""
     reader: Any = torch._C.PyTorchFileReader(io.BytesIO(data))
     file = io.BytesIO()
     writer: Any = torch._C.PyTorchFileWriter(file)
@@ -168,7 +168,7 @@ def test_honest_checkpoints_pass() -> None:
 
 
 def one_storage(elements: int, offset: int = 0, size: tuple[int, ...] = (4,), stride: tuple[int, ...] = (1,)) -> bytes:
-    """A tensor of four floats in one record of sixteen bytes, which the pickle describes so."""
+    """A pickle that describes a tensor of four floats in one record of sixteen bytes."""
 
     class Claim:
         def __reduce__(self) -> Any:
@@ -200,7 +200,7 @@ def one_storage(elements: int, offset: int = 0, size: tuple[int, ...] = (4,), st
 def test_a_tensor_beyond_its_bytes_is_refused(
     tmp_path: Path, elements: int, offset: int, size: tuple[int, ...], stride: tuple[int, ...]
 ) -> None:
-    """CVE-2026-24747 and its kin, in a whole file and in a sharded one; nothing of the process' memory is read."""
+    """CVE-2026-24747 and similar attacks, in a whole file and in a sharded one, read no memory of the process."""
     check(one_storage(4))
     data = one_storage(elements, offset, size, stride)
     (tmp_path / "rank0.pt").write_bytes(data)

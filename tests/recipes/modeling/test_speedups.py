@@ -30,7 +30,7 @@ ALL = KernelsConfig(fused_gelu=True, loss_chunk_tokens=50)
 
 
 def head_case(tokens: int = 150) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """What a head reads, its weight, and targets, every tenth of which is none."""
+    """Input and weight of a head, and targets, every tenth of which is none."""
     torch.manual_seed(0)
     hidden, weight = torch.randn(tokens, 32), torch.randn(600, 32)
     targets = torch.randint(0, 600, (tokens,))
@@ -43,16 +43,16 @@ def loss_and_gradients(chunk_tokens: int | None) -> list[torch.Tensor]:
     hidden.requires_grad_()
     weight.requires_grad_()
     loss = mean_loss(hidden, weight, targets, chunk_tokens)
-    (0.37 * loss).backward()  # as a microbatch's share of a batch
+    (0.37 * loss).backward()  # the weight of a microbatch in its batch
     assert hidden.grad is not None and weight.grad is not None
     return [loss.detach(), hidden.grad, weight.grad]
 
 
-def difference(found: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
-    """The largest of any, as a share of the largest value of its tensor."""
+def difference(tensors: list[torch.Tensor], wanted: list[torch.Tensor]) -> float:
+    """The largest difference, as a share of the largest value in its tensor."""
     return max(
         ((one.float() - other.float()).abs().max() / other.float().abs().max()).item()
-        for one, other in zip(found, wanted, strict=True)
+        for one, other in zip(tensors, wanted, strict=True)
     )
 
 
@@ -65,7 +65,7 @@ def test_a_loss_in_chunks_rounds_no_worse_under_autocast() -> None:
     exact = loss_and_gradients(None)
     with torch.autocast("cpu", torch.bfloat16):
         whole, chunked = loss_and_gradients(None), loss_and_gradients(40)
-    assert [tensor.dtype for tensor in chunked] == [torch.float32] * 3, "as what they belong to"
+    assert [tensor.dtype for tensor in chunked] == [torch.float32] * 3, "gradients have the dtype of their tensors"
     assert 1e-4 < difference(chunked, exact) < 1.2 * difference(whole, exact) < 0.02
 
 
@@ -82,7 +82,7 @@ def build(kernels: KernelsConfig, model: ModelConfig = MODEL) -> BioMedLM:
 
 
 def batches() -> Iterator[dict[str, torch.Tensor]]:
-    """Samples that can be learned: each token is the one before, and one or two more."""
+    """Samples that can be learned: each token is the previous one plus one or two."""
     draw = torch.Generator().manual_seed(2)
     while True:
         steps = torch.randint(1, 3, (4, 64), generator=draw)
@@ -90,7 +90,7 @@ def batches() -> Iterator[dict[str, torch.Tensor]]:
 
 
 def step_of(model: BioMedLM, kernels: KernelsConfig) -> list[torch.Tensor]:
-    """The loss and every parameter's gradient of one batch."""
+    """The loss and the gradient of every parameter, for one batch."""
     with attention_backend(kernels):
         loss = model(next(batches()))["loss"]
     loss.backward()
@@ -99,9 +99,9 @@ def step_of(model: BioMedLM, kernels: KernelsConfig) -> list[torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def faithful() -> list[torch.Tensor]:
-    found = step_of(build(KernelsConfig()), KernelsConfig())
-    assert len(found) == 1 + 2 + 3 * 12 + 2, "no parameter is without a gradient"
-    return found
+    step = step_of(build(KernelsConfig()), KernelsConfig())
+    assert len(step) == 1 + 2 + 3 * 12 + 2, "every parameter has a gradient"
+    return step
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_losses_and_gradients_are_those_of_the_faithful_path(
 
 @pytest.mark.parametrize("recomputed", [1, 2, None])
 def test_recomputed_blocks_give_the_same_bits(recomputed: int | None) -> None:
-    """With dropout, whose draws have to be the same again."""
+    """With dropout, whose random numbers must be the same in the recomputation."""
     model = replace(MODEL, resid_pdrop=0.1, embd_pdrop=0.1)
     plain, recomputing = build(ALL, model), BioMedLM(model, 0, ALL, recomputed).train()
     recomputing.load_state_dict(plain.state_dict())
@@ -133,18 +133,18 @@ def test_recomputed_blocks_give_the_same_bits(recomputed: int | None) -> None:
 
     blocks: Any = recomputing.model.transformer.h
     for block in blocks:
-        block.mlp.register_forward_pre_hook(count)  # it stops before the end of what it computes again
+        block.mlp.register_forward_pre_hook(count)  # recomputation stops before the end
     checkpoint_activations(recomputing)
-    found = []
+    steps = []
     for each in (plain, recomputing):
         torch.manual_seed(3)
-        found.append(step_of(each, ALL))
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+        steps.append(step_of(each, ALL))
+    assert all(torch.equal(one, other) for one, other in zip(*steps, strict=True))
     assert calls[0] == 3 + (recomputed or 3), "blocks that ran twice"
 
 
 def curve(model: BioMedLM, steps: int = 200) -> list[float]:
-    """Losses of so many steps, at a learning rate that learns."""
+    """Losses of a number of steps, with a learning rate that is high enough to learn."""
     optimizer = DecoupledAdamW(model.parameters(), lr=3e-3, betas=(0.9, 0.95), eps=1e-8, weight_decay=3e-4)
     source, losses = batches(), []
     for _ in range(steps):
@@ -159,14 +159,14 @@ def curve(model: BioMedLM, steps: int = 200) -> list[float]:
 
 @pytest.mark.chaos
 def test_200_steps_learn_the_same() -> None:
-    """All of it together; and a model that differs a little, the GELU of another formula, is seen."""
+    """All switches together; a slightly different model (the GELU of another formula) is noticed."""
     plain, fast, other = build(KernelsConfig()), build(ALL), build(ALL)
     blocks: Any = other.model.transformer.h
     for block in blocks:
         block.mlp.act = nn.GELU()  # exact: up to 5e-4 from gelu_new
-    expected, found, wrong = (torch.tensor(curve(each)) for each in (plain, fast, other))
+    expected, learned, wrong = (torch.tensor(curve(each)) for each in (plain, fast, other))
     assert expected[0] > 6 and expected[-20:].mean() < 1.5, "it learns"
-    assert (found - expected).abs().max() < 2e-5
+    assert (learned - expected).abs().max() < 2e-5
     assert (wrong - expected).abs()[:20].max() > 5e-5
 
 
@@ -233,9 +233,9 @@ def test_compiled_blocks_have_the_same_gradients(
 @pytest.mark.chaos
 @compiles
 def test_compiled_blocks_train_the_same(configure: Callable[..., TrainConfig], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through the Trainer with evaluation; checkpoints are those of any run.
+    """Through the Trainer with evaluation; the checkpoints are the usual ones.
 
-    All layers share one compilation: there are few graphs.
+    All layers share one compilation, so there are few graphs.
     """
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     torch._dynamo.reset()

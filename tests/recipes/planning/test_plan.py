@@ -1,4 +1,4 @@
-"""What the plan says of memory, time and bytes, against what is published and what can be measured on a CPU."""
+"""The plan of memory, time and bytes, against published values and measurements on a CPU."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def planned(*overrides: str, yaml: Path = FLAGSHIP, gpus: int = 128, gpu: str = 
     return cfg, plan, make_forecast(cfg, plan, gpu, **options)
 
 
-# What was published
+# Published values
 
 
 def test_the_2022_run_comes_out_at_its_days_and_fits_its_gpus() -> None:
@@ -75,7 +75,7 @@ def test_no_published_run_means_no_days() -> None:
 
 
 def test_the_hardware_table() -> None:
-    """Sizes that nobody gets wrong, and the dense half of what datasheets print with sparsity."""
+    """Memory sizes in round numbers, and the dense half of the speed that datasheets print with sparsity."""
     assert {name: gpu.memory_gb for name, gpu in GPUS.items() if name[0] in "ahb"} == {
         "a100-40gb": 40, "a100-80gb": 80, "h100": 80, "h100-pcie": 80, "h200": 141, "b200": 180, "a10": 24,
     }  # fmt: skip
@@ -85,7 +85,7 @@ def test_the_hardware_table() -> None:
         find_gpu("a100")
 
 
-# What a torch has code for
+# Compute capabilities that a build of torch has code for
 
 
 @pytest.mark.parametrize(
@@ -104,15 +104,15 @@ def test_the_hardware_table() -> None:
     ],
 )
 def test_where_code_runs(architectures: list[str], runs: list[str], does_not_run: list[str]) -> None:
-    def found(version: str) -> bool:
+    def runs_on(version: str) -> bool:
         major, minor = version.split(".")
         return can_run(architectures, (int(major), int(minor)))
 
-    assert [found(version) for version in (*runs, *does_not_run)] == [True] * len(runs) + [False] * len(does_not_run)
+    assert [runs_on(version) for version in (*runs, *does_not_run)] == [True] * len(runs) + [False] * len(does_not_run)
 
 
 def test_the_table_of_stacks_says_what_torch_was_built_for() -> None:
-    """The two locks' torch word for word; another one of the same CUDA major has all that its stack promises."""
+    """Both stacks are those of their locks; a torch has exactly what its stack lists, another at least that."""
     import torch
     import torch.version
 
@@ -122,7 +122,7 @@ def test_the_table_of_stacks_says_what_torch_was_built_for() -> None:
         assert re.search(rf"torch {stack.torch} \(CUDA {stack.cuda}\) \|.*\| {stack.driver} or newer \|", readme)
     if torch.version.cuda is None:
         pytest.skip("the torch that is installed is no CUDA build")
-    flags = (torch._C._cuda_getArchFlags() or "").split()  # get_arch_list() is empty where there is no GPU
+    flags = (torch._C._cuda_getArchFlags() or "").split()  # get_arch_list() is empty without a GPU
     (stack,) = (s for s in STACKS.values() if s.cuda.split(".")[0] == torch.version.cuda.split(".")[0])
     if torch.__version__.partition("+")[0] == stack.torch:
         assert (torch.version.cuda, tuple(flags)) == (stack.cuda, stack.architectures)
@@ -130,7 +130,8 @@ def test_the_table_of_stacks_says_what_torch_was_built_for() -> None:
         assert set(stack.architectures) <= set(flags)
 
 
-TOO_NEW = {LOCK: {"b200"}, "next": set[str]()}  # by name, so that a slip in the rule or in a capability shows
+# Given by name, so that an error in the rule or in a capability is noticed.
+TOO_NEW = {LOCK: {"b200"}, "next": set[str]()}
 SMALL = [str(ROOT / "yamls/smoke-gpu.yaml"), "--gpu"]
 LADDER = [*(str(ROOT / f"yamls/ladder/{rung}.yaml") for rung in ("20m", "350m", "1.3b")), "--dry-run", "--gpu"]
 
@@ -156,7 +157,7 @@ def test_every_command_takes_the_gpus_that_its_stack_runs_on_and_no_other(
                 continue
             with pytest.raises(BadInput) as refused:
                 command(arguments)
-            assert not (said := capsys.readouterr().out), f"nothing is said to fit: {said}"
+            assert not (output := capsys.readouterr().out), f"nothing may be said to fit: {output}"
             way = re.search(
                 r"so nothing runs on it; take one of (.*), or another torch: --stack (\w+) ", str(refused.value)
             )
@@ -166,7 +167,7 @@ def test_every_command_takes_the_gpus_that_its_stack_runs_on_and_no_other(
 
 
 def test_a_gpu_of_more_memory_is_offered_where_the_stack_runs_on_it() -> None:
-    """113 GB: of all that are known, an H200 and a B200 have it."""
+    """113 GB: of all known GPUs, an H200 and a B200 have it."""
     for stack, names in ((LOCK, "h200"), ("next", "h200, b200")):
         cfg, plan, cast = planned("device_train_microbatch_size=16", gpus=1, gpu="h100", stack=stack)
         assert 80e9 < cast.needed_bytes < 141e9
@@ -182,12 +183,12 @@ def test_the_plan_names_its_stack() -> None:
         )
 
 
-# What autograd keeps
+# Tensors that autograd keeps
 
 
 @contextmanager
 def like_cuda_autocast() -> Iterator[None]:
-    """CPU autocast with what CUDA's does otherwise: fp32 for these operations, dropout that keeps a mask of bools."""
+    """CPU autocast with the rules of CUDA: fp32 for these operations, and dropout that keeps a mask of bools."""
     import torch
     import torch.nn.functional as F
     from torch.overrides import TorchFunctionMode
@@ -204,7 +205,7 @@ def like_cuda_autocast() -> Iterator[None]:
             if func is F.dropout and kwargs["p"] > 0:
                 return torch.native_dropout(args[0], kwargs["p"], kwargs["training"])[0]
             if func is F.scaled_dot_product_attention:
-                kwargs["dropout_p"] = 0.0  # within the kernel on a GPU; a CPU has no such kernel
+                kwargs["dropout_p"] = 0.0  # inside the kernel on a GPU; a CPU has no such kernel
             return func(*args, **kwargs)
 
     with torch.autocast("cpu", torch.bfloat16, cache_enabled=False), Cuda():
@@ -212,7 +213,7 @@ def like_cuda_autocast() -> Iterator[None]:
 
 
 def config_of(model: ModelConfig, precision: str, kernels: KernelsConfig | None = None) -> TrainConfig:
-    """What decides a step's memory."""
+    """Everything that decides the memory of a step."""
     data = DataConfig(seq_len=model.n_positions)
     return TrainConfig(
         model=model, data=data, kernels=kernels or KernelsConfig(), precision=precision, device_eval_batch_size=1
@@ -220,7 +221,7 @@ def config_of(model: ModelConfig, precision: str, kernels: KernelsConfig | None 
 
 
 def kept_bytes(cfg: TrainConfig, batch: int, low: bool, layout: Layout) -> int:
-    """Bytes of the storages that autograd keeps in one forward pass, parameters and buffers left out."""
+    """Bytes of the storages that autograd keeps in a forward pass, without parameters and buffers."""
     import torch
 
     from recipes.modeling.gpt2 import BioMedLM, checkpoint_activations
@@ -235,7 +236,7 @@ def kept_bytes(cfg: TrainConfig, batch: int, low: bool, layout: Layout) -> int:
 
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor  # held, so that no address is used twice
+            kept[tensor.untyped_storage().data_ptr()] = tensor  # referenced, so that no address is used twice
         return tensor
 
     ids = torch.zeros((batch, cfg.model.n_positions), dtype=torch.long)
@@ -266,7 +267,7 @@ def kept_bytes(cfg: TrainConfig, batch: int, low: bool, layout: Layout) -> int:
 def test_activations_are_what_autograd_keeps(
     precision: str, low: bool, recomputed: int, kernels: KernelsConfig, dropout: float
 ) -> None:
-    """Two more blocks keep what the formula says; FSDP's parameters in bf16 (`low`) and autocast's copies of fp32."""
+    """Two more blocks keep what the formula says; `low`: FSDP's bf16 parameters; otherwise autocast copies fp32."""
     device, batch, bf16 = "cpu" if precision == "fp32" else "gpu", 4, precision == "amp_bf16"
     model = ModelConfig(600, 96, 128, 2, 4, attn_pdrop=dropout, resid_pdrop=dropout, embd_pdrop=dropout)
     cfgs = [config_of(each, precision, kernels) for each in (model, replace(model, n_layer=4))]
@@ -286,7 +287,7 @@ def test_activations_are_what_autograd_keeps(
 
 
 def test_the_gelu_is_most_of_a_block() -> None:
-    """88 bytes a value under autocast, 40 with the GELU fused; Korthikanti et al. 2022 have 34.
+    """88 bytes per value under autocast, 40 with the GELU fused; Korthikanti et al. 2022 have 34.
 
     One value fewer where transformers does not copy the heads.
     """
@@ -318,7 +319,7 @@ def test_whether_heads_are_copied_is_what_the_kernel_gets(monkeypatch: pytest.Mo
     assert copied == [copies_heads()] * 2
 
 
-# What a run takes
+# Measurements of a run
 
 RUNS = """
 import gc, json, re, sys
@@ -358,7 +359,7 @@ print("peaks", json.dumps([*peaks, *(measured(lambda: step(*loss)) for loss in l
 @pytest.mark.chaos
 @pytest.mark.skipif(sys.platform != "linux", reason="run on Linux: it reads /proc")
 def test_peak_memory_of_real_runs(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
-    """Resident memory above the imported stack, at its peak, through the Trainer: within 10 % of the plan."""
+    """Peak of resident memory above the imported libraries, through the Trainer: within 10 % of the plan."""
 
     def run(name: str, n_embd: int, n_layer: int, batch: int, microbatch: int, dropout: float, *more: str) -> list[str]:
         return [
@@ -401,10 +402,10 @@ def test_peak_memory_of_real_runs(tiny_shards: Path, tiny_tokenizer: Path, tmp_p
         model = ModelConfig(vocab_size, seq_len, n_embd, 1, 4, attn_pdrop=0.0)
         cfg = config_of(model, "fp32", KernelsConfig(loss_chunk_tokens=chunk))
         memory = peak(step_memory(cfg, Layout(1, 1, False), batch, accumulates=False, device="cpu")[:2])
-        expected.append(memory.total_bytes - memory.optimizer)  # it has none
+        expected.append(memory.total_bytes - memory.optimizer)  # this step has no optimizer
         moments.add(memory.moment)
     assert measured == pytest.approx(expected, rel=0.1)
-    assert len(moments) >= 4, f"the largest moments are {moments}: too few for a test of all of them"
+    assert len(moments) >= 4, f"the largest moments are {moments}: too few to test all of them"
 
 
 Overrides = Callable[..., list[str]]
@@ -423,12 +424,12 @@ def overrides(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Overri
 
 
 def saved_bytes(folder: Path) -> int:
-    """Of the files that hold tensors."""
+    """Bytes of the files that hold tensors."""
     return sum(p.stat().st_size for p in (folder / "checkpoints/ep0-ba2").iterdir() if p.name != "manifest.json")
 
 
 def test_checkpoint_bytes(overrides: Overrides, tmp_path: Path) -> None:
-    """Exactly the tensors; file formats add to each of them what does not depend on its size."""
+    """The size of the tensors is exact; file formats add to each tensor some bytes that do not depend on its size."""
     from recipes.training import pretraining
 
     added = []
@@ -438,13 +439,13 @@ def test_checkpoint_bytes(overrides: Overrides, tmp_path: Path) -> None:
         added.append(saved_bytes(tmp_path / str(n_embd)) - checkpoint_bytes(cfg.model, sharded=False))
     assert 0 < added[0] < 20_000 + 1_500 * 40  # random state and configuration; 40 parameters of 3 blocks
     assert added[1] == pytest.approx(added[0], abs=300)  # alignment and digits
-    # Sharded, the tied embedding is in it twice; tests/recipes/training/test_train.py weighs one.
+    # A sharded checkpoint holds the tied embedding twice; tests/recipes/training/test_train.py measures one.
     cfg = load_config(FLAGSHIP)
     twice = make_plan(cfg, 2, None).checkpoint_bytes - make_plan(cfg, 1, None).checkpoint_bytes
     assert twice == 4 * cfg.model.vocab_size * cfg.model.n_embd
 
 
-# The arithmetic
+# Arithmetic
 
 
 def test_states_are_spread_over_the_shards() -> None:
@@ -500,7 +501,7 @@ def test_the_largest_microbatch_is_the_last_that_fits(gpus: int, gpu: str) -> No
     ],
 )
 def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> None:
-    """Every change that a refusal names is made, and the plan made again."""
+    """Each change that a refusal proposes is made, and the plan computed again."""
     cfg, plan, cast = planned(*changes, gpus=gpus, gpu=gpu)
     assert not cast.fits
     text = estimate_text.refusal(cast, cfg, plan)
@@ -519,7 +520,7 @@ def test_what_is_said_to_fit_fits(gpus: int, gpu: str, changes: list[str]) -> No
             assert planned(*changes, *way.split(), gpus=gpus, gpu=gpu)[2].fits, way
             if least := re.fullmatch(r"(activation_checkpointing=true activation_checkpointing_blocks=)(\d+)", way):
                 fewer = f"{least[1]}{int(least[2]) - 1}".split()
-                assert not planned(*changes, *fewer, gpus=gpus, gpu=gpu)[2].fits, "one block fewer would do"
+                assert not planned(*changes, *fewer, gpus=gpus, gpu=gpu)[2].fits, "one block fewer would suffice"
                 least_blocks = int(least[2])
     assert gpu != "a10" or 1 < least_blocks < 32
 
@@ -531,7 +532,7 @@ def test_one_small_gpu_cannot_and_is_told_how_many_could() -> None:
 
 
 def test_traffic() -> None:
-    """A node's bytes are the plan's; DDP sends fp32 gradients once a batch; one GPU and one node send nothing away."""
+    """A node's bytes equal the plan; DDP sends fp32 gradients once per batch; one GPU or one node sends nothing."""
     cfg, plan, cast = planned()
     assert cast.node_bytes == node_sends_bytes(plan, Layout.of(cfg, 128), cfg.precision) and cast.network_gbit_s == 1600
     assert cast.link_bytes == pytest.approx(127 / 128 * (2 + 2 + 4) * plan.parameters)
@@ -573,7 +574,9 @@ def test_the_command_says_it_all_before_torch_would_be_there() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run([*command, "--price", "2"], cwd=ROOT, capture_output=True, text=True, check=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < start_s(), "what a run's start takes"
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < start_s(), (
+        "CPU time less than that of a training run's start"
+    )
     first = done.stdout.splitlines()[0]
     assert re.search(r"^biomedlm-2.7b on 128 a100-40gb: fits, .*; 2.48 to 6.24 days; .* GPU-hours; cost .* to ", first)
     facts = ["FULL_SHARD", "HSDP 16 x 8", "largest that fits", "1600 Gbit/s", "28,896 = 32 x 903", "20 x 128", "kWh"]
@@ -586,10 +589,10 @@ def test_the_command_says_it_all_before_torch_would_be_there() -> None:
 
 def test_json_is_the_same_numbers(capsys: pytest.CaptureFixture[str]) -> None:
     command_line([str(FLAGSHIP), "--gpus", "128", "--gpu", "A100-40GB", "--mfu", "0.231", "--json"])
-    said = json.loads(capsys.readouterr().out)
+    numbers = json.loads(capsys.readouterr().out)
     _, _, cast = planned(mfu=0.231)
-    assert said["fits"] and said["needed_bytes"] == cast.needed_bytes and said["stack"] == LOCK
-    assert said["speeds"][0]["days"] == cast.speeds[0].days
+    assert numbers["fits"] and numbers["needed_bytes"] == cast.needed_bytes and numbers["stack"] == LOCK
+    assert numbers["speeds"][0]["days"] == cast.speeds[0].days
 
 
 @pytest.mark.parametrize(
@@ -625,7 +628,7 @@ def test_bad_input_ends_with_exit_code_2_and_no_traceback(arguments: list[str], 
 
 
 def test_every_run_prints_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WORLD_SIZE", raising=False)  # a run in this process leaves it behind
+    monkeypatch.delenv("WORLD_SIZE", raising=False)  # a run in this process leaves this behind
     command = [sys.executable, "recipes/train.py", "yamls/biomedlm-2.7b.yaml", "--dry-run"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     needed = planned()[2].needed_bytes / 1e9

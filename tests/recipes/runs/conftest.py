@@ -14,7 +14,7 @@ from run_folders import SOURCES, START, MakeRun
 
 @pytest.fixture
 def make_run(tmp_path: Path) -> MakeRun:
-    """`make_run("a", lines, config="lr: 1", finished=True)`: a run folder as pre-training leaves it."""
+    """`make_run("a", lines, config="lr: 1", finished=True)`: a run folder with the files of pre-training."""
 
     def make(name: str, lines: Sequence[dict[str, Any]], config: str = "seed: 1\n", finished: bool = True) -> Path:
         folder = tmp_path / name

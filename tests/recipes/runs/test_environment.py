@@ -1,4 +1,4 @@
-"""What git says of the code is recorded whatever bytes it is made of; what it does not say is said."""
+"""The output of git is recorded whatever bytes it has, and if git fails, the record and a message say so."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATIN_1 = "naïve Bayes, Sjögren".encode("latin-1")
 
 @pytest.fixture
 def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkout with a tracked file that is not UTF-8, changed since, in the place of this one."""
+    """A checkout with a changed tracked file that is not UTF-8, in place of this one."""
     folder = tmp_path / "checkout"
     folder.mkdir()
     for name, value in {"GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null"}.items():
@@ -61,8 +61,8 @@ def test_a_checkout_of_another_owner_says_that_no_commit_is_recorded(
     monkeypatch.setenv("GIT_TEST_ASSUME_DIFFERENT_OWNER", "1")
     facts = environment.environment(1)
     assert facts["commit"] == "" and "dubious ownership" in facts["no_commit"]
-    said = capsys.readouterr().err
-    assert "warning: the commit of the code is not recorded: fatal: detected dubious ownership" in said
+    errors = capsys.readouterr().err
+    assert "warning: the commit of the code is not recorded: fatal: detected dubious ownership" in errors
 
 
 def test_without_a_repository_nothing_is_said(

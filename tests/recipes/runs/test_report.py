@@ -1,4 +1,4 @@
-"""The report of runs: what it takes from a run folder, and the page that people look at."""
+"""The report of runs: the facts that it reads from run folders, and its page."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from run_folders import MakeRun, at, full_run, losses, start
 
 
 def test_what_a_crash_threw_away_is_not_shown(make_run: MakeRun):
-    """The second start went on from batch 5 and was at 7 when it ended; the first had come to 9."""
+    """The first start reached batch 9; the second resumed from batch 5 and ended at batch 7."""
     lines = [start(0), *losses(1, 10), start(5, 100), *(at(n, 100 + n, **{TRAIN_LOSS: 1.0}) for n in (6, 7))]
     data = read_run(make_run("a", lines))
     curve = dict(data.series[TRAIN_LOSS])
     assert sorted(curve) == [1, 2, 3, 4, 5, 6, 7] and curve[6] == curve[7] == 1.0 and curve[5] == 4.95
     assert data.starts == [0, 5] and data.trained_batches == 7
-    # 9 s before, 7 s after; not the 91 s between them
+    # 9 s before, 7 s after, without the 91 s between them
     assert data.hours == pytest.approx((9 + 7) / 3600)
 
 
@@ -76,14 +76,14 @@ def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path, visit: Callabl
         assert box["width"] > 0.8 * min(width, 400) and box["height"] > 100
     assert page.locator("svg path").count() > 50
     text = page.inner_text("body")
-    assert "optimizer.lr" in text and "0.002" in text and "seed" not in text  # what differs, alone
+    assert "optimizer.lr" in text and "0.002" in text and "seed" not in text  # only the differences
     assert "went back 1 time" in text and "1 batch left out for NaN" in text and "again after batch 30" in text
     assert "is <b>text</b> 60" in text and not page.get_by_text("is <b>text</b> 30").first.is_visible()
     page.locator("summary").first.click()
     assert page.get_by_text("is <b>text</b> 30").first.is_visible()
     before = page_path.stat().st_mtime_ns
     report.main([str(one), str(two), "--out", str(page_path), "--x", "tokens"])
-    assert page_path.stat().st_mtime_ns == before, "the same data: nothing to write"
+    assert page_path.stat().st_mtime_ns == before, "the same data, so nothing is written"
 
 
 def test_watch_follows_a_run_to_its_end(make_run: MakeRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
@@ -153,7 +153,7 @@ def test_what_cannot_be_reported_is_refused(make_run: MakeRun, tmp_path: Path):
 
 
 def test_a_corpus_without_dates_that_left_nothing_out_says_so(make_run: MakeRun):
-    """Plain text has no dates: no sentence of the page may end in a hole or name a `None`."""
+    """A plain text has no dates: no sentence of the page may have a gap or contain `None`."""
     folder = make_run("plain", [start(0), *losses(1, 3)])
     record = json.loads((folder / "run.json").read_text())
     record["data"]["corpus"] |= {"dates": {"first": None, "last": None}, "dropped": {}, "licenses": {}}

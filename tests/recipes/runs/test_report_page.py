@@ -1,4 +1,4 @@
-"""The report as it is looked at: while a run goes on, on a phone, of a single batch, of two runs that are the same."""
+"""The report in a browser: during a run, on a phone, with a single batch, with two equal runs."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_what_is_open_outlasts_a_new_reading(make_run: MakeRun, tmp_path: Path, 
     page.context.new_cdp_session(page).send("Emulation.setPageScaleFactor", {"pageScaleFactor": 2})
     before = page.evaluate(where)
     assert before[2] == 2
-    with (folder / "texts.jsonl").open("a") as file:  # what is above it grows, and there is one more to open
+    with (folder / "texts.jsonl").open("a") as file:  # the content above grows, and there is one more section to open
         for prompt in ("Thrombin", "Insulin"):
             text = {"batch": 61, "tokens": 1, "prompt": prompt, "text": " more" * 200}
             file.write(f"{json.dumps(text)}\n")
@@ -69,7 +69,7 @@ def test_what_is_open_outlasts_a_new_reading(make_run: MakeRun, tmp_path: Path, 
 
 
 def test_where_a_run_stands(make_run: MakeRun, visit: Visit) -> None:
-    """Also when it has ended without a word, while nobody has written the page again."""
+    """Also if the run ended without a message, and nobody has written the page again."""
     begun_s = time.time() - 600
     lines = [start(0, begun_s), *(at(n, begun_s + 6 * n, **{TRAIN_LOSS: 5.0}) for n in range(1, 101))]
     folder = make_run("live", lines, finished=False)
@@ -91,7 +91,7 @@ def test_where_a_run_stands(make_run: MakeRun, visit: Visit) -> None:
 
 
 def test_time_left_is_of_the_present_start(make_run: MakeRun) -> None:
-    """Ten times as fast as before it; the night between them does not count."""
+    """The second start is ten times as fast as the first; the night between them does not count."""
     first = [start(0, 0), *(at(n, 100 * n, **{TRAIN_LOSS: 5.0}) for n in range(1, 41))]
     second = [start(30, 50_000), *(at(n, 50_000 + 10 * (n - 30), **{TRAIN_LOSS: 5.0}) for n in range(31, 61))]
     data = read_run(make_run("a", [*first, *second], finished=False))
@@ -102,7 +102,7 @@ def test_time_left_is_of_the_present_start(make_run: MakeRun) -> None:
 
 
 def colored(figure: Any) -> int:
-    """Pixels of the axes that are not grey."""
+    """Number of pixels in the axes that are not grey."""
     figure.canvas.draw()
     pixels, box = np.asarray(figure.canvas.buffer_rgba()).astype(int), figure.axes[0].get_window_extent()
     inside = pixels[len(pixels) - int(box.y1) : len(pixels) - int(box.y0), int(box.x0) : int(box.x1), :3]

@@ -1,4 +1,4 @@
-"""What a run folder takes and refuses, without a run."""
+"""Which states of a run folder are accepted or refused, without a run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ RECORDED = {
         ({"model": {"n_embd": 16, "attn_pdrop": 0.0}}, ["model"], r"n_embd: 8 -> 16   \(cannot change"),
         ({"model": {"n_embd": 8, "attn_pdrop": 0.0}}, ["model"], None),
         ({"shards_sha256": "cd"}, ["shards_sha256"], r"shards_sha256: 'ab' -> 'cd'   \(cannot change"),
-        ({"shards_sha256": None}, [], None),  # not known here
+        ({"shards_sha256": None}, [], None),  # the command does not know this value
         ({}, ["lr"], r"names 'lr', which is no key of a run's fingerprint; did you mean 'optimizer.lr'\?"),
         ({}, ["sample_order.sed"], r"did you mean 'sample_order.seed'\?"),
         ({}, ["*"], r"known: model, model.attn_pdrop, .*, shards_sha256$"),
@@ -73,8 +73,8 @@ def test_older_records_had_what_their_configuration_says(tmp_path: Path) -> None
     config.write_text("fsdp: null\n")
     assert complete({}, wanted, config) == wanted
     recorded = {"mixed_precision": "FULL", "generation": {"num_beams": 3}}
-    assert complete(recorded, wanted, config) == recorded, "what is recorded stays"
-    assert complete({}, {"generation": None}) == {}, "no texts are written"
+    assert complete(recorded, wanted, config) == recorded, "the record is kept"
+    assert complete({}, {"generation": None}) == {}, "no texts are generated"
 
 
 def test_what_was_changed_on_resuming_is_told_of_what_still_counts() -> None:
@@ -82,12 +82,14 @@ def test_what_was_changed_on_resuming_is_told_of_what_still_counts() -> None:
         {"batch": 0, "allowed_differences": []},
         {"batch": 10, "allowed_differences": ["optimizer.lr: 1 -> 2"]},
         {"batch": 30, "allowed_differences": ["schedule.batches: 60 -> 90"]},
-        {"batch": 20, "allowed_differences": ["optimizer.lr: 2 -> 3"]},  # back to before the last one
+        {"batch": 20, "allowed_differences": ["optimizer.lr: 2 -> 3"]},  # back to before the last change
         {"batch": 40, "allowed_differences": []},
     ]
-    told = ["from batch 10: optimizer.lr: 1 -> 2", "from batch 20: optimizer.lr: 2 -> 3"]
-    assert changed_settings({"starts": starts}) == told
-    assert changed_settings({"starts": [{"allowed_differences": ["optimizer.lr: 1 -> 2"]}]}) == [], "it did not act"
+    changes = ["from batch 10: optimizer.lr: 1 -> 2", "from batch 20: optimizer.lr: 2 -> 3"]
+    assert changed_settings({"starts": starts}) == changes
+    assert changed_settings({"starts": [{"allowed_differences": ["optimizer.lr: 1 -> 2"]}]}) == [], (
+        "the setting had no effect"
+    )
 
 
 def test_a_folder_that_cannot_be_made_is_bad_input(tmp_path: Path) -> None:

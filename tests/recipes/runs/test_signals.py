@@ -1,4 +1,4 @@
-"""Stop signals are answered where Python itself cannot answer them: the main thread waits in a library."""
+"""Stop signals are handled even where Python cannot handle them, because the main thread waits in a library."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ def test_a_wait_in_a_library_is_left(number: signal.Signals, code: int) -> None:
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout and process.stdout.readline() == "waits\n"
         process.send_signal(number)
-        _, said = process.communicate(timeout=patience_s())
+        _, errors = process.communicate(timeout=patience_s())
     assert process.returncode == code
-    assert ("interrupted" in said) == (number == signal.SIGINT) and "Traceback" not in said
+    assert ("interrupted" in errors) == (number == signal.SIGINT) and "Traceback" not in errors

@@ -1,6 +1,6 @@
-"""Every field of a model card and of a report follows what it speaks of: its cause is changed, and the page with it.
+"""Every field of a model card and a report depends on a fact: a test changes the fact, and the page changes with it.
 
-The fields are read off the templates: a new one fails here until it is said what it follows.
+The fields are read from the templates: a new field fails here until its cause is listed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Change = Callable[[Path], object]
 
 
 def put(content: Any, path: str, value: Any) -> None:
-    """Set what lies at `a.b.0.c`."""
+    """Set the value at `a.b.0.c`."""
     *steps, last = path.split(".")
     for step in steps:
         content = content[int(step) if isinstance(content, list) else step]
@@ -65,7 +65,7 @@ def write(name: str, content: Any) -> Change:
 
 
 def resumed(run: Path) -> None:
-    """Once more, with another learning rate."""
+    """A second run, with another learning rate."""
     content = json.loads((run / "run.json").read_text())
     again = {**content["starts"][0], "batch": 6, "allowed_differences": ["optimizer.lr: 0.02 -> 0.01"]}
     write("run.json", {**content, "starts": [*content["starts"], again]})(run)
@@ -83,7 +83,7 @@ HOURS = (
     '{"batch": 12, "tokens": 1, "time_s": 7300}\n{"batch": 13, "tokens": 1, "time_s": 9000}\n'
 )
 SOURCES = {"PubMed Abstracts": {"documents": 77, "bytes": 7_000}}
-# Of the card: field -> its cause, which is a change of the run folder or an argument; what the page then says.
+# Model card: field -> its cause (a change of the run folder, or an argument), and the resulting page.
 OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "about_pubmed": (record(f"{CORPUS}.counts.val.sources", SOURCES), "PubMed is a trademark of the NLM"),
     "changed": (resumed, f"| changed on resuming | {CHANGED} |"),
@@ -177,7 +177,7 @@ def test_the_model_card_follows(field: str, run: Path) -> None:
 
 
 def tuned(run: Path) -> None:
-    """The record of a fine-tuning run: no corpus, and LoRA."""
+    """The record of a fine-tuning run, without a corpus and with LoRA."""
     record("data", {"dev": 1})(run)
     record("plan.trained_parameters", 7)(run)
 
@@ -193,7 +193,7 @@ def scores(**changes: Any) -> Change:
 
 REWIND = {"from_batch": 12, "to_batch": 6, "losses": [9.0], "limit": 8.0, "windows": [[0, 24, 28]]}
 R, C = "runs.*.", "runs.*.record.data.corpus"
-# Of the report: field -> its cause; what the page then says.
+# Report: field -> its cause, and the resulting page.
 OF_THE_REPORT: dict[str, tuple[Change, str]] = {
     f"{R}config": (config("seed: 17", "seed: 18"), "seed: 18"),
     f"{R}name": (lambda run: run.rename(run.with_name("mine")), "<h1>mine</h1>"),
@@ -244,14 +244,15 @@ OF_THE_REPORT: dict[str, tuple[Change, str]] = {
         f'{{"batch": {n}, "tokens": {n}, "time_s": {n}, "{TRAIN_LOSS}": 1.0}}\n' for n in range(POINTS + 2))),
         "Of long curves each stretch"),
 }  # fmt: skip
-# What follows the arguments, two runs, the drawing or the clock has a test of its own, below or in test_report_page.py.
+# Fields that depend on arguments, two runs, the drawing or the clock have their own tests, here or in
+# test_report_page.py.
 BESIDE = {"key", "refresh_s", "figures.key", "figures.*", "differences.key", "differences.*.*", "losses"}
-BESIDE |= {f"told.*.{fact}" for fact in ("at", "done", "left", "patience_s", "time_s")}
+BESIDE |= {f"standings.*.{fact}" for fact in ("at", "done", "left", "patience_s", "time_s")}
 
 
 @pytest.fixture
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves take a second a page."""
+    """Replace the drawing of curves, which takes a second per page."""
     monkeypatch.setattr(report_page, "plots", lambda *_: {})
 
 
@@ -295,7 +296,7 @@ def test_the_curves_follow_the_metrics(run: Path) -> None:
     def curve(text: str, title: str) -> str:
         return text.partition(f'aria-label="{title}"')[2].partition("</figure>")[0]
 
-    (run / "metrics.jsonl").write_text("")  # of all curves, which take a second each, two
+    (run / "metrics.jsonl").write_text("")  # two of all curves, because each takes a second
     log(**{"cost/gpu_hours": 4.0})(run)
     before = page(run)
     log(batch=13, **{"cost/gpu_hours": 5.0, "memory/peak_reserved_mem": 1.0})(run)
@@ -303,7 +304,7 @@ def test_the_curves_follow_the_metrics(run: Path) -> None:
     assert curve(before, "Cost") != curve(after, "Cost") and not curve(before, "Memory") and curve(after, "Memory")
 
 
-# Row of the table -> its cause; what it then says.
+# Row of the table -> its cause, and the resulting text.
 OF_THE_SUMMARY: dict[str, tuple[Change, str]] = {
     "documents": (record(f"{COUNTS}.val.documents", 20), "101 train + 20 val"),
     "tokens": (record(f"{COUNTS}.train.tokens", 4_161), "4,161 train + 800 val"),

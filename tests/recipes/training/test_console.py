@@ -1,4 +1,4 @@
-"""A loss is printed in the unit of what was computed."""
+"""The console prints a loss with its unit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pre-training that continues a model: exactly its weights, its tokens and its shape, or a refusal by name."""
+"""Pre-training that continues a model has exactly its weights, tokens and shape, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_DROPOUT = ["model.attn_pdrop=0", "model.resid_pdrop=0", "model.embd_pdrop=0"]
 
 @pytest.fixture(scope="module")
 def origin(tiny_shards: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of a few batches, whose attention is scaled by layer."""
+    """A run of a few batches, with attention scaled by layer."""
     run = tmp_path_factory.mktemp("origin") / "run"
     overrides = [
         f"data.shards={tiny_shards}", f"data.tokenizer={tiny_tokenizer}", f"run_dir={run}", "data.seq_len=64",
@@ -47,7 +47,7 @@ def origin(tiny_shards: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.Tem
 
 @pytest.fixture(scope="module")
 def exported(origin: Path) -> Path:
-    """With attention's scale folded into the weights."""
+    """An exported folder, with the scale of attention in its weights."""
     out = origin.parent / "exported"
     export.main(["--checkpoint", str(origin), "--out", str(out)])
     return out
@@ -55,7 +55,7 @@ def exported(origin: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def published(exported: Path) -> Path:
-    """As BioMedLM was: the flag on, no cache, pytorch_model.bin."""
+    """A folder like the published BioMedLM: with the flag, no cache, pytorch_model.bin."""
     out = exported.parent / "published"
     model = GPT2LMHeadModel.from_pretrained(exported)
     model.config.scale_attn_by_inverse_layer_idx, model.config.use_cache = True, False
@@ -83,7 +83,7 @@ def losses(folder: Path) -> list[float]:
 
 
 def first_loss(model: GPT2LMHeadModel, cfg: TrainConfig) -> float:
-    """Of the run's first batch, as transformers computes it."""
+    """Loss of the run's first batch, computed by transformers."""
     batch = next(iter(build_dataloader(cfg, "train", 1).dataloader))["input_ids"]
     with torch.no_grad():
         return model(batch, labels=batch).loss.item()
@@ -121,7 +121,7 @@ def test_a_run_begins_with_the_weights_of_its_origin(
     export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "model")])
     card = (tmp_path / "model/README.md").read_text()
     assert f"| begun with | the weights of {folder}, sha256 {record['origin']['sha256'][:16]} |" in card
-    assert ("license: bigscience" in card) == (kind != "published"), "a licence that its card does not state"
+    assert ("license: bigscience" in card) == (kind != "published"), "its card does not state a licence"
 
 
 def test_a_resumed_run_is_the_run(exported: Path, configure: Configure, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_what_is_not_the_origins_is_refused(
 def test_shards_are_made_with_the_tokenizer_of_a_model(
     exported: Path, tiny_corpus: Path, tiny_shards: Path, configure: Configure, tmp_path: Path
 ) -> None:
-    """The same samples as with the tokenizer's own folder; and what the model has no ids for is refused."""
+    """Samples equal those with the original tokenizer folder; tokens that the model has no ids for are refused."""
     shards = tmp_path / "shards"
     build_shards(tiny_corpus, exported, shards, seq_len=64)
     for split in ("train", "val"):

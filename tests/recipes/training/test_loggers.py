@@ -1,4 +1,4 @@
-"""Loggers: one step for one batch in each, resumed without doubles, and none that ends the run."""
+"""All loggers count one step per batch, have no duplicates after a resume, and never end the run."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def at(batch: int) -> Any:
 
 
 def curves(folder: Path) -> tuple[dict[str, list[tuple[int, float]]], dict[str, list[str]]]:
-    """Points and texts of all event files of a folder, as TensorBoard shows them."""
+    """Points and texts in all event files of a folder, as TensorBoard shows them."""
     shown = EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0})
     shown.Reload()
     texts = {
@@ -70,11 +70,11 @@ def test_tensorboard_has_what_the_run_folder_has(tiny_shards: Path, tiny_tokeniz
 def test_a_resumed_run_takes_back_what_it_computes_again(tmp_path: Path):
     for first, batches, value in ((0, range(1, 9), 1.0), (5, range(6, 8), 2.0)):
         files = TensorBoardFiles(tmp_path / "tensorboard", 1, tmp_path / "none.yaml")
-        files.fit_start(at(first), SimpleNamespace())  # pyright: ignore[reportArgumentType] (it is not asked)
+        files.fit_start(at(first), SimpleNamespace())  # pyright: ignore[reportArgumentType] (not used)
         for batch in batches:
             files.log_metrics({"loss": value, "time/batch": batch, "inf": float("inf")}, step=batch - 1)
             files.batch_end(at(batch), SimpleNamespace())  # pyright: ignore[reportArgumentType]
-        if first:  # else it was killed
+        if first:  # otherwise the run was killed
             files.close(at(7), SimpleNamespace())  # pyright: ignore[reportArgumentType]
         else:
             files._writer.flush()
@@ -92,7 +92,7 @@ def test_a_text_is_shown_as_it_is(tmp_path: Path):
 
 @pytest.fixture
 def wandb_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandBServer]:
-    """A server of W&B's at which this process has a key."""
+    """A W&B server, for which this process has a key."""
     with wandb_server() as server:
         monkeypatch.setenv("WANDB_API_KEY", KEY)
         monkeypatch.setenv("WANDB_BASE_URL", server.url)
@@ -127,7 +127,7 @@ def of_the_run(history: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def in_the_folder(metrics: Path) -> dict[int, dict[str, Any]]:
-    """The same of metrics.jsonl."""
+    """Step -> metrics in metrics.jsonl."""
     steps: dict[int, dict[str, Any]] = {}
     for line in map(json.loads, metrics.read_text().splitlines()):
         if "event" not in line:
@@ -145,18 +145,18 @@ def test_wandb_online_has_what_the_run_folder_has(
     assert of_the_run(history) == in_the_folder(run / "metrics.jsonl")
     assert "wandb sync" not in (printed := "".join(capfd.readouterr())) and f"W&B: {wandb_at.url}" in printed
     (files,) = (path for path in (run / "wandb").iterdir() if path.is_dir() and not path.is_symlink())
-    assert files.name.startswith("offline-run-") and files.name.endswith(run_id), "for `wandb sync`, and nothing beside"
+    assert files.name.startswith("offline-run-") and files.name.endswith(run_id), "for `wandb sync`, and no other file"
 
 
 def goes_on(process: psutil.Process) -> bool:
-    """Whether it is there and is no zombie, of which some machine's first process takes its time to hear."""
+    """Whether the process exists and is no zombie; on some machines the first process is slow to reap zombies."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 
 
-# What befalls W&B, or the process that sends to it, in the middle of a run.
+# Faults of W&B, or of the process that sends to it, in the middle of a run.
 FAULTS = ("hang", "500", "killed", "halted")
 
 
@@ -165,7 +165,7 @@ def test_wandb_goes_away(
     fault: str, tmp_path: Path, wandb_at: WandBServer, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ):  # fmt: skip
-    """It says where the run's files are, which `wandb sync` sends whole, and leaves no process."""
+    """The run names the folder for `wandb sync`, which then sends everything, and leaves no process."""
     monkeypatch.setattr(wandb_live, "LAST_S", 0.5)
     logger: Any = None
     run, file = wandb_run(tmp_path), MetricsFile(tmp_path / "metrics.jsonl", {})
@@ -183,9 +183,9 @@ def test_wandb_goes_away(
             if fault in ("killed", "halted"):
                 process.send_signal({"killed": signal.SIGKILL, "halted": signal.SIGSTOP}[fault])
     run.post_close()
-    said = capsys.readouterr().err
+    errors = capsys.readouterr().err
     (folder,) = tmp_path.glob("wandb/offline-run-*")
-    assert f"wandb sync {folder}" in said
+    assert f"wandb sync {folder}" in errors
     deadline_s = time.monotonic() + patience_s()
     while any(map(goes_on, family)):
         assert time.monotonic() < deadline_s
@@ -217,13 +217,13 @@ def test_a_run_that_wandb_does_not_take(
     resumed = wandb_run(tmp_path, resumed=True)
     resumed.init(at(0), logger)
     resumed.post_close()
-    assert problem in (said := capsys.readouterr().err) and "wandb sync" not in said
+    assert problem in (errors := capsys.readouterr().err) and "wandb sync" not in errors
     assert len(list(tmp_path.glob("wandb/offline-run-*"))) == 1
 
 
 @contextmanager
 def server(status: int, body: bytes) -> Iterator[tuple[str, list[Any]]]:
-    """A server of W&B's that gives this answer; a status of 0 is none at all."""
+    """A W&B server that gives this response; with status 0, none at all."""
     asked: list[Any] = []
     released = threading.Event()
 
@@ -239,7 +239,7 @@ def server(status: int, body: bytes) -> Iterator[tuple[str, list[Any]]]:
             self.wfile.write(body)
 
         def log_message(self, format: str, *args: Any) -> None:
-            """Nothing."""
+            """Print no log."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
         threading.Thread(target=listening.serve_forever, daemon=True).start()
@@ -278,10 +278,10 @@ def test_wandb_is_asked_once_before_the_start(
             assert KEY not in str(refused.value) and "secret" not in str(refused.value)
             assert not (tmp_path / "run").exists()
         check_account(cfg, resumed=True)
-        assert (problem in (said := capsys.readouterr().err)) and bool(said) is bool(problem)
+        assert (problem in (errors := capsys.readouterr().err)) and bool(errors) is bool(problem)
         assert len(asked) == 1 and asked[0][0] == "/graphql"
         monkeypatch.setenv("RANK", "1")
-        check_account(cfg, resumed=False)  # rank 0's alone
+        check_account(cfg, resumed=False)  # only rank 0 has it
 
 
 def test_nobody_listens(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""A run that reads a share of old text: resumed it is the same run, and it says what it read of each folder."""
+"""A run that reads a share of old text resumes as the same run, and reports what it read of each folder."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_run_is_resumed_within_a_pass(
     whole: Path, mixed: list[str], tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """Stopped after its checkpoint and within the evaluation there, of which the old text was still to come."""
+    """The run stopped after its checkpoint and during the evaluation, before the old text was evaluated."""
     folder = shutil.copytree(whole, tmp_path / "run")
     for checkpoint in complete_checkpoints(folder / "checkpoints")[1:]:
         remove(checkpoint)
@@ -70,9 +70,9 @@ def test_a_run_is_resumed_within_a_pass(
     kept = [line for line in lines if line["batch"] <= SAVED and OLD_LOSS not in line]
     (folder / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
     pretraining.train(configure(folder, tiny_shards, tiny_tokenizer, *mixed))
-    said = capsys.readouterr().out
-    assert "batch 5 computed twice has the same loss and gradient, bit for bit" in said
-    assert f"batch {SAVED} was to be evaluated when the run stopped" in said
+    output = capsys.readouterr().out
+    assert "batch 5 computed twice has the same loss and gradient, bit for bit" in output
+    assert f"batch {SAVED} was to be evaluated when the run stopped" in output
     one, again = read_run(whole), read_run(folder)
     for metric in (TRAIN_LOSS, FINGERPRINT, OLD_LOSS, OLD_BITS, "metrics/eval/LanguageCrossEntropy", "data/share/old"):
         assert again.series[metric] == one.series[metric], metric
@@ -102,8 +102,8 @@ def test_it_says_what_it_read_of_each_folder(whole: Path, tiny_shards: Path, old
         {"dtype": "float32", "n_parameters": 1, "n_positions": 64, "tied": True},
     )  # fmt: skip
     card = (whole.parent / "README.md").read_text()
-    (told,) = (line for line in card.splitlines() if line.startswith("| mixed in: old |"))
-    assert info.sha256[:16] in told and f"validation {dict(data.series[OLD_LOSS])[8]:.4f} nats per token" in told
+    (mixed,) = (line for line in card.splitlines() if line.startswith("| mixed in: old |"))
+    assert info.sha256[:16] in mixed and f"validation {dict(data.series[OLD_LOSS])[8]:.4f} nats per token" in mixed
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_another_mix_is_another_run(
 def test_a_loss_spike_lists_what_it_leaves_out_by_folder(
     mixed: list[str], tiny_shards: Path, old_shards: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    """Whatever rises by a ten-thousandth is a spike here: one is gone around, the next ends the run."""
+    """Every rise by a ten-thousandth counts as a spike: the first is skipped, and the next ends the run."""
     guard = "callbacks.spike_guard={window_batches: 1, threshold: 0.0001, min_rise: 0.0001, patience_batches: 1}"
     more = [guard, "callbacks.spike_guard.max_rewinds=1", "max_duration=40ba", "eval_interval=100ba"]
     with pytest.raises(SystemExit):

@@ -1,4 +1,4 @@
-"""Learning-rate schedules: each name in the schema is computed, acts, and is told apart by plan and fingerprint."""
+"""Learning-rate schedules: each name in the schema is computed, acts, and differs in plan and fingerprint."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CHANGES = {
         "scheduler.name=warmup_stable_decay", "scheduler.alpha_f=0.1", "scheduler.decay_share=0.2",
     ],
 }  # fmt: skip
-# Of the peak, `share` of the way from the warm-up's end to the run's.
+# Share of the peak, where `share` is the progress from the end of warm-up to the end of the run.
 BY_HAND = {
     "cosine": lambda share: 0.1 + 0.9 * (1 + math.cos(math.pi * share)) / 2,
     "linear": lambda share: 1 - 0.9 * share,
@@ -56,30 +56,32 @@ def test_a_schedule_is_what_it_is_called(name: str) -> None:
 @pytest.mark.parametrize(("key", "values"), {"alpha_f": ("0.1", "0.3"), "decay_share": ("0.2", "0.4")}.items())
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_key_acts_or_is_refused(name: str, key: str, values: tuple[str, str]) -> None:
-    """Whatever the table says: with two values of a key the learning rate differs, or one of the two is refused."""
+    """For every schedule: two values of a key give different learning rates, or one of the two is refused."""
     at: Any = SimpleNamespace(
         max_duration=Time.from_timestring(f"{BATCHES}ba"), timestamp=Timestamp(batch=85), dataloader_len=None
     )
-    found = set()
+    rates = set()
     for value in values:
         changes = [*CHANGES[name], f"scheduler.{key}={value}", f"max_duration={BATCHES}ba", "scheduler.t_warmup=5ba"]
         try:
-            found.add(SCHEDULES[name](load_config(YAML, changes).scheduler)(at))
+            rates.add(SCHEDULES[name](load_config(YAML, changes).scheduler)(at))
         except BadInput as refusal:
             assert f"scheduler.{key} = " in str(refusal)
-            found.add(None)
-    assert found == {None} or (len(found) == 2 and None not in found)
+            rates.add(None)
+    assert rates == {None} or (len(rates) == 2 and None not in rates)
 
 
 def test_plan_and_fingerprint_tell_schedules_apart() -> None:
-    told, fingerprints = set(), []
+    descriptions, fingerprints = set(), []
     for changes in CHANGES.values():
         cfg = load_config(YAML, [*changes, f"max_duration={BATCHES}ba"])
         plan = make_plan(cfg, 1, None)
         (line,) = (text for text in format_plan(plan, cfg).splitlines() if "learning rate" in text)
-        told.add(line)
+        descriptions.add(line)
         fingerprints.append(pretraining_fingerprint(cfg, plan, None)["schedule"])
-    assert len(told) == len(CHANGES) and "constant, in the last 0.2 of the run linear to 0.00015" in " ".join(told)
+    assert len(descriptions) == len(CHANGES) and "constant, in the last 0.2 of the run linear to 0.00015" in " ".join(
+        descriptions
+    )
     assert all(one not in fingerprints[:n] for n, one in enumerate(fingerprints))
     for recorded in fingerprints:
         for wanted in fingerprints:

@@ -1,4 +1,4 @@
-"""The Trainer's whole path, as users run it: `main(cfg)` and `composer -n 2`, on tiny shards."""
+"""The Trainer as users run it, by `main(cfg)` and `composer -n 2`, on tiny shards."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ Overrides = Callable[..., list[str]]
 
 @pytest.fixture
 def overrides(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Overrides:
-    """`overrides("key=value", …)`: changes that make yamls/smoke-cpu.yaml a run of seconds on the tiny shards."""
+    """`overrides("key=value", …)`: changes that make yamls/smoke-cpu.yaml a run of a few seconds on the tiny shards."""
 
     def make(*more: str) -> list[str]:
         return [
@@ -63,7 +63,7 @@ def configure(overrides: list[str]) -> TrainConfig:
 
 
 def losses(folder: Path) -> list[float]:
-    """Training losses by batch; of a batch that was run twice, the later one."""
+    """Training losses by batch; if a batch was computed twice, the later one."""
     return [value for _, value in read_run(folder).series[TRAIN_LOSS]]
 
 
@@ -87,7 +87,7 @@ def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.C
     assert "plan of smoke" in printed and "attention parity" in printed and "batch 20/20" in printed
 
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    assert pretraining.train(cfg) is None, "typed again, a finished run does nothing"
+    assert pretraining.train(cfg) is None, "if it is typed again, a finished run does nothing"
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
     assert report_page.write_report([data], folder / REPORT).read_text().count("<svg") >= 4
@@ -96,9 +96,9 @@ def test_a_run_end_to_end(overrides: Overrides, tmp_path: Path, capsys: pytest.C
 
 
 def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
-    """The first 20 losses of a fixed tiny run. A change of them is a change of the mathematics: say why in the commit.
+    """The first 20 losses of a fixed tiny run. If they change, the mathematics changed: give the reason in the commit.
 
-    To record them anew: delete the file and run this test.
+    To record them again, delete the file and run this test.
     """
     pretraining.train(configure(overrides()))
     curve = losses(tmp_path / "run")
@@ -107,13 +107,13 @@ def test_golden_losses(overrides: Overrides, tmp_path: Path) -> None:
         pytest.fail(f"{GOLDEN.name} did not exist and was recorded; commit it")
     golden = json.loads(GOLDEN.read_text())
     assert len(golden) == 20
-    assert curve == pytest.approx(golden, abs=2e-4)  # processors differ in the last bits, and 20 steps amplify them
+    assert curve == pytest.approx(golden, abs=2e-4)  # processors differ in the last bits, and 20 steps amplify this
 
 
 def test_resume_is_bit_identical_with_dropout(
     overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run cut after its first checkpoint resumes with the same losses and ends with the same weights."""
+    """A run that was cut after its first checkpoint resumes with the same losses and ends with the same weights."""
     whole = pretraining.train(configure(overrides()))
     folder = tmp_path / "run"
     expected = losses(folder)
@@ -122,7 +122,7 @@ def test_resume_is_bit_identical_with_dropout(
     logged, check_loaded = (folder / "metrics.jsonl").read_bytes(), trainer.check_loaded
 
     def flip(state: Any, *more: Any) -> None:
-        """One bit, between the file and the device."""
+        """One bit is flipped between the file and the device."""
         state.model.model.transformer.h[1].mlp.c_fc.bias.data.view(torch.int32)[3] ^= 1 << 20
         check_loaded(state, *more)
 
@@ -132,7 +132,7 @@ def test_resume_is_bit_identical_with_dropout(
             BadInput, match=r"ep0-ba10: 1 of \d+ tensors .* model\.transformer\.h\.1\.mlp\.c_fc\.bias first"
         ):
             pretraining.train(configure(overrides()))
-    assert (folder / "metrics.jsonl").read_bytes() == logged, "no step was made"
+    assert (folder / "metrics.jsonl").read_bytes() == logged, "the run stopped before its first step"
     resumed = pretraining.train(configure(overrides()))
     assert whole is not None and resumed is not None
     data = read_run(folder)
@@ -143,9 +143,9 @@ def test_resume_is_bit_identical_with_dropout(
 
 
 def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: Path) -> None:
-    """And of transformers' own operations, with the faster ones on the two.
+    """One rank uses transformers' own operations, two ranks use the faster ones; the losses agree.
 
-    Clipping acts in some batches only: where it acts in all, gradients that gloo sums in place of averaging hide.
+    Clipping acts in some batches only: if it acted in all, it would hide gradients that gloo sums instead of averaging.
     """
     fast = ["kernels.fused_gelu=true", "kernels.loss_chunk_tokens=100"]
     settings = overrides(*NO_DROPOUT, "optimizer.lr=3e-3", "gradient_clipping_norm=1.0")
@@ -162,12 +162,12 @@ def test_two_ranks_fsdp2_give_the_losses_of_one(overrides: Overrides, tmp_path: 
     assert (checkpoint / ".metadata").is_file(), "sharded"
     size_bytes = sum(path.stat().st_size for path in checkpoint.iterdir() if path.name != "manifest.json")
     added_bytes = size_bytes - checkpoint_bytes(configure(settings).model, sharded=True)
-    assert 0 < added_bytes < 200_000 + 15_000 * 40, "what file formats add to the tensors of 40 parameters"
+    assert 0 < added_bytes < 200_000 + 15_000 * 40, "bytes that file formats add to the tensors of 40 parameters"
     for name in ("one", "two"):
         export.main(["--checkpoint", str(tmp_path / name), "--out", str(tmp_path / name / "model")])
     one, two = (load_file(tmp_path / name / "model/model.safetensors") for name in ("one", "two"))
     assert all(torch.allclose(two[name], one[name], atol=1e-4) for name in one), (
-        "a sharded checkpoint is exported alike"
+        "a sharded checkpoint gives the same export"
     )
 
 
@@ -209,13 +209,14 @@ def test_stopped_after_its_last_save_a_run_is_finished(overrides: Overrides, tmp
 
 @pytest.mark.parametrize(
     ("last", "deaths"),
-    # After which batch, in which evaluation of that start. As 12 divides by no interval, the Trainer evaluates it last.
+    # After which batch, and in which evaluation of that start. As 12 is no multiple of an interval, it is evaluated
+    # last.
     [(12, [(8, 1), (8, 1), (12, 2)]), (8, [(8, 1)])],
 )
 def test_what_is_due_is_saved_before_it_is_evaluated(
     last: int, deaths: list[tuple[int, int]], overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that dies in an evaluation has lost nothing: the same command evaluates first, and is the whole run."""
+    """If a run dies in an evaluation, the same command makes the evaluation first, and gives the uninterrupted run."""
     settings = [f"max_duration={last}ba", "eval_interval=8ba", "save_interval=8ba", "model.resid_pdrop=0.1"]
     run, calls, dies_in, evaluate = tmp_path / "run", 0, 0, BioMedLM.eval_forward
 
@@ -236,14 +237,14 @@ def test_what_is_due_is_saved_before_it_is_evaluated(
     dies_in = 0
     pretraining.train(configure(overrides(*settings)))
     assert json.loads((run / "run.json").read_text())["finished"]
-    whole, found = read_run(tmp_path / "whole").series, read_run(run).series
+    whole, resumed = read_run(tmp_path / "whole").series, read_run(run).series
     of_loss = [name for name in whole if name.startswith((TRAIN_LOSS, "metrics/eval/"))]
-    assert {name: found[name] for name in of_loss} == {name: whole[name] for name in of_loss}
-    assert [batch for batch, _ in found[EVAL_BITS]] == sorted({8, last})
+    assert {name: resumed[name] for name in of_loss} == {name: whole[name] for name in of_loss}
+    assert [batch for batch, _ in resumed[EVAL_BITS]] == sorted({8, last})
 
 
 def test_a_resumed_run_draws_no_weights(overrides: Overrides, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All of them come from the checkpoint: without drawing first, the 2.7B starts more than a minute earlier."""
+    """The checkpoint has all weights; without drawing them first, the 2.7B starts more than a minute earlier."""
     whole = pretraining.train(configure(overrides("max_duration=12ba")))
     folder = tmp_path / "run"
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
@@ -272,7 +273,7 @@ class Payload:
 
 @pytest.mark.parametrize("place", ["file", "index", "entry"])
 def test_resuming_executes_nothing(overrides: Overrides, tmp_path: Path, place: str) -> None:
-    """A checkpoint with a manifest in order and code in it, at each place where Composer unpickles one."""
+    """A checkpoint with a valid manifest and with code, at each place where Composer unpickles one."""
     pretraining.train(configure(overrides("max_duration=12ba")))
     folder, target = tmp_path / "run", tmp_path / "executed"
     (folder / "run.json").write_text((folder / "run.json").read_text().replace('"finished": true', '"finished": false'))
@@ -305,7 +306,7 @@ def test_loader_workers_do_not_change_the_samples(overrides: Overrides) -> None:
     assert alone == first_epoch(1) == first_epoch(2)
     assert len(alone) == shards_info(overrides).counts["train"].samples // 8
     samples = [str(sample) for batch in alone for sample in batch]
-    assert len(set(samples)) == len(samples), "no sample comes twice in an epoch"
+    assert len(set(samples)) == len(samples), "no sample is repeated within an epoch"
 
 
 def shards_info(overrides: Overrides) -> Any:
@@ -314,7 +315,7 @@ def shards_info(overrides: Overrides) -> Any:
 
 @pytest.mark.chaos
 def test_runs_that_start_together_do_not_collide(overrides: Overrides) -> None:
-    """Without the lock a third of these ends with FileExistsError."""
+    """Without the lock, a third of these calls fails with FileExistsError."""
     code = (
         "import sys; from recipes.config.loading import load_config\n"
         "from recipes.dataloading.loader import build_dataloader\n"

@@ -1,4 +1,4 @@
-"""The law is found again with honest intervals; the ladder runs what fits, once, and says what it cannot tell."""
+"""The fit finds the law, with correct intervals; the ladder runs the rungs that fit, once, and states its limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from recipes.trials.rungs import Machine, evaluated, format_ladder, left_out, re
 
 LADDER = sorted((ROOT / "yamls/ladder").glob("*.yaml"))
 TINY = sorted((ROOT / "yamls/ladder/tiny").glob("*.yaml"))
-COMPUTE = np.array([3e17, 8.2e18, 7.7e19, 3.5e20, 1.04e21])  # of yamls/ladder
+COMPUTE = np.array([3e17, 8.2e18, 7.7e19, 3.5e20, 1.04e21])  # in yamls/ladder
 FLAGSHIP_COMPUTE = 4.97e21
 NO_GPU = Machine(0, 0, None)
 
@@ -47,7 +47,7 @@ def law(compute: Any, floor: float, exponent: float) -> Any:
     ids=["five", "four", "no floor", "three, pure", "floor given"],
 )
 def test_intervals_hold_what_they_promise(rungs: int, floor: float, given: float | None, noise: float) -> None:
-    """A new run's loss, within and far beyond the rungs, over many draws. 250 draws of 90 % deviate by 1.9 %."""
+    """The interval contains a new run's loss, within and far beyond the rungs; 250 draws of 90 % deviate by 1.9 %."""
     draw, exponent = np.random.default_rng(7), 0.15 if floor else 0.05
     at = [2e19, FLAGSHIP_COMPUTE, 1e24]
     inside, exponents = np.zeros(len(at)), []
@@ -63,7 +63,7 @@ def test_intervals_hold_what_they_promise(rungs: int, floor: float, given: float
             inside[number] += ends[0] <= law(compute, floor, exponent) + noise * draw.standard_normal() <= ends[1]
     assert np.median(exponents) == pytest.approx(exponent, rel=0.15)
     assert (inside / 250 > LEVEL - 0.06).all(), inside / 250
-    assert (inside / 250 < LEVEL + 0.08).all(), f"wider than it needs to be: {inside / 250}"
+    assert (inside / 250 < LEVEL + 0.08).all(), f"wider than necessary: {inside / 250}"
 
 
 def test_without_noise_the_law_comes_back_to_the_digit() -> None:
@@ -81,7 +81,7 @@ def test_the_interval_widens_with_distance(given: float | None) -> None:
     widths = []
     for compute in 10.0 ** np.arange(21, 30):
         low, high = fit.interval(compute, LEVEL) or (0, 0)
-        widths.append((high - low) / (1 if given is None else fit.predict(compute)))  # a pure law itself goes to 0
+        widths.append((high - low) / (1 if given is None else fit.predict(compute)))  # a pure law goes to 0
     assert all(wider > width for width, wider in itertools.pairwise(widths))
     wide, narrow = fit.interval(1e22, 0.99) or (0, 0), fit.interval(1e22, 0.5) or (0, 0)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
@@ -117,8 +117,8 @@ def test_three_points_determine_three_parameters_and_it_says_so() -> None:
     pure_high = (laws["E = 0"].interval(far, LEVEL) or (0, 0))[1]
     assert pure_high < exact.predict(far) < answer(laws, far)[2] == three[2].loss
     rung = read_rung(LADDER[0])
-    said = " ".join(cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
-    assert "3 rungs determine a law of three parameters exactly" in said and "Which E it is cannot be told" in said
+    text = " ".join(cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
+    assert "3 rungs determine a law of three parameters exactly" in text and "Which E it is cannot be told" in text
 
     more = fit_laws(points(law(COMPUTE, 1.7, 0.15)), None)
     assert list(more) == ["E fitted", "E = 0"]
@@ -130,7 +130,7 @@ def test_three_points_determine_three_parameters_and_it_says_so() -> None:
 
 @pytest.mark.parametrize("floor", [0.0, 1.7])
 def test_three_rungs_hold_a_floor_that_they_cannot_see(floor: float) -> None:
-    """Within the rungs and far beyond them; wider than it needs to be, as which E it is cannot be told."""
+    """Within the rungs and far beyond them, the range may be wider than necessary, because E cannot be determined."""
     draw, exponent, inside = np.random.default_rng(7), 0.15 if floor else 0.05, np.zeros(3)
     for _ in range(250):
         losses = law(COMPUTE[:3], floor, exponent) + 0.01 * draw.standard_normal(3)
@@ -146,7 +146,7 @@ def test_three_rungs_hold_a_floor_that_they_cannot_see(floor: float) -> None:
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither the runs nor the data of this checkout are looked at."""
+    """The runs and the data of this checkout are not read."""
     monkeypatch.chdir(tmp_path)
 
 
@@ -157,7 +157,7 @@ def test_all_rungs_are_found() -> None:
 
 @pytest.mark.parametrize("yaml", LADDER + TINY, ids=lambda path: path.stem)
 def test_a_rung_follows_the_rules(yaml: Path) -> None:
-    """The flagship's vocabulary, context, heads and decay; the family's learning rates; one ratio of tokens."""
+    """Rungs have the flagship's vocabulary, context, heads and decay, the family's learning rates, one token ratio."""
     tiny = yaml in TINY
     like, ratio = (
         read_rung(ROOT / f"yamls/{'smoke-cpu' if tiny else 'biomedlm-2.7b'}.yaml"),
@@ -170,7 +170,7 @@ def test_a_rung_follows_the_rules(yaml: Path) -> None:
     assert rung.tokens_per_parameter == pytest.approx(ratio, rel=0.01)
     assert model.n_embd // model.n_head == other.n_embd // other.n_head
     shape = {"n_embd": other.n_embd, "n_layer": other.n_layer, "n_head": other.n_head}
-    assert replace(model, **shape) == other, "all else is the flagship's"
+    assert replace(model, **shape) == other, "everything else equals the flagship"
     optimizer = rung.cfg.optimizer
     assert optimizer.weight_decay == pytest.approx(optimizer.lr / 10)
     assert optimizer.lr == {"20m": 1e-3, "110m": 6e-4, "350m": 3e-4, "760m": 2.5e-4, "1.3b": 2e-4}.get(
@@ -186,15 +186,15 @@ def test_the_ladder_of_gpus_fits_what_it_was_made_for() -> None:
 
 
 def test_a_ladder_says_what_gpu_and_price_fill_in() -> None:
-    """Each column of dashes is named with what fills it in, and only such."""
+    """Exactly the columns of dashes are named, each with the option that fills it."""
     for gpu in (None, "h100"):
         for price in ([], ["price_per_gpu_hour=2"]):
             rungs = [read_rung(yaml, price) for yaml in LADDER]
-            *table, said = format_ladder(rungs, {}, gpu, None).splitlines()
+            *table, note = format_ladder(rungs, {}, gpu, None).splitlines()
             row = re.split(r"  +", table[1])[-4:-1]  # hours, GPU-hours, cost
-            named = "--gpu NAME fills them in" in said and "one of a100-40gb, " in said
-            assert named == (row == ["–"] * 3) == (gpu is None), said
-            assert ("price_per_gpu_hour=" in said) == (row[2] == "–"), said
+            named = "--gpu NAME fills them in" in note and "one of a100-40gb, " in note
+            assert named == (row == ["–"] * 3) == (gpu is None), note
+            assert ("price_per_gpu_hour=" in note) == (row[2] == "–"), note
 
 
 def test_what_does_not_fit_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,8 +202,8 @@ def test_what_does_not_fit_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch
     reasons = left_out(rungs, NO_GPU, "a100-40gb", False)
     assert set(reasons) == {"ladder-760m", "ladder-1.3b"}
     assert "more than the 40 GB of a100-40gb; it fits with device_train_microbatch_size=8" in reasons["ladder-1.3b"]
-    here = left_out(rungs, Machine(8, 20 * 10**9, None), None, False)
-    assert "ladder-20m" not in here and "a GPU, which has 20 GB" in here["ladder-350m"]
+    excluded = left_out(rungs, Machine(8, 20 * 10**9, None), None, False)
+    assert "ladder-20m" not in excluded and "a GPU, which has 20 GB" in excluded["ladder-350m"]
     assert all(
         "wants 8 GPUs, 1 here; world_size=1" in why
         for why in left_out(rungs, Machine(1, 10**12, None), None, False).values()
@@ -225,17 +225,17 @@ def test_rungs_that_repeat_their_data_are_left_out() -> None:
     three = [replace(point, name=rung.name) for point, rung in zip(points([5, 4, 3.5]), rungs, strict=False)]
     laws = fit_laws(three, None)
     taken = [three[0], three[1], replace(three[2], passes=5.0)]
-    said = " ".join(cannot_tell(rungs, taken, laws, [much, read_rung(FLAGSHIP)]))
-    assert f"more than 4 passes, too: {much.name}." in said and f"{much.name} makes 5.0 passes" in said
-    assert "an unknown number of passes" in said and "116 tokens a parameter, the rungs on 0.181 to 0.182" in said
-    assert "context of 256 tokens; that its own are the same is not so" in said
+    text = " ".join(cannot_tell(rungs, taken, laws, [much, read_rung(FLAGSHIP)]))
+    assert f"more than 4 passes, too: {much.name}." in text and f"{much.name} makes 5.0 passes" in text
+    assert "an unknown number of passes" in text and "116 tokens a parameter, the rungs on 0.181 to 0.182" in text
+    assert "context of 256 tokens; that its own are the same is not so" in text
 
 
 # A whole ladder
 
 
 class InProcess:
-    """A run in the place of a process, with the command line that it would have."""
+    """Replaces the process of a run, with the same command line."""
 
     started: ClassVar[list[str]] = []
 
@@ -259,7 +259,7 @@ class InProcess:
 def finished_ladder(
     tiny_shards: Path, tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, list[str], str]:
-    """Its folder, the command line, and what it printed; the rungs are runs of seconds."""
+    """A ladder of runs of a few seconds: its folder, the command line, and the output."""
     folder = tmp_path_factory.mktemp("ladder")
     for name, width, batches in (("c", 48, 24), ("a", 16, 8), ("b", 32, 16)):
         content = {
@@ -279,7 +279,7 @@ def finished_ladder(
 
 @pytest.fixture
 def made(finished_ladder: tuple[Path, list[str], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A copy of it to change: its folder, and the command line."""
+    """A copy of the ladder that a test may change: its folder, and the command line."""
     folder, command, _ = finished_ladder
     copy = tmp_path / "ladder"
     shutil.copytree(folder, copy)
@@ -296,9 +296,9 @@ def test_a_ladder_is_run_smallest_first_and_once(made: Any, capsys: pytest.Captu
     ladder.command_line([*command, "--predict", f"{folder}/c.yaml"])
     assert InProcess.started == [], "finished rungs are not run again"
     assert {name: (folder / name / "run.json").stat().st_mtime_ns for name in "abc"} == stamps
-    said = capsys.readouterr().out
-    assert next_command(said, folder)[1] == "recipes/train.py"
-    assert "finished" in said and "what this cannot tell" in said and "none" not in said
+    output = capsys.readouterr().out
+    assert next_command(output, folder)[1] == "recipes/train.py"
+    assert "finished" in output and "what this cannot tell" in output and "none" not in output
     results = json.loads((folder / "out/ladder.json").read_text())
     assert [point["name"] for point in results["points"]] == ["a", "b", "c"]
     for point in results["points"]:
@@ -316,15 +316,15 @@ def test_a_ladder_is_run_smallest_first_and_once(made: Any, capsys: pytest.Captu
 
     shutil.rmtree(folder / "b")
     ladder.command_line(command)
-    assert InProcess.started == ["b"], "what is missing is run, and nothing else"
+    assert InProcess.started == ["b"], "the missing rung is run, and nothing else"
 
-    # Brought to a machine that lacks the shards: looked at all the same, and nothing can be run
+    # On a machine without the shards, finished rungs are read as usual, and no rung can be run
     for yaml in folder.glob("*.yaml"):
         yaml.write_text(
             json.dumps({**json.loads(yaml.read_text()), "data": {"shards": "gone", "tokenizer": "gone", "seq_len": 64}})
         )
     ladder.command_line(command)
-    assert InProcess.started == ["b"] and "0.52" in capsys.readouterr().out, "passes as the run folder has them"
+    assert InProcess.started == ["b"] and "0.52" in capsys.readouterr().out, "passes as recorded in the run folder"
     shutil.rmtree(folder / "a")
     with pytest.raises(BadInput, match=r"gone .*make"):
         ladder.command_line(command)
@@ -351,7 +351,7 @@ def test_a_rung_that_fails_ends_it_with_its_code_and_name(
     monkeypatch.setattr(processes, "start", Failing)
     with pytest.raises(SystemExit) as stopped:
         ladder.command_line(command)
-    assert stopped.value.code == 3 and InProcess.started == ["b"], "no rung after it is started"
+    assert stopped.value.code == 3 and InProcess.started == ["b"], "no later rung is started"
     assert "[1/2] b failed with exit code 3: error: NaN in 3 batches in a row" in capsys.readouterr().out
     assert not (folder / "out/ladder.json").exists()
     monkeypatch.setattr(processes, "start", InProcess)
@@ -412,9 +412,9 @@ def test_bad_input_is_refused(made: Any, spoil: Spoil, message: str, capfd: pyte
     given = spoil(folder, command)
     with pytest.raises(SystemExit) as stopped:
         run(lambda: ladder.command_line(given))
-    said = capfd.readouterr().err
-    assert stopped.value.code == 2 and said.startswith("error: ") and "Traceback" not in said, said
-    assert re.search(message, said), said
+    errors = capfd.readouterr().err
+    assert stopped.value.code == 2 and errors.startswith("error: ") and "Traceback" not in errors, errors
+    assert re.search(message, errors), errors
     assert InProcess.started == []
 
 

@@ -1,4 +1,4 @@
-"""Every field of the ladder's page follows from something in the rungs."""
+"""Every field of the ladder's page depends on something in the rungs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMPUTE = (1e17, 1e18, 1e19, 1e20, 1e21)
 
 @dataclass(frozen=True)
 class MadeRung:
-    """What the page asks a rung for."""
+    """The facts that the page needs of a rung."""
 
     name: str
     compute: float
@@ -69,7 +69,7 @@ def page(folder: Path, change: Change | None, monkeypatch: pytest.MonkeyPatch) -
         patch.setattr(ladder_page, "measure", measured)
         patch.setattr("recipes.trials.ladder.measure", measured)
         patch.setattr(ladder_page, "save", lambda *_, **__: None)
-        if change not in (None, LOSS):  # a drawing takes longer than all else
+        if change not in (None, LOSS):  # drawing takes longer than everything else
             patch.setattr(ladder_page, "draw", lambda *_: None)
             patch.setattr(ladder_page, "svg", lambda _: "")
         for module in ("recipes.trials.ladder", "recipes.trials.ladder_page"):
@@ -100,7 +100,7 @@ LOSS, BITS, FURTHER, LEFT_OUT = (
     target(compute=9e21),
     setting(reasons={"r1": "x"}),
 )
-# What each field follows from, as an alteration of it.
+# For each field, a change of its cause.
 CAUSES: dict[str, Change] = {
     "figure | safe": LOSS,
     '"%.0f" | format(100 * level)': setting(level=0.5),
@@ -134,7 +134,7 @@ CAUSES: dict[str, Change] = {
 
 
 def test_every_field_of_the_ladders_page_follows_its_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A field that is new in the template fails here until its cause is named."""
+    """A new field of the template fails here until its cause is listed."""
     assert set(fields_of(ladder_page.TEMPLATE)) == CAUSES.keys()
     before = page(tmp_path / "before", None, monkeypatch)
     after = {change: page(tmp_path / f"{n}", change, monkeypatch) for n, change in enumerate(set(CAUSES.values()))}

@@ -1,4 +1,4 @@
-"""What would stop a run is found before it: each check passes on a good run, and fails on what it is for."""
+"""Preflight finds problems before the run: each check passes on a good run, and fails on its problem."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ Configure = Callable[..., TrainConfig]
 
 @pytest.fixture
 def configure(tiny_shards: Path, tiny_tokenizer: Path, tmp_path: Path) -> Configure:
-    """`configure("key=value", …)`: a run of seconds, with dropout."""
+    """`configure("key=value", …)`: a run of a few seconds, with dropout."""
 
     def make(*more: str) -> TrainConfig:
         return load_config(
@@ -82,7 +82,7 @@ def test_a_run_that_continues_a_model_with_replay_is_ready(
     configure: Configure, tiny_shards: Path, tiny_tokenizer: Path, old_shards: Path, tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    """And is refused with shards of a tokenizer that the model has not learned, or with none of the old text."""
+    """It is refused with shards of another tokenizer, or without shards of the old text."""
     pretraining.train(configure("max_duration=6ba", "save_interval=6ba"))
     capsys.readouterr()
 
@@ -123,15 +123,15 @@ def test_two_ranks(configure: Configure, tmp_path: Path):
     done = warm.run([warm.COMPOSER, "-n", "2", "recipes/preflight.py", tmp_path / "run.yaml"], ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert next_command(done.stdout, tmp_path)[:2] == ["composer", "recipes/train.py"]
-    found = checked(done.stdout)
-    assert found["network"] == found["resume"] == found["clocks"] == "ok" and "FAILED" not in found.values()
+    results = checked(done.stdout)
+    assert results["network"] == results["resume"] == results["clocks"] == "ok" and "FAILED" not in results.values()
     speeds = re.findall(r"(\d+) MiB ([\d.]+)/([\d.]+)", done.stdout)
     assert len(speeds) == 3 and all(float(gb_s) > 0 for speed in speeds for gb_s in speed[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
 def damage(folder: Path) -> None:
-    for unpacked in (folder / "train").glob("shard.*.mds"):  # a run's own, made good from the packed one
+    for unpacked in (folder / "train").glob("shard.*.mds"):  # the run unpacks it again from the compressed file
         unpacked.unlink()
     shard = next((folder / "train").glob("shard.*"))
     content = bytearray(shard.read_bytes())
@@ -186,7 +186,7 @@ def test_what_would_stop_it_is_named(
         run_checks(configure(*more), verify_all=False)
     printed = capsys.readouterr().out
     assert message in printed and checked(printed)[check] == "FAILED"
-    assert checked(printed)["ranks"] == "ok", "the other checks go on"
+    assert checked(printed)["ranks"] == "ok", "the other checks continue"
 
 
 def test_a_rehearsal_of_another_process_is_left_alone(configure: Configure, tmp_path: Path):
@@ -197,7 +197,7 @@ def test_a_rehearsal_of_another_process_is_left_alone(configure: Configure, tmp_
 def test_a_rehearsal_that_fails_leaves_nothing(
     configure: Configure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
-    """A checkpoint that does not give the moments back."""
+    """A checkpoint that does not restore the moments."""
     from composer.utils import checkpoint
 
     real = checkpoint.load_checkpoint
@@ -219,9 +219,9 @@ def test_losses_that_do_not_come_back():
     one, two = Rehearsal(2), Rehearsal(2)
     one.saved = two.loaded = {"weight": "a"}
     one.loss = 5.0
-    for loss, told in ((5.0, "the same loss"), (5.0005, "do not repeat themselves")):
+    for loss, message in ((5.0, "the same loss"), (5.0005, "do not repeat themselves")):
         two.loss = loss
-        assert told in one.told_resumption(two)
+        assert message in one.told_resumption(two)
     for loss in (5.1, float("nan")):
         two.loss = loss
         with pytest.raises(BadInput, match="the next batch has a loss"):
@@ -266,7 +266,8 @@ NO_CUDA = AssertionError("Torch not compiled with CUDA enabled")
         (None, "amp_bf16", TOO_OLD, "470.82.01", None, True, r"11080\) \(NVIDIA driver 470.82.01 is loaded\); torch"),
         ("gpu", "amp_bf16", NONE_SEEN, "560.35.03", "", True, r"35.03 is loaded\) \(CUDA_VISIBLE_DEVICES=''\); torch"),
         ("gpu", "fp32", NO_CUDA, "560.35.03", None, True, r"Torch not compiled with CUDA enabled \(NVIDIA driver"),
-        # fp32 and null: a GPU if there is one. A driver, and no GPU that was hidden, is no machine without one.
+        # fp32 and null take a GPU if there is one. A driver without a visible GPU is an error, not a machine without
+        # one.
         (
             None,
             "fp32",
@@ -313,7 +314,7 @@ def test_no_gpu_is_refused_where_one_was_meant(
 
 
 def fake(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A process of its own, as a process group of real ranks may be there in this one."""
+    """Runs in its own process, because this process may already have a process group."""
     return warm.run([sys.executable, "recipes/preflight.py", *arguments], ROOT)
 
 
@@ -356,7 +357,7 @@ def test_bad_requests(arguments: list[str], message: str):
 
 
 def test_help_is_quick():
-    """It imports nothing heavy, so it is there at once."""
+    """The module imports nothing heavy, so it is read fast."""
     code = "import sys; sys.argv = ['preflight', '--help']\nfrom recipes import preflight\n" \
         "try: preflight.command_line()\nexcept SystemExit: pass\n" \
         "assert not {'torch', 'composer', 'transformers', 'streaming'} & {*sys.modules}"  # fmt: skip
