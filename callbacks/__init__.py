@@ -1,1 +1,1 @@
-"""What happens during a run and Composer lacks; registry.py is the table of all."""
+"""Callbacks that Composer lacks; registry.py is the table of all callbacks of a run."""

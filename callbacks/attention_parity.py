@@ -1,4 +1,4 @@
-"""The parity gate: a run whose attention differs from attention with layer scaling that is written out is refused."""
+"""The parity gate: refuse a run whose attention differs from a plain reference implementation with layer scaling."""
 
 from __future__ import annotations
 
@@ -14,24 +14,23 @@ from recipes.modeling.attention import Parity, attention_parity
 
 
 class ParityError(RuntimeError):
-    """The model's attention is not the one that is written out in recipes/modeling/attention.py."""
+    """The model's attention differs from the reference implementation in recipes/modeling/attention.py."""
 
 
 class AttentionParity(Callback):
-    """Compares the attention of the model that is about to train with one that is written out, on its device and in its
-    precision.
+    """Compares the model's attention with the reference implementation, on the device and in the precision of the run.
 
     Attributes:
-        result: the last comparison.
+        result: result of the last comparison.
     """
 
     result: Parity | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Before the first batch, after sharding and loading.
+        """Compare before the first batch, after the model was sharded and loaded.
 
         Raises:
-            ParityError: the difference is more than rounding explains.
+            ParityError: the difference is larger than rounding explains.
         """
         composer_model: Any = state.model.module if hasattr(state.model, "module") else state.model  # DDP wraps it
         model: GPT2LMHeadModel = composer_model.model
@@ -43,6 +42,6 @@ class AttentionParity(Callback):
         if not self.result.passed:
             raise ParityError(
                 f"the {model.config._attn_implementation} attention does not compute this model: {self.result}. "
-                "Another version of transformers or of the attention kernel than requirements.txt pins is the usual "
-                "cause; nothing was trained."
+                "The usual cause is a version of transformers or of the attention kernel that differs from "
+                "requirements.txt. Nothing was trained."
             )

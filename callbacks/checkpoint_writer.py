@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there."""
+"""Save checkpoints so that each is either complete or absent, and copy them to an object store."""
 
 from __future__ import annotations
 
@@ -24,37 +24,38 @@ from recipes.checkpointing.remote import RemoteRun, checkpoints_in
 from recipes.checkpointing.safe_loading import check_parts
 from recipes.distributed.rank_zero import outcome_of
 
-FILES_PER_RANK = 4  # of a sharded checkpoint, written and hashed at a time
+FILES_PER_RANK = 4  # files of a sharded checkpoint that each rank writes and hashes in parallel
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint could not be written or uploaded; the earlier ones are intact."""
+    """A checkpoint could not be written or uploaded; the earlier checkpoints are intact."""
 
 
 class CheckpointWriter(Callback):
-    """Saves `ep0-ba100` folders: written aside, hashed, flushed, renamed; then removes what need not be kept.
+    """Saves checkpoints as folders `ep0-ba100`: written under a temporary name, hashed, flushed to disk, renamed.
 
-    With a remote, rank 0 then uploads it in one thread while training continues. The next save waits for that, so
-    that no checkpoint is removed while it is read, and uploads what failed to arrive before.
+    Afterwards it removes old checkpoints that need not be kept. With a remote, a thread of rank 0 then uploads the
+    checkpoint while training continues. The next save waits for that upload, so that no checkpoint is removed while it
+    is read, and repeats uploads that failed.
 
-    In place of Composer's CheckpointSaver, which writes under the final name. A sharded run writes a few files a rank,
-    any other one file in all.
+    It replaces Composer's CheckpointSaver, which writes under the final name. In a sharded run each rank writes a few
+    files; any other run writes a single file.
 
     Attributes:
-        probe: gives the loss of a fixed batch, which a resumed run computes again; None: none is kept. Set from the
-            Trainer.
+        probe: computes the loss of a fixed batch, which a resumed run computes again; None: no such loss is recorded.
+            Set from the Trainer.
 
     Args:
-        folder: where the checkpoints lie; all ranks see it.
-        interval_batches: save after every so many batches, and after the last.
-        keep: how many of the newest to keep; -1 keeps all.
-        permanent_interval_batches: keep those of every so many batches for ever; None keeps none beyond `keep`.
+        folder: folder of the checkpoints, which all ranks see.
+        interval_batches: number of batches between two saves; the last batch is saved, too.
+        keep: number of newest checkpoints to keep; -1 keeps all.
+        permanent_interval_batches: interval of the checkpoints that are kept permanently; None: there are none.
         batches: length of the run.
-        identity: what the run is made of; written into each manifest.
-        stop_on_error: whether a failed save (a full disk) or upload ends the run, or is reported and tried at the next
-            interval.
-        remote: where the run folder is copied to; rank 0 alone talks to it.
-        replicas: copies of a sharded model; None: every rank has all of it.
+        identity: fingerprint of the run, which is written into each manifest.
+        stop_on_error: whether a failed save (such as on a full disk) or upload ends the run. If not, it is reported and
+            tried again at the next interval.
+        remote: copy of the run folder on an object store; only rank 0 accesses it.
+        replicas: number of copies of a sharded model; None: every rank has the whole model.
     """
 
     def __init__(
@@ -81,34 +82,34 @@ class CheckpointWriter(Callback):
         self.probe: Probe | None = None
         self.saved_batch = self._seen_batch = -1
         self._uploader = ThreadPoolExecutor(1)
-        self._upload: Future[None] | None = None  # of rank 0
+        self._upload: Future[None] | None = None  # on rank 0 only
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """What a run resumes from is saved."""
+        """Remember that the checkpoint from which the run resumes is already saved."""
         if batch := int(state.timestamp.batch):
             self.saved_batch = self._seen_batch = batch
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
-        """Save before the evaluation of the same batch, which may take long, or be where the run dies."""
+        """Save before the evaluation of the same batch, which may take long, and in which the run may die."""
         self._save_if_due(state)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Save where the batch is not evaluated."""
+        """Save if the batch was not evaluated."""
         self._save_if_due(state)
 
     def _save_if_due(self, state: State) -> None:
         batch = int(state.timestamp.batch)
         due = batch % self.interval_batches == 0 or batch == self.batches
-        if due and batch != self._seen_batch:  # once a batch, even if it fails
+        if due and batch != self._seen_batch:  # one attempt for each batch, even if it fails
             self._seen_batch = batch
             self.save(state)
 
     def save(self, state: State) -> None:
-        """Save now, unless this batch is saved. All ranks must call it.
+        """Save now, unless this batch is already saved. All ranks must call it.
 
         Raises:
-            CheckpointError: it failed on some rank, and `stop_on_error` is set or this is the run's last; or the upload
-                of the one before it failed, and `stop_on_error` is set.
+            CheckpointError: the save failed on some rank, and `stop_on_error` is set or this is the last checkpoint of
+                the run; or the upload of the previous checkpoint failed, and `stop_on_error` is set.
         """
         batch = int(state.timestamp.batch)
         if batch == self.saved_batch:
@@ -147,7 +148,7 @@ class CheckpointWriter(Callback):
                 f"checkpoint {self.folder / name} was not written ({failure}; {free_gb:.3g} GB are free there); "
                 "the earlier ones are intact"
             )
-            if self.stop_on_error or batch == self.batches:  # without its last checkpoint no run is finished
+            if self.stop_on_error or batch == self.batches:  # a run without its last checkpoint is not finished
                 raise CheckpointError(message)
             if dist.get_global_rank() == 0:
                 print(f"warning: {message}; the run continues", flush=True)
@@ -162,7 +163,7 @@ class CheckpointWriter(Callback):
         dist.barrier()
 
     def wait_for_upload(self) -> None:
-        """Wait until nothing is being uploaded. All ranks must call it.
+        """Wait until the upload has ended. All ranks must call it.
 
         Raises:
             CheckpointError: the upload failed, and `stop_on_error` is set.
@@ -174,22 +175,24 @@ class CheckpointWriter(Callback):
             print(f"warning: {failure}; the next save tries again", flush=True)
 
     def finish(self) -> None:
-        """Upload what the remote lacks of the finished run, and wait for it. All ranks must call it.
+        """Upload the files of the finished run that the remote lacks, and wait for it. All ranks must call it.
 
         Raises:
-            CheckpointError: it failed, after one more attempt than at every other save.
+            CheckpointError: the upload failed twice.
         """
-        self._upload_failure()  # is tried again
+        self._upload_failure()  # a failed upload is repeated below
         if self.remote and dist.get_global_rank() == 0:
             self._upload = self._uploader.submit(self._copy_to, self.remote, self.batches)
         if failure := self._upload_failure():
-            raise CheckpointError(failure)  # without its last checkpoint no run is finished
+            raise CheckpointError(failure)  # a run without its last checkpoint is not finished
 
     def saved_before(self, batch: int) -> dict[str, Any]:
-        """When the newest checkpoint before a batch was saved, here or on the remote; the run's beginning if none was.
+        """Batch, epoch and sample of the newest checkpoint before a batch, here or on the remote.
+
+        If there is none, the result is the beginning of the run.
 
         Raises:
-            BadInput: the remote refuses.
+            BadInput: the remote refuses access.
             Unavailable: the remote does not answer.
         """
         local = {path.name: path for path in checkpoint.complete_checkpoints(self.folder)}
@@ -205,10 +208,10 @@ class CheckpointWriter(Callback):
         return {"batch": 0, "epoch": 0, "sample_in_epoch": 0}
 
     def discard_from(self, batch: int) -> None:
-        """Remove the checkpoints of a batch and of later ones, on the remote first. Rank 0 calls it, between uploads.
+        """Remove the checkpoints of this and later batches, on the remote first. Rank 0 calls it, between uploads.
 
         Raises:
-            BadInput: the remote refuses.
+            BadInput: the remote refuses access.
             Unavailable: the remote does not answer.
         """
         if self.remote:
@@ -230,12 +233,12 @@ class CheckpointWriter(Callback):
         )
 
     def _copy_to(self, remote: RemoteRun, batch: int, saved: str | None = None) -> None:
-        """Bring the remote to what the folder holds, in the background: first what is new, then remove what is old.
+        """Copy the run folder to the remote, in the background: first upload new files, then remove old checkpoints.
 
         Args:
-            remote: the copy of the run folder.
-            batch: how far the run is.
-            saved: the checkpoint that was just written; uploaded even if the remote has one of that name.
+            remote: copy of the run folder.
+            batch: current batch of the run.
+            saved: name of the checkpoint that was just written. It is uploaded even if the remote has one of that name.
         """
         remote.upload_run_files(self.folder.parent)
         there = checkpoints_in(remote.contents())
@@ -254,12 +257,15 @@ class CheckpointWriter(Callback):
 
 
 def _attempt(action: Callable[[], Any], rank: int | None = None) -> str | None:
-    """Run on all ranks or on one; every rank gets the first failure's text, or None, so that none waits for another."""
+    """Run `action` on all ranks or on one. Every rank gets the text of the first failure, or None.
+
+    So all ranks take the same branch afterwards, and none waits for another in vain.
+    """
     failure: str | None = None
     if rank is None or dist.get_global_rank() == rank:
         try:
             action()
-        except (Exception, CheckpointException) as error:  # the latter is no Exception
+        except (Exception, CheckpointException) as error:  # CheckpointException derives from BaseException
             failure = redacted(f"{type(error).__name__}: {error}").splitlines()[0][:500]
             if isinstance(error, CheckpointException):
                 failure = redacted("; ".join(f"rank {r}: {cause[0]!r}" for r, cause in error.failures.items()))[:300]
@@ -273,12 +279,13 @@ def _prepare(partial: Path) -> None:
 
 
 def _write(state: State, partial: Path) -> None:
-    """The state in Composer's own layout, so that Trainer's `load_path` reads it.
+    """Write the state in Composer's own layout, so that `load_path` of the Trainer reads it.
 
-    Without torch's CRC-32: it takes 0.4 of the 1.0 s that 1.6 GB take into the page cache, and torch.load (2.7.0) reads
-    an altered file without a word all the same. The manifest has a hash that is looked at.
+    torch's CRC-32 is switched off. It takes 0.4 s of the 1.0 s that writing 1.6 GB into the page cache takes, and
+    torch.load (2.7.0) does not check it: it reads an altered file without an error. The manifest has a hash that is
+    checked.
     """
-    rng = reproducibility.get_rng_state()  # of all ranks
+    rng = reproducibility.get_rng_state()  # gathers the state of all ranks
     content = {"state": state.state_dict(), "rng": rng}
     with cast(Any, serialization).patch({"save.compute_crc32": False}):
         if state.fsdp_sharded_state_dict_enabled:

@@ -1,4 +1,4 @@
-"""What a run has taken so far, those parts that a crash has thrown away included."""
+"""Log the GPU-hours and the cost of a run so far, including work that was lost in a crash."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from recipes.runs.spent import spent
 
 
 class CostMonitor(Callback):
-    """Logs each batch.
+    """Logs these metrics after each batch.
 
-    | key            | unit                                                                            |
-    |----------------|---------------------------------------------------------------------------------|
-    | cost/gpu_hours | ranks x hours, from each start of training to the last line that it wrote       |
-    | cost/total     | of these hours, in the currency of the price                                    |
+    | key            | unit                                                                                    |
+    |----------------|-----------------------------------------------------------------------------------------|
+    | cost/gpu_hours | ranks x hours, summed over all starts; each counts until its last line in metrics.jsonl |
+    | cost/total     | cost of these hours, in the currency of the price                                       |
 
     Args:
-        metrics: the run's metrics.jsonl, which says what earlier starts took.
-        price_per_gpu_hour: None: only hours are logged.
+        metrics: metrics.jsonl of the run, from which the hours of earlier starts are read.
+        price_per_gpu_hour: price of a GPU-hour in any currency; None: only hours are logged.
     """
 
     def __init__(self, metrics: Path, price_per_gpu_hour: float | None) -> None:
@@ -29,13 +29,13 @@ class CostMonitor(Callback):
         self._earlier_gpu_s = self._start_s = 0.0
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Count what was before."""
+        """Read the hours of earlier starts."""
         if dist.get_global_rank() == 0:
             self._earlier_gpu_s = spent(self.metrics).device_seconds
         self._start_s = time.monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Rank 0's count."""
+        """Log hours and cost; only rank 0 knows the hours of earlier starts, and only rank 0 logs."""
         gpu_s = self._earlier_gpu_s + (time.monotonic() - self._start_s) * dist.get_world_size()
         logger.log_metrics({"cost/gpu_hours": gpu_s / 3600})
         if self.price_per_gpu_hour is not None:

@@ -1,4 +1,4 @@
-"""How long the run waits for its data, how much of it it has seen, and from which folders."""
+"""Log how long the run waits for data, how many passes it has made, and which share comes from which folder."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from recipes.planning.mixing import ShardFolder
 
 
 class DataMonitor(Callback):
-    """Logs every `interval_batches`.
+    """Logs these metrics every `interval_batches`.
 
-    | key                        | unit                                                             |
-    |----------------------------|------------------------------------------------------------------|
-    | throughput/data_wait_share | of the interval's time in batches, 0 to 1: waiting for a batch,  |
-    |                            | on the rank that waited longest                                  |
-    | time/passes                | passes over the training split                                   |
-    | data/share/NAME            | of the interval's samples, 0 to 1: those of a folder of data.mix |
+    | key                        | unit                                                              |
+    |----------------------------|-------------------------------------------------------------------|
+    | throughput/data_wait_share | share of the time in batches, 0 to 1, that was spent waiting for  |
+    |                            | data, on the rank that waited longest                             |
+    | time/passes                | passes over the training split                                    |
+    | data/share/NAME            | share of the interval's samples, 0 to 1, that came from the       |
+    |                            | folder NAME of data.mix                                           |
 
     Args:
-        interval_batches: between two values.
+        interval_batches: number of batches between two values.
         folders: folders of token shards that the run reads.
     """
 
     def __init__(self, interval_batches: int, folders: Sequence[ShardFolder]) -> None:
         self.interval_batches, self.folders = interval_batches, folders
         self.train_tokens = sum(folder.samples_a_pass for folder in folders) * folders[0].info.seq_len
-        # Samples of all folders are numbered one folder after another.
+        # The sample numbers of a folder follow those of the folder before it.
         ends = torch.tensor([folder.info.counts["train"].samples for folder in folders]).cumsum(0)
         self._first_of_next, self._read = ends[:-1], torch.zeros(len(folders), dtype=torch.int64)
         self._asked_s = time.monotonic()
         self._waited_s = self._batches_s = 0.0
 
     def before_dataloader(self, state: State, logger: Logger) -> None:
-        """A batch is asked for."""
+        """Note the time at which the Trainer asks for a batch."""
         self._asked_s = time.monotonic()
 
     def after_dataloader(self, state: State, logger: Logger) -> None:
-        """It is there."""
+        """Add the time until the batch arrived."""
         self._waited_s += time.monotonic() - self._asked_s
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Evaluations and saves, which come after, are not of the interval."""
+        """Log the metrics at the end of an interval. Evaluations and saves come later and are not counted."""
         self._batches_s += time.monotonic() - self._asked_s
         of = torch.bucketize(state.batch["sample_ids"].cpu(), self._first_of_next, right=True)
         self._read += torch.bincount(of, minlength=len(self.folders))
@@ -60,7 +61,7 @@ class DataMonitor(Callback):
         self._read = torch.zeros_like(self._read)
 
     def _shares(self, state: State) -> dict[str, float]:
-        """Of the interval's samples on all ranks, those of each folder that is mixed in."""
+        """Share of the interval's samples, on all ranks, that came from each folder that is mixed in."""
         if len(self.folders) == 1:
             return {}
         read = state.device.tensor_to_device(self._read)

@@ -1,4 +1,4 @@
-"""The first batch after a load is computed twice, and compared with what was recorded of it."""
+"""Prove a resumed run: compute its first batch twice, and compare it with what the interrupted run recorded."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ from recipes.distributed.rank_zero import on_rank_zero
 from recipes.runs.reading import TRAIN_LOSS
 
 WAY_OUT = (
-    "Nothing was saved. Type the same command again, better on other hardware; if it ends so again, what is named here "
-    "has changed since the checkpoint, or the checkpoint is not what it should be: remove it, and the one before it is "
-    "taken. resume.replay=false resumes without this comparison"
+    "Nothing was saved. Type the same command again, if possible on other hardware. If the error comes again, a cause "
+    "named here is real, or the checkpoint is wrong: remove that checkpoint, and the run resumes from the one before. "
+    "resume.replay=false resumes without this comparison"
 )
 
 
 @dataclass(frozen=True)
 class Computed:
-    """A batch that this rank has computed, before its step.
+    """Losses and gradients of a batch on this rank, before the optimizer step.
 
     Attributes:
-        losses: this rank's, of each microbatch.
+        losses: loss of each microbatch on this rank.
         names: names of the tensors that have a gradient.
-        bits: sums over the bits of each gradient, as far as this rank holds it.
-        norms: norm of each.
+        bits: sum over the bits of each gradient, of the part that this rank holds.
+        norms: norm of each gradient, of the part that this rank holds.
     """
 
     losses: list[float]
@@ -52,32 +52,36 @@ class Computed:
 
     @property
     def loss(self) -> float:
-        """The mean over microbatches."""
+        """Mean loss over microbatches."""
         return statistics.fmean(self.losses)
 
     @property
     def norm(self) -> float:
-        """Of the whole gradient, as far as this rank holds it."""
+        """Norm of the whole gradient, of the part that this rank holds."""
         return math.hypot(*self.norms)
 
 
 class FirstBatch(Callback):
-    """Proves a resumed run by its first batch, before anything is saved.
+    """Checks that a resumed run continues the interrupted run, before it saves anything.
 
-    In this order: the fixed batch of the checkpoint has the loss that the checkpoint keeps; the samples of the batch
-    are those of the epoch's order; its forward and backward passes, made twice from the same random state, give the
-    same bits; its loss, and that of the batch after it, is what metrics.jsonl has of them, if an earlier start had come
-    so far. What sums over bits of weights and moments cannot tell is found so: a random state, a place in the data, a
-    kernel or a library that is another, moments at other parameters.
+    The checks, in this order:
 
-    The fields are set from the Trainer once it has loaded a checkpoint.
+    1. The fixed batch has the loss that the checkpoint records.
+    2. The first batch has the samples that come next in the order of the epoch.
+    3. Its forward and backward passes, computed twice from the same random state, give the same bits.
+    4. Its loss, and the loss of the second batch, are those in metrics.jsonl, if an earlier start computed them.
+
+    The sums over bits of weights and moments, which are checked when a checkpoint is loaded, cannot find these faults:
+    a wrong random state, a wrong position in the data, another kernel or library, moments assigned to other parameters.
+
+    The fields are set from the Trainer after it has loaded a checkpoint.
 
     Attributes:
         start: where the run started; None: nothing is compared.
-        probe: probe of this start.
-        sums: has the fingerprint of each batch.
-        compute: makes the forward and backward passes of the batch that is under way, unseen by other callbacks; calls
-            its argument after each microbatch.
+        probe: computes the loss of the fixed batch.
+        sums: gives the fingerprint of each batch.
+        compute: function that computes the forward and backward passes of the current batch without other callbacks. It
+            calls its argument after each microbatch.
     """
 
     def __init__(self) -> None:
@@ -86,43 +90,43 @@ class FirstBatch(Callback):
         self.sums: RankSums | None = None
         self.compute: Callable[[Callable[[], None]], None] | None = None
         self._probed = False
-        self._losses: list[torch.Tensor] = []  # of the microbatches of the pass that is under way
+        self._losses: list[torch.Tensor] = []  # losses of the microbatches in the current pass
         self._first: Computed | None = None
         self._compared = False
-        self._samples: int | None = None  # what their fingerprint must be
+        self._samples: int | None = None  # fingerprint that the samples of the batch must have
         self._said: list[str] = []
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        """At an epoch's start, once the random state is that of the checkpoint."""
+        """Compare the fixed batch at the start of an epoch, after the random state was restored."""
         self._compare_probe(state)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """In the middle of an epoch, once the random state is that of the checkpoint."""
+        """Compare the fixed batch in the middle of an epoch, after the random state was restored."""
         self._compare_probe(state)
 
     def _compare_probe(self, state: State) -> None:
-        """Raises: BadInput: on all ranks: the fixed batch has another loss."""
+        """Raises BadInput on all ranks if the loss of the fixed batch differs."""
         if self.start is None or self.probe is None or self._probed:
             return
         self._probed = True
         if self.start.probe is None:
-            self._said.append("the checkpoint keeps no loss of a fixed batch: an earlier version saved it")
+            self._said.append("the checkpoint records no loss of a fixed batch: an earlier version saved it")
             return
         now, then, losses = self.probe.computed_with, self.start.probe["computed_with"], self.probe.losses(state)
         may_differ, kept = tolerance(now, then), self.start.probe["losses"]
         if may_differ is None:
             self._said.append(f"the fixed batch is not compared: {_why_not(now, then)}")
             return
-        pairs = zip(losses, kept, strict=False)  # without dropout all ranks have the same, whatever their number
+        pairs = zip(losses, kept, strict=False)  # the number of ranks may differ; the loss is the same on all
         for rank, (one, other) in enumerate(pairs):
             loss, was = (math.nan if value is None else value for value in (one, other))
             if apart(loss, was) > may_differ:
                 raise BadInput(
-                    f"{self.start.checkpoint}: a fixed batch has the loss {says(loss)} on rank {rank}, and had "
+                    f"{self.start.checkpoint}: a fixed batch has the loss {says(loss)} on rank {rank}, but had "
                     f"{says(was)} when the checkpoint was saved{_allowing(may_differ)}: {_suspects(now, then)}. "
                     f"{WAY_OUT}"
                 )
-        self._said.append(f"a fixed batch has the loss that it had when it was saved{_within(may_differ)}")
+        self._said.append(f"a fixed batch has the same loss as when the checkpoint was saved{_within(may_differ)}")
 
     def before_train_batch(self, state: State, logger: Logger) -> None:
         """Compute the batch for the first time."""
@@ -130,8 +134,8 @@ class FirstBatch(Callback):
             return
         if int(state.timestamp.batch) != self.start.batch:
             raise BadInput(
-                f"{self.start.checkpoint} was loaded as of batch {int(state.timestamp.batch)}; it is not what its name "
-                f"says. {WAY_OUT}"
+                f"{self.start.checkpoint} holds batch {int(state.timestamp.batch)}, which contradicts its name. "
+                f"{WAY_OUT}"
             )
         self._samples = on_rank_zero(lambda: _expected_fingerprint(state))
         with same_random_state_afterwards(state):
@@ -140,7 +144,7 @@ class FirstBatch(Callback):
         hang_detector.alive(f"the first pass of batch {int(state.timestamp.batch) + 1}")
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        """Compare, after the last microbatch of the second time; clipping comes after it."""
+        """Compare both passes after the last microbatch of the second one, before the gradient is clipped."""
         if self._first is None or self._compared:
             return
         self._losses.append(torch.as_tensor(state.loss).detach())
@@ -149,13 +153,13 @@ class FirstBatch(Callback):
             self._compare_twice(state, self._first, _computed(state, self._losses))
 
     def _compare_twice(self, state: State, first: Computed, second: Computed) -> None:
-        """Raises: BadInput: on all ranks: the batch computed twice is not the same."""
+        """Raises BadInput on all ranks if the two passes differ."""
         assert self.start is not None and self.probe is not None
         computed, batch = self.probe.computed_with, self.start.batch + 1
         of_loss = max(map(apart, first.losses, second.losses))
         of_norm = apart(first.norm, second.norm)
         other = [name for name, a, b in zip(first.names, first.bits, second.bits, strict=True) if a != b]
-        # The average over three ranks and more is added up in another order once DDP has filled its buckets anew.
+        # With three or more ranks, DDP averages gradients in another order after it has rebuilt its buckets.
         of_ddp = isinstance(state.model, DistributedDataParallel) and dist.get_world_size() > 2
         rounding: float = computed["tolerance"]
         wrong = of_loss > 0 if computed["repeats"] else of_loss > rounding
@@ -165,20 +169,20 @@ class FirstBatch(Callback):
             f"samples and random state. Rank {dist.get_global_rank()} got losses of {says(first.loss)} and "
             f"{says(second.loss)}, gradients of norm {says(first.norm)} and {says(second.norm)}; {len(other)} of "
             f"{len(first.names)} gradients differ{f', {other[0]} first' if other else ''}. A processor, its "
-            f"memory or a kernel does not repeat itself. {WAY_OUT}"
+            f"memory or a kernel gives different results for the same computation. {WAY_OUT}"
         )
         if message := next((text for text in dist.all_gather_object(problem if wrong else None) if text), None):
             raise BadInput(message)
         same = "the same loss and gradient, bit for bit"
         if other or of_loss:
-            same = f"losses {of_loss:.1e} and gradient norms {of_norm:.1e} apart, as shares"
+            same = f"losses that differ by a share of {of_loss:.1e}, and gradient norms by {of_norm:.1e}"
         self._said.append(f"batch {batch} computed twice has {same}")
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Compare samples and loss with what was to be expected, before the line of metrics.jsonl is written.
+        """Compare samples and loss with the expected ones, before the line of metrics.jsonl is written.
 
         Raises:
-            BadInput: on all ranks: they are others.
+            BadInput: on all ranks: the samples or the loss differ.
         """
         if self.start is None or self.probe is None or self.sums is None:
             return
@@ -190,7 +194,7 @@ class FirstBatch(Callback):
         for wanted, source in zip(expected, ("the order of the epoch", "metrics.jsonl"), strict=True):
             if wanted is not None and wanted != fingerprint:
                 raise BadInput(
-                    f"batch {batch}, {where}, is of other samples (fingerprint {fingerprint}, loss {says(loss)}) "
+                    f"batch {batch}, {where}, has other samples (fingerprint {fingerprint}, loss {says(loss)}) "
                     f"than {source} has for it (fingerprint {wanted}"
                     f"{f', loss {says(recorded.loss)}' if recorded else ''}): the run would read some of its data "
                     f"twice and some never. {WAY_OUT}"
@@ -212,13 +216,13 @@ class FirstBatch(Callback):
             self._said.append(f"its loss is not compared with metrics.jsonl: {_why_not(now, then)}")
         elif apart(loss, was) > may_differ:
             raise BadInput(
-                f"batch {batch}, {where}, has the loss {says(loss)} where metrics.jsonl has "
-                f"{says(was)} for the same samples{_allowing(may_differ)}. What was resumed is not the run "
+                f"batch {batch}, {where}, has the loss {says(loss)}, but metrics.jsonl has "
+                f"{says(was)} for the same samples{_allowing(may_differ)}. The resumed run is not the run "
                 f"that was interrupted: {_suspects(now, then)}"
-                f"{'' if first else ', or moments lie at other parameters'}. {WAY_OUT}"
+                f"{'' if first else ', or moments were assigned to other parameters'}. {WAY_OUT}"
             )
         else:
-            self._said.append(f"its loss is that of metrics.jsonl{_within(may_differ)}")
+            self._said.append(f"its loss is that in metrics.jsonl{_within(may_differ)}")
 
 
 def _computed(state: State, losses: list[torch.Tensor]) -> Computed:
@@ -250,12 +254,12 @@ def _allowing(may_differ: float) -> str:
 def _suspects(now: JsonDict, then: JsonDict) -> str:
     changed = what_changed(now, then)
     return (
-        f"what was changed since computes something else ({'; '.join(changed)})" if changed
-        else "the random state, a kernel, a library or the device is another, or computes wrongly"
+        f"a change since then affects the result ({'; '.join(changed)})" if changed
+        else "the random state, a kernel, a library or the device differs, or computes wrongly"
     )  # fmt: skip
 
 
 def _why_not(now: JsonDict, then: JsonDict) -> str:
     if draws_other_masks(now, then):
         return f"dropout draws other masks ({'; '.join(what_changed(now, then))})"
-    return "settings that decide it were changed, and that was allowed"
+    return "settings that affect it were changed, and that was allowed"

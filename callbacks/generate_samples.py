@@ -1,4 +1,4 @@
-"""What the model writes, time after time, from the same prompts."""
+"""Write texts from the same prompts after each evaluation."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ TEMPERATURE = 0.8
 
 
 class GenerateSamples(Callback):
-    """Appends texts to a file after each evaluation, one JSON line a prompt: batch, tokens, prompt, text.
+    """Appends texts to a file after each evaluation, one JSON line for each prompt: batch, tokens, prompt, text.
 
-    The tokens are drawn on rank 0, from the same seed each time and without the generators that the run draws its
-    dropout from, so its losses are the same without it. All ranks compute as many steps, as a sharded model needs them.
+    Rank 0 draws the tokens from the same seed each time. It uses a generator of its own, so this callback does not
+    change dropout or losses. All ranks compute the same number of steps, because a sharded model needs all of them.
 
     Args:
-        path: the file.
-        tokenizer: a tokenizer folder.
-        prompts: what to continue.
-        max_new_tokens: longest length of each text in tokens; a text also ends where the model ends it.
-        n_positions: longest that prompt and text may be.
-        seed: seed of what is drawn.
+        path: file to append to.
+        tokenizer: tokenizer folder.
+        prompts: texts to continue.
+        max_new_tokens: largest number of tokens to write; a text also ends at an end-of-text token.
+        n_positions: largest number of tokens of prompt and text together.
+        seed: seed of the draws.
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class GenerateSamples(Callback):
 
         self.path, self.prompts, self.seed = path, list(prompts), seed
         self.tokenizer = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
-        # Not as a batch: tokenizers would use threads, and warn in each loader process that is forked after it.
+        # One by one: for a batch, tokenizers would use threads, and later warn in each forked loader process.
         self.ids = [self.tokenizer.encode(prompt).ids[: n_positions - 1] for prompt in self.prompts]
         self.steps = min(max_new_tokens, n_positions - max(map(len, self.ids)))
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Write them once all splits are evaluated."""
+        """Write the texts after the last split was evaluated."""
         if state.dataloader_label != state.evaluators[-1].label:
             return
         written = self._write(state)
@@ -63,7 +63,7 @@ class GenerateSamples(Callback):
 
     @torch.no_grad()
     def _write(self, state: State) -> list[list[int]]:
-        """Prompts and what follows them, each to its last step."""
+        """Return the token ids of each prompt and its continuation of `steps` tokens."""
         composer_model: Any = state.model.module if hasattr(state.model, "module") else state.model  # DDP wraps it
         model, training = composer_model.model, composer_model.training
         lengths = torch.tensor([len(ids) for ids in self.ids])
@@ -74,7 +74,7 @@ class GenerateSamples(Callback):
         model.eval()
         try:
             for step in range(self.steps):
-                # What lies behind a prompt's last token is not seen from there, so rows need no padding on the left.
+                # Attention is causal: a row's last real token does not see the padding after it.
                 end = int(lengths.max()) + step
                 with get_precision_context(state.precision):
                     input_ids = state.device.tensor_to_device(rows[:, :end].contiguous())

@@ -1,4 +1,4 @@
-"""Hang detector: a run without a batch for `stall_timeout_s` writes the stacks of its threads, and ends."""
+"""Hang detector: if a run makes no progress for `stall_timeout_s`, it writes the stacks of its threads and ends."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from recipes.distributed import hang_detector
 
 
 class HangDetector(Callback):
-    """Ends the process when nothing has happened for too long, with the stacks of all its threads.
+    """Ends the process when no event of the Trainer has come for too long, and writes the stacks of all threads.
 
-    Each rank watches itself. A loader that delivers nothing, or one rank that hangs and the others that wait for it,
-    stop all ranks' events, so each writes its own `stall-rank0.txt` into the run folder.
+    Each rank watches itself. If a loader delivers nothing, or if one rank hangs and the others wait for it, the events
+    stop on all ranks, and each rank writes a file of its own, such as `stall-rank0.txt`, into the run folder.
 
     Args:
         folder: the run folder.
-        timeout_s: the longest that a batch, an evaluation batch or a save may take.
+        timeout_s: longest time, in seconds, that a batch, an evaluation batch or a save may take.
     """
 
     def __init__(self, folder: Path, timeout_s: float) -> None:
@@ -25,15 +25,15 @@ class HangDetector(Callback):
         self.timeout_s = timeout_s
 
     def run_event(self, event: Event, state: State, logger: Logger) -> None:
-        """Any event is a sign of life; between the first batch and fit's end their absence is not."""
-        what = f"{event.value} of batch {int(state.timestamp.batch)}"
+        """Take any event as a sign of life. The watch lasts from the start to the end of training."""
+        step = f"{event.value} of batch {int(state.timestamp.batch)}"
         if event == Event.FIT_START:
-            hang_detector.start(self.folder, self.timeout_s, what)
+            hang_detector.start(self.folder, self.timeout_s, step)
         elif event == Event.FIT_END:
             hang_detector.stop()
         else:
-            hang_detector.alive(what)
+            hang_detector.alive(step)
 
     def close(self, state: State, logger: Logger) -> None:
-        """No longer watch."""
+        """Stop the watch."""
         hang_detector.stop()

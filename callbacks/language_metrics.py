@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte, made of the losses that are there already."""
+"""Log perplexity and bits per byte, computed from losses that are already known."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from composer import Callback, Logger, State
 
 from recipes.modeling.token_loss import metric_name
 
-BytesPerToken = Mapping[str | None, float]  # of a source -> UTF-8 bytes of text a token; None: of all
+BytesPerToken = Mapping[str | None, float]  # source, or None for all text -> UTF-8 bytes of text per token
 
 
 class LanguageMetrics(Callback):
-    """Logs what a loss in nats per token means.
+    """Logs losses, which are in nats per token, in two other units.
 
     | key                                  | unit                                                                |
     |--------------------------------------|---------------------------------------------------------------------|
     | loss/train/perplexity                | exp(loss/train/total), each batch                                   |
-    | loss/train/bits_per_byte             | that loss in bits, per UTF-8 byte of text                           |
+    | loss/train/bits_per_byte             | training loss in bits, per UTF-8 byte of text                       |
     | metrics/eval/Perplexity              | exp of the validation loss                                          |
     | metrics/eval/BitsPerByte             | validation loss in bits, per UTF-8 byte of text; comparable between |
     |                                      | tokenizers                                                          |
-    | metrics/eval/BitsPerByte/SOURCE      | of the text of one source                                           |
-    | metrics/eval-NAME/…                  | the same of a folder of data.mix                                    |
+    | metrics/eval/BitsPerByte/SOURCE      | the same for the text of one source                                 |
+    | metrics/eval-NAME/…                  | the same for the folder NAME of data.mix                            |
 
-    A sample's first token is not predicted; it is taken to cost what the others cost.
+    The first token of a sample is not predicted; bits per byte assumes that its loss is the mean loss.
 
     Args:
-        train_bytes_per_token: bytes a token of the training split.
-        eval_bytes_per_token: what Composer calls a validation split -> of all of its text, and of the sources that are
-            told apart.
+        train_bytes_per_token: UTF-8 bytes of text per token of the training split.
+        eval_bytes_per_token: Composer's label of a validation split -> bytes per token of all of its text, and of each
+            source whose loss is computed.
     """
 
     def __init__(self, train_bytes_per_token: float, eval_bytes_per_token: Mapping[str, BytesPerToken]) -> None:
         self.train_bytes_per_token, self.eval_bytes_per_token = train_bytes_per_token, eval_bytes_per_token
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """What the training loss means, which Trainer has averaged over ranks and microbatches."""
+        """Log the training loss, which the Trainer has averaged over ranks and microbatches, in both units."""
         loss = state.total_loss_dict.get("loss/train/total")
         if loss is not None:
             nats = float(loss)
@@ -49,7 +49,7 @@ class LanguageMetrics(Callback):
             )
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Validation perplexity and bits per byte, of all text and by source."""
+        """Log validation perplexity and bits per byte, of all text and by source."""
         label = state.dataloader_label
         assert label is not None
         for source, bytes_per_token in self.eval_bytes_per_token[label].items():

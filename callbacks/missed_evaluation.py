@@ -1,4 +1,4 @@
-"""An evaluation that a run was stopped in is made where the run resumes."""
+"""Repeat an evaluation that was cut short when the run stopped."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from recipes.runs.reading import read_metrics
 
 
 class MissedEvaluation(Callback):
-    """Evaluates at once where the batch that a run resumes from was to be evaluated and was not.
+    """Evaluates a resumed run at once, if the evaluation of its checkpoint's batch is due and not complete.
 
-    A checkpoint is written before the evaluation of its batch, which a kill may then cut short. metrics.jsonl says
-    whether it came to its end. The fields are set from the Trainer once it has loaded a checkpoint.
+    A checkpoint is written before the evaluation of its batch, so a kill may cut that evaluation short. metrics.jsonl
+    shows whether it was completed. The fields are set from the Trainer after it has loaded a checkpoint.
 
     Attributes:
-        metrics: the run's metrics.jsonl.
-        interval_batches: batches between two evaluations; the last batch is evaluated, too.
+        metrics: metrics.jsonl of the run.
+        interval_batches: number of batches between two evaluations; the last batch is evaluated, too.
         batches: length of the run.
-        evaluate: evaluates as the Trainer does after a batch.
+        evaluate: function that evaluates as the Trainer does after a batch.
     """
 
     def __init__(self) -> None:
@@ -32,11 +32,11 @@ class MissedEvaluation(Callback):
         self.evaluate: Callable[[], None] | None = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Before the first batch."""
+        """Repeat the evaluation before the first batch."""
         self.make_up(state)
 
     def make_up(self, state: State) -> None:
-        """Evaluate if that is due and was not done. All ranks must call it."""
+        """Evaluate if an evaluation is due and is not complete. All ranks must call it."""
         batch, metrics = int(state.timestamp.batch), self.metrics
         due = batch > 0 and (batch % self.interval_batches == 0 or batch == self.batches)
         if not due or metrics is None or self.evaluate is None:
@@ -45,11 +45,13 @@ class MissedEvaluation(Callback):
         if on_rank_zero(lambda: _is_evaluated(metrics, batch, splits)):
             return
         if dist.get_global_rank() == 0:
-            print(f"batch {batch} was to be evaluated when the run stopped: that is done now", flush=True)
+            print(
+                f"the run stopped before the evaluation of batch {batch} was complete: it is repeated now", flush=True
+            )
         self.evaluate()
 
 
 def _is_evaluated(metrics: Path, batch: int, splits: Sequence[str]) -> bool:
-    """Whether the metrics of all splits were logged, one split's after another's."""
+    """Whether the metrics of all splits were logged at this batch."""
     logged = [name for name, values in read_metrics(metrics).metrics.items() if batch in values]
     return all(any(name.startswith(f"metrics/{split}/") for name in logged) for split in splits)

@@ -1,4 +1,4 @@
-"""NaN guard: a batch whose loss or gradient is not finite does not reach the weights; its step is skipped."""
+"""NaN guard: skip the optimizer step of a batch whose loss or gradient is NaN or Inf."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from data_prep.common.exit_codes import BAD_NUMBERS
 
 
 class BadNumbers(SystemExit):
-    """Raised on every rank after too many bad batches in a row; ends the process with BAD_NUMBERS."""
+    """Raised on every rank after too many bad batches in a row; ends the process with exit code BAD_NUMBERS."""
 
     def __init__(self) -> None:
         super().__init__(BAD_NUMBERS)
@@ -22,16 +22,16 @@ class BadNumbers(SystemExit):
 class NanGuard(Callback):
     """Skips the optimizer step, on every rank, of a batch whose loss or gradient is NaN or Inf on any rank.
 
-    Gradients are dropped, so weights and Adam's moments stay as they were; the schedule continues. The samples of each
-    such batch are logged and printed.
+    The gradients are discarded, so the weights and Adam's moments do not change; the learning-rate schedule continues.
+    The samples of each such batch are printed.
 
     | key                    | unit                                      |
     |------------------------|-------------------------------------------|
     | guard/skipped_batches  | batches skipped since this process began  |
 
     Args:
-        max_in_a_row: end the run after so many bad batches without a good one between them.
-        sums: counts the ranks that saw a bad number.
+        max_in_a_row: number of bad batches in a row after which the run ends.
+        sums: counts the ranks that have a bad number.
     """
 
     def __init__(self, max_in_a_row: int, sums: RankSums) -> None:
@@ -41,12 +41,12 @@ class NanGuard(Callback):
         self._loss: torch.Tensor | None = None
 
     def after_loss(self, state: State, logger: Logger) -> None:
-        """Sum the microbatches' losses on the device; nothing waits for it here."""
+        """Add up the losses of the microbatches on the device, without waiting for it."""
         loss = torch.as_tensor(state.loss).detach()
         self._loss = loss if self._loss is None else self._loss + loss
 
     def _is_bad(self, state: State) -> torch.Tensor:
-        """1 if this rank's loss or gradient is not finite, else 0; on the device."""
+        """1 if the loss or gradient of this rank is not finite, else 0; a tensor on the device."""
         gradients = [_local(p.grad) for p in state.model.parameters() if p.grad is not None]
         assert self._loss is not None
         bad = ~torch.isfinite(self._loss)
@@ -56,7 +56,7 @@ class NanGuard(Callback):
         return bad.to(torch.int64).reshape(())
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Between the last backward pass and the optimizer step.
+        """Skip a bad batch, between the last backward pass and the optimizer step.
 
         Raises:
             BadNumbers: too many bad batches in a row.
@@ -84,5 +84,5 @@ class NanGuard(Callback):
 
 
 def _local(gradient: Any) -> torch.Tensor:
-    """This rank's part of a gradient."""
+    """The part of a gradient that this rank holds."""
     return gradient.to_local() if hasattr(gradient, "to_local") else gradient

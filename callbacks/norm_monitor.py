@@ -1,4 +1,4 @@
-"""How large gradients and weights are."""
+"""Log the norms of gradients and weights."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from composer.utils import dist
 
 
 class NormMonitor(Callback):
-    """Logs global norms every `interval_batches`; Composer's OptimizerMonitor sees gradients when they are clipped.
+    """Logs global norms every `interval_batches`. Composer's OptimizerMonitor would see gradients after clipping.
 
-    | key                  | unit                                                          |
-    |----------------------|---------------------------------------------------------------|
-    | l2_norm/grad/global  | of the batch's gradient, over all ranks, before it is clipped |
-    | l2_norm/param/global | of what is trained, after the step                            |
+    | key                  | unit                                                                   |
+    |----------------------|------------------------------------------------------------------------|
+    | l2_norm/grad/global  | norm of the batch's gradient, over all ranks, before it is clipped     |
+    | l2_norm/param/global | norm of the trained parameters, after the step                         |
 
     Args:
-        interval_batches: between two values, each of which waits for the device.
-        replicas: copies of a sharded model, each over ranks / this; None: every rank has all of it.
+        interval_batches: number of batches between two values. Each value waits for the device.
+        replicas: number of copies of a sharded model; None: every rank has the whole model.
     """
 
     def __init__(self, interval_batches: int, replicas: int | None) -> None:
@@ -28,13 +28,13 @@ class NormMonitor(Callback):
         self._gradient: torch.Tensor | None = None
 
     def after_backward(self, state: State, logger: Logger) -> None:
-        """After each microbatch; the last one's is the batch's, and clipping comes after it."""
+        """Compute the norm after each microbatch. The last value is that of the whole batch, before clipping."""
         if (int(state.timestamp.batch) + 1) % self.interval_batches == 0:
             gradients = (parameter.grad for parameter in state.model.parameters())
             self._gradient = self._squares([gradient for gradient in gradients if gradient is not None])
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """All ranks, every so many batches."""
+        """Sum over the ranks and log, at the end of an interval."""
         if self._gradient is None:
             return
         parameters = [parameter for parameter in state.model.parameters() if parameter.requires_grad]

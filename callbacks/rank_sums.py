@@ -1,4 +1,4 @@
-"""What several callbacks want to know of all ranks, in one collective and one wait for the device a batch."""
+"""Sum numbers of several callbacks over all ranks, with one collective and one wait for the device in each batch."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ OfRank = Callable[[State], "int | torch.Tensor"]
 
 
 class RankSums(Callback):
-    """Adds up over all ranks what other callbacks have to say of each batch, after its last backward pass.
+    """Sums numbers that other callbacks compute on each rank, after the last backward pass of a batch.
 
-    It stands before them in the Trainer's list, so that they read its sums in the same event.
+    This callback comes before them in the Trainer's list, so that they can read the sums in the same event.
 
     Attributes:
-        of: the newest batch's sums, by the names that they were asked for under; int64, which wraps around.
+        of: sums of the newest batch, by the name given to `ask`; int64, which wraps around.
     """
 
     def __init__(self) -> None:
@@ -25,14 +25,14 @@ class RankSums(Callback):
         self._asked: dict[str, OfRank] = {}
 
     def ask(self, name: str, of_rank: OfRank) -> None:
-        """Add up `of_rank(state)`: a number that the host knows, or an integer tensor () on the device."""
+        """Register `of_rank(state)` to be summed: it returns an int, or an integer tensor of shape () on the device."""
         self._asked[name] = of_rank
 
     def after_train_batch(self, state: State, logger: Logger) -> None:
-        """Between the last backward pass and the optimizer step. All numbers travel in one copy each way."""
+        """Compute the sums, between the last backward pass and the optimizer step. All numbers are copied at once."""
         values = [of_rank(state) for of_rank in self._asked.values()]
         known = torch.tensor([0 if isinstance(value, torch.Tensor) else value for value in values])
-        sums = state.device.tensor_to_device(known)  # a process group of GPUs takes no other tensor
+        sums = state.device.tensor_to_device(known)  # NCCL sums only tensors on the GPU
         for n, value in enumerate(values):
             if isinstance(value, torch.Tensor):
                 sums[n] += value

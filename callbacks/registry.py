@@ -1,6 +1,6 @@
-"""The callbacks of a run: one table of what each is called in a YAML, when it acts, what it logs and how it is built.
+"""The table of all callbacks: the YAML key of each, when it acts, which metrics it logs and how it is built.
 
-A new callback is a file in this folder, a line here, its section in recipes/config/schema.py, and a test.
+To add a callback, add a file in this folder, a line here, a section in recipes/config/schema.py, and a test.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from recipes.runs.names import METRICS, TEXTS
 
 @dataclass(frozen=True)
 class RunContext:
-    """What callbacks are built from, beside the configuration.
+    """Objects of a run that callbacks are built from, in addition to the configuration.
 
     Attributes:
         writer: saves the checkpoints.
-        replicas: copies of a sharded model; None: it is not sharded.
-        folders: token shards that are trained on; none: it is a task.
-        sources: source of the tokens of the validation split, if there are several.
-        val: samples of the validation split; None: it is a task.
+        replicas: number of copies of a sharded model; None: the model is not sharded.
+        folders: folders of token shards to train on; empty in fine-tuning.
+        sources: source of each token of the validation split, if there are several sources.
+        val: samples of the validation split; None in fine-tuning.
         rng: restores the random state of a checkpoint.
-        first_batch: compares the first batch after a load.
-        sums: what callbacks ask of all ranks.
-        evaluation: repeats the evaluation that the run was stopped in.
+        first_batch: checks the first batch after a checkpoint was loaded.
+        sums: sums numbers of callbacks over all ranks.
+        evaluation: repeats an evaluation that was cut short.
     """
 
     writer: CheckpointWriter
@@ -71,11 +71,13 @@ class Entry:
     """A line of the table.
 
     Attributes:
-        cls: the callback.
-        key: key of `callbacks:` in a YAML, where null leaves it out; None: other keys decide, or every run has it.
-        acts: when.
-        logs: the metrics that it logs.
-        build: makes it of the values under `key`, the configuration and the run; None: this run does without.
+        cls: class of the callback.
+        key: key under `callbacks:` in a YAML, where null leaves the callback out. None: every run has the callback, or
+            other keys decide.
+        acts: when the callback acts.
+        logs: names of the metrics that it logs.
+        build: function that builds the callback from the values under `key`, the configuration and the run. It returns
+            None if this run does not need the callback.
     """
 
     cls: type[Callback]
@@ -124,8 +126,9 @@ def _hang_detector(_: Any, cfg: Any, run: RunContext) -> Callback | None:
     return HangDetector(Path(cfg.run_dir), cfg.stall_timeout_s) if cfg.stall_timeout_s else None
 
 
-# In the order in which Composer calls them: sums before those that read them, a loss spike before it would be saved,
-# what is due saved before the run is left; an evaluation that was missed once the others are ready for one.
+# Composer calls the callbacks in this order. RankSums comes before the callbacks that read its sums, SpikeGuard before
+# a spike could be saved, CheckpointWriter before Preemption ends the run, and MissedEvaluation after all callbacks that
+# must be ready for an evaluation.
 CALLBACKS = (
     Entry(AttentionParity, None, "before the first batch", (), lambda _, cfg, run: AttentionParity()),
     Entry(RestoreRNG, None, "before the first batch", (), lambda _, cfg, run: run.rng),
@@ -176,7 +179,7 @@ CALLBACKS = (
 
 
 def build_callbacks(cfg: RunConfig, run: RunContext) -> list[Callback]:
-    """The callbacks of a run, in the order of the table."""
+    """Build the callbacks of a run, in the order of the table."""
     callbacks = []
     for entry in CALLBACKS:
         values = getattr(cfg.callbacks, entry.key) if entry.key else None
@@ -188,9 +191,9 @@ def build_callbacks(cfg: RunConfig, run: RunContext) -> list[Callback]:
 
 
 def peak_flops(precision: str, device: str | None) -> float:
-    """The dense bf16 peak of this GPU, 0 where MFU is of no meaning: unknown GPUs, fp32, a CPU.
+    """Dense bf16 peak of this GPU in FLOP/s, or 0 if MFU has no meaning: on an unknown GPU, in fp32 or on a CPU.
 
-    Composer looks for parts of the name, and so takes an A10G for an A10, which has 1.8 times its peak.
+    Composer itself compares only parts of the name, and takes an A10G for an A10, whose peak is 1.8 times as high.
     """
     if device == "cpu" or precision != "amp_bf16" or not torch.cuda.is_available():
         return 0.0

@@ -1,4 +1,4 @@
-"""Dropout continues where it stopped when a run is resumed."""
+"""Restore the random state of a checkpoint, so that a resumed run draws the dropout masks of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -9,35 +9,36 @@ from composer.utils import dist, reproducibility
 
 from data_prep.common.errors import BadInput
 
-ALTERED = "it was altered after it was written; remove that checkpoint, and the one before it is resumed"
+ALTERED = "the checkpoint was altered after it was written; remove it, and the run resumes from the one before"
 
 
 class RestoreRNG(Callback):
-    """Restores the random state of a checkpoint, which Composer 0.32.1 does not.
+    """Restores the random state of a checkpoint, which Composer 0.32.1 does not do in our case.
 
-    Trainer restores it in a loop that it skips when the dataset resumes itself, as StreamingDataset does, so that
-    dropout masks would start again from the seed. `rng` is set from the Trainer after it has loaded a checkpoint.
+    The Trainer restores the random state in a loop that it skips if the dataset resumes by itself, as StreamingDataset
+    does. Dropout masks would then start again from the seed. `rng` is set from the Trainer after it has loaded a
+    checkpoint.
     """
 
     def __init__(self) -> None:
         self.rng: list[dict[str, Any]] | None = None
 
     def after_load(self, state: State, logger: Logger) -> None:
-        """Before Composer seeds everything anew with what it has loaded.
+        """Check the seed of the checkpoint, before Composer seeds all generators with it.
 
         Raises:
-            BadInput: the seed of the checkpoint is none.
+            BadInput: the seed is not a valid seed.
         """
         seed: object = state.rank_zero_seed
         if type(seed) is not int or not 0 <= seed < 2**32 - dist.get_world_size():
             raise BadInput(f"the seed of the checkpoint is {str(seed)[:80]!r}; {ALTERED}")
 
     def epoch_start(self, state: State, logger: Logger) -> None:
-        """At an epoch's start, before the loader draws its base seed."""
+        """Restore the state at the start of an epoch, before the loader draws its base seed."""
         self._restore()
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """In the middle of an epoch, before the first resumed batch."""
+        """Restore the state in the middle of an epoch, before the first resumed batch."""
         self._restore()
 
     def _restore(self) -> None:

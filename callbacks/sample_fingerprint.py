@@ -1,4 +1,4 @@
-"""Which samples made up each batch, as one number."""
+"""Log one number that identifies the samples of each batch."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _FIRST, _SECOND = -4658895280553007687, -7723592293110705685
 class SampleFingerprint(Callback):
     """Logs a hash of the set of training samples in each global batch.
 
-    Equal numbers, equal samples: a resumed run can be compared with the run that it resumes, and a run on two
-    ranks with one on eight, in metrics.jsonl. Each sample's id is mixed, and the sum does not depend on which rank had
-    the sample.
+    Equal numbers mean equal samples. In metrics.jsonl one can thus compare a resumed run with the interrupted run, or a
+    run on two ranks with a run on eight. The number is the sum of a hash of each sample's id, so it does not depend on
+    which rank had which sample.
 
-    | key                      | unit                          |
-    |--------------------------|-------------------------------|
-    | data/batch_fingerprint   | 52 bits, exact in a float     |
+    | key                      | unit                                  |
+    |--------------------------|---------------------------------------|
+    | data/batch_fingerprint   | integer of 52 bits, exact in a float  |
 
     Args:
-        sums: adds up the ranks' parts.
+        sums: sums the hashes over the ranks.
     """
 
     def __init__(self, sums: RankSums) -> None:
@@ -31,26 +31,26 @@ class SampleFingerprint(Callback):
         sums.ask("fingerprint", self._of_rank)
 
     def _of_rank(self, state: State) -> int:
-        """This rank's part, an int64. Trainer keeps a batch's own tensors on the CPU."""
+        """Sum of hashes on this rank, an int64. The Trainer keeps the tensors of `state.batch` on the CPU."""
         return _mixed(state.batch["sample_ids"].cpu())
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """The number of the batch that has been trained on."""
+        """Log the fingerprint of the batch."""
         logger.log_metrics({"data/batch_fingerprint": of_sum(self.sums.of["fingerprint"])})
 
 
 def of_samples(ids: torch.Tensor) -> int:
-    """The number of a batch of these samples."""
+    """Fingerprint of a batch with these sample ids."""
     return of_sum(_mixed(ids))
 
 
 def _mixed(ids: torch.Tensor) -> int:
-    """The sum of mixed ids, an int64; wrapping around is meant."""
+    """Sum of the hashes of sample ids, an int64; it wraps around on purpose."""
     mixed = (ids + 1) * _FIRST
     mixed = (mixed ^ (mixed >> 27)) * _SECOND
     return int((mixed ^ (mixed >> 31)).sum())
 
 
 def of_sum(mixed: int) -> int:
-    """The number of a batch, whose mixed ids of all ranks add up to this."""
+    """Fingerprint of a batch, from the sum of hashes over all ranks."""
     return mixed & (1 << 52) - 1

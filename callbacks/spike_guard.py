@@ -1,4 +1,4 @@
-"""A run whose loss jumps up and stays there goes back, and around the data that it met."""
+"""Spike guard: after a loss spike, rewind the run to an earlier checkpoint and skip the data of the spike."""
 
 from __future__ import annotations
 
@@ -23,41 +23,42 @@ from recipes.dataloading.token_dataset import TokenShards
 from recipes.distributed.rank_zero import on_rank_zero
 
 TRAIN_LOSS = "loss/train/total"
-# Of a normal distribution, the standard deviation is this many median absolute deviations.
+# The standard deviation of a normal distribution, in median absolute deviations.
 SIGMAS_A_DEVIATION = 1.4826
 MORE_REWINDS = "a higher callbacks.spike_guard.max_rewinds allows more"
 
 
 class Rewind(Exception):
-    """Raised on every rank once the ledger is written: the run is to be started again, from an earlier checkpoint."""
+    """Raised on every rank after the skipped data was recorded: the run must start again from an earlier checkpoint."""
 
 
 class TooManyRewinds(SystemExit):
-    """Raised on every rank when the loss spikes once more; ends the process with BAD_NUMBERS."""
+    """Raised on every rank at a spike after `max_rewinds` rewinds; ends the process with exit code BAD_NUMBERS."""
 
     def __init__(self) -> None:
         super().__init__(BAD_NUMBERS)
 
 
 class SpikeGuard(Callback):
-    """Rewinds the run when its loss spikes: back to the newest checkpoint before, past the data read since.
+    """Rewinds the run to the newest checkpoint before a loss spike, and skips the data that was read since.
 
-    A batch spikes when its loss is above the median of the last `window_batches` that did not, by `threshold` robust
-    standard deviations and by `min_rise` at the least; as PaLM did it by hand (arXiv 2204.02311, 5.1: back by some 100
-    steps, 200 to 500 batches left out, and the spike did not come again). What is left out stands in the ledger.
+    A batch spikes if its loss is above the median of the last `window_batches` that did not spike, by at least
+    `threshold` robust standard deviations and by at least `min_rise`. PaLM was rewound in this way by hand (arXiv
+    2204.02311, section 5.1): about 100 steps back, 200 to 500 batches skipped, and the spike did not come again. The
+    skipped samples are recorded in skipped.jsonl.
 
     | key              | unit                                               |
     |------------------|----------------------------------------------------|
-    | guard/loss_limit | nats a token; a loss above it is a spike           |
+    | guard/loss_limit | nats per token; a loss above this limit is a spike |
 
     Args:
-        window_batches: batches that the median is taken over; none is judged before there are so many.
-        threshold: robust standard deviations (1.4826 median absolute deviations) above the median.
-        min_rise: nats a token above the median.
-        patience_batches: a spike of fewer batches passes by itself.
-        max_rewinds: a further spike ends the run.
+        window_batches: number of batches for the median; no batch is judged before there are that many.
+        threshold: smallest rise above the median, in robust standard deviations (1.4826 median absolute deviations).
+        min_rise: smallest rise above the median, in nats per token.
+        patience_batches: number of spiking batches in a row that causes a rewind; a shorter spike is ignored.
+        max_rewinds: number of rewinds after which a further spike ends the run.
         folder: the run folder.
-        writer: writer of its checkpoints.
+        writer: writer of the checkpoints.
     """
 
     def __init__(
@@ -80,19 +81,22 @@ class SpikeGuard(Callback):
         self._spiking: list[float] = []
 
     def state_dict(self) -> dict[str, Any]:
-        """The losses that the next batch is judged by, so that a resumed run judges as the uninterrupted one."""
+        """The losses that the next batch is compared with, so that a resumed run judges like an uninterrupted one."""
         return {"losses": list(self._losses), "spiking": list(self._spiking)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where a checkpoint was saved; with another `window_batches`, of the newest losses."""
+        """Restore the losses of a checkpoint; if `window_batches` is smaller now, only the newest are kept."""
         self._losses.extend(state["losses"])
         self._spiking = list(state["spiking"])
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Say so if the next spike ends the run: rewinds are counted over all starts of a run."""
+        """Warn if the next spike will end the run. Rewinds are counted over all starts of a run."""
         rewinds = len(skipped_data.read(self.folder))
         if rewinds >= self.max_rewinds and dist.get_global_rank() == 0:
-            print(f"warning: this run was rewound {rewinds} times; the next spike ends it; {MORE_REWINDS}", flush=True)
+            print(
+                f"warning: this run was rewound {rewinds} times; the next spike ends the run; {MORE_REWINDS}",
+                flush=True,
+            )
 
     def _limit(self) -> float:
         """The loss above which a batch spikes."""
@@ -103,7 +107,7 @@ class SpikeGuard(Callback):
         return median + max(self.threshold * SIGMAS_A_DEVIATION * deviation, self.min_rise)
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Judge the batch. Its loss is the same number on all ranks, so they agree."""
+        """Judge the loss of the batch. It is the same number on all ranks, so all ranks decide alike."""
         loss, limit = float(state.total_loss_dict[TRAIN_LOSS]), self._limit()
         if math.isfinite(limit):
             logger.log_metrics({"guard/loss_limit": limit})
@@ -114,16 +118,16 @@ class SpikeGuard(Callback):
             self._spiking.append(loss)
 
     def eval_before_all(self, state: State, logger: Logger) -> None:
-        """Before the batch is saved and evaluated, and after its metrics were written.
+        """Rewind if due: after the metrics of the batch were written, before it is saved and evaluated.
 
         Raises:
             Rewind: the loss spiked for `patience_batches`.
-            TooManyRewinds: and it did so too often.
+            TooManyRewinds: the same, but the run was already rewound `max_rewinds` times.
         """
         self._leave_if_spiking(state)
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """As `eval_before_all`, where the batch is not evaluated."""
+        """Do the same as `eval_before_all`, for a batch that is not evaluated."""
         self._leave_if_spiking(state)
 
     def _leave_if_spiking(self, state: State) -> None:
@@ -133,7 +137,7 @@ class SpikeGuard(Callback):
         raise Rewind if on_rank_zero(lambda: self._rewind(state)) else TooManyRewinds
 
     def _rewind(self, state: State) -> bool:
-        """On rank 0: have the next start begin before the spike and leave its data out; False if that was too often."""
+        """On rank 0: make the next start begin before the spike and skip its data. False after too many rewinds."""
         batch = int(state.timestamp.batch)
         first = batch - len(self._spiking) + 1
         spike = f"batches {first} to {batch} have losses of {', '.join(f'{loss:.3g}' for loss in self._spiking)}"
@@ -142,7 +146,7 @@ class SpikeGuard(Callback):
         if len(entries) >= self.max_rewinds:
             print(
                 f"error: {spike}, after {len(entries)} rewinds. The same command resumes from the newest checkpoint, "
-                f"and the next spike ends it again; {MORE_REWINDS}, or see docs/operations.md, exit code 3",
+                f"and the next spike ends the run again; {MORE_REWINDS}, or see docs/operations.md, exit code 3",
                 flush=True,
             )
             return False
@@ -162,13 +166,13 @@ class SpikeGuard(Callback):
             folder: _with_documents(folder, places.tolist(), state.batch["input_ids"].shape[1])
             for folder, places in data.by_folder(np.array(samples, np.int64)).items()
         }
-        # First, so that a run that is killed here meets the spike again, and does not continue behind it.
+        # Discard first: if the run is killed here, it meets the spike again, and does not resume after it.
         self.writer.discard_from(first)
         entry = {"from_batch": batch, "to_batch": goal["batch"], "losses": list(self._spiking), "limit": self._limit()}
         skipped_data.append(self.folder, {**entry, "windows": windows}, left_out)
         documents = sum(len(ids) for _, ids in left_out.values())
         print(
-            f"warning: {spike}: back to batch {goal['batch']}, leaving out {len(samples):,} samples of "
+            f"warning: {spike}: back to batch {goal['batch']}, skipping {len(samples):,} samples of "
             f"{documents:,} documents ({self.folder / skipped_data.LEDGER})",
             flush=True,
         )
@@ -176,7 +180,7 @@ class SpikeGuard(Callback):
 
 
 def _with_documents(folder: Path, samples: list[int], seq_len: int) -> tuple[list[int], list[str]]:
-    """Samples of a split, and the ids of their documents; none where shards that are fetched come without the list."""
+    """The samples, and the ids of their documents; no ids if the shards were fetched from a remote without the list."""
     there = (folder / DOCUMENTS).is_file()
     return samples, skipped_data.documents_of(folder, samples, seq_len) if there else []
 
@@ -184,7 +188,7 @@ def _with_documents(folder: Path, samples: list[int], seq_len: int) -> tuple[lis
 def _between(
     goal: JsonDict, end: JsonDict, skipped: Sequence[skipped_data.Window], epoch_end: int
 ) -> list[skipped_data.Window]:
-    """The positions from `goal` to `here`; both say `epoch` and `sample_in_epoch`, in samples that were trained on."""
+    """Positions in the data from `goal` to `end`, each with `epoch` and `sample_in_epoch`, in trained samples."""
     windows = []
     for epoch in range(goal["epoch"], end["epoch"] + 1):
         begin = skipped_data.position(skipped, epoch, goal["sample_in_epoch"]) if epoch == goal["epoch"] else 0

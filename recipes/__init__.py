@@ -1,1 +1,1 @@
-"""What one runs: train, plan, preflight, ladder, finetune, sweep, export, evaluate, generate, report."""
+"""The commands: train, plan, preflight, ladder, finetune, sweep, export, evaluate, generate, report."""

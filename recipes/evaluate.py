@@ -1,4 +1,4 @@
-"""Evaluate: scores of a model on question sets, perplexity on held-out text, and what the training text leaked.
+"""Evaluate: score a model on question sets, measure its perplexity, and find test questions in its training text.
 
     python recipes/evaluate.py --model runs/smoke/model --tasks pubmedqa,mmlu --data data/tasks --out runs/smoke/scores
     python recipes/evaluate.py --model biomedlm --tasks mmlu --data data/tasks --out scores-5shot --shots 5
@@ -8,9 +8,10 @@
     python recipes/evaluate.py --tasks medqa,bioasq --data data/tasks --check       # read the sets, print, stop
     python recipes/evaluate.py --runs runs/pubmedqa-1 runs/pubmedqa-2 runs/pubmedqa-3 --out scores  # over seeds
 
-DATA holds a folder a task; `python recipes/finetune.py --describe` says which files. OUT gets results.json with all
-that is needed to repeat it, table.md, table.html, every question's log-probabilities, and the prompts as the tasks that
-lm-eval-harness scored. A fine-tuned model answers with its head, on sets of the kind that it was tuned on.
+DATA holds one folder for each task; `python recipes/finetune.py --describe` lists the files of each. The command writes
+into OUT: results.json with everything that is needed to repeat the evaluation, table.md, table.html, the
+log-probabilities of every question, and the prompts as task files for lm-eval-harness. A fine-tuned model answers with
+its head, on sets of the kind that it was tuned on.
 """
 
 from __future__ import annotations
@@ -40,24 +41,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("--model", type=Path, help="folder that recipes/export.py wrote, or one like BioMedLM's")
     parser.add_argument("--tasks", type=names, default=(), help="such as medqa,pubmedqa,mmlu")
-    parser.add_argument("--data", type=Path, default=Path("data/tasks"), help="holds a folder a task")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/tasks"), help="folder that holds one folder for each task"
+    )
     parser.add_argument("--runs", type=Path, nargs="+", help="run folders of one fine-tuning with several seeds")
     parser.add_argument("--out", type=folder_to_make, help="the folder to make")
     parser.add_argument("--check", action="store_true", help="read the sets, print what they hold, and stop")
     parser.add_argument(
-        "--shots", type=Allowed(Whole(0, 1000)), default=0, help="answered questions before each (default: 0)"
+        "--shots",
+        type=Allowed(Whole(0, 1000)),
+        default=0,
+        help="answered questions in the prompt before each question (default: 0)",
     )
     parser.add_argument(
         "--limit",
         type=Allowed(Whole(1, 10**9)),
-        help="score so many questions of each set alone, chosen by hash, for a trial",
+        help="for a trial: score only this number of questions of each set, chosen by hash",
     )
-    parser.add_argument("--corpus", type=Path, help="training corpus: report what it leaks")
+    parser.add_argument("--corpus", type=Path, help="training corpus, to be searched for the questions")
     parser.add_argument(
         "--text-documents",
         type=Allowed(Whole(0, 10**9)),
         default=0,
-        help="documents of the corpus' val to compute perplexity of (default: 0)",
+        help="number of documents of the corpus' val split to compute perplexity on (default: 0)",
     )
     parser.add_argument(
         "--batch-size", type=Allowed(Whole(1, 2**16)), default=8, help="sequences at a time (default: 8)"
@@ -66,12 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--dtype",
         choices=DTYPES,
         default="float32",
-        help="of the computation, log-probabilities included (default: float32)",
+        help="dtype of the computation, log-probabilities included (default: float32)",
     )
     parser.add_argument("--device", type=Allowed(DEVICE), help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     arguments = parser.parse_args(argv)
     if arguments.text_documents and not arguments.corpus:
-        raise BadInput("--text-documents needs --corpus, of whose val split they are")
+        raise BadInput("--text-documents needs --corpus: the documents are taken from its val split")
     if arguments.check and not arguments.runs:
         _evaluate(arguments)
         return

@@ -1,16 +1,18 @@
-"""Export: a checkpoint, or a GPT-2 folder with layer-scaled attention, into a Hugging Face folder that runs anywhere.
+"""Export: turn a checkpoint, or a GPT-2 folder with layer-scaled attention, into a plain Hugging Face folder.
 
-The scale 1/(layer + 1) is folded into the query part of c_attn and the flag switched off, which gives a plain GPT-2
-that every attention backend, vLLM and llama.cpp compute right. The folder is written aside, loaded afresh with stock
-transformers and compared with the trained model under eager and sdpa; it gets its name only if the logits agree.
+The command multiplies the query part of c_attn by the scale 1/(layer + 1) and switches the flag off. The result is a
+plain GPT-2, which every attention backend, vLLM and llama.cpp compute correctly. The folder is written under a
+temporary name, loaded with unmodified transformers and compared with the trained model, with eager and sdpa attention.
+It gets its final name only if the logits agree.
 
     python recipes/export.py --checkpoint runs/smoke --out runs/smoke/model            # a run's newest checkpoint
     python recipes/export.py --checkpoint runs/smoke/checkpoints/ep0-ba200 --out /tmp/at-200
     python recipes/export.py --checkpoint ~/BioMedLM --out ~/BioMedLM-fixed            # the published model
     python recipes/export.py --checkpoint runs/smoke --out runs/smoke/model --scores runs/smoke/scores # on its card
 
-Its README.md is a card that the Hugging Face hub takes. Scores come onto it from evaluate.py's folder, grams of CO2
-from what you state of the devices and the grid. Exported again with more of these, the folder gets another card.
+The folder's README.md is a model card that the Hugging Face hub accepts. The card shows scores if you pass the folder
+of evaluate.py, and grams of CO2 if you state the power of a device and the carbon intensity of the grid. If you export
+again with more of these options, only the card is replaced.
 """
 
 from __future__ import annotations
@@ -53,20 +55,20 @@ def export(
     scores: Path | None = None,
     license_file: Path | None = None,
 ) -> JsonDict:
-    """Write the Hugging Face folder `out`; its manifest. Nothing is done if it is there already.
+    """Write the Hugging Face folder `out` and return its manifest. If the folder is up to date, nothing is written.
 
     Args:
-        checkpoint: run folder, checkpoint in one, or GPT-2 folder.
-        out: the folder.
-        tokenizer: its folder, if it is not beside the weights.
+        checkpoint: run folder, checkpoint in a run folder, or GPT-2 folder.
+        out: folder to write.
+        tokenizer: tokenizer folder, if the tokenizer is not beside the weights.
         dtype: dtype of the saved weights.
-        stated: what the card says beside the record.
-        scores: a folder of evaluate.py, of these weights.
-        license_file: the licence's text, which is copied.
+        stated: facts for the card that the run's record does not hold.
+        scores: folder of evaluate.py with scores of these weights.
+        license_file: file with the licence's text, to be copied into the folder.
 
     Raises:
-        BadInput: the source, the output folder or what is to be on the card is not usable.
-        RuntimeError: the exported model does not compute the trained one.
+        BadInput: the source, the output folder or an addition to the card cannot be used.
+        RuntimeError: the exported model computes other logits than the trained model.
     """
     source = find_source(checkpoint, tokenizer)
     card = card_request(source, stated, scores, license_file)
@@ -89,8 +91,8 @@ def export(
     model, text_tokenizer = load_trained(source), load_tokenizer(source)
     if len(text_tokenizer) != model.config.vocab_size:
         raise BadInput(
-            f"{source.tokenizer} has {len(text_tokenizer)} entries, the model {model.config.vocab_size}; "
-            "give the model's own with --tokenizer"
+            f"{source.tokenizer} has {len(text_tokenizer)} entries, but the model has {model.config.vocab_size}; "
+            "give the model's own tokenizer with --tokenizer"
         )
     expected = logits(model)
     fold_layer_scaling(model)
@@ -104,8 +106,8 @@ def export(
     try:
         save_pretrained(model.to(getattr(torch, dtype)), partial)
         save_tokenizer(text_tokenizer, partial, facts["n_positions"])
-        del model  # never two models in memory
-        # Rounded weights differ by their rounding: 2^-8 and 2^-11 a weight, measured 2e-2 and 3e-3 on logits.
+        del model  # so that memory never holds two models
+        # Rounding changes a weight by up to 2^-8 (bfloat16) or 2^-11 (float16): measured 2e-2 and 3e-3 on logits.
         tolerance = {"float32": TOLERANCE, "bfloat16": 1e-1, "float16": 2e-2}[dtype]
         differences = compare_with_stock(partial, expected, tolerance)
         batch = saved_at(source.weights)["batch"] if source.run else 0
@@ -127,14 +129,24 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="run folder, checkpoint, or GPT-2 model folder")
     parser.add_argument("--out", type=folder_to_make, required=True, help="the Hugging Face folder to write")
     parser.add_argument("--tokenizer", type=Path, help="tokenizer folder, if it is not beside the weights")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="of the saved weights (default: float32)")
-    parser.add_argument("--scores", type=Path, help="folder of evaluate.py, of these weights: onto the card")
-    parser.add_argument("--license-file", type=Path, help="the licence's text, to be copied into the folder as LICENSE")
-    parser.add_argument("--base-model", type=Allowed(REPOSITORY), help="what it began with, as OWNER/NAME on the hub")
     parser.add_argument(
-        "--device-watts", type=Allowed(WATTS), help="that a device took with its share of the machine, for grams of CO2"
+        "--dtype", choices=DTYPES, default="float32", help="dtype of the saved weights (default: float32)"
     )
-    parser.add_argument("--grid-g-per-kwh", type=Allowed(GRAMS), help="g of CO2-equivalent a kWh of the grid, for them")
+    parser.add_argument("--scores", type=Path, help="folder of evaluate.py with scores of these weights, for the card")
+    parser.add_argument("--license-file", type=Path, help="the licence's text, to be copied into the folder as LICENSE")
+    parser.add_argument(
+        "--base-model", type=Allowed(REPOSITORY), help="OWNER/NAME on the hub of the model that training began with"
+    )
+    parser.add_argument(
+        "--device-watts",
+        type=Allowed(WATTS),
+        help="watts that one device and its share of the machine took, for the grams of CO2 on the card",
+    )
+    parser.add_argument(
+        "--grid-g-per-kwh",
+        type=Allowed(GRAMS),
+        help="grams of CO2-equivalent for each kWh of your grid, for the grams of CO2 on the card",
+    )
     arguments: Any = parser.parse_args(argv)
     stated = Stated(arguments.base_model, arguments.device_watts, arguments.grid_g_per_kwh)
     try:

@@ -1,4 +1,4 @@
-"""Fine-tune: a model and a task's set in, a run folder with the fine-tuned model and its scores out.
+"""Fine-tune: train a model on the set of one task, and write a run folder with the tuned model and its scores.
 
 composer recipes/finetune.py yamls/finetune/pubmedqa.yaml model=biomedlm data=data/tasks       # one GPU of 80 GB
 python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=one-gpu-24gb        # LoRA
@@ -8,10 +8,10 @@ python recipes/finetune.py yamls/finetune/medqa.yaml model=biomedlm preset=full 
 python recipes/finetune.py --describe                                                          # how a set is written
 
 `model` is a folder of recipes/export.py or of the published BioMedLM, a run folder, or a checkpoint in one. It must be
-able to read `seq_len` tokens: 512 unless it is given, and the model of `make smoke` reads 256. Type the same command
-again to resume the run. Afterwards the run folder holds `model/`, a prediction for every question, pair or
-sentence of dev and test, and scores.json; several seeds are put together by `python recipes/evaluate.py --runs …`. With
-`score_test=false` test is left alone until the same command is typed without it. Every key: docs/configuration.md
+able to read `seq_len` tokens. The default is 512; the model of `make smoke` reads 256. Type the same command again to
+resume the run. Afterwards the run folder holds `model/`, a prediction for every question, pair or sentence of dev and
+test, and scores.json. `python recipes/evaluate.py --runs …` combines the scores of several seeds. With
+`score_test=false` test is not scored until you type the same command without it. docs/configuration.md lists every key.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from recipes.runs.signals import leave_at_once_when_told, leave_with_the_launche
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and fine-tune, or print what would be done."""
+    """Parse the command line and fine-tune, or print the plan."""
     arguments = parse_run(__doc__, "yamls/finetune/pubmedqa.yaml", "model=biomedlm", argv, _describe)
     leave_at_once_when_told()
     leave_with_the_launcher()
@@ -57,8 +57,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
 
 
 def _describe(parser: argparse.ArgumentParser) -> None:
-    said = "print which files hold a set, of your own too, with an example of each form, and stop"
-    parser.add_argument("--describe", action="version", version=formats(), help=said)
+    describe = "print which files hold a question set, with an example of each form for sets of your own, and stop"
+    parser.add_argument("--describe", action="version", version=formats(), help=describe)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Generate: continue prompts with an exported model; or talk to it in the terminal or on a page.
+"""Generate: continue prompts with an exported model, from the command line, in the terminal or on a web page.
 
 python recipes/generate.py --model runs/smoke/model --prompt "Photosynthesis is" --prompt "Treatment with aspirin"
 python recipes/generate.py --model runs/smoke/model --prompt "Thrombin" --temperature 0 --max-new-tokens 64
@@ -6,7 +6,7 @@ python recipes/generate.py --model runs/smoke/model --out runs/smoke/samples.jso
 python recipes/generate.py --model runs/smoke/model --interactive                    # text as it is written
 python recipes/generate.py --model runs/smoke/model --model biomedlm --web           # http://127.0.0.1:7860
 
-A model that was fine-tuned on pairs (runs/meqsum/model) reads the prompt as its source and writes the target.
+A model that was fine-tuned on pairs (such as runs/meqsum/model) reads the prompt as its source and writes the target.
 """
 
 from __future__ import annotations
@@ -48,17 +48,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         )  # fmt: skip
     parser.add_argument("--device", type=Allowed(DEVICE), help="cpu, cuda, cuda:1 … (default: a GPU if there is one)")
     parser.add_argument(
-        "--out", type=FileToWrite((".json",)), help="also write the samples there as JSON; done once for a model"
+        "--out",
+        type=FileToWrite((".json",)),
+        help="also write the samples to this JSON file; if it already has them, do nothing",
     )
-    parser.add_argument("--host", default="127.0.0.1", help="of the page: the address that is listened on")
-    parser.add_argument("--port", type=Allowed(Whole(1, 65535)), default=7860, help="of the page (default: 7860)")
+    parser.add_argument("--host", default="127.0.0.1", help="address that the page is served on (default: %(default)s)")
+    parser.add_argument("--port", type=Allowed(Whole(1, 65535)), default=7860, help="port of the page (default: 7860)")
     arguments = parser.parse_args(argv)
     settings: JsonDict = {setting.name: getattr(arguments, setting.name) for setting in SETTINGS}
     folders: list[Path] = arguments.model
     if arguments.out and (arguments.interactive or arguments.web):
-        raise BadInput("--out keeps what is written to --prompt; it does not go with --interactive or --web")
+        raise BadInput("--out saves the continuations of --prompt; it cannot be used with --interactive or --web")
     if len(folders) > 1 and not arguments.web:
-        raise BadInput(f"--model was given {len(folders)} times; only the page (--web) lets one choose")
+        raise BadInput(f"--model was given {len(folders)} times; only the page (--web) takes several models")
     if arguments.web:
         from recipes.generation.chat_web import serve
 

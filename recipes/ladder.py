@@ -1,12 +1,12 @@
-"""Ladder: small runs in, smallest first; the law of their losses and what it predicts of a large one out.
+"""Ladder: train small models, smallest first, fit a scaling law to their losses, and predict the loss of a large one.
 
 python recipes/ladder.py yamls/ladder/*.yaml --gpu a100-40gb --dry-run      # rungs, FLOPs, hours; what does not fit
 python recipes/ladder.py yamls/ladder/*.yaml                                # run what fits this machine, fit, predict
 python recipes/ladder.py yamls/ladder/tiny/*.yaml --predict yamls/smoke-cpu.yaml --out runs/ladder-tiny  # on a CPU
 
-Each rung is a run of recipes/train.py in its own run folder, with `key=value` for all of them: a rung that is finished,
-here or elsewhere, is not run again, and the same command resumes where it stopped. The folder --out then holds
-ladder.html, ladder.png and ladder.json: points, laws, predictions with their intervals, and what they cannot tell.
+Each rung is a run of recipes/train.py in its own run folder; `key=value` changes all rungs. A rung that is finished,
+on this or another machine, is not run again, and the same command resumes a ladder that stopped. The folder --out then
+holds ladder.html, ladder.png and ladder.json: the points, the laws, the predictions with intervals, and their limits.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ FLAGSHIP = ROOT / "yamls/biomedlm-2.7b.yaml"
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, print the rungs, run what fits, fit.
+    """Parse the command line, print the rungs, run those that fit the machine, and fit the law.
 
     Raises:
         BadInput: fewer than three rungs can be used.
@@ -55,19 +55,41 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("given", nargs="+", metavar="YAML|key=value", help="rungs, and changes to all of them")
     parser.add_argument(
-        "--predict", action="append", type=Path, metavar="YAML", help=f"default {FLAGSHIP.name}; repeat"
+        "--predict",
+        action="append",
+        type=Path,
+        metavar="YAML",
+        help=f"run whose loss to predict; can be repeated (default: {FLAGSHIP.name})",
     )
     parser.add_argument(
-        "--floor", type=Allowed(Real(0, 100)), metavar="NATS", help="E, if it is known: the loss that no model beats"
+        "--floor",
+        type=Allowed(Real(0, 100)),
+        metavar="NATS",
+        help="loss that no model can go below (E of the law), if you know it",
     )
-    parser.add_argument("--with-repeated", action="store_true", help=f"rungs of more than {MAX_PASSES:g} passes, too")
-    parser.add_argument("--gpu", metavar="NAME", help="hours and cost on it; with --dry-run, what fits it")
+    parser.add_argument(
+        "--with-repeated",
+        action="store_true",
+        help=f"also use rungs that read their data more than {MAX_PASSES:g} times",
+    )
+    parser.add_argument(
+        "--gpu", metavar="NAME", help="print hours and cost on this GPU; with --dry-run, also which rungs fit it"
+    )
     add_stack(parser)
     parser.add_argument(
-        "--mfu", type=Allowed(MFU), metavar="SHARE", help="as a run reached it, such as 0.4; else published"
+        "--mfu",
+        type=Allowed(MFU),
+        metavar="SHARE",
+        help="MFU that a run of yours reached, such as 0.4 (default: published)",
     )
-    parser.add_argument("--out", type=folder_to_make, default="runs/ladder", metavar="DIR", help="default %(default)s")
-    parser.add_argument("--dry-run", action="store_true", help="print the rungs and what they cost, and stop")
+    parser.add_argument(
+        "--out",
+        type=folder_to_make,
+        default="runs/ladder",
+        metavar="DIR",
+        help="folder for the results (default: %(default)s)",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="print the rungs and their cost, and stop")
     arguments = parser.parse_intermixed_args(argv)
     if arguments.gpu:
         find_gpu(arguments.gpu, arguments.stack)
@@ -75,8 +97,8 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     overrides = [text for text in arguments.given if not text.endswith((".yaml", ".yml"))]
     if len(yamls) < LEAST_RUNGS:
         raise BadInput(
-            f"{len(yamls)} rungs are too few: a law of two parameters and its error take {LEAST_RUNGS}, such as "
-            "yamls/ladder/*.yaml"
+            f"{len(yamls)} rungs are too few: to fit the two parameters of the law and estimate its error, the command "
+            f"needs {LEAST_RUNGS}, such as yamls/ladder/*.yaml"
         )
     leave_at_once_when_told()
     with nullcontext() if arguments.dry_run else hold(arguments.out):
@@ -89,7 +111,7 @@ def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequ
     planned_for = arguments.gpu if arguments.dry_run else None
     machine = Machine(0, 0, None) if planned_for or all(map(on_cpu, rungs)) else this_machine()
     reasons = left_out(rungs, machine, planned_for, arguments.with_repeated, arguments.stack)
-    stack = arguments.stack if arguments.gpu else None  # here torch itself is asked, when a rung starts
+    stack = arguments.stack if arguments.gpu else None  # a rung that runs here is checked by torch itself at its start
     print(format_ladder(rungs, reasons, arguments.gpu or machine.name, arguments.mfu, stack), flush=True)
     if arguments.dry_run:
         say_made(yamls[0], "nothing was run yet", "python", "recipes/ladder.py", *arguments.given)
@@ -97,14 +119,14 @@ def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequ
     used = [rung for rung in rungs if rung.name not in reasons]
     if len(used) < LEAST_RUNGS:
         raise BadInput(
-            f"{len(used)} of {len(rungs)} rungs can be used, and a law takes {LEAST_RUNGS}:\n  "
+            f"{len(used)} of {len(rungs)} rungs can be used, but the law needs {LEAST_RUNGS}:\n  "
             + "\n  ".join(f"{name}: {reason}" for name, reason in reasons.items())
         )
     if floor_too_high(arguments.floor, used):
         raise BadInput(f"--floor {arguments.floor:g} is not below the losses of the rungs")
     for rung in used:
         if rung.shards is None and not rung.finished:
-            check_shards(rung.cfg)  # says what is missing
+            check_shards(rung.cfg)  # its error names what is missing
     out: Path = arguments.out
     if (out / RECORD).exists():
         raise BadInput(f"{out} is the folder of a run; give this ladder another --out")
@@ -117,7 +139,7 @@ def _climb(arguments: argparse.Namespace, yamls: Sequence[Path], overrides: Sequ
 
 
 def floor_too_high(floor: float | None, rungs: Sequence[Rung]) -> bool:
-    """Whether a given E is above the loss of a rung that is finished."""
+    """Whether the given floor E is not below the loss of every finished rung."""
     return floor is not None and any(measure(rung, True).loss <= floor for rung in rungs if rung.finished)
 
 

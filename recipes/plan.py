@@ -1,4 +1,4 @@
-"""Plan: what a run will do, and what it takes of a cluster, before anything starts. Pure arithmetic, no torch.
+"""Plan: compute what a run will do, and how much memory, time and money it needs, before it starts; no torch.
 
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 128 --gpu a100-40gb                    # will it fit, how long
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 64 --gpu h100 --price 2.5 --mfu 0.4    # cost, at a speed known
@@ -6,8 +6,8 @@ python recipes/plan.py yamls/biomedlm-2.7b.yaml activation_checkpointing=true --
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpu h100 --mfu 0.408 --scaling 8 16 32 64 128 256 512 1024
 python recipes/plan.py yamls/biomedlm-2.7b.yaml --gpus 64 --gpu b200 --stack next    # on another torch than the lock's
 
-The first line is the verdict. A run that cannot fit ends with exit code 2, and with what would make it fit; so does a
-GPU that the locked torch has no code for.
+The first line of the output says whether the run fits. If it does not fit, or if the locked torch has no code for the
+GPU, the command exits with code 2 and prints what would help.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from recipes.planning.run_plan import RANKS_PER_NODE, check_shards, make_plan
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
-    """Print what a run takes of a cluster.
+    """Print how much memory, time and money a run needs on a cluster.
 
     Raises:
-        BadInput: an unknown GPU, one that the stack cannot run, or a run that does not fit.
+        BadInput: the GPU is unknown, the stack cannot run it, or the run does not fit.
     """
     parser = new_parser(__doc__)
     parser.add_argument("yaml", help="configuration, such as yamls/biomedlm-2.7b.yaml")
@@ -42,24 +42,35 @@ def command_line(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--gpu", required=True, metavar="NAME", help=f"one of {', '.join(GPUS)}")
     add_stack(parser)
     parser.add_argument(
-        "--gpus", type=Allowed(WORLD_SIZE), metavar="N", help="how many; the YAML's world_size if not given"
+        "--gpus", type=Allowed(WORLD_SIZE), metavar="N", help="number of GPUs (default: world_size of the YAML)"
     )
     parser.add_argument(
-        "--gpus-per-node", type=Allowed(Whole(1, 1000)), default=RANKS_PER_NODE, metavar="N", help="default %(default)s"
+        "--gpus-per-node",
+        type=Allowed(Whole(1, 1000)),
+        default=RANKS_PER_NODE,
+        metavar="N",
+        help="GPUs of one node (default: %(default)s)",
     )
     parser.add_argument(
-        "--mfu", type=Allowed(MFU), metavar="SHARE", help="as a run reached it, such as 0.231; else published"
+        "--mfu",
+        type=Allowed(MFU),
+        metavar="SHARE",
+        help="MFU that a run of yours reached, such as 0.231 (default: published)",
     )
-    parser.add_argument("--price", type=Allowed(PRICE), metavar="MONEY", help="of a GPU-hour, in any currency")
+    parser.add_argument("--price", type=Allowed(PRICE), metavar="MONEY", help="price of a GPU-hour, in any currency")
     parser.add_argument(
         "--network",
         type=Allowed(Real(0, 10**6, above=True)),
         metavar="GBIT",
-        help="Gbit/s that a node sends; else a usual node's",
+        help="Gbit/s that a node sends (default: that of a usual node)",
     )
-    parser.add_argument("--json", action="store_true", help="the same as JSON")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of text")
     parser.add_argument(
-        "--scaling", type=Allowed(WORLD_SIZE), nargs="+", metavar="N", help="a table of so many GPUs, in Markdown"
+        "--scaling",
+        type=Allowed(WORLD_SIZE),
+        nargs="+",
+        metavar="N",
+        help="print a Markdown table with a row for each number of GPUs",
     )
     given = parser.parse_intermixed_args(argv)
     cfg = load_training_config(given.yaml, given.overrides)

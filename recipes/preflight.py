@@ -1,11 +1,12 @@
-"""Preflight: what would stop a run after an hour, found in minutes, on the ranks that will run it.
+"""Preflight: find in minutes, on the ranks of the run, what would stop the run after an hour.
 
 composer recipes/preflight.py yamls/biomedlm-2.7b.yaml                    # launched as the run will be
 python recipes/preflight.py yamls/smoke-cpu.yaml --verify-all             # one process; every shard is read and hashed
 python recipes/preflight.py yamls/biomedlm-2.7b.yaml --fake-world 128     # the 128 ranks' parts, on a laptop, no data
 
-One line a check: what was found, and how long it took. Steps, checkpoint and resumption are the run's own, in a folder
-beside the run's, which is removed. It ends with code 0 if the run can start, else with 2 and what to mend.
+Each check prints one line: its result, and how long it took. Preflight trains a few batches, saves a checkpoint and
+resumes from it with the run's own code, in a folder beside the run folder, which it removes afterwards. The exit code
+is 0 if the run can start; otherwise it is 2, and the output says what to change.
 """
 
 from __future__ import annotations
@@ -28,14 +29,21 @@ from recipes.trials.fake_world import fake_world
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and check."""
+    """Parse the command line and run the checks."""
 
     def add(parser: Any) -> None:
-        parser.add_argument("--verify-all", action="store_true", help="read and hash every shard, not a few")
+        parser.add_argument("--verify-all", action="store_true", help="read and hash all shards, instead of a few")
         parser.add_argument(
-            "--fake-world", type=Allowed(WORLD_SIZE), metavar="N", help="build the parts of N ranks here; runs nothing"
+            "--fake-world",
+            type=Allowed(WORLD_SIZE),
+            metavar="N",
+            help="build the model parts of N ranks on this machine; no training",
         )
-        parser.add_argument("--gpu", metavar="NAME", help=f"with --fake-world: must fit; one of {', '.join(GPUS)}")
+        parser.add_argument(
+            "--gpu",
+            metavar="NAME",
+            help=f"with --fake-world: also check that the run fits this GPU, one of {', '.join(GPUS)}",
+        )
         add_stack(parser)
 
     arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "run_dir=/scratch/run", argv, add)

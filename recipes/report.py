@@ -1,10 +1,10 @@
-"""Report: what runs did, as one HTML page that needs nothing else, and as a short table.
+"""Report: show one run or several as a self-contained HTML page and a short table.
 
 python recipes/report.py runs/smoke                                # writes runs/smoke/report.html, prints the table
 python recipes/report.py runs/a runs/b --out a-and-b.html          # side by side: curves in one plot, what differs
 python recipes/report.py runs/a --from-batch 41000 --to-batch 42000 --out spike.html
-python recipes/report.py runs/a --watch                            # again and again while it trains
-python recipes/report.py runs/a --log                              # one entry more in docs/runs.md
+python recipes/report.py runs/a --watch                            # rewrites the page while the run trains
+python recipes/report.py runs/a --log                              # adds an entry to docs/runs.md
 python recipes/report.py runs/smoke --plot docs/smoke-loss.svg     # the loss curve alone
 python recipes/report.py runs/smoke --checkpoints                  # which are whole; code 2 if one is damaged
 """
@@ -30,7 +30,7 @@ from recipes.runs.report_page import REPORT, watch, write_report
 from recipes.runs.run_log import LOG, append_log
 
 BATCH = Whole(0, 10**9)
-BATCHES = "batch"  # what curves are drawn against, unless --x says otherwise
+BATCHES = "batch"  # default of --x
 PICTURES = (".png", ".svg", ".pdf")
 
 
@@ -39,16 +39,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = new_parser(__doc__)
     parser.add_argument("run", type=Path, nargs="+", help="run folder, such as runs/smoke")
     parser.add_argument(
-        "--out", type=FileToWrite((".html",)), help="the page (default: report.html in the folder of the only run)"
+        "--out",
+        type=FileToWrite((".html",)),
+        help="page to write (default, for a single run: report.html in its folder)",
     )
-    parser.add_argument("--x", choices=AXES, default=BATCHES, help="what curves are drawn against (default batch)")
+    parser.add_argument("--x", choices=AXES, default=BATCHES, help="horizontal axis of the curves (default: batch)")
     parser.add_argument("--from-batch", type=Allowed(BATCH), default=0, help="the first batch to draw")
     parser.add_argument("--to-batch", type=Allowed(BATCH), help="the last batch to draw")
-    parser.add_argument("--watch", action="store_true", help="write the page again while the runs train")
-    parser.add_argument("--log", action="store_true", help=f"append an entry to {LOG.parent.name}/{LOG.name}, no page")
-    parser.add_argument("--plot", type=FileToWrite(PICTURES), help="write the loss curve there and no page")
+    parser.add_argument("--watch", action="store_true", help="rewrite the page while the runs train")
+    parser.add_argument("--log", action="store_true", help=f"append an entry to {LOG.parent.name}/{LOG.name} instead")
+    parser.add_argument("--plot", type=FileToWrite(PICTURES), help="write only the loss curve, to this file")
     parser.add_argument(
-        "--checkpoints", action="store_true", help="list the checkpoints, each compared with its hashes, and no page"
+        "--checkpoints",
+        action="store_true",
+        help="compare the files of all checkpoints with their hashes, and list the results instead",
     )
     arguments = parser.parse_args(argv)
     folders: list[Path] = arguments.run
@@ -66,7 +70,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise BadInput(f"--to-batch {window[1]} comes before --from-batch {window[0]}")
     part = window != (0, None)
     if (len(folders) > 1 or part) and not arguments.out and not (arguments.log or arguments.plot):
-        raise BadInput("several runs, or a part of one, need --out PAGE.html; report.html in its folder is a run's own")
+        raise BadInput(
+            "several runs, or a part of one run, need --out PAGE.html; report.html in a run folder is for the whole run"
+        )
     if part and arguments.watch:
         raise BadInput("--watch draws whole runs; leave out --from-batch and --to-batch")
     path = arguments.out or folders[0] / REPORT
@@ -78,7 +84,7 @@ def _write(arguments: Namespace, path: Path, window: tuple[int, int | None]) -> 
     runs = [read_run(folder) for folder in arguments.run]
     if len({data.pretraining for data in runs}) > 1:
         kinds = ", ".join(f"{data.folder} {'pre-trained' if data.pretraining else 'fine-tuned'}" for data in runs)
-        raise BadInput(f"runs of two kinds have nothing to compare: {kinds}")
+        raise BadInput(f"pre-trained and fine-tuned runs cannot be compared: {kinds}")
     if arguments.log:
         for data in runs:
             append_log(data, LOG)
@@ -110,16 +116,18 @@ def _write(arguments: Namespace, path: Path, window: tuple[int, int | None]) -> 
 
 
 def _export(run: Path) -> tuple[str | Path, ...]:
-    """The words of the command that makes a model of a run."""
+    """The words of the command that exports the model of a run."""
     return "python", "recipes/export.py", "--checkpoint", run, "--out", run / "model"
 
 
 def _refuse_beside_checkpoints(arguments: Namespace) -> None:
-    """Refuse options of the page beside --checkpoints, which makes none."""
+    """Refuse options of the page beside --checkpoints, which writes no page."""
     given = [name for name in ("out", "from_batch", "to_batch", "watch", "log", "plot") if getattr(arguments, name)]
     given += ["x"] if arguments.x != BATCHES else []
     if given:
-        raise BadInput(f"--{given[0].replace('_', '-')} beside --checkpoints, which makes no page; leave one out")
+        raise BadInput(
+            f"--{given[0].replace('_', '-')} cannot be used with --checkpoints, which writes no page; leave one out"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Train: one configuration in, one run folder out. Type the same command again to resume it.
+"""Train: pre-train a model from one configuration into one run folder. The same command resumes the run.
 
 composer recipes/train.py yamls/biomedlm-2.7b.yaml                       # all GPUs of a node
 python recipes/train.py yamls/smoke-cpu.yaml run_name=mine seed=18       # one process, two values changed
-composer recipes/train.py yamls/continue/domain.yaml init_from=biomedlm  # begin with the weights of a model
+composer recipes/train.py yamls/continue/domain.yaml init_from=biomedlm  # start from the weights of a model
 python recipes/train.py yamls/biomedlm-2.7b.yaml --dry-run               # print the configuration and plan, stop
 
-Every key: docs/configuration.md
+docs/configuration.md lists every key.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from recipes.training.pretraining import train
 
 
 def command_line(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line and train, or print what would be done."""
+    """Parse the command line and train, or print the plan."""
     arguments = parse_run(__doc__, "yamls/smoke-cpu.yaml", "optimizer.lr=2e-4", argv)
     leave_at_once_when_told()
     leave_with_the_launcher()
     cfg = load_training_config(arguments.yaml, arguments.overrides)
-    if not arguments.dry_run:  # what watches the run meanwhile: callbacks/registry.py
+    if not arguments.dry_run:  # with the callbacks of callbacks/registry.py
         train(cfg)
         model = ("--out", Path(cfg.run_dir) / "model")
         say_made(cfg.run_dir, "a trained run", "python", "recipes/export.py", "--checkpoint", cfg.run_dir, *model)

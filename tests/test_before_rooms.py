@@ -129,5 +129,5 @@ def test_an_old_key_is_refused_by_name_wherever_a_user_writes_it(key: str, value
 def test_a_setting_that_is_gone_and_acted_is_not_passed_over(old: Path) -> None:
     config = old / "run/config.yaml"
     config.write_text(config.read_text().replace("vocab_multiple: 1", "vocab_multiple: 128"))
-    with pytest.raises(BadInput, match=r"vocab_multiple = 128: no such setting any more; use the commit"):
+    with pytest.raises(BadInput, match=r"vocab_multiple = 128: this version has no such setting; use the commit"):
         load_recorded_config(config)

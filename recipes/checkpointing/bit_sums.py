@@ -1,9 +1,9 @@
-"""Sums over the bits of weights and moments, by which what was loaded is held against what was saved.
+"""Compare loaded weights and moments with the saved ones, by sums over their bits.
 
-The hashes of a checkpoint's files tell that what was read is what was written. These sums go further, from the devices
-that it was saved from to those that it was loaded onto: the bits of each number taken as a whole number, added up
-where the tensor lies. One bit that differs changes its tensor's sum. They add up over shards, so that any number of
-ranks may have written and may load.
+The hashes of a checkpoint's files show that the files are unchanged. These sums check the whole way from the devices
+that saved the tensors to the devices that loaded them: the bits of each number are read as an integer, and the integers
+are added on the device of the tensor. A single changed bit changes the sum of its tensor. Sums of shards can be added,
+so the number of ranks may differ between saving and loading.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from torch.distributed.tensor import DTensor
 
 from data_prep.common.errors import BadInput
 
-# By the bytes of a number. Sums of 2^31 numbers of 32 bits fit into 64.
+# Bytes of a number -> integer type of the same size. The sum of 2^31 numbers of 32 bits fits into 64 bits.
 WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-# What wrappers of the model put into the names of its parameters.
+# Parts that wrappers of the model add to the names of its parameters.
 WRAPPERS = re.compile(r"^module\.|(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
 
 
 @dataclass(frozen=True)
 class Part:
-    """What one rank holds of a tensor.
+    """The part of a tensor that one rank holds.
 
     Attributes:
-        bits: their sum.
-        copies: number of copies of the whole tensor, over all ranks.
-        first: whether this is a part of the first copy.
+        bits: sum over the bits of the part.
+        copies: number of copies of the whole tensor over all ranks.
+        first: whether this part belongs to the first copy.
     """
 
     bits: int
@@ -43,15 +43,15 @@ class Part:
 
 
 def own_parts(state: State, replicas: int | None) -> dict[str, Part]:
-    """This rank's parts of all weights, moments and step numbers, by name; none under FSDP1, which mixes tensors.
+    """This rank's parts of all weights, moments and step numbers, by name. Empty under FSDP1, which joins tensors.
 
     Args:
-        state: the Trainer's.
-        replicas: copies of a sharded model; None: every rank has all of it.
+        state: state of the Trainer.
+        replicas: number of copies of a sharded model; None: every rank has the whole model.
     """
     parts: dict[str, Part] = {}
     for module in state.model.modules():
-        if isinstance(module, FSDPModule):  # within an evaluation, what it has gathered would stand for the parameter
+        if isinstance(module, FSDPModule):  # during an evaluation, a parameter may still be gathered
             module.reshard()
     if replicas is not None and not all(isinstance(parameter, DTensor) for parameter in state.model.parameters()):
         return {}
@@ -59,14 +59,14 @@ def own_parts(state: State, replicas: int | None) -> dict[str, Part]:
         plain = WRAPPERS.sub("", name)
         parts[plain] = _part(parameter, replicas)
         for optimizer in state.optimizers:
-            for what, value in optimizer.state.get(parameter, {}).items():
+            for key, value in optimizer.state.get(parameter, {}).items():
                 if isinstance(value, torch.Tensor):
-                    parts[f"{what} of {plain}"] = _part(value, replicas)
+                    parts[f"{key} of {plain}"] = _part(value, replicas)
     return parts
 
 
 def bits_of(local: torch.Tensor) -> torch.Tensor:
-    """The sum over a tensor's bits, () int64, where it lies."""
+    """The sum over a tensor's bits, () int64, on the device of the tensor."""
     return local.view(WHOLE_NUMBERS[local.element_size()]).sum(dtype=torch.int64)
 
 
@@ -80,25 +80,25 @@ def _part(tensor: torch.Tensor, replicas: int | None) -> Part:
 
 
 def first_copy_sums(parts: Mapping[str, Part], device: Device) -> dict[str, int]:
-    """The sums of the first copy, which is what is written: name -> sum. All ranks must call it.
+    """Sums of the first copy of each tensor, which is the copy that is saved: name -> sum. All ranks must call it.
 
     Args:
-        parts: this rank's.
-        device: whose process group adds them up.
+        parts: parts that this rank holds.
+        device: device whose process group computes the sum over ranks.
     """
     return _over_ranks({name: part.bits if part.first else 0 for name, part in parts.items()}, device)
 
 
 def differing(parts: Mapping[str, Part], saved: Mapping[str, int], device: Device) -> list[str]:
-    """The names of tensors that are missing, or differ in any copy from what was saved. All ranks must call it.
+    """Names of tensors that are missing, or of which any copy differs from the saved one. All ranks must call it.
 
     Args:
-        parts: this rank's.
-        saved: name -> sum.
+        parts: parts that this rank holds.
+        saved: name -> sum of the saved tensor.
         device: as in `first_copy_sums`.
     """
     loaded = _over_ranks({name: part.bits for name, part in parts.items()}, device)
-    # 64 bits may overflow where many copies are added up; a bit that differs changes what is left all the same.
+    # The sum of many copies may overflow 64 bits; a changed bit still changes the result modulo 2^64.
     return [
         name for name, bits in saved.items() if name not in loaded or (loaded[name] - parts[name].copies * bits) % 2**64
     ]
@@ -111,29 +111,29 @@ def _over_ranks(bits: Mapping[str, int], device: Device) -> dict[str, int]:
 
 
 def check_loaded(state: State, replicas: int | None, saved: Mapping[str, int] | None, checkpoint: str) -> None:
-    """Hold what was loaded against what was saved. All ranks must call it, before the first step.
+    """Compare loaded tensors with the saved ones. All ranks must call it before the first step.
 
     Args:
-        state: the Trainer's, which has loaded a checkpoint.
+        state: state of the Trainer, after it has loaded a checkpoint.
         replicas: as in `own_parts`.
-        saved: the sums of its manifest; None: it has none.
-        checkpoint: its name, for messages.
+        saved: sums in the checkpoint's manifest; None: there are none.
+        checkpoint: name of the checkpoint, for messages.
 
     Raises:
-        BadInput: on all ranks: a bit differs.
+        BadInput: on all ranks: a tensor differs.
     """
     rank_zero, own = dist.get_global_rank() == 0, own_parts(state, replicas)
     if saved is None or not own:
         if rank_zero:
-            why = "under FSDP1" if not own else "an earlier version, or FSDP1, kept no sums of its bits"
-            print(f"{checkpoint} is not compared on the device: {why}", flush=True)
+            why = "FSDP1 joins tensors" if not own else "an earlier version, or FSDP1, saved it without sums of bits"
+            print(f"the tensors of {checkpoint} are not compared on the device: {why}", flush=True)
         return
     if wrong := differing(own, saved, state.device):
         raise BadInput(
-            f"{checkpoint}: {len(wrong)} of {len(saved)} tensors are not on the device what was saved, {wrong[0]} "
-            "first. Its files are whole, so memory, a bus or the device has changed them; nothing was trained. Type "
-            f"the same command again, better on other hardware. If it ends so again, remove {checkpoint}: then the "
-            "checkpoint before it is taken"
+            f"{checkpoint}: {len(wrong)} of {len(saved)} tensors on the device differ from the saved ones, {wrong[0]} "
+            "first. The files are intact, so memory, a bus or the device has changed them; nothing was trained. Type "
+            f"the same command again, if possible on other hardware. If the error comes again, remove {checkpoint}: "
+            "the run then resumes from the checkpoint before"
         )
     if rank_zero:
-        print(f"{len(saved)} tensors of weights and moments are what was saved, bit for bit", flush=True)
+        print(f"{len(saved)} tensors of weights and moments are equal to the saved ones, bit for bit", flush=True)

@@ -1,6 +1,6 @@
-"""What is on the card of a release and in no record: checked against what is released, and what of it is new.
+"""Additions to the model card that the user requests: check whether they fit the exported model.
 
-The weights of a folder are the same whatever its card says, so a card alone is written anew.
+If only these additions change, the weights stay the same, and only the card is written again.
 """
 
 from __future__ import annotations
@@ -18,21 +18,22 @@ from recipes.runs.model_card import Stated
 from recipes.runs.names import CONFIG
 
 LICENSE = "LICENSE"
-LICENSES = ("license", "licence", "notice", "copying", "use_policy", "bloomlicense")  # how such files' names begin
+# Beginnings of the names of licence files.
+LICENSES = ("license", "licence", "notice", "copying", "use_policy", "bloomlicense")
 
 
 def card_request(source: Source, stated: Stated, scores: Path | None, license_file: Path | None) -> JsonDict:
-    """What of a request is on the card alone.
+    """Return the part of a request that only affects the card.
 
     Raises:
-        BadInput: it is said of a model of which it cannot be true, or half of it.
+        BadInput: an option does not fit the model, or its counterpart is missing.
     """
     if (stated.device_watts is None) != (stated.grid_g_per_kwh is None):
-        raise BadInput("--device-watts and --grid-g-per-kwh: grams of CO2 are computed from both; give both, or none")
+        raise BadInput("--device-watts and --grid-g-per-kwh: grams of CO2 are computed from both; give both or none")
     if stated.device_watts is not None and source.run is None:
-        raise BadInput(f"--device-watts: {source.weights} is no run, so its hours are not known")
+        raise BadInput(f"--device-watts: {source.weights} is not a run, so its hours are not known")
     if stated.base_model and source.run is not None and not load_recorded_config(source.run / CONFIG).init_from:
-        raise BadInput(f"--base-model: {source.run} began with weights that were drawn, not with {stated.base_model}")
+        raise BadInput(f"--base-model: {source.run} began with random weights, not with {stated.base_model}")
     for option, path, name in (("--scores", scores, MANIFEST), ("--license-file", license_file, "")):
         if path and not (path / name).is_file():
             raise BadInput(f"{option}: there is no file {path / name}")
@@ -45,19 +46,22 @@ def card_request(source: Source, stated: Stated, scores: Path | None, license_fi
 
 
 def refuse_additions(out: Path, manifest: JsonDict) -> None:
-    """Only what this command wrote is written again."""
+    """Refuse to replace a folder that holds files which this command did not write."""
     mine = {out / name for name in (MANIFEST, *manifest["outputs"])}
     if others := sorted(path.name for path in out.rglob("*") if path.is_file() and path not in mine):
-        raise BadInput(f"{out} gets another card, and holds what export.py did not write: {', '.join(others)}; move it")
+        raise BadInput(
+            f"{out} must be replaced to get another card, but holds files that export.py did not write: "
+            f"{', '.join(others)}; move them"
+        )
 
 
 def copy_licenses(source: Path | None, license_file: Path | None, folder: Path) -> None:
-    """Copy the licence's text: the file that was given, and what lies beside the weights of a model folder.
+    """Copy the licence files of a model folder, and the file that the user gives.
 
     Args:
-        source: the model folder, None for a run.
-        license_file: becomes LICENSE.
-        folder: folder of the release.
+        source: the model folder; None for a run.
+        license_file: file that is copied to LICENSE; None: there is no such file.
+        folder: folder of the exported model.
     """
     for path in sorted(source.iterdir()) if source else ():
         if path.is_file() and path.name.lower().startswith(LICENSES):

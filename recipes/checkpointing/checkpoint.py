@@ -1,7 +1,8 @@
-"""Checkpoints: whole or not there, and the newest that verifies.
+"""Checkpoints on disk: publish them, check their files, find the newest intact one, remove old ones.
 
-A checkpoint is a folder `ep0-ba100`: `rank0.pt` of an unsharded run, or `.metadata` and some `.distcp` files a rank,
-and a manifest with the hash of each file, written last. It gets its name when all of it is on disk.
+A checkpoint is a folder such as `ep0-ba100`. It holds `rank0.pt`, or in a sharded run `.metadata` and some `.distcp`
+files of each rank; and a manifest with the hash of each file, which is written last. The folder gets its name after
+everything is on disk.
 """
 
 from __future__ import annotations
@@ -32,15 +33,15 @@ SHAPE: Shape = {
 
 
 def checkpoint_name(epoch: int, batch: int) -> str:
-    """The folder name of a checkpoint that was saved after so many epochs and batches."""
+    """Folder name of a checkpoint, by epoch and batch."""
     return f"ep{epoch}-ba{batch}"
 
 
 def checkpoint_batch(path: Path | str) -> int:
-    """The batch that a checkpoint was saved after, by its folder or name.
+    """The batch after which a checkpoint was saved, from its folder or name.
 
     Raises:
-        BadInput: the folder is not named like a checkpoint.
+        BadInput: the name is not that of a checkpoint.
     """
     match = CHECKPOINT_NAME.fullmatch(Path(path).name)
     if not match:
@@ -56,32 +57,32 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def manifest_of(checkpoint: Path) -> JsonDict:
-    """The manifest of a checkpoint.
+    """Read the manifest of a checkpoint.
 
     Raises:
-        BadInput: there is none, or it is not what a run writes.
+        BadInput: there is no manifest, or it does not have the form that a run writes.
     """
     manifest = read_manifest(checkpoint, "checkpoint", "recipes/train.py", SHAPE)
     for name, bits in manifest.get("bit_sums", {}).items():
-        if type(bits) is not int:  # of 64 bits, so below 0, too
-            raise BadInput(f"{checkpoint / MANIFEST}: bit_sums.{name} is no whole number; it was altered")
+        if type(bits) is not int:  # a signed number of 64 bits
+            raise BadInput(f"{checkpoint / MANIFEST}: bit_sums.{name} is not a whole number; the file was altered")
     return manifest
 
 
 def saved_at(checkpoint: Path) -> JsonDict:
-    """When a checkpoint was saved: `batch`, `epoch`, and `sample_in_epoch`, in samples that were trained on.
+    """When a checkpoint was saved: `batch`, `epoch`, and `sample_in_epoch`, which counts the trained samples.
 
     Raises:
-        BadInput: it has no manifest.
+        BadInput: the checkpoint has no manifest.
     """
     return manifest_of(checkpoint)["saved_at"]
 
 
 def bit_sums(checkpoint: Path) -> dict[str, int] | None:
-    """The sums over the bits of each tensor that was saved, None if an earlier version or FSDP1 saved it.
+    """The sums over the bits of each saved tensor; None if an earlier version or FSDP1 saved the checkpoint.
 
     Raises:
-        BadInput: it has no manifest.
+        BadInput: the checkpoint has no manifest.
     """
     return manifest_of(checkpoint).get("bit_sums")
 
@@ -90,19 +91,19 @@ def kept_probe(checkpoint: Path) -> JsonDict | None:
     """The loss of a fixed batch, as `Probe.record` returned it; None if an earlier version saved the checkpoint.
 
     Raises:
-        BadInput: it has no manifest.
+        BadInput: the checkpoint has no manifest.
     """
     return manifest_of(checkpoint).get("probe")
 
 
 def own_outputs(partial: Path, rank: int) -> dict[str, JsonDict]:
-    """What the manifest is to say of the files that a rank wrote: it hashes them while the others hash theirs.
+    """Hash the files that one rank has written, for the manifest.
 
-    One rank that hashes all 31 GB of a sharded 2.7B, which it did not write and so must first read, holds up the
-    GPUs of all for that long.
+    All ranks call this at the same time, each for its own files. If a single rank hashed all 31 GB of a sharded 2.7B,
+    it would first have to read the files of the others, and the GPUs of all ranks would wait.
     """
     paths = sorted(partial.glob(f"__{rank}_*"))
-    with ThreadPoolExecutor() as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor() as pool:  # hashing releases the GIL
         return dict(zip((path.name for path in paths), pool.map(file_output, paths), strict=True))
 
 
@@ -117,12 +118,12 @@ def publish(
     """Hash and flush the files of `partial`, write its manifest, and rename it to `out`.
 
     Args:
-        partial: a folder with the files of all ranks.
-        out: the checkpoint's name; what lies there is of the same run and batch, and is replaced.
-        saved_at: as `saved_at` returns it.
-        identity: what the run is made of.
-        hashed: `own_outputs` of all ranks, name by name.
-        kept: what a resume compares with: `bit_sums`, `probe`.
+        partial: temporary folder with the files of all ranks.
+        out: folder of the checkpoint. An existing one, which is of the same run and batch, is replaced.
+        saved_at: batch, epoch and sample of the checkpoint, in the form that the function `saved_at` returns.
+        identity: fingerprint of the run.
+        hashed: results of `own_outputs` of all ranks, by file name.
+        kept: values that a resumed run compares with: `bit_sums`, `probe`.
     """
     remove(out)
     request: JsonDict = {"stage": "checkpoint", "format": FORMAT, "saved_at": saved_at, "identity": identity}
@@ -130,14 +131,14 @@ def publish(
 
 
 def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_batches: int | None) -> list[str]:
-    """The checkpoints that need not be kept, oldest first.
+    """The checkpoints that can be removed, oldest first.
 
     Args:
         names: names of complete checkpoints.
-        batch: batch of the one saved last. Later ones were passed over as damaged when the run was resumed: they do not
-            count, and stay.
-        keep: how many of the newest to keep; -1 keeps all.
-        permanent_interval_batches: keep those of every so many batches for ever; None keeps none beyond `keep`.
+        batch: batch of the newest saved checkpoint. Later checkpoints were ignored as damaged when the run was resumed;
+            they are not counted and not removed.
+        keep: number of newest checkpoints to keep; -1 keeps all.
+        permanent_interval_batches: interval of the checkpoints that are kept permanently; None: there are none.
     """
     saved = sorted((name for name in names if checkpoint_batch(name) <= batch), key=checkpoint_batch)
     every = permanent_interval_batches
@@ -146,15 +147,15 @@ def outdated(names: Iterable[str], batch: int, keep: int, permanent_interval_bat
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a checkpoint; killed in the middle, what is left has no manifest and counts for nothing."""
+    """Remove a checkpoint. If the process is killed meanwhile, the rest has no manifest and is ignored."""
     (checkpoint / MANIFEST).unlink(missing_ok=True)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
 
 def fault(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files: the first one that is missing or altered; None if nothing is.
+    """Check the files of a checkpoint. Return a description of the first missing or altered file, or None.
 
-    Reads all of it, several files at a time.
+    All files are read, several at a time.
     """
     try:
         outputs = manifest_of(checkpoint)["outputs"]
@@ -165,39 +166,39 @@ def fault(checkpoint: Path) -> str | None:
 
 
 def file_faults(checkpoint: Path, outputs: JsonDict) -> dict[str, str]:
-    """What is wrong with which of a checkpoint's files, several read at a time.
+    """Check the files of a checkpoint, several at a time. Return file name -> fault.
 
     Args:
-        checkpoint: the folder.
-        outputs: name -> `bytes` and `sha256`, of its manifest.
+        checkpoint: folder of the checkpoint.
+        outputs: file name -> `bytes` and `sha256`, from its manifest.
     """
 
     def check(name: str) -> str | None:
         path, expected = checkpoint / name, outputs[name]
         try:
             if path.stat().st_size != expected["bytes"]:
-                return f"{path} has {path.stat().st_size:,} bytes, {expected['bytes']:,} were written"
+                return f"{path} has {path.stat().st_size:,} bytes, but {expected['bytes']:,} were written"
             return None if sha256_file(path) == expected["sha256"] else f"{path} was altered after it was written"
         except OSError as error:
             return f"{path}: {error.strerror}"
 
     names = sorted(outputs)
-    with ThreadPoolExecutor(8) as pool:  # hashing lets go of the interpreter
+    with ThreadPoolExecutor(8) as pool:  # hashing releases the GIL
         return {name: problem for name, problem in zip(names, pool.map(check, names), strict=True) if problem}
 
 
 def newest_intact(
     folder: Path, elsewhere: Mapping[str, Callable[[], str | None]] | None = None
 ) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files are what was written, and what is wrong with the newer ones.
+    """Find the newest intact checkpoint. Also return the faults of newer ones.
 
     Args:
-        folder: where the checkpoints lie.
-        elsewhere: name -> what brings that checkpoint into `folder` and says what is wrong with it; asked where
-            `folder` has none of that batch that is intact.
+        folder: folder of the checkpoints.
+        elsewhere: name -> function that fetches that checkpoint into `folder` and returns a fault or None. It is called
+            if `folder` has no intact checkpoint of that name.
 
     Raises:
-        BadInput: there are checkpoints and none is intact. Starting anew would throw the run away.
+        BadInput: there are checkpoints, but none is intact. A fresh start would discard the run.
     """
     faults: list[str] = []
     local = {checkpoint.name: partial(fault, checkpoint) for checkpoint in complete_checkpoints(folder)}
@@ -215,11 +216,11 @@ def newest_intact(
             f"no checkpoint in {folder}{' or on its remote' if elsewhere else ''} is intact:\n  "
             + "\n  ".join(faults)
             + "\n"
-            "Restore one from a copy, or start anew under another run_name"
+            "Restore one from a copy, or start from the beginning under another run_name"
         )
     return None, faults
 
 
 def is_sharded(checkpoint: Path) -> bool:
-    """Whether a checkpoint holds a part a rank, in place of one file."""
+    """Whether a checkpoint is sharded, with files of each rank, and not a single file."""
     return (checkpoint / METADATA).is_file()

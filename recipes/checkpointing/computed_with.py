@@ -1,4 +1,4 @@
-"""What decides the last bits of a loss beside weights and samples; how far apart two losses of the same may be."""
+"""Describe how a run computes (ranks, kernels, devices, versions), and how much two losses may differ because of it."""
 
 from __future__ import annotations
 
@@ -18,27 +18,30 @@ from recipes.checkpointing.recorded_losses import DECIDES_MASKS
 from recipes.config.schema import RunConfig, TrainConfig
 from recipes.runs.environment import software
 
-# Share of a loss. fp32 on CPUs: other ranks, kernels or microbatches add up the same numbers in another order; two
-# ranks in the place of one came within 1e-4 nats over 60 batches (docs/operations.md), and this is of one. Elsewhere
-# two spacings of bf16, which has 8 bits: the loss is a mean over many tokens, whose roundings cancel in part. A GPU may
-# compute fp32 in TF32, which has 11 bits.
+# Tolerances as a share of the loss. fp32 on CPUs: with other ranks, kernels or microbatches, the same numbers are added
+# in another order. Two ranks in place of one differed by less than 1e-4 nats after 60 batches (docs/operations.md), and
+# here one batch is compared. Elsewhere: two spacings of bf16, which has 8 bits; the loss is a mean over many tokens, so
+# rounding errors partly cancel. A GPU may compute fp32 in TF32, which has 11 bits.
 FP32_TOLERANCE, COARSE_TOLERANCE = 1e-4, 2.0**-7
 NOT_THE_SAME_BITS = "losses agree with those of an uninterrupted run to rounding, no longer bit for bit"
 
 
 def computed_with(cfg: RunConfig, fingerprint: JsonDict, sharded: bool, microbatch_size: int) -> JsonDict:
-    """How this start of a run computes. All ranks must call it; JSON can hold it.
+    """Describe how this start of a run computes, as values that JSON can hold. All ranks must call it.
 
     Args:
-        cfg: the configuration.
+        cfg: configuration of the run.
         fingerprint: fingerprint of the run.
         sharded: whether FSDP shards the model.
-        microbatch_size: sequences that a rank computes at once.
+        microbatch_size: number of sequences that a rank computes at a time.
 
     Returns:
-        `forward`: a hash of what decides a loss, given weights, samples and random state; `step`: of what decides the
-        next one, too; `dropout`: whether any is drawn; `repeats`: whether the device computes the same bits again;
-        `tolerance`: a share of the loss, for where they are not the same; `with`: what else decides the last bits.
+        `forward`: hash of the settings that determine a loss from weights, samples and random state;
+        `step`: hash of the settings that determine the next loss, too;
+        `dropout`: whether the model has dropout;
+        `repeats`: whether the device computes the same bits again;
+        `tolerance`: share by which the loss may differ if bits differ;
+        `with`: everything else that affects the last bits.
     """
     device = get_device(cfg.device).name
     repeats = device == "cpu" or torch.are_deterministic_algorithms_enabled()
@@ -72,14 +75,14 @@ def _hash(fingerprint: JsonDict) -> str:
 
 
 def _has_dropout(cfg: RunConfig) -> bool:
-    """Whether any may be drawn; of a fine-tuning, the base model decides, which is not looked into."""
+    """Whether the model may have dropout. In fine-tuning it depends on the base model, so the answer is always True."""
     return (
         not isinstance(cfg, TrainConfig) or max(cfg.model.attn_pdrop, cfg.model.resid_pdrop, cfg.model.embd_pdrop) > 0
     )
 
 
 def _processor(device: str) -> str:
-    """The model of this rank's GPU, or of its CPU and the instructions that torch uses of it."""
+    """Name of this rank's GPU, or of its CPU with the instruction set that torch uses."""
     if device != "cpu":
         return torch.cuda.get_device_name()
     try:
@@ -91,12 +94,12 @@ def _processor(device: str) -> str:
 
 
 def tolerance(now: JsonDict, then: JsonDict, of_step: bool = False) -> float | None:
-    """The share by which two losses of the same samples and weights may differ; None: any, they are not compared.
+    """The share by which two losses of the same samples and weights may differ; None: they cannot be compared.
 
     Args:
-        now: as `computed_with` returns it.
-        then: the same, of another start.
-        of_step: the weights were equal one step before.
+        now: result of `computed_with` for this start.
+        then: result of `computed_with` for another start.
+        of_step: whether the weights were equal one step earlier, and not at this batch.
     """
     key = "step" if of_step else "forward"
     if now[key] != then[key] or draws_other_masks(now, then):
@@ -106,12 +109,12 @@ def tolerance(now: JsonDict, then: JsonDict, of_step: bool = False) -> float | N
 
 
 def draws_other_masks(now: JsonDict, then: JsonDict) -> bool:
-    """Whether dropout left out other numbers then, from the same random state; arguments as of `tolerance`."""
+    """Whether dropout draws other masks now than then from the same random state. Arguments as in `tolerance`."""
     return now["dropout"] and any(now["with"][key] != then["with"][key] for key in DECIDES_MASKS)
 
 
 def apart(one: float, other: float) -> float:
-    """The share by which two losses differ; 0 if they are equal or both not finite in the same way."""
+    """The share by which two losses differ; 0 if they are equal, or both NaN."""
     if one == other or (math.isnan(one) and math.isnan(other)):
         return 0.0
     share = abs(one - other) / max(abs(one), abs(other))
@@ -119,10 +122,10 @@ def apart(one: float, other: float) -> float:
 
 
 def what_changed(now: Mapping[str, Any], then: Mapping[str, Any]) -> list[str]:
-    """Lines `key: then -> now` of what decides the last bits."""
+    """Changes that affect the last bits, as lines `key: then -> now`."""
     return difference(then["with"], now["with"])
 
 
 def says(loss: float) -> str:
-    """A loss with all its digits, for messages."""
+    """Write a loss with all its digits, for messages."""
     return f"{loss:.9g}"

@@ -1,4 +1,4 @@
-"""The checkpoints of a run, each looked at: whole, or what is wrong with it, and which one a resume takes."""
+"""List the checkpoints of a run: check the files of each, and say from which one the run would resume."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from recipes.runs.names import CHECKPOINTS, CONFIG, RECORD
 
 @dataclass(frozen=True)
 class Listed:
-    """A checkpoint and what was found in it.
+    """A checkpoint and the result of its check.
 
     Attributes:
-        path: its folder.
-        size_bytes: size of its files.
-        faults: a line for each file that is not what was written; empty if it is whole.
-        counts: whether it was written to its end; what was not counts for nothing, and is no fault.
+        path: folder of the checkpoint.
+        size_bytes: total size of its files.
+        faults: a line for each missing or altered file; empty if there is none.
+        counts: whether the checkpoint was completely written. An incomplete one is ignored and is not a fault.
     """
 
     path: Path
@@ -31,22 +31,22 @@ class Listed:
 
     @property
     def whole(self) -> bool:
-        """Whether a resume can take it."""
+        """Whether a run can resume from it."""
         return self.counts and not self.faults
 
 
 def list_checkpoints(run: Path) -> list[Listed]:
-    """The checkpoints of a run, oldest first. Reads all of them, to compare their hashes.
+    """Check the checkpoints of a run, oldest first. All their files are read, to compare their hashes.
 
     Raises:
-        BadInput: the folder holds no run.
+        BadInput: the folder does not hold a run.
     """
     if not (run / RECORD).is_file():
         raise BadInput(f"{run} holds no run ({RECORD} is missing)")
     folder = run / CHECKPOINTS
     paths = [path for path in (folder.iterdir() if folder.is_dir() else ()) if CHECKPOINT_NAME.fullmatch(path.name)]
     listed = [_look_at(path) for path in sorted(paths, key=checkpoint_batch)]
-    return [one for one in listed if one.path.is_dir()]  # a run that trains meanwhile removes old ones
+    return [one for one in listed if one.path.is_dir()]  # a run that is training may have removed some
 
 
 def _look_at(path: Path) -> Listed:
@@ -56,7 +56,7 @@ def _look_at(path: Path) -> Listed:
         faults = tuple(file_faults(path, manifest_of(path)["outputs"]).values())
     except BadInput as error:
         faults = (str(error),)
-    if faults and not (path / MANIFEST).is_file():  # removed while it was read
+    if faults and not (path / MANIFEST).is_file():  # the checkpoint was removed while it was read
         return Listed(path, _size_bytes(path), (), counts=False)
     return Listed(path, _size_bytes(path), faults, counts=True)
 
@@ -66,16 +66,16 @@ def _size_bytes(path: Path) -> int:
     for file in path.rglob("*"):
         try:
             sizes += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:  # removed meanwhile
+        except FileNotFoundError:  # the file was removed meanwhile
             continue
     return sizes
 
 
 def format_listing(run: Path, listed: list[Listed]) -> str:
-    """The checkpoints as lines to print, and which one the next start of the run takes."""
+    """Format the checkpoints as lines to print, with the one from which the run would resume."""
     rows = [("checkpoint", "batch", "size", "state")]
     for one in listed:
-        state = "whole" if one.whole else "damaged" if one.counts else f"not complete (no {MANIFEST}), passed over"
+        state = "whole" if one.whole else "damaged" if one.counts else f"not complete (no {MANIFEST}), ignored"
         size = f"{one.size_bytes / 1e9:,.3g} GB" if one.size_bytes >= 1e9 else f"{one.size_bytes / 1e6:,.3g} MB"
         rows.append((one.path.name, f"{checkpoint_batch(one.path):,}", size, state))
     name, batch, size = (max(len(row[n]) for row in rows) for n in range(3))
@@ -84,9 +84,9 @@ def format_listing(run: Path, listed: list[Listed]) -> str:
         lines.append(f"  {row[0]:<{name}}  {row[1]:>{batch}}  {row[2]:>{size}}  {row[3]}")
         lines += [f"    {fault}" for fault in faults]
     takes = next((one.path.name for one in reversed(listed) if one.whole), None)
-    lines.append(f"  a resume takes {takes}" if takes else "  no whole checkpoint, so there is none to resume from")
+    lines.append(f"  the run would resume from {takes}" if takes else "  no whole checkpoint to resume from")
     if remote := _remote(run / CONFIG):
-        lines.append(f"  or a newer one at {remote}, where this command does not look")
+        lines.append(f"  or from a newer one at {remote}, which this command does not check")
     return "\n".join(lines)
 
 
@@ -99,14 +99,14 @@ def _remote(config: Path) -> str | None:
 
 
 def refuse_damaged(listed: list[Listed]) -> None:
-    """End with code 2 where a checkpoint is not what was written.
+    """Refuse a list with a damaged checkpoint, so that the command ends with exit code 2.
 
     Raises:
-        BadInput: one is damaged; it names the first.
+        BadInput: a checkpoint is damaged; the message names the first one.
     """
     damaged = [one for one in listed if one.faults]
     if damaged:
         raise BadInput(
-            f"{len(damaged)} of {len(listed)} checkpoints are not what was written, {damaged[0].path} first; restore "
-            "them from a copy or remove them: a resume passes them over, and ends where none is whole"
+            f"{len(damaged)} of {len(listed)} checkpoints are damaged, {damaged[0].path} first; restore them from a "
+            "copy or remove them: a resumed run ignores damaged checkpoints, and stops if none is whole"
         )

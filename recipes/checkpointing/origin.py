@@ -1,4 +1,4 @@
-"""The model that pre-training continues (`init_from`): a run begins with its shape, its tokens and its weights."""
+"""The model that a pre-training run continues (`init_from`): its architecture, its tokenizer and its weights."""
 
 from __future__ import annotations
 
@@ -24,31 +24,31 @@ from recipes.runs.names import CONFIG
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel
 
-# What a model computes with its weights; dropout and the kernel of attention are the new run's own.
+# Settings that determine what a model computes with its weights. The new run may choose dropout and attention kernel.
 ARCHITECTURE = (
     "vocab_size", "n_positions", "n_embd", "n_layer", "n_head", "activation_function", "layer_norm_epsilon",
     "scale_attn_by_inverse_layer_idx",
 )  # fmt: skip
-# What GPT2Config takes a model to be whose config.json does not say it.
+# GPT2Config's defaults for keys that are missing in config.json.
 DEFAULTS = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_by_inverse_layer_idx": False}
-# Switches of GPT2Config under which a model computes something else than this recipe trains -> what they must be.
+# Switches of GPT2Config -> the only values that this recipe can train.
 PLAIN = {"scale_attn_weights": True, "tie_word_embeddings": True, "add_cross_attention": False, "n_inner": None}
 
 
 def load_training_config(yaml: str | Path, overrides: Sequence[str] = ()) -> TrainConfig:
-    """The configuration of a pre-training run; with `init_from`, what it leaves out of `model` is the origin's.
+    """Load the configuration of a pre-training run. With `init_from`, missing keys of `model` are read from the origin.
 
     Raises:
-        BadInput: as `load_config`; or the origin is no GPT-2 that this recipe trains, or of another architecture.
+        BadInput: as in `load_config`; or this recipe cannot train the origin, or its architecture differs.
     """
     return load_config(yaml, overrides, read_origin)
 
 
 def read_origin(path: Path) -> JsonDict:
-    """What a configuration takes of a model folder, run folder or checkpoint: `model`, and `data` with its tokenizer.
+    """Read `model`, and `data` with the tokenizer, from a model folder, run folder or checkpoint.
 
     Raises:
-        BadInput: it is none of these, no GPT-2, or one with a switch that this recipe does not train.
+        BadInput: the path is none of these, holds no GPT-2, or a GPT-2 with a switch that this recipe cannot train.
     """
     source = _source(path)
     data = {"tokenizer": str(source.tokenizer)}
@@ -59,29 +59,32 @@ def read_origin(path: Path) -> JsonDict:
     for name, value in PLAIN.items():
         plain = (value, 4 * config["n_embd"]) if name == "n_inner" else (value,)
         if config.get(name, value) not in plain:
-            raise BadInput(f"init_from = {path}: its {name} is {config[name]!r}, and only {value!r} is trained here")
+            raise BadInput(
+                f"init_from = {path}: its {name} is {config[name]!r}, but this recipe trains only models with {value!r}"
+            )
     return {"model": {name: config.get(name, DEFAULTS.get(name)) for name in ARCHITECTURE}, "data": data}
 
 
 @cache
 def _source(path: Path) -> Source:
-    """Found once a process: hashing the weights takes its time."""
+    """Find the source once in each process, because hashing the weights takes long."""
     return find_source(path, None)
 
 
 def origin_sha256(cfg: TrainConfig) -> str | None:
-    """The hash of the weights that a run begins with, None if they are drawn.
+    """The hash of the weights that a run begins with; None if they are drawn at random.
 
     Raises:
-        BadInput: the origin cannot be read. A resumed run needs it, too: what it says is compared with the record.
+        BadInput: the origin cannot be read. A resumed run also reads it, to compare it with the record.
     """
     return _source(Path(cfg.init_from)).sha256 if cfg.init_from is not None else None
 
 
 def origin_facts(cfg: TrainConfig) -> JsonDict:
-    """What the record of a run says of its origin: `origin`, with its path, hash and licence; nothing without one.
+    """The entry `origin` in the record of a run, with path, hash and licence; nothing if the run has no origin.
 
-    A licence of None is one that the origin's card does not state. That of a run is not told: it is this recipe's own.
+    The licence is None if the origin's card does not state one. If the origin is a run of this recipe, the entry has no
+    licence, because the recipe's own licence applies.
     """
     if cfg.init_from is None:
         return {}
@@ -91,10 +94,10 @@ def origin_facts(cfg: TrainConfig) -> JsonDict:
 
 
 def check_tokens(cfg: TrainConfig, shards: ShardsInfo) -> None:
-    """Refuse shards whose ids mean something else than the origin has learned.
+    """Refuse shards whose token ids have another meaning than the origin has learned.
 
     Raises:
-        BadInput: they were made by another tokenizer.
+        BadInput: the shards were made with another tokenizer.
     """
     if cfg.init_from is None:
         return
@@ -104,12 +107,12 @@ def check_tokens(cfg: TrainConfig, shards: ShardsInfo) -> None:
     if not theirs.is_file() or _tokens(theirs) != _tokens(Path(cfg.data.tokenizer) / TOKENIZER_JSON):
         raise BadInput(
             f"{shards.folder} was not made with the tokenizer of init_from = {cfg.init_from}: its ids would mean other "
-            f"words than the model has learned; make shards with it: make shards TOKENIZER={theirs.parent} …"
+            f"words than the model has learned; use that tokenizer: make shards TOKENIZER={theirs.parent} …"
         )
 
 
 def _tokens(path: Path) -> tuple[Any, ...]:
-    """What decides the ids of a byte-level BPE tokenizer; `save_pretrained` writes the rest in other words."""
+    """The parts of a byte-level BPE tokenizer that determine ids. `save_pretrained` may change the rest of the file."""
     spec: Any = json.loads(path.read_bytes())
     model = spec["model"]
     merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
@@ -118,17 +121,17 @@ def _tokens(path: Path) -> tuple[Any, ...]:
 
 
 def begin_with(model: GPT2LMHeadModel, cfg: TrainConfig) -> float:
-    """Put the origin's weights into a model in fp32 on the CPU, and compare what the two compute.
+    """Put the origin's weights into a model in fp32 on the CPU, and compare the logits of both.
 
     Args:
-        model: as it is trained, its weights not drawn.
-        cfg: with `init_from`.
+        model: model to train, whose weights were not drawn.
+        cfg: configuration with `init_from`.
 
     Returns:
-        The largest difference of their logits, as a share of the largest.
+        The largest difference of their logits, as a share of the largest logit.
 
     Raises:
-        BadInput: the origin cannot be read, or the model computes something else with its weights.
+        BadInput: the origin cannot be read, or the model computes other logits with the same weights.
     """
     assert cfg.init_from is not None
     origin = load_trained(_source(Path(cfg.init_from)))
@@ -139,7 +142,7 @@ def begin_with(model: GPT2LMHeadModel, cfg: TrainConfig) -> float:
     model.train(training)
     if not difference <= TOLERANCE:
         raise BadInput(
-            f"init_from = {cfg.init_from}: the model here computes logits that differ from the origin's by "
-            f"{difference:.1e} of the largest, more than {TOLERANCE:.0e}, with its weights; nothing was trained"
+            f"init_from = {cfg.init_from}: with the same weights, the model of this run computes logits that differ "
+            f"from the origin's by {difference:.1e} of the largest, more than {TOLERANCE:.0e}; nothing was trained"
         )
     return difference

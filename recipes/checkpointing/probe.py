@@ -1,7 +1,7 @@
-"""The loss of one fixed batch, kept in each checkpoint, by which a resumed run shows that it computes as before.
+"""The loss of one fixed batch, recorded in each checkpoint, to check that a resumed run computes as before.
 
-It is a forward pass over a microbatch, with dropout, from the random state that the checkpoint holds. So it needs no
-batch that comes after the checkpoint, which a run that was told to leave has not computed.
+It is the loss of a forward pass over one microbatch, with dropout, from the random state in the checkpoint. Unlike the
+loss of the next batch, it is known even if the run ended right after the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from data_prep.common.files import JsonDict
 
 
 class Probe:
-    """Computes it; every rank must.
+    """Computes the loss of the fixed batch. All ranks must take part.
 
     Args:
-        loader: loader of the training data; its first sample, again and again, makes a batch of the shape of training.
-        microbatch_size: sequences that a rank computes at once.
-        computed_with: as `computed_with.computed_with` returns it.
+        loader: loader of the training data. Its first sample, repeated, makes a microbatch of the same shape as in
+            training.
+        microbatch_size: number of sequences that a rank computes at a time.
+        computed_with: result of `computed_with.computed_with`.
     """
 
     def __init__(self, loader: Any, microbatch_size: int, computed_with: JsonDict) -> None:
@@ -32,14 +33,14 @@ class Probe:
         self.computed_with = computed_with
 
     def record(self, state: State) -> JsonDict:
-        """What a checkpoint keeps: `losses`, and `computed_with`. All ranks must call it."""
+        """Return the values that a checkpoint records: `losses` and `computed_with`. All ranks must call it."""
         return {"losses": self.losses(state), "computed_with": self.computed_with}
 
     @torch.no_grad()
     def losses(self, state: State) -> list[float | None]:
-        """The loss of each rank, whose random states differ; None where it is not finite. All ranks must call it.
+        """Return the loss of each rank, since random states differ between ranks. All ranks must call it.
 
-        The random state and the model are left as they are.
+        A loss that is not finite becomes None. The random state and the model do not change.
         """
         model, batch = state.model, state.device.batch_to_device(self.batch)
         original: Any = model.module if isinstance(model, DistributedDataParallel) else model
@@ -52,6 +53,6 @@ class Probe:
 
 
 def same_random_state_afterwards(state: State) -> Any:
-    """A context that what it draws leaves no trace of: a batch that is computed in it moves no dropout mask."""
+    """Context after which the random state is restored, so that later dropout masks do not change."""
     devices = [torch.cuda.current_device()] if state.device.name == "gpu" else []
     return torch.random.fork_rng(devices=devices)

@@ -1,4 +1,4 @@
-"""The losses that a run has recorded of the batches after a checkpoint, which a resumed run computes again."""
+"""Read the recorded losses of the batches after a checkpoint, which a resumed run computes again."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from recipes.runs.logged_lines import read_lines
 from recipes.runs.reading import TRAIN_LOSS
 
 FINGERPRINT = "data/batch_fingerprint"
-# Of `with`, what draws other dropout masks where it is changed; a GPU's depend on how many processors it has.
+# Keys of `with` whose change draws other dropout masks. On a GPU, masks depend on its number of multiprocessors.
 DECIDES_MASKS = ("ranks", "microbatch", "fsdp", "kernels", "attention", "devices")
-# As `computed_with.computed_with` returns it: what decides last bits is compared, whatever it is.
+# Form of a result of `computed_with.computed_with`. Values in `with` may have any type, since they are only compared.
 COMPUTED_WITH: Shape = {
     "forward": str, "step": str, "dropout": bool, "repeats": bool, "tolerance": float,
     "with": dict.fromkeys(DECIDES_MASKS, object),
 }  # fmt: skip
-COMPARED_BATCHES = 2  # the first shows what was loaded, the second what the optimizer made of it
+COMPARED_BATCHES = 2  # the first loss checks the loaded weights, the second one the loaded optimizer state
 
 
 @dataclass(frozen=True)
 class RecordedLoss:
-    """A batch as metrics.jsonl has it.
+    """A batch in metrics.jsonl.
 
     Attributes:
-        loss: loss of all ranks.
-        fingerprint: fingerprint of its samples.
-        computed_with: as `computed_with.computed_with` returns it.
+        loss: mean loss over all ranks.
+        fingerprint: fingerprint of the samples.
+        computed_with: result of `computed_with.computed_with` at the start that computed the batch.
     """
 
     loss: float
@@ -37,18 +37,18 @@ class RecordedLoss:
 
 
 def recorded_after(metrics: Path, batch: int, rewinds: int) -> dict[int, RecordedLoss]:
-    """The newest losses of the batches after a checkpoint, as far as its weights led to them.
+    """Return the newest losses of the batches after a checkpoint that were computed from its weights.
 
-    A line of a later batch counts only if it came after the last line of `batch` itself: a run that was begun again
-    from further back, with other settings or around other data, makes another checkpoint of the same name.
+    The line of a later batch is used only if it follows the last line of `batch` itself. If a run was restarted from an
+    earlier batch, with other settings or other skipped data, it has written another checkpoint of the same name.
 
     Args:
-        metrics: the run's metrics.jsonl, which may not be there.
-        batch: batch that the checkpoint was saved after.
-        rewinds: entries of the list of skipped data; what was recorded under fewer has read other samples.
+        metrics: metrics.jsonl of the run, which may not exist.
+        batch: batch after which the checkpoint was saved.
+        rewinds: number of entries of skipped data. Losses recorded with fewer entries belong to other samples.
 
     Raises:
-        BadInput: a start says something else than `computed_with` of how it computed.
+        BadInput: the line of a start has a `computed_with` of a wrong form.
     """
     recorded: dict[int, RecordedLoss] = {}
     start: JsonDict = {}

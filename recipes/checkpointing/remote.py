@@ -1,6 +1,6 @@
-"""The copy of a run's folder on an object store: s3://bucket/prefix/run_name/.
+"""The copy of a run folder on an object store: s3://bucket/prefix/run_name/.
 
-The manifest of a checkpoint is uploaded last and removed first, so a checkpoint without one is a partial upload.
+The manifest of a checkpoint is uploaded last and removed first, so a checkpoint without a manifest is incomplete.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ from recipes.checkpointing.checkpoint import CHECKPOINT_NAME, SHAPE, file_faults
 from recipes.dataloading.skipped_data import DETAILS, LEDGER
 from recipes.runs.names import CHECKPOINTS, CONFIG, METRICS, RECORD, TEXTS, TOKENIZER
 
-DOWNLOADS = 3  # of a file that does not arrive as it was written
+DOWNLOADS = 3  # attempts to download a file whose hash is wrong
 
-# In this order, so that a restoring that is killed starts over: the record makes a folder a run's, and whether the
-# metrics are there decides.
+# Restored in this order, so that a restore that was killed is repeated: the record marks a folder as a run folder, and
+# the metrics, which come later, decide whether a restore is due.
 RUN_FILES = (RECORD, CONFIG, LEDGER, METRICS, TEXTS)
 
 
 class RemoteRun(Store):
-    """A run's folder on an object store.
+    """The copy of a run folder on an object store.
 
     Args:
-        save_remote: `s3://bucket/prefix`.
-        run_name: the folder below it.
+        save_remote: address of the store, such as `s3://bucket/prefix`.
+        run_name: name of the folder below that address.
     """
 
     def __init__(self, save_remote: str, run_name: str) -> None:
         super().__init__(f"{save_remote.rstrip('/')}/{run_name}", "save_remote")
 
     def record(self) -> JsonDict:
-        """The run's record, run.json.
+        """Read the run's record, run.json.
 
         Raises:
-            BadInput: it is none.
+            BadInput: the file is not a record.
         """
         try:
             record = json_text.loads(self.get(RECORD))
@@ -56,8 +56,9 @@ class RemoteRun(Store):
         return record
 
     def manifest(self, checkpoint: str) -> JsonDict | None:
-        """The manifest of a complete checkpoint, by its name; None if it was altered after it was written."""
-        content = self.get(f"{CHECKPOINTS}/{checkpoint}/{MANIFEST}")  # a store that refuses is no altered manifest
+        """Read the manifest of a complete checkpoint, by its name; None if it was altered after it was written."""
+        # Outside `try`, because an error of the store does not mean that the manifest was altered.
+        content = self.get(f"{CHECKPOINTS}/{checkpoint}/{MANIFEST}")
         try:
             manifest = json_text.loads(content)
             json_text.check_shape(manifest, SHAPE, MANIFEST)
@@ -66,7 +67,7 @@ class RemoteRun(Store):
         return manifest if manifest.get("seal") == seal(manifest) else None
 
     def upload_run_files(self, folder: Path) -> None:
-        """Upload what a run folder holds beside its checkpoints; of what is being appended to, the whole lines."""
+        """Upload the files of a run folder, without its checkpoints. An incomplete last line of a log is left out."""
         names = [name for name in RUN_FILES if (folder / name).is_file()]
         names += [path.name for path in sorted(folder.glob(DETAILS))]
         names += [f"{TOKENIZER}/{path.name}" for path in sorted((folder / TOKENIZER).glob("*"))]
@@ -75,14 +76,14 @@ class RemoteRun(Store):
             self.put(name, data[: data.rfind(b"\n") + 1] if name.endswith(".jsonl") else data)
 
     def restore_run_files(self, folder: Path, contents: Mapping[str, int]) -> None:
-        """Put record, configuration and metrics into a run's folder, in the place of what is there.
+        """Download record, configuration and metrics into a run folder, and replace files there.
 
         Args:
-            folder: the run folder; it may be missing.
-            contents: of the store.
+            folder: the run folder, which may be missing.
+            contents: contents of the store.
 
         Raises:
-            BadInput: also if the folder cannot be written.
+            BadInput: the store refuses access, or the folder cannot be written.
         """
         names = [name for name in contents if fnmatch(name, DETAILS)]
         for name in [*names, *(name for name in RUN_FILES if name in contents)]:
@@ -96,10 +97,10 @@ class RemoteRun(Store):
                 raise BadInput(f"cannot write {folder / name}: {error.strerror}") from None
 
     def upload(self, checkpoint: Path) -> None:
-        """Upload a published checkpoint: its files, several at a time, and its manifest when all have arrived.
+        """Upload a complete checkpoint: first its files, several at a time, then its manifest.
 
-        What the store holds under its name is replaced. The store refuses what the checksum shows to be altered under
-        way; sizes are compared here.
+        A checkpoint of the same name on the store is replaced. The store compares checksums, and refuses a file that
+        was altered on the way; sizes are compared here.
         """
         name = f"{CHECKPOINTS}/{checkpoint.name}"
         outputs = read_manifest(checkpoint, "checkpoint", "recipes/train.py")["outputs"]
@@ -108,19 +109,19 @@ class RemoteRun(Store):
         self.put(f"{name}/{MANIFEST}", (checkpoint / MANIFEST).read_bytes())
 
     def download(self, out: Path, contents: Mapping[str, int], accept: Callable[[str, JsonDict], None]) -> str | None:
-        """Fetch a checkpoint into its place: aside, compared with its manifest, renamed.
+        """Download a checkpoint under a temporary name, compare it with its manifest, and rename it.
 
         Args:
-            out: its place; the folder's name is the checkpoint's. What lies there is replaced.
-            contents: of the store.
-            accept: is called with the checkpoint's address and identity before anything large is fetched, and raises
-                if the run cannot be resumed from it.
+            out: folder for the checkpoint, which has its name. An existing folder is replaced.
+            contents: contents of the store.
+            accept: function that gets the checkpoint's address and fingerprint before any large file is downloaded. It
+                raises an error if the run cannot be resumed from that checkpoint.
 
         Returns:
-            What is wrong with the store's copy, which is then left; None if nothing is and `out` is there.
+            A description of the fault in the store's copy; None if there is no fault and `out` is complete.
 
         Raises:
-            BadInput: also if `out` cannot be written.
+            BadInput: the store refuses access, `accept` refuses the checkpoint, or `out` cannot be written.
         """
         aside = out.with_name(f"{out.name}.partial")
         try:
@@ -141,7 +142,7 @@ class RemoteRun(Store):
     ) -> str | None:
         url = f"{self.url}/{name}"
         if f"{name}/{MANIFEST}" not in contents:
-            return f"{url} is a partial upload: it has no {MANIFEST}"
+            return f"{url} is not completely uploaded: it has no {MANIFEST}"
         manifest = self.manifest(aside.name.removesuffix(".partial"))
         if manifest is None:
             return f"{url}/{MANIFEST} was altered after it was written"
@@ -153,22 +154,24 @@ class RemoteRun(Store):
             return str(error)
         for file, expected in outputs.items():
             if (size := contents.get(f"{name}/{file}")) != expected["bytes"]:
-                what = "is missing" if size is None else f"has {size:,} bytes, {expected['bytes']:,} were written"
-                return f"{url}/{file} {what}"
+                problem = (
+                    "is missing" if size is None else f"has {size:,} bytes, but {expected['bytes']:,} were written"
+                )
+                return f"{url}/{file} {problem}"
         missing = list(outputs)
         for _ in range(DOWNLOADS):
             try:
                 self._download_files(aside, name, {file: outputs[file]["bytes"] for file in missing})
-            except Missing as error:  # removed since the listing
+            except Missing as error:  # the file was removed after the store was listed
                 return str(error)
             faults = file_faults(aside, outputs)
             missing = list(faults)
             if not missing:
                 return None
-        return f"{url}/{missing[0]} does not arrive as it was written, fetched {DOWNLOADS} times"
+        return f"{url}/{missing[0]} was downloaded {DOWNLOADS} times, each time with a wrong size or hash"
 
     def _download_files(self, aside: Path, name: str, sizes: Mapping[str, int]) -> None:
-        """Fetch files of a checkpoint; what the client itself finds damaged is left out."""
+        """Download files of a checkpoint, without those whose checksum the client finds wrong."""
         from boto3.s3.transfer import ProgressCallbackInvoker
         from botocore.exceptions import FlexibleChecksumError
 
@@ -188,14 +191,14 @@ class RemoteRun(Store):
                 try:
                     job.result()
                 except FlexibleChecksumError:
-                    continue  # the caller misses it
+                    continue  # the caller notices that the file is missing
 
     def remove(self, name: str, contents: Mapping[str, int]) -> None:
-        """Remove a checkpoint; killed in the middle, what is left counts as a partial upload.
+        """Remove a checkpoint. If the process is killed meanwhile, the rest counts as an incomplete upload.
 
         Args:
-            name: of the checkpoint.
-            contents: of the store.
+            name: name of the checkpoint.
+            contents: contents of the store.
         """
         folder = f"{CHECKPOINTS}/{name}/"
         self.delete([f"{folder}{MANIFEST}"])
@@ -203,10 +206,10 @@ class RemoteRun(Store):
 
 
 def checkpoints_in(contents: Mapping[str, int]) -> dict[str, bool]:
-    """Name -> whether it is complete, of every checkpoint of which a store holds anything.
+    """Name of every checkpoint of which a store holds a file -> whether the checkpoint is complete.
 
     Args:
-        contents: contents of the store, as `RemoteRun.contents` gives them.
+        contents: contents of the store, as `RemoteRun.contents` returns them.
     """
     complete: dict[str, bool] = {}
     for name in contents:

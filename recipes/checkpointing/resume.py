@@ -1,4 +1,4 @@
-"""Where a run starts: anew, or from a checkpoint that any number of ranks may have written, here or on a remote."""
+"""Find where a run starts: at its beginning, or at a checkpoint in its folder or on its remote."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ class Start:
     """Where a run starts.
 
     Attributes:
-        load_path: what Trainer loads; None for a run that begins.
-        sharded: whether the run is to be sharded by FSDP, and its checkpoints with it.
-        skipped: positions of the training data that the run leaves out, as `skipped_data.merge` returns them.
-        copy: a sharded copy of an unsharded checkpoint, to be removed once it is loaded.
-        batch: batch that its checkpoint was saved after.
-        changed: lines `key: old -> new` of the fingerprint since that checkpoint.
-        checkpoint: its folder.
-        sums: over the bits of what it holds; None: there are none.
-        probe: the loss of a fixed batch, as `Probe.record` returns it; None: it keeps none.
-        recorded: batch -> what metrics.jsonl has of the batches after it.
+        load_path: path that the Trainer loads; None for a run that begins.
+        sharded: whether FSDP shards the model and its checkpoints.
+        skipped: positions of the training data that the run skips, as `skipped_data.merge` returns them.
+        copy: sharded copy of an unsharded checkpoint, which is removed after it was loaded; None: there is none.
+        batch: batch after which the checkpoint was saved.
+        changed: changes of the fingerprint since that checkpoint, as lines `key: old -> new`.
+        checkpoint: folder of the checkpoint.
+        sums: sums over the bits of each saved tensor; None: the checkpoint has none.
+        probe: loss of a fixed batch, as `Probe.record` returns it; None: the checkpoint has none.
+        recorded: batch -> recorded loss, for the batches after the checkpoint.
         rewinds: number of rewinds of the run so far, after loss spikes.
     """
 
@@ -64,12 +64,12 @@ class Start:
     rewinds: int = 0
 
     def ignore_absent_callbacks(self, template: dict[str, Any]) -> None:
-        """Leave out of what is to be loaded the callbacks that a sharded checkpoint knows nothing of.
+        """Do not load the state of callbacks that a sharded checkpoint does not contain.
 
-        torch refuses to load what a checkpoint does not hold, so a callback could not be added to a run.
+        Otherwise torch would refuse to load, and a callback could not be added to a run.
 
         Args:
-            template: what Composer is about to fill from the checkpoint; changed in place.
+            template: state that Composer is about to fill from the checkpoint; it is changed in place.
         """
         if not self.sharded or self.load_path is None:
             return
@@ -80,36 +80,38 @@ class Start:
                 del callbacks[name]
 
     def close(self) -> None:
-        """Remove the copy. All ranks must call it, after they have loaded."""
+        """Remove the copy. All ranks must call it after loading."""
         dist.barrier()
         if self.copy and dist.get_global_rank() == 0:
             shutil.rmtree(self.copy)
 
 
 def find_start(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | None = None) -> Start:
-    """Find the newest intact checkpoint, on rank 0, and tell all ranks.
+    """Find the newest intact checkpoint on rank 0, and send the result to all ranks.
 
-    A run on several ranks with FSDP is sharded; so is one that is resumed from a sharded checkpoint, even on one rank.
-    One that began unsharded on one rank and is resumed with FSDP on several has its checkpoint copied into that layout.
+    A run on several ranks with FSDP is sharded, and so is a run that resumes from a sharded checkpoint, even on one
+    rank. If a run began unsharded on one rank and resumes with FSDP on several ranks, its checkpoint is copied into the
+    sharded layout.
 
-    Where the remote holds a newer checkpoint, or an intact one of the same batch, it is fetched into the folder; if the
-    run has gone on elsewhere, its record and metrics are too.
+    If the remote has a newer checkpoint, or an intact one of the same batch, it is fetched into the folder. If the run
+    was continued on another machine, its record and metrics are fetched, too.
 
     Args:
         folder: the run folder.
-        cfg: the configuration.
-        wanted: the fingerprint that a checkpoint must have, but for `cfg.resume.allow`.
-        remote: the copy of the run folder on an object store.
+        cfg: configuration of the run.
+        wanted: fingerprint that the checkpoint must have, except for the keys in `cfg.resume.allow`.
+        remote: copy of the run folder on an object store.
 
     Raises:
-        BadInput: no checkpoint is intact, or there is none of a run that must have had one; the newest is of another
-            run, or sharded and the configuration has no FSDP; the ledger is damaged; the remote refuses.
+        BadInput: no checkpoint is intact; a run that has saved checkpoints has lost all of them; the newest checkpoint
+            belongs to another run, or is sharded although the configuration has no FSDP; skipped.jsonl is damaged; or
+            the remote refuses access.
         Unavailable: the remote does not answer, so it is not known whether there is a checkpoint.
     """
 
     def find() -> Start:
         start = _find(folder, cfg, wanted, remote)
-        entries = skipped_data.read(folder)  # restored by now
+        entries = skipped_data.read(folder)  # after `_find`, which may have restored the file
         windows = [window for entry in entries for window in entry["windows"]]
         recorded = recorded_after(folder / METRICS, start.batch, len(entries)) if start.load_path else {}
         return replace(start, skipped=skipped_data.merge(windows), recorded=recorded, rewinds=len(entries))
@@ -123,16 +125,16 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
         checkpoint, faults = _newest_with_remote(folder, cfg, wanted, remote) if remote else newest_intact(checkpoints)
     except Unavailable as error:
         raise Unavailable(
-            f"{error}\nSo whether there are checkpoints at {remote and remote.url} is not known, and nothing was "
+            f"{error}\nSo it is not known whether there are checkpoints at {remote and remote.url}, and nothing was "
             "started; type the same command later to resume"
         ) from None
     for fault in faults:
-        print(f"warning: passed over a checkpoint: {fault}", flush=True)
+        print(f"warning: ignored a checkpoint: {fault}", flush=True)
     sharded = cfg.fsdp is not None and dist.get_world_size() > 1
     if checkpoint is None:
         _refuse_lost_checkpoints(folder, batches_of(cfg.save_interval))
         if remote:
-            print(f"no checkpoint at {remote.url}: starting anew", flush=True)
+            print(f"no checkpoint at {remote.url}: starting from the beginning", flush=True)
         return Start(None, sharded)
     identity = manifest_of(checkpoint)["identity"]
     identity = complete(identity, wanted, folder / CONFIG)
@@ -141,7 +143,7 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
     acting = changes(identity, wanted, of_training=True)
     if acting and batch >= wanted["schedule"]["batches"]:
         refuse_without_effect(f"{checkpoint} is of batch {batch}", batch, acting)
-    again = f" after the run had got to batch {reached}: {reached - batch} batches are computed again"
+    again = f"; the run had reached batch {reached}, so {reached - batch} batches are computed again"
     print(f"resuming from {checkpoint}{again if reached > batch else ''}", flush=True)
     facts: dict[str, Any] = {
         "batch": batch, "changed": changed, "checkpoint": str(checkpoint), "sums": bit_sums(checkpoint),
@@ -149,7 +151,7 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
     }  # fmt: skip
     if is_sharded(checkpoint):
         if not cfg.fsdp:
-            raise BadInput(f"{checkpoint} is sharded; it needs the fsdp: section that it was saved with")
+            raise BadInput(f"{checkpoint} is sharded; the configuration needs an fsdp: section to load it")
         return Start(str(checkpoint), True, **facts)
     if not sharded:
         return Start(str(checkpoint / MONOLITH), False, **facts)
@@ -162,35 +164,36 @@ def _find(folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun | No
 def _newest_with_remote(
     folder: Path, cfg: RunConfig, wanted: JsonDict, remote: RemoteRun
 ) -> tuple[Path | None, list[str]]:
-    """`newest_intact` of the folder and the remote together; what is chosen lies in the folder then."""
+    """Find the newest intact checkpoint in the folder and on the remote, and fetch it if it is on the remote."""
 
     def accept(where: str, identity: JsonDict) -> None:
         refuse_difference(where, complete(identity, wanted, folder / CONFIG), wanted, cfg.resume.allow)
 
     contents = remote.contents()
-    if RECORD in contents:  # before anything is written there or here: the prefix may be another run's
+    if RECORD in contents:  # checked before anything is written: the address may belong to another run
         accept(remote.url, remote.record()["identity"])
     remote.check_writable()
     there = checkpoints_in(contents)
     if max((checkpoint_batch(name) for name, complete in there.items() if complete), default=-1) > reached_batch(
         folder
     ):
-        remote.restore_run_files(folder, contents)  # the folder is new, or the run has gone on elsewhere meanwhile
+        remote.restore_run_files(folder, contents)  # the folder is new, or another machine has continued the run
     checkpoints = folder / CHECKPOINTS
     fetch = {name: partial(remote.download, checkpoints / name, contents, accept) for name in there}
     return newest_intact(checkpoints, fetch)
 
 
 def _refuse_lost_checkpoints(folder: Path, interval_batches: int) -> None:
-    """A batch later than the first that is saved shows that there was a checkpoint, or that it could not be written.
+    """Refuse to start from the beginning if the run must have had a checkpoint.
 
-    Unless a loss spike sent the run back to its beginning. A finished run has saved its last batch.
+    That is so if the run has passed its first save, unless a loss spike rewound it to its beginning; and if the run is
+    finished, since it has saved its last batch.
     """
     rewound = any(entry["to_batch"] == 0 for entry in skipped_data.read(folder))
     finished = (folder / RECORD).is_file() and read_record(folder / RECORD)["finished"]
     reached = reached_batch(folder)
     if finished or (reached > interval_batches and not rewound):
         raise BadInput(
-            f"{folder / METRICS} says that the run got to batch {reached}, and of its checkpoints none is left. "
-            f"Bring one back, or start anew: give another run_name=…, or remove the folder (rm -r {folder})"
+            f"{folder / METRICS} says that the run reached batch {reached}, but there is no checkpoint. Restore one, "
+            f"or start from the beginning: give another run_name=…, or remove the folder (rm -r {folder})"
         )

@@ -1,7 +1,8 @@
-"""Reading a checkpoint without running what is in it.
+"""Read a checkpoint without running code that it may contain.
 
-Checkpoints hold pickles, and Composer 0.32.1 unpickles them without a check in three places (mosaicml/composer#3937
-mends it, unreleased); `refuse_unsafe` is called before each, through the hook that Composer reads from the environment.
+Checkpoints contain pickles, and Composer 0.32.1 unpickles them without a check in three places (mosaicml/composer#3937
+repairs this, but is not released). `refuse_unsafe` is called before each of them, through a hook that Composer reads
+from the environment.
 """
 
 from __future__ import annotations
@@ -26,23 +27,23 @@ from recipes.checkpointing.checkpoint import METADATA, MONOLITH, is_sharded
 from recipes.modeling.pickle_check import IN_INDEX, Part, check_archive, follow_pickle
 from recipes.modeling.weights import fill, named_tensors
 
-WEIGHT = "state.model."  # what the names of weights begin with in a sharded checkpoint's index
+WEIGHT = "state.model."  # prefix of the weights' names in a sharded checkpoint's index
 
 
 def guard_composer_loading() -> None:
-    """Have Composer call `refuse_unsafe` before it loads any part of a checkpoint."""
+    """Make Composer call `refuse_unsafe` before it loads any part of a checkpoint."""
     os.environ["CHECKPOINT_VALIDATION_FUNCTION"] = f"{__name__}.{refuse_unsafe.__name__}"
 
 
 def refuse_unsafe(path: Path | str, specs: list[tuple[int, int]] | None = None) -> bool:
-    """Check, without executing anything, that a checkpoint file holds only the classes of an honest one.
+    """Check, without executing anything, that a checkpoint file contains only the classes of a valid checkpoint.
 
     Args:
         path: a `.pt` file, a `.metadata` index or a `.distcp` data file.
-        specs: offset and length in bytes of the entries of a `.distcp` file that will be read.
+        specs: offset and length, in bytes, of each entry of a `.distcp` file that will be read.
 
     Raises:
-        BadInput: it names any other class or function, or cannot be read.
+        BadInput: the file names another class or function, or cannot be read.
     """
     path = Path(path)
     if path.name == METADATA:
@@ -60,12 +61,12 @@ def _faults_of(path: Path) -> Iterator[None]:
         yield
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-    except Exception as error:  # whatever readers of damaged bytes raise
+    except Exception as error:  # readers of damaged files raise many types of errors
         raise BadInput(f"{path} is not a readable checkpoint ({type(error).__name__}: {error})") from None
 
 
 class _GuardedReader(FileSystemReader):
-    """Reads a sharded checkpoint's tensors, and nothing else: what the index calls bytes would be unpickled."""
+    """Reads only the tensors of a sharded checkpoint. Entries that the index calls bytes would be unpickled."""
 
     def read_metadata(self) -> Any:
         index = _read_index(Path(self.path) / METADATA)
@@ -86,10 +87,10 @@ class _GuardedReader(FileSystemReader):
 
 
 def _read_index(path: Path) -> Metadata:
-    """The index of a sharded checkpoint.
+    """Read the index of a sharded checkpoint.
 
     Raises:
-        BadInput: it is damaged, or names what no index does, or a file elsewhere.
+        BadInput: the index is damaged, contains a name that no valid index has, or refers to a file in another folder.
     """
     with _faults_of(path):
         data = path.read_bytes()
@@ -100,15 +101,15 @@ def _read_index(path: Path) -> Metadata:
         for place in index.storage_data.values():
             plain_name(place.relative_path, "the index")
             if getattr(place, "transform_descriptors", None):
-                raise ValueError(f"{place.relative_path} is packed, which this recipe does not write")
+                raise ValueError(f"{place.relative_path} is compressed, which this recipe does not write")
     return index
 
 
 def entries(checkpoint: Path) -> set[str]:
-    """The names of what a sharded checkpoint holds, such as `state.model.model.transformer.wte.weight`.
+    """Names of the entries of a sharded checkpoint, such as `state.model.model.transformer.wte.weight`.
 
     Raises:
-        BadInput: its index is unsafe.
+        BadInput: the index is unsafe.
     """
     return set(_read_index(checkpoint / METADATA).state_dict_metadata)
 
@@ -120,7 +121,7 @@ def _allowed_globals() -> Iterator[None]:
     import numpy as np
     from torch.torch_version import TorchVersion
 
-    reconstruct = np.empty(0).__reduce__()[0]  # numpy._core.multiarray._reconstruct; its home moved in NumPy 2
+    reconstruct = np.empty(0).__reduce__()[0]  # numpy._core.multiarray._reconstruct, which NumPy 2 has moved
     allowed = [datetime.timedelta, datetime.datetime, np.ndarray, np.dtype, reconstruct, TorchVersion]
     allowed += [type(np.dtype(t)) for t in (np.uint32, np.uint64, np.int64, np.float64)]
     with torch.serialization.safe_globals(allowed):
@@ -128,10 +129,10 @@ def _allowed_globals() -> Iterator[None]:
 
 
 def check_parts(checkpoint: Path) -> None:
-    """Check that all data which the index of a sharded checkpoint names is there; of an unsharded one, nothing.
+    """Check that a sharded checkpoint has all the data that its index names. Does nothing if it is not sharded.
 
     Raises:
-        BadInput: a rank's file is missing or too short: it was written to another disk, or lost.
+        BadInput: a rank's file is missing or too short, because it was written to another disk or lost.
     """
     if not is_sharded(checkpoint):
         return
@@ -141,7 +142,7 @@ def check_parts(checkpoint: Path) -> None:
     for name, end_bytes in sorted(ends_bytes.items()):
         path = checkpoint / name
         if not path.is_file() or path.stat().st_size < end_bytes:
-            raise BadInput(f"{name} is not there in full; all ranks must write to the same file system")
+            raise BadInput(f"{name} is missing or incomplete; all ranks must write to the same file system")
 
 
 def write_sharded(checkpoint: Path, out: Path) -> None:
@@ -160,12 +161,13 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
     """Fill a model on the CPU from a checkpoint, without a process group and without unpickling.
 
     Args:
-        checkpoint: a checkpoint folder.
-        model: its weights are overwritten in place, so that there is never a second copy of them.
-        prefix: what the checkpoint's names have before the model's; of a GPT2LMHeadModel, BioMedLM's attribute.
+        checkpoint: folder of the checkpoint.
+        model: model whose weights are overwritten in place, so that memory never holds a second copy.
+        prefix: prefix of the names in the checkpoint before the model's names. For a GPT2LMHeadModel it is the name of
+            BioMedLM's attribute.
 
     Raises:
-        BadInput: the checkpoint is unsafe, unreadable, or of another model.
+        BadInput: the checkpoint is unsafe or unreadable, or belongs to another model.
     """
     monolith, sharded = checkpoint / MONOLITH, is_sharded(checkpoint)
     refuse_unsafe(checkpoint / METADATA if sharded else monolith)
@@ -175,7 +177,7 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
         else:
             with _allowed_globals():
                 weights = torch.load(monolith, map_location="cpu", weights_only=True, mmap=True)["state"]["model"]
-    except CheckpointException as error:  # which is no Exception, and whose text is a traceback of each rank
+    except CheckpointException as error:  # derives from BaseException, and its text is a traceback of each rank
         cause = error.failures[min(error.failures)][0]
         if isinstance(cause, BadInput):
             raise cause from None
@@ -186,7 +188,7 @@ def load_model_weights(checkpoint: Path, model: torch.nn.Module, prefix: str = "
 
 
 def _filled_from_parts(checkpoint: Path, model: torch.nn.Module, prefix: str) -> dict[str, torch.Tensor]:
-    """A sharded checkpoint read into the model's own memory, and by the names of all weights that it holds."""
+    """Read a sharded checkpoint into the model's own memory. Return the weights by the names in the checkpoint."""
     own = {f"{prefix}{name}": tensor for name, tensor in model.state_dict().items()}
     load_sharded({"state": {"model": own}}, storage_reader=_GuardedReader(checkpoint), no_dist=True)
     names = {name.removeprefix(WEIGHT) for name in entries(checkpoint) if name.startswith(WEIGHT)}

@@ -1,4 +1,4 @@
-"""The trained model of a checkpoint, a run folder or a model folder."""
+"""Load the trained model and its tokenizer from a checkpoint, a run folder or a model folder."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Source:
-    """What is exported: weights from a run's checkpoint, or from a Hugging Face folder (`run` is None)."""
+    """The source of a model: a run's checkpoint, or a Hugging Face folder (then `run` is None)."""
 
     weights: Path
     tokenizer: Path
@@ -32,10 +32,10 @@ class Source:
 
 
 def find_source(path: Path, tokenizer: Path | None) -> Source:
-    """Resolve `--checkpoint`: a run folder, one checkpoint in it, or a Hugging Face folder.
+    """Resolve a path to a run folder, to one checkpoint in it, or to a Hugging Face folder.
 
     Raises:
-        BadInput: it is none of these, or lacks a tokenizer.
+        BadInput: the path is none of these, or there is no tokenizer.
     """
     if any((path / name).is_file() for name in (ADAPTER, CONFIG_JSON, *WEIGHTS)):
         check_folder(path, tokenizer)
@@ -44,7 +44,7 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
         if (path / RECORD).is_file():
             newest, _ = newest_intact(path / CHECKPOINTS)
             if newest is None:
-                raise BadInput(f"{path} holds a run without a complete checkpoint yet (save_interval decides when)")
+                raise BadInput(f"{path} holds a run that has no complete checkpoint yet (see save_interval)")
             checkpoint = newest
         else:
             checkpoint = path
@@ -52,18 +52,18 @@ def find_source(path: Path, tokenizer: Path | None) -> Source:
                 raise BadInput(f"{problem}; give a run folder, an intact checkpoint in one, or a model folder")
         folder = checkpoint.parent.parent
         if not (folder / RECORD).is_file():
-            raise BadInput(f"{checkpoint} does not lie in a run folder (no {folder / RECORD})")
+            raise BadInput(f"{checkpoint} is not in a run folder (no {folder / RECORD})")
         source = Source(checkpoint, tokenizer or folder / TOKENIZER, folder, manifest_sha256(checkpoint))
         check_tokenizer(source.tokenizer)
     return source
 
 
 def load_trained(source: Source) -> GPT2LMHeadModel:
-    """The trained model in fp32, as transformers' eager path computes it: the reference of the export.
+    """Load the trained model in fp32, with transformers' eager attention, which is the reference for an export.
 
     Raises:
-        BadInput: not a GPT-2; weights that are unsafe, unreadable or not those of the configuration; a configuration
-            that was altered since.
+        BadInput: the model is not a GPT-2; its weights are unsafe, unreadable or do not match the configuration; or the
+            configuration was altered after training.
     """
     from transformers import GPT2Config
 
@@ -81,11 +81,11 @@ def load_trained(source: Source) -> GPT2LMHeadModel:
 
 
 def load_tokenizer(source: Source) -> Any:
-    """The tokenizer that the model was trained with.
+    """Load the tokenizer that the model was trained with.
 
     Raises:
-        BadInput: it cannot be loaded; it is another than the run's shards were made with; it has entries that the model
-            has not.
+        BadInput: the tokenizer cannot be loaded, is not the one that made the run's shards, or has entries that the
+            model lacks.
     """
     if source.run is None:
         vocab_size = int(read_model_config(source.weights)["vocab_size"])
@@ -102,7 +102,7 @@ def _refuse_other_tokenizer(source: Source) -> None:
     if trained and (not path.is_file() or sha256_file(path) != trained):
         raise BadInput(
             f"{path} is not the tokenizer that {source.weights.name} was trained with, whose sha256 is {trained[:12]}; "
-            f"{source.run} has kept it in {TOKENIZER}/"
+            f"the right one is in {source.run}/{TOKENIZER}/"
         )
 
 
@@ -111,11 +111,11 @@ def _identity(source: Source) -> JsonDict:
 
 
 def _refuse_altered_config(source: Source, model: JsonDict) -> None:
-    """Heads, the scale of attention or an activation leave no trace in the shape of a weight."""
+    """Refuse a config.yaml that differs from training: shapes of weights do not show other heads or activations."""
     assert source.run is not None
     trained = _identity(source).get("model", {})
     if lines := difference(trained, {name: model.get(name) for name in trained}):
         raise BadInput(
-            f"{source.run / CONFIG} is not what {source.weights.name} was trained with; in the checkpoint -> there:\n  "
+            f"{source.run / CONFIG} is not the configuration of {source.weights.name}; checkpoint -> {CONFIG}:\n  "
             + "\n  ".join(f"model.{line}" for line in lines)
         )

@@ -1,4 +1,4 @@
-"""The command line of what runs a configuration."""
+"""The command line of every command that runs a configuration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def parse_run(
     argv: Sequence[str] | None,
     add: Callable[[argparse.ArgumentParser], object] = lambda _: None,
 ) -> argparse.Namespace:
-    """The command line of what runs a configuration: `yaml`, `overrides`, `dry_run`.
+    """Parse the command line of a command that runs a configuration: `yaml`, `overrides`, `dry_run`.
 
     Args:
-        doc: docstring of the module: its first line says what it does, what follows after an empty line are examples.
-        yaml: a configuration to name in the help.
-        override: a change to it to name there.
-        argv: the arguments; None: the process' own.
-        add: adds arguments to the parser.
+        doc: docstring of the command's module. Its first line says what the command does; examples follow after an
+            empty line.
+        yaml: example of a configuration, for the help.
+        override: example of an override, for the help.
+        argv: arguments to parse; None: the arguments of the process.
+        add: function that adds further arguments to the parser.
     """
     parser = new_parser(doc)
     parser.add_argument("yaml", help=f"configuration, such as {yaml}")

@@ -1,6 +1,6 @@
-"""From YAML files and `key=value` overrides to a checked configuration, and back to YAML.
+"""Load a configuration from YAML files and `key=value` overrides, check it, and write it back to YAML.
 
-A misspelt key or a wrong type at any depth is refused with the file and the key, before torch is imported.
+A misspelt key or a value of a wrong type is refused before torch is imported; the message names the file and the key.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from recipes.config.values import check_section, nested, parse_override, parse_y
 
 PRESETS = Path(__file__).parents[2] / "yamls/finetune/presets"
 Config = TypeVar("Config", bound=RunConfig)
-Layer = tuple[str, dict[str, Any]]  # the name of a file or override, for messages, and what it holds
+Layer = tuple[str, dict[str, Any]]  # name of a file or override, for messages, and its contents
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read one file, without its base: all values as text.
+    """Read one file, without its base, with all values as text.
 
     Raises:
-        BadInput: it is missing, not YAML, or no mapping.
+        BadInput: the file is missing, is not YAML, or does not hold a mapping.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -48,10 +48,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_typed_yaml(path: Path) -> dict[str, Any]:
-    """Read the config.yaml of a run folder, its values as YAML has them: numbers, true and false, texts.
+    """Read the config.yaml of a run folder, with YAML's own types: numbers, true and false, texts.
 
     Raises:
-        BadInput: as `read_yaml`; or a value is none of YAML's.
+        BadInput: as in `read_yaml`; or YAML does not know the type of a value.
     """
     read_yaml(path)
     try:
@@ -63,24 +63,24 @@ def read_typed_yaml(path: Path) -> dict[str, Any]:
 def load_config(
     yaml: str | Path, overrides: Sequence[str] = (), read_origin: Callable[[Path], JsonDict] | None = None
 ) -> TrainConfig:
-    """Read the configuration of a pre-training run: its base, itself, then `key.sub=value` overrides.
+    """Read the configuration of a pre-training run: its base, then the YAML, then `key.sub=value` overrides.
 
     Args:
         yaml: the file.
-        overrides: `key.sub=value`.
-        read_origin: the `model` and `data` of what `init_from` names, which go before what a base file says; None:
-            nothing is read there.
+        overrides: overrides of the form `key.sub=value`.
+        read_origin: function that returns the `model` and `data` settings of the model in `init_from`. They take
+            precedence over a base file. None: nothing is read from `init_from`.
 
     Raises:
-        BadInput: a file is missing or not YAML; a key is unknown, missing or of the wrong type; a value is impossible;
-            the YAML itself or an override has another `model` than what `init_from` names.
+        BadInput: a file is missing or is not YAML; a key is unknown, missing or of the wrong type; a value is not
+            allowed; the YAML or an override describes another `model` than that in `init_from`.
     """
     layers = _layers(Path(yaml), overrides)
     origin = next((layer["init_from"] for _, layer in reversed(layers) if "init_from" in layer), None)
     if origin is None or origin == "null" or read_origin is None:
         return _pretraining(layers, str(yaml))
-    if origin == "FOLDER":  # as yamls/continue have it, for whoever starts them to say
-        raise BadInput(f"{yaml} continues a model: say init_from=FOLDER, a model folder, run folder or checkpoint")
+    if origin == "FOLDER":  # placeholder of yamls/continue, which the user must replace
+        raise BadInput(f"{yaml} continues a model: set init_from=FOLDER to a model folder, run folder or checkpoint")
     if not isinstance(origin, str) or not PATH.admits(origin):
         raise PATH.refuse("init_from", origin)
     theirs = read_origin(Path(origin))
@@ -89,13 +89,15 @@ def load_config(
     cfg = _pretraining(layers, str(yaml))
     other = {name: value for name, value in theirs["model"].items() if getattr(cfg.model, name) != value}
     if other:
-        lines = (f"model.{name} = {getattr(cfg.model, name)!r}, and it has {value!r}" for name, value in other.items())
-        raise BadInput(f"{yaml}: init_from = {origin} is another model; leave out:\n  " + "\n  ".join(lines))
+        lines = (
+            f"model.{name} = {getattr(cfg.model, name)!r}, but {origin} has {value!r}" for name, value in other.items()
+        )
+        raise BadInput(f"{yaml}: init_from = {origin} has another architecture; leave out:\n  " + "\n  ".join(lines))
     return cfg
 
 
 def _written(value: object) -> str:
-    """A value as a YAML has it."""
+    """Write a value as in a YAML file."""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -103,7 +105,7 @@ def load_recorded_config(path: Path) -> TrainConfig:
     """Read the config.yaml of a pre-training run's folder, which an earlier version may have written.
 
     Raises:
-        BadInput: as `load_config`; or it holds a setting that this version has not.
+        BadInput: as in `load_config`; or the file holds a setting that this version does not have.
     """
     layer = read_yaml(path)
     translate_old_keys(str(path), layer)
@@ -119,12 +121,12 @@ def _pretraining(layers: Sequence[Layer], name: str) -> TrainConfig:
 
 
 def _fill_in_the_vocabulary(layers: Sequence[Layer]) -> None:
-    """Put the entries of `data.tokenizer` where `model.vocab_size` is null, BioMedLM's as long as there is none.
+    """Replace a null `model.vocab_size` by the size of `data.tokenizer`, or BioMedLM's if there is no tokenizer yet.
 
-    Whether the shards have as many, `check_shards` sees.
+    `check_shards` later compares it with the shards.
 
     Raises:
-        BadInput: a tokenizer that was altered.
+        BadInput: the files of the tokenizer were altered.
     """
 
     models, data = (
@@ -141,10 +143,10 @@ def _fill_in_the_vocabulary(layers: Sequence[Layer]) -> None:
 
 
 def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> FinetuneConfig:
-    """Read the configuration of a fine-tuning run: its base, itself, its preset, then overrides.
+    """Read the configuration of a fine-tuning run: its base, then the YAML, then the preset, then overrides.
 
     Raises:
-        BadInput: as `load_config`; or an unknown preset.
+        BadInput: as in `load_config`; or the preset is unknown.
     """
     layers = _layers(Path(yaml), overrides)
     preset = next((layer["preset"] for _, layer in reversed(layers) if "preset" in layer), FinetuneConfig.preset)
@@ -160,7 +162,7 @@ def load_finetune_config(yaml: str | Path, overrides: Sequence[str] = ()) -> Fin
 
 
 def _layers(path: Path, overrides: Sequence[str]) -> list[Layer]:
-    """What a configuration is merged of, each with its name: its base and the base's own, itself, the overrides.
+    """Read the parts that make up a configuration, in the order of merging: all bases, the YAML, the overrides.
 
     Raises:
         BadInput: a file is missing or not YAML, or an override has another form.
@@ -213,15 +215,15 @@ def _merge(schema: type[Config], layers: Sequence[Layer], name: str) -> Config:
 
 
 def _explain(error: OmegaConfBaseException) -> str:
-    """One line for what OmegaConf alone sees, such as an interpolation that leads nowhere."""
+    """One line for an error that only OmegaConf finds, such as a reference to a key that does not exist."""
     key = error.full_key or error.key
     return f"{f'{str(key)!r}: ' if key is not None else ''}{(error.msg or str(error)).splitlines()[0]}"
 
 
 def to_yaml(cfg: RunConfig) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to the same values, but for credentials.
+    """Write the resolved configuration as YAML, which `load_config` reads back to the same values.
 
-    A URL is written without them. A run that is typed again takes them from what is typed then.
+    Credentials in URLs are left out. When a run is started again, it takes them from that command line.
     """
     values: Any = OmegaConf.to_container(OmegaConf.structured(cfg))
     return OmegaConf.to_yaml(OmegaConf.create(without_credentials_within(values)))

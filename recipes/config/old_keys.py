@@ -1,6 +1,6 @@
-"""Keys that a YAML had once. In a user's YAML they are refused with the new name; a run folder of before is read.
+"""Keys of earlier versions. A user's YAML with such a key is refused with the new name; an old run folder is read.
 
-A release that renames or drops a key adds it here.
+A release that renames or removes a key adds it here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from data_prep.common.errors import BadInput
 
 # Old key -> new key.
 RENAMED = {"callbacks.number_guard": "callbacks.nan_guard", "callbacks.texts": "callbacks.generate_samples"}
-# Key that is gone -> the value that had no effect, as config.yaml has it.
+# Removed key -> the value that had no effect, as text in config.yaml.
 GONE = {"kernels.vocab_multiple": "1"}
 
 
@@ -19,11 +19,11 @@ def refuse_old_keys(name: str, layer: dict[str, Any]) -> None:
     """Refuse a user's YAML or override that has an old key.
 
     Args:
-        name: name of the layer, for the message.
-        layer: the YAML or override, without its base.
+        name: name of the YAML or override, for the message.
+        layer: contents of the YAML or override, without its base.
 
     Raises:
-        BadInput: it has one; the message says what it is called now.
+        BadInput: there is an old key; the message gives its new name.
     """
     for old in (*RENAMED, *GONE):
         if _holder(layer, old) is not None:
@@ -32,14 +32,14 @@ def refuse_old_keys(name: str, layer: dict[str, Any]) -> None:
 
 
 def translate_old_keys(name: str, layer: dict[str, Any]) -> None:
-    """Give the keys of a run folder's config.yaml their names of today, in place.
+    """Replace the old keys of a run folder's config.yaml by the current ones, in place.
 
     Args:
         name: name of the file, for the message.
-        layer: what it holds.
+        layer: contents of the file.
 
     Raises:
-        BadInput: a key that is gone had an effect.
+        BadInput: a removed key has a value that had an effect.
     """
     for old, new in RENAMED.items():
         if (holder := _holder(layer, old)) is not None:
@@ -48,11 +48,13 @@ def translate_old_keys(name: str, layer: dict[str, Any]) -> None:
         holder = _holder(layer, old)
         value = without_effect if holder is None else holder.pop(old.rpartition(".")[2])
         if value != without_effect:
-            raise BadInput(f"{name}: {old} = {value}: no such setting any more; use the commit that run.json names")
+            raise BadInput(
+                f"{name}: {old} = {value}: this version has no such setting; use the commit that run.json names"
+            )
 
 
 def _holder(layer: dict[str, Any], key: str) -> dict[str, Any] | None:
-    """The mapping in which a key stands, None if it does not."""
+    """The mapping that contains a key; None if there is none."""
     holder: Any = layer
     *sections, last = key.split(".")
     for section in sections:

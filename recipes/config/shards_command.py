@@ -1,4 +1,4 @@
-"""The `make shards` line that builds the shards and the tokenizer which a configuration reads."""
+"""The `make shards` command that builds the shards and the tokenizer of a configuration."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from data_prep.common.limits import DEFAULT_SEQ_LEN
 from data_prep.tokenizing.tokenizer_format import TOKENIZER_JSON, VOCAB_SIZE
 from recipes.config.schema import TrainConfig
 
-# The folders that the Makefile's DATA is for a SOURCE -> what to say for them. What is not known stands in capitals.
+# DATA folder that the Makefile uses for a SOURCE -> arguments that select it. Capitals stand for values to fill in.
 SOURCES = {"data/sample": [], "data/pubmed": ["SOURCE=pile"], "data/text": ["SOURCE=text", "INPUT=FOLDER"]}
-TOKENIZER = "tokenizer"  # where a tokenizer lies below DATA that is trained on its corpus
+TOKENIZER = "tokenizer"  # folder below DATA for a tokenizer that is trained on the corpus there
 
 
 def shards_command(cfg: TrainConfig) -> str:
-    """The command line, to be typed in the project's folder; `shards_words` has its words."""
+    """Return the command line, to be typed in the project's folder; `shards_words` returns it as a list of words."""
     return shlex.join(shards_words(cfg))
 
 
 def shards_words(cfg: TrainConfig) -> list[str]:
-    """The words of the command.
+    """Return the words of the command.
 
-    Where `data.shards` and `data.tokenizer` lie in no folder of the Makefile's own, the text is for the user to name:
-    `SOURCE=NAME INPUT=FILES`.
+    If `data.shards` and `data.tokenizer` are not in a folder that the Makefile knows, the command contains
+    `SOURCE=NAME INPUT=FILES`, for the user to fill in.
 
     Args:
-        cfg: a configuration of pre-training; `data`, `init_from` and the model's vocabulary decide.
+        cfg: pre-training configuration. The command depends on `data`, `init_from` and `model.vocab_size`.
     """
     shards, tokenizer = Path(cfg.data.shards), Path(cfg.data.tokenizer)
     trained_here = cfg.init_from is None and tokenizer.name == TOKENIZER
@@ -38,7 +38,7 @@ def shards_words(cfg: TrainConfig) -> list[str]:
         words.append(variable("TOKENIZER", tokenizer))
     elif cfg.model.vocab_size != VOCAB_SIZE and not (tokenizer / TOKENIZER_JSON).is_file():
         words.append(f"VOCAB={cfg.model.vocab_size}")
-    name = "shards"  # as the Makefile makes it
+    name = "shards"  # built as in the Makefile
     if cfg.data.seq_len != DEFAULT_SEQ_LEN:
         words.append(f"SEQ_LEN={cfg.data.seq_len}")
         name += f"-{cfg.data.seq_len}"

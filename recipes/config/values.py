@@ -1,7 +1,7 @@
-"""From what was typed to values of the schema's types, each of them one that the schema allows.
+"""Convert the text of YAML files and overrides to the types of the schema, and check each value against its rule.
 
-A YAML file or an override is text up to here: YAML's own guesses, by which `2026_11_27` is a number, `1:30` is 90 and
-`yes` is true, are made of nothing. Only `null` is what YAML takes it for.
+Every value is read as the text that the user typed. YAML would guess a type: `2026_11_27` would be a number, `1:30`
+would be 90, `yes` would be true. Here the schema gives the type; only `null` is taken from YAML.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class _TextLoader(yaml.SafeLoader):
     }
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Raises ConstructorError on a key that comes twice, of which YAML would take the last."""
+        """Raises ConstructorError on a key that comes twice; YAML itself would silently take the last one."""
         keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if twice := next((key for key in keys if keys.count(key) > 1), None):
             raise yaml.constructor.ConstructorError(problem=f"duplicate key {twice}", problem_mark=node.start_mark)
@@ -45,10 +45,11 @@ class _TextLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str) -> Any:
-    """Mappings, lists, texts and None.
+    """Parse YAML to mappings, lists, texts and None.
 
     Raises:
-        YAMLError: it is not YAML, a key comes twice, or it is too long, too deep or, with its aliases, has too much.
+        YAMLError: the text is not YAML, a key comes twice, or the text is too long, too deeply nested or, with its
+            aliases written out, has too many values.
     """
     if len(text) > YAML_CHARACTERS:
         raise yaml.YAMLError(f"it has more than {YAML_CHARACTERS:,} characters")
@@ -70,28 +71,28 @@ def parse_yaml(text: str) -> Any:
 
 
 def parse_override(text: str) -> Any:
-    """The value of `key=value`: a list, a mapping or a quoted text as in YAML, None, or the very text.
+    """Parse the value of `key=value`: lists, mappings, quoted text and null as YAML, anything else as text.
 
     Raises:
-        YAMLError: it begins as one of the first and is none.
+        YAMLError: the value starts with a bracket, a brace or a quote, but is not valid YAML.
     """
     text = text.strip()
     return parse_yaml(text) if text[:1] in ("[", "{", '"', "'") or text.lower() in NULL else text
 
 
 def write_override(key: str, value: Any) -> str:
-    """`key=value`, which `parse_override` reads back."""
+    """Return `key=value` in a form that `parse_override` reads back."""
     plain = isinstance(value, str) and value[:1] not in ("[", "{", '"', "'") and value.strip() == value
     return f"{key}={value if plain and value.lower() not in NULL else json.dumps(value)}"
 
 
 class Hint:
-    """What the schema says of a key.
+    """Type and rule that the schema gives to a key.
 
     Attributes:
-        type: type of its value.
-        rule: what that may be; None of a section and a switch.
-        nullable: whether it may be null.
+        type: type of the value.
+        rule: which values are allowed; None for a section and for a switch.
+        nullable: whether the value may be null.
     """
 
     def __init__(self, annotation: Any) -> None:
@@ -105,16 +106,16 @@ class Hint:
 
     @property
     def items(self) -> Hint | None:
-        """What the schema says of each value of a list; None: it is no list."""
+        """Hint of the values of a list; None if the key is not a list."""
         return Hint(get_args(self.type)[0]) if get_origin(self.type) is list else None
 
     @property
     def named(self) -> type | None:
-        """The section that stands under each name of a mapping; None: it is no mapping."""
+        """Section under each name of a mapping; None if the key is not a mapping."""
         return get_args(self.type)[1] if get_origin(self.type) is dict else None
 
     def refuse(self, key: str, value: object) -> BadInput:
-        """The error of a value that is not allowed."""
+        """Return the error for a value that is not allowed."""
         rule = self.rule or OneOf(("true", "false"))
         error = str(rule.refuse(key, value))
         return BadInput(error + (", or null" if self.nullable else ""))
@@ -122,21 +123,21 @@ class Hint:
 
 @cache
 def hints_of(section: type) -> dict[str, Hint]:
-    """Key -> what the schema says of it."""
+    """Return the hint of each key of a section."""
     hints = get_type_hints(section, include_extras=True)
     return {one.name: Hint(hints[one.name]) for one in fields(section)}
 
 
 def read_section(given: Any, section: type, prefix: str = "") -> dict[str, Any]:
-    """A section of a YAML file or override, its texts turned into the types of the schema.
+    """Convert a section of a YAML file or override to the types of the schema.
 
     Args:
-        given: value of `parse_yaml`.
-        section: the dataclass.
-        prefix: prefix of its keys, such as `model.`.
+        given: section as `parse_yaml` returns it.
+        section: dataclass of the section.
+        prefix: prefix of the keys in messages, such as `model.`.
 
     Raises:
-        BadInput: it is no section; a key is unknown; a value has another type, or is not allowed.
+        BadInput: the value is not a section, a key is unknown, or a value has the wrong type or is not allowed.
     """
     hints = hints_of(section)
     if not isinstance(given, Mapping):
@@ -155,8 +156,8 @@ def read_section(given: Any, section: type, prefix: str = "") -> dict[str, Any]:
 def _read(value: Any, hint: Hint, key: str) -> Any:
     if isinstance(value, str) and "${" in value:
         _refuse_resolvers(value, key)
-        return value  # of another key: OmegaConf's to resolve, `check_section`'s to look at
-    if value == "???":  # which OmegaConf would pass over
+        return value  # OmegaConf fills in the value of the other key; `check_section` then checks it
+    if value == "???":  # OmegaConf's mark of a missing value
         raise hint.refuse(key, value)
     if value is None and hint.nullable:
         return None
@@ -185,7 +186,7 @@ def _read(value: Any, hint: Hint, key: str) -> Any:
 
 
 def _read_named(given: Any, section: type, key: str) -> dict[str, Any]:
-    """A mapping of names to sections."""
+    """Read a mapping of names to sections."""
     if not isinstance(given, Mapping) or not given:
         keys = ", ".join(hints_of(section))
         raise BadInput(f"{key} = {given!r}, but it holds sections by names of your own: {key}.NAME, each with {keys}")
@@ -195,15 +196,15 @@ def _read_named(given: Any, section: type, key: str) -> dict[str, Any]:
 
 
 def _refuse_resolvers(text: str, key: str) -> None:
-    """Another key's value is all that a configuration fills in.
+    """Refuse every `${…}` except one that names another key.
 
-    OmegaConf's resolvers do more: `${oc.env:X}` would put what the environment holds, in a file that somebody else
-    wrote, into the names of folders, records and what W&B is told.
+    OmegaConf's resolvers do more. With `${oc.env:X}`, a configuration file that somebody else wrote could copy
+    variables of the environment into folder names, into records and to W&B.
     """
     if "${" in _OTHER_KEY.sub("", text):
         raise BadInput(
-            f"{key} = {text!r}, but of ${{…}} only the name of another key is filled in, as ${{run_name}}; nothing is "
-            f"read from the environment. Say it on the command line: {key}=…, where a shell fills in {key}=$NAME"
+            f"{key} = {text!r}, but ${{…}} may only name another key, as in ${{run_name}}; it cannot read the "
+            f"environment. Set the key on the command line, where the shell fills in variables: {key}=$NAME"
         )
 
 
@@ -213,22 +214,22 @@ def _check(value: Any, hint: Hint, key: str) -> None:
 
 
 def _open(value: Any) -> bool:
-    """Whether a list holds what another key says, so that it cannot be looked at yet."""
+    """Whether a list contains a reference to another key, so that it cannot be checked yet."""
     return isinstance(value, list) and any(isinstance(one, str) and "${" in one for one in value)
 
 
 def nested(key: str, value: Any) -> dict[str, Any]:
-    """The value of `a.b` as the mapping that a YAML would hold."""
+    """Return the nested mapping that a YAML would hold for `a.b = value`."""
     for name in reversed(key.split(".")):
         value = {name: value}
     return value
 
 
 def read_value(key: str, value: Any, schema: type) -> Any:
-    """The value of a key `a.b`, of `parse_yaml`, in the type of the schema.
+    """Convert the value of a key `a.b`, as `parse_yaml` returns it, to the type of the schema.
 
     Raises:
-        BadInput: as `read_section`.
+        BadInput: as in `read_section`.
     """
     read: Any = read_section(nested(key, value), schema)
     for name in key.split("."):
@@ -237,10 +238,10 @@ def read_value(key: str, value: Any, schema: type) -> Any:
 
 
 def check_section(section: Any, prefix: str = "") -> None:
-    """Refuse a value of a configuration that the schema does not allow: a default, or what another key gave.
+    """Check all values of a configuration, also defaults and values that were filled in from another key.
 
     Raises:
-        BadInput: there is one.
+        BadInput: the schema does not allow a value.
     """
     for name, hint in hints_of(type(section)).items():
         value, key = getattr(section, name), f"{prefix}{name}"

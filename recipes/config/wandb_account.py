@@ -1,6 +1,6 @@
-"""Whether Weights & Biases will take a run: asked once, before the ranks meet, where `loggers.wandb.mode` is `online`.
+"""Ask Weights & Biases once, before the ranks meet, whether it accepts the run (`loggers.wandb.mode=online` only).
 
-Its own client asks for 90 s, then ends the run, at every restart.
+Without this check, W&B's own client would try for 90 s and then end the run, at every restart.
 """
 
 from __future__ import annotations
@@ -20,30 +20,37 @@ from recipes.config.schema import RunConfig
 
 ANSWER_S = 10.0
 ANSWER_BYTES = 1 << 16
-WAY_OUT = "or say loggers.wandb.mode=offline (nothing leaves the machine) or loggers.wandb=null"
+WAY_OUT = "or set loggers.wandb.mode=offline (nothing leaves the machine) or loggers.wandb=null"
 
 
 def check_account(cfg: RunConfig, resumed: bool) -> None:
-    """Refuse to start a run that W&B would stop; a run that is resumed gets a warning, and W&B's files for later.
+    """Refuse to start a new run that W&B would stop. A run that is resumed gets a warning and logs offline.
 
-    Rank 0 asks, which alone logs to W&B.
+    Only rank 0 asks the server, because only rank 0 logs to W&B.
 
     Args:
-        cfg: the configuration.
+        cfg: configuration of the run.
         resumed: whether the run began earlier.
 
     Raises:
-        BadInput: `loggers.wandb.mode` is `online`, and there is no key, the server refuses it or does not answer.
+        BadInput: `loggers.wandb.mode` is `online`, and there is no key, or the server refuses it or does not answer.
     """
     if world().rank != 0 or not (problem := problem_online(cfg)):
         return
     if not resumed:
         raise BadInput(f"loggers.wandb.mode = 'online', and {problem}, {WAY_OUT}")
-    print(f"warning: {problem}; this start logs offline, `wandb sync {cfg.run_dir}/wandb/…` sends it", file=sys.stderr)
+    print(
+        f"warning: {problem}; until the next start the run logs offline, and `wandb sync {cfg.run_dir}/wandb/…` "
+        "uploads the log",
+        file=sys.stderr,
+    )
 
 
 def problem_online(cfg: RunConfig) -> str:
-    """Why W&B would not take the run, with what to do; empty where it would, or is not asked. One request a process."""
+    """Why W&B would not accept the run, and what to do. Empty if it would, or if the run does not log online.
+
+    A process sends at most one request; the answer is kept.
+    """
     if not cfg.loggers.wandb or cfg.loggers.wandb.mode != "online":
         return ""
     base_url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
@@ -58,7 +65,7 @@ def _problem(base_url: str, key: str) -> str:
     answer: list[str] = []
     asking = threading.Thread(target=lambda: answer.append(_ask(base_url, key)), daemon=True)
     asking.start()
-    asking.join(ANSWER_S)  # a server may answer byte by byte
+    asking.join(ANSWER_S)  # requests' own timeout starts anew with each byte that arrives
     return answer[0] if answer else f"{Location(base_url)} does not answer in {ANSWER_S:.0f} s: try again later"
 
 
@@ -71,7 +78,7 @@ def _ask(base_url: str, key: str) -> str:
             json={"query": "query { viewer { id } }"},
             auth=("api", key),
             timeout=ANSWER_S,
-            allow_redirects=False,  # the key is this server's
+            allow_redirects=False,  # so that no other server gets the key
             stream=True,
         ) as response:
             if response.status_code in (401, 403):

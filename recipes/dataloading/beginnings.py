@@ -1,4 +1,4 @@
-"""Prompts in the words of the text that is trained on: how samples of its validation split begin."""
+"""Make prompts from the beginnings of samples in the validation split."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ import numpy as np
 
 from recipes.dataloading.token_dataset import TokenShards
 
-PROMPTS, TOKENS = 3, 16  # how many, and of how many tokens at most
+PROMPTS, TOKENS = 3, 16  # number of prompts, and their largest number of tokens
 
 
 def beginnings(samples: TokenShards, tokenizer: Path) -> list[str]:
-    """The first words of samples that lie evenly in a split; of a document in one where one begins there.
+    """Return the first words of samples that are evenly spaced in a split.
+
+    If a document begins within a sample, the prompt is the beginning of that document.
 
     Args:
         samples: samples of the split.
-        tokenizer: the folder of the tokenizer that made them.
+        tokenizer: folder of the tokenizer that made the samples.
 
     Raises:
-        BadInput: a shard is damaged and cannot be made good.
+        BadInput: a shard is damaged and cannot be repaired.
     """
     from tokenizers import Tokenizer
 
@@ -31,6 +33,6 @@ def beginnings(samples: TokenShards, tokenizer: Path) -> list[str]:
         ends = np.flatnonzero(np.isin(ids[:-TOKENS], special))
         start = int(ends[0]) + 1 if len(ends) else 0
         text = read.decode(ids[start : start + TOKENS].tolist()).strip()
-        whole, _, cut = text.rpartition(" ")  # the last word may be half a word, or half a character
+        whole, _, cut = text.rpartition(" ")  # the last word may be cut, even within a character
         prompts.append(whole or cut or "\n")
     return prompts

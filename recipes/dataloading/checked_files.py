@@ -1,4 +1,4 @@
-"""A file that is what it must be, byte for byte: read, or made from a good source, by one process of a node."""
+"""Read a file and check its contents; if they are wrong, one process of each node restores it from a good source."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from data_prep.common.errors import BadInput
 from data_prep.common.location import Location
 
 FETCH_ATTEMPTS = 3
-RETRY_WAIT_S = 1.0  # before the second attempt to fetch; doubled before each further one
+RETRY_WAIT_S = 1.0  # wait before the second attempt to fetch a file; doubled before each further attempt
 DOWNLOAD_TIMEOUT_S = 60.0
 
-Check = Callable[[bytes], str]  # what is wrong with a file's content, empty if nothing is
-Source = tuple[str, Callable[[], bytes]]  # its name for messages, and where the content comes from
+Check = Callable[[bytes], str]  # returns what is wrong with the contents of a file; empty if nothing is
+Source = tuple[str, Callable[[], bytes]]  # name for messages, and a function that returns the contents
 
 log = logging.getLogger(__name__)
 
 
 def obtain(path: Path, check: Check, sources: Sequence[Source], way_out: str, wait: bool = True) -> bytes | None:
-    """A file's content if it is good; otherwise the first good one of `sources`, which then replaces the file.
+    """Return the contents of a file. If they are not valid, the first valid source replaces the file.
 
-    The file is written aside and renamed, so that nobody reads a part of it. One process of a node makes it, the
-    others wait; nodes that share the folder may make it twice, of the same bytes.
+    The file is written under a temporary name and renamed, so that no process reads an incomplete file. One process of
+    each node writes it while the others wait. Nodes that share the folder may both write it, with the same bytes.
 
     Args:
-        path: the file, which may be missing.
-        check: what a content must pass.
-        sources: tried in order.
+        path: file to read, which may be missing.
+        check: check that the contents must pass.
+        sources: sources of the contents, which are tried in order.
         way_out: what the user can do, for the message.
-        wait: for another process that makes the file; if not, the result is None.
+        wait: whether to wait if another process is writing the file; if not, the result is then None.
 
     Raises:
-        BadInput: the file is bad and so are all sources, or the folder cannot be written.
+        BadInput: the file and all sources are invalid, or the folder cannot be written.
     """
     data, problem = _read(path, check)
     if not problem:
@@ -59,7 +59,7 @@ def obtain(path: Path, check: Check, sources: Sequence[Source], way_out: str, wa
             try:
                 data = source()
                 problem = check(data)
-            except Exception as error:  # the clients of object stores raise what they like
+            except Exception as error:  # clients of object stores raise many types of errors
                 problem = f"{type(error).__name__}: {error}"
             if problem:
                 problems.append(f"{name}: {problem}")
@@ -69,11 +69,11 @@ def obtain(path: Path, check: Check, sources: Sequence[Source], way_out: str, wa
             if damaged:
                 log.warning("%s; replaced it from %s", problems[0], name)
             return data
-    raise BadInput("\n  ".join([f"{path} cannot be read as it was written:", *problems]) + f"\n{way_out}")
+    raise BadInput("\n  ".join([f"{path} is missing or damaged:", *problems]) + f"\n{way_out}")
 
 
 def _read(path: Path, check: Check) -> tuple[bytes, str]:
-    """A file's content and what is wrong with it."""
+    """Read a file. Return its contents, and what is wrong with them."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -82,7 +82,7 @@ def _read(path: Path, check: Check) -> tuple[bytes, str]:
 
 
 def _aside(path: Path) -> Path:
-    """Where a node writes a file before it is whole. What a killed process leaves there, the next one overwrites."""
+    """Temporary name under which a node writes a file. A later process overwrites what a killed one left there."""
     return path.with_name(f".{path.name}.{platform.node()}")
 
 
@@ -97,7 +97,7 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def fetches(remote: str | None, name: str, path: Path) -> list[Source]:
-    """The attempts to fetch the file `name` of `remote`; none without a remote."""
+    """Sources that fetch the file `name` from `remote`, one for each attempt; none if there is no remote."""
     if remote is None:
         return []
     url = Location(remote) / name
@@ -108,7 +108,7 @@ def _fetch(url: Location, aside: Path, attempt: int) -> bytes:
     if attempt:
         time.sleep(RETRY_WAIT_S * 2 ** (attempt - 1))
     try:
-        aside.unlink(missing_ok=True)  # streaming takes a file that is there for the one to be fetched
+        aside.unlink(missing_ok=True)  # if a file exists, streaming does not fetch it
         CloudDownloader.direct_download(url.typed, str(aside), DOWNLOAD_TIMEOUT_S)
         return aside.read_bytes()
     finally:
@@ -117,9 +117,10 @@ def _fetch(url: Location, aside: Path, attempt: int) -> bytes:
 
 @contextmanager
 def _alone(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the only lock of this node on the making of a file; False if another holds it and `wait` is not set.
+    """Hold this node's lock for writing a file. Yields False if another process holds it and `wait` is False.
 
-    The lock is a file of the node's own, because not every shared file system has locks. It dies with its holder.
+    The lock is a local file of the node, because some shared file systems have no locks. It ends with the process that
+    holds it.
     """
     name = hashlib.sha256(os.fsencode(path.absolute())).hexdigest()[:16]
     lock = Path(tempfile.gettempdir()) / f"token-shard-{os.getuid()}-{name}.lock"
@@ -135,7 +136,7 @@ def _alone(path: Path, wait: bool) -> Iterator[bool]:
             return
         except FileNotFoundError:
             pass
-        os.close(file)  # its holder removed it meanwhile, so it locks nothing
+        os.close(file)  # its holder has removed the file meanwhile, so this lock is worthless
     try:
         yield True
     finally:

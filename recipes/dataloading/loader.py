@@ -1,6 +1,7 @@
-"""Token shards -> batches `{"input_ids": (B, T) int64, "sample_ids": (B,) int64}`; those of val with `sources`, too.
+"""Load batches `{"input_ids": (B, T) int64, "sample_ids": (B,) int64}` from token shards; those of val have `sources`.
 
-There is no `labels` entry: the model shifts `input_ids` itself, and a copy would double what travels to the GPU.
+There is no `labels` entry, because the model shifts `input_ids` itself, and a copy would double the transfer to the
+GPU.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ from recipes.planning.mixing import shard_folders
 
 
 class ShortEpoch(Exception):
-    """An epoch ended before it delivered its samples."""
+    """An epoch ended before it delivered all of its samples."""
 
 
 def collate(samples: Sequence[Sample], sources: TokenSources | None = None) -> dict[str, torch.Tensor]:
-    """Samples as a batch, widened to the int64 that embedding lookups take; with `sources`, also (B, T) uint8."""
+    """Make a batch of samples, as the int64 that embeddings need. With `sources`, add the sources, (B, T) uint8."""
     tokens = np.stack([sample["input_ids"] for sample in samples]).astype(np.int64)
     sample_ids = [sample["sample_ids"] for sample in samples]
     batch = {"input_ids": torch.from_numpy(tokens), "sample_ids": torch.tensor(sample_ids)}
@@ -37,10 +38,11 @@ def collate(samples: Sequence[Sample], sources: TokenSources | None = None) -> d
 
 
 class TokenLoader(StreamingDataLoader):
-    """Batches of one rank; an epoch of training has exactly its planned ones.
+    """Batches of one rank. A training epoch has exactly the planned number of batches.
 
-    StreamingDataset repeats samples until each rank has as many: seven left over for a batch of eight make a batch
-    on eight ranks and none on one. Here they make none, so an epoch is as long on any number of ranks.
+    StreamingDataset repeats samples until all ranks have the same number. If seven samples are left for a batch of
+    eight, they would make a batch on eight ranks, but none on one rank. Here they make none, so the length of an epoch
+    does not depend on the number of ranks.
     """
 
     def __init__(self, dataset: TokenShards, batch_size: int, world_size: int, **arguments: Any):
@@ -53,7 +55,7 @@ class TokenLoader(StreamingDataLoader):
         return self._planned_samples(0) // self._device_batch_size if self.drop_last else super().__len__()
 
     def _planned_samples(self, position: int) -> int:
-        """Samples that an epoch owes this rank from a position on, those left out among them."""
+        """Number of samples that this rank gets of an epoch from a position on, skipped samples included."""
         size = self._dataset.epoch_size
         if not self.drop_last:
             return -(-size // self._world_size)
@@ -61,11 +63,11 @@ class TokenLoader(StreamingDataLoader):
         return (size // batch - position // batch) * self._device_batch_size
 
     def __iter__(self) -> Iterator[Any]:
-        """The batches of an epoch.
+        """Yield the batches of an epoch.
 
         Raises:
-            BadInput: a shard is damaged and cannot be made good.
-            ShortEpoch: the epoch ended early, by a fault that nothing else noticed.
+            BadInput: a shard is damaged and cannot be repaired.
+            ShortEpoch: the epoch ended early, because of a fault that nothing else noticed.
         """
         epoch, position = self._dataset.next_position()
         planned, delivered = self._planned_samples(position), 0
@@ -82,16 +84,16 @@ class TokenLoader(StreamingDataLoader):
                 raise ShortEpoch(f"{splits}: an epoch delivered {delivered} of {planned} samples")
         except Exception as error:
             stop_workers(self)
-            if isinstance(error, BadInput):  # from a worker, it comes wrapped in the worker's traceback
+            if isinstance(error, BadInput):  # an error from a worker has the worker's traceback in its text
                 raise BadInput(str(error).rpartition(f"{BadInput.__name__}: ")[2].strip()) from None
             raise
 
 
 def stop_workers(loader: Any) -> None:
-    """End the processes of a DataLoader that keeps them, while something still holds it.
+    """End the persistent worker processes of a DataLoader.
 
-    Garbage collection would stop the queue first that tells them to end, and torch, where batches go to pinned memory,
-    waits 5 s for each at the end of the process.
+    Garbage collection at the end of the process would first stop the queue that tells the workers to end. If batches go
+    to pinned memory, torch would then wait 5 s for each worker.
     """
     if (iterator := getattr(loader, "_iterator", None)) is not None:
         iterator._shutdown_workers()
@@ -99,15 +101,15 @@ def stop_workers(loader: Any) -> None:
 
 
 def split_batch(batch: dict[str, torch.Tensor], microbatch_size: Any) -> list[dict[str, torch.Tensor]]:
-    """A batch in microbatches; the last one of an evaluation may be smaller, which Composer's own split warns of."""
+    """Split a batch into microbatches. Composer's own function warns if the last batch of an evaluation is smaller."""
     parts = {name: values.split(int(microbatch_size)) for name, values in batch.items()}
     return [dict(zip(parts, values, strict=True)) for values in zip(*parts.values(), strict=True)]
 
 
 def _ignore_usr1(worker: int) -> None:
-    """A worker keeps delivering when Slurm tells all processes of a step to leave: its rank decides.
+    """Make a worker ignore SIGUSR1, which Slurm sends to all processes of a step. The rank decides when to end.
 
-    Not so SIGTERM, with which Python ends the workers themselves.
+    SIGTERM is not ignored, because Python ends workers with it.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
@@ -120,24 +122,24 @@ def build_dataloader(
     sources: TokenSources | None = None,
     mixed: str | None = None,
 ) -> DataSpec:
-    """The loader of one split for this rank.
+    """Build the loader of one split for this rank.
 
-    Training samples come from all folders that the run reads, those of validation from one.
+    Training samples come from all folders of the run, validation samples from one folder.
 
-    The order of training samples depends on `seed` and `data.num_canonical_nodes` alone, so the same samples make up
-    each global batch on any number of ranks. The last, partial batch of a training epoch is dropped for that reason:
-    which samples it holds would depend on the number of ranks.
+    The order of training samples depends only on `seed` and `data.num_canonical_nodes`, so each global batch has the
+    same samples on any number of ranks. For the same reason, the incomplete last batch of a training epoch is dropped:
+    its samples would depend on the number of ranks.
 
     Args:
-        cfg: the configuration.
+        cfg: configuration of the run.
         split: `train` or `val`.
-        world_size: ranks.
-        skipped: positions that the run leaves out, as `skipped_data.merge` returns them.
-        sources: source of the split's tokens; batches then have their `sources`.
-        mixed: in `data.mix`, the folder whose `val` is read; None: that of `data.shards`.
+        world_size: number of ranks.
+        skipped: positions that the run skips, as `skipped_data.merge` returns them.
+        sources: source of each token of the split; None: batches have no `sources`.
+        mixed: name of a folder in `data.mix` whose `val` is read; None: read that of `data.shards`.
 
     Raises:
-        BadInput: no finished shards, or their index is damaged or of another format.
+        BadInput: the shards are not finished, or their index is damaged or has another format.
     """
     train = split == "train"
     batch_size = cfg.global_train_batch_size // world_size if train else cfg.device_eval_batch_size
@@ -163,7 +165,8 @@ def build_dataloader(
         num_workers=workers,
         prefetch_factor=cfg.data.prefetch_factor if workers else None,
         persistent_workers=workers > 0,
-        # Its own, for the seeds of its workers: else their number would move the dropout masks after each evaluation.
+        # A generator for the seeds of the workers. Torch's global one would draw other dropout masks after each
+        # evaluation, depending on the number of workers.
         generator=torch.Generator().manual_seed(cfg.seed),
         worker_init_fn=_ignore_usr1,
         pin_memory=torch.cuda.is_available() and cfg.device != "cpu",

@@ -1,9 +1,9 @@
-"""Read token shards that are, byte for byte, what was written, or say which file is not.
+"""Read token shards, and check that they have exactly the bytes that were written.
 
-StreamingDataset trusts a file because it is there, and what its download threads raise ends an epoch early or never. So
-it decides only the order of samples and how they are resumed; all files are opened by this module. Each link vouches
-for the next: the manifest's seal for the manifest, its sha256 for a split's index, the index' xxh64 for a shard, and
-one hash a sample, taken from a shard found good, for every sample that is read from it later.
+StreamingDataset trusts every file that exists, and an error in its download threads ends an epoch early or never.
+Therefore StreamingDataset decides only the order of samples and how they are resumed; this module opens all files. It
+checks them in a chain: the manifest by its seal, the index of a split by the sha256 in the manifest, a shard by the
+xxh64 in the index. When a shard was found good, a hash of each sample is kept, and compared whenever a sample is read.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ from data_prep.common.manifest import MANIFEST, seal
 from data_prep.sharding.shard_format import COLUMN, STAGE, ShardsInfo, mds_encoding, read_index, token_dtype
 from recipes.dataloading.checked_files import Source, fetches, obtain
 
-REMOTE = "data.remote"  # the key of the configuration, for messages
-READ_ATTEMPTS = 3  # of a sample of a shard that changes while it is read
+REMOTE = "data.remote"  # key of the configuration, for messages
+READ_ATTEMPTS = 3  # attempts to read a sample if its shard changes meanwhile
 
 log = logging.getLogger(__name__)
 
 
 def fetch_manifest(folder: Path, remote: str, key: str = REMOTE) -> None:
-    """Put the manifest of the shards at `remote` into `folder`, unless a good one is there.
+    """Fetch the manifest of the shards at `remote` into `folder`, unless `folder` has a valid one.
 
     Args:
         folder: folder of the shards.
-        remote: where the manifest is fetched from.
-        key: key of the configuration that says so, for the message.
+        remote: folder or object store to fetch the manifest from.
+        key: key of the configuration that names the remote, for the message.
 
     Raises:
-        BadInput: no good manifest can be fetched.
+        BadInput: no valid manifest can be fetched.
     """
 
     def check(data: bytes) -> str:
@@ -66,17 +66,17 @@ def fetch_manifest(folder: Path, remote: str, key: str = REMOTE) -> None:
 
 
 def open_shards(info: ShardsInfo, split: str, remote: str | None, key: str = REMOTE) -> list[TokenShard]:
-    """The shards of a split, none of them opened yet.
+    """Return the shards of a split; they are not opened yet.
 
     Args:
-        info: the folder and its manifest.
+        info: folder of the shards and its manifest.
         split: `train` or `val`.
-        remote: where a missing or damaged file is fetched, None for nowhere.
-        key: key of the configuration that says so, for messages.
+        remote: folder or object store to fetch missing or damaged files from; None: nothing is fetched.
+        key: key of the configuration that names the remote, for messages.
 
     Raises:
-        BadInput: the index is damaged, or describes something else than samples of `seq_len` tokens: a column of
-            pickles, for one, would run code when it is read.
+        BadInput: the index is damaged, or describes anything other than samples of `seq_len` tokens. For example, a
+            column of pickles would run code when it is read.
     """
     folder, name = info.folder / split, f"{split}/index.json"
     expected = info.manifest["outputs"][name]["sha256"]
@@ -88,26 +88,25 @@ def open_shards(info: ShardsInfo, split: str, remote: str | None, key: str = REM
     data = obtain(
         info.folder / name, check, fetches(remote, name, info.folder / name), _way_out(info.folder, remote, key)
     )
-    assert data is not None  # it was waited for
+    assert data is not None  # `obtain` has waited for the file
     entries = read_index(folder, data)
     encoding = mds_encoding(info.vocab_size, info.seq_len)
     for entry in entries:
         columns = dict(zip(entry.get("column_names", []), entry.get("column_encodings", []), strict=False))
         if entry["format"] != "mds" or columns != {COLUMN: encoding}:
             raise BadInput(
-                f"{folder} has columns {columns}; this reader takes {COLUMN!r} of {encoding} and nothing else"
+                f"{folder} has columns {columns}; this reader accepts only the column {COLUMN!r} of {encoding}"
             )
     if (samples := sum(entry["samples"] for entry in entries)) != info.counts[split].samples:
-        raise BadInput(f"{folder} holds {samples} samples, the manifest says {info.counts[split].samples}")
+        raise BadInput(f"{folder} holds {samples} samples, but the manifest says {info.counts[split].samples}")
     return [TokenShard(info, split, entry, remote, key) for entry in entries]
 
 
 class TokenShard(Reader):
     """One shard. Its samples are read from the file one by one.
 
-    Each is compared with the hash that was taken when the whole shard was found good.
-
-    Not through a memory map: reading beyond the end of a file that was cut would kill the process without a word.
+    Each sample is compared with the hash that was kept when the whole shard was found good. The file is not
+    memory-mapped: if it is cut later, reading beyond its end would kill the process without a message.
     """
 
     def __init__(self, info: ShardsInfo, split: str, entry: JsonDict, remote: str | None, key: str = REMOTE):
@@ -128,24 +127,24 @@ class TokenShard(Reader):
         else:
             self._sources = fetches(remote, f"{split}/{raw['basename']}", self._path)
         self._first_byte = 0
-        self._digests: np.ndarray | None = None  # (samples,) uint64, once the shard was found good
+        self._digests: np.ndarray | None = None  # (samples,) uint64, after the shard was found good
         self._failure: BadInput | None = None
         self._lock = threading.Lock()
 
-    def __getstate__(self) -> dict[str, Any]:  # a lock does not travel to a spawned worker
+    def __getstate__(self) -> dict[str, Any]:  # a lock cannot be sent to a spawned worker
         return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _lock=threading.Lock())
 
     def prepare(self, wait: bool = True) -> None:
-        """Find the shard good, or make it so.
+        """Check the shard, and fetch or unpack it if it is missing or damaged.
 
         Args:
-            wait: for a thread or process that is at it; if not, return.
+            wait: whether to wait if another thread or process is preparing the shard; if not, return at once.
 
         Raises:
-            BadInput: it is damaged, and nothing it could be made from is good.
+            BadInput: the shard is damaged, and so are all sources that it could be made from.
         """
         if not self._lock.acquire(blocking=wait):
             return
@@ -163,7 +162,10 @@ class TokenShard(Reader):
             self._lock.release()
 
     def _hash_samples(self, data: bytes) -> np.ndarray:
-        """A hash a sample, (samples,) uint64. MDS: `uint32 samples`, `uint32 offsets[samples + 1]`, header, samples."""
+        """Hash each sample, (samples,) uint64.
+
+        An MDS file consists of `uint32 samples`, `uint32 offsets[samples + 1]`, a header and the samples.
+        """
         size, view = self._sample_bytes, memoryview(data)
         layout = np.frombuffer(data, np.uint32, min(len(data) // 4, self.samples + 2)).astype(np.int64)
         if layout[0] != self.samples or layout[-1] != len(data) or np.any(np.diff(layout[1:]) != size):
@@ -173,10 +175,10 @@ class TokenShard(Reader):
         return np.fromiter(digests, np.uint64, self.samples)
 
     def get_sample_data(self, idx: int) -> bytes:
-        """The bytes of sample `idx`.
+        """Return the bytes of sample `idx`.
 
         Raises:
-            BadInput: as `prepare`, or the file keeps changing.
+            BadInput: as in `prepare`; or the file keeps changing.
         """
         for _ in range(READ_ATTEMPTS):
             if self._digests is None:
@@ -185,12 +187,12 @@ class TokenShard(Reader):
             data = self._read_sample(idx)
             if xxhash.xxh3_64_intdigest(data) == self._digests[idx]:
                 return data
-            log.warning("%s: sample %d is not what it was when the shard was opened", self._path, idx)
+            log.warning("%s: sample %d has changed since the shard was opened", self._path, idx)
             self._digests = None
         raise BadInput(f"{self._path} changes while it is read\n{self._way_out}")
 
     def _read_sample(self, idx: int) -> bytes:
-        """What the file holds in the place of sample `idx`; nothing if it cannot be read, which `prepare` then says."""
+        """Read the bytes of sample `idx` from the file. If that fails, return b"", and `prepare` reports the error."""
         try:
             file = os.open(self._path, os.O_RDONLY)
             try:
@@ -201,15 +203,15 @@ class TokenShard(Reader):
             return b""
 
     def tokens(self, idx: int) -> np.ndarray:
-        """The tokens of sample `idx`, (seq_len,), read-only.
+        """Return the tokens of sample `idx`, (seq_len,), read-only.
 
         Raises:
-            BadInput: as `get_sample_data`.
+            BadInput: as in `get_sample_data`.
         """
         return np.frombuffer(self.get_sample_data(idx), self._dtype)
 
     def decode_sample(self, data: bytes) -> dict[str, Any]:
-        """A sample's bytes as `{"tokens": (seq_len,)}`."""
+        """Convert the bytes of a sample to `{"tokens": (seq_len,)}`."""
         return {COLUMN: np.frombuffer(data, self._dtype)}
 
 
@@ -218,12 +220,12 @@ def _way_out(folder: Path, remote: str | None, key: str) -> str:
         return f"{key} = {Location(remote)} must hold the shards that {folder / MANIFEST} describes"
     return (
         f"`python data_prep/verify.py --shards {folder}` checks the whole folder; build it again (make shards, with "
-        f"the variables that it was made with), or set {key} to a good copy of it"
+        f"the same variables as before), or set {key} to a good copy of it"
     )
 
 
 def _differs(expected: JsonDict, data: bytes) -> str:
-    """How content differs from its entry in the index, empty if it does not."""
+    """How the contents of a file differ from its entry in the index; empty if they do not."""
     if len(data) != expected["bytes"]:
         return f"has {len(data)} bytes, the index says {expected['bytes']}"
     computed = xxhash.xxh64_hexdigest(data)
@@ -235,7 +237,7 @@ def _differs(expected: JsonDict, data: bytes) -> str:
 
 
 def _unpack(expected: JsonDict, unpacked_bytes: int, origin: Callable[[], bytes]) -> bytes:
-    """Decompress what the index vouches for, and nothing else."""
+    """Decompress a file, after a check that it matches its entry in the index."""
     data = origin()
     if problem := _differs(expected, data):
         raise ValueError(problem)

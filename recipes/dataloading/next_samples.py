@@ -1,4 +1,4 @@
-"""The samples that the next batch must have, worked out anew from the order of the epoch."""
+"""Compute from the order of the epoch which samples the next batch must have."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from recipes.dataloading.token_dataset import TokenShards
 
 
 def next_samples(loader: Any, epoch: int, sample_in_epoch: int, batch_size: int) -> NDArray[np.int64] | None:
-    """The ids of the samples of one batch of all ranks; None where the loader has no order that is known.
+    """Return the sample ids of one global batch; None if the order of the loader is not known.
 
-    It takes as long as the loader takes to deal out an epoch: 7 s for 20 million samples.
+    It takes as long as the loader needs to order an epoch: 7 s for 20 million samples.
 
     Args:
         loader: loader of the training data.
-        epoch: the epoch, from 0.
-        sample_in_epoch: samples of it, of all ranks, that were trained on.
-        batch_size: samples of all ranks together.
+        epoch: number of the epoch, from 0.
+        sample_in_epoch: number of samples of the epoch, over all ranks, that were trained on.
+        batch_size: number of samples in a batch over all ranks.
     """
     dataset = loader.dataset
     if isinstance(dataset, TokenShards):

@@ -1,4 +1,4 @@
-"""One run of a machine at a time claims its names in Streaming's shared memory."""
+"""Let only one run of a machine at a time register its names in StreamingDataset's shared memory."""
 
 from __future__ import annotations
 
@@ -20,27 +20,29 @@ from streaming.base.shared import SharedMemory
 
 from data_prep.common.errors import BadInput
 
-MACHINE_MEMORY = Path("/dev/shm")  # where there is none, the folder for temporary files
+MACHINE_MEMORY = Path("/dev/shm")  # if it does not exist, the folder for temporary files is used
 
 
 @contextmanager
 def registering() -> Iterator[None]:
-    """Let one run of a machine at a time claim its names in shared memory.
+    """Let only one run of a machine at a time register its names in shared memory.
 
-    StreamingDataset looks for a free name and takes it a moment later: of two runs that start together on one machine,
-    one would end with FileExistsError.
+    StreamingDataset searches for a free name and takes it a moment later. If two runs start at the same time on one
+    machine, one of them could end with FileExistsError.
 
-    In its search it opens the names of others, and those that killed runs left, twelve files for each, and keeps them
-    open to the process' end: after some forty kills more than the 1,024 that a process may open by default. Here it
-    lets go of them (mosaicml-streaming 0.13.0, base/shared/memory.py: the handler at exit holds them).
+    During the search it opens the names of other runs, also of killed ones, twelve files for each, and keeps them open
+    until the process ends (mosaicml-streaming 0.13.0, base/shared/memory.py: the handler at exit keeps them). After
+    about forty killed runs, that is more than the 1,024 files that a process may open by default. Here those files are
+    closed again.
 
-    All machines of a run are claimed or none: of two runs on the same two machines, each would wait for the other's.
+    A run locks either all of its machines or none. Otherwise two runs on the same two machines could each lock one and
+    wait for the other.
     """
     shared_names.SharedMemory = _let_go_when_looked_at
     while not all(dist.all_gather_object((lock := _claim_machine()) is not None)):
         if lock is not None:
             os.close(lock)
-        time.sleep(random.SystemRandom().uniform(0.1, 1))  # not the generator that the run has seeded
+        time.sleep(random.SystemRandom().uniform(0.1, 1))  # the run's own generator must not be advanced
     try:
         yield
     finally:
@@ -49,10 +51,10 @@ def registering() -> Iterator[None]:
 
 
 def remove_locks_at_exit(dataset: StreamingDataset) -> None:
-    """Let the machine's first rank remove the lock files of a dataset when it ends.
+    """Make the first rank of a machine remove the lock files of a dataset when it ends.
 
-    StreamingDataset removes its shared memory and leaves those. It then takes their names for taken, and asks for each
-    of them at each start: for seconds, on a machine that has had 4,000 runs.
+    StreamingDataset removes its shared memory, but leaves its lock files. At each later start it would test each of
+    their names, which takes seconds on a machine that has had 4,000 runs.
     """
     if dist.get_local_rank() == 0:
         barrier, cache = dataset._shared_barrier.filelock_path, dataset._cache_filelock_path
@@ -61,10 +63,10 @@ def remove_locks_at_exit(dataset: StreamingDataset) -> None:
 
 
 def _claim_machine() -> int | None:
-    """A descriptor of the lock of this machine's shared memory, held by its first rank; None: another run's.
+    """Let the first rank of a machine lock its shared memory. Return the file descriptor; None if another run holds it.
 
     Raises:
-        BadInput: the lock is a file that another user does not let this one read.
+        BadInput: the lock file belongs to another user, and this user may not read it.
     """
     path = (MACHINE_MEMORY if MACHINE_MEMORY.is_dir() else Path(tempfile.gettempdir())) / "token-shards.lock"
     lock = _open_for_all_users(path)
@@ -78,20 +80,20 @@ def _claim_machine() -> int | None:
 
 
 def _open_for_all_users(path: Path) -> int:
-    """Open a file that any user of this machine may have made, and all may read, whatever the maker's umask."""
+    """Open the lock file, which any user may have made. It is made readable for all users, whatever the umask is."""
     if not path.exists():
         made, aside = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
         os.fchmod(made, 0o644)
         os.close(made)
         with suppress(FileExistsError):
-            os.link(aside, path)  # it has its name once all may read it
+            os.link(aside, path)  # the file gets its name after all users may read it
         Path(aside).unlink()
     try:
-        return os.open(path, os.O_RDONLY)  # with O_CREAT the kernel refuses the file of another user here
+        return os.open(path, os.O_RDONLY)  # with O_CREAT, the kernel would refuse another user's file in this folder
     except PermissionError:
         raise BadInput(
-            f"{path}, by which the runs of this machine take turns, belongs to another user (id {path.stat().st_uid}), "
-            "who alone may read it; have it removed, or its mode changed to 644"
+            f"{path}, the lock file for runs on this machine, belongs to another user (id {path.stat().st_uid}), and "
+            "only that user may read it; ask that user to remove it, or to change its mode to 644"
         ) from None
 
 

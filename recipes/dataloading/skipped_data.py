@@ -1,11 +1,11 @@
-"""What a run left out of its data after loss spikes: `skipped.jsonl` in its folder, one line a rewind.
+"""The data that a run skipped after loss spikes: `skipped.jsonl` in its folder, with one line for each rewind.
 
-Each line names a file beside it, `skipped-1.jsonl.zst` and so on, with the folders that the samples were read from, and
-the ids of the samples and documents in them.
+Each line names a file beside it, `skipped-1.jsonl.zst` and so on. That file has the folders of token shards, and the
+ids of the skipped samples and documents in them.
 
-A window is `(epoch, first, end)`: positions `first` to `end - 1` of that epoch's sample order. Positions are the same
-for any number of ranks, and for any batch size. The loader passes over them, so a run that is resumed, or rewound
-again, never sees them.
+A window is `(epoch, first, end)`: positions `first` to `end - 1` of that epoch's sample order. Positions do not depend
+on the number of ranks or the batch size. The loader skips them, so a run that is resumed or rewound again never reads
+them.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ Window = tuple[int, int, int]  # epoch, first position, end
 
 
 def read(folder: Path) -> list[JsonDict]:
-    """The entries of a run's ledger, oldest first; none if it never rewound.
+    """Read the entries of a run's skipped.jsonl, oldest first; none if the run was never rewound.
 
     Raises:
-        BadInput: a line is damaged. Resuming without it would train on what was skipped.
+        BadInput: a line is damaged. If the line were ignored, the run would train on the skipped data.
     """
     path = folder / LEDGER
     entries = []
@@ -42,18 +42,18 @@ def read(folder: Path) -> list[JsonDict]:
             check_shape(entry, ENTRY, where)
             entry["windows"] = [(epoch, first, end) for epoch, first, end in entry["windows"]]
         except ValueError as error:
-            raise BadInput(f"{where}: not an entry of a ledger ({error}); restore or remove it") from None
+            raise BadInput(f"{where}: not an entry of skipped data ({error}); restore or remove the line") from None
         entries.append(entry)
     return entries
 
 
 def append(folder: Path, entry: JsonDict, left_out: Mapping[Path, tuple[Sequence[int], Sequence[str]]]) -> None:
-    """Add an entry, and what was left out; the entry is on disk when this returns, whole or not at all.
+    """Add an entry and its skipped data. When the function returns, the whole entry is on disk.
 
     Args:
         folder: folder of the run.
-        entry: as `ENTRY` says.
-        left_out: folder of token shards -> the samples and documents of it.
+        entry: entry of the form `ENTRY`.
+        left_out: folder of token shards -> ids of the skipped samples and documents in it.
     """
     path = folder / LEDGER
     before = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -70,7 +70,7 @@ def append(folder: Path, entry: JsonDict, left_out: Mapping[Path, tuple[Sequence
 
 
 def merge(windows: Iterable[Window]) -> list[Window]:
-    """The same positions as windows that neither overlap nor touch, in order."""
+    """Merge windows that overlap or touch, and sort them."""
     merged: list[Window] = []
     for epoch, first, end in sorted(windows):
         if merged and merged[-1][0] == epoch and first <= merged[-1][2]:
@@ -81,12 +81,12 @@ def merge(windows: Iterable[Window]) -> list[Window]:
 
 
 def position(windows: Sequence[Window], epoch: int, samples: int) -> int:
-    """Where an epoch stands after `samples` were trained on: the position of the next one that is not left out.
+    """Position of the next sample that is not skipped, after `samples` of an epoch were trained on.
 
     Args:
-        windows: as `merge` returns them.
-        epoch: the epoch, from 0.
-        samples: samples of that epoch, of all ranks, that the run trained on.
+        windows: windows as `merge` returns them.
+        epoch: number of the epoch, from 0.
+        samples: number of samples of that epoch, over all ranks, that the run trained on.
     """
     at = samples
     for _, first, end in (window for window in windows if window[0] == epoch):
@@ -97,17 +97,17 @@ def position(windows: Sequence[Window], epoch: int, samples: int) -> int:
 
 
 def is_skipped(windows: Sequence[Window], epoch: int, at: int) -> bool:
-    """Whether a position is left out."""
+    """Whether a position is skipped."""
     return any(window[0] == epoch and window[1] <= at < window[2] for window in windows)
 
 
 def documents_of(folder: Path, samples: Sequence[int], seq_len: int) -> list[str]:
-    """The ids of the documents of which some token is in some sample; a pass over the split's list of documents.
+    """Ids of the documents that have a token in one of the samples. Reads the split's whole list of documents.
 
     Args:
-        folder: the split's, in that of the token shards.
+        folder: folder of the split within the folder of token shards.
         samples: ids of samples.
-        seq_len: tokens a sample.
+        seq_len: tokens of a sample.
 
     Raises:
         BadInput: the list is damaged or missing.

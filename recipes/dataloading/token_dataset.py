@@ -1,4 +1,4 @@
-"""Token shards as a StreamingDataset: the samples of an epoch in their order, from any of them on, fetched ahead."""
+"""Token shards as a StreamingDataset: yields the samples of an epoch in order, from any position, and fetches ahead."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from recipes.dataloading import skipped_data
 from recipes.dataloading.mds_reader import TokenShard, open_shards
 from recipes.planning.mixing import ShardFolder
 
-SHARDS_AHEAD = 4  # of a worker: found good, or fetched, before their first sample is due
+SHARDS_AHEAD = 4  # number of shards that each worker checks or fetches before their first sample is due
 Sample = dict[str, Any]
 
 
 class TokenStream(Stream):
-    """A split of token shards whose files `mds_reader` answers for.
+    """A split of token shards whose files `mds_reader` checks and fetches.
 
-    To StreamingDataset all of it is local and present. So its threads wait for nothing, and it has no claim to a
-    folder that the shared memory of a killed run could contest.
+    To StreamingDataset all files seem local and present. So its threads never wait for a file, and it registers no
+    folder in shared memory, where a killed run may have left the same name.
     """
 
     def __init__(self, folder: ShardFolder, split: str):
@@ -38,46 +38,46 @@ class TokenStream(Stream):
         self._arguments = folder.info, split, folder.remote, f"{folder.key}.remote"
 
     def get_shards(self, world: World, allow_unsafe_types: bool) -> list[Reader]:
-        """The shards of the split; no type is safe but the one that the writer writes."""
+        """The shards of the split. Only the column type of our own writer is accepted."""
         return [*open_shards(*self._arguments)]
 
     def set_up_local(self, shards: list[Reader], cache_usage_per_shard: NDArray[np.int64]) -> None:
-        """Every shard counts as present; the bytes matter only to a cache limit, which is not used."""
+        """Mark every shard as present. The number of bytes would only matter for a cache limit, which is not used."""
         cache_usage_per_shard[:] = 1
 
 
 class TokenShards(StreamingDataset):
     """A split of token shards; sample i is `{"input_ids": (seq_len,) uint16 or uint32, "sample_ids": i}`.
 
-    StreamingDataset deals out the samples of an epoch. They are read here, without its two threads, which wait for
-    files that are always there and take three quarters of the time of a sample.
+    StreamingDataset assigns the samples of an epoch to ranks and workers. This class reads them itself, without the two
+    threads of StreamingDataset, which wait for files that always exist and take three quarters of the time.
 
     Attributes:
-        skipped: positions of epochs that are left out, as `skipped_data.merge` returns them.
+        skipped: positions of epochs that are skipped, as `skipped_data.merge` returns them.
     """
 
     skipped: Sequence[skipped_data.Window] = ()
     _resumed: tuple[int, int] = (-1, 0)  # epoch, position in it
 
     def get_item(self, sample_id: int, retry: int = 7) -> Sample:
-        """Sample `sample_id`.
+        """Return the sample `sample_id`.
 
         Raises:
-            BadInput: its shard is damaged and cannot be made good.
+            BadInput: its shard is damaged and cannot be repaired.
         """
         shard_id, index = self.spanner[sample_id]
         return {"input_ids": cast(TokenShard, self.shards[shard_id]).tokens(index), "sample_ids": sample_id}
 
     def __iter__(self) -> Iterator[Sample]:
-        """The samples of this worker, of the epoch that is next or was resumed.
+        """Yield the samples of this worker in the next or resumed epoch.
 
         Raises:
-            BadInput: a shard is damaged and cannot be made good.
+            BadInput: a shard is damaged and cannot be repaired.
         """
         self._unique_worker_world = self._unique_rank_world.detect_workers()
         self._parallel_worker_world = self._parallel_rank_world.detect_workers()
         sample_ids = self._get_work(*self._resume_incr_epoch())
-        sample_ids = sample_ids[sample_ids >= 0]  # -1 fills up a last batch
+        sample_ids = sample_ids[sample_ids >= 0]  # an incomplete last batch is filled up with -1
         shard_ids = np.searchsorted(self.sample_offset_per_shard, sample_ids, side="right") - 1
         indices = sample_ids - self.sample_offset_per_shard[shard_ids]
         first_uses = np.sort(np.unique(shard_ids, return_index=True)[1])
@@ -95,35 +95,36 @@ class TokenShards(StreamingDataset):
             ahead.stop()
 
     def load_state_dict(self, obj: dict[str, Any]) -> None:
-        """Resume where a checkpoint was saved. It counts the samples that were trained on, and not those left out.
+        """Resume where a checkpoint was saved, whose count of samples does not include skipped ones.
 
-        The order is the checkpoint's. It is the configuration's, too, unless an earlier version let another seed pass,
-        which it recorded and which did not act.
+        The order of samples is that of the checkpoint. The configuration gives the same order, except for runs of an
+        earlier version, which allowed and recorded another seed when a run was resumed, but did not use it.
         """
         order, saved = (self.shuffle_seed, self.num_canonical_nodes), (obj["shuffle_seed"], obj["num_canonical_nodes"])
         if saved != order and dist.get_global_rank() == 0:
             print(
-                "warning: samples keep the order of the checkpoint, seed={}, data.num_canonical_nodes={}; the {}, {} "
-                "of the configuration have never acted".format(*saved, *order),
+                "warning: samples keep the order of the checkpoint, seed={}, data.num_canonical_nodes={}; the values "
+                "of the configuration, {} and {}, were never used".format(*saved, *order),
                 flush=True,
             )
         self._resumed = obj["epoch"], skipped_data.position(self.skipped, obj["epoch"], obj["sample_in_epoch"])
-        self.shuffle_seed, self.num_canonical_nodes = saved  # as workers do
+        self.shuffle_seed, self.num_canonical_nodes = saved  # the workers read them from the checkpoint, too
         super().load_state_dict({**obj, "sample_in_epoch": self._resumed[1]})
 
     def resample_streams(self, epoch: int, stream_id: int | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The samples of a pass in the order of their shards, in runs that are then shuffled.
+        """Return the samples of a pass in the order of their shards, divided into sections that are then shuffled.
 
-        StreamingDataset has a run for what a pass takes of a shard, and with few shards the share of a folder is then
-        half as large again at both ends of the pass. Here each run is mixed: it has what the folder that gives most has
-        in one shard, and of the other folders their shares. One folder alone is read as StreamingDataset reads it.
+        In StreamingDataset a section has the samples of one shard. With few shards, the share of a folder would then be
+        half as large again at both ends of the pass. Here each section is mixed: it has the samples of one shard of the
+        largest folder, and a proportional number of samples of each other folder. A single folder is read as in
+        StreamingDataset.
 
         Args:
-            epoch: the pass, from 0.
-            stream_id: one folder alone; None: all.
+            epoch: number of the pass, from 0.
+            stream_id: index of a single folder; None: all folders.
 
         Returns:
-            The lengths of the runs, and the ids of the samples.
+            The lengths of the sections, and the ids of the samples.
         """
         drawn = [self._drawn(n, epoch) for n in (range(self.num_streams) if stream_id is None else [stream_id])]
         most = max(drawn, key=len)
@@ -136,11 +137,11 @@ class TokenShards(StreamingDataset):
         return np.diff(np.searchsorted(places[order], ends / len(most)), prepend=0), np.concatenate(drawn)[order]
 
     def _drawn(self, stream: int, epoch: int) -> NDArray[np.int64]:
-        """The samples of a folder in a pass, each turn through the folder in order.
+        """Return the samples of a folder in a pass, sorted within each round through the folder.
 
-        StreamingDataset draws them anew in each pass, so that some come again before others came once. Here a folder is
-        gone through in a random order, from pass to pass where the last one stopped, and in another order once all of
-        its samples have been read.
+        StreamingDataset draws new samples in each pass, so some samples come twice before others come once. Here a
+        folder is read in a random order. The next pass continues where the last one stopped, and after all samples have
+        been read, a new round with another order begins.
         """
         size, chosen = int(self.samples_per_stream[stream]), int(self.streams[stream].choose)
         at, end, turns = epoch * chosen, (epoch + 1) * chosen, []
@@ -155,7 +156,7 @@ class TokenShards(StreamingDataset):
         return np.concatenate(turns) + self.sample_offset_per_stream[stream]
 
     def by_folder(self, samples: NDArray[np.int64]) -> dict[Path, NDArray[np.int64]]:
-        """Samples by the folder of the split that they lie in, which numbers its own from 0."""
+        """Group samples by the folder of their split. Within a folder, samples are numbered from 0."""
         streams = np.searchsorted(self.sample_offset_per_stream, samples, side="right") - 1
         return {
             Path(stream.local): samples[streams == n] - self.sample_offset_per_stream[n]
@@ -163,18 +164,19 @@ class TokenShards(StreamingDataset):
         }
 
     def next_position(self) -> tuple[int, int]:
-        """The epoch about to start, and the position in it, which is not 0 if the run was resumed there."""
+        """Return the next epoch and the position at which it begins, which is above 0 after a resume."""
         epoch, position = self._resumed
         return (epoch, position) if epoch >= self.next_epoch else (self.next_epoch, 0)
 
     def sample_order(self, epoch: int, batch_size: int) -> NDArray[np.int64]:
-        """The sample ids of an epoch by position, for any number of ranks: `batch_size` of them make a global batch.
+        """Return the sample ids of an epoch by position. Each `batch_size` of them are a global batch.
 
-        Within a batch, ranks and workers share them out in their own way.
+        The result does not depend on the number of ranks. Within a batch, samples are distributed over ranks and
+        workers in an order that is not given here.
 
         Args:
-            epoch: the epoch, from 0.
-            batch_size: samples of all ranks together.
+            epoch: number of the epoch, from 0.
+            batch_size: number of samples in a batch over all ranks.
         """
         shard_samples, sample_of = self.resample_streams(epoch)
         nodes = cast(int, self.num_canonical_nodes)
@@ -187,7 +189,7 @@ class TokenShards(StreamingDataset):
 
 
 class _LookAhead(threading.Thread):
-    """Finds shards good, or fetches them, ahead of their first sample."""
+    """Thread that checks or fetches shards before their first sample is due."""
 
     def __init__(self, shards: Sequence[TokenShard]):
         super().__init__(daemon=True)
@@ -197,7 +199,7 @@ class _LookAhead(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        """One shard after another, not too far ahead. An error stays with the shard; who reads of it raises it."""
+        """Prepare one shard after another, not too far ahead. A shard keeps its error and raises it when it is read."""
         for shard in self._shards:
             self._due.acquire()
             if self._stopped:
@@ -206,10 +208,10 @@ class _LookAhead(threading.Thread):
                 shard.prepare(wait=False)
 
     def go_on(self) -> None:
-        """The next shard has come to its first sample."""
+        """Note that the reader has reached the next shard."""
         self._due.release()
 
     def stop(self) -> None:
-        """Nothing more is needed."""
+        """Stop the thread."""
         self._stopped = True
         self._due.release()

@@ -1,4 +1,4 @@
-"""How a model is spread over ranks: FSDP2 or FSDP1 through Composer, sharded over all ranks or within groups (HSDP)."""
+"""How a model is sharded: FSDP2 or FSDP1 through Composer, over all ranks or within groups of ranks (HSDP)."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from recipes.config import schema
 
 
 class ReplicatedFSDP2Config(FSDP2Config):
-    """FSDP2 over a mesh of (replicate, shard).
+    """FSDP2 over a device mesh with two dimensions, (replicate, shard).
 
-    Composer 0.32.1 overwrites `FSDP2Config.device_mesh` with a mesh of its own, which has the second dimension only if
-    this property, None in the base class, says so.
+    Composer 0.32.1 overwrites `FSDP2Config.device_mesh` with its own mesh. That mesh has two dimensions only if the
+    property `data_parallel_replicate_degree`, which is None in the base class, has a value.
     """
 
     replicas = 1
 
     @property
     def data_parallel_replicate_degree(self) -> int:
-        """Copies of the sharded model."""
+        """Number of copies of the sharded model."""
         return self.replicas
 
 
 def parallelism_config(fsdp: schema.FSDPConfig, activation_checkpointing: bool, device: str) -> ParallelismConfig:
-    """Composer's `parallelism_config`, with sharded checkpoints that either version reads.
+    """Make Composer's `parallelism_config`, with sharded checkpoints that FSDP1 and FSDP2 can both read.
 
     Args:
-        fsdp: the configuration.
+        fsdp: section `fsdp` of the configuration.
         activation_checkpointing: whether each block recomputes its activations.
         device: `cpu` or `gpu`.
 
     Raises:
-        BadInput: FSDP1 on a CPU.
+        BadInput: the configuration asks for FSDP1 on a CPU.
     """
     replicas = fsdp.data_parallel_replicate_degree
     if fsdp.version == 1:
@@ -44,9 +44,9 @@ def parallelism_config(fsdp: schema.FSDPConfig, activation_checkpointing: bool, 
                 sharding_strategy="FULL_SHARD" if fsdp.reshard_after_forward else "SHARD_GRAD_OP",
                 data_parallel_replicate_degree=replicas if replicas > 1 else None,
                 activation_checkpointing=activation_checkpointing,
-                activation_checkpointing_reentrant=False,  # as under FSDP2
+                activation_checkpointing_reentrant=False,  # the same as under FSDP2
                 state_dict_type="sharded",
-                sync_module_states=True,  # from rank 0, which alone has drawn the weights
+                sync_module_states=True,  # only rank 0 has drawn the weights
             )
         )
     fsdp2 = (ReplicatedFSDP2Config if replicas > 1 else FSDP2Config)(

@@ -1,6 +1,6 @@
-"""A process that shows no sign of life for too long says where it stands, and ends.
+"""Hang detector: a process without a sign of life for too long writes the stacks of its threads and ends.
 
-One detector a process, as it ends the process: from the moment when the ranks have met to the end of training.
+Each process has at most one detector, from the moment when the ranks are connected to the end of training.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _detector: _Detector | None = None
 
 
 class _Detector(threading.Thread):
-    """Looks at the time of the last sign of life until it is told to stop."""
+    """Thread that checks the time of the last sign of life until it is stopped."""
 
     def __init__(self, folder: Path, timeout_s: float, what: str) -> None:
         super().__init__(daemon=True)
@@ -51,18 +51,18 @@ class _Detector(threading.Thread):
             with path.open("w", encoding="utf-8") as file:
                 print(message, file=file, flush=True)
                 faulthandler.dump_traceback(file, all_threads=True)
-        except OSError:  # the run's folder is not there yet, or is what does not answer
+        except OSError:  # the run folder does not exist yet, or its disk causes the hang
             faulthandler.dump_traceback(sys.stderr, all_threads=True)
         os._exit(STALLED)
 
 
 def start(folder: Path, timeout_s: float, what: str) -> None:
-    """From now on, end the process when nothing is heard for `timeout_s`; in the place of what was watched before.
+    """Start a detector that ends the process after `timeout_s` without a sign of life. It replaces an earlier one.
 
     Args:
-        folder: the run folder, which gets `stall-rank0.txt`.
-        timeout_s: the longest between two signs of life.
-        what: has just happened.
+        folder: the run folder, into which a file such as `stall-rank0.txt` is written.
+        timeout_s: longest time between two signs of life, in seconds.
+        what: event that has just happened, for the message.
     """
     global _detector
     stop()
@@ -71,13 +71,13 @@ def start(folder: Path, timeout_s: float, what: str) -> None:
 
 
 def alive(what: str) -> None:
-    """A sign of life, if somebody watches."""
+    """Give a sign of life. Does nothing if there is no detector."""
     if _detector:
         _detector.alive(what)
 
 
 def stop() -> None:
-    """No longer watch."""
+    """Stop the detector."""
     global _detector
     if _detector:
         _detector.stopped.set()
@@ -86,12 +86,15 @@ def stop() -> None:
 
 @contextmanager
 def watching_the_start(folder: Path, stall_timeout_s: float | None, connect_timeout_s: float) -> Iterator[None]:
-    """Watch from here to the first batch, from which on callbacks.HangDetector does; whoever waits for rank 0 is alive.
+    """Context with a detector for the time before the first batch. Later, callbacks.HangDetector takes over.
+
+    A rank that waits for rank 0 gives signs of life.
 
     Args:
         folder: the run folder.
-        stall_timeout_s: the longest that a batch may take; None: nothing is watched.
-        connect_timeout_s: ranks may wait as long for each other here, too: one draws the weights of all.
+        stall_timeout_s: longest time of a batch, in seconds; None: no detector.
+        connect_timeout_s: a further lower bound of the timeout, since ranks may also wait here while one rank draws the
+            weights of all.
     """
     if stall_timeout_s:
         start(folder, max(stall_timeout_s, connect_timeout_s), "the ranks met")

@@ -1,4 +1,4 @@
-"""What rank 0 does for all ranks, however long it takes."""
+"""Run an action on rank 0 for all ranks, however long it takes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from composer.utils import dist
 
 from recipes.distributed import hang_detector
 
-# Ranks that wait hear from rank 0 this often: one collective that waited for gigabytes from afar would run into the
-# time limit of the process group, and a signal is answered between two of them.
+# Rank 0 sends a message to the waiting ranks this often. A single collective that waited for a long download would
+# exceed the timeout of the process group. Between two messages, signals can be handled.
 POLL_S = 5.0
 
 T = TypeVar("T")
@@ -21,7 +21,7 @@ def on_rank_zero(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 and return its result on all ranks. All ranks must call it.
 
     Raises:
-        Exception: what the action raised, on all ranks.
+        Exception: on all ranks: the exception that the action raised.
     """
     if dist.get_global_rank() != 0:
         return outcome_of(None, hang_detector.alive)
@@ -30,17 +30,17 @@ def on_rank_zero(action: Callable[[], T]) -> T:
 
 
 def outcome_of(future: Future[Any] | None, still_working: Callable[[str], None] = lambda what: None) -> Any:
-    """The outcome of rank 0's future on all ranks, None if there is none. All ranks must call it.
+    """Return the result of rank 0's future on all ranks; None if there is no future. All ranks must call it.
 
     Args:
-        future: what rank 0 waits for; of the other ranks it is not looked at.
-        still_working: called each time that all ranks have heard that it is not done yet.
+        future: future that rank 0 waits for; the other ranks ignore this argument.
+        still_working: function that is called on all ranks after each message from rank 0.
 
     Raises:
-        Exception: what the future raised, on all ranks.
+        Exception: on all ranks: the exception that the future raised.
     """
     while True:
-        shared: list[Any] = [None]  # not done yet, or the result and what was raised
+        shared: list[Any] = [None]  # None: not done yet; otherwise the result and the exception
         if dist.get_global_rank() == 0:
             if future is None:
                 shared = [(None, None)]

@@ -1,4 +1,4 @@
-"""The ranks of a run meet before anything else: all are there, all are alike, data passes; later, one may be lost."""
+"""Connect the ranks of a run: check that all are there, are equal and can exchange data; report a lost rank."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from data_prep.common.files import JsonDict
 from data_prep.common.manifest import difference
 from data_prep.common.world import world
 
-NEWS_S = 30.0  # rank 0 says this often for whom it waits
+NEWS_S = 30.0  # interval at which rank 0 prints which ranks are still missing
 CHECKS = "MASTER_ADDR (--master_addr), the number of hosts that were started, and that no firewall is between them"
 
 
 def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
-    """Wait for all ranks, and compare what they are. All ranks must call it.
+    """Wait for all ranks, and compare their facts. All ranks must call it.
 
     Args:
-        facts: what must be equal on all ranks, as JSON holds it.
-        timeout_s: the longest that rank 0 waits for the others, and they for rank 0.
+        facts: values that must be equal on all ranks, and that JSON can hold.
+        timeout_s: longest time, in seconds, that rank 0 waits for the others, and the others for rank 0.
 
     Returns:
-        The store that they met at; torch's process group joins it if it is started while this one is alive. None of a
-        single rank.
+        The store through which the ranks connected. If torch's process group is started while the store is alive, it
+        uses the same store. None if there is only one rank.
 
     Raises:
-        BadInput: on all ranks that are there: some do not come, or differ.
-        LostPeers: rank 0 has gone meanwhile.
+        BadInput: on all ranks that are connected: a rank is missing or differs.
+        LostPeers: rank 0 has ended meanwhile.
     """
     world_size, rank = world().size, world().rank
     if world_size == 1:
@@ -55,9 +55,9 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
             store.set("met/verdict", verdict)
             read_by_s = time.monotonic() + 5
             while verdict and store.add("met/read", 0) < world_size - 1 and time.monotonic() < read_by_s:
-                time.sleep(0.05)  # it ends with this process
+                time.sleep(0.05)  # the store ends with this process, so the others must read the verdict first
         else:
-            while not _holds(store, "met/verdict"):  # not wait(), in which no signal is answered
+            while not _holds(store, "met/verdict"):  # during wait(), no signal could be handled
                 time.sleep(0.1)
             verdict = store.get("met/verdict").decode()
             store.add("met/read", 1)
@@ -72,10 +72,12 @@ def meet(facts: JsonDict, timeout_s: float) -> TCPStore | None:
 
 
 def _open_store(rank: int, address: str, port: int, timeout_s: float, deadline_s: float) -> TCPStore:
-    """Rank 0's store, or the way to it. In a thread: torch waits for ever for a service that accepts and is silent.
+    """Open the store on rank 0, or connect to it on the other ranks.
+
+    This runs in a thread, because torch waits without limit for a service that accepts the connection and stays silent.
 
     Raises:
-        BadInput: rank 0 cannot listen there, or what answers is not rank 0.
+        BadInput: rank 0 cannot listen at the address, or another service answers there.
     """
     outcome: list[TCPStore | Exception] = []
 
@@ -98,7 +100,7 @@ def _open_store(rank: int, address: str, port: int, timeout_s: float, deadline_s
     thread = threading.Thread(target=open_it, daemon=True)
     thread.start()
     while thread.is_alive() and time.monotonic() < deadline_s:
-        thread.join(0.05)  # not longer: meanwhile no signal is answered
+        thread.join(0.05)  # short, because no signal can be handled meanwhile
     opened = outcome[0] if outcome else None
     if isinstance(opened, TCPStore):
         return opened
@@ -115,7 +117,7 @@ def _open_store(rank: int, address: str, port: int, timeout_s: float, deadline_s
 
 
 def _await_listener(rank: int, address: str, port: int, deadline_s: float) -> None:
-    """Wait until somebody listens there."""
+    """Wait until a process listens at the address."""
     start_s = time.monotonic()
     while True:
         try:
@@ -131,7 +133,7 @@ def _await_listener(rank: int, address: str, port: int, deadline_s: float) -> No
 
 
 def _judge(store: TCPStore, world_size: int, deadline_s: float) -> str:
-    """What is wrong with the ranks; nothing if all are there and alike."""
+    """Describe missing or differing ranks; empty if all ranks are there and equal."""
     start_s = news_s = time.monotonic()
     while missing := [rank for rank in range(world_size) if not _holds(store, f"met/{rank}")]:
         now_s = time.monotonic()
@@ -165,23 +167,23 @@ def _judge(store: TCPStore, world_size: int, deadline_s: float) -> str:
 
 
 def _holds(store: Any, key: str) -> bool:
-    return store.check([key])  # which torch's stubs lack
+    return store.check([key])  # torch's type stubs lack this method
 
 
 def _name(ranks: Sequence[int]) -> str:
-    """`rank 3`, `ranks 3, 4`, `ranks 3, …, 15 (13)`."""
+    """Name ranks for a message: `rank 3`, `ranks 3, 4`, `ranks 3, …, 15 (13)`."""
     if len(ranks) > 4:
         return f"ranks {ranks[0]}, …, {ranks[-1]} ({len(ranks)})"
     return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
 
 class LostPeers(Exception):
-    """Another rank has gone, or the network to it."""
+    """Another rank has ended, or the network to it has failed."""
 
 
 @contextmanager
 def peers_may_be_lost() -> Iterator[None]:
-    """Say so, in place of what gloo and NCCL say.
+    """Context that replaces the errors of gloo and NCCL after the loss of a rank by a clear message.
 
     Raises:
         LostPeers: a collective failed.
@@ -203,12 +205,14 @@ def _of_the_network(error: RuntimeError) -> bool:
 
 @contextmanager
 def data_must_pass(timeout_s: float) -> Iterator[None]:
-    """Watch over the first that ranks send each other.
+    """Context for the first data that the ranks exchange: it limits the time, and explains errors.
 
-    gloo and NCCL open ports of their own, which a firewall or a wrong interface may close where the store is reached.
+    gloo and NCCL open their own ports. A firewall or a wrong network interface may block these ports, although the
+    store can be reached.
 
     Raises:
-        BadInput: it fails. If it takes longer than `timeout_s`, the process ends with the same message and BAD_INPUT.
+        BadInput: the exchange fails. If it takes longer than `timeout_s`, the process ends with the same message and
+            exit code BAD_INPUT.
     """
 
     def message(reason: str) -> str:

@@ -1,4 +1,4 @@
-"""Questions put to a base model, or to the head of a fine-tuned one."""
+"""Put questions to a base model, or to the head of a fine-tuned model."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Form:
-    """A set's questions asked in one way, and what came of them.
+    """The answers to the questions of a set in one form of prompts.
 
     Attributes:
-        how: the way, for the table.
-        records: one a question, with its metrics as floats.
-        cut: how many did not fit into the model's context, and lost a part or were read in windows.
+        how: description of the form, for the table.
+        records: a record for each question, with its metrics as floats.
+        cut: number of questions that were too long for the model, and so lost a part or were read in windows.
     """
 
     how: str
@@ -37,32 +37,37 @@ class Form:
 
 
 def check_answerable(task: TaskSet, head: JsonDict | None, model: Path | None) -> None:
-    """Refuse a set that a base model, or the head of a fine-tuned one, cannot be scored on.
+    """Refuse a set on which a base model, or the head of a fine-tuned model, cannot be scored.
 
     Raises:
-        BadInput: it is of another kind, or has other labels.
+        BadInput: the set is of another kind, or has other labels.
     """
     if head is None:
         if not KINDS[task.kind].forms:
-            raise BadInput(f"{task.name} is of kind {task.kind!r}: a base model has no score on it; fine-tune it")
+            raise BadInput(
+                f"{task.name} is of kind {task.kind!r}, on which a base model cannot be scored; fine-tune it first"
+            )
         return
     tuned = f"{model} was fine-tuned on {head['task']}"
-    way_out = "score the base model on it, or fine-tune one with recipes/finetune.py"
+    way_out = f"score a base model on {task.name}, or fine-tune one on it with recipes/finetune.py"
     if task.kind != head["kind"]:
-        raise BadInput(f"{tuned}, of kind {head['kind']!r}; {task.name} is of kind {task.kind!r}: {way_out}")
+        raise BadInput(f"{tuned}, of kind {head['kind']!r}, but {task.name} is of kind {task.kind!r}: {way_out}")
     if differs := KINDS[task.kind].other_answers(task, head["labels"]):
         raise BadInput(f"{tuned}, {differs}: {way_out}")
 
 
 def head_sha256(model: Path) -> str | None:
-    """The hash of a fine-tuned model's head; None where the language model itself is what was tuned."""
+    """The hash of a fine-tuned model's head; None if the model has no head."""
     return sha256_file(model / HEAD) if (model / HEAD).is_file() else None
 
 
 def answer_by_head(
     arguments: argparse.Namespace, tasks: Sequence[TaskSet], model: FineTuned, tokenizer: Any
 ) -> Iterator[tuple[str, str, Form]]:
-    """A set's name, `head`, and what a fine-tuned model answers, in the sequences that it was tuned on.
+    """Let a fine-tuned model answer the questions of each set, in the format of its tuning.
+
+    Yields:
+        Name of the set, `head`, and the answers.
 
     Raises:
         BadInput: a question cannot be cut to fit.
@@ -82,10 +87,13 @@ def answer_by_head(
 def ask(
     arguments: argparse.Namespace, tasks: Sequence[TaskSet], model: GPT2LMHeadModel, tokenizer: Any, folder: Path
 ) -> Iterator[tuple[str, str, Form]]:
-    """A set's name, a form and what a base model makes of it; the task files go to `folder`.
+    """Score a base model on each set and form of prompts. The task files are written into `folder`.
+
+    Yields:
+        Name of the set, name of the form, and the answers.
 
     Raises:
-        BadInput: there is too little to make shots of, or an option is longer than the model's context.
+        BadInput: there are too few questions for the shots, or an option is longer than the model's context.
     """
     from recipes.evaluation.lm_eval_harness import count_cut, score_choices
 

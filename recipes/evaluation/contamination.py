@@ -1,9 +1,9 @@
-"""Which questions a training corpus holds: by PubMed number, and by runs of words.
+"""Find questions whose text is in a training corpus, by PubMed number (PMID) and by sequences of words (grams).
 
-A question leaks by PMID if a training document is of an abstract that it was made of: the abstract, its article, or a
-text that names its number. It leaks by words if its context or question shares a gram with a training document. Grams,
-and which of them are common phrases that do not count, are those of data_prep/filtering/decontamination.py: a corpus
-that was decontaminated of a text holds none of it here.
+A question leaks by PMID if a training document is the abstract from which the question was made, its article, or
+another text with its PMID. A question leaks by words if its context or question shares a gram with a training document.
+The length of a gram, and the rule that common phrases do not count, are those of
+data_prep/filtering/decontamination.py: if a corpus was decontaminated of a text, no leak of that text is found here.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from data_prep.running.workers import follow_parent
 from data_prep.tasks.task_set import Example, Question
 
 TRAIN = "train"
-SMALL_BYTES = 4 << 20  # a corpus of so much, packed, is searched before other processes have started
+SMALL_BYTES = 4 << 20  # a smaller compressed corpus is searched faster than worker processes start
 
 
 @dataclass(frozen=True)
 class Leaks:
-    """What a corpus holds of some examples, each called by its name.
+    """The leaks of examples into a corpus, by the names of the examples.
 
     Attributes:
-        pmids: what leaks by PMID -> `pmid`, and the training `documents` of it.
-        words: what leaks by words -> the first run of `words` that counts, and the training `documents` that hold it.
-        without_pmid: those that name no abstract, of which only words can tell.
-        too_short: those whose texts have fewer words than a gram, of which only a PMID can tell.
-        common_runs: runs of words of all of them that are in too many documents to count.
-        documents: training documents that were searched.
+        pmids: example that leaks by PMID -> its `pmid`, and the training `documents` with that PMID.
+        words: example that leaks by words -> its first leaked gram (`words`), and the training `documents` with it.
+        without_pmid: examples without a PMID, which can only leak by words.
+        too_short: examples whose texts have fewer words than a gram, which can only leak by PMID.
+        common_runs: number of grams of the examples that do not count, because they are in too many documents.
+        documents: number of training documents that were searched.
     """
 
     pmids: dict[str, JsonDict]
@@ -54,17 +54,17 @@ class Leaks:
 
     @property
     def by_pmid(self) -> frozenset[str]:
-        """Names of the examples of whose abstracts one is a training document."""
+        """Names of the examples that leak by PMID."""
         return frozenset(self.pmids)
 
     @property
     def by_words(self) -> frozenset[str]:
-        """Names of the examples that share a run of words with a training document."""
+        """Names of the examples that leak by words."""
         return frozenset(self.words)
 
     @property
     def any(self) -> frozenset[str]:
-        """Names of the examples that leak in one way or another."""
+        """Names of the examples that leak by PMID or by words."""
         return self.by_pmid | self.by_words
 
 
@@ -78,7 +78,7 @@ def _pmids(example: Example) -> list[int]:
 
 @dataclass
 class _Seen:
-    """What parts of a corpus hold: number of a gram, or PMID -> split and id of documents, no more than tell."""
+    """Grams and PMIDs found in parts of a corpus -> split and id of documents, at most COMMON_DOCUMENTS + 1 of them."""
 
     grams: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
     pmids: dict[int, list[tuple[str, str]]] = field(default_factory=dict)
@@ -86,7 +86,7 @@ class _Seen:
     with_pmid: int = 0
 
     def add(self, other: _Seen) -> None:
-        """Take in what another part holds."""
+        """Add what was found in another part."""
         for mine, theirs in ((self.grams, other.grams), (self.pmids, other.pmids)):
             for key, documents in theirs.items():
                 mine[key] = (mine.get(key, []) + documents)[: COMMON_DOCUMENTS + 1]
@@ -96,7 +96,7 @@ class _Seen:
 
 
 def search(grams: Grams, pmids: frozenset[int], part: tuple[Path, str]) -> _Seen:
-    """What one part of a corpus, given with its hash, holds of the grams and PMIDs."""
+    """Search one part of a corpus, given with its hash, for grams and PMIDs."""
     seen, split = _Seen(), part[0].name.partition("-")[0]
     for _, record in json_lines.read(*part):
         document = (split, record["id"])
@@ -128,20 +128,20 @@ def _search_all(parts: Sequence[tuple[Path, str]], texts: Sequence[str], pmids: 
         yield from map(partial(search, Grams(texts), pmids), parts)
         return
     workers = min(len(parts), os.cpu_count() or 1)
-    context = multiprocessing.get_context("spawn")  # torch may have threads by now, and forks of those hang
+    context = multiprocessing.get_context("spawn")  # torch may have started threads, and then a forked process may hang
     with ProcessPoolExecutor(workers, context, _begin, (texts, pmids)) as pool:
         yield from pool.map(_search_wanted, parts)
 
 
 def find_leaks(examples: Mapping[str, Example], corpus_folder: Path) -> Leaks:
-    """Search the train split of a corpus, one process a core; the other splits tell which phrases are common.
+    """Search the train split of a corpus, with one process for each core. Common phrases are counted over all splits.
 
     Args:
-        examples: what to look for, each under a name that the result uses.
-        corpus_folder: as data_prep/corpus.py writes it.
+        examples: examples to search for, by the names that the result uses.
+        corpus_folder: folder that data_prep/corpus.py wrote.
 
     Raises:
-        BadInput: no finished corpus is there, a part of it is damaged, or its documents do not say their PMIDs.
+        BadInput: the folder holds no finished corpus, a part is damaged, or its documents do not record their PMIDs.
     """
     texts_of = {name: _texts(example) for name, example in examples.items()}
     pmids_of = {name: _pmids(example) for name, example in examples.items()}
@@ -162,7 +162,7 @@ def find_leaks(examples: Mapping[str, Example], corpus_folder: Path) -> Leaks:
         pmids={
             name: {"pmid": pmid, "documents": _training(seen.pmids[pmid])}
             for name, of in pmids_of.items()
-            for pmid in of[::-1]  # the first of them stays
+            for pmid in of[::-1]  # reversed, so that the first PMID overwrites the others
             if pmid in seen.pmids
         },
         words={name: leak for name, runs in runs_of.items() if (leak := _first_leak(runs, seen, common))},
@@ -178,7 +178,7 @@ def _training(documents: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _first_leak(runs: Iterable[bytes], seen: _Seen, common: set[int]) -> JsonDict | None:
-    """The first run of words that a training document holds and that is no common phrase."""
+    """The first gram that is in a training document and is not a common phrase."""
     for run in runs:
         if (number := number_of(run)) not in common and (documents := _training(seen.grams.get(number, ()))):
             return {"words": run.decode(), "documents": documents}
@@ -186,14 +186,14 @@ def _first_leak(runs: Iterable[bytes], seen: _Seen, common: set[int]) -> JsonDic
 
 
 def _check_pmids(folder: Path, manifest: JsonDict, seen: _Seen) -> None:
-    """Refuse a corpus of before its documents said their PMIDs: articles would seem to leak nothing.
+    """Refuse a corpus of an earlier version, whose documents do not record their PMIDs: no article would seem to leak.
 
     Raises:
-        BadInput: fewer documents say one than its manifest counts.
+        BadInput: fewer documents record a PMID than the manifest counts.
     """
     known = sum(seen.documents.values()) - manifest.get("without_pmid", sum(seen.documents.values()))
     if seen.with_pmid < known:
         raise BadInput(
-            f"{folder}: of {known:,} documents with a PubMed number {known - seen.with_pmid:,} do not say it: it was "
-            "made by an older version; make it again in another folder, or leave out --corpus"
+            f"{folder}: {known - seen.with_pmid:,} of {known:,} documents with a PubMed number do not record it, "
+            "because an older version made this corpus; make it again in another folder, or leave out --corpus"
         )

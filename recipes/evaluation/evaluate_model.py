@@ -1,4 +1,4 @@
-"""The evaluation of a model: answers, contamination and perplexity in one folder."""
+"""Evaluate a model: write its answers, contamination and perplexity into one folder."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ from recipes.scoring.results_table import Row, percent, published_rows, to_html,
 
 FORMAT = 3
 DTYPES = ("float32", "bfloat16")
-# Sets, models and prompts lie on disk; what the libraries below would ask the hub for, they do not.
+# Question sets, models and prompts are on disk, so the libraries must not contact the Hugging Face hub.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
 
 
 def model_name(folder: Path) -> str:
-    """What the table calls a model: the folder's name, or the run's whose `model/` it is."""
+    """Name of a model in the table: that of its folder, or of its run folder if the folder is called `model`."""
     folder = folder.absolute()
     return folder.parent.name if folder.name == MODEL else folder.name
 
 
 def summarise(records: Sequence[JsonDict], leaked: Collection[str] | None) -> JsonDict:
-    """Every metric of the whole, of each subject and, if leaks were looked for, of what did not leak."""
+    """Score all questions, the questions of each subject and, if leaks were searched, the questions without leaks."""
     groups = {"all": list(records)}
     for record in records:
         if record["subject"]:
@@ -55,7 +55,7 @@ def summarise(records: Sequence[JsonDict], leaked: Collection[str] | None) -> Js
 
 
 def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[Row]:
-    """Our scores, what always answering the commonest label gives, and what was published, task by task."""
+    """Make the table, task by task: our scores, the score of always giving the commonest answer, published scores."""
     rows = []
     for task in tasks:
         result = results[task.name]
@@ -76,7 +76,7 @@ def table(model_name: str, tasks: Sequence[TaskSet], results: JsonDict) -> list[
 
 
 def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
-    """Counts for one task; ids of what leaked, so that another run can leave it out; what leaked of each, and where."""
+    """Report the leaks of one task: counts, ids of leaked questions, and for each what leaked in which documents."""
     ids = {f"{task.name}/{example.id}": example.id for example in task.splits[task.scored]}
     leaked = [
         {"id": ids[name], **leak}
@@ -98,12 +98,12 @@ def leak_report(task: TaskSet, leaks: Leaks) -> JsonDict:
 
 
 def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: JsonDict | None) -> JsonDict:
-    """Make the folder `arguments.out`, or find it made; its manifest.
+    """Evaluate into the folder `arguments.out`, unless it is up to date. Return its manifest.
 
     Args:
         arguments: arguments of the command line.
-        tasks: what is scored.
-        head: what the model was fine-tuned for; None for a base model.
+        tasks: task sets to score.
+        head: task of a fine-tuned model; None for a base model.
 
     Raises:
         BadInput: the model, a set or the corpus cannot be used.
@@ -123,7 +123,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
     if manifest := finished(arguments.out, request):
         print(f"{arguments.out} is up to date")
         return manifest
-    if head is None:  # before minutes of work: are there questions enough for the shots?
+    if head is None:  # raises an error, before minutes of work, if there are too few questions for the shots
         for task in tasks:
             make_prompts(task, KINDS[task.kind].forms[0], arguments.shots, arguments.limit)
     os.environ |= OFFLINE
@@ -134,7 +134,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
     if arguments.corpus:
         wanted = {f"{task.name}/{e.id}": e for task in tasks for e in task.splits[task.scored]}
         leaks = find_leaks(wanted, arguments.corpus)
-    partial = begin(arguments.out)  # stays as far as it came, if this ends early
+    partial = begin(arguments.out)  # partial results remain there if the evaluation ends early
     results: JsonDict = {task.name: _nothing_yet(task, leaks, arguments.limit) for task in tasks}
     if head is None:
         model, tokenizer = load_pretrained(arguments.model, arguments.dtype, device)
@@ -144,7 +144,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
 
         tuned, tokenizer = heads.load(arguments.model, device)
         model, answers = tuned.model, answer_by_head(arguments, tasks, tuned, tokenizer)
-    tokenizer.split_special_tokens = True  # what looks like `<|endoftext|>` in a text is text, as in the shards
+    tokenizer.split_special_tokens = True  # `<|endoftext|>` in a text is encoded as text, as in the shards
     for name, form, answered in answers:
         _record(results[name], name, form, answered, partial)
     text = None
@@ -170,7 +170,7 @@ def evaluate(arguments: argparse.Namespace, tasks: Sequence[TaskSet], head: Json
 
 
 def _nothing_yet(task: TaskSet, leaks: Leaks | None, limit: int | None) -> JsonDict:
-    """What is known of a set before it is answered."""
+    """The result of a set before any question was answered."""
     return {
         "split": task.scored,
         "counts": {split: len(examples) for split, examples in task.splits.items()},
@@ -184,7 +184,7 @@ def _nothing_yet(task: TaskSet, leaks: Leaks | None, limit: int | None) -> JsonD
 
 
 def _record(result: JsonDict, name: str, form: str, answered: Form, folder: Path) -> None:
-    """Add the answers to the questions of a set, asked in one way, and write them down one by one."""
+    """Add the scores of one form of prompts to the result of a set, and write the answers to a file."""
     result["forms"][form] = summarise(answered.records, result["leaks"]["ids"] if result["leaks"] else None)
     result["how"][form], result["cut"][form] = answered.how, answered.cut
     if answered.cut:

@@ -1,7 +1,7 @@
-"""Few-shot and cloze scores, computed by lm-eval-harness from the task files that `prompts` writes.
+"""Compute few-shot and cloze scores with lm-eval-harness, from the task files that `prompts` writes.
 
-The model is the one that recipes/modeling/model_folder.py loads: BioMedLM as it was published has its attention scaled
-by layer, which the harness' own loading would lose.
+The model is loaded by recipes/modeling/model_folder.py. If the harness loaded it, the attention of the published
+BioMedLM would lose its scaling by layer.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 def count_cut(tokenizer: Any, prompts: Sequence[Prompt], n_positions: int) -> int:
-    """How many prompts lose their beginning, since they and their longest choice do not fit into the context.
+    """Count the prompts that lose their beginning, because prompt and longest choice do not fit into the context.
 
     Raises:
-        BadInput: a choice alone does not fit.
+        BadInput: a choice by itself does not fit.
     """
     cut = 0
     for prompt in prompts:
@@ -38,31 +38,31 @@ def count_cut(tokenizer: Any, prompts: Sequence[Prompt], n_positions: int) -> in
         )
         if max(choices) > n_positions:
             raise BadInput(
-                f"{prompt.question.where}: an option of {max(choices)} tokens, and the model reads {n_positions}"
+                f"{prompt.question.where}: an option has {max(choices)} tokens, but the model reads {n_positions}"
             )
-        cut += context + max(choices) > n_positions + 1  # the last token is predicted and not read
+        cut += context + max(choices) > n_positions + 1  # the last token is only predicted
     return cut
 
 
 def score_choices(
     model: GPT2LMHeadModel, tokenizer: Any, prompts: Sequence[Prompt], task_file: Path, batch_size: int
 ) -> list[JsonDict]:
-    """Score every prompt's choices.
+    """Score the choices of every prompt.
 
-    One task a call, so that a score does not depend, in its last bits, on what else was asked for.
+    Each call scores one task, so that the last bits of a score do not depend on other tasks.
 
     Args:
-        model: in evaluation mode.
-        tokenizer: the model's.
-        prompts: what the task file was written from.
-        task_file: `NAME.yaml`, with `NAME.jsonl` beside it; its own path to that is of the folder's later place.
-        batch_size: sequences at a time.
+        model: model in evaluation mode.
+        tokenizer: tokenizer of the model.
+        prompts: prompts from which the task file was written.
+        task_file: `NAME.yaml`, with `NAME.jsonl` beside it. The path in the YAML is that of the finished folder.
+        batch_size: number of sequences at a time.
 
     Returns:
-        For each prompt `id`, `answer`, `log_probs` of its choices in nats, and whether it is right: `acc` by the
-        largest log-probability, `acc_norm` by the largest for its length in characters.
+        For each prompt `id`, `subject`, `answer`, `log_probs` of its choices in nats, `acc` and `acc_norm`. `acc` is 1
+        if the right choice has the largest log-probability, `acc_norm` if it has the largest per character.
     """
-    # It warns of each cut prompt, which `count_cut` counts, and of models that were loaded before.
+    # The harness warns about each cut prompt, which `count_cut` counts, and about models that are already loaded.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     name = task_file.stem
     with tempfile.TemporaryDirectory() as cache:

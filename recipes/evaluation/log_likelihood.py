@@ -1,7 +1,7 @@
-"""How likely a model finds documents: the log-probabilities that perplexity is made of.
+"""Compute the log-probabilities of documents, from which perplexity is computed.
 
-The windows are those of lm-eval-harness' `loglikelihood_rolling`, so that perplexities are comparable. Its own code is
-not used here: it batches windows in the order of the documents, so that most of a batch can be padding, and holds the
+The windows are those of lm-eval-harness' `loglikelihood_rolling`, so that perplexities can be compared. Its code is not
+used: it makes batches of windows in the order of the documents, so most of a batch may be padding, and it holds the
 logits of a whole batch in memory.
 """
 
@@ -15,16 +15,16 @@ import torch.nn.functional as F
 from tqdm import tqdm
 from transformers import GPT2LMHeadModel
 
-HEAD_ROWS = 2048  # positions whose logits are in memory at once: 237 MB at 28,896 entries
+HEAD_ROWS = 2048  # positions whose logits are computed at a time: 237 MB at 28,896 entries
 
 
 @dataclass(frozen=True)
 class Window:
-    """Token ids that a model reads, and those that it has to predict at the last positions of them.
+    """Token ids that a model reads, and the ids to predict at the last of these positions.
 
     Attributes:
-        inputs: (n,) ids, n up to the model's context.
-        targets: (m,) ids, m up to n; the last is the token after all inputs.
+        inputs: (n,) ids; n is at most the model's context.
+        targets: (m,) ids; m is at most n, and the last target follows the last input.
     """
 
     inputs: tuple[int, ...]
@@ -32,9 +32,9 @@ class Window:
 
 
 def document_windows(ids: Sequence[int], eos_token_id: int, n_positions: int) -> Iterator[Window]:
-    """Windows that predict each token of a document once, its first after end-of-text, as in training.
+    """Divide a document into windows that predict each token once. End-of-text comes before the first, as in training.
 
-    All but the last window start where the one before them ended; the last is filled up from there backwards.
+    Each window starts where the previous one ended. Only the last one also reads earlier tokens, to fill the context.
     """
     text = (eos_token_id, *ids)
     for begin in range(0, len(ids), n_positions):
@@ -44,19 +44,20 @@ def document_windows(ids: Sequence[int], eos_token_id: int, n_positions: int) ->
 
 @torch.no_grad()
 def log_probs(model: GPT2LMHeadModel, windows: Sequence[Window], batch_size: int) -> list[float]:
-    """The sum of the targets' log-probabilities, in nats, of each window.
+    """Sum the log-probabilities of the targets in each window, in nats.
 
-    Batches are of equal lengths as far as there are any. Padding is on the right, and causal attention does not see it
-    from real tokens, so no mask is needed, and a window's number depends on no other window (but for the kernels'
-    rounding).
+    Windows are sorted by length, so batches have little padding. Padding is on the right, where causal attention of
+    real tokens does not see it; so no mask is needed, and the result of a window does not depend on other windows,
+    except for rounding in the kernels.
 
     Args:
-        model: in evaluation mode.
-        windows: what to score.
-        batch_size: windows at a time.
+        model: model in evaluation mode.
+        windows: windows to score.
+        batch_size: number of windows at a time.
     """
     device = next(model.parameters()).device
-    order = sorted(range(len(windows)), key=lambda n: -len(windows[n].inputs))  # the longest first: no surprise later
+    # Longest windows first, so that a lack of memory shows at once.
+    order = sorted(range(len(windows)), key=lambda n: -len(windows[n].inputs))
     sums = [0.0] * len(windows)
     with tqdm(total=len(order), desc="perplexity", unit=" windows", disable=None) as bar:
         for begin in range(0, len(order), batch_size):
@@ -74,7 +75,7 @@ def log_probs(model: GPT2LMHeadModel, windows: Sequence[Window], batch_size: int
 
 
 def _sum_log_probs(model: GPT2LMHeadModel, states: torch.Tensor, targets: torch.Tensor) -> float:
-    """Of hidden states (m, n_embd) and the tokens (m,) after them; added up in fp64."""
+    """Sum of the log-probabilities of tokens (m,), from the hidden states (m, n_embd) before them, added in fp64."""
     total = 0.0
     for begin in range(0, len(targets), HEAD_ROWS):
         logits = model.lm_head(states[begin : begin + HEAD_ROWS]).float()

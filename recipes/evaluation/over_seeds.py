@@ -1,4 +1,4 @@
-"""The seeds of one fine-tuning put together: mean, deviation, interval."""
+"""Combine the scores of fine-tuning runs with several seeds: mean, standard deviation and interval."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from recipes.scoring.results_table import Row, cut_of, percent, published_rows, 
 
 
 def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDict]]:
-    """A finished fine-tuning run: its record, its scores.json, and its predictions of test by id.
+    """Read a finished fine-tuning run: its record, its scores.json, and its predictions on test by id.
 
     Raises:
-        BadInput: the folder holds no finished fine-tuning run.
+        BadInput: the folder holds no finished fine-tuning run, or the run has not scored test.
     """
     record = read_record(folder / RECORD) if (folder / RECORD).is_file() else {}
     if not record.get("finished") or not (folder / SCORES).is_file():
@@ -53,12 +53,12 @@ def read_predictions(folder: Path) -> tuple[JsonDict, JsonDict, dict[str, JsonDi
 
 
 def evaluate_runs(folders: Sequence[Path], out: Path, name: str | None = None) -> JsonDict:
-    """Put the seeds of one fine-tuning together: mean, standard deviation, interval; a table.
+    """Combine the scores of runs that differ only in their seed, and write a folder with a table of them.
 
     Args:
-        folders: the runs.
-        out: the folder to make.
-        name: what the table calls them; None: as the first of them.
+        folders: run folders.
+        out: folder to make.
+        name: name of the runs in the table; None: the name of the first run folder.
 
     Raises:
         BadInput: the runs differ in more than their seed, or a seed comes twice.

@@ -1,4 +1,4 @@
-"""Perplexity and bits per byte of the validation split of a corpus."""
+"""Compute perplexity and bits per byte of a model on the validation split of a corpus."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 def perplexity(
     model: GPT2LMHeadModel, tokenizer: Any, corpus_folder: Path, n_documents: int, batch_size: int
 ) -> JsonDict:
-    """Perplexity and bits per byte of the first documents of a corpus' val split, which are a random sample of it.
+    """Compute perplexity and bits per byte on the first documents of a corpus' val split, which are a random sample.
 
     Returns:
-        For `all`, each `source` and each `year`: documents, tokens, bytes, nats, perplexity, bits_per_byte with its
+        For `all`, each `source` and each `year`: documents, tokens, bytes, nats, perplexity, and bits_per_byte with its
         bootstrap interval over documents.
     """
     from recipes.evaluation.log_likelihood import document_windows, log_probs

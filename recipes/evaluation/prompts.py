@@ -1,7 +1,8 @@
-"""Questions as text to be continued, and the same as task files for lm-eval-harness.
+"""Write questions as prompts to be continued, and as task files for lm-eval-harness.
 
-`letter`: the options are listed, and the answer is a letter. `option`: the answer is the option's own text (cloze).
-Verdicts (yes, no, maybe) have the `option` form alone. The texts are those of lm-eval's medqa and pubmedqa tasks.
+In the form `letter`, the options are listed and the answer is a letter. In the form `option` (cloze), the answer is the
+text of the option. Verdicts (yes, no, maybe) only have the form `option`. The wording is that of lm-eval's medqa and
+pubmedqa tasks.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ HARNESS = "harness"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A question to be answered by continuation.
+    """A question as a prompt that the model continues.
 
     Attributes:
-        question: what it was made of.
-        text: all that comes before the answer, shots included.
-        choices: the continuations, without the space before them.
+        question: the question.
+        text: text before the answer, shots included.
+        choices: possible continuations, without the space before them.
     """
 
     question: Question
@@ -34,7 +35,7 @@ class Prompt:
 
 
 def question_text(question: Question, form: str) -> str:
-    """One question up to its `Answer:`."""
+    """The text of one question, up to `Answer:`."""
     lines = [f"Abstract: {question.context}"] if question.context else []
     lines.append(f"Question: {question.question}")
     if form == "letter":
@@ -43,24 +44,24 @@ def question_text(question: Question, form: str) -> str:
 
 
 def choices(question: Question, form: str) -> tuple[str, ...]:
-    """What may follow `Answer:`."""
+    """The possible continuations after `Answer:`."""
     return tuple(LETTERS[: len(question.options)]) if form == "letter" else question.options
 
 
 def make_prompts(task: TaskSet, form: str, n_shots: int, limit: int | None) -> list[Prompt]:
-    """The scored split as prompts.
+    """Make prompts from the scored split.
 
-    The shots are the first questions of train, or of dev where there is no train, of the same subject: the same for
-    every question, so that a score can be repeated from the set alone (as MMLU's own are).
+    The shots are the first questions of the same subject in train, or in dev if there is no train. They are the same
+    for every question, so that a score can be reproduced from the set alone (as in MMLU).
 
     Args:
-        task: a set of questions.
+        task: set of questions.
         form: `letter` or `option`.
-        n_shots: answered questions before each.
-        limit: score so many alone, chosen by a hash of their ids; None for all.
+        n_shots: number of answered questions before each question.
+        limit: number of questions to score, chosen by a hash of their ids; None: all.
 
     Raises:
-        BadInput: there are not enough questions to make the shots of.
+        BadInput: there are not enough questions for the shots.
     """
     pool = _pool(task) if n_shots else []
     prompts = []
@@ -68,7 +69,8 @@ def make_prompts(task: TaskSet, form: str, n_shots: int, limit: int | None) -> l
         shots = [shot for shot in pool if shot.subject == question.subject][:n_shots]
         if len(shots) < n_shots:
             raise BadInput(
-                f"--shots {n_shots}: {task.name} has {len(shots)} questions to make them of {question.subject}"
+                f"--shots {n_shots}: {task.name} has only {len(shots)} questions to take shots from"
+                f"{f', for {question.subject}' if question.subject else ''}"
             )
         examples = [f"{question_text(s, form)} {choices(s, form)[s.answer]}" for s in shots]
         text = "\n\n".join([*examples, question_text(question, form)])
@@ -79,23 +81,23 @@ def make_prompts(task: TaskSet, form: str, n_shots: int, limit: int | None) -> l
 def _pool(task: TaskSet) -> list[Question]:
     split = next((name for name in ("train", "dev", "val") if name in task.splits and name != task.scored), None)
     if split is None:
-        raise BadInput(f"--shots: {task.name} has no train or dev split here to take them from; use --shots 0")
+        raise BadInput(f"--shots: {task.name} has no train or dev split to take shots from; use --shots 0")
     return task.questions(split)
 
 
 def write_harness_task(folder: Path, name: str, prompts: Sequence[Prompt], final: Path) -> None:
-    """`NAME.yaml` and `NAME.jsonl`: the same prompts as a task of lm-eval-harness, on local data.
+    """Write the prompts as a task of lm-eval-harness with local data: `NAME.yaml` and `NAME.jsonl`.
 
         lm_eval run --model hf --model_args pretrained=MODEL,dtype=float32 --batch_size 8 \\
             --include_path FOLDER --tasks NAME
 
-    gives exactly the scores that recipes/evaluate.py does, if MODEL is a folder of recipes/export.py.
+    gives exactly the scores of recipes/evaluate.py, if MODEL is a folder of recipes/export.py.
 
     Args:
-        folder: where to write.
+        folder: folder to write into.
         name: name of the task.
-        prompts: with their shots.
-        final: the folder that will hold `harness/`, once it is complete: the harness wants a full path.
+        prompts: prompts with their shots.
+        final: folder that will hold `harness/` at the end, because the harness needs an absolute path.
     """
     folder.mkdir(exist_ok=True)
     with (folder / f"{name}.jsonl").open("w", encoding="utf-8") as file:

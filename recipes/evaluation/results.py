@@ -1,4 +1,4 @@
-"""results.json of an evaluation: what each score is of, and the scores of a model for its card."""
+"""Read results.json of an evaluation, describe its scores, and convert them for a model card."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ _SHAPE = {
 
 
 def how_asked(result: JsonDict, form: str, part: str, metric: str) -> str:
-    """What a score is of: form, shots, metric and questions; empty for one that says nothing beside the others."""
+    """Describe a score by form, shots, metric and questions; empty for a score that should not be shown."""
     if form == "letter" and metric != "acc":
-        return ""  # all letters are of one length
+        return ""  # all letters have the same length, so acc_norm is equal to acc
     label = {"acc": "", "acc_norm": ", by length"}.get(metric, f", {metric}")
     return ", ".join(filter(None, (result["how"][form] + label, *_facts(result, form, part))))
 
 
 def _facts(result: JsonDict, form: str, part: str) -> tuple[str, str]:
-    """What a row says of its questions: that they are a part of the split, and how many of them were cut."""
+    """Notes on the questions of a row: whether they are only a part of the split, and how many were cut."""
     total, n = result["counts"][result["split"]], result["scored"]
     of_part = "" if n == total else f"a part, {n:,} of {total:,}"
     return of_part, cut_of(result["cut"][form], n) if part == "all" else ""
 
 
 def read_scores(folder: Path, weights_sha256: str) -> list[JsonDict]:
-    """A row of each score over a whole set: `task`, `how`, `score` as text, and `result` as the hub has it.
+    """Read the scores over whole sets: `task`, `how`, `score` as text, and `result` in the form of the hub.
 
     Args:
         folder: folder that `evaluate.py --model … --out` made.
-        weights_sha256: of the weights that are released.
+        weights_sha256: hash of the exported weights.
 
     Raises:
-        BadInput: it is no such folder, was altered, or has scores of other weights.
+        BadInput: the folder is not such a folder, was altered, or has scores of other weights.
     """
     manifest = read_manifest(folder, STAGE, "python recipes/evaluate.py --model MODEL --tasks … --out {folder}")
     path = folder / RESULTS
@@ -62,12 +62,14 @@ def read_scores(folder: Path, weights_sha256: str) -> list[JsonDict]:
         raise BadInput(f"{path} was altered after it was written; evaluate again into another folder")
     results = read_json(path)
     if isinstance(results, dict) and WEIGHTS not in results:
-        raise BadInput(f"{path} does not say which weights were scored, or is of runs; evaluate.py --model MODEL does")
+        raise BadInput(
+            f"{path} does not record which weights were scored, or is of --runs; use a folder of evaluate.py --model"
+        )
     check_shape(results, _SHAPE, str(path))
     if results[WEIGHTS] != weights_sha256:
         raise BadInput(
             f"{path} has scores of other weights (sha256 {results[WEIGHTS][:16]}, these: {weights_sha256[:16]}); "
-            "evaluate the exported folder, of the same --dtype"
+            "evaluate the exported folder, exported with the same --dtype"
         )
     return [
         {"task": name, "how": how, "score": percent(Score(**score)), "result": _result(name, task, how, score)}

@@ -1,6 +1,7 @@
-"""Multiple choice, each question with its own options: `question [SEP] option [SEP]`, one sequence an option.
+"""Multiple choice, where each question has its own options: one sequence `question [SEP] option [SEP]` for each option.
 
-The format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/mc). The head gives one score a sequence.
+This is the format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/mc). The head gives each sequence
+one score.
 """
 
 from __future__ import annotations
@@ -37,17 +38,17 @@ class Choice(OneAnswer):
     """A question and its options."""
 
     added_tokens = (SEP,)
-    sequences = 4  # options of a question, at most: MedQA's, MedMCQA's and MMLU's
+    sequences = 4  # largest number of options of a question in MedQA, MedMCQA and MMLU
     forms = ("letter", "option")
     pipeline_tag = "question-answering"
     does = "chooses among the options of a question"
     card_code = CARD_CODE
 
     def encode(self, example: Example, encoder: Encoder) -> Encoded:
-        """A sequence an option; of a long question the beginning is cut, as what it asks stands at its end.
+        """Make one sequence for each option. A long question loses its beginning, since it asks something at its end.
 
         Raises:
-            BadInput: an option does not fit.
+            BadInput: an option does not fit into a sequence.
         """
         assert isinstance(example, Question)
         (sep,) = encoder.added
@@ -61,7 +62,7 @@ class Choice(OneAnswer):
         return Encoded(tuple(sequences), example.answer, truncated)
 
     def answers(self, gpt2: GPT2LMHeadModel, head: Any, batch: Batch) -> torch.Tensor:
-        """(B, O) logits, -inf for an option too many."""
+        """(B, O) logits; -inf where a question has fewer options than O."""
         lengths = batch["lengths"]
         scores = head(last_hidden(gpt2, batch)).float()
         return scores.view_as(lengths).masked_fill(lengths == 0, -math.inf)

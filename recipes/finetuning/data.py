@@ -1,4 +1,4 @@
-"""Encoded examples to batches."""
+"""Encode examples, and make batches of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from recipes.finetuning.kind import Encoded, Encoder, Kind
 
 
 def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
-    """Encode a split, and say how much of it was too long.
+    """Encode a split, and print how many of its examples are too long.
 
     Raises:
         BadInput: an example cannot be cut to fit.
@@ -26,7 +26,7 @@ def encode(encoder: Encoder, examples: Examples, name: str) -> list[Encoded]:
 
 
 def encoded_sha256(*splits: Sequence[Encoded]) -> str:
-    """The hash of what is learned: sequences and labels, however a later version of this code would encode them."""
+    """Hash of the encoded sequences and labels. It changes if a later version encodes the same examples otherwise."""
     digest = hashlib.sha256()
     for split in splits:
         for example in split:
@@ -36,7 +36,7 @@ def encoded_sha256(*splits: Sequence[Encoded]) -> str:
 
 
 def say_cut(name: str, cut: int, n: int, kind: Kind) -> None:
-    """Print how much of a split was too long, if anything was."""
+    """Print how many examples of a split are too long, if there are any."""
     if cut:
         print(f"{name}: {cut:,} of {n:,} examples are longer than seq_len and {kind.if_too_long}", flush=True)
 
@@ -44,14 +44,14 @@ def say_cut(name: str, cut: int, n: int, kind: Kind) -> None:
 def build_task_dataloader(
     encoded: Sequence[Encoded], encoder: Encoder, batch_size: int, world_size: int, seed: int | None
 ) -> Any:
-    """Batches of this rank; each global batch holds the same examples on any number of ranks.
+    """Build the loader of this rank. Each global batch has the same examples on any number of ranks.
 
     Args:
-        encoded: the split.
-        encoder: encoder that encoded it, and makes batches of it.
-        batch_size: examples a rank.
-        world_size: ranks.
-        seed: seed of the order, drawn anew for each pass; None: the order of the split, to its last example.
+        encoded: encoded examples of the split.
+        encoder: encoder that encoded the split, and makes batches.
+        batch_size: number of examples in a batch of this rank.
+        world_size: number of ranks.
+        seed: seed of the order, which is drawn anew for each pass; None: the order of the split, with all examples.
     """
     import torch
     from composer.core import DataSpec
@@ -71,7 +71,8 @@ def build_task_dataloader(
         sampler=sampler,
         drop_last=train,
         collate_fn=encoder.collate,
-        # Its own in an evaluation: each pass draws a number, which would move the dropout masks of training.
+        # An evaluation gets its own generator: each pass draws a number, and torch's global generator would then draw
+        # other dropout masks in training.
         generator=None if train else torch.Generator(),
     )
     return DataSpec(
@@ -83,10 +84,10 @@ def build_task_dataloader(
 
 
 def load_tokenizer(source: Source, kind: Kind) -> Any:
-    """The base model's tokenizer with the tokens of a kind of task.
+    """Load the base model's tokenizer, and add the tokens of a kind of task.
 
     Raises:
-        BadInput: it cannot be loaded, or has entries that the model has not: their rows would be drawn at random.
+        BadInput: the tokenizer cannot be loaded, or has entries that the model lacks, whose embeddings would be random.
     """
     tokenizer = trained_model.load_tokenizer(source)
     kind.add_tokens(tokenizer)

@@ -1,7 +1,7 @@
-"""A GPT-2 tuned on one kind of task, for the Trainer; and the folder that a fine-tuned model is kept in.
+"""A GPT-2 that is tuned on one kind of task, in the form that the Trainer needs; and the folder of a fine-tuned model.
 
-The folder is a Hugging Face GPT-2 (attention scale folded, LoRA merged, added tokens in tokenizer and embedding), with
-`head.safetensors` and `task.json` beside it.
+The folder holds a Hugging Face GPT-2 (attention scale folded, LoRA merged, added tokens in tokenizer and embedding),
+`head.safetensors` and `task.json`.
 """
 
 from __future__ import annotations
@@ -37,25 +37,25 @@ LINEAR_MAPS = ["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"]
 
 
 class GPT2WithHidden(GPT2LMHeadModel):
-    """GPT2LMHeadModel whose forward pass can end before the head: inside it, as FSDP gathers all but blocks for it."""
+    """GPT2LMHeadModel that can return its hidden states. FSDP gathers weights outside the blocks only in forward."""
 
-    @wraps(GPT2LMHeadModel.forward)  # `generate` asks for its arguments' names
+    @wraps(GPT2LMHeadModel.forward)  # `generate` reads the names of its arguments
     def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, *args: Any, hidden_alone: bool = False, **kwargs: Any
     ) -> Any:
-        """As GPT2LMHeadModel.forward; with `hidden_alone` what the head would read, (B, T, n_embd)."""
+        """Return the same as GPT2LMHeadModel.forward; with `hidden_alone`, the last hidden states, (B, T, n_embd)."""
         return self.transformer(*args, **kwargs)[0] if hidden_alone else super().forward(*args, **kwargs)
 
 
 class FineTuned(ComposerModel):
-    """A GPT-2 that answers, as its kind of task computes it.
+    """A GPT-2 with the head of its kind of task.
 
     Attributes:
-        model: the GPT2LMHeadModel, its attention scaled by layer as its configuration says.
-        task_head: what it is for.
+        model: the GPT2LMHeadModel, with attention scaled by layer if its configuration says so.
+        task_head: task of the model.
         kind: kind of the task.
-        head: what was learned beside the model; None where the language model itself answers.
-        loss_unit: unit of its loss.
+        head: the head; None if the language model itself writes the answer.
+        loss_unit: unit of the loss.
     """
 
     def __init__(self, model: GPT2LMHeadModel, task_head: TaskHead) -> None:
@@ -70,11 +70,11 @@ class FineTuned(ComposerModel):
         hooks.fsdp_wrap_fn = hooks.activation_checkpointing_fn = is_block
 
     def answers(self, batch: Batch) -> torch.Tensor:
-        """A row an example: as the kind's `answers`."""
+        """The answers of the kind, one row for each example."""
         return self.kind.answers(self.model, self.head, batch)
 
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        """The loss: a mean over examples."""
+        """Mean loss over examples."""
         return {"loss": self.kind.loss(self.answers(batch), batch)}
 
     def loss(self, outputs: dict[str, torch.Tensor], batch: Batch, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -82,26 +82,26 @@ class FineTuned(ComposerModel):
         return outputs["loss"]
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
-        """A row an example, as the kind judges it."""
+        """The judgement of the kind, one row for each example."""
         return self.kind.judge(self.answers(batch), batch, self.task_head.labels)
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """On evaluation the kind's own."""
+        """The metric of the kind for evaluation; none in training."""
         return {} if is_train else {self.kind.dev_metric: MeanMetric()}
 
     def update_metric(self, batch: Batch, outputs: torch.Tensor, metric: Metric) -> None:
-        """Add a batch."""
+        """Add a batch to the metric."""
         self.kind.add(metric, outputs)
 
 
 def add_lora(model: GPT2LMHeadModel, lora: LoraConfig) -> LoraModel:
-    """Add low-rank changes to the blocks' linear maps, in place; all other parameters stop wanting a gradient.
+    """Add low-rank changes to the linear layers of the blocks, in place. All other parameters are frozen.
 
-    Rows of the embedding that were added for the task keep the values that they were drawn with: the changes of the
-    blocks can make of them what they like.
+    Rows of the embedding that were added for the task keep their random values, to which the changes in the blocks can
+    adapt.
 
     Returns:
-        What merges them into the weights again: `merge_and_unload()`.
+        peft's object, whose `merge_and_unload()` merges the changes into the weights.
     """
     import peft
 
@@ -110,7 +110,7 @@ def add_lora(model: GPT2LMHeadModel, lora: LoraConfig) -> LoraModel:
 
 
 def resize(model: GPT2LMHeadModel, n_entries: int) -> None:
-    """Give the embedding rows for new entries, drawn as all were when the model began; in place."""
+    """Add embedding rows for new tokens, in place, with random values as at the start of pre-training."""
     old = model.config.vocab_size
     if n_entries > old:
         model.resize_token_embeddings(n_entries, mean_resizing=False)
@@ -119,8 +119,8 @@ def resize(model: GPT2LMHeadModel, n_entries: int) -> None:
 
 
 def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
-    """Write a folder that `load` reads. The model must be a plain GPT-2 by now: folded, LoRA merged."""
-    trained.model.__class__ = GPT2LMHeadModel  # whose name goes into config.json
+    """Write a folder that `load` reads. The attention scale must be folded and LoRA merged before."""
+    trained.model.__class__ = GPT2LMHeadModel  # config.json records the name of the class
     try:
         save_pretrained(trained.model, folder)
     finally:
@@ -132,10 +132,10 @@ def save(trained: FineTuned, tokenizer: Any, folder: Path) -> None:
 
 
 def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
-    """A fine-tuned model, in evaluation mode, and its tokenizer.
+    """Load a fine-tuned model, in evaluation mode, and its tokenizer.
 
     Raises:
-        BadInput: the folder does not hold one, or its head is damaged or missing.
+        BadInput: the folder holds no fine-tuned model, or its head is damaged or missing.
     """
     if (facts := read_task(folder)) is None:
         raise BadInput(f"{folder} holds no fine-tuned model (no {TASK}); recipes/finetune.py makes one")
@@ -144,7 +144,7 @@ def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
     path = folder / HEAD
     if path.is_file() != (trained.head is not None):
         has = "a head" if path.is_file() else f"no {HEAD}"
-        raise BadInput(f"{folder} has {has}, and {TASK} says that it answers {facts['kind']}; copy the whole folder")
+        raise BadInput(f"{folder} has {has}, but {TASK} says that its kind is {facts['kind']}; copy the whole folder")
     if trained.head is not None:
         fill(trained.head, *read_tensors(path), path)
     return trained.to(device).eval(), tokenizer

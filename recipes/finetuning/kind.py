@@ -1,7 +1,7 @@
-"""What a kind of task is: all in which fine-tuning on one kind differs from fine-tuning on another.
+"""The interface of a kind of task: everything in which fine-tuning differs between kinds.
 
-A kind is a file with a class of `Kind` (choice.py, verdict.py, pairs.py, tags.py) and a line in kinds.py; everything
-else asks the kind. A plan asks too, and imports no torch: so these files import it where they compute.
+A kind is a subclass of `Kind` in its own file (choice.py, verdict.py, pairs.py, tags.py), and a line in kinds.py. All
+other code calls its methods. Plans also use kinds and must not import torch, so these files import it inside functions.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     Batch = dict[str, torch.Tensor]
 
 PAD = "[PAD]"
-# How texts are encoded: what looks like a special token in one is text.
+# How texts are encoded: text that looks like a special token is encoded as text.
 AS_TEXT: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": True, "verbose": False}
 
-# How the code of a card begins where there is a head.
+# Beginning of the example code on the card of a model with a head.
 LOADING_CODE = """\
 import torch
 from safetensors.torch import load_file
@@ -42,12 +42,12 @@ head = load_file(f"{folder}/head.safetensors")["weight"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example.
+    """An encoded example.
 
     Attributes:
-        sequences: token ids: of several sequences where a kind reads an example in several.
-        label: what is right, as the kind's `collate_labels` takes it.
-        truncated: whether something was cut off to make it fit, or read in windows.
+        sequences: token ids of one or several sequences, depending on the kind.
+        label: right answer, in the form that the kind's `collate_labels` reads.
+        truncated: whether the example was too long, and so was cut or divided into windows.
     """
 
     sequences: tuple[tuple[int, ...], ...]
@@ -58,19 +58,19 @@ class Encoded:
 class Encoder:
     """Encodes the examples of one kind of task.
 
-    Sequences are padded on the right with [PAD], an entry of its own: end-of-text has a meaning, and is learned where
-    it is a target. Special tokens come from a kind's format alone: `<|endoftext|>` or `[SEP]` in an example is text, as
-    in the shards.
+    Sequences are padded on the right with [PAD], a separate entry of the tokenizer, because end-of-text has a meaning
+    and may be a target. Only the kind's format adds special tokens: `<|endoftext|>` or `[SEP]` in an example is encoded
+    as text, as in the shards.
 
     Args:
-        tokenizer: with the tokens that `Kind.add_tokens` adds.
+        tokenizer: tokenizer with the tokens that `Kind.add_tokens` adds.
         kind: kind of the task.
-        seq_len: the longest sequence, in tokens.
-        labels: labels of the head's rows, in their order; empty where they stand for none.
+        seq_len: longest sequence, in tokens.
+        labels: labels of the head's rows, in their order; empty if the rows have no labels.
 
     Attributes:
         added: ids of the kind's own tokens, in their order.
-        numbers: label -> its place.
+        numbers: label -> its index.
     """
 
     def __init__(self, tokenizer: Any, kind: Kind, seq_len: int, labels: Sequence[str] = ()) -> None:
@@ -86,35 +86,35 @@ class Encoder:
         """Encode one example.
 
         Raises:
-            BadInput: what must not be cut (an option, a verdict's question, a target, a word) does not fit.
+            BadInput: a part that must not be cut (an option, the question of a verdict, a target, a word) does not fit.
         """
         return self.kind.encode(example, self)
 
     def ids(self, text: str) -> list[int]:
-        """A text's tokens, without any special one."""
+        """Token ids of a text, without special tokens."""
         return self.tokenizer(text, **AS_TEXT)["input_ids"]
 
     def room(self, tokens: int, what: str, where: str) -> int:
-        """What is left of the sequence for the rest.
+        """Number of tokens that are left in a sequence after a part that must not be cut.
 
         Args:
-            tokens: that must not be cut.
-            what: they are of.
-            where: file and line.
+            tokens: number of tokens of that part.
+            what: name of that part, for the message.
+            where: file and line of the example, for the message.
 
         Raises:
-            BadInput: nothing is left.
+            BadInput: no token is left.
         """
         if (room := self.seq_len - tokens) < 1:
-            raise BadInput(f"{where}: its {what} takes {tokens} tokens, and seq_len = {self.seq_len}; raise seq_len")
+            raise BadInput(f"{where}: its {what} takes {tokens} tokens, but seq_len = {self.seq_len}; raise seq_len")
         return room
 
     def collate(self, examples: Sequence[tuple[int, Encoded]]) -> Batch:
-        """A batch of B examples, given with their numbers, with up to O sequences of up to T tokens.
+        """Make a batch of B examples, given with their numbers, with at most O sequences of at most T tokens.
 
         Returns:
-            `input_ids` (B, O, T), `lengths` (B, O), 0 where an example has fewer sequences, `labels` as the kind has
-            them, a row an example, and `sample_ids` (B,).
+            `input_ids` (B, O, T); `lengths` (B, O), which are 0 for missing sequences; `labels` in the kind's form,
+            with one row for each example; and `sample_ids` (B,).
         """
         import torch
 
@@ -136,20 +136,20 @@ class Encoder:
 
 
 class Kind(ABC):
-    """A kind of task; it holds no state.
+    """A kind of task. It holds no state.
 
     Attributes:
-        added_tokens: entries of the tokenizer beside those of pre-training and [PAD].
-        loss_unit: what the loss is a mean over, wherever it is printed or drawn.
-        metric: name of the score that runs are compared by, of those that predictions get: a share, the best is 1.
-        dev_metric: name of what is logged at each evaluation of dev, the mean of `judge`.
-        pipeline_tag: what the Hugging Face hub calls it.
-        does: what a model does that was tuned on it, as its card says.
-        card_code: the card's example of use, a Jinja template that is given `head` (a TaskHead) and `max_length`.
-        sequences: number of sequences that an example takes at most, by which the memory is planned.
-        if_too_long: what becomes of an example that is longer than a sequence.
-        forms: in which a base model is asked (recipes/evaluation/prompts.py); none where it has no score.
-        target_start: the token behind which the model writes its answer; empty where it chooses one by its head.
+        added_tokens: special tokens of the kind, in addition to those of pre-training and [PAD].
+        loss_unit: unit of the loss, wherever it is printed or drawn.
+        metric: name of the score by which runs are compared. It is a share; 1 is best.
+        dev_metric: name of the metric that is logged at each evaluation on dev, computed by `judge` and `add`.
+        pipeline_tag: the Hugging Face hub's name of the task.
+        does: for the card: what a model does that was tuned on the task.
+        card_code: for the card: example code, a Jinja template with the fields `head` (a TaskHead) and `max_length`.
+        sequences: largest number of sequences of an example, for the plan of memory.
+        if_too_long: for messages: what happens to an example that is longer than a sequence.
+        forms: forms of prompts for a base model (recipes/evaluation/prompts.py); empty if a base model is not scored.
+        target_start: token after which the model writes its answer; empty if the head chooses an answer.
     """
 
     added_tokens: ClassVar[tuple[str, ...]]
@@ -165,32 +165,32 @@ class Kind(ABC):
     target_start: ClassVar[str] = ""
 
     def add_tokens(self, tokenizer: Any) -> None:
-        """Add this kind's tokens to a tokenizer, and [PAD]; those that are there stay what they are."""
+        """Add [PAD] and the tokens of this kind to a tokenizer. Existing tokens keep their ids."""
         tokenizer.add_special_tokens({"pad_token": PAD, "additional_special_tokens": list(self.added_tokens)})
         tokenizer.padding_side = "right"
 
     def labels(self, task: TaskSet) -> tuple[str, ...]:
-        """What the rows of the head stand for, in their order; empty where they stand for nothing of the set's."""
+        """Labels of the head's rows, in their order; empty if the rows have no labels."""
         return ()
 
     def other_answers(self, task: TaskSet, labels: Sequence[str]) -> str:
-        """In what the scored split's answers are others than those of a model with these labels; empty: in nothing."""
+        """How the answers in the scored split differ from the labels of a model; empty if they do not."""
         return ""
 
     @abstractmethod
     def encode(self, example: Example, encoder: Encoder) -> Encoded:
-        """The sequences of an example and what is right.
+        """Encode an example as sequences and its right answer.
 
         Raises:
-            BadInput: what must not be cut does not fit.
+            BadInput: a part that must not be cut does not fit.
         """
 
     def collate_labels(self, examples: Sequence[Encoded], input_ids: torch.Tensor) -> torch.Tensor:
-        """What is right, a row an example.
+        """Right answers of a batch, one row for each example.
 
         Args:
-            examples: of one batch.
-            input_ids: (B, O, T) their tokens.
+            examples: examples of the batch.
+            input_ids: token ids of the batch, (B, O, T).
         """
         import torch
 
@@ -198,47 +198,47 @@ class Kind(ABC):
 
     @abstractmethod
     def new_head(self, config: GPT2Config, labels: Sequence[str]) -> torch.nn.Module | None:
-        """What is learned beside the model, drawn at random; None: the language model itself is what answers."""
+        """Make a head with random weights; None if the language model itself writes the answer."""
 
     @abstractmethod
     def answers(self, gpt2: GPT2LMHeadModel, head: Any, batch: Batch) -> torch.Tensor:
-        """What the model makes of a batch, a row an example, in fp32: what loss and predictions are computed of.
+        """Compute the model's answers to a batch in fp32, one row for each example, for the loss and for predictions.
 
         Args:
-            gpt2: which gives the last hidden states for `hidden_alone=True`.
-            head: of `new_head`.
-            batch: of `Encoder.collate`.
+            gpt2: model that returns its last hidden states for `hidden_alone=True`.
+            head: head that `new_head` made.
+            batch: batch that `Encoder.collate` made.
         """
 
     @abstractmethod
     def loss(self, answers: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """A mean over examples, so that it does not depend on how they are split and padded."""
+        """Mean loss over examples, which does not depend on how they are divided into microbatches and padded."""
 
     @abstractmethod
     def judge(self, answers: torch.Tensor, batch: Batch, labels: Sequence[str]) -> torch.Tensor:
-        """A row an example: what `dev_metric` is made of by `add`."""
+        """Judge the answers, one row for each example. `add` computes `dev_metric` from the result."""
 
     def add(self, metric: Metric, judged: torch.Tensor) -> None:
-        """Add what `judge` found in a batch to a MeanMetric."""
+        """Add the results of `judge` for a batch to a MeanMetric."""
         metric.update(judged)
 
     @abstractmethod
     def predict(
         self, gpt2: GPT2LMHeadModel, head: Any, encoder: Encoder, examples: Examples, cfg: FinetuneConfig
     ) -> list[JsonDict]:
-        """What the model answers to each example.
+        """Return the model's answers to examples.
 
         Returns:
-            For each its `id`, and `cut`, whether it was too long to be read; each further value that is a float is a
-            score of this example, of which the mean is told in percent.
+            For each example its `id` and `cut`, whether it was too long. Each further value that is a float is a score
+            of this example, whose mean is reported in percent.
         """
 
 
 class KindWithHead(Kind):
-    """A kind that is answered by a linear map without bias on hidden states."""
+    """A kind of task with a head: a linear layer without bias on hidden states."""
 
     def new_head(self, config: GPT2Config, labels: Sequence[str]) -> torch.nn.Module:
-        """A row a label, or one where there are none."""
+        """Make a head with one row for each label, or a single row if there are no labels."""
         from torch import nn
 
         head = nn.Linear(config.n_embd, len(labels) or 1, bias=False)
@@ -247,19 +247,19 @@ class KindWithHead(Kind):
 
     @abstractmethod
     def record(self, example: Example, answers: torch.Tensor, right: torch.Tensor, labels: Sequence[str]) -> JsonDict:
-        """What is told of one example, beside `id` and `cut`: as in `predict`.
+        """Return the values for one example that `predict` adds to `id` and `cut`.
 
         Args:
-            example: that was asked.
-            answers: its row of `answers`.
-            right: its row of the batch's labels.
-            labels: of the head's rows.
+            example: the example.
+            answers: row of the example in `answers`.
+            right: row of the example in the batch's labels.
+            labels: labels of the head's rows.
         """
 
     def predict(
         self, gpt2: GPT2LMHeadModel, head: Any, encoder: Encoder, examples: Examples, cfg: FinetuneConfig
     ) -> list[JsonDict]:
-        """As `Kind.predict`: the examples are read in batches."""
+        """Predict as in `Kind.predict`, in batches."""
         import torch
         from tqdm import tqdm
 
@@ -282,7 +282,7 @@ class KindWithHead(Kind):
 def last_hidden(gpt2: GPT2LMHeadModel, batch: Batch) -> torch.Tensor:
     """(B · O, n_embd): the hidden state of the last real token of each sequence, after the last LayerNorm.
 
-    Padding is on the right, so causal attention keeps it from every real token, and no mask is needed.
+    Padding is on the right, where causal attention of real tokens does not see it, so no mask is needed.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""The kinds of task, one table: a set's `kind` (data_prep/tasks/task_set.py) -> all in which it differs."""
+"""The table of all kinds of task: a set's `kind` (data_prep/tasks/task_set.py) -> the class that handles it."""
 
 from __future__ import annotations
 

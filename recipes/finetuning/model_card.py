@@ -1,4 +1,4 @@
-"""The model card of a fine-tuned model: what it answers, how it is loaded, what it was made from."""
+"""The model card of a fine-tuned model: its task, how to load it, and how it was trained."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
 def write_model_card(
     folder: Path, cfg: FinetuneConfig, source: Source, head: TaskHead, parts: Splits, facts: JsonDict
 ) -> None:
-    """README.md of a fine-tuned model.
+    """Write README.md of a fine-tuned model.
 
     Args:
-        folder: the model's.
-        cfg: the run's configuration.
+        folder: folder of the model.
+        cfg: configuration of the run.
         source: the base model.
-        head: what the model is for.
-        parts: the examples: how many were trained on.
+        head: task of the model.
+        parts: examples of each split.
         facts: facts of the model: `n_parameters`, `n_positions`, `dtype`; `batch` of its checkpoint; `difference` from
-            the trained model's answers, as a share of the largest.
+            the trained model's answers, as a share of the largest answer.
     """
     run = Path(cfg.run_dir)
     record = read_told_record(run / RECORD)

@@ -1,4 +1,4 @@
-"""The names of what fine-tuning adds to a run folder."""
+"""Names of the files that fine-tuning adds to a run folder."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is common to the kinds with one right answer among several: softmax over them, and accuracy."""
+"""The common part of the kinds of task with one right answer among several: softmax over the answers, and accuracy."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ if TYPE_CHECKING:
 
 
 class OneAnswer(KindWithHead):
-    """Questions, each with one right option; `answers` are a score an option, and `label` is the right one's index."""
+    """Questions with one right option: `answers` has a score for each option, `label` is the index of the right one."""
 
     loss_unit = "nats/question"
     metric = "acc"
     dev_metric = "Accuracy"
 
     def loss(self, answers: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Mean cross entropy, in nats a question."""
+        """Mean cross entropy, in nats per question."""
         import torch.nn.functional as F
 
         return F.cross_entropy(answers, batch["labels"])
 
     def judge(self, answers: torch.Tensor, batch: Batch, labels: Sequence[str]) -> torch.Tensor:
-        """(B,): 1 where the answer is right, 0 elsewhere."""
+        """(B,): 1 if the answer is right, otherwise 0."""
         return (answers.argmax(1) == batch["labels"]).float()
 
     def record(self, example: Example, answers: torch.Tensor, right: torch.Tensor, labels: Sequence[str]) -> JsonDict:
-        """`answer`, the right one, `scores` of all, and `acc`."""
+        """Return `answer`, the index of the right option; `scores` of all options; and `acc`, 1 or 0."""
         assert isinstance(example, Question)
         row = answers[: len(example.options)].tolist()
         return {"answer": example.answer, "scores": row, "acc": float(row.index(max(row)) == example.answer)}

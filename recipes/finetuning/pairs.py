@@ -1,7 +1,7 @@
-"""A text and what is to be written from it: `source <|startoftext|> target <|endoftext|>`.
+"""Pairs of a source text and a target text: `source <|startoftext|> target <|endoftext|>`.
 
-The format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/textgen). There is no head: the language
-model itself is tuned, by the loss of the target alone, and writes.
+This is the format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/textgen). There is no head: the
+language model itself is tuned, with the loss of the target tokens only, and writes the target.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ print(tokenizer.decode(written, skip_special_tokens=True))
 
 
 class Pairs(Kind):
-    """Source and target; `label` is the position of the target's first token."""
+    """Pairs of source and target. `label` is the position of the target's first token."""
 
     added_tokens = (START,)
     loss_unit = "nats/token"
@@ -46,7 +46,7 @@ class Pairs(Kind):
     card_code = CARD_CODE
 
     def encode(self, example: Example, encoder: Encoder) -> Encoded:
-        """One sequence; of a long source the end is cut.
+        """Make one sequence. A long source loses its end.
 
         Raises:
             BadInput: the target does not fit.
@@ -58,17 +58,17 @@ class Pairs(Kind):
         return Encoded(((*source, *target),), len(source), cut)
 
     def source(self, pair: Pair, encoder: Encoder, room: int) -> tuple[tuple[int, ...], bool]:
-        """What is read before a target is written, its beginning if it is too long; and whether it is."""
+        """Encode a source, or its beginning if it is too long. Also return whether it is too long."""
         (start,) = encoder.added
         ids = encoder.ids(pair.source)
         return (*ids[:room], start), len(ids) > room
 
     def new_head(self, config: GPT2Config, labels: Sequence[str]) -> None:
-        """None."""
+        """There is no head."""
         return None
 
     def answers(self, gpt2: GPT2LMHeadModel, head: Any, batch: Batch) -> torch.Tensor:
-        """(B,): mean cross entropy, in nats a token, of each target, end-of-text included."""
+        """(B,): mean cross entropy of each target, in nats per token, end-of-text included."""
         import torch
         import torch.nn.functional as F
 
@@ -80,7 +80,7 @@ class Pairs(Kind):
         return (nats.view_as(wanted) * wanted).sum(1) / wanted.sum(1)
 
     def loss(self, answers: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """The mean over targets."""
+        """Mean loss over targets."""
         return answers.mean()
 
     def judge(self, answers: torch.Tensor, batch: Batch, labels: Sequence[str]) -> torch.Tensor:
@@ -90,10 +90,11 @@ class Pairs(Kind):
     def predict(
         self, gpt2: GPT2LMHeadModel, head: Any, encoder: Encoder, examples: Examples, cfg: FinetuneConfig
     ) -> list[JsonDict]:
-        """What a model writes from each source, by beam search or sampling, and its ROUGE (Lin 2004) with stemming.
+        """Write a target for each source, by beam search or sampling, and score it by ROUGE (Lin 2004) with stemming.
 
         Returns:
-            As `Kind.predict`; `text`, whether it `ended` by itself, and ROUGE-1, -2 and -L (F1).
+            Values as in `Kind.predict`; also `text`, `ended` (whether the model ended the text), and the F1 of ROUGE-1,
+            ROUGE-2 and ROUGE-L.
         """
         import torch
         from rouge_score.rouge_scorer import RougeScorer

@@ -1,4 +1,4 @@
-"""What a fine-tuning run will do, worked out before it starts."""
+"""Plan a fine-tuning run before it starts: splits, batches, memory, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from recipes.planning.memory import FinetuningWork, Layout, finetuning_moments, 
 from recipes.runs.fingerprint import common_fingerprint
 from recipes.runs.names import CONFIG
 
-DEV_SHARE = 0.05  # of train, where the scored split is dev itself
+DEV_SHARE = 0.05  # share of train that becomes dev, if the scored split is the published dev
 
 
 def splits(task: TaskSet) -> Splits:
-    """What is trained on, what is looked at meanwhile, and what is scored once: `train`, `dev`, `test`.
+    """Return the splits for training, for evaluation during training, and for the final score: `train`, `dev`, `test`.
 
-    Where published numbers are of dev (MedMCQA), that is `test` here, and `dev` is a part of train.
+    If published numbers are on dev (MedMCQA), that split is `test` here, and a part of train becomes `dev`.
 
     Raises:
         BadInput: the set has no train split.
     """
     parts: dict[str, Any] = dict(task.splits)
     if "train" not in parts:
-        raise BadInput(f"{task.name} has no train split here, so nothing can be trained on it")
+        raise BadInput(f"{task.name} has no train split, so no model can be trained on it")
     scored = parts[task.scored]
     if task.scored == "dev" or "dev" not in parts:
         shares = {"dev": DEV_SHARE, "train": 1 - DEV_SHARE}
@@ -43,10 +43,10 @@ def splits(task: TaskSet) -> Splits:
 
 
 def architecture(source: Source) -> ModelConfig:
-    """The shape of the model that is fine-tuned, from its configuration alone.
+    """Read the architecture of the base model from its configuration, without its weights.
 
     Raises:
-        BadInput: not a GPT-2.
+        BadInput: the model is not a GPT-2.
     """
     if source.run is not None:
         return load_recorded_config(source.run / CONFIG).model
@@ -57,7 +57,7 @@ def architecture(source: Source) -> ModelConfig:
 
 @dataclass(frozen=True)
 class FinetunePlan:
-    """The derived numbers of a run; memory in bytes, on one GPU."""
+    """Numbers that follow from the configuration of a run. Memory is in bytes, on one GPU."""
 
     batches: int
     batches_per_epoch: int
@@ -65,31 +65,35 @@ class FinetunePlan:
     device_train_microbatch_size: int
     parameters: int
     trained_parameters: int
-    memory_bytes: int  # with what allocator and driver take of a GPU
-    fullest_bytes: dict[str, int]  # tensors of the fullest moment of training, export and scoring
+    memory_bytes: int  # including allocator and driver of a GPU
+    fullest_bytes: dict[str, int]  # size of all tensors at the peak of training, export and scoring
     checkpoint_bytes: int
 
 
 def make_finetune_plan(
     cfg: FinetuneConfig, model: ModelConfig, task: TaskSet, n_train: int, world_size: int
 ) -> FinetunePlan:
-    """Work out the plan.
+    """Make the plan of a run.
 
     Raises:
-        BadInput: the batch does not divide, there are fewer examples than a batch, or the memory is not enough.
+        BadInput: the batch cannot be divided over ranks or microbatches, there are fewer examples than a batch, the
+            sequence is too long for the model, or the memory is not enough.
     """
     batch = cfg.global_train_batch_size
     if batch % world_size:
-        raise BadInput(f"global_train_batch_size = {batch} does not divide over {world_size} ranks")
+        raise BadInput(f"global_train_batch_size = {batch} is not a multiple of {world_size} ranks")
     microbatch = min(cfg.device_train_microbatch_size, batch // world_size)
     if (batch // world_size) % microbatch:
-        raise BadInput(f"{batch // world_size} examples a rank do not divide by device_train_microbatch_size")
+        raise BadInput(
+            f"{batch // world_size} examples on each rank are not a multiple of device_train_microbatch_size = "
+            f"{microbatch}"
+        )
     if not (per_epoch := n_train // batch):
         raise BadInput(f"{task.name} has {n_train} training examples, fewer than one batch of {batch}")
     duration = Duration.parse(cfg.max_duration, "max_duration")
     if cfg.seq_len > model.n_positions:
         raise BadInput(
-            f"seq_len = {cfg.seq_len}, but the model reads at most {model.n_positions} tokens: say "
+            f"seq_len = {cfg.seq_len}, but the model reads at most {model.n_positions} tokens: set "
             f"seq_len={model.n_positions} or less"
         )
     parameters = parameter_count(model)
@@ -111,7 +115,8 @@ def make_finetune_plan(
     )
     if cfg.gpu_memory_gb and plan.memory_bytes > cfg.gpu_memory_gb * 1e9:
         raise BadInput(
-            f"this run takes about {plan.memory_bytes / 1e9:.1f} GB a GPU, and gpu_memory_gb = {cfg.gpu_memory_gb:g}: "
+            f"this run needs about {plan.memory_bytes / 1e9:.1f} GB on each GPU, but gpu_memory_gb = "
+            f"{cfg.gpu_memory_gb:g}: "
             "lower device_train_microbatch_size, device_eval_batch_size or seq_len, or use preset=one-gpu-24gb (LoRA) "
             "or preset=full (8 GPUs)"
         )
@@ -119,7 +124,7 @@ def make_finetune_plan(
 
 
 def format_finetune_plan(plan: FinetunePlan, cfg: FinetuneConfig) -> str:
-    """The plan as lines to print."""
+    """Format the plan as lines to print."""
     tensors = ", ".join(f"{size / 1e9:.3g} in {moment}" for moment, size in plan.fullest_bytes.items() if size)
     reserve = "" if cfg.device == "cpu" else " with allocator and driver"
     room = f", of {cfg.gpu_memory_gb:g} GB" if cfg.gpu_memory_gb else ""
@@ -135,7 +140,7 @@ def format_finetune_plan(plan: FinetunePlan, cfg: FinetuneConfig) -> str:
 
 
 def finetuning_fingerprint(cfg: FinetuneConfig, plan: FinetunePlan, task: TaskSet, source: Source) -> JsonDict:
-    """What decides a run's losses, and what it writes where it writes texts; another fingerprint is another run."""
+    """The fingerprint of a fine-tuning run. For a task of texts it includes the settings of generation."""
     return {
         **common_fingerprint(cfg),
         "task": {"name": task.name, "files": task.files},
@@ -151,7 +156,7 @@ def finetuning_fingerprint(cfg: FinetuneConfig, plan: FinetunePlan, task: TaskSe
 
 
 def _model_config_sha256(source: Source) -> str:
-    """Of what the base model computes with its weights: dropout, scales, sizes."""
+    """Hash of the base model's configuration: dropout, scales, sizes."""
     if source.run is None:
         return sha256_file(source.weights / "config.json")
     model = asdict(load_recorded_config(source.run / CONFIG).model)
@@ -160,7 +165,7 @@ def _model_config_sha256(source: Source) -> str:
 
 
 def _tokenizer_sha256(folder: Path) -> str:
-    """Of the files that texts are made into tokens by."""
+    """Hash of the tokenizer files."""
     names = ("tokenizer.json", "vocab.json", "merges.txt", "added_tokens.json")
     return hashlib.sha256(
         "".join(sha256_file(folder / n) for n in names if (folder / n).is_file()).encode()

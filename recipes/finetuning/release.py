@@ -1,4 +1,4 @@
-"""The tuned model of a run as a folder: LoRA merged, attention's scale folded, answers compared."""
+"""Export the tuned model of a run to a folder: merge LoRA, fold the attention scale, and compare the answers."""
 
 from __future__ import annotations
 
@@ -25,12 +25,15 @@ if TYPE_CHECKING:
     from recipes.finetuning.heads import FineTuned
 
 FORMAT = 1
-# Largest |difference| of scores as a share of the largest |score|: rounding in fp32 of a folded and merged model.
+# Largest |difference| of scores, as a share of the largest |score|: fp32 rounding after folding and merging.
 TOLERANCE = 1e-4
 
 
 def build_model(cfg: FinetuneConfig, source: Source, head: TaskHead, n_entries: int) -> tuple[FineTuned, Any]:
-    """The base model with the task's head, and what merges its LoRA; drawn from the seed where it is new.
+    """Build the base model with the task's head. New weights are drawn from the seed.
+
+    Returns:
+        The model, and the object that can merge its LoRA; None without LoRA.
 
     Raises:
         BadInput: the base model cannot be loaded.
@@ -44,17 +47,18 @@ def build_model(cfg: FinetuneConfig, source: Source, head: TaskHead, n_entries: 
     model: GPT2LMHeadModel = load_trained(source)
     model.config._attn_implementation = "sdpa"
     model.config.use_cache = False
-    model.config.pad_token_id = None  # else every forward pass looks for it, to warn of what causal attention solves
+    # With an id, each forward pass would search for padding to warn about it, but causal attention needs no mask.
+    model.config.pad_token_id = None
     resize(model, n_entries)
     lora = add_lora(model, cfg.lora) if cfg.lora else None
     return FineTuned(model, head).train(), lora
 
 
 def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder, parts: Splits) -> None:
-    """The run's newest checkpoint as `model/`: LoRA merged, attention scale folded, answers compared.
+    """Export the run's newest checkpoint to `model/`: merge LoRA, fold the attention scale, and compare the answers.
 
     Raises:
-        RuntimeError: the folder does not compute the trained model.
+        RuntimeError: the model in the folder gives other answers than the trained model.
     """
     import torch
 
@@ -65,7 +69,7 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
 
     folder = Path(cfg.run_dir)
     checkpoint, _ = newest_intact(folder / CHECKPOINTS)
-    assert checkpoint is not None, "it was written a moment ago"
+    assert checkpoint is not None, "training has just written it"
     trained, lora = build_model(cfg, source, head, len(encoder.tokenizer))
     load_model_weights(checkpoint, trained, prefix="")
     trained.eval()
@@ -84,15 +88,15 @@ def export(cfg: FinetuneConfig, source: Source, head: TaskHead, encoder: Encoder
         "dtype": "float32", "n_parameters": trained.model.num_parameters(),
         "n_positions": trained.model.config.n_positions,
     }  # fmt: skip
-    with hold(folder / MODEL, "give this run a name of its own (run_name=…)"):
+    with hold(folder / MODEL, "give this run its own name (run_name=…)"):
         partial_folder = begin(folder / MODEL)
         heads.save(trained, encoder.tokenizer, partial_folder)
-        del trained, lora  # which refers to it: never two models in memory
+        del trained, lora  # `lora` refers to the model, too; memory must never hold two models
         loaded, _ = heads.load(partial_folder)
         share = ((answers(loaded) - expected).abs().max() / expected.abs().max()).item()
         if not share <= TOLERANCE:
             raise RuntimeError(
-                f"the exported model does not compute the trained one: its answers differ by {share:.1e}"
+                f"the exported model does not compute the trained model: its answers differ by {share:.1e}"
             )
         facts |= {"difference": share, "batch": saved_at(checkpoint)["batch"]}
         write_model_card(partial_folder, cfg, source, head, parts, facts)

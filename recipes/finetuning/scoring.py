@@ -1,4 +1,4 @@
-"""What a tuned model answers, and its scores."""
+"""Compute the answers of a tuned model, and its scores."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict:
-    """Predict with the exported model; predictions-SPLIT.jsonl and scores.json in the run folder.
+    """Predict with the exported model, and write predictions-SPLIT.jsonl and scores.json into the run folder.
 
-    What else was scored before stays, but not when dev is: then the model was exported a moment ago, or it writes in
-    another way.
+    Earlier scores of other splits are kept, unless dev is scored: then the model has just been exported, or the
+    settings of generation have changed.
     """
     import torch
 
@@ -54,10 +54,10 @@ def score(cfg: FinetuneConfig, parts: Splits, splits: Sequence[str]) -> JsonDict
 
 
 def predict(model: FineTuned, tokenizer: Any, examples: Examples, cfg: FinetuneConfig) -> list[JsonDict]:
-    """What a fine-tuned model answers to each example, as its kind tells it.
+    """Return the answers of a fine-tuned model to examples.
 
     Returns:
-        For each its `id`, and `cut`, whether it was too long to be read; and what the kind's `predict` says.
+        For each example its `id`; `cut`, whether it was too long; and the values that the kind's `predict` returns.
     """
     head = model.task_head
     encoder = Encoder(tokenizer, model.kind, head.seq_len, head.labels)

@@ -1,4 +1,4 @@
-"""A grid of fine-tuning runs: read, planned, run."""
+"""Read a grid of fine-tuning runs, plan them, and run them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from recipes.runs.names import RECORD
 from recipes.runs.processes import command_of, execute, last_line, run_here
 
 RUNS, LOGS, TEST = "runs", "logs", "test"
-# What decides which sweep it is, or what the sweep itself sets.
+# Keys that identify a sweep, or that the sweep itself sets.
 NOT_IN_GRID = ("task", "data", "run_name", "run_dir", "save_remote", "score_test")
 
 
@@ -42,17 +42,17 @@ class Job:
     """A run of the sweep.
 
     Attributes:
-        number: in the grid, from 0, as `--only` and a scheduler's array count.
-        name: name of its folder; made of its values, so that a grid may grow while a sweep is under way.
+        number: index of the run in the grid, from 0, as in `--only` and a scheduler's array.
+        name: name of its folder. It is made from the run's values, so that a grid may grow during a sweep.
         values: values of the grid's keys.
-        folder: its run folder.
-        overrides: what its command has after the YAML.
-        identity: what decides its losses.
-        plan: its derived numbers.
-        examples: examples that it reads in training.
-        tokens: number of tokens of these, at most.
-        flops: number of FLOPs of these, at most.
-        world_size: ranks.
+        folder: run folder.
+        overrides: overrides in its command.
+        identity: fingerprint of the run.
+        plan: plan of the run.
+        examples: number of examples in training, repeated ones included.
+        tokens: largest possible number of tokens of these examples.
+        flops: largest possible number of FLOPs for these examples.
+        world_size: number of ranks.
     """
 
     number: int
@@ -69,17 +69,17 @@ class Job:
 
     @property
     def kept_bytes(self) -> int:
-        """What its folder takes in the end: a checkpoint, and the exported model in fp32."""
+        """Size of its finished folder in bytes: a checkpoint, and the exported model in fp32."""
         return self.plan.checkpoint_bytes + 4 * self.plan.parameters
 
     @property
     def configuration(self) -> str:
-        """Its values but for the seed."""
+        """The values of the run, without the seed, as text."""
         return " ".join(f"{key}={_text(value)}" for key, value in self.values.items() if key != "seed") or "as it is"
 
     @property
     def scores(self) -> JsonDict:
-        """Split -> metric -> score of a run that is finished with these settings; empty of one that is not."""
+        """Split -> metric -> score, if the run is finished with these settings; otherwise empty."""
         if not (self.folder / RECORD).is_file():
             return {}
         record = read_completed_record(self.folder, self.identity)
@@ -88,22 +88,22 @@ class Job:
         return read_json(self.folder / SCORES)["scores"]
 
     def command(self, base: Path, score_test: bool) -> list[str]:
-        """What one would type."""
+        """The command that runs it."""
         switch = f"score_test={str(score_test).lower()}"
         return [*command_of("finetune.py", base, self.world_size), *self.overrides, switch]
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A grid and the runs that it stands for.
+    """A grid and its runs.
 
     Attributes:
         name: name of the sweep.
-        folder: where everything goes.
-        base: the YAML of its runs.
-        grid: key -> values.
-        metric: what is compared.
-        jobs: the runs, in the order of the grid.
+        folder: folder of the sweep, which holds all run folders.
+        base: YAML of its runs.
+        grid: key -> values to try.
+        metric: metric by which runs are compared.
+        jobs: runs in the order of the grid.
     """
 
     name: str
@@ -115,12 +115,12 @@ class Sweep:
 
     @property
     def identity(self) -> JsonDict:
-        """What decides its outcome."""
+        """Fingerprints of all runs, by name."""
         return {job.name: job.identity for job in self.jobs}
 
     @property
     def configurations(self) -> dict[str, list[Job]]:
-        """Configuration -> its runs, one a seed."""
+        """Configuration -> its runs, one for each seed."""
         jobs: dict[str, list[Job]] = {}
         for job in self.jobs:
             jobs.setdefault(job.configuration, []).append(job)
@@ -136,16 +136,16 @@ def _file_name(text: str) -> str:
 
 
 def read_grid(path: Path) -> tuple[Path, dict[str, list[Any]]]:
-    """The base of a sweep's YAML, and its grid.
+    """Read the base and the grid from a sweep's YAML.
 
     Raises:
-        BadInput: the file cannot be read, or holds something else.
+        BadInput: the file cannot be read, or does not have this form.
     """
     content = read_yaml(path)
     if unknown := sorted(map(str, content.keys() - {"base", "grid"})):
         raise BadInput(
-            f"{path}: unknown key {unknown[0]!r}; a sweep holds `base` and `grid`, and what is the same in all runs "
-            f"goes into the base or behind the YAML, as {unknown[0]}=…"
+            f"{path}: unknown key {unknown[0]!r}; a sweep holds `base` and `grid`. Put a value that is the same in all "
+            f"runs into the base, or after the YAML, as {unknown[0]}=…"
         )
     if not isinstance(content.get("base"), str):
         raise BadInput(f"{path}: `base` is missing: the configuration of its runs, such as pubmedqa.yaml")
@@ -156,7 +156,7 @@ def read_grid(path: Path) -> tuple[Path, dict[str, list[Any]]]:
     for key, values in grid.items():
         where = f"{path}: grid: {key}"
         if not isinstance(values, list):
-            raise BadInput(f"{where} = {values} is not a list of values; a key below another is written a.b: [1, 2]")
+            raise BadInput(f"{where} = {values} is not a list of values; a key within a section is written a.b: [1, 2]")
         if not values:
             raise BadInput(f"{where} is an empty list: nothing would be run")
         if key in NOT_IN_GRID:
@@ -169,17 +169,17 @@ def read_grid(path: Path) -> tuple[Path, dict[str, list[Any]]]:
 
 
 def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
-    """Read a sweep and work out all of its runs, before any of them starts.
+    """Read a sweep and plan all of its runs, before any of them starts.
 
     Raises:
-        BadInput: a key, value, model, set or plan cannot be used; two runs are the same; a run folder holds another.
+        BadInput: a key, value, model, set or plan cannot be used; two runs are the same; or a folder holds another run.
     """
     base, grid = read_grid(path)
     given = {override.partition("=")[0] for override in overrides}
     if "score_test" in given:
-        raise BadInput("score_test: a sweep scores test itself, of the best configuration alone")
+        raise BadInput("score_test: a sweep itself scores test, only for the best configuration; leave it out")
     if twice := sorted(given & grid.keys()):
-        raise BadInput(f"{twice[0]} stands in the grid of {path} and behind it; leave one out")
+        raise BadInput(f"{twice[0]} is in the grid of {path} and also after the YAML; leave one out")
 
     def configure(values: JsonDict, *place: str) -> tuple[FinetuneConfig, tuple[str, ...]]:
         changes = (*overrides, *(write_override(key, value) for key, value in values.items()), *place)
@@ -219,7 +219,7 @@ def load_sweep(path: Path, overrides: Sequence[str]) -> Sweep:
 
 
 def format_sweep(sweep: Sweep) -> str:
-    """The runs and what they cost, as lines to print."""
+    """Format the runs and their cost as lines to print."""
     width = max(len(job.name) for job in sweep.jobs)
     lines = [
         f"{sweep.name}: {len(sweep.jobs)} runs of {len(sweep.configurations)} configurations, in {sweep.folder}",
@@ -247,7 +247,7 @@ def dev_score(job: Job, sweep: Sweep) -> float:
 
 
 def run_on_ray(commands: Iterable[tuple[Job, list[str], Path]]) -> Iterator[tuple[Job, int]]:
-    """As many at once as the cluster of RAY_ADDRESS, or a Ray of this machine, has room for.
+    """Run commands on the cluster of RAY_ADDRESS or on a local Ray, as many at once as there is room for.
 
     Raises:
         BadInput: there is no such cluster.
@@ -265,14 +265,14 @@ def run_on_ray(commands: Iterable[tuple[Job, list[str], Path]]) -> Iterator[tupl
             job = waiting.pop(done)
             try:
                 code = ray.get(done)
-            except RayError as error:  # its node went, for one
+            except RayError as error:  # for example, its node was lost
                 print(f"{job.name}: {type(error).__name__}: {redacted(error).strip().splitlines()[0]}", flush=True)
                 code = 1
             yield job, code
 
 
 def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | None) -> list[Job]:
-    """Run, with progress; those that failed."""
+    """Run jobs and print the progress. Return the jobs that failed."""
     split = "test" if score_test else "dev"
     logs = {job.name: sweep.folder / LOGS / f"{job.number}-{job.name}.log" for job in jobs}
     commands = [(job, job.command(sweep.base, score_test), logs[job.name]) for job in jobs]
@@ -294,7 +294,11 @@ def run_all(sweep: Sweep, jobs: Sequence[Job], score_test: bool, cluster: str | 
 
 
 def run_only(sweep: Sweep, number: int) -> None:
-    """Become the run of this number of the grid, from 0: signals and exit codes are its own.
+    """Replace this process by one run of the grid, so that signals reach it and its exit code is returned.
+
+    Args:
+        sweep: the sweep.
+        number: index of the run in the grid, from 0.
 
     Raises:
         BadInput: the grid has no such run.
@@ -306,6 +310,6 @@ def run_only(sweep: Sweep, number: int) -> None:
         print(f"{job.name} is finished: nothing to do", flush=True)
         return
     print(f"run {number} of 0 to {len(sweep.jobs) - 1}: {job.name}", flush=True)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # a launcher would die of it; ranks answer it
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # it would kill a launcher; the ranks handle it themselves
     command = job.command(sweep.base, score_test=False)
     os.execv(command[0], command)

@@ -1,4 +1,4 @@
-"""The results of a sweep: the configurations ranked, drawn and put into a table."""
+"""The results of a sweep: rank the configurations, draw them, and put them into a table."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from recipes.runs.figures import new_figure, save
 
 
 def choose(sweep: Sweep, failed: Sequence[Job]) -> JsonDict:
-    """Rank the configurations all of whose runs are finished, by the mean of their seeds on dev, the best first.
+    """Rank the configurations by their mean score over seeds on dev, best first.
 
-    Of equal means the first in the grid is taken.
+    A configuration with a failed run is left out. If means are equal, the first in the grid ranks higher.
     """
     ranked = []
     for configuration, jobs in sweep.configurations.items():
@@ -43,7 +43,7 @@ def choose(sweep: Sweep, failed: Sequence[Job]) -> JsonDict:
 
 
 def draw(results: JsonDict, path: Path) -> None:
-    """Dev score by configuration: a point a seed, a line at their mean, the best on top."""
+    """Draw the dev scores of each configuration, best on top: a point for each seed, and a line at the mean."""
     ranked = results["configurations"]
     figure, axes = new_figure(8, 1.2 + 0.3 * len(ranked))
     for row, one in enumerate(ranked):
@@ -57,20 +57,20 @@ def draw(results: JsonDict, path: Path) -> None:
 
 
 def to_markdown(results: JsonDict, test: str) -> str:
-    """The configurations by their dev score, and what the best one has on test."""
+    """Write the table of configurations by dev score, followed by the test scores of the best one."""
     ranked, metric = results["configurations"], results["metric"]
     seeds = len(ranked[0]["dev"])
-    over = f"mean of {seeds} seeds ± their deviation" if seeds > 1 else "one seed"
+    over = f"mean of {seeds} seeds ± standard deviation" if seeds > 1 else "one seed"
     lines = [f"| configuration | {metric} on dev, %, {over} |", "|---|---|"]
     for one in ranked:
         deviation = f" ± {100 * one['standard_deviation']:.1f}" if seeds > 1 else ""
         lines += [f"| {one['configuration']} | {100 * one['mean']:.1f}{deviation} |"]
     facts = [
-        f"The best of {results['compared']} configurations on dev is {ranked[0]['configuration']}; a maximum of so "
-        "many is higher on dev than its worth. Test was scored of it alone, once."
+        f"The best of {results['compared']} configurations on dev is {ranked[0]['configuration']}. Its dev score is "
+        "too optimistic, because it is the highest of many. Only this configuration was scored on test, once."
     ]
     if equal := sum(one["mean"] == ranked[0]["mean"] for one in ranked[1:]):
-        facts.append(f"{equal} more have the same score on dev; the first in the grid was taken.")
+        facts.append(f"{equal} more have the same score on dev; the first in the grid was chosen.")
     if results["left_out"]:
-        facts.append(f"Left out, since they failed: {', '.join(results['left_out'])}.")
+        facts.append(f"Left out because they failed: {', '.join(results['left_out'])}.")
     return "\n".join([*lines, "", " ".join(facts), "", test])

@@ -1,10 +1,10 @@
-"""A tag for each word of a sentence: `<|endoftext|> word word …`, one sequence, or more of a long sentence.
+"""A tag for each word of a sentence: `<|endoftext|> word word …`, as one sequence, or several for a long sentence.
 
-Each word is encoded by itself with a space before it, as in running text, so that it is known which tokens are its own.
-Its tag is told at its last token, the first position from which a causal model sees the whole word; of what follows it
-sees nothing. End-of-text comes first, as before a document in pre-training, so that the first word has something to its
-left. A sentence that is longer than seq_len is read in windows cut between words: each word is tagged in one of them,
-and all but the first window give half of their length to words that came before.
+Each word is encoded separately, with a space before it as in running text, so that its tokens are known. The tag of a
+word is predicted at its last token, which is the first position where a causal model sees the whole word; the model
+does not see the words that follow. The sequence starts with end-of-text, like a document in pre-training, so that the
+first word also has a token before it. A sentence longer than seq_len is read in windows, which are cut between words.
+Each word is tagged in one window; in all windows but the first, half of the length is for the words before.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from recipes.finetuning.kind import Batch
 
-NO_TAG = -100  # what cross entropy passes over: positions that no tag is told at
+NO_TAG = -100  # label of positions without a tag, which cross entropy ignores
 CARD_CODE = (
     LOADING_CODE
     + """\
@@ -43,9 +43,9 @@ print([labels[n] for n in scores.argmax(-1)])
 
 
 class Tags(KindWithHead):
-    """Tagged sentences; `label` is as long as the sequences: a tag's index at the last token of its word, else NO_TAG.
+    """Tagged sentences. `label` has the index of the tag at the last token of each word, and NO_TAG elsewhere.
 
-    The head gives a score a tag at each position.
+    The head gives each tag a score at each position.
     """
 
     added_tokens = ()
@@ -58,28 +58,28 @@ class Tags(KindWithHead):
     card_code = CARD_CODE
 
     def labels(self, task: TaskSet) -> tuple[str, ...]:
-        """The tags that train makes possible."""
+        """The tags that occur in train, or that follow from its tagging scheme."""
         return token_classification.labels(task.sentences("train"))
 
     def other_answers(self, task: TaskSet, labels: Sequence[str]) -> str:
-        """The first tag that is none of the model's."""
+        """A text that names the first tag which the model does not know; otherwise empty."""
         for sentence in task.sentences(task.scored):
             if unknown := sorted({*sentence.tags} - {*labels}):
                 return f"whose tags are {', '.join(labels)}; {sentence.where} has {unknown[0]}"
         return ""
 
     def encode(self, example: Example, encoder: Encoder) -> Encoded:
-        """A sequence, or several windows.
+        """Make one sequence, or several windows of a long sentence.
 
         Raises:
-            BadInput: a word does not fit, or the tokenizer makes no token of it.
+            BadInput: a word does not fit, or the tokenizer gives no token for it.
         """
         assert isinstance(example, Sentence)
         spaced = [f" {word}" for word in example.words]
         words = encoder.tokenizer(spaced, **AS_TEXT)["input_ids"]
         for n, ids in enumerate(words):
             if not ids:
-                raise BadInput(f"{example.where_of(n)}: the tokenizer makes no token of {example.words[n]!r}")
+                raise BadInput(f"{example.where_of(n)}: the tokenizer gives no token for {example.words[n]!r}")
             encoder.room(len(ids), f"word {example.words[n][:40]!r}", example.where_of(n))
         sequences, tags, room, done = [], [], encoder.seq_len - 1, 0
         while done < len(words):
@@ -101,7 +101,7 @@ class Tags(KindWithHead):
         return Encoded(tuple(sequences), tuple(tags), len(sequences) > 1)
 
     def collate_labels(self, examples: Sequence[Encoded], input_ids: torch.Tensor) -> torch.Tensor:
-        """(B, O, T)."""
+        """Index of the tag at each position, (B, O, T); NO_TAG where there is none."""
         import torch
 
         labels = torch.full_like(input_ids, NO_TAG)
@@ -116,7 +116,7 @@ class Tags(KindWithHead):
         return head(hidden).float().unflatten(0, batch["lengths"].shape)
 
     def losses(self, answers: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """(B,): mean cross entropy, in nats a word, of each sentence."""
+        """(B,): mean cross entropy of each sentence, in nats per word."""
         import torch.nn.functional as F
 
         labels = batch["labels"]
@@ -128,7 +128,7 @@ class Tags(KindWithHead):
         return self.losses(answers, batch).mean()
 
     def judge(self, answers: torch.Tensor, batch: Batch, labels: Sequence[str]) -> torch.Tensor:
-        """(B, 2): of each sentence what F1 = Σ above / Σ below is made of."""
+        """(B, 2): numerator and denominator of F1 for each sentence, which are summed over sentences."""
         import torch
 
         sums = []
@@ -139,14 +139,15 @@ class Tags(KindWithHead):
         return torch.tensor(sums, dtype=torch.float32, device=batch["labels"].device)
 
     def add(self, metric: Metric, judged: torch.Tensor) -> None:
-        """As a mean of ratios, each with what is below it as its weight."""
+        """Add numerators and denominators to a MeanMetric, as ratios weighted by their denominators."""
         above, below = judged.T
         metric.update(above / below.clamp(min=1), below)
 
     def record(self, example: Example, answers: torch.Tensor, right: torch.Tensor, labels: Sequence[str]) -> JsonDict:
-        """`words`, `tags` as the model gives them, `right`, and `entities`: of each type, found exactly, given, there.
+        """Return `words`; `tags` of the model; `right`, the right tags; and `entities`, counts for each type.
 
-        recipes/scoring/bootstrap.py makes precision, recall and F1 of `entities`.
+        The counts are those of correct, predicted and true entities. recipes/scoring/bootstrap.py computes precision,
+        recall and F1 from them.
         """
         assert isinstance(example, Sentence)
         given, wanted = tagged(answers, right, labels)
@@ -155,12 +156,12 @@ class Tags(KindWithHead):
 
 
 def tagged(scores: torch.Tensor, right_tags: torch.Tensor, labels: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The tags of one sentence's words, in their order: those that its scores give, and the right ones.
+    """Return the predicted tags and the right tags of one sentence's words, in their order.
 
     Args:
-        scores: (O, T, labels) of its windows.
-        right_tags: (O, T) indices of the right tags, at the positions that have one.
-        labels: the tags.
+        scores: scores of the windows of the sentence, (O, T, labels).
+        right_tags: index of the right tag at each position, (O, T); NO_TAG where there is none.
+        labels: all tags.
     """
     where = right_tags != NO_TAG
     given, right = scores.argmax(-1)[where].tolist(), right_tags[where].tolist()
@@ -168,6 +169,6 @@ def tagged(scores: torch.Tensor, right_tags: torch.Tensor, labels: Sequence[str]
 
 
 def entities(right: Sequence[str], given: Sequence[str], labels: Sequence[str]) -> dict[str, list[int]]:
-    """For each type of a sentence's entities: found exactly, given, there; by the scheme that the labels are of."""
+    """Count the entities of a sentence by type, in the scheme of the labels: correct, predicted and true entities."""
     scheme = token_classification.scheme_of(dict.fromkeys(labels, "the model's labels"))
     return token_classification.count(right, given, scheme)

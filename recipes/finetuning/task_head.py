@@ -1,4 +1,4 @@
-"""What a fine-tuned model is for, and the files beside its weights that say so."""
+"""The task of a fine-tuned model, and the files beside its weights that describe it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ TASK, HEAD = "task.json", "head.safetensors"
 
 @dataclass(frozen=True)
 class TaskHead:
-    """What a fine-tuned model is for.
+    """The task of a fine-tuned model.
 
     Attributes:
-        task: the set's name.
-        kind: a line of `KINDS`.
-        labels: in the order of the head's rows; empty where these stand for none.
-        seq_len: the longest sequence that it was trained on, in tokens.
+        task: name of the task set.
+        kind: kind of the task, a key of `KINDS`.
+        labels: labels of the head's rows, in their order; empty if the rows have no labels.
+        seq_len: longest sequence in training, in tokens.
     """
 
     task: str
@@ -31,15 +31,15 @@ class TaskHead:
 
 
 def read_task(folder: Path) -> JsonDict | None:
-    """What a fine-tuned model is for (`task`, `kind`, `labels`, `seq_len`); None for a base model.
+    """Read the task of a fine-tuned model (`task`, `kind`, `labels`, `seq_len`); None for a base model.
 
     Raises:
-        BadInput: the file is damaged, or is missing and a head lies there.
+        BadInput: the file is damaged, or it is missing although there is a head.
     """
     path = folder / TASK
     if not path.is_file():
         if (folder / HEAD).is_file():
-            raise BadInput(f"{folder} lacks {TASK}, which says what its {HEAD} is for; copy the whole folder")
+            raise BadInput(f"{folder} lacks {TASK}, which describes its {HEAD}; copy the whole folder")
         return None
     task = read_json_object(path)
     labels, kind = task.get("labels"), task.get("kind")
@@ -54,5 +54,5 @@ def read_task(folder: Path) -> JsonDict | None:
     if task.keys() != sound.keys():
         raise BadInput(f"{path}: {min(task.keys() - sound.keys())!r} is not what recipes/finetune.py writes")
     if task["seq_len"] > (n_positions := read_model_config(folder)["n_positions"]):
-        raise BadInput(f"{path}: seq_len = {task['seq_len']}, and the model reads at most {n_positions} tokens")
+        raise BadInput(f"{path}: seq_len = {task['seq_len']}, but the model reads at most {n_positions} tokens")
     return task

@@ -1,4 +1,4 @@
-"""Fine-tuning: train, export, score, one after another."""
+"""Fine-tuning: train a model, export it, and score it."""
 
 from __future__ import annotations
 
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 
 def finetune(cfg: FinetuneConfig) -> bool:
-    """Fine-tune `cfg`; whether there was anything to train: False if its run folder already holds the finished run.
+    """Fine-tune a model. Return False if the run folder already holds the finished run, otherwise True.
 
     Raises:
-        BadInput: the model, the set or the run folder does not fit the configuration, or W&B does not take the run.
+        BadInput: the model, the set or the run folder does not fit the configuration, or W&B refuses the run.
     """
     folder = Path(cfg.run_dir)
     check_account(cfg, resumed=(folder / RECORD).is_file())
@@ -71,7 +71,7 @@ def finetune(cfg: FinetuneConfig) -> bool:
 
 
 def _score_again(cfg: FinetuneConfig, parts: Splits, record: JsonDict, wanted: JsonDict) -> None:
-    """Have a finished run score what it has not: test, or all splits if they are to be written in another way."""
+    """Score the splits of a finished run that are not scored yet; or all, if settings of generation have changed."""
     folder = Path(cfg.run_dir)
     scored = read_json(folder / SCORES)["scores"]
     due = tuple(split for split in ("dev", "test") if split in scored or (split == "test" and cfg.score_test))
@@ -91,7 +91,7 @@ def _score_again(cfg: FinetuneConfig, parts: Splits, record: JsonDict, wanted: J
 def fit(
     cfg: FinetuneConfig, plan: FinetunePlan, task: TaskSet, parts: Splits, source: Source, wanted: JsonDict
 ) -> None:
-    """Train; export; score dev and test. Each of the three has memory to itself."""
+    """Train, export, and score dev and test. Each step frees its memory before the next one."""
     from recipes.checkpointing.remote import RemoteRun
     from recipes.distributed.rank_zero import on_rank_zero
     from recipes.training.trainer import give_memory_back
@@ -112,9 +112,9 @@ def train(
     cfg: FinetuneConfig, plan: FinetunePlan, parts: Splits, source: Source, wanted: JsonDict, head: TaskHead,
     encoder: Encoder, remote: RemoteRun | None,
 ) -> None:  # fmt: skip
-    """Assemble model, data and schedule, and train: the run folder's newest checkpoint is what comes of it.
+    """Assemble model, data and schedule, and train. The result is the newest checkpoint in the run folder.
 
-    Nothing is returned, so that model, gradients, moments and Trainer are gone with this call's variables.
+    The function returns nothing, so that model, gradients, moments and Trainer are freed with its variables.
     """
     from composer.optim import LinearWithWarmupScheduler
 
@@ -126,7 +126,7 @@ def train(
     tokenizer = encoder.tokenizer
     encoded = {split: encode(encoder, parts[split], split) for split in ("train", "dev")}
     wanted = {**wanted, "encoded_sha256": encoded_sha256(*encoded.values())}
-    check_fingerprint(Path(cfg.run_dir), wanted, cfg.resume.allow)  # again: what is encoded was not known before
+    check_fingerprint(Path(cfg.run_dir), wanted, cfg.resume.allow)  # again, now with the hash of the encoded examples
     counts = {split: len(examples) for split, examples in parts.items()}
     facts = {"plan": asdict(plan), "data": counts, "loss_unit": encoder.kind.loss_unit}
     start = find_start(Path(cfg.run_dir), cfg, wanted, remote)

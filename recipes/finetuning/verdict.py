@@ -1,6 +1,7 @@
-"""A question about a text, all with the same labels: `<|CONTEXT|> context <|QUESTION|> question <|ANSWER|>`.
+"""Questions about a text, all with the same labels: `<|CONTEXT|> context <|QUESTION|> question <|ANSWER|>`.
 
-The format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/seqcls). The head gives a score a label.
+This is the format of BioMedLM's published numbers (stanford-crfm/BioMedLM, finetune/seqcls). The head gives each label
+a score.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ print(labels[scores.argmax()])
 
 
 class Verdict(OneAnswer):
-    """Yes, no and maybe, or any other labels that all questions share."""
+    """Questions about a text. The labels, such as yes, no and maybe, are the same for all questions."""
 
     added_tokens = (CONTEXT, QUESTION, ANSWER)
     forms = ("option",)
@@ -45,14 +46,14 @@ class Verdict(OneAnswer):
         return task.questions("train")[0].options
 
     def other_answers(self, task: TaskSet, labels: Sequence[str]) -> str:
-        """The labels of both, if they differ."""
+        """A text that names the labels of model and task set, if they differ; otherwise empty."""
         asked = task.questions(task.scored)[0].options
         if list(asked) == list(labels):
             return ""
         return f"whose answers are {', '.join(labels)}; those of {task.name} are {', '.join(asked)}"
 
     def encode(self, example: Example, encoder: Encoder) -> Encoded:
-        """One sequence; of a long context the beginning is cut.
+        """Make one sequence. A long context loses its beginning.
 
         Raises:
             BadInput: the question does not fit.

@@ -1,4 +1,4 @@
-"""A dialogue in the terminal: a prompt, and what the model writes, as it is written; lines from a pipe all the same."""
+"""A dialogue in the terminal: the user types prompts, the model continues them. Prompts may also come from a pipe."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from data_prep.common.files import JsonDict
 from recipes.generation.sampling import NOTICE, SETTINGS, Continuation, printable
 
 COMMANDS = {
-    "/again": "the last prompt with the next seed",
-    "/settings": "the settings as they are",
-    "/help": "this list",
-    "/quit": "leave, as Ctrl-D does",
+    "/again": "continue the last prompt with the next seed",
+    "/settings": "show the current settings",
+    "/help": "show this list",
+    "/quit": "leave, like Ctrl-D",
 }
 
 
 def talk(model: Any, tokenizer: Any, settings: JsonDict) -> None:
-    """Continue one line after the other until the input ends.
+    """Continue one line after another until the input ends.
 
-    What cannot be used is named, and the dialogue continues.
+    A line that cannot be used gives an error message, and the dialogue continues.
 
     Args:
-        model: from `load_model`.
-        tokenizer: from `load_model`.
-        settings: to begin with.
+        model: model of `load_model`.
+        tokenizer: tokenizer of `load_model`.
+        settings: initial settings.
     """
     settings, last = dict(settings), ""
     terminal = sys.stdin.isatty()
@@ -59,14 +59,14 @@ def talk(model: Any, tokenizer: Any, settings: JsonDict) -> None:
 
 
 def typed() -> Iterator[str]:
-    """Lines of the terminal, with history and editing; a paste of several lines is one."""
+    """Yield lines from the terminal, with history and editing. A paste of several lines counts as one line."""
     from prompt_toolkit import PromptSession
 
     session: PromptSession[str] = PromptSession("> ")
     while True:
         try:
             line = session.prompt()
-        except KeyboardInterrupt:  # as in a shell: away with what was typed
+        except KeyboardInterrupt:  # as in a shell, Ctrl-C discards the typed line
             continue
         except EOFError:
             return
@@ -74,17 +74,17 @@ def typed() -> Iterator[str]:
 
 
 def piped() -> Iterator[str]:
-    """Lines of a pipe or a file; bytes that are not UTF-8 stay in them as lone surrogates, which are no prompt."""
+    """Yield lines from a pipe or file. Bytes that are not UTF-8 become surrogates, which `check_prompt` refuses."""
     cast(TextIOWrapper, sys.stdin).reconfigure(errors="surrogateescape")
     for line in sys.stdin:
         yield line.rstrip("\n")
 
 
 def obey(command: str, value: str, settings: JsonDict) -> None:
-    """Carry out a command; a setting is changed in place.
+    """Carry out a command. `settings` is changed in place.
 
     Raises:
-        BadInput: there is no such command, or the value is not one of the setting's.
+        BadInput: there is no such command, or the value is not allowed.
     """
     by_command = {f"/{setting.words}": setting for setting in SETTINGS}
     if command == "/help":
@@ -102,7 +102,7 @@ def obey(command: str, value: str, settings: JsonDict) -> None:
 
 
 def write(continuation: Continuation, prompt: str) -> None:
-    """Print a text as it is written, with a sign where it was cut off."""
+    """Print a text while it is written. "…" at its end means that the model did not end the text itself."""
     print(prompt, end="", flush=True)
     for piece in continuation:
         print(printable(piece), end="", flush=True)

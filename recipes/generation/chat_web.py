@@ -1,4 +1,4 @@
-"""A page for trying models, on this machine: Gradio, with nothing asked of any other host."""
+"""A local web page to try models: made with Gradio, without requests to other hosts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from recipes.generation.sampling import NOTICE, PROMPTS, SETTINGS, Continuation,
 from recipes.generation.web_guard import PageOnly
 
 THIS_MACHINE = ("127.0.0.1", "localhost", "::1")
-MAX_WAITING = 32  # requests that wait for the model; further ones are told to come back
-# The notice stays in sight wherever one scrolls, on a phone too; messages of Gradio come in at the top.
+MAX_WAITING = 32  # largest number of requests that wait for the model; further ones are refused
+# The notice is always visible at the bottom, also on a phone. Gradio shows its own messages at the top.
 CSS = """
 #notice { position: fixed; bottom: 0; left: 0; right: 0; z-index: 100; margin: 0; padding: .6rem 1rem;
           text-align: center; background: #fdf3d7; color: #4a3500; border-top: 1px solid #e3c876; }
@@ -30,18 +30,18 @@ CSS = """
 #examples button { flex: 0 1 auto; width: auto; font-weight: normal; }
 #settings .form { display: grid; grid-template-columns: repeat(auto-fit, minmax(16rem, 1fr)); }
 """
-INTERACTIVE = {"__type__": "update", "interactive": True}  # what gr.update() is for the browser
+INTERACTIVE = {"__type__": "update", "interactive": True}  # the JSON form of gr.update(interactive=True)
 
 
 def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host: str, port: int) -> None:
     """Load the models and serve the page until Ctrl-C.
 
     Args:
-        folders: one model each; with several the page has a choice.
-        device: torch's name of it; None: a GPU if there is one.
-        settings: to begin with.
-        host: the address to listen on.
-        port: the port to listen on.
+        folders: folder of each model; the user can choose one of them on the page.
+        device: torch's name of the device; None: a GPU if there is one.
+        settings: initial settings.
+        host: address to listen on.
+        port: port to listen on.
 
     Raises:
         BadInput: Gradio is not installed, a model cannot be loaded, or the port is taken.
@@ -51,10 +51,11 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
     try:
         socket.create_server((host, port), family=family).close()
     except (OSError, OverflowError) as error:
-        raise BadInput(f"--host {host} --port {port} cannot be listened on: {error}") from None
-    # Gradio reads the first when it is imported, and asks its own server whether it is up, which a proxy cannot know.
+        raise BadInput(f"cannot listen on --host {host} --port {port}: {error}") from None
+    # Gradio reads GRADIO_ANALYTICS_ENABLED when it is imported. It also sends a request to its own server, to see
+    # whether it is up, and that request must not go through a proxy.
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    files = tempfile.TemporaryDirectory()  # removed when the process ends, with whatever Gradio has put there
+    files = tempfile.TemporaryDirectory()  # for Gradio's files; removed when the process ends
     os.environ["GRADIO_TEMP_DIR"] = files.name
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), *THIS_MACHINE)))
@@ -62,14 +63,14 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
         import gradio as gr
         from starlette.middleware import Middleware
     except ModuleNotFoundError as error:
-        raise BadInput(f"the page needs {error.name}: make .venv/development brings it") from None
-
-    warnings.filterwarnings("ignore", module=r"gradio\.")  # of its own code's age, in the user's terminal
+        raise BadInput(f"the page needs {error.name}: make .venv/development installs it") from None
+    warnings.filterwarnings("ignore", module=r"gradio\.")  # deprecation warnings about Gradio's own code
     theme = gr.themes.Default(font="system-ui", font_mono="monospace").set(block_info_text_color="*neutral_500")
     page = build({str(folder): load_model(folder, device) for folder in folders}, settings)
     if host not in THIS_MACHINE:
         print(
-            f"warning: --host {host}: whoever reaches port {port} of this machine can use the page, without a password",
+            f"warning: --host {host}: anyone who can reach port {port} of this machine can use the page, without a "
+            "password",
             file=sys.stderr,
         )
     guard = Middleware(cast(Any, PageOnly), hosts=frozenset((*THIS_MACHINE, "[::1]")) if host in THIS_MACHINE else None)
@@ -86,11 +87,11 @@ def serve(folders: Sequence[Path], device: str | None, settings: JsonDict, host:
 
 
 def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
-    """The page, a `gradio.Blocks`.
+    """Build the page as `gradio.Blocks`.
 
     Args:
-        models: name -> what `load_model` gives.
-        settings: to begin with.
+        models: name -> model and tokenizer of `load_model`.
+        settings: initial settings.
     """
     import gradio as gr
 
@@ -120,7 +121,8 @@ def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
         with gr.Row():
             go = gr.Button("Write", variant="primary", min_width=80)
             stop, another = (gr.Button(what, min_width=80) for what in ("Stop", "Another"))
-        # What is typed or chosen while the page still comes up is thrown away: for some 100 ms after all is seen.
+        # Inputs are enabled only after the page has loaded: for about 100 ms after they are visible, Gradio would
+        # discard anything that the user types or chooses.
         ready = f"() => {json.dumps([INTERACTIVE] * len(awaited))}"
         page.load(None, outputs=awaited, js=ready, api_visibility="private")
         text = gr.Textbox(label="Text", lines=10, max_lines=40, buttons=["copy"], interactive=False, elem_id="text")
@@ -145,5 +147,5 @@ def build(models: Mapping[str, tuple[Any, Any]], settings: JsonDict) -> Any:
 
 
 def signed(text: str) -> str:
-    """Text with the notice below, so that no copy of it goes without."""
+    """Add the notice below a text, so that every copy of the text contains it."""
     return f"{text}\n\n[{NOTICE}]"

@@ -1,4 +1,4 @@
-"""A list of prompts continued."""
+"""Continue a list of prompts."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from recipes.generation.sampling import NOTICE, Continuation, check_prompt, load
 
 
 def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> JsonDict:
-    """Continue one prompt to the end; the arguments are `Continuation`'s.
+    """Continue one prompt to the end. The arguments are those of `Continuation`.
 
     Returns:
         `prompt`, `text` (the continuation), `tokens`, `stopped` (whether the model ended the text itself).
 
     Raises:
-        BadInput: the prompt is empty, is no text, or leaves no room in the context.
+        BadInput: the prompt is empty, is not text, or leaves no room in the context.
     """
     continuation = Continuation(model, tokenizer, prompt, settings)
     text = "".join(continuation)
@@ -27,7 +27,7 @@ def generate(model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any
 
 
 def sample(folder: Path, device: str | None, prompts: Sequence[str], settings: JsonDict, out: Path | None) -> None:
-    """Continue prompts and print them; with `out`, keep them, and do nothing if they are there already.
+    """Continue prompts and print the texts. With `out`, also write them to a file; if it has them, do nothing.
 
     Raises:
         BadInput: the model cannot be loaded, or a prompt cannot be continued.

@@ -1,4 +1,4 @@
-"""What a model writes after a prompt, in pieces, and the settings of it: for a list of prompts, a terminal, a page.
+"""Continue a prompt with a model, piece by piece, and the settings of sampling; used by all ways to generate text.
 
 A model that was fine-tuned on pairs reads the prompt as a source and writes its target.
 """
@@ -34,7 +34,7 @@ CONTROL = {code: "\N{REPLACEMENT CHARACTER}" for code in (*range(32), *range(127
 
 @dataclass(frozen=True)
 class Setting:
-    """A number that decides what is written."""
+    """A setting of sampling: a number with its default and allowed values."""
 
     name: str
     default: float
@@ -43,14 +43,14 @@ class Setting:
 
     @property
     def words(self) -> str:
-        """The name as users type it."""
+        """The name as users type it, with hyphens."""
         return self.name.replace("_", "-")
 
     def read(self, value: object) -> float:
-        """The value as a number, from text or from a number.
+        """Convert a value, text or number, to an allowed number.
 
         Raises:
-            BadInput: it is not a number, or not one that the rule allows.
+            BadInput: the value is not a number, or the rule does not allow it.
         """
         try:
             number = self.rule.read(str(value))
@@ -61,22 +61,23 @@ class Setting:
 
 
 SETTINGS = (
-    Setting("max_new_tokens", 100, NEW_TOKENS, "tokens to write at most"),
-    Setting("temperature", 0.8, TEMPERATURE, "0 takes the likeliest token"),
-    Setting("top_p", 0.95, Real(0.01, 1), "share of the probability to draw from"),
-    Setting("top_k", 50, Whole(0, 100_000), "likeliest tokens to draw from; 0: all"),
-    Setting("repetition_penalty", 1.0, Real(0.1, 10), "above 1 repeats less"),
-    Setting("seed", 17, Whole(0, 2**32 - 1), "the same seed draws the same text"),
+    Setting("max_new_tokens", 100, NEW_TOKENS, "largest number of tokens to write"),
+    Setting("temperature", 0.8, TEMPERATURE, "higher is more random; 0 always takes the likeliest token"),
+    Setting("top_p", 0.95, Real(0.01, 1), "draw only from the likeliest tokens with this share of the probability"),
+    Setting("top_k", 50, Whole(0, 100_000), "draw only from this number of likeliest tokens; 0: from all"),
+    Setting("repetition_penalty", 1.0, Real(0.1, 10), "a value above 1 makes repetitions less likely"),
+    Setting("seed", 17, Whole(0, 2**32 - 1), "the same seed gives the same text"),
 )
 
 
 def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
-    """The model of an exported or fine-tuned folder, in evaluation mode, and its tokenizer.
+    """Load the model of an exported or fine-tuned folder, in evaluation mode, and its tokenizer.
 
     The tokenizer of a model that was fine-tuned on pairs ends each prompt with the token that starts a target.
 
     Raises:
-        BadInput: the folder is not a causal language model, or it was fine-tuned to answer without writing.
+        BadInput: the folder does not hold a causal language model, or the model was fine-tuned with a head and cannot
+            write.
     """
     check_folder(folder)
     task = read_task(folder)
@@ -84,8 +85,8 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
     if task and not start:
         raise BadInput(
             f"--model {folder} was fine-tuned on {task['task']} ({task['kind']}): it {KINDS[task['kind']].does} and "
-            "writes no text. Its scores are in its run folder; recipes/evaluate.py --runs puts those of several seeds "
-            "together"
+            "writes no text. Its scores are in its run folder; recipes/evaluate.py --runs combines those of several "
+            "seeds"
         )
     device = find_device(device)  # before the weights are read
     model, tokenizer = open_folder(folder, "auto")
@@ -95,37 +96,37 @@ def load_model(folder: Path, device: str | None) -> tuple[Any, Any]:
         special = (start, tokenizer.convert_tokens_to_ids(start))
         template: Any = TemplateProcessing
         tokenizer.backend_tokenizer.post_processor = template(single=f"$A {start}", special_tokens=[special])
-        tokenizer.model_max_length = task["seq_len"]  # no longer sequence was trained on
+        tokenizer.model_max_length = task["seq_len"]  # training had no longer sequences
     return move(model, device), tokenizer
 
 
 def check_prompt(prompt: str) -> None:
-    """Raise BadInput for an empty prompt, and for one that is no text: bytes that are not UTF-8, half a character."""
+    """Raise BadInput if a prompt is empty or is not valid UTF-8."""
     if not prompt:
         raise BadInput("the prompt is empty")
     try:
         prompt.encode()
     except UnicodeEncodeError as error:
-        raise BadInput(f"the prompt {prompt!r} is not text: {prompt[error.start]!r} is no character of UTF-8") from None
+        raise BadInput(f"the prompt {prompt!r} is not text: {prompt[error.start]!r} is not valid UTF-8") from None
 
 
 class Continuation:
-    """What a model writes after one prompt; iterate over it for the text in pieces, as they are written.
+    """The continuation of one prompt. Iterate over it to get the text in pieces, while the model writes it.
 
-    Leaving the loop, Ctrl-C included, ends the writing with the token that is being computed.
+    If the loop is left, for example by Ctrl-C, the model stops after the current token.
 
     Args:
-        model: from `load_model`.
-        tokenizer: from `load_model`.
-        prompt: the text to continue.
+        model: model of `load_model`.
+        tokenizer: tokenizer of `load_model`.
+        prompt: text to continue.
         settings: a value for each of `SETTINGS`.
 
     Attributes:
-        tokens: how many were written, when the loop has come to its end.
-        stopped: whether the model ended the text itself.
+        tokens: number of written tokens, known after the loop.
+        stopped: whether the model itself ended the text, known after the loop.
 
     Raises:
-        BadInput: the prompt is empty, is no text, or leaves no room in the context.
+        BadInput: the prompt is empty, is not text, or leaves no room in the context.
     """
 
     def __init__(self, model: Any, tokenizer: Any, prompt: str, settings: Mapping[str, Any]) -> None:
@@ -137,13 +138,13 @@ class Continuation:
         n_prompt = self._inputs["input_ids"].shape[1]
         context = min(model.config.n_positions, tokenizer.model_max_length)
         if n_prompt >= context:
-            raise BadInput(f"the prompt has {n_prompt} tokens; the model's context holds {context}")
+            raise BadInput(f"the prompt has {n_prompt} tokens, but the model's context holds {context}")
         self._n_new = min(settings["max_new_tokens"], context - n_prompt)
 
     def __iter__(self) -> Iterator[str]:
         from transformers import TextIteratorStreamer
 
-        # No clean-up: it takes out spaces before punctuation, which a byte-level tokenizer means.
+        # Without clean-up, which would remove spaces before punctuation that belong to the text.
         streamer: Any = TextIteratorStreamer(
             self._tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -183,5 +184,5 @@ class Continuation:
 
 
 def printable(text: str) -> str:
-    """Text that a terminal shows and does not obey: a model can write escape sequences."""
+    """Replace control characters, because a model can write escape sequences that a terminal would obey."""
     return text.translate(CONTROL)

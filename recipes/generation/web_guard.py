@@ -1,7 +1,8 @@
-"""What reaches the page's server: requests of the page itself, and no others.
+"""Pass only requests of our own page to its server, and refuse all others.
 
-Gradio 6.17 has routes for uploads, for files and for other hosts' addresses, which this page does not need and which
-any page in the user's browser could call: 50 MB were written to the disk that way, without a session.
+Gradio 6.17 has routes for uploads, for files and for addresses on other hosts. This page does not need them, but any
+other page in the user's browser could call them: in a test, 50 MB were written to the disk in this way, without a
+session.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Message, Receive, Send], Awaitable[None]]
 
-# What the page asks for, by method: these paths, and all below those that end in "/".
+# Paths that the page requests, by method. A path that ends in "/" includes all paths below it.
 PATHS = {
     "GET": (
         "/config", "/theme.css", "/favicon.ico", "/manifest.json", "/pwa_icon", "/robots.txt", "/assets/", "/static/",
@@ -23,8 +24,8 @@ PATHS = {
     ),
     "POST": ("/gradio_api/queue/join", "/gradio_api/cancel", "/gradio_api/reset"),
 }  # fmt: skip
-MAX_BODY_BYTES = 1 << 20  # of a request: a prompt and the settings
-HEADERS = [  # no other page may show this one in a frame, where a click is meant for something else
+MAX_BODY_BYTES = 1 << 20  # largest request: a prompt and the settings
+HEADERS = [  # no other page may show this page in a frame, where it could misdirect the user's clicks
     (b"x-frame-options", b"DENY"),
     (b"content-security-policy", b"frame-ancestors 'none'"),
     (b"x-content-type-options", b"nosniff"),
@@ -33,19 +34,19 @@ HEADERS = [  # no other page may show this one in a frame, where a click is mean
 
 
 class PageOnly:
-    """ASGI middleware: another host's name, another page's request, another path or a long body is refused.
+    """ASGI middleware that refuses requests with another host name, from another page, for another path or too long.
 
     Args:
-        app: the page's server.
-        hosts: names that the request may call this machine by, without port; a name that somebody has lead to this
-            machine is none (DNS rebinding). None: any.
+        app: server of the page.
+        hosts: host names, without port, by which a request may address this machine. This prevents DNS rebinding, where
+            a foreign name points to this machine. None: any name.
     """
 
     def __init__(self, app: App, hosts: frozenset[str] | None) -> None:
         self.app, self.hosts = app, hosts
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """Pass a request on, or answer it."""
+        """Pass a request on, or refuse it."""
         if scope["type"] == "lifespan":
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
@@ -73,7 +74,7 @@ class PageOnly:
             return 421, "this page is at another address"
         origin = headers.get("origin")
         if origin is not None and origin.partition("://")[2] != host:
-            return 403, "asked for by another page"
+            return 403, "this request came from another page"
         path, method = str(scope.get("path")), str(scope.get("method")).replace("HEAD", "GET")
         known = (path in (prefix, f"{prefix}/") or (prefix[-1] == "/" and path.startswith(prefix))
                  for prefix in PATHS.get(method, ()))  # fmt: skip
@@ -81,7 +82,7 @@ class PageOnly:
             return 404, "not a part of this page"
         length = headers.get("content-length", "0")
         if not length.isascii() or not length.isdigit() or int(length) > MAX_BODY_BYTES:
-            return 413, "too long"
+            return 413, "the request is too long"
         return None
 
 

@@ -1,8 +1,9 @@
-"""GPT-2 attention scaled by 1/(layer_idx + 1) under the fast kernels, and the gate that proves it.
+"""GPT-2 attention scaled by 1/(layer_idx + 1) with fast kernels, and the parity gate that checks it.
 
-transformers 4 honours `scale_attn_by_inverse_layer_idx` in its eager path only; `sdpa` and `flash_attention_2` drop it
-without a word (huggingface/transformers#44380). BioMedLM is trained with it, so here the scale is handed to the kernel
-explicitly, and no run starts before the attention of each layer agrees with attention that is written out here.
+transformers 4 applies `scale_attn_by_inverse_layer_idx` only in its eager attention; `sdpa` and `flash_attention_2`
+silently ignore it (huggingface/transformers#44380). BioMedLM is trained with this scaling. Therefore this module passes
+the scale to the kernel explicitly, and no run starts unless the attention of each layer agrees with the plain reference
+implementation below.
 """
 
 from __future__ import annotations
@@ -20,12 +21,13 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 
 from recipes.modeling.transformers_releases import mask_without_positions
 
-# Largest difference that rounding explains, root mean square, as a share of the attention's own. Measured on a CPU at
-# 64 to 2,560 wide, initialised and with weights five times as large: 2e-7 in fp32, 2e-3 where the kernel is given and
-# gives bf16; fp16 rounds an eighth as much. The bounds leave a factor of 50 and five.
+# Largest difference that rounding explains: its root mean square, as a share of that of the attention output. Measured
+# on a CPU at widths of 64 to 2,560, with initial weights and with weights five times as large: 2e-7 in fp32; 2e-3 if
+# inputs and outputs of the kernel are bf16. fp16 rounds an eighth as much. The bounds are 50 and 5 times these values.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2 / 8}
-# A difference is measured as a share of what leaving out all scales makes. A layer without its scale makes 1, in
-# layer 1 a half; rounding at most 0.29 (64 wide, 16 tokens, bf16, initialised), from 768 wide on 0.05.
+# Largest difference as a share of the difference that attention without any layer scaling would have. If one layer
+# lacks its scale, the share is 1, or a half for layer 1. Rounding causes at most 0.29 (width 64, 16 tokens, bf16,
+# initial weights), and at most 0.05 from a width of 768 on.
 SHARE_OF_UNSCALED = 0.4
 GATE_TOKENS = 64
 
@@ -33,24 +35,24 @@ GATE_TOKENS = 64
 class ScaledGPT2Attention(GPT2Attention):
     """GPT2Attention that passes its softmax scale to the kernel: `scale=` of sdpa, `softmax_scale=` of flash attention.
 
-    The implementation keeps its registered name: GPT2Model builds a (B, 1, T, T) mask for any name it does not know,
-    and packed batches need none.
+    The implementation keeps its registered name. For an unknown name, GPT2Model would build a (B, 1, T, T) mask, which
+    packed batches do not need.
     """
 
-    @torch.compiler.disable  # `layer_idx` is a constant to it, so it would compile every layer anew
+    @torch.compiler.disable  # torch.compile takes `layer_idx` for a constant, and would compile each layer anew
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """As GPT2Attention.forward; `kwargs` reach the attention function, which eager ignores (it scales itself)."""
-        if hasattr(self, "scaling"):  # of transformers 5, which hands it over itself; the gate looks at what arrives
+        """Pass the scale on to the attention function. Eager attention ignores it, because it scales by itself."""
+        if hasattr(self, "scaling"):  # transformers 5 passes the scale itself; the gate checks the result
             return super().forward(*args, **kwargs)
         return super().forward(*args, scaling=softmax_scale(self), **kwargs)
 
 
 def softmax_scale(attention: GPT2Attention, by_layer: bool = True) -> float:
-    """What a layer's products of queries and keys are multiplied by.
+    """Factor for the products of queries and keys in a layer.
 
     Args:
-        attention: the layer.
-        by_layer: with the layer scaling, if the model has it.
+        attention: attention module of the layer.
+        by_layer: whether to include the layer scaling, if the model has it.
     """
     scale = 1.0 / math.sqrt(attention.head_dim) if attention.scale_attn_weights else 1.0
     if by_layer and attention.scale_attn_by_inverse_layer_idx:
@@ -60,7 +62,7 @@ def softmax_scale(attention: GPT2Attention, by_layer: bool = True) -> float:
 
 
 def plain_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scale: float) -> torch.Tensor:
-    """Causal attention, written out: (B, H, T, D) each -> (B, T, H, D). What every kernel is compared with."""
+    """The reference implementation of causal attention for the gate: (B, H, T, D) each -> (B, T, H, D)."""
     n = query.shape[-2]
     later = torch.ones(n, n, dtype=torch.bool, device=query.device).triu(1)
     weights = (query @ key.transpose(-1, -2) * scale).masked_fill(later, -math.inf).softmax(-1)
@@ -73,7 +75,7 @@ def attention_layers(model: GPT2LMHeadModel) -> list[GPT2Attention]:
 
 
 def use_scaled_attention(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
-    """Make every attention layer of this model honour the layer scaling; its state dict is unchanged."""
+    """Make every attention layer of a model apply the layer scaling. The state dict of the model does not change."""
     mask_without_positions()
     for attention in attention_layers(model):
         attention.__class__ = ScaledGPT2Attention
@@ -81,7 +83,7 @@ def use_scaled_attention(model: GPT2LMHeadModel) -> GPT2LMHeadModel:
 
 
 def gate_tokens(config: PretrainedConfig, device: torch.device | str = "cpu") -> torch.Tensor:
-    """Fixed token ids, shape (2, T), T up to 64, that spread over the vocabulary and leave out its last id."""
+    """Fixed token ids, (2, T) with T up to 64, that are spread over the vocabulary and do not include its last id."""
     n = min(GATE_TOKENS, config.n_positions)
     ids = torch.arange(2 * n, device=device) * 7919 % (config.vocab_size - 1)
     return ids.view(2, n)
@@ -89,12 +91,13 @@ def gate_tokens(config: PretrainedConfig, device: torch.device | str = "cpu") ->
 
 @dataclass(frozen=True)
 class Parity:
-    """How far the attention lies from `plain_attention`, as a share of it; of the layer where it is most.
+    """Largest difference of the attention of any layer from `plain_attention`, as a share of the latter.
 
     Attributes:
-        difference: difference of the attention that is to be used.
-        unscaled: difference of attention that ignores the layer scaling; None: the model has none, or one layer.
-        tolerance: what rounding explains.
+        difference: difference of the model's attention.
+        unscaled: difference that attention without layer scaling would have; None: the model has no layer scaling, or
+            only one layer.
+        tolerance: largest difference that rounding explains.
     """
 
     difference: float
@@ -103,7 +106,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        """Whether rounding explains the difference, and no fault in the layer scaling does. NaN does not pass."""
+        """Whether rounding explains the difference, and it is too small for a fault in the layer scaling. NaN fails."""
         most = math.inf if self.unscaled is None else SHARE_OF_UNSCALED * self.unscaled
         return self.difference <= min(self.tolerance, most)
 
@@ -119,18 +122,18 @@ class Parity:
 
 @torch.no_grad()
 def attention_parity(model: GPT2LMHeadModel, dtype: torch.dtype = torch.float32) -> Parity:
-    """Compare each layer's attention with `plain_attention`, in fp32, of the same queries, keys and values.
+    """Compare the attention of each layer with `plain_attention` in fp32, for the same queries, keys and values.
 
-    Works on the model that is about to train: on its device, sharded or not (all ranks must call it), in the
-    precision context of the caller. Dropout is off for the comparison. Logits are no measure for it: at initialisation
-    attention without the scaling changes those of a model in bf16 by little more than rounding does.
+    The model is compared as it will be trained: on its device, sharded or not (all ranks must call this), in the
+    caller's precision context, but without dropout. Comparing logits would not be enough: with initial weights in bf16,
+    attention without the layer scaling changes them by little more than rounding does.
 
     Args:
-        model: the model, its attention made by `use_scaled_attention`.
-        dtype: the dtype that the caller computes in; decides the tolerance.
+        model: model that `use_scaled_attention` has changed.
+        dtype: dtype of the caller's computation, which determines the tolerance.
     """
     device = next(model.parameters()).device
-    squares: list[torch.Tensor] = []  # of each layer: of both differences, and of the plain attention
+    squares: list[torch.Tensor] = []  # for each layer: sums of squares of both differences and of the plain attention
     scaled = model.config.scale_attn_by_inverse_layer_idx and model.config.n_layer > 1
 
     def compare(attention: Callable[..., Any]) -> Callable[..., Any]:
@@ -164,7 +167,7 @@ def _nan_first(value: float) -> float:
 
 @contextmanager
 def _each_attention(implementation: str, change: Callable[[Callable[..., Any]], Callable[..., Any]]) -> Iterator[None]:
-    """Within it, the attention function of a name is another, made of it."""
+    """Context in which the attention function of the given name is replaced by `change` of it."""
     before = ALL_ATTENTION_FUNCTIONS[implementation]
     ALL_ATTENTION_FUNCTIONS[implementation] = change(before)
     try:

@@ -1,4 +1,4 @@
-"""DecoupledAdamW for many parameters: Composer's numbers to the last bit, without its wait for each parameter."""
+"""DecoupledAdamW for many parameters: the same bits as Composer's optimizer, without its wait for each parameter."""
 
 from __future__ import annotations
 
@@ -14,23 +14,22 @@ from recipes.modeling.size import OPTIMIZER_BUCKET_BYTES
 
 
 class DecoupledAdamW(optim.DecoupledAdamW):
-    """Composer's optimizer under its name, which checkpoints and metrics carry, and with its state.
+    """Composer's optimizer with the same state, and with the same name, which checkpoints and metrics contain.
 
-    Composer (0.32.1, `composer/optim/decoupled_weight_decay.py`) takes one parameter after the other: for each it
-    reads the step number off the device, a wait for the GPU, and starts nine operations, each of which goes through
-    Python where tensors are sharded (DTensor). Here the same operations in the same order are started for a bucket of
-    parameters at once, on what this rank holds of them: no element of a step depends on another.
-    `tests/recipes/modeling/test_decoupled_adamw.py` compares bits, docs/performance.md has the times.
+    Composer (0.32.1, `composer/optim/decoupled_weight_decay.py`) updates one parameter after another. For each it reads
+    the step number from the device, which waits for the GPU, and starts nine operations, each of which passes through
+    Python if tensors are sharded (DTensor). This class starts the same operations in the same order for a bucket of
+    parameters at once, on the part of the parameters that this rank holds. That gives the same result, because all
+    operations are elementwise. `tests/recipes/modeling/test_decoupled_adamw.py` compares bits; docs/performance.md has
+    the times.
 
-    The step numbers lie on the CPU, as those of torch's own AdamW do, so that no step waits for the device to read
-    them; what a checkpoint brings from a device is moved.
-
-    Not torch's fused AdamW, which rounds in other places.
+    The step numbers are kept on the CPU, as in torch's own AdamW, so that no step waits for the device. Step numbers
+    that a checkpoint loads onto a device are moved. torch's fused AdamW is not used, because it rounds differently.
     """
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, as Composer's; the closure comes first, as it is what computes the gradients."""
+        """Make one step, like Composer's. The closure is called first, because it computes the gradients."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -66,7 +65,7 @@ class DecoupledAdamW(optim.DecoupledAdamW):
         weight_decay: float,
         eps: float,
     ) -> None:
-        """One step of all parameters of a group, in place; arguments as Composer's, which has no other caller."""
+        """Make one step of all parameters of a group, in place. Composer's `step` calls it with these arguments."""
         if not params:
             return
         steps = torch.stack(state_steps).tolist()
@@ -90,7 +89,7 @@ class DecoupledAdamW(optim.DecoupledAdamW):
 
 
 def _buckets(params: Sequence[torch.Tensor], steps: Sequence[float]) -> Iterator[list[int]]:
-    """Indices of neighbouring parameters of one step number, up to OPTIMIZER_BUCKET_BYTES of them."""
+    """Indices of neighbouring parameters with the same step number, up to OPTIMIZER_BUCKET_BYTES at a time."""
     bucket: list[int] = []
     held = 0
     for i, param in enumerate(params):
@@ -105,5 +104,5 @@ def _buckets(params: Sequence[torch.Tensor], steps: Sequence[float]) -> Iterator
 
 
 def _here(tensor: torch.Tensor) -> torch.Tensor:
-    """What this rank holds of a tensor."""
+    """The part of a tensor that this rank holds."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

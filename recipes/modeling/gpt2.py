@@ -1,7 +1,8 @@
-"""GPT2LMHeadModel in a ComposerModel: what the Trainer needs of it and nothing more.
+"""GPT2LMHeadModel in a ComposerModel, with only those parts that the Trainer needs.
 
-Thinner than Composer's HuggingFaceModel on purpose. The forward pass returns the loss alone, so no logits outlive it
-(Composer keeps `state.outputs`), and there are no training metrics, which would compute the cross entropy twice.
+This is thinner than Composer's HuggingFaceModel on purpose. The forward pass returns only the loss, because Composer
+keeps `state.outputs`, and logits there would stay in memory. There are no training metrics, which would compute the
+cross entropy a second time.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ Batch = dict[str, torch.Tensor]
 
 
 class GPT2WithLoss(GPT2LMHeadModel):
-    """GPT2LMHeadModel whose forward pass also computes losses: inside it, as FSDP gathers the head's weight for it."""
+    """GPT2LMHeadModel whose forward pass also computes losses. FSDP gathers the head's weight only inside forward."""
 
     def __init__(self, config: GPT2Config, kernels: KernelsConfig) -> None:
         super().__init__(config)
@@ -40,13 +41,13 @@ class GPT2WithLoss(GPT2LMHeadModel):
             fuse_gelu(self)
 
     def forward(self, *args: Any, targets: torch.Tensor | None = None, mean: bool = True, **kwargs: Any) -> Any:
-        """As GPT2LMHeadModel.forward, which returns logits; with targets the losses alone.
+        """Return logits like GPT2LMHeadModel.forward; with targets, return only the loss.
 
         Args:
-            args: of GPT2LMHeadModel.forward.
-            targets: the token that follows each, (B, T); NO_TARGET where there is none.
-            mean: return the mean loss, (); if not, the loss of each token, (B · T,), without a gradient.
-            kwargs: of GPT2LMHeadModel.forward.
+            args: positional arguments of GPT2LMHeadModel.forward.
+            targets: next token of each token, (B, T); NO_TARGET if there is none.
+            mean: True: return the mean loss, (). False: return the loss of each token, (B · T,), without a gradient.
+            kwargs: keyword arguments of GPT2LMHeadModel.forward.
         """
         if targets is None:
             return super().forward(*args, **kwargs)
@@ -58,15 +59,15 @@ class GPT2WithLoss(GPT2LMHeadModel):
 
 
 def next_tokens(input_ids: torch.Tensor) -> torch.Tensor:
-    """The token that follows each, (B, T); nothing follows a sample's last."""
+    """The next token of each token, (B, T); NO_TARGET after the last token of a sample."""
     return F.pad(input_ids[:, 1:], (0, 1), value=NO_TARGET)
 
 
 def gpt2_config(model: ModelConfig, eos_token_id: int) -> GPT2Config:
     """The Hugging Face configuration that the model trains with.
 
-    `pad_token_id` is None: packed batches hold no padding, and GPT2Model otherwise looks for it in every forward pass,
-    a device sync each time. Export sets it.
+    `pad_token_id` is None, because packed batches have no padding, and GPT2Model would search for it in every forward
+    pass, each time with a device sync. The export sets it.
     """
     return GPT2Config(
         vocab_size=model.vocab_size,
@@ -94,17 +95,18 @@ class BioMedLM(ComposerModel):
     """A GPT-2 language model for the Trainer.
 
     Args:
-        config: the architecture.
+        config: architecture of the model.
         eos_token_id: end-of-text id of the tokenizer.
-        kernels: how it is computed.
-        recomputed_blocks: the first blocks that recompute their activations; None: all, where any does.
-        draw_weights: False leaves them as the memory was, for a checkpoint to fill: drawing the 2.7B's takes 81 s.
+        kernels: how the model is computed.
+        recomputed_blocks: number of first blocks that recompute their activations; None: all blocks.
+        draw_weights: False leaves the weights uninitialized, for a checkpoint to fill. To draw those of the 2.7B takes
+            81 s.
         eval_samples: number of samples of the largest validation split; 0 for a model that is not evaluated.
-        eval_sources: names of the sources whose validation losses are told apart.
+        eval_sources: names of the sources whose validation losses are computed separately.
 
     Attributes:
-        model: the GPT2LMHeadModel, its attention scaled by layer under every implementation.
-        loss_unit: unit of its loss.
+        model: the GPT2LMHeadModel, with attention scaled by layer under every implementation.
+        loss_unit: unit of the loss.
     """
 
     loss_unit = "nats/token"
@@ -125,14 +127,14 @@ class BioMedLM(ComposerModel):
                 self.model = use_scaled_attention(
                     GPT2WithLoss(gpt2_config(config, eos_token_id), kernels or KernelsConfig())
                 )
-            self.model.tie_weights()  # which no_init_weights leaves out
+            self.model.tie_weights()  # no_init_weights skips this
         except ImportError as error:
             raise BadInput(f"model.attn_implementation = {config.attn_implementation!r}: {error}; use sdpa") from None
         self._config, self._eval_samples, self._eval_sources = config, eval_samples, tuple(eval_sources)
-        # Read by Composer: which modules FSDP shards and gathers together, and which recompute their activations.
-        # Only blocks: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
+        # Composer reads these hooks: which modules are FSDP units, and which recompute their activations. Only blocks
+        # are units: the token embedding is also the head, and FSDP2 refuses tied weights in a unit of their own.
         hooks: Any = self.model
-        # FSDP1 calls it on ranks that built the model without memory, before they get what rank 0 drew.
+        # FSDP1 calls this on ranks whose model is on the meta device, before they get the weights of rank 0.
         hooks.param_init_fn = lambda module: None
         hooks.fsdp_wrap_fn = is_block
         recomputed = set(self.model.transformer.h[:recomputed_blocks])
@@ -141,8 +143,8 @@ class BioMedLM(ComposerModel):
     def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         """Mean cross entropy, in nats per token, of a batch's `input_ids` (B, T).
 
-        No attention mask: packed batches have no padding. What follows a sample's last token is left out by its target,
-        not by a slice of the logits, which would copy all of them, and their gradient once more.
+        There is no attention mask, because packed batches have no padding. The last token of a sample has the target
+        NO_TARGET; a slice of the logits in its place would copy all logits, and again their gradient.
         """
         return {"loss": self.model(batch["input_ids"], targets=next_tokens(batch["input_ids"]))}
 
@@ -151,12 +153,12 @@ class BioMedLM(ComposerModel):
         return outputs["loss"]
 
     def eval_forward(self, batch: Batch, outputs: Any = None) -> torch.Tensor:
-        """Losses of all tokens but each sample's first, in nats, (B, T - 1)."""
+        """Losses of all tokens except the first of each sample, in nats, (B, T - 1)."""
         losses = self.model(batch["input_ids"], targets=next_tokens(batch["input_ids"]), mean=False)
         return losses.view_as(batch["input_ids"])[:, :-1]
 
     def get_metrics(self, is_train: bool) -> dict[str, Metric]:
-        """The validation loss, and that of each source; none in training (it is the loss)."""
+        """The validation loss of all tokens and of each source. Training needs no metric, since it has the loss."""
         if is_train:
             return {}
         by_source = {
@@ -169,7 +171,7 @@ class BioMedLM(ComposerModel):
         metric.update(outputs, batch["sample_ids"], batch["sources"][:, 1:] if "sources" in batch else None)
 
     def flops_per_batch(self, batch: Batch) -> int:
-        """FLOPs of one training step on a rank's batch; SpeedMonitor makes MFU of it."""
+        """FLOPs of one training step on a rank's batch, from which SpeedMonitor computes the MFU."""
         input_ids = batch["input_ids"]
         return input_ids.numel() * flops_per_token(self._config, input_ids.shape[1])
 
@@ -180,6 +182,6 @@ def is_block(module: torch.nn.Module) -> bool:
 
 
 def checkpoint_activations(model: BioMedLM) -> None:
-    """Recompute blocks' activations in the backward pass, on a rank that is not sharded (FSDP does it itself)."""
+    """Make blocks recompute activations in the backward pass, if the model is not sharded. FSDP does it itself."""
     recomputed: Any = model.model.activation_checkpointing_fn
     apply_ac(model, activation_checkpointing=True, activation_cpu_offload=False, check_fn=recomputed)

@@ -1,9 +1,9 @@
-"""The loss of the language model's head: cross entropy over the vocabulary, whole or in chunks.
+"""The loss of the language model's head: cross entropy over the vocabulary, computed at once or in chunks.
 
-The logits of a microbatch are the largest tensor of a step: 8 · 1,024 · 28,896 of them are 0.95 GB in fp32, and
-`cross_entropy` holds three such tensors. In chunks, fp32 is made of a few thousand tokens at a time and each chunk's
-logits become their own gradient in place, as in Liger-Kernel's cross entropy (arXiv 2410.10989, section 3.2), in plain
-torch so that it runs everywhere.
+The logits of a microbatch are the largest tensor of a step: 8 · 1,024 · 28,896 of them take 0.95 GB in fp32, and
+`cross_entropy` holds three such tensors. In chunks, only a few thousand tokens are converted to fp32 at a time, and the
+logits of a chunk are overwritten by their gradient, as in Liger-Kernel's cross entropy (arXiv 2410.10989, section 3.2).
+This module uses plain torch operations, so it runs on every device.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ NO_TARGET = -100
 def token_losses(
     hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, chunk_tokens: int | None
 ) -> torch.Tensor:
-    """Cross entropy of each token in nats, (N,); 0 where the target is NO_TARGET. Without gradient, in chunks.
+    """Cross entropy of each token in nats, (N,), without gradient. It is 0 if the target is NO_TARGET.
 
     Args:
-        hidden: what the head reads, (N, n_embd).
+        hidden: input of the head, (N, n_embd).
         weight: weight of the head, (vocab_size, n_embd).
         targets: token ids, (N,).
-        chunk_tokens: tokens whose logits are there at once; None: all.
+        chunk_tokens: number of tokens whose logits are computed at a time; None: all.
     """
     return torch.cat(
         [
@@ -44,10 +44,10 @@ def mean_loss(
     """Mean cross entropy of the tokens that have a target, in nats per token, ().
 
     Args:
-        hidden: what the head reads, (N, n_embd).
+        hidden: input of the head, (N, n_embd).
         weight: weight of the head, (vocab_size, n_embd).
-        targets: token ids, (N,), NO_TARGET where there is none.
-        chunk_tokens: tokens whose logits are in fp32 at once; None: all of them, through autograd.
+        targets: token ids, (N,); NO_TARGET if a token has no target.
+        chunk_tokens: number of tokens whose logits are in fp32 at a time; None: all, with torch's own cross entropy.
     """
     if chunk_tokens is None:
         return F.cross_entropy(F.linear(hidden, weight).float(), targets, ignore_index=NO_TARGET)
@@ -64,7 +64,7 @@ class _ChunkedMeanLoss(torch.autograd.Function):
         ctx.dtypes = hidden.dtype, weight.dtype
         hidden, weight = hidden.to(dtype), weight.to(dtype)
         wanted = targets != NO_TARGET
-        shares = (wanted / wanted.sum()).unsqueeze(1)  # of each token in the mean
+        shares = (wanted / wanted.sum()).unsqueeze(1)  # weight of each token in the mean
         index = targets.clamp(min=0).unsqueeze(1)
         logits = F.linear(hidden, weight)
         loss = torch.zeros((), device=hidden.device)
@@ -76,21 +76,21 @@ class _ChunkedMeanLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> Any:
         of_logits, hidden, weight, shares = ctx.saved_tensors
-        shares = shares * gradients[0]  # multiplied into what is small
+        shares = shares * gradients[0]  # here the tensor is small, unlike that of the logits
         of_hidden = (of_logits @ weight) * shares
         of_weight = of_logits.T @ (hidden * shares).to(hidden.dtype)
         return of_hidden.to(ctx.dtypes[0]), of_weight.to(ctx.dtypes[1]), None, None
 
 
 def gradient_in_place(logits: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """The losses of a chunk's tokens, (N, 1); each one's logits become the gradient of its loss with respect to them.
+    """Return the losses of a chunk's tokens, (N, 1), and overwrite the logits with the gradient of each token's loss.
 
-    One exponential a logit: the softmax, whose largest value gives the logarithm that the losses need. Nothing waits
-    for the device.
+    Each logit needs only one exponential, that of the softmax: the largest probability gives the logarithm of the sum,
+    which the losses need. No operation waits for the device.
 
     Args:
-        logits: (N, vocab_size), overwritten.
-        index: index of each token's target, (N, 1).
+        logits: logits of the chunk, (N, vocab_size), which are overwritten.
+        index: id of each token's target, (N, 1).
     """
     in_fp32 = logits.float()
     probabilities = in_fp32.softmax(-1)

@@ -1,4 +1,4 @@
-"""The config.json of a GPT-2 folder, checked before anything is built from it."""
+"""Read and check the config.json of a GPT-2 folder."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from data_prep.common.files import JsonDict, read_json
 
 CONFIG_JSON = "config.json"
 SIZES = ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")
-# What is read as true or false: the text "false" would be taken for true.
+# Keys that must be true or false. transformers would take the text "false" for true.
 SWITCHES = (
     "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "reorder_and_upcast_attn", "tie_word_embeddings",
     "add_cross_attention", "use_cache",
 )  # fmt: skip
-# What transformers would add to or change in a model as it loads it.
+# Keys by which transformers would change a model while it loads it.
 NOT_READ = ("quantization_config", "auto_map")
 
 
 def read_json_object(path: Path) -> JsonDict:
-    """A JSON file that holds an object.
+    """Read a JSON file that holds an object.
 
     Raises:
-        BadInput: it is missing, unreadable, not JSON, or holds something else.
+        BadInput: the file is missing, unreadable, not JSON, or holds another type.
     """
     value = read_json(path)
     if not isinstance(value, dict):
-        raise BadInput(f"{path} must hold a JSON object, and holds a {type(value).__name__}")
+        raise BadInput(f"{path} must hold a JSON object, but holds a {type(value).__name__}")
     return value
 
 
 def read_model_config(folder: Path) -> JsonDict:
-    """The config.json of a GPT-2 folder.
+    """Read the config.json of a GPT-2 folder.
 
     Raises:
-        BadInput: there is none, it is of another kind of model, or a value in it is impossible.
+        BadInput: there is no config.json, it describes another kind of model, or a value in it is not allowed.
     """
     path = folder / CONFIG_JSON
     if not path.is_file():
         raise BadInput(
-            f"{folder} is not a Hugging Face folder (no {CONFIG_JSON}); of a run or checkpoint make one with "
+            f"{folder} is not a Hugging Face folder (no {CONFIG_JSON}); to make one from a run or checkpoint: "
             f"`python recipes/export.py --checkpoint {folder} --out {folder / 'model'}`"
         )
     config = read_json_object(path)
@@ -49,7 +49,7 @@ def read_model_config(folder: Path) -> JsonDict:
         if not is_count(config.get(name)):
             raise BadInput(f"{path}: {name} = {config.get(name)!r}, which must be a whole number of at least 1")
     if config["n_embd"] % config["n_head"]:
-        raise BadInput(f"{path}: n_embd = {config['n_embd']} does not divide into n_head = {config['n_head']} heads")
+        raise BadInput(f"{path}: n_embd = {config['n_embd']} is not a multiple of n_head = {config['n_head']}")
     if config.get("n_inner") is not None and not is_count(config["n_inner"]):
         raise BadInput(f"{path}: n_inner = {config['n_inner']!r}, which must be null or a whole number of at least 1")
     for name in SWITCHES:

@@ -1,7 +1,7 @@
-"""A model folder as it is to be computed: ours, or an original BioMedLM with attention scaled by layer.
+"""Open a model folder: one that this recipe wrote, or the original BioMedLM with attention scaled by layer.
 
-The one way to open one. Nothing is drawn, guessed or left out: what a folder lacks, has too much of, or has in another
-form than its config.json says ends with the thing's name.
+All commands open model folders through this module. It never initializes weights at random, guesses or ignores
+anything: a weight that is missing, superfluous, or of another shape than config.json says is an error with its name.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PretrainedConfig
 
 ADAPTER, CARD = "adapter_config.json", "README.md"
-# The stages whose manifests vouch for a model folder; another program's manifest.json says nothing of it.
+# Stages whose manifest describes a model folder. A manifest.json of another program is ignored.
 EXPORT, FINETUNE = "export", "finetune"
 
 
 def check_folder(folder: Path, tokenizer: Path | None = None) -> None:
-    """Refuse what is not a GPT-2 folder, before torch is imported. Every command that takes one asks here first.
+    """Refuse a folder that is not a GPT-2 folder, before torch is imported. Commands with a model call this first.
 
     Args:
         folder: folder of the model.
-        tokenizer: folder of its tokenizer; None: the same
+        tokenizer: folder of its tokenizer; None: the same folder.
 
     Raises:
-        BadInput: no config.json, another kind of model, no weights, an adapter in place of them, or no tokenizer.
+        BadInput: there is no config.json, another kind of model, no weights, an adapter, or no tokenizer.
     """
     refuse_adapter(folder)
     read_model_config(folder)
@@ -49,23 +49,23 @@ def check_folder(folder: Path, tokenizer: Path | None = None) -> None:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """Refuse a folder with a LoRA adapter, which transformers would add to the weights, or look for their base model.
+    """Refuse a folder with a LoRA adapter. transformers would add it to the weights, or search for the base model.
 
     Raises:
-        BadInput: it has one.
+        BadInput: the folder has an adapter.
     """
     if (folder / ADAPTER).is_file():
         raise BadInput(
-            f"{folder} holds {ADAPTER}: adapters are not read. Merge it into its base model (peft's merge_and_unload) "
-            "and give that folder"
+            f"{folder} holds {ADAPTER}: adapters are not read. Merge the adapter into its base model (peft's "
+            "merge_and_unload), and give the folder of the merged model"
         )
 
 
 def read_own_manifest(folder: Path) -> JsonDict | None:
-    """The manifest of a folder that recipes/export.py or recipes/finetune.py wrote, None if neither did.
+    """The manifest of a folder that recipes/export.py or recipes/finetune.py wrote; None for any other folder.
 
     Raises:
-        BadInput: it was altered.
+        BadInput: the manifest was altered.
     """
     path = folder / MANIFEST
     if not path.is_file():
@@ -79,7 +79,7 @@ def read_own_manifest(folder: Path) -> JsonDict | None:
 
 
 def check_unaltered(folder: Path) -> None:
-    """Compare a folder that we wrote with its manifest, the card left out: what is opened is what was written.
+    """Compare the files of a folder that this recipe wrote, except the card, with its manifest.
 
     Raises:
         BadInput: a file is missing or altered.
@@ -93,28 +93,28 @@ def check_unaltered(folder: Path) -> None:
             raise BadInput(f"{folder} lacks {name}, which its {MANIFEST} names; copy the whole folder")
         if path.stat().st_size != expected["bytes"] or sha256_file(path) != expected["sha256"]:
             raise BadInput(
-                f"{path} is not what was written there, by {folder / MANIFEST}; write the folder again, or remove "
-                f"{MANIFEST} if the change is meant"
+                f"{path} was altered: it does not match {folder / MANIFEST}; write the folder again, or remove "
+                f"{MANIFEST} if you changed the file on purpose"
             )
 
 
 def folder_sha256(folder: Path) -> str:
-    """One hash for a model: of its manifest if we wrote it, of its weights otherwise."""
+    """One hash for a model folder: that of its manifest if this recipe wrote it, otherwise that of its weights."""
     return manifest_sha256(folder) if read_own_manifest(folder) else weights_sha256(folder)
 
 
 def save_pretrained(model: GPT2LMHeadModel, folder: Path) -> None:
-    """Save a model as one file: transformers would cut the 2.7B, which is above its 5 GB even in bf16."""
+    """Save a model with one file of weights. transformers itself would split files above 5 GB, such as the 2.7B's."""
     model.save_pretrained(folder, safe_serialization=True, max_shard_size="40GB")
 
 
 def new_gpt2(config: PretrainedConfig, attention: str, dtype: Any = None) -> GPT2LMHeadModel:
-    """A model whose weights are whatever the memory holds: `fill` puts them in.
+    """Create a model with uninitialized weights, which `fill` then overwrites.
 
     Args:
-        config: the architecture.
-        attention: transformers' name of the implementation.
-        dtype: torch's; None: fp32.
+        config: architecture of the model.
+        attention: transformers' name of the attention implementation.
+        dtype: torch dtype of the weights; None: fp32.
     """
     import torch
     from transformers import GPT2LMHeadModel
@@ -130,15 +130,15 @@ def new_gpt2(config: PretrainedConfig, attention: str, dtype: Any = None) -> GPT
 
 
 def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
-    """The model of a folder, in evaluation mode. Attention scaled by layer is computed right by `eager` alone.
+    """Open the model of a folder, in evaluation mode. Only `eager` computes attention scaled by layer correctly.
 
     Args:
-        folder: an exported model, or one as BioMedLM was published.
-        attention: transformers' name of the implementation.
-        dtype: torch's name; `auto`: that of the weights.
+        folder: folder of an exported model, or of a model in BioMedLM's published form.
+        attention: transformers' name of the attention implementation.
+        dtype: torch's name of a dtype; `auto`: that of the weights.
 
     Raises:
-        BadInput: the folder holds no GPT-2, is damaged, or its weights are not those of its config.json.
+        BadInput: the folder holds no GPT-2, is damaged, or its weights do not match its config.json.
     """
     check_folder(folder)
     check_unaltered(folder)
@@ -150,20 +150,20 @@ def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
     tensors = without_masks(tensors, settings["n_layer"])
     check_sizes(settings, tensors, folder)
     embedding = tensors["transformer.wte.weight"]
-    of_weights = embedding.dtype if is_weight(embedding) else torch.float32  # `fill` refuses what is none
+    of_weights = embedding.dtype if is_weight(embedding) else torch.float32  # `fill` refuses other dtypes
     try:
         model = new_gpt2(
             GPT2Config.from_dict(settings), attention, of_weights if dtype == "auto" else getattr(torch, dtype)
         )
-    except Exception as error:  # a value of a kind that transformers does not look for before it uses it
-        what = f"{type(error).__name__}: {str(error)[:300]}"
-        raise BadInput(f"{folder / CONFIG_JSON}: no model can be made of it ({what})") from None
+    except Exception as error:  # transformers does not check the types of all values before it uses them
+        reason = f"{type(error).__name__}: {str(error)[:300]}"
+        raise BadInput(f"{folder / CONFIG_JSON}: no model can be made of it ({reason})") from None
     fill(model, tensors, mapped, folder)
     return model.eval()
 
 
 def open_as_stock(folder: Path, attention: str) -> GPT2LMHeadModel:
-    """The model of a folder as others open it, by transformers alone, in fp32: what an export is compared with."""
+    """Open the model of a folder in fp32 with unmodified transformers, as other users do, to check an export."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -175,18 +175,18 @@ def open_as_stock(folder: Path, attention: str) -> GPT2LMHeadModel:
 
 
 def open_folder(folder: Path, dtype: str) -> tuple[GPT2LMHeadModel, Any]:
-    """The model of a folder, under sdpa and in evaluation mode, and its tokenizer.
+    """Open the model of a folder, with sdpa attention and in evaluation mode, and its tokenizer.
 
-    Attention scaled by layer (BioMedLM's `scale_attn_by_inverse_layer_idx`) is computed by the fused kernel with its
-    own scale, and compared with attention that is written out before the model is handed out.
+    For attention scaled by layer (BioMedLM's `scale_attn_by_inverse_layer_idx`), the fused kernel gets the scale of
+    each layer. Before the model is returned, its attention is compared with a plain reference implementation.
 
     Args:
-        folder: an exported model, or one as BioMedLM was published.
-        dtype: torch's name; `auto`: that of the weights.
+        folder: folder of an exported model, or of a model in BioMedLM's published form.
+        dtype: torch's name of a dtype; `auto`: that of the weights.
 
     Raises:
-        BadInput: as `open_gpt2`; the tokenizer is damaged or has entries that the model has not; or the attention
-            computes another model.
+        BadInput: as in `open_gpt2`; or the tokenizer is damaged or has entries that the model lacks; or the attention
+            differs from the reference.
     """
     check_folder(folder)
     from recipes.modeling.attention import attention_parity, use_scaled_attention
@@ -196,12 +196,12 @@ def open_folder(folder: Path, dtype: str) -> tuple[GPT2LMHeadModel, Any]:
     use_scaled_attention(model).eval()
     parity = attention_parity(model, model.dtype)
     if not parity.passed:
-        raise BadInput(f"{folder}: its attention is not computed as the model has it: {parity}")
+        raise BadInput(f"{folder}: the attention kernel does not compute the attention of this model: {parity}")
     return model, tokenizer
 
 
 def find_device(name: str | None) -> str:
-    """torch's name of a device that is there; for None a GPU if there is one, else the CPU.
+    """torch's name of a device that exists. For None: a GPU if there is one, otherwise the CPU.
 
     Raises:
         BadInput: there is no such device.
@@ -217,10 +217,10 @@ def find_device(name: str | None) -> str:
 
 
 def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -> GPT2LMHeadModel:
-    """The model on a device, and in a dtype; None: a GPU if there is one, and the dtype that it has.
+    """Move a model to a device and a dtype. Device None: a GPU if there is one; dtype None: unchanged.
 
     Raises:
-        BadInput: there is no such device, or it is too small.
+        BadInput: there is no such device, or its memory is too small.
     """
     import torch
 
@@ -233,18 +233,18 @@ def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -
 
 
 def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -> tuple[GPT2LMHeadModel, Any]:
-    """The model, in evaluation mode, and its tokenizer; opened in fp32, as `open_folder` does it.
+    """Open a model in fp32 with `open_folder`, and move it. Return it, in evaluation mode, and its tokenizer.
 
     Args:
-        folder: an exported model, or one as BioMedLM was published.
+        folder: folder of an exported model, or of a model in BioMedLM's published form.
         dtype: torch's name of the dtype to compute in.
         device: torch's name of the device to compute on.
 
     Raises:
-        BadInput: as `open_folder`; or there is no such device.
+        BadInput: as in `open_folder`; or there is no such device.
     """
     model, tokenizer = open_folder(folder, "float32")
-    # transformers looks for this id in every batch without a mask, to warn; ours are padded on the right, which causal
-    # attention never looks at.
+    # transformers searches each batch without a mask for this id, to warn about padding. Our batches are padded on the
+    # right, which causal attention ignores.
     model.config.pad_token_id = None
     return move(model, device, dtype), tokenizer

@@ -1,10 +1,11 @@
-"""Follows a pickle to its end without making, importing or calling anything that it names.
+"""Check a pickle by reading it to its end, without creating, importing or calling anything that it names.
 
-`torch.load` of a whole checkpoint runs what its pickle names. With `weights_only=True` it runs little, but believes
-what the pickle says of sizes: before torch 2.10 it reads beyond a record that is too short, and other memory of the
-process becomes weights (CVE-2026-24747). A list of the names in a pickle is not enough either: a name can be put
-together while it is read. So the pickle is read here first, by Python's own unpickler, in which every name stands for
-nothing, and which leaves out the instructions that no honest checkpoint needs.
+`torch.load` of a whole checkpoint calls the functions that its pickle names. With `weights_only=True` it calls few
+functions, but it trusts the sizes in the pickle: before torch 2.10, it reads beyond the end of a record that is too
+short, and other memory of the process becomes weights (CVE-2026-24747). To search the pickle for forbidden names is not
+enough, because a pickle can assemble a name while it is read. Therefore this module first reads the pickle with
+Python's own unpickler, changed in two ways: every name stands for a harmless placeholder, and instructions that no
+honest checkpoint needs are refused.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import torch
 
 from data_prep.common.errors import BadInput, escaped
 
-ExactName = tuple[str, str]  # module and name, neither of them looked up
-END_OF_ARCHIVE = b"PK\x05\x06"  # and 18 bytes; a comment could follow them, and hide another such end
+ExactName = tuple[str, str]  # module and name, which are compared as text and never imported
+END_OF_ARCHIVE = b"PK\x05\x06"  # 18 bytes follow; a comment after them, which could hide another end, is refused
 END_BYTES = 22
 
 
 class _Made:
-    """What a name that is called gives: nothing, but it can be given state and be a key."""
+    """Placeholder for the result of a call. It accepts any state and can be a key of a dict."""
 
     def __new__(cls, *_: object) -> _Made:
         return super().__new__(cls)
 
 
 class _MadeDict(dict[Any, Any]):
-    """An OrderedDict: what torch calls a state dict has an attribute `_metadata`."""
+    """Placeholder for an OrderedDict, which accepts state: torch's state dicts have an attribute `_metadata`."""
 
 
 class _StorageType:
-    """`torch.FloatStorage` and its like: the size of an element."""
+    """Placeholder for `torch.FloatStorage` and similar types: it knows the size of an element."""
 
     def __init__(self, item_bytes: int) -> None:
         self.item_bytes = item_bytes
@@ -48,7 +49,7 @@ class _Storage:
 
 
 class _Tensor(_Made):
-    """A tensor that lies within its storage."""
+    """Placeholder for a tensor. It must lie within its storage."""
 
     def __new__(cls, storage: Any, offset: Any, size: Any, stride: Any, *_: object) -> _Tensor:
         if not isinstance(storage, _Storage) or not _is_count(offset):
@@ -78,7 +79,7 @@ _STORAGES = {
         "Bool": 1,
     }.items()
 }  # fmt: skip
-# What honest checkpoints hold beside tensors: clocks, NumPy's random state, the torch version.
+# Names in honest checkpoints: tensors, and besides them clocks, NumPy's random state and the torch version.
 _IN_ARCHIVES: Mapping[ExactName, Any] = {
     **_STORAGES,
     ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
@@ -90,9 +91,9 @@ _IN_ARCHIVES: Mapping[ExactName, Any] = {
     ("numpy", "dtype"): _Made,
     ("numpy._core.multiarray", "_reconstruct"): _Made,
     ("numpy.core.multiarray", "_reconstruct"): _Made,  # NumPy 1
-    ("_codecs", "encode"): _Made,  # bytes, in the old protocol that torch writes
+    ("_codecs", "encode"): _Made,  # creates bytes in the old pickle protocol that torch writes
 }
-# What the index of a sharded checkpoint is made of.
+# Names in the index of a sharded checkpoint.
 IN_INDEX: Mapping[ExactName, Any] = dict.fromkeys(
     [
         ("torch.distributed.checkpoint.metadata", "Metadata"),
@@ -118,7 +119,7 @@ _InPython: Any = getattr(pickle, "_Unpickler")  # noqa: B009 (which a type check
 
 
 class _Follower(_InPython):
-    """Python's unpickler with a table for `import`, and without the instructions that have no use here."""
+    """Python's unpickler, with a table in place of imports, and without the instructions that no checkpoint needs."""
 
     dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_InPython.dispatch)
 
@@ -136,7 +137,7 @@ class _Follower(_InPython):
         return target
 
     def persistent_load(self, pid: Any) -> _Storage:
-        """A storage: `("storage", type, key, device, elements)`, and a record of just so many bytes."""
+        """Read a storage, `("storage", type, key, device, elements)`, whose record must have exactly that size."""
         if type(pid) is not tuple or len(pid) != 5 or pid[0] != "storage":
             raise pickle.UnpicklingError("refers to something that is no storage")
         _, kind, key, _, elements = pid
@@ -179,7 +180,7 @@ class _Follower(_InPython):
 
 
 def _only_into(kind: type, code: bytes, last: int) -> None:
-    """Have an instruction that fills a container refuse any other object; `last`: where it lies on the stack."""
+    """Make an instruction that fills a container refuse any other object. `last` is the container's stack index."""
     original = _Follower.dispatch[code[0]]
 
     def fill(self: Any) -> None:
@@ -199,30 +200,30 @@ _only_into(set, pickle.ADDITEMS, 0)
 
 
 def follow_pickle(data: bytes, allowed: Mapping[ExactName, Any], record_bytes: Mapping[str, int] | None = None) -> None:
-    """Follow a pickle to its end.
+    """Read a pickle to its end.
 
     Args:
         data: the pickle.
-        allowed: what it may name.
-        record_bytes: the sizes of an archive's records, by name.
+        allowed: names that the pickle may contain, with their placeholders.
+        record_bytes: sizes of the records in the archive, by name.
 
     Raises:
-        BadInput: it names anything else.
-        Exception: it is damaged, or claims what is not there.
+        BadInput: the pickle contains another name.
+        Exception: the pickle is damaged, or gives a wrong size.
     """
     _Follower(data, allowed, record_bytes or {}).load()
 
 
 class Part(io.RawIOBase):
-    """A part of a file as a file: `.distcp` files hold one of `torch.save` after another.
+    """A part of a file that can be read like a file. A `.distcp` file holds several archives of `torch.save`.
 
     Args:
-        file: the whole; closed by whoever opened it.
-        begin: the part's first byte.
-        length: its bytes.
+        file: the whole file, which stays open.
+        begin: first byte of the part.
+        length: number of bytes in the part.
 
     Raises:
-        ValueError: the file does not have them.
+        ValueError: the file does not have these bytes.
     """
 
     def __init__(self, file: IO[bytes], begin: int, length: int) -> None:
@@ -232,22 +233,22 @@ class Part(io.RawIOBase):
         self._file, self._begin, self._length, self._at = file, begin, length, 0
 
     def readable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def seekable(self) -> bool:
-        """It is."""
+        """Always True."""
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Go to a place in the part."""
+        """Go to a position in the part."""
         self._at = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence] + offset
         if self._at < 0:
             raise ValueError("a place before the beginning")
         return self._at
 
     def readinto(self, buffer: Any) -> int:
-        """Fill a buffer from here, and no further than the part's end."""
+        """Fill a buffer from the current position, at most to the end of the part."""
         wanted = max(0, min(len(buffer), self._length - self._at))
         self._file.seek(self._begin + self._at)
         data = self._file.read(wanted)
@@ -257,17 +258,19 @@ class Part(io.RawIOBase):
 
 
 def check_archive(file: IO[bytes] | Part) -> None:
-    """Check, executing nothing, that a file of `torch.save` holds tensors within their records, and little else.
+    """Check that an archive of `torch.save` holds only tensors that lie within their records, and a few other types.
+
+    Nothing in the archive is executed.
 
     Args:
-        file: the whole file, or one of those that lie in a `.distcp` file.
+        file: the archive, or the part of a `.distcp` file that holds it.
 
     Raises:
-        BadInput: it names what no honest checkpoint does.
-        Exception: it is damaged, or claims what is not there.
+        BadInput: the archive contains a name that no honest checkpoint contains.
+        Exception: the archive is damaged, or gives a wrong size.
     """
     file.seek(0)
-    reader: Any = torch._C.PyTorchFileReader(cast(Any, file))  # whose answers torch.load goes by
+    reader: Any = torch._C.PyTorchFileReader(cast(Any, file))  # the reader that torch.load uses
     names = reader.get_all_records()
     if "constants.pkl" in names:
         raise BadInput("it would run code when it is loaded: it is a TorchScript program; do not use it")
@@ -275,7 +278,7 @@ def check_archive(file: IO[bytes] | Part) -> None:
 
 
 def _record_bytes(file: IO[bytes] | Part, reader: Any, names: list[str]) -> dict[str, int]:
-    """The size of each record, in which the archive's end, its directory and torch's reader must agree."""
+    """Size of each record. The end of the archive, its directory and torch's reader must agree on it."""
     total_bytes = file.seek(0, io.SEEK_END)
     file.seek(max(0, total_bytes - END_BYTES))
     if not file.read(4) == END_OF_ARCHIVE:

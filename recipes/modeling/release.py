@@ -1,4 +1,4 @@
-"""A trained model made one that every library computes right: attention's scale is folded, the result compared."""
+"""Turn a trained model into one that every library computes correctly: fold its attention scale, compare the result."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-5
 
 
 def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
-    """Fold 1/(layer + 1) into the query columns of c_attn, in place and once: the flag is switched off."""
+    """Multiply the query columns of c_attn by 1/(layer + 1), in place, and switch the flag off."""
     import torch
 
     from recipes.modeling.attention import softmax_scale
@@ -31,13 +31,13 @@ def fold_layer_scaling(model: GPT2LMHeadModel) -> None:
             attention.c_attn.weight[:, :n] /= layer + 1
             attention.c_attn.bias[:n] /= layer + 1
             attention.scale_attn_by_inverse_layer_idx = False
-            if hasattr(attention, "scaling"):  # of transformers 5, which worked it out when the model was made
+            if hasattr(attention, "scaling"):  # transformers 5 computed it when the model was created
                 attention.scaling = softmax_scale(attention)
     model.config.scale_attn_by_inverse_layer_idx = False
 
 
 def make_ready(model: GPT2LMHeadModel, eos_token_id: int, pad_token_id: int) -> None:
-    """Set what `generate` reads: the cache is on, and a text begins, ends and is padded with the tokenizer's tokens."""
+    """Set what `generate` reads: switch the cache on, and set the ids of the begin, end and padding tokens."""
     from transformers import GenerationConfig
 
     ids = {"bos_token_id": eos_token_id, "eos_token_id": eos_token_id, "pad_token_id": pad_token_id}
@@ -48,7 +48,7 @@ def make_ready(model: GPT2LMHeadModel, eos_token_id: int, pad_token_id: int) -> 
 
 
 def logits(model: GPT2LMHeadModel) -> torch.Tensor:
-    """fp32 logits of the gate's fixed tokens, shape (2, T, vocab_size), and of the same tokens with right padding."""
+    """fp32 logits of the fixed tokens of the parity gate, without and with right padding, joined along the tokens."""
     import torch
 
     from recipes.modeling.attention import gate_tokens
@@ -63,15 +63,15 @@ def logits(model: GPT2LMHeadModel) -> torch.Tensor:
 
 
 def compare_with_stock(folder: Path, expected: torch.Tensor, tolerance: float) -> dict[str, float]:
-    """Load the folder as a user would and compare its logits under both attention backends.
+    """Load the folder as a user would, and compare its logits under both attention backends.
 
     Args:
         folder: the exported folder.
-        expected: the trained model's `logits`.
+        expected: `logits` of the trained model.
         tolerance: largest |difference| allowed, as a share of the largest |logit|.
 
     Raises:
-        RuntimeError: the folder does not compute the trained model.
+        RuntimeError: the model in the folder computes other logits than the trained model.
     """
     differences: dict[str, float] = {}
     for implementation in ("eager", "sdpa"):
@@ -81,7 +81,7 @@ def compare_with_stock(folder: Path, expected: torch.Tensor, tolerance: float) -
         differences[implementation] = share
         if not share <= tolerance:
             raise RuntimeError(
-                f"the exported model does not compute the trained one: under {implementation} attention its logits "
-                f"differ by {share:.1e} of the largest, more than {tolerance:.0e}; no folder was written"
+                f"the exported model does not compute the trained model: with {implementation} attention its logits "
+                f"differ by {share:.1e} of the largest logit, more than {tolerance:.0e}; no folder was written"
             )
     return differences

@@ -1,6 +1,6 @@
-"""Faster ways to compute the same model; `loss` has those of the loss.
+"""Faster ways to compute the same model. `loss` has a faster way to compute the loss.
 
-The gate of recipes/modeling/attention.py compares what trains with transformers' own attention, whatever is chosen.
+Whatever is chosen, the parity gate of recipes/modeling/attention.py compares the attention with a plain reference.
 """
 
 from __future__ import annotations
@@ -39,9 +39,10 @@ CAN_USE = {
 
 
 def fuse_gelu(model: GPT2LMHeadModel) -> None:
-    """Compute gelu_new, which transformers writes as eight operations, in one.
+    """Compute gelu_new, which transformers composes of eight operations, in one operation.
 
-    The configuration still says gelu_new: it is the same function (Hendrycks and Gimpel 2016, arXiv 1606.08415).
+    The configuration still says gelu_new, because the function is the same (Hendrycks and Gimpel 2016, arXiv
+    1606.08415).
     """
     blocks: Any = model.transformer.h
     for block in blocks:
@@ -49,18 +50,18 @@ def fuse_gelu(model: GPT2LMHeadModel) -> None:
 
 
 def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
-    """Compile each block's forward pass, all from the same code; to be called before the model is sharded.
+    """Compile the forward pass of each block; all blocks share the compiled code. Call it before the model is sharded.
 
-    Not the whole model through Composer's `compile_config`: that unrolls all layers into one graph, takes as many times
-    longer, and FSDP's hooks cut it at every block all the same. Attention stays out (ScaledGPT2Attention): its scale is
-    another number in each layer, and would be compiled again for each.
+    Composer's `compile_config` would compile the whole model. That unrolls all layers into one graph, takes longer in
+    proportion to their number, and FSDP's hooks break the graph at every block anyway. Attention is not compiled
+    (ScaledGPT2Attention), because its scale differs between layers, and each layer would be compiled anew.
 
     Args:
-        model: its blocks' names, weights and checkpoints stay as they are.
-        cache: folder of compiled code, unless TORCHINDUCTOR_CACHE_DIR names another.
+        model: model whose blocks are compiled. The names of its weights and its checkpoints do not change.
+        cache: folder for compiled code, unless TORCHINDUCTOR_CACHE_DIR names another folder.
     """
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
-    # By default torch continues, uncompiled and with a line of log at most, when it has compiled a function too often.
+    # By default, if torch has compiled a function too often, it continues uncompiled, with a line of log at most.
     torch._dynamo.config.fail_on_recompile_limit_hit = True
     for block in model.transformer.h:
         block.forward = torch.compile(block.forward)
@@ -91,10 +92,10 @@ def check_attention_backend(kernels: KernelsConfig, model: ModelConfig, precisio
 
 @contextmanager
 def attention_backend(kernels: KernelsConfig) -> Iterator[None]:
-    """Within it, scaled_dot_product_attention has one kernel to choose from.
+    """Context in which scaled_dot_product_attention may use only the configured kernel.
 
     Raises:
-        BadInput: it cannot run here.
+        BadInput: the kernel cannot run on this device.
     """
     if kernels.sdpa_backend is None:
         yield
@@ -107,5 +108,5 @@ def attention_backend(kernels: KernelsConfig) -> Iterator[None]:
         if "No viable backend" not in str(error):
             raise
         raise BadInput(
-            f"kernels.sdpa_backend = {kernels.sdpa_backend!r}, which this device and precision do not have; say null"
+            f"kernels.sdpa_backend = {kernels.sdpa_backend!r}, which this device and precision do not have; set null"
         ) from None

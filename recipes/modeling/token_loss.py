@@ -1,4 +1,4 @@
-"""The validation loss, of all tokens and of those of one source: each token's loss is computed once."""
+"""The validation loss, of all tokens and by source. The loss of each token is computed only once."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from torchmetrics import Metric
 
 from data_prep.sharding.shard_format import DOCUMENTS, read_documents
 
-LOSS = "LanguageCrossEntropy"  # what Composer calls it
+LOSS = "LanguageCrossEntropy"  # Composer's name of the metric
 
 
 def metric_name(source: str | None) -> str:
-    """`LanguageCrossEntropy`, or `LanguageCrossEntropy/PubMed Abstracts`."""
+    """Name of the metric: `LanguageCrossEntropy`, or for a source `LanguageCrossEntropy/PubMed Abstracts`."""
     return f"{LOSS}/{source}" if source else LOSS
 
 
 @dataclass(frozen=True)
 class TokenSources:
-    """Which source each token of a split comes from.
+    """The source of each token of a split.
 
     Attributes:
         names: names of the sources, in alphabetical order.
-        bytes_per_token: bytes of each, UTF-8 bytes of text.
-        starts: the first token of each document in the split's stream, (documents,).
-        sources: source of each document, an index of `names`, (documents,).
-        seq_len: tokens a sample.
+        bytes_per_token: UTF-8 bytes of text per token, for each source.
+        starts: position of each document's first token in the split, (documents,).
+        sources: source of each document as an index into `names`, (documents,).
+        seq_len: tokens of a sample.
     """
 
     names: tuple[str, ...]
@@ -41,18 +41,18 @@ class TokenSources:
     seq_len: int
 
     def of(self, sample_ids: Sequence[int]) -> torch.Tensor:
-        """Of the tokens of samples, (samples, seq_len) uint8."""
+        """Sources of the tokens of samples, (samples, seq_len) uint8."""
         first = np.array(sample_ids, np.int64)[:, None] * self.seq_len
         documents = np.searchsorted(self.starts, first + np.arange(self.seq_len), side="right") - 1
         return torch.from_numpy(self.sources[documents])
 
 
 def read_token_sources(folder: Path, seq_len: int) -> TokenSources | None:
-    """The sources of a split's tokens; None if there is one source only, or no list of documents.
+    """Read the sources of a split's tokens; None if there is only one source, or no list of documents.
 
     Args:
-        folder: folder of the split. Shards that are fetched from `data.remote` come without the list.
-        seq_len: tokens a sample.
+        folder: folder of the split. Shards that were fetched from `data.remote` have no list of documents.
+        seq_len: tokens of a sample.
     """
     if not (folder / DOCUMENTS).is_file():
         return None
@@ -69,12 +69,13 @@ def read_token_sources(folder: Path, seq_len: int) -> TokenSources | None:
 class TokenLoss(Metric):
     """Mean loss in nats per token over all ranks; NaN before the first token.
 
-    Each sample counts once: StreamingDataset gives some to two ranks, so that all have as many. So the sums are kept by
-    sample, and ranks add theirs here, not through torchmetrics, which would gather all ranks' tables on each.
+    Each sample counts once, although StreamingDataset gives some samples to two ranks, so that all ranks have the same
+    number. Therefore the sums are kept by sample. They are summed over ranks here and not by torchmetrics, which would
+    gather the tables of all ranks on each rank.
 
     Args:
-        samples: samples of the split, or more.
-        source: tokens of this one alone count, an index of `TokenSources.names`; None: all.
+        samples: number of samples in the split, or more.
+        source: index into `TokenSources.names`: only tokens of this source count; None: all tokens count.
     """
 
     full_state_update = False
@@ -82,7 +83,7 @@ class TokenLoss(Metric):
     def __init__(self, samples: int, source: int | None = None):
         super().__init__(sync_on_compute=False)
         self.source = source
-        # Of each sample: nats, tokens, and how often it was read.
+        # For each sample: nats, tokens, and the number of times that it was read.
         self.add_state("sums", default=torch.zeros(samples, 3, dtype=torch.float64))
         self.sums: torch.Tensor
 
@@ -90,16 +91,16 @@ class TokenLoss(Metric):
         """Add samples.
 
         Args:
-            losses: in nats, (B, T).
-            sample_ids: their numbers in the split, (B,).
-            sources: where each token comes from, (B, T); only where `source` was given.
+            losses: loss of each token in nats, (B, T).
+            sample_ids: ids of the samples in the split, (B,).
+            sources: source of each token, (B, T); needed only if `source` was given.
         """
         counts = torch.ones_like(losses) if sources is None or self.source is None else sources == self.source
         rows = torch.stack([(losses * counts).sum(1), counts.sum(1), torch.ones_like(losses[:, 0])], 1)
         self.sums.index_add_(0, sample_ids, rows.double())
 
     def compute(self) -> torch.Tensor:
-        """The mean. All ranks must call it."""
+        """Return the mean. All ranks must call it."""
         sums = self.sums.clone()
         dist.all_reduce(sums)
         nats, tokens = (sums[:, :2] / sums[:, 2:].clamp(min=1)).sum(0)

@@ -1,7 +1,7 @@
-"""The weights of a model folder: read without running what is in them, put into a model whole or not at all.
+"""Read the weights of a model folder without running code in them, and put them into a model completely or not at all.
 
-transformers' `from_pretrained` draws what a file lacks at random, passes over what the model has no place for, and
-casts any number to any dtype, all with a warning at most.
+transformers' `from_pretrained` initializes missing weights at random, ignores weights that the model does not have, and
+casts any dtype to any other, with a warning at most.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-BASE, HEAD = "transformer.", "lm_head."  # what GPT2LMHeadModel's names begin with
-# The causal mask, which was saved with GPT-2s of before transformers 4.27; the model makes its own.
+BASE, HEAD = "transformer.", "lm_head."  # prefixes of the names in GPT2LMHeadModel
+# The causal mask, which transformers before 4.27 saved with a GPT-2. The model makes its own mask.
 MASK = re.compile(r"transformer\.h\.(\d+)\.attn\.(bias|masked_bias)")
 LAYER = re.compile(r"transformer\.h\.(\d+)\.")
-NAMED = 3  # tensors that a message names
+NAMED = 3  # largest number of tensors that a message names
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The file that holds a model's weights; or, where it was saved in parts, their index and all of them.
+    """The file with a model's weights; or, if they were saved in parts, the index and all parts.
 
     Raises:
-        BadInput: there is neither, the index is damaged, or a part is missing.
+        BadInput: there is neither a file nor an index, the index is damaged, or a part is missing.
     """
     for name in WEIGHTS:
         if (folder / name).is_file():
@@ -52,7 +52,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Tensor -> the file in the same folder that holds it."""
+    """Name of each tensor -> name of the file that holds it, in the same folder."""
     weight_map = read_json_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInput(f"{index} has no weight_map; copy the whole folder again")
@@ -62,13 +62,13 @@ def _weight_map(index: Path) -> dict[str, str]:
 
 
 def weights_sha256(folder: Path) -> str:
-    """Hash of the one file of weights, or of the hashes of index and parts."""
+    """Hash of the file of weights; or, if there are parts, a hash of the hashes of index and parts."""
     hashes = [sha256_file(path) for path in weight_files(folder)]
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """The tensors of one file, by the names that it gives them, and whether they are mapped from it.
+    """Read the tensors of one file, by their names in it. Also return whether they are memory-mapped.
 
     Raises:
         BadInput: the file is damaged, would run code, or holds something else.
@@ -89,32 +89,32 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
-    except Exception as error:  # each library raises its own, and what a damaged pickle names
+    except Exception as error:  # each library raises errors of its own, and a damaged pickle any error
         raise BadInput(f"{path} cannot be read as weights ({type(error).__name__}: {str(error)[:300]})") from None
     return named_tensors(loaded, path), mapped
 
 
 def named_tensors(loaded: object, where: Path) -> dict[str, Tensor]:
-    """What was read, if it is tensors by name.
+    """Check that a loaded object is a mapping of names to tensors, and return it.
 
     Raises:
-        BadInput: it is something else.
+        BadInput: the object is something else.
     """
     import torch
 
     if not isinstance(loaded, Mapping) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadInput(f"{where} holds something else than named tensors")
+        raise BadInput(f"{where} does not hold named tensors")
     return {str(name): value for name, value in loaded.items()}
 
 
 def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """All tensors of a folder by their names in GPT2LMHeadModel, and whether they are mapped from their files.
+    """Read all tensors of a folder, by their names in GPT2LMHeadModel. Also return whether they are memory-mapped.
 
-    Honest files differ in names: with `transformer.` before each or without (GPT2Model's own), with the causal masks
-    that older versions saved, with the tied head beside the embedding or not.
+    Valid files differ in their names: the prefix `transformer.` may be missing (as in a GPT2Model), and there may be
+    causal masks, which older versions saved, or the tied head beside the embedding.
 
     Raises:
-        BadInput: a file is damaged, an index and its parts do not agree, or a tensor is there twice.
+        BadInput: a file is damaged, an index contradicts its parts, or a tensor is there twice.
     """
     first, *parts = weight_files(folder)
     tensors: dict[str, Tensor] = {}
@@ -125,10 +125,14 @@ def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
         all_mapped &= mapped
         if parts and (wrong := {n for n, part in wanted.items() if part == path.name} ^ part_tensors.keys()):
             name = min(wrong)
-            says = "holds it and the index does not say so" if name in part_tensors else "does not hold it"
-            raise BadInput(f"{path}: {first.name} and this file do not agree on {name}: the file {says}")
+            contradiction = (
+                f"this file holds {name}, but {first.name} does not name it here"
+                if name in part_tensors
+                else f"{first.name} names {name} here, but this file does not hold it"
+            )
+            raise BadInput(f"{path}: {contradiction}")
         if twice := tensors.keys() & part_tensors.keys():
-            raise BadInput(f"{path} holds {min(twice)} a second time")
+            raise BadInput(f"{path} holds {min(twice)}, which another file also holds")
         tensors |= part_tensors
     if not any(name.startswith(BASE) for name in tensors):
         tensors = {name if name.startswith(HEAD) else f"{BASE}{name}": value for name, value in tensors.items()}
@@ -136,20 +140,20 @@ def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
 
 
 def without_masks(tensors: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:
-    """The tensors but for the causal masks of layers that the model has."""
+    """The tensors without the causal masks of the model's layers."""
     masks = {name for name in tensors if (match := MASK.fullmatch(name)) and int(match[1]) < n_layer}
     return {name: value for name, value in tensors.items() if name not in masks}
 
 
 def check_sizes(config: JsonDict, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """Refuse weights of another size than config.json says, before a model of that size is built.
+    """Refuse weights whose sizes differ from config.json, before a model is built.
 
     Raises:
-        BadInput: the first size that differs, or an embedding that is missing.
+        BadInput: a size differs, or an embedding is missing.
     """
     token, position = f"{BASE}wte.weight", f"{BASE}wpe.weight"
     if missing := [name for name in (token, position) if name not in tensors or tensors[name].ndim != 2]:
-        raise BadInput(f"{folder}: its weights lack {' and '.join(missing)}, as a table of rows")
+        raise BadInput(f"{folder}: its weights lack {' and '.join(missing)}, as a tensor of two dimensions")
     layers = 1 + max((int(size[1]) for name in tensors if (size := LAYER.match(name))), default=-1)
     for name, where, size in (
         ("n_layer", "its weights have", layers),
@@ -158,21 +162,21 @@ def check_sizes(config: JsonDict, tensors: Mapping[str, Tensor], folder: Path) -
         ("n_positions", f"the rows of {position} are", tensors[position].shape[0]),
     ):
         if config[name] != size:
-            raise BadInput(f"{folder}: config.json says {name} = {config[name]}, {where} {size}")
+            raise BadInput(f"{folder}: config.json says {name} = {config[name]}, but {where} {size}")
 
 
 def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], mapped: bool, where: Path, prefix: str = "") -> None:
-    """Put weights into a model on the CPU: every one that it has, nothing else, each a finite number.
+    """Put weights into a model on the CPU. Every weight of the model must be given, no others, and all must be finite.
 
     Args:
-        model: its weights are overwritten in place, so that there is never a second copy of them.
-        tensors: by name. What the model ties to another weight may be missing or equal to it.
-        mapped: they are mapped from files, so that their pages can be given back once they are read.
-        where: what they were read from, for messages.
-        prefix: what the names of `tensors` have before the model's.
+        model: model whose weights are overwritten in place, so that memory never holds a second copy.
+        tensors: tensors by name. A tensor that the model ties to another one may be missing or equal to it.
+        mapped: whether the tensors are memory-mapped, so that their pages can be released after they were read.
+        where: folder or file of the tensors, for messages.
+        prefix: prefix of the names in `tensors` before the model's names.
 
     Raises:
-        BadInput: a tensor is missing, one too many, of another shape or dtype, or holds NaN or Inf.
+        BadInput: a tensor is missing or unknown, has another shape or dtype, or holds NaN or Inf.
     """
     import torch
 
@@ -182,15 +186,17 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], mapped: bool, wh
         first.setdefault(value.data_ptr(), name)
     tied = {name: first[value.data_ptr()] for name, value in wanted.items() if first[value.data_ptr()] != name}
     _refuse_names("lacks", wanted.keys() - tied.keys() - tensors.keys(), where)
-    _refuse_names("holds, and the model has no place for,", tensors.keys() - wanted.keys(), where)
+    _refuse_names("holds tensors that the model does not have:", tensors.keys() - wanted.keys(), where)
     for name, value in tensors.items():
         if value.shape != wanted[name].shape:
             raise BadInput(
-                f"{where}: {name} has shape {tuple(value.shape)}, the model's has {tuple(wanted[name].shape)}; "
-                "it is of another model"
+                f"{where}: {name} has shape {tuple(value.shape)}, but the model needs {tuple(wanted[name].shape)}; "
+                "the weights belong to another model"
             )
         if not is_weight(value):
-            raise BadInput(f"{where}: {name} holds {str(value.dtype).removeprefix('torch.')}, which is no weight's")
+            raise BadInput(
+                f"{where}: {name} has dtype {str(value.dtype).removeprefix('torch.')}, which no weight can have"
+            )
     with torch.no_grad():
         for name, value in tensors.items():
             if name not in tied:
@@ -200,11 +206,11 @@ def fill(model: torch.nn.Module, tensors: Mapping[str, Tensor], mapped: bool, wh
                     _forget_pages(value)
     for name in tied.keys() & tensors.keys():
         if not torch.equal(tensors[name].to(wanted[name].dtype), wanted[name]):
-            raise BadInput(f"{where}: {name} and {tied[name]} differ, and the model has one weight for both")
+            raise BadInput(f"{where}: {name} and {tied[name]} differ, but the model has one weight for both")
 
 
 def is_weight(value: Tensor) -> bool:
-    """Whether a tensor's numbers mean themselves: not integers or 8 bits, which stand for others by a scale."""
+    """Whether a tensor holds weights. Integers and 8-bit numbers are refused: they are quantized, and need a scale."""
     return value.is_floating_point() and value.element_size() > 1
 
 
@@ -215,10 +221,10 @@ def _refuse_names(what: str, names: set[str], where: Path) -> None:
 
 
 def refuse_not_finite(name: str, value: Tensor, where: Path) -> None:
-    """Refuse a weight with NaN or Inf in it, of which any text and any score would be made.
+    """Refuse a weight with NaN or Inf, which would make every text and every score meaningless.
 
     Raises:
-        BadInput: it has.
+        BadInput: the weight holds NaN or Inf.
     """
     import torch
 
@@ -227,7 +233,7 @@ def refuse_not_finite(name: str, value: Tensor, where: Path) -> None:
 
 
 def _forget_pages(mapped: Tensor) -> None:
-    """Give a mapped tensor's pages back to the kernel, which leaves them with the process until others want them."""
+    """Release the memory pages of a mapped tensor, which the kernel would otherwise keep until memory runs short."""
     begin = -(-mapped.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
     size = (mapped.data_ptr() + mapped.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE - begin
     if size > 0 and sys.platform == "linux":

@@ -1,1 +1,1 @@
-"""What a run does and takes, worked out before it starts; no torch."""
+"""Plans of runs before they start: batches, memory, time, cost; no torch."""

@@ -1,4 +1,4 @@
-"""What one block takes of memory, by the operations of its forward and backward pass. Pure arithmetic, no torch."""
+"""Memory of one block, computed from the operations of its forward and backward pass. Pure arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pathlib import Path
 from recipes.config.schema import KernelsConfig, LoraConfig, ModelConfig
 
 FP32_BYTES, BF16_BYTES = 4, 2
-# Of a score, which attention without a fused kernel holds one of for each head and pair of tokens, in fp32 on a GPU:
-# the forward pass holds scores, their softmax and that with masked rows set to 0; the backward pass the softmax, its
-# gradient, and two tensors of the softmax's backward pass.
+# Bytes per attention score. Without a fused kernel, a GPU holds a score in fp32 for each head and pair of tokens. The
+# forward pass holds three such tensors: the scores, their softmax, and the softmax with masked rows set to 0. The
+# backward pass holds four: the softmax, its gradient, and two tensors of the softmax's backward pass.
 SCORE_FORWARD_BYTES, SCORE_BACKWARD_BYTES = 12, 16
 
 
 def compute_bytes(precision: str) -> int:
-    """Bytes of a value that a matrix product takes or gives."""
+    """Bytes of an input or output value of a matrix product."""
     return BF16_BYTES if precision == "amp_bf16" else FP32_BYTES
 
 
@@ -35,15 +35,18 @@ def copies_heads() -> bool:
 
 
 def kept_by_attention(model: ModelConfig, seq_len: int, w: int, device: str, backend: str | None) -> int:
-    """Bytes that autograd keeps of the attention kernel, a token, beside the input of the map that follows it.
+    """Bytes per token that autograd keeps for the attention kernel, without the input of the projection after it.
 
-    - Flash and cuDNN's: query, key, value and the output, 4 · wh, and a log-sum-exp a head, 4 · n_head. The output
-      lies as the query does: where heads were copied, it is copied for the map that follows, and else is its input;
-    - the efficient one: its output always lies as the map wants it, so there is no second one;
-    - none (`math`), on a GPU: query and key, scaled, and value, in fp32, 3 · 4h; of each score the softmax, 4; with
-      dropout also the mask, 1, and the softmax after it, 4;
-    - on a CPU without dropout: as flash; with it there is no fused kernel, and scores, softmax and a mask of fp32 are
-      kept.
+    In these formulas h is n_embd, and w is the number of bytes of a value:
+
+    - Flash and cuDNN kernels keep query, key, value and output, 4 · wh, and a log-sum-exp for each head, 4 · n_head.
+      Their output has the layout of the query. If transformers copied the heads (`copies_heads`), the projection that
+      follows needs a copy of the output; if not, the output is its input and counts only once: 3 · wh.
+    - The efficient kernel keeps the same, but its output never needs a copy: 3 · wh.
+    - Without a kernel (`math`) on a GPU: scaled query, scaled key and value in fp32, 3 · 4h, and the softmax of each
+      score, 4 bytes; with dropout also the mask, 1 byte, and the softmax after dropout, 4 bytes.
+    - On a CPU without dropout: the same as flash. With dropout there is no fused kernel; scores, softmax and a mask in
+      fp32 are kept.
     """
     n_embd, scores = model.n_embd, model.n_head * seq_len
     if device == "cpu" and model.attn_pdrop:
@@ -54,12 +57,13 @@ def kept_by_attention(model: ModelConfig, seq_len: int, w: int, device: str, bac
 
 
 def kept_by_mlp(model: ModelConfig, precision: str, device: str, fused_gelu: bool) -> int:
-    """Bytes that autograd keeps of a block's second half, a token: LayerNorm, c_fc, GELU, c_proj, dropout.
+    """Bytes per token that autograd keeps for the second half of a block: LayerNorm, c_fc, GELU, c_proj, dropout.
 
-    LayerNorm keeps its input in fp32, 4h, and mean and 1/std, 8; c_fc keeps its input, wh, and c_proj its own, 4 · wh.
-    gelu_new is eight operations in transformers. Autograd keeps of them, each 4h wide, the input of the cube, the tanh
-    and 1 + tanh, in fp32 (autocast computes powers there), 3 · 16h, and half the input, 4 · wh; fused, it keeps its
-    input alone, 4 · wh. Dropout keeps a mask: a byte a value on a GPU; on a CPU, the scaled mask in fp32.
+    LayerNorm keeps its input in fp32, 4h, and mean and 1/std, 8. c_fc keeps its input, wh; c_proj keeps its input,
+    4 · wh. gelu_new consists of eight operations in transformers, on values of width 4h. For them autograd keeps the
+    input of the cube, the tanh and 1 + tanh in fp32 (autocast computes powers in fp32), 3 · 16h, and half the input,
+    4 · wh. A fused gelu_new keeps only its input, 4 · wh. Dropout keeps a mask: one byte per value on a GPU; on a CPU,
+    the scaled mask in fp32.
     """
     w = compute_bytes(precision)
     mask = (1 if device == "gpu" else FP32_BYTES) if model.resid_pdrop else 0
@@ -74,15 +78,15 @@ def block_activation_bytes(
     fused_gelu: bool = False,
     backend: str | None = None,
 ) -> int:
-    """Bytes that autograd keeps of one block for the backward pass, a token.
+    """Bytes per token that autograd keeps of one block for the backward pass.
 
-    With h = n_embd and w bytes a value in matrix products (2 under bf16 autocast, else 4): the second half,
-    `kept_by_mlp`; the attention kernel, `kept_by_attention`; and of the first half LayerNorm's input in fp32, 4h, with
-    mean and 1/std, 8, the inputs of c_attn and attn.c_proj, 2 · wh, and dropout's mask.
+    Let h = n_embd, and w the bytes of a value in matrix products (2 under bf16 autocast, otherwise 4). The sum consists
+    of the second half (`kept_by_mlp`), the attention kernel (`kept_by_attention`), and from the first half LayerNorm's
+    input in fp32, 4h, its mean and 1/std, 8, the inputs of c_attn and attn.c_proj, 2 · wh, and the mask of dropout.
 
-    With a flash kernel and copied heads that is 88h under autocast, 40h with a fused GELU, where Korthikanti et al.
-    2022 (arXiv 2205.05198, section 4.1) have 34h for a fused GELU that recomputes, and LayerNorms in 16 bits; their
-    attention matrix, 5 · n_head · seq_len, no fused kernel keeps.
+    With a flash kernel and copied heads that is 88h under autocast, or 40h with a fused GELU. Korthikanti et al. 2022
+    (arXiv 2205.05198, section 4.1) have 34h, for a GELU that recomputes and LayerNorms in 16 bits. Their attention
+    matrix, 5 · n_head · seq_len, is not kept by a fused kernel.
     """
     w = compute_bytes(precision)
     mask = (1 if device == "gpu" else FP32_BYTES) if model.resid_pdrop else 0
@@ -93,14 +97,14 @@ def block_activation_bytes(
 
 @dataclass(frozen=True)
 class Block:
-    """Bytes of one transformer block at work, a token.
+    """Bytes per token of one transformer block.
 
     Attributes:
-        kept: by autograd, for the backward pass.
-        forward: at once in a forward pass of which nothing is kept.
-        backward: at once in the backward pass, beside what is kept.
-        recomputed: at once while the activations are computed again and in the backward pass that follows, with them.
-        widest: one tensor, the largest.
+        kept: bytes that autograd keeps for the backward pass.
+        forward: peak in a forward pass that keeps nothing.
+        backward: peak in the backward pass, in addition to the kept bytes.
+        recomputed: peak while a block recomputes its activations and in its backward pass, activations included.
+        widest: size of the largest tensor.
     """
 
     kept: int
@@ -119,24 +123,25 @@ def block_bytes(
     kernels: KernelsConfig | None = None,
     lora: LoraConfig | None = None,
 ) -> Block:
-    """What a block holds of each token, and when; `residual` is the bytes of a value of the residual stream.
+    """Compute the memory of a block per token; `residual` is the number of bytes of a value in the residual stream.
 
-    Backward, most is held at the GELU. Fused: the gradient of its input, 4 · wh, that of its output in the place of
-    c_proj's input. As eight operations: three gradients, 3 · 16h, less c_proj's input, 4 · wh. Beside them lie the
-    gradient of the residual stream and of the branch, wh. Without a fused attention kernel it may be at the softmax,
-    when what the second half kept is gone.
+    Backward pass: the peak is at the GELU. A fused GELU holds the gradient of its input, 4 · wh; the gradient of its
+    output takes the place of c_proj's input. As eight operations it holds three gradients, 3 · 16h, minus c_proj's
+    input, 4 · wh. To this come the gradient of the residual stream and that of the branch, wh. Without a fused
+    attention kernel, the peak may be at the softmax, when the tensors kept for the second half are already freed.
 
-    Forward, most is held at the GELU, too: fused, its input and output, 8 · wh; as eight operations, its input and half
-    of it, 8 · wh, and two values in fp32, 2 · 16h. Beside them lie the residual stream three times (the embeddings, the
-    block's input, and after attention: Python's variables), LayerNorm's output in fp32 and attention's, wh. Without a
-    fused attention kernel it may be at the softmax, with query, key and value in fp32.
+    Forward pass: the peak is also at the GELU. A fused GELU holds its input and output, 8 · wh. As eight operations it
+    holds its input and half the input, 8 · wh, and two values in fp32, 2 · 16h. To this come the residual stream three
+    times (Python variables hold the embeddings, the block's input, and the stream after attention), the output of
+    LayerNorm in fp32 and that of attention, wh. Without a fused attention kernel, the peak may be at the softmax, with
+    query, key and value in fp32.
 
-    Recomputed, that is the first block's backward pass, or the end of its forward pass, when Python's variables still
-    hold what autograd does not keep: LayerNorm's output in fp32 under autocast, 4h, the residual stream after
-    attention, attention's output, and c_proj's before and after dropout, 3 · wh.
+    Recomputation: the peak is in the block's backward pass or at the end of its repeated forward pass. At that end,
+    Python variables still hold tensors that autograd does not keep: LayerNorm's output in fp32 under autocast, 4h; the
+    residual stream after attention; and the output of attention and those of c_proj before and after dropout, 3 · wh.
 
-    Under LoRA the frozen maps keep no input, but their low-rank changes do, after a dropout whose mask, a byte a value
-    of the four inputs, 7h, is kept too.
+    LoRA: the frozen layers keep no inputs, but their low-rank changes do. These come after a dropout whose mask is also
+    kept, one byte for each value of the four inputs, 7h.
     """
     w, n_embd, kernels = compute_bytes(precision), model.n_embd, kernels or KernelsConfig()
     fused_gelu, backend = kernels.fused_gelu, kernels.sdpa_backend

@@ -1,4 +1,4 @@
-"""What a run takes of GPUs of one kind: memory, time, money, network. Pure arithmetic on its plan; no torch."""
+"""Estimate memory, time, cost and network traffic of a run on GPUs of one kind. Pure arithmetic, no torch."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from recipes.planning.run_plan import Plan
 
 MICROBATCHES = (1, 2, 4, 8, 16, 32, 64)
 LAUNCHER_GRACE_S = (
-    30  # composer kills the ranks so long after it was told to stop: a last checkpoint is written by then
+    30  # seconds until composer kills the ranks after a stop signal; the last checkpoint must be written by then
 )
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How long the training takes at one utilisation; evaluation, saving and restarts come on top."""
+    """Time of the training at one MFU, without evaluation, saving and restarts."""
 
     mfu: float
     basis: str
@@ -29,61 +29,61 @@ class Speed:
     days: float
     gpu_hours: float
     cost: float | None
-    energy_kwh: float  # GPUs alone, at their TDP
-    network_share: float | None  # of a batch's time that the bytes between nodes take; None: one node, or unknown
+    energy_kwh: float  # only the GPUs, at their TDP
+    network_share: float | None  # traffic between nodes, as a share of a batch's time; None: one node, or not known
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A layout, and what it takes at each microbatch."""
+    """A layout, and the memory that it needs at each microbatch."""
 
     layout: Layout
-    needed_bytes: dict[int, int]  # by microbatch
-    largest_microbatch: int  # that fits; 0: none does
+    needed_bytes: dict[int, int]  # microbatch -> bytes on each GPU
+    largest_microbatch: int  # largest microbatch that fits; 0: none fits
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """What was worked out; bytes are of one GPU unless they say otherwise."""
+    """The estimate. Bytes are those of one GPU, unless a comment says otherwise."""
 
     gpu: str
     gpus: int
-    stack: str | None  # that has code for the GPU; None: not asked
+    stack: str | None  # software stack, which has code for the GPU; None: not checked
     gpu_bytes: int
     needed_bytes: int
     reserve_bytes: int
     moments: list[Memory]
     layout: Layout
     choices: list[Choice]
-    divisor_that_fits: int  # the largest microbatch that fits and divides a rank's share of the batch; 0: none does
+    divisor_that_fits: int  # largest microbatch that fits and divides a rank's part of the batch; 0: none fits
     speeds: list[Speed]
-    full_speed_days: float  # at all of the peak: no run is faster
-    checkpoint_bytes: int  # of all ranks
-    link_bytes: float  # that a GPU sends to others for one batch
-    node_bytes: float  # that a node sends to others for one batch
+    full_speed_days: float  # days at the full peak of the GPUs, a lower bound
+    checkpoint_bytes: int  # sum over all ranks
+    link_bytes: float  # bytes that a GPU sends to others in one batch
+    node_bytes: float  # bytes that a node sends to others in one batch
     network_gbit_s: float | None
-    shard_bytes: int | None  # that a pass reads, if the shards are built
+    shard_bytes: int | None  # bytes of shards read in a pass; None if the shards are not built
     token_bytes: int
 
     @property
     def fits(self) -> bool:
-        """Whether the run's memory fits into the GPU."""
+        """Whether the memory of the run fits into a GPU."""
         return self.needed_bytes <= self.gpu_bytes
 
 
 def moments_of(cfg: TrainConfig, plan: Plan, layout: Layout, microbatch: int) -> list[Memory]:
-    """The moments of a step on a GPU, with another layout or microbatch than the configuration's."""
+    """The moments of a step on a GPU, with a given layout and microbatch in place of the configuration's."""
     share = plan.device_batch_size * plan.world_size // layout.ranks
     return step_memory(cfg, layout, microbatch, accumulates=microbatch < share)
 
 
 def needed_bytes(cfg: TrainConfig, plan: Plan, layout: Layout, microbatch: int) -> int:
-    """What a GPU must hold: the tensors of the largest moment, allocator and driver."""
+    """Bytes that a GPU must have for tensors, allocator and driver."""
     return with_reserve(moments_of(cfg, plan, layout, microbatch))
 
 
 def layouts(plan: Plan, layout: Layout) -> list[Layout]:
-    """Every way to shard, with and without recomputation, the configuration's own among them."""
+    """All layouts to compare: every way to shard, with and without recomputation, and that of the configuration."""
     ranks, node = plan.world_size, plan.ranks_per_node
     full = replace(layout, shards=ranks, reshard_after_forward=True)
     ways = [replace(layout, shards=1)]
@@ -96,12 +96,12 @@ def layouts(plan: Plan, layout: Layout) -> list[Layout]:
 
 
 def largest_microbatch(cfg: TrainConfig, plan: Plan, layout: Layout, gpu_bytes: int) -> int:
-    """The most sequences that fit at once, up to a rank's share of the batch; 0: not even one."""
+    """Largest microbatch that fits, up to a rank's part of the batch; 0 if not even one sequence fits."""
     share = plan.device_batch_size * plan.world_size // layout.ranks
     if needed_bytes(cfg, plan, layout, share) <= gpu_bytes:
         return share
     fit, too_many = 0, share
-    while too_many - fit > 1:  # memory grows with the microbatch, but for the whole share: no gradients wait beside it
+    while too_many - fit > 1:  # memory grows with the microbatch; only the whole part needs less, without accumulation
         middle = (fit + too_many) // 2
         fits = needed_bytes(cfg, plan, layout, middle) <= gpu_bytes
         fit, too_many = (middle, too_many) if fits else (fit, middle)
@@ -109,7 +109,7 @@ def largest_microbatch(cfg: TrainConfig, plan: Plan, layout: Layout, gpu_bytes: 
 
 
 def largest_divisor(cfg: TrainConfig, plan: Plan, layout: Layout, gpu_bytes: int) -> int:
-    """As `largest_microbatch`, of those that divide a rank's share of the batch."""
+    """Largest microbatch that fits and divides a rank's part of the batch; 0 if there is none."""
     share = plan.device_batch_size * plan.world_size // layout.ranks
     most = largest_microbatch(cfg, plan, layout, gpu_bytes)
     return next((n for n in range(most, 0, -1) if share % n == 0), 0)
@@ -119,19 +119,19 @@ def make_forecast(
     cfg: TrainConfig, plan: Plan, gpu_name: str, mfu: float | None, price: float | None, network_gbit_s: float | None,
     stack: str | None = LOCK,
 ) -> Forecast:  # fmt: skip
-    """Work it out.
+    """Make the estimate of a run.
 
     Args:
-        cfg: the configuration.
-        plan: its plan on so many ranks.
-        gpu_name: a name of `GPUS`.
-        mfu: the utilisation to reckon with; None: the range of what runs of this size reached on this GPU.
+        cfg: configuration of the run.
+        plan: plan of the run for the given number of ranks.
+        gpu_name: name of the GPU in `GPUS`.
+        mfu: MFU of the run; None: the range of published runs of similar size on this GPU.
         price: price of a GPU-hour.
-        network_gbit_s: what a node sends to others, one direction; None: what a usual node of this GPU does.
-        stack: a name of `STACKS`, the software that is to run; None: not asked.
+        network_gbit_s: Gbit/s that a node can send to others; None: that of a usual node with this GPU.
+        stack: software stack, a name in `STACKS`; None: not checked.
 
     Raises:
-        BadInput: an unknown GPU, or one that the stack cannot run; a configuration for CPUs.
+        BadInput: the GPU is unknown, the stack cannot run it, or the configuration is for CPUs.
     """
     gpu = find_gpu(gpu_name, stack)
     if cfg.device == "cpu" or cfg.precision != "amp_bf16":
@@ -183,7 +183,7 @@ def make_forecast(
 
 
 def speed_at(mfu: float, basis: str, plan: Plan, gpu: Gpu, price: float | None, network_s: float | None) -> Speed:
-    """Time, cost and energy of the training at a utilisation."""
+    """Compute time, cost and energy of the training at an MFU."""
     tokens_per_s = mfu * gpu.bf16_flops * plan.world_size / plan.flops_per_token
     hours = plan.tokens / tokens_per_s / 3600
     gpu_hours, batch_s = hours * plan.world_size, plan.tokens_per_batch / tokens_per_s

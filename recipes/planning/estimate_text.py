@@ -1,4 +1,4 @@
-"""A cluster estimate in words: the verdict, memory, choices, time, traffic, and what would make a run fit."""
+"""Write a cluster estimate as text: the verdict, memory, layouts, time, traffic, and what would make a run fit."""
 
 from __future__ import annotations
 
@@ -26,21 +26,22 @@ def scaling_table(
     cfg: TrainConfig, counts: Sequence[int], gpu_name: str, mfu: float | None, network_gbit_s: float | None,
     ranks_per_node: int, stack: str | None = LOCK,
 ) -> str:  # fmt: skip
-    """What more GPUs bring, as a table in Markdown: sharded over all of them, and within each node (HSDP).
+    """Write a Markdown table of how a run scales with GPUs, sharded over all of them and within each node (HSDP).
 
-    Efficiency is computing over the batch, from nothing of the network hidden behind it to all of it.
+    Efficiency is the time of computing divided by the time of a batch. It is a range: in the worst case all
+    communication takes extra time, in the best case it is hidden behind computing.
 
     Args:
-        cfg: the configuration, with FSDP.
+        cfg: configuration with FSDP.
         counts: numbers of GPUs.
-        gpu_name: a name of `GPUS`.
-        mfu: the utilisation to reckon with at any number; None: the best that is published for this GPU.
-        network_gbit_s: as for `make_forecast`.
-        ranks_per_node: GPUs of a node.
-        stack: as for `make_forecast`.
+        gpu_name: name of the GPU in `GPUS`.
+        mfu: MFU at every number of GPUs; None: the highest published MFU on this GPU.
+        network_gbit_s: network of a node, as for `make_forecast`.
+        ranks_per_node: number of GPUs of a node.
+        stack: software stack, as for `make_forecast`.
 
     Raises:
-        BadInput: as `make_forecast` and `make_plan`; no FSDP, no utilisation or no network that is known.
+        BadInput: as in `make_forecast` and `make_plan`; or there is no FSDP, or no known MFU or network.
     """
     if cfg.fsdp is None:
         raise BadInput("fsdp = null: the table is of sharded runs; give fsdp={}")
@@ -79,7 +80,7 @@ def scaling_table(
 
 
 def refusal(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
-    """By how much a run does not fit, and each single change that makes it fit."""
+    """Say by how much a run does not fit, and list the changes that would each make it fit."""
     layout, microbatch, gpu_bytes = cast.layout, plan.device_train_microbatch_size, cast.gpu_bytes
     ways = []
     if cast.divisor_that_fits:
@@ -117,12 +118,12 @@ def refusal(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
 
 
 def as_json(cast: Forecast) -> dict[str, Any]:
-    """All of it, for programs."""
+    """Return the whole estimate as JSON, for programs."""
     return {"fits": cast.fits, **asdict(cast)}
 
 
 def format_forecast(cast: Forecast, cfg: TrainConfig, plan: Plan) -> str:
-    """The verdict, then the tables it rests on."""
+    """Write the verdict, followed by the tables behind it."""
     sections = [_verdict(cast, cfg), _memory(cast, plan), _choices(cast, plan), _time(cast), _traffic(cast, plan)]
     return "\n\n".join([*sections, _fit_of_numbers(cfg, plan, cast)])
 
@@ -148,7 +149,7 @@ def _span(low: float, high: float, form: str, between: str = " to ") -> str:
 
 
 def _memory(cast: Forecast, plan: Plan) -> str:
-    """Parts of each moment, and a bar."""
+    """Write a table of the memory at each moment by part, and a bar of the peak."""
     top = peak(cast.moments)
     names = list(BAR)
     lines = [
@@ -167,7 +168,7 @@ def _memory(cast: Forecast, plan: Plan) -> str:
     per_letter = max(cast.gpu_bytes, cast.needed_bytes) / BAR_WIDTH
     bar = "".join(letter * round(top.parts[name] / per_letter) for name, letter in BAR.items())
     bar = f"{bar}{'R' * round(cast.reserve_bytes / per_letter)}".ljust(BAR_WIDTH)
-    end = round(cast.gpu_bytes / per_letter)  # of what the GPU has
+    end = round(cast.gpu_bytes / per_letter)  # end of the GPU's memory
     letters = " ".join(f"{letter}={name}" for name, letter in BAR.items() if letter in bar)
     return "\n".join([*lines, f"  [{bar[:end]}]{bar[end:]}", f"   {letters} R=allocator, driver"])
 
@@ -177,7 +178,7 @@ def _row(cells: list[str]) -> str:
 
 
 def _choices(cast: Forecast, plan: Plan) -> str:
-    """What every layout takes at every microbatch."""
+    """Write a table of the memory of each layout at each microbatch."""
     columns = list(cast.choices[0].needed_bytes)
     lines = [
         "memory a GPU in GB by sharding and microbatch, allocator and driver included; (in brackets: does not fit)",
@@ -222,7 +223,7 @@ def _time(cast: Forecast) -> str:
 
 
 def _traffic(cast: Forecast, plan: Plan) -> str:
-    """Checkpoints, shards, and what GPUs and nodes send."""
+    """Write the sizes of checkpoints and shards, and the traffic between GPUs and nodes."""
     size = cast.checkpoint_bytes
     lines = [
         "disk and network",
@@ -251,7 +252,7 @@ def _traffic(cast: Forecast, plan: Plan) -> str:
 
 
 def _fit_of_numbers(cfg: TrainConfig, plan: Plan, cast: Forecast) -> str:
-    """Divisibility, on how many ranks the run can be resumed, and the software."""
+    """Write the divisibility of sizes, the numbers of ranks on which the run can resume, and the software."""
     model = cfg.model
     power = math.gcd(model.vocab_size, 128)
     head = model.n_embd // model.n_head

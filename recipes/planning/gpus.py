@@ -1,7 +1,7 @@
-"""What GPUs can do, by their datasheets, which torch runs on them, and what runs made of it.
+"""Tables of GPUs: their datasheets, the torch versions that run on them, and the MFU that published runs reached.
 
-A number that no source gives is None. Datasheets print tensor throughput "with sparsity", twice what a dense product
-reaches; here all of it is dense.
+A number that no source gives is None. Datasheets print tensor throughput "with sparsity", which is twice that of dense
+products; all numbers here are for dense products.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ class Gpu:
     """One kind of GPU."""
 
     capability: tuple[int, int]  # CUDA's compute capability: developer.nvidia.com/cuda-gpus
-    bf16_flops: float  # a second, dense, with fp32 accumulation
-    memory_gb: float  # 1e9 bytes, as on the datasheet; CUDA finds up to 6 % more (A100-40GB: 42.4e9 bytes)
-    gpu_link_gb_s: float  # to the other GPUs of its node, both directions together: NVLink, else PCIe
-    node_network_gbit_s: float | None  # of a usual node of eight, one direction; None: there is no usual one
+    bf16_flops: float  # FLOP/s of dense products with fp32 accumulation
+    memory_gb: float  # in 1e9 bytes, as on the datasheet; CUDA finds up to 6 % more (A100-40GB: 42.4e9 bytes)
+    gpu_link_gb_s: float  # to other GPUs of the node, sum of both directions: NVLink, or PCIe if there is no NVLink
+    node_network_gbit_s: float | None  # network of a usual node with eight GPUs, one direction; None: none is usual
     tdp_w: float
     source: str
 
@@ -34,7 +34,7 @@ GPUS = {
     "a100-80gb": Gpu((8, 0), 312e12, 80, 600, 1600, 400, "NVIDIA A100 datasheet (SXM4); DGX A100 datasheet"),
     # 1,979 TFLOP/s with sparsity; DGX H100 and H200: eight ConnectX-7 of 400 Gbit/s.
     "h100": Gpu((9, 0), 989.5e12, 80, 900, 3200, 700, "NVIDIA H100 datasheet (SXM5); DGX H100 datasheet"),
-    # PCIe 5, as its NVLink bridge joins two cards only.
+    # The link is PCIe 5, because its NVLink bridge connects only two cards.
     "h100-pcie": Gpu((9, 0), 756.5e12, 80, 128, None, 350, "NVIDIA H100 datasheet (PCIe; 1,513 TFLOP/s with sparsity)"),
     "h200": Gpu((9, 0), 989.5e12, 141, 900, 3200, 700, "NVIDIA H200 datasheet (SXM5); DGX H200 datasheet"),
     # DGX B200: 1,440 GB in eight GPUs, 4.5 PFLOP/s with sparsity at 1,000 W each; eight of 400 Gbit/s.
@@ -46,7 +46,7 @@ GPUS = {
     "rtx-4090": Gpu((8, 9), 165.2e12, 24, 64, None, 450, "NVIDIA Ada GPU Architecture whitepaper, appendix A (PCIe 4)"),
     "rtx-3090": Gpu((8, 6), 71e12, 24, 64, None, 350, "NVIDIA Ampere GA102 whitepaper, appendix A (PCIe 4; no bridge)"),
 }
-# What CUDA calls them. Names are compared whole: an A10G or a laptop's 4090 is another chip under nearly the same name.
+# CUDA's names. The whole name is compared, since an A10G or a laptop's 4090 is another chip with nearly the same name.
 CUDA_NAMES = {
     "NVIDIA A100-SXM4-40GB": "a100-40gb",
     "NVIDIA A100-PCIE-40GB": "a100-40gb",
@@ -65,12 +65,12 @@ CUDA_NAMES = {
 
 @dataclass(frozen=True)
 class Stack:
-    """A torch of PyPI, for Linux on x86-64: the GPUs that it has code for, and the driver that it needs."""
+    """A version of torch on PyPI for Linux on x86-64: the GPUs that it has code for, and the driver that it needs."""
 
     torch: str
     cuda: str
-    architectures: tuple[str, ...]  # as torch.cuda.get_arch_list() names them: sm_ is a binary, compute_ is PTX
-    driver: str  # the oldest, for Linux
+    architectures: tuple[str, ...]  # names of torch.cuda.get_arch_list(): sm_ is binary code, compute_ is PTX
+    driver: str  # oldest Linux driver
 
     def __str__(self) -> str:
         return f"torch {self.torch} with CUDA {self.cuda}"
@@ -79,12 +79,12 @@ class Stack:
 LOCK = "lock"
 # Architectures: .ci/manywheel/build_cuda.sh in pytorch/pytorch, of the release. Drivers: CUDA Toolkit Release Notes,
 # "Minimum Required Driver Version for CUDA Minor Version Compatibility": a binary of CUDA 12.x runs under any driver
-# of 12.0 or newer. (12.6's own driver is 560.28.03.)
+# of 12.0 or newer. (The driver that comes with 12.6 is 560.28.03.)
 STACKS = {
-    # What requirements.txt installs.
+    # The version in requirements.txt.
     LOCK: Stack("2.7.0", "12.6", ("sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"), "525.60.13"),
-    # What requirements-next.txt installs. CUDA 13 dropped Maxwell, Pascal and Volta. torch 2.11, the first whose wheels
-    # on PyPI are of CUDA 13, has the same binaries and needs the same driver.
+    # What requirements-next.txt installs. CUDA 13 no longer supports Maxwell, Pascal and Volta. torch 2.11, the first
+    # version whose wheels on PyPI use CUDA 13, has the same binaries and needs the same driver.
     "next": Stack("2.15.0", "13.2", ("sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120"), "580.65.06"),
 }
 
@@ -92,13 +92,14 @@ STACKS = {
 def can_run(architectures: Iterable[str], capability: tuple[int, int]) -> bool:
     """Whether code for any of these architectures runs on a GPU of this compute capability.
 
-    A binary, `sm_86`, runs where the major version is the same and the minor version the same or higher: on 8.6 and
-    8.9. PTX, `compute_86`, is compiled by the driver for 8.6 and all that is newer. Code with an `a`, `sm_90a`, runs
-    on 9.0 alone; with an `f`, `sm_100f`, within its major version. (CUDA C++ Programming Guide, "Compatibility".)
+    Binary code runs on GPUs with the same major version and the same or a higher minor version: `sm_86` runs on 8.6 and
+    8.9. PTX is compiled by the driver for the same and all newer versions: `compute_86` runs from 8.6 on. Code with the
+    suffix `a` runs on one version only (`sm_90a` on 9.0); code with the suffix `f`, such as `sm_100f`, runs within its
+    major version. Source: CUDA C++ Programming Guide, "Compatibility".
     """
     for name in architectures:
         if not (parts := re.fullmatch(r"(sm|compute)_(\d+)(\d)([af]?)", name)):
-            continue  # of another maker
+            continue  # not an NVIDIA architecture
         built_for = int(parts[2]), int(parts[3])
         if capability == built_for:
             return True
@@ -109,7 +110,7 @@ def can_run(architectures: Iterable[str], capability: tuple[int, int]) -> bool:
 
 
 def gpus_of(stack: str | None) -> dict[str, Gpu]:
-    """The GPUs that a stack of `STACKS` has code for; None: all that are known."""
+    """The GPUs that a stack of `STACKS` has code for; for None, all known GPUs."""
     return {
         name: gpu for name, gpu in GPUS.items() if not stack or can_run(STACKS[stack].architectures, gpu.capability)
     }
@@ -121,27 +122,27 @@ def stacks_for(capability: tuple[int, int]) -> dict[str, Stack]:
 
 
 def oldest_driver(cuda: str) -> str | None:
-    """The oldest Linux driver for binaries of a CUDA version, such as 12.6; None: no stack here is of its major."""
+    """Oldest Linux driver for binaries of a CUDA version, such as 12.6; None if no stack has that major version."""
     same = (stack.driver for stack in STACKS.values() if stack.cuda.split(".")[0] == cuda.split(".")[0])
     return next(same, None)
 
 
 def code_of(architectures: Iterable[str]) -> str:
-    """What a torch was built for, in words."""
+    """Describe the architectures that a torch has code for."""
     names = list(architectures)
     ptx = "" if any(name.startswith("compute") for name in names) else " and no PTX"
     return f"code for {', '.join(names)}{ptx}"
 
 
 def find_gpu(name: str, stack: str | None = LOCK) -> Gpu:
-    """A GPU by its name.
+    """Find a GPU by its name.
 
     Args:
-        name: in `GPUS`, in any case.
-        stack: in `STACKS`, the software that is to run on it; None: not asked.
+        name: name in `GPUS`, in upper or lower case.
+        stack: software stack, a name in `STACKS`; None: not checked.
 
     Raises:
-        BadInput: it is not in the table, or the stack has no code for it.
+        BadInput: the GPU is not in the table, or the stack has no code for it.
     """
     if name.lower() not in GPUS:
         near = difflib.get_close_matches(name.lower(), GPUS, n=1, cutoff=0.5)
@@ -162,19 +163,19 @@ def find_gpu(name: str, stack: str | None = LOCK) -> Gpu:
 
 
 def add_stack(parser: argparse.ArgumentParser) -> None:
-    """Add the argument that goes with the name of a GPU to a command."""
+    """Add the argument --stack to a command that has --gpu."""
     stacks = "; ".join(f"{name} is {stack}" for name, stack in STACKS.items())
     parser.add_argument("--stack", choices=STACKS, default=LOCK, help=f"software: {stacks}; default %(default)s")
 
 
 def dotted(capability: tuple[int, int]) -> str:
-    """A compute capability as NVIDIA writes it."""
+    """Write a compute capability like NVIDIA, such as 8.0."""
     return f"{capability[0]}.{capability[1]}"
 
 
 @dataclass(frozen=True)
 class Utilisation:
-    """The model FLOPs utilisation that a run reached, recomputed activations not counted."""
+    """The model FLOPs utilization (MFU) that a run reached, without the FLOPs of recomputed activations."""
 
     mfu: float
     parameters: float
@@ -184,7 +185,7 @@ class Utilisation:
 
 
 _FOUNDRY = "llm-foundry, scripts/train/benchmarking/README.md"
-# MPT models: fused GELU, low-precision LayerNorm, no dropout; FSDP. Sequences of 1024, or of 2048 on 128 GPUs.
+# MPT models: fused GELU, low-precision LayerNorm, no dropout; FSDP. Sequences have 1024 tokens, or 2048 on 128 GPUs.
 PUBLISHED = [
     Utilisation(0.231, 2.59e9, 128, "a100-40gb", "the 2022 run: 300B tokens in 6.25 days (BioMedLM's model card)"),
     Utilisation(0.4089, 125e6, 8, "a100-40gb", f"{_FOUNDRY}: 125m, pure bf16"),
@@ -203,11 +204,11 @@ PUBLISHED = [
     Utilisation(0.4080, 2.65e9, 64, "h100", f"{_FOUNDRY}: 3b, bf16 autocast, sequences of 2048"),
     Utilisation(0.4283, 6.65e9, 8, "h100", f"{_FOUNDRY}: 7b, bf16 autocast, activation checkpointing"),
 ]
-# Of this project's own runs on a GPU, from docs/runs.md: none was made yet.
+# MFU of this project's own runs on a GPU, from docs/runs.md. There is none yet.
 MEASURED: list[Utilisation] = []
 
 
 def utilisations(gpu: str, parameters: int) -> list[Utilisation]:
-    """What runs of a model of about this size (within a factor of two) reached on this GPU, the lowest first."""
+    """MFU of runs on this GPU with a model of similar size (within a factor of two), lowest first."""
     near = [run for run in MEASURED + PUBLISHED if run.gpu == gpu and 0.5 <= run.parameters / parameters <= 2]
     return sorted(near, key=lambda run: run.mfu)

@@ -1,9 +1,9 @@
-"""What a run takes of a rank's memory, by part. Pure arithmetic, no torch.
+"""Memory of a rank in a run, by part. Pure arithmetic, no torch.
 
-The terms are read off the operations of this model as it runs here: transformers' GPT-2, recipes/modeling/loss.py,
-FSDP2 through Composer. tests/recipes/planning/test_plan.py holds them against what autograd saves and against the peak
-of real runs on a CPU, tests/nocuda/test_memory.py against the peaks of torch's caching allocator on a CUDA whose
-kernels do nothing. On a GPU none was measured.
+The formulas follow the operations of the model in this recipe: transformers' GPT-2, recipes/modeling/loss.py, FSDP2
+through Composer. tests/recipes/planning/test_plan.py compares them with the tensors that autograd saves, and with the
+peak of real runs on a CPU. tests/nocuda/test_memory.py compares them with the peaks of torch's caching allocator on a
+CUDA whose kernels do nothing. No value was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -23,32 +23,33 @@ from recipes.config.schema import (
 from recipes.modeling.size import OPTIMIZER_BUCKET_BYTES, block_parameters, lora_parameters, root_parameters
 from recipes.planning.block_memory import BF16_BYTES, FP32_BYTES, Block, block_bytes, compute_bytes
 
-# Of a logit, the whole loss holds in its forward pass a copy in fp32 and the log-probability; in its backward pass the
-# latter, its gradient and the logit's, all in fp32. A chunk of recipes/modeling/loss.py holds a copy in fp32 and the
-# probability, which becomes the gradient.
+# Bytes per logit. The loss without chunks holds, in its forward pass, a copy in fp32 and the log-probability; in its
+# backward pass, the log-probability, its gradient and the gradient of the logit, all in fp32. A chunk of
+# recipes/modeling/loss.py holds a copy in fp32 and the probability, which becomes the gradient.
 LOSS_BYTES_PER_LOGIT, LOSS_BACKWARD_BYTES_PER_LOGIT, CHUNK_BYTES_PER_LOGIT = 8, 12, 8
-# What the caching allocator reserves above the sum of all parts' most (`reserved_bytes`). Measured on the no-op CUDA of
-# tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a GPU. There the sum
-# was 0.97 to 1.07 of what was reserved after two steps and an evaluation, 0.99 to 1.14 where blocks are recomputed.
+# Share that the caching allocator reserves above the sum of the maxima of all parts (`reserved_bytes`). It was measured
+# on the no-op CUDA of tests/nocuda, where torch's own allocator serves the real model and kernels do nothing; not on a
+# GPU. The sum was 0.97 to 1.07 of the reserved memory after two steps and an evaluation, or 0.99 to 1.14 if blocks are
+# recomputed.
 ALLOCATOR_SHARE = 0.05
-# What a GPU needs beside the caching allocator: the CUDA context and NCCL's buffers. Assumed, not measured.
+# Memory of a GPU outside the caching allocator: the CUDA context and NCCL's buffers. Assumed, not measured.
 DRIVER_BYTES = 10**9
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How a model lies on ranks, and what it recomputes."""
+    """How a model is distributed over ranks, and which blocks recompute their activations."""
 
     ranks: int
-    shards: int  # ranks that share one copy of the model; 1: each has its own
+    shards: int  # number of ranks that share one copy of the model; 1: each rank has a whole copy
     checkpointing: bool
-    checkpointing_blocks: int | None = None  # of the model's, the first; None: all
-    mixed_precision: str = "DEFAULT"  # FSDP's
-    reshard_after_forward: bool = True  # FSDP's
+    checkpointing_blocks: int | None = None  # number of first blocks that recompute; None: all
+    mixed_precision: str = "DEFAULT"  # setting of FSDP
+    reshard_after_forward: bool = True  # setting of FSDP
 
     @staticmethod
     def of(cfg: RunConfig, ranks: int) -> Layout:
-        """The layout that a configuration asks for on so many ranks."""
+        """The layout of a configuration on a number of ranks."""
         blocks = cfg.activation_checkpointing_blocks if isinstance(cfg, TrainConfig) else None
         recomputed = cfg.activation_checkpointing, blocks
         if cfg.fsdp is None or ranks == 1:
@@ -58,12 +59,12 @@ class Layout:
         return Layout(ranks, shards, *recomputed, fsdp.mixed_precision, fsdp.reshard_after_forward)
 
     def recomputed(self, n_layer: int) -> int:
-        """Blocks that recompute their activations."""
+        """Number of blocks that recompute their activations."""
         return min(self.checkpointing_blocks or n_layer, n_layer) if self.checkpointing else 0
 
     @property
     def strategy(self) -> str:
-        """What the sharding is called."""
+        """Name of the sharding."""
         if self.shards == 1:
             return "none" if self.ranks == 1 else "DDP"
         if self.shards < self.ranks:
@@ -71,35 +72,35 @@ class Layout:
         return "FULL_SHARD" if self.reshard_after_forward else "SHARD_GRAD_OP"
 
     def parameter_bytes(self, precision: str) -> int:
-        """Bytes of a parameter as the forward pass finds it."""
+        """Bytes of a parameter in the forward pass, before autocast."""
         sharded_low = self.shards > 1 and self.mixed_precision != "FULL"
         return compute_bytes(precision) if sharded_low else FP32_BYTES
 
     def reduce_bytes(self, precision: str) -> int:
-        """Bytes of a gradient as it is reduced over ranks."""
+        """Bytes of a gradient when it is reduced over ranks."""
         return compute_bytes(precision) if self.shards > 1 and self.mixed_precision == "PURE" else FP32_BYTES
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of a rank's memory at one moment of a run, by part; `cut` is no tensor, but lost to the allocator."""
+    """Bytes of a rank's memory at one moment of a run, by part. `cut` is not a tensor, but loss in the allocator."""
 
     moment: str
     parameters: int
     optimizer: int = 0
     gradients: int = 0
-    gathered: int = 0  # what FSDP has gathered, and gradients that it has not yet reduced
-    copies: int = 0  # in bf16 that autocast made of parameters in fp32
-    activations: int = 0  # kept for the backward pass
-    block: int = 0  # one block at work
+    gathered: int = 0  # parameters gathered by FSDP, and gradients that are not reduced yet
+    copies: int = 0  # bf16 copies that autocast makes of fp32 parameters
+    activations: int = 0  # activations kept for the backward pass
+    block: int = 0  # temporary tensors of the current block
     loss: int = 0  # logits and loss
-    temporaries: int = 0  # of the optimizer
-    evaluated: int = 0  # as block or loss, of an evaluation of more tokens than are trained on at once
-    cut: int = 0  # the size of a block's largest tensor, lost to smaller ones in its place where blocks are recomputed
+    temporaries: int = 0  # temporary tensors of the optimizer
+    evaluated: int = 0  # `block` or `loss` of an evaluation that has more tokens than a microbatch
+    cut: int = 0  # size of a block's largest tensor: if blocks recompute, small tensors fragment its freed memory
 
     @property
     def parts(self) -> dict[str, int]:
-        """The parts by the name that they are printed under."""
+        """The parts by their printed names."""
         return {key: value for key, value in vars(self).items() if key not in ("moment", "cut")}
 
     @property
@@ -111,13 +112,13 @@ class Memory:
 def step_memory(
     cfg: TrainConfig, layout: Layout, microbatch: int, *, accumulates: bool = True, device: str = "gpu"
 ) -> list[Memory]:
-    """The memory of a pre-training step at each moment when it may be largest; allocator and driver not counted.
+    """Memory of a pre-training step at each moment that may be the peak, without allocator and driver.
 
     Args:
-        cfg: the configuration.
-        layout: how the model lies on ranks; the configuration's own need not be.
-        microbatch: sequences that a rank computes at once, as above.
-        accumulates: whether a batch has several microbatches a rank.
+        cfg: configuration of the run.
+        layout: layout of the model, which may differ from that of the configuration.
+        microbatch: number of sequences that a rank computes at a time, which may also differ.
+        accumulates: whether a rank computes several microbatches in each batch.
         device: `gpu` or `cpu`.
     """
     return training_moments(
@@ -148,32 +149,33 @@ def training_moments(
     device: str,
     lora: LoraConfig | None = None,
 ) -> list[Memory]:
-    """The memory of a step and an evaluation.
+    """Memory of a training step and an evaluation.
 
-    Parameters, gradients and Adam's two moments are fp32, spread over the shards; DDP holds the gradients once more, in
-    buckets. Gradients are freed before a batch: while activations are at their most they are there only if the batch
-    has several microbatches.
+    Parameters, gradients and Adam's two moments are in fp32 and distributed over the shards. DDP holds the gradients a
+    second time, in buckets. Gradients are freed before each batch. So at the peak of the activations, gradients exist
+    only if the batch has several microbatches.
 
-    FSDP2 keeps all but the blocks gathered through the step. A block's parameters arrive in one buffer, and are copied
-    out of it; in the forward pass the last buffer stays until the next is copied, in the backward pass that of the next
-    block is already there. Gradients are of the parameters' type until they are copied into the buffer that is reduced,
-    which stays until the next block's. The token embedding's from the head waits for the one from its own use.
+    FSDP2 keeps all parameters outside the blocks gathered during the step. The parameters of a block arrive in one
+    buffer and are copied out of it. In the forward pass, a buffer remains until the next one was copied; in the
+    backward pass, the buffer of the next block is already there. Gradients have the type of the parameters until they
+    are copied into the buffer that is reduced; this buffer remains until that of the next block. The gradient of the
+    token embedding from the head waits for the gradient from the embedding itself.
 
-    Autocast copies fp32 weights to bf16. Copies of those that are trained stay in its cache until the forward pass
-    ends; autograd keeps a block's, trained or not, where the block is not recomputed.
+    Autocast copies fp32 weights to bf16. Copies of trained weights stay in its cache until the forward pass ends. If a
+    block is not recomputed, autograd keeps the copies of its weights, trained or not.
 
     Args:
-        model: its shape.
-        precision: as the configuration has it.
-        layout: how it lies on ranks.
+        model: architecture of the model.
+        precision: precision of the configuration.
+        layout: layout of the model.
         seq_len: tokens of a sequence.
-        tokens: number of tokens that a rank computes at once.
-        eval_tokens: tokens that it evaluates at once.
-        predicts: whether it computes logits of all tokens, and their loss.
-        kernels: how it is computed.
-        accumulates: whether a batch has several microbatches a rank.
+        tokens: number of tokens that a rank computes at a time.
+        eval_tokens: number of tokens that a rank evaluates at a time.
+        predicts: whether logits of all tokens, and their loss, are computed.
+        kernels: how the model is computed.
+        accumulates: whether a rank computes several microbatches in each batch.
         device: `gpu` or `cpu`.
-        lora: the changes that are trained in the place of all weights; None: all weights are.
+        lora: low-rank changes that are trained instead of the weights; None: all weights are trained.
     """
     step = _Step(model, precision, layout, seq_len, tokens, eval_tokens, predicts, kernels, accumulates, device, lora)
     borders = sorted({step.n_layer - 1, step.n_layer - 2, step.recomputed - 1, step.recomputed - 2, 0}, reverse=True)
@@ -181,7 +183,7 @@ def training_moments(
 
 
 class _Step:
-    """The quantities that the moments of a step have in common; the arguments are those of `training_moments`."""
+    """Quantities that the moments of a step have in common. The arguments are those of `training_moments`."""
 
     def __init__(
         self, model: ModelConfig, precision: str, layout: Layout, seq_len: int, tokens: int, eval_tokens: int,
@@ -203,19 +205,19 @@ class _Step:
         w = compute_bytes(precision)
         self.each, self.reduced = layout.parameter_bytes(precision), layout.reduce_bytes(precision)
         self.sharded, self.stays = layout.shards > 1, not layout.reshard_after_forward
-        # The embeddings' type is that of the stream that they begin.
+        # The embeddings determine the type of the residual stream.
         residual = self.each if w == BF16_BYTES else FP32_BYTES
         self.work = block_bytes(model, seq_len, precision, residual, device, kernels, lora)
         self._set_copies(w)
         self.mask = tokens * ((1 if device == "gpu" else FP32_BYTES) * self.n_embd if model.embd_pdrop else 0)
-        self.ends = tokens * (FP32_BYTES * self.n_embd + w * self.n_embd + 16)  # the last LayerNorm, the head's input
-        # At its border a block's input is all that is kept of it where it is recomputed: the residual stream.
+        self.ends = tokens * (FP32_BYTES * self.n_embd + w * self.n_embd + 16)  # last LayerNorm, and input of the head
+        # A recomputed block keeps only its input, which is the residual stream.
         self.border, self.whole = tokens * residual * self.n_embd, tokens * self.work.kept
         self._set_losses(w, kernels.loss_chunk_tokens)
         self.embedding_gradient = self.each * self.root if self.sharded and predicts and not lora else 0
 
     def _set_copies(self, w: int) -> None:
-        """What autocast copies of weights in fp32, to w bytes."""
+        """Set the sizes of the copies, of w bytes each, that autocast makes of fp32 weights."""
         self.block_copy = w * self.block if w == BF16_BYTES and self.each == FP32_BYTES else 0
         head_copy = w * self.vocab_size * self.n_embd if self.block_copy and self.predicts else 0
         self.again_last = self.recomputed == self.n_layer
@@ -225,12 +227,12 @@ class _Step:
             self.copies = self.kept_copies + self.again_last * self.block_copy
 
     def _set_losses(self, w: int, chunk: int | None) -> None:
-        """What logits of w bytes and their loss take, whole or in chunks of so many tokens."""
+        """Set the sizes of logits (w bytes each) and loss, computed at once or in chunks of `chunk` tokens."""
         self.forward_loss = self.backward_loss = self.eval_loss = 0
         if self.predicts and chunk:
-            logits = self.vocab_size * w * self.tokens  # which become their gradient
+            logits = self.vocab_size * w * self.tokens  # overwritten by their gradient
             self.forward_loss = logits + self.vocab_size * CHUNK_BYTES_PER_LOGIT * min(chunk, self.tokens)
-            # Gradient of the head's input, and that scaled.
+            # Gradient of the head's input, and the same scaled.
             self.backward_loss = logits + self.tokens * self.n_embd * (2 * FP32_BYTES + w)
             self.eval_loss = LOSS_BYTES_PER_LOGIT * self.vocab_size * min(chunk, self.eval_tokens)
         elif self.predicts:
@@ -239,15 +241,15 @@ class _Step:
             self.eval_loss = LOSS_BYTES_PER_LOGIT * self.vocab_size * self.eval_tokens
 
     def gathered(self, blocks: int) -> int:
-        """Of what is sharded: parameters outside the blocks and so many blocks."""
+        """Bytes of gathered parameters: those outside the blocks, and those of `blocks` blocks; 0 if not sharded."""
         return self.each * (self.root + blocks * self.block) if self.sharded else 0
 
     def kept(self, blocks: int) -> int:
-        """Activations of the first so many blocks, which are recomputed before the others are."""
+        """Bytes of activations that the first `blocks` blocks keep; if only some recompute, these come first."""
         return min(blocks, self.recomputed) * self.border + max(blocks - self.recomputed, 0) * self.whole
 
     def forward(self) -> list[Memory]:
-        """Around the loss, when all activations are kept."""
+        """Moments around the loss, when all activations are kept."""
         n_layer, stays = self.n_layer, self.stays
         in_step = replace(self.at_rest, gradients=self.all_gradients if self.accumulates else self.buckets)
         all_kept = {"activations": self.mask + self.ends + self.kept(n_layer)}
@@ -268,7 +270,7 @@ class _Step:
                 loss=self.backward_loss,
                 **all_kept,
             ),
-            # A block that autograd keeps nothing of still computes it all.
+            # A block that recomputes still computes all of its tensors.
             replace(
                 in_step,
                 moment="forward of the last block",
@@ -281,9 +283,9 @@ class _Step:
         ]
 
     def backward(self, i: int) -> Memory:
-        """The backward pass of block i, from 0."""
+        """Moment of the backward pass of block i, counted from 0."""
         again, done = i < self.recomputed, self.n_layer - 1 - i
-        # As in the forward pass; but the blocks after it are done, and the next is on its way if it is not there.
+        # The blocks after block i are done; the next block is gathered already.
         gathered = self.gathered(i + 1 if self.stays else min(i + 1, 2))
         if self.sharded:
             gathered += self.embedding_gradient + (0 if self.lora or not done else self.reduced * self.block)
@@ -291,7 +293,7 @@ class _Step:
         of_blocks = self.root * (self.predicts and not self.sharded) + done * self.block
         reached = self.all_gradients if self.lora else FP32_BYTES * -(-of_blocks // self.layout.shards)
         reached = min(self.all_gradients, reached + self.buckets)
-        # The gradient of c_proj, the first of the block's four.
+        # The gradient of c_proj is computed first: a third of the block's parameters.
         weights = 0 if self.lora else (self.each if self.sharded else FP32_BYTES) * self.block // 3
         return replace(
             self.at_rest,
@@ -305,9 +307,9 @@ class _Step:
         )
 
     def after_backward(self) -> list[Memory]:
-        """The embedding's gradient, the optimizer's step, an evaluation."""
+        """Moments of the embedding's gradient, the optimizer step and an evaluation."""
         each, root, vocab_size, n_embd = self.each, self.root, self.vocab_size, self.n_embd
-        # The embedding's own gradient, then that with the head's as it is reduced.
+        # The gradient from the embedding itself; if sharded, also that from the head, and the buffer that is reduced.
         of_root = FP32_BYTES * vocab_size * n_embd
         if self.sharded:
             of_root = each * root + max((1 + self.predicts) * each, self.reduced) * root
@@ -316,7 +318,7 @@ class _Step:
         blocks_there = self.n_layer + 1 if self.stays else 1 if at_loss else 2
         part = "evaluated" if self.eval_tokens > self.tokens else "loss" if at_loss else "block"
         evaluation: dict[str, int] = {part: max(self.eval_loss, self.eval_tokens * self.work.forward)}
-        # One temporary for each parameter of a bucket, which holds one at least; the largest is wte.
+        # One temporary tensor for each parameter of a bucket. A bucket holds at least one; the largest is wte.
         bucket = min(OPTIMIZER_BUCKET_BYTES, FP32_BYTES * self.share)
         temporaries = max(bucket, FP32_BYTES * largest // self.layout.shards)
         return [
@@ -340,13 +342,13 @@ class _Step:
 
 @dataclass(frozen=True)
 class FinetuningWork:
-    """What a rank computes in a fine-tuning.
+    """What a rank computes in a fine-tuning run.
 
     Attributes:
-        microbatch: examples at once.
-        accumulates: whether a batch has several microbatches a rank.
-        sequences: number of sequences of an example, at most.
-        writes: whether an answer is a text that the model writes.
+        microbatch: number of examples at a time.
+        accumulates: whether a rank computes several microbatches in each batch.
+        sequences: largest number of sequences of an example.
+        writes: whether the answer is a text that the model writes.
     """
 
     microbatch: int
@@ -358,17 +360,17 @@ class FinetuningWork:
 def finetuning_moments(
     cfg: FinetuneConfig, model: ModelConfig, layout: Layout, computed: FinetuningWork
 ) -> list[list[Memory]]:
-    """The memory of fine-tuning: of training, of the export and of scoring, each of which has the memory to itself.
+    """Memory of fine-tuning: lists of moments for training, export and scoring, which run one after another.
 
-    Scoring computes in fp32, without autocast, on one rank. A target is written by beam search, of which every beam
-    reads the source for itself. The keys and values of a source are parts of the tensors that hold its queries, too,
-    until the first token is written; then those of one layer are there twice while that token's are added to them.
+    Scoring computes in fp32, without autocast, on one rank. If targets are written by beam search, every beam reads its
+    own copy of the source. Until the first token is written, keys and values of the source are in the same tensors as
+    the queries. When the keys and values of a new token are appended, those of one layer exist twice.
 
     Args:
-        cfg: the configuration.
-        model: the base model's shape.
-        layout: how the model lies on ranks.
-        computed: by each of them.
+        cfg: configuration of the run.
+        model: architecture of the base model.
+        layout: layout of the model.
+        computed: what each rank computes.
     """
     device = "cpu" if cfg.device == "cpu" else "gpu"
     sequence = computed.sequences * cfg.seq_len
@@ -386,7 +388,7 @@ def finetuning_moments(
         lora=cfg.lora,
     )
     weights = FP32_BYTES * (root_parameters(model) + model.n_layer * block_parameters(model))
-    export = Memory("export", weights if device == "cpu" else 0)  # on the CPU
+    export = Memory("export", weights if device == "cpu" else 0)  # the export runs on the CPU
     work = block_bytes(model, cfg.seq_len, "fp32", FP32_BYTES, device)
     tokens, scoring = cfg.device_eval_batch_size * sequence, Memory("scoring", weights)
     if not computed.writes:
@@ -405,28 +407,28 @@ def _reading(scoring: Memory, work: Block, tokens: int) -> Memory:
 
 
 def reserved_bytes(moments: Sequence[Memory]) -> int:
-    """What the caching allocator has reserved in the end: of every part the most that any moment holds, and a little.
+    """Memory that the caching allocator has reserved in the end: the sum of each part's maximum over moments, plus 5 %.
 
-    It keeps what is freed, and gives it to requests that fit into it. The parts are tensors of different sizes, so that
-    hardly one serves where another was: autocast's copies lie idle in the backward pass, a recomputed block does not
-    fit between the logits. Where nothing of a block is kept, its largest tensor is there twice: small ones have cut
-    what was freed of it. ALLOCATOR_SHARE covers the rest: a tensor above 10 MB lies in a segment of whole
-    2 MiB, which makes 2 % more of the 2.7B's weights in fp32.
+    The allocator keeps freed blocks, and reuses a block only for requests that fit into it. The tensors of different
+    parts have different sizes, so one part can hardly use the blocks of another: blocks of autocast's copies stay
+    unused in the backward pass, and a recomputed block does not fit between the logits. If a block keeps nothing, its
+    largest tensor needs memory twice, because small tensors have fragmented its freed block. ALLOCATOR_SHARE covers the
+    rest: a tensor above 10 MB takes whole segments of 2 MiB, which adds 2 % to the 2.7B's fp32 weights.
     """
     most = sum(max(memory.parts[name] for memory in moments) for name in moments[0].parts)
     return round((1 + ALLOCATOR_SHARE) * (most + max(memory.cut for memory in moments)))
 
 
 def reserve_bytes(moments: Sequence[Memory]) -> int:
-    """What allocator and driver take of a GPU beside the tensors of the fullest moment."""
+    """Memory of allocator and driver on a GPU, in addition to the tensors at the peak."""
     return reserved_bytes(moments) - peak(moments).total_bytes + DRIVER_BYTES
 
 
 def with_reserve(moments: Sequence[Memory]) -> int:
-    """What a GPU must hold: tensors, allocator and driver."""
+    """Memory that a GPU must have: tensors, allocator and driver."""
     return reserved_bytes(moments) + DRIVER_BYTES
 
 
 def peak(moments: Sequence[Memory]) -> Memory:
-    """The moment that takes most."""
+    """The moment with the most memory."""
     return max(moments, key=lambda memory: memory.total_bytes)

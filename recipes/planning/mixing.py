@@ -1,4 +1,4 @@
-"""The folders of token shards that a run reads, and how much of each a pass takes; whether they go together."""
+"""The folders of token shards that a run reads, and how many samples of each a pass reads."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class ShardFolder:
     """A folder of token shards that a run reads.
 
     Attributes:
-        name: in `data.mix`; None: it is `data.shards`.
-        info: what its manifest says.
-        remote: where its shards are fetched from; None: nowhere.
-        samples_a_pass: samples that a pass over the training data takes of it.
+        name: name in `data.mix`; None: the folder is `data.shards`.
+        info: contents of its manifest.
+        remote: folder or object store to fetch its shards from; None: nothing is fetched.
+        samples_a_pass: number of its samples in a pass over the training data.
     """
 
     name: str | None
@@ -32,12 +32,12 @@ class ShardFolder:
 
     @property
     def key(self) -> str:
-        """The section of the configuration that names it."""
+        """The section of the configuration that names the folder."""
         return section_of(self.name)
 
     @property
     def eval_label(self) -> str:
-        """What Composer calls its validation split: metrics are `metrics/LABEL/…`."""
+        """Composer's label of its validation split. The metrics are called `metrics/LABEL/…`."""
         return f"{MIXED_EVAL}{self.name}" if self.name else "eval"
 
 
@@ -47,17 +47,17 @@ def section_of(name: str | None) -> str:
 
 
 def shard_folders(cfg: TrainConfig, main: ShardsInfo | None = None) -> list[ShardFolder]:
-    """The folders that a run reads: `data.shards`, then those of `data.mix` in the order of their names.
+    """Return the folders that a run reads: `data.shards`, then those of `data.mix` in the order of their names.
 
-    A pass reads each sample of `data.shards` once. Samples of the others are added, so that the share of each in the
-    samples of a pass is what was asked for.
+    A pass reads each sample of `data.shards` once. To these, samples of the other folders are added until each folder
+    has its configured share of the pass.
 
     Args:
-        cfg: the configuration.
-        main: what the manifest of `data.shards` says, where it was read already.
+        cfg: configuration of the run.
+        main: contents of the manifest of `data.shards`, if it was already read.
 
     Raises:
-        BadInput: a folder holds no finished shards, or a share is of less than one sample.
+        BadInput: a folder holds no finished shards, or a share is less than one sample.
     """
     main = main or read_shards_info(Path(cfg.data.shards), shards_command(cfg))
     mix, whole = cfg.data.mix or {}, main.counts["train"].samples
@@ -80,10 +80,10 @@ def shard_folders(cfg: TrainConfig, main: ShardsInfo | None = None) -> list[Shar
 
 
 def refuse_the_same_twice(folders: Sequence[ShardFolder]) -> None:
-    """Refuse shards that a run would read by two names: the share of each would not be what was asked for.
+    """Refuse shards that are configured under two names, because their shares would then be wrong.
 
     Raises:
-        BadInput: two folders are one, or copies of one.
+        BadInput: two folders are the same, or are copies of each other.
     """
     seen: dict[str, ShardFolder] = {}
     for folder in folders:

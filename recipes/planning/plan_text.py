@@ -1,4 +1,4 @@
-"""The plan of a run in words: the table that every run prints first."""
+"""Write the plan of a run as the table that every run prints first."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from recipes.planning.run_plan import STATE_BYTES_PER_PARAMETER, STATES, Mixed, 
 
 
 def format_plan(plan: Plan, cfg: TrainConfig) -> str:
-    """The plan as the table that every run prints first."""
+    """Write the table."""
     if plan.passes:
         own_tokens = (plan.train_tokens or 0) - sum(of.tokens_a_pass for of in plan.mix)
         data = f"{own_tokens:,} tokens in {cfg.data.shards}, {plan.batches_per_epoch:,} batches a pass"
@@ -64,13 +64,13 @@ def format_plan(plan: Plan, cfg: TrainConfig) -> str:
 
 
 def resumes_row(plan: Plan, cfg: TrainConfig) -> str:
-    """On how many ranks the run can be resumed, and how exactly."""
+    """Row on the numbers of ranks on which the run can resume, and on how exactly the losses agree."""
     same = f"bit for bit on {plan.world_size}" if cfg.device == "cpu" else "losses agree to rounding"
     return f"{', '.join(map(str, plan.rank_counts))} ranks, with the same samples in each batch; {same}"
 
 
 def _too_little_text(plan: Plan) -> list[tuple[str, str]]:
-    """What a text with fewer tokens than the model has parameters will not teach it."""
+    """Warning row for a text that has fewer tokens than the model has parameters."""
     if not plan.train_tokens or plan.train_tokens >= plan.parameters:
         return []
     return [
@@ -84,7 +84,7 @@ def _too_little_text(plan: Plan) -> list[tuple[str, str]]:
 
 
 def mixed_row(of: Mixed, plan: Plan) -> str:
-    """What a run reads of a folder that is mixed in, and how often."""
+    """Row on a folder that is mixed in: tokens in a pass, and how often the run reads each token."""
     assert plan.train_tokens and plan.passes
     times = plan.passes * of.tokens_a_pass / of.tokens
     share = of.tokens_a_pass / plan.train_tokens
@@ -117,5 +117,5 @@ def _network_row(plan: Plan, cfg: TrainConfig) -> str:
 
 
 def gigabytes(n_bytes: float) -> str:
-    """Bytes for people, in GB of 1e9."""
+    """Write bytes in GB of 1e9 bytes."""
     return f"{n_bytes / 1e9:,.0f} GB" if n_bytes >= 1e11 else f"{n_bytes / 1e9:.3g} GB"

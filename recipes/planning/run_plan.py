@@ -1,4 +1,4 @@
-"""What a run will do, worked out before it starts: ranks, batches, tokens, checkpoints; shards that do not fit it."""
+"""Plan a run before it starts: ranks, batches, tokens, checkpoints; and refuse shards that do not fit the run."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ from recipes.modeling.size import checkpoint_bytes, flops_per_token, parameter_c
 from recipes.planning.mixing import ShardFolder, refuse_the_same_twice, section_of, shard_folders
 
 STATES = ("parameters", "gradients", "optimizer")
-STATE_BYTES_PER_PARAMETER = 16  # those and the gradient, on the GPUs
-# What the plan takes a node to hold, unless the launcher was told of several nodes and knows.
+STATE_BYTES_PER_PARAMETER = 16  # fp32 weight, gradient and two moments
+# Number of ranks of a node in the plan, unless the launcher gives it because it started several nodes.
 RANKS_PER_NODE = 8
-MAX_RANKS = 1024  # up to which the plan looks for numbers of ranks to resume on
+MAX_RANKS = 1024  # largest number of ranks that the plan considers for a resume
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """What a run reads of a folder of `data.mix`."""
+    """A folder of `data.mix` in the plan of a run."""
 
     name: str
-    shards: str  # the folder
+    shards: str  # path of the folder
     shards_sha256: str
-    tokens: int  # of its training split
-    tokens_a_pass: int  # that a pass takes of them
+    tokens: int  # tokens of its training split
+    tokens_a_pass: int  # tokens of them in a pass
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The derived numbers of a run; `train_tokens` is None while the shards have yet to be built."""
+    """Numbers that follow from the configuration of a run. `train_tokens` is None if the shards are not built yet."""
 
     parameters: int
     flops_per_token: int
     world_size: int
     ranks_per_node: int
-    rank_counts: list[int]  # numbers of ranks on which each batch is made of the same samples
-    device_batch_size: int  # sequences a rank sees in one batch
+    rank_counts: list[int]  # numbers of ranks on which each batch has the same samples
+    device_batch_size: int  # sequences of a rank in one batch
     device_train_microbatch_size: int
     grad_accumulation: int
     tokens_per_batch: int
     batches: int
     warmup_batches: int
-    train_tokens: int | None  # that a pass reads, those of `mix` among them
+    train_tokens: int | None  # tokens of a pass, including those of `mix`
     batches_per_epoch: int | None
     checkpoint_bytes: int
-    checkpoints: int  # on disk at the end, at most
+    checkpoints: int  # largest number of checkpoints on disk at the end
     evaluations: int
     mix: list[Mixed] = field(default_factory=list)
 
     @property
     def tokens(self) -> int:
-        """Tokens that the run trains on, repeats counted."""
+        """Number of tokens that the run trains on, repeated ones included."""
         return self.batches * self.tokens_per_batch
 
     @property
     def passes(self) -> float | None:
-        """How often the run sees each training token of `data.shards`."""
+        """Number of times that the run reads each training token of `data.shards`."""
         return self.tokens / self.train_tokens if self.train_tokens else None
 
 
 def check_shards(cfg: TrainConfig) -> ShardsInfo:
-    """Read the manifests of the shards and refuse shards that this configuration does not describe.
+    """Read the manifests of the shards, and refuse shards that do not match the configuration.
 
     Returns:
-        What that of `data.shards` says.
+        Contents of the manifest of `data.shards`.
 
     Raises:
-        BadInput: no shards; another seq_len, vocabulary or tokenizer; with end-of-text where none is asked for; the
-            same shards twice; a share of `data.mix` that is not one sample.
+        BadInput: there are no shards; seq_len, vocabulary, tokenizer or the use of end-of-text differs; the same shards
+            are configured twice; or a share of `data.mix` is less than one sample.
     """
     folders = shard_folders(cfg)
     for folder in folders:
@@ -111,15 +111,15 @@ def _way_out_of_mix(of: ShardFolder) -> str:
 
 
 def nodes_fit(nodes: int, num_canonical_nodes: int) -> bool:
-    """Whether streaming keeps its sample order on so many nodes: one number has to divide the other."""
+    """Whether StreamingDataset keeps its sample order on this number of nodes: one number must divide the other."""
     return nodes % num_canonical_nodes == 0 or num_canonical_nodes % nodes == 0
 
 
 def rank_counts(cfg: TrainConfig, ranks_per_node: int = RANKS_PER_NODE) -> list[int]:
     """The numbers of ranks, up to MAX_RANKS, on which a run has the same samples in each batch.
 
-    The batch must divide over the ranks, each rank's share into microbatches, the replicas of FSDP over the ranks, and
-    the nodes must suit the canonical ones. More ranks than a node holds are taken to be full nodes.
+    The batch must be divisible by the ranks, each rank's part by the microbatch, and the ranks by the replicas of FSDP;
+    and the number of nodes must fit `num_canonical_nodes`. If there are several nodes, all of them must be full.
     """
     batch, replicas, counts = cfg.global_train_batch_size, replicas_of(cfg), []
     for ranks in range(1, min(batch, MAX_RANKS) + 1):
@@ -132,22 +132,22 @@ def rank_counts(cfg: TrainConfig, ranks_per_node: int = RANKS_PER_NODE) -> list[
 
 
 def replicas_of(cfg: TrainConfig) -> int:
-    """Copies of the sharded model; 1 without FSDP, whose copies are unsharded."""
+    """Number of copies of the sharded model; 1 without FSDP, where the model is not sharded."""
     return cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp else 1
 
 
 def split_batch(cfg: TrainConfig, world_size: int, ranks_per_node: int, counts: Sequence[int]) -> tuple[int, int]:
-    """Sequences of a global batch that a rank gets, and that it computes at once.
+    """Return the number of sequences of a global batch for each rank, and the number that it computes at a time.
 
     Args:
-        cfg: the configuration.
-        world_size: ranks.
-        ranks_per_node: ranks that a node holds.
-        counts: as `rank_counts` says, for the message.
+        cfg: configuration of the run.
+        world_size: number of ranks.
+        ranks_per_node: number of ranks of a node.
+        counts: result of `rank_counts`, for the message.
 
     Raises:
-        BadInput: the batch does not divide so, FSDP's replicas do not divide the ranks, or the sample order cannot be
-            kept on so many nodes.
+        BadInput: the batch cannot be divided in this way, FSDP's replicas do not divide the ranks, or the sample order
+            cannot be kept on this number of nodes.
     """
     batch, microbatch = cfg.global_train_batch_size, cfg.device_train_microbatch_size
     near = min(counts, key=lambda n: (abs(n - world_size), n), default=None)
@@ -177,11 +177,11 @@ def split_batch(cfg: TrainConfig, world_size: int, ranks_per_node: int, counts: 
 
 
 def count_batches(cfg: TrainConfig, batches_per_epoch: int | None) -> int:
-    """Batches of the whole run.
+    """Number of batches of the whole run.
 
     Raises:
-        BadInput: epochs are asked for and the data is not there, the run is shorter than a batch, or the warm-up is not
-            shorter than what comes before the fall of the learning rate.
+        BadInput: the duration is in epochs but there is no data yet, the run is shorter than a batch, or the warm-up
+            does not end before the run ends or before the learning rate falls.
     """
     tokens_per_batch = cfg.global_train_batch_size * cfg.data.seq_len
     duration = Duration.parse(cfg.max_duration, "max_duration")
@@ -208,17 +208,17 @@ def count_batches(cfg: TrainConfig, batches_per_epoch: int | None) -> int:
 def make_plan(
     cfg: TrainConfig, world_size: int, shards: ShardsInfo | None, ranks_per_node: int = RANKS_PER_NODE
 ) -> Plan:
-    """Work out the plan.
+    """Make the plan of a run.
 
     Args:
-        cfg: the configuration.
-        world_size: ranks.
-        shards: the shards that the run reads, None if they are not built yet.
-        ranks_per_node: ranks that a node holds when there are several nodes.
+        cfg: configuration of the run.
+        world_size: number of ranks.
+        shards: token shards of the run; None if they are not built yet.
+        ranks_per_node: number of ranks of a node if there are several nodes.
 
     Raises:
-        BadInput: the batch does not divide over the ranks and microbatches, FSDP's replicas do not divide the ranks,
-            the sample order cannot be kept on so many nodes, or the data does not fill one batch.
+        BadInput: the batch cannot be divided over ranks and microbatches, FSDP's replicas do not divide the ranks, the
+            sample order cannot be kept on this number of nodes, or the data does not fill one batch.
     """
     counts = rank_counts(cfg, ranks_per_node)
     device_batch, microbatch = split_batch(cfg, world_size, ranks_per_node, counts)

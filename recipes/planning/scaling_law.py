@@ -1,9 +1,10 @@
-"""Scaling law: loss against compute, L(C) = E + A · C^-alpha, and how far its prediction may be off.
+"""Scaling law of loss and compute, L(C) = E + A · C^-alpha, with intervals for its predictions.
 
-For each alpha, E and A are a linear regression; so alpha alone is searched. An interval holds each loss L at compute C
-for which the points and (C, L) together are fitted nearly as well as the points alone: the profile likelihood of a new
-run's loss, by the F distribution, as the noise is known from the residuals alone. It takes in what noise, A, E and
-alpha may be, all at once; it knows nothing of points that follow another law.
+For a given alpha, E and A follow from a linear regression, so only alpha is searched. The interval at compute C is a
+profile likelihood interval for the loss of a new run: it contains each loss L for which the law fits the points
+together with (C, L) nearly as well as the points alone. The limit is taken from the F distribution, because the noise
+is only estimated from the residuals. The interval covers the uncertainty of the noise, A, E and alpha together. It does
+not cover the case that another law holds.
 """
 
 from __future__ import annotations
@@ -18,21 +19,21 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.stats import f as f_distribution
 
 Array = NDArray[np.float64]
-# Where alpha is looked for. Published exponents of compute lie well within: 0.05 without E (arXiv 2001.08361), some
-# 0.15 with it (derived from arXiv 2203.15556).
+# Range in which alpha is searched. Published exponents of compute lie well inside: 0.05 without E (arXiv 2001.08361),
+# about 0.15 with E (derived from arXiv 2203.15556).
 LEAST_EXPONENT, MOST_EXPONENT = 0.005, 1.0
 
 
 @dataclass(frozen=True)
 class Lines:
-    """The regressions at several exponents. Each array has one value an exponent.
+    """Regressions at several exponents. Each array has one value for each exponent.
 
     Attributes:
-        floor: E, nats a token.
-        reducible: A at the points' own compute, nats a token: loss above E.
+        floor: E, in nats per token.
+        reducible: loss above E at the geometric mean of the points' compute, in nats per token.
         squares: sum of squared residuals.
-        about: mean of the regressor if E was free, else 0.
-        spread: sum of squares of the regressor about that.
+        about: mean of the regressor if E was free, otherwise 0.
+        spread: sum of squared deviations of the regressor from `about`.
     """
 
     floor: Array
@@ -48,12 +49,12 @@ class Fit:
 
     Attributes:
         compute: FLOPs of each point. shape: (n,)
-        loss: nats a token of each. shape: (n,)
-        given_floor: E if it was given, None if it was fitted (0 and above).
+        loss: loss of each point, in nats per token. shape: (n,)
+        given_floor: E if it was given; None if it was fitted (at least 0).
         exponent: alpha.
-        floor: E, nats a token.
-        reducible: loss above E, nats a token, at `center`.
-        center: FLOPs, the geometric mean of the points.
+        floor: E, in nats per token.
+        reducible: loss above E at `center`, in nats per token.
+        center: geometric mean of the points' compute, in FLOPs.
         squares: sum of squared residuals.
     """
 
@@ -68,40 +69,40 @@ class Fit:
 
     @property
     def dof(self) -> int:
-        """Points less parameters; at 0 the law goes through all points, and nothing tells how noisy they are."""
+        """Number of points minus parameters. At 0 the law passes through all points, and the noise is not known."""
         return len(self.loss) - (3 if self.given_floor is None else 2)
 
     @property
     def noise(self) -> float | None:
-        """Standard deviation of the residuals, nats a token; None if there is nothing to tell it from."""
+        """Standard deviation of the residuals, in nats per token; None without degrees of freedom."""
         return float(np.sqrt(self.squares / self.dof)) if self.dof > 0 else None
 
     def predict(self, compute: Any) -> Any:
-        """The law's loss, nats a token, at so many FLOPs; of any shape."""
+        """Loss of the law at the given FLOPs, in nats per token; `compute` may have any shape."""
         return self.floor + self.reducible * (np.asarray(compute) / self.center) ** -self.exponent
 
     def interval(self, compute: float, level: float) -> tuple[float, float] | None:
-        """Where the loss of a new run of so many FLOPs lies, nats a token; None without degrees of freedom.
+        """Interval for the loss of a new run, in nats per token; None without degrees of freedom.
 
         Args:
             compute: FLOPs of the run.
-            level: how often such an interval holds it, if the law is the right one.
+            level: probability that the interval contains the loss, if the law is right.
         """
         if self.dof <= 0:
             return None
-        # More squares than this, with the new run counted in, and the law is rejected.
+        # Largest increase of the sum of squares, new run included, at which the law is not rejected.
         allowed = float(self.squares * f_distribution.ppf(level, 1, self.dof) / self.dof)
         exponents = self._exponents_within(self.squares + allowed)
         lines = regress(self.compute / self.center, self.loss, exponents, self.given_floor)
         x = (compute / self.center) ** -exponents
-        # What the regressions themselves leave open, at the new run, in units of the noise.
+        # Variance of each regression at the new run, in units of the variance of the noise.
         leverage = (lines.about > 0) / len(self.loss) + (x - lines.about) ** 2 / lines.spread
         half = np.sqrt(np.clip(allowed - (lines.squares - self.squares), 0, None) * (1 + leverage))
         loss = lines.floor + lines.reducible * x
         return max(float(np.min(loss - half)), 0.0), float(np.max(loss + half))
 
     def _exponents_within(self, squares: float) -> Array:
-        """Exponents, dense, whose regressions leave no more squares than that."""
+        """A dense grid of the exponents whose regressions have at most this sum of squares."""
 
         def excess(exponent: float) -> float:
             lines = regress(self.compute / self.center, self.loss, np.array([exponent]), self.given_floor)
@@ -118,10 +119,10 @@ def regress(compute: Array, loss: Array, exponents: Array, given_floor: float | 
     """Least squares of loss = E + A · compute^-alpha at each exponent, with E and A at 0 or above.
 
     Args:
-        compute: compute of each point, over their geometric mean. shape: (n,)
-        loss: nats a token. shape: (n,)
-        exponents: shape: (m,)
-        given_floor: E if it is not to be fitted.
+        compute: compute of each point, divided by the geometric mean. shape: (n,)
+        loss: loss of each point, in nats per token. shape: (n,)
+        exponents: values of alpha. shape: (m,)
+        given_floor: E; None: fit it.
     """
     x = compute ** -exponents[:, None]  # (m, n)
     through = given_floor or 0.0
@@ -132,7 +133,7 @@ def regress(compute: Array, loss: Array, exponents: Array, given_floor: float | 
         about_mean = ((x - mean[:, None]) ** 2).sum(1)
         slope = np.clip(((x - mean[:, None]) @ (loss - loss.mean())) / about_mean, 0, None)
         free = loss.mean() - slope * mean
-        holds = free >= 0  # else E = 0 is the best there is
+        holds = free >= 0  # otherwise E = 0 is the best allowed value
         floor, reducible = np.where(holds, free, floor), np.where(holds, slope, reducible)
         about, spread = np.where(holds, mean, about), np.where(holds, about_mean, spread)
     squares = ((floor[:, None] + reducible[:, None] * x - loss) ** 2).sum(1)
@@ -143,9 +144,9 @@ def fit(compute: Sequence[float], loss: Sequence[float], given_floor: float | No
     """Fit the law by least squares of the loss.
 
     Args:
-        compute: FLOPs of each point, at least two different ones.
-        loss: nats a token of each.
-        given_floor: E if it is known, such as 0; None: it is fitted.
+        compute: FLOPs of each point; at least two values must differ.
+        loss: loss of each point, in nats per token.
+        given_floor: E if it is known, such as 0; None: fit it.
     """
     points, losses = np.asarray(compute, float), np.asarray(loss, float)
     center = float(np.exp(np.log(points).mean()))

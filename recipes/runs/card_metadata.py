@@ -1,4 +1,4 @@
-"""The YAML at the head of a model card, in the terms of the Hugging Face hub; only what is known is said."""
+"""The YAML head of a model card, with the keys of the Hugging Face hub; unknown facts are left out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from yaml import safe_dump
 
-# https://huggingface.co/docs/hub/repositories-licenses; the hub refuses a card with any other.
+# https://huggingface.co/docs/hub/repositories-licenses; the hub refuses a card with any other licence.
 LICENSES = """
 apache-2.0 mit openrail bigscience-openrail-m creativeml-openrail-m bigscience-bloom-rail-1.0 bigcode-openrail-m
 afl-3.0 artistic-2.0 bsl-1.0 bsd bsd-2-clause bsd-3-clause bsd-3-clause-clear c-uda cc cc0-1.0 cc-by-2.0 cc-by-2.5
@@ -21,14 +21,14 @@ zlib pddl lgpl-lr deepfloyd-if-license llama2 llama3 llama3.1 llama3.2 llama3.3 
 
 
 def metadata(license: str | None, pipeline_tag: str, about_pubmed: bool, **known: Any) -> str:
-    """The head's lines.
+    """Return the lines of the head.
 
     Args:
-        license: licence of the weights, as it was stated; None if none was. One that the hub has no name for is `other`
-            there, with its own as `license_name`.
-        pipeline_tag: the hub's name of what the model does.
-        about_pubmed: the text is PubMed's, so biomedical and English; of other text the language is not known.
-        known: further keys of the hub's; None is left out.
+        license: stated licence of the weights; None if no licence was stated. If the hub does not know the licence, the
+            head has `other`, and the stated name as `license_name`.
+        pipeline_tag: the hub's name for the task of the model.
+        about_pubmed: whether the text is from PubMed, so biomedical and English. The language of other text is unknown.
+        known: further keys of the hub; a key with the value None is left out.
     """
     head: dict[str, Any] = {}
     if license is not None:
@@ -44,12 +44,12 @@ def metadata(license: str | None, pipeline_tag: str, about_pubmed: bool, **known
 
 
 def emissions(grams: float, source: str, hardware: str) -> dict[str, Any]:
-    """The value of `co2_eq_emissions`.
+    """Return the entry `co2_eq_emissions`.
 
     Args:
         grams: grams of CO2-equivalent.
-        source: how they were found.
-        hardware: what was trained on.
+        source: how the grams were computed.
+        hardware: hardware of the training.
     """
     stated = {
         "emissions": round(grams, 3),
@@ -61,11 +61,11 @@ def emissions(grams: float, source: str, hardware: str) -> dict[str, Any]:
 
 
 def model_index(name: str, results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The value of `model-index`, nothing without scores.
+    """Return the entry `model-index`, or nothing if there are no scores.
 
     Args:
-        name: the model's.
-        results: `task`, `dataset` and `metrics` of each score, as the hub has them; those of one set become one.
+        name: name of the model.
+        results: `task`, `dataset` and `metrics` of each score, in the hub's form. Scores on the same set are merged.
     """
     by_set: dict[str, dict[str, Any]] = {}
     for result in results:

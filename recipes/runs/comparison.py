@@ -1,4 +1,4 @@
-"""Runs compared: what they were made of, and whether their losses are the same."""
+"""Compare runs: their settings, data, code and hardware, and whether their losses are equal."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from recipes.runs.reading import TRAIN_LOSS, RunData, hardware
 
 
 def differences(runs: Sequence[RunData]) -> dict[str, list[str]]:
-    """What is not the same of all runs -> each run's: settings, then what they were made of and computed with.
+    """Keys whose values differ between runs -> the value of each run: settings, then data, code and hardware.
 
-    Their names and folders differ without a word.
+    The names and folders of the runs are left out.
     """
     flat = [_flat(safe_load(data.config)) | _made_of(data) for data in runs]
     keys = dict.fromkeys(key for one in flat for key in one if key not in ("run_name", "run_dir"))
@@ -23,7 +23,7 @@ def differences(runs: Sequence[RunData]) -> dict[str, list[str]]:
 
 
 def _made_of(data: RunData) -> JsonDict:
-    """The hashes in a run's fingerprint, whose other keys are settings, and code and hardware of its last start."""
+    """The hashes in a run's fingerprint (the rest are settings), and the code and hardware of its last start."""
     hashes = {key: value for key, value in _flat(data.record["identity"]).items() if key.endswith("sha256")}
     start = data.record["starts"][-1]
     code = {key: start[key] for key in ("commit", "uncommitted_sha256", "python", "versions") if start.get(key)}
@@ -32,14 +32,14 @@ def _made_of(data: RunData) -> JsonDict:
 
 
 def losses_compared(runs: Sequence[RunData]) -> str:
-    """Whether the losses of the batches that all runs have are equal, to the last bit; empty if they have none."""
+    """A sentence on whether the losses of common batches are equal to the last bit; empty without such batches."""
     losses = [dict(data.series.get(TRAIN_LOSS, ())) for data in runs]
     batches = sorted(set(losses[0]).intersection(*losses[1:]))
     if not batches:
         return ""
     unlike = [batch for batch in batches if len({repr(one[batch]) for one in losses}) > 1]
     if not unlike:
-        return f"The training losses of the {len(batches):,} batches that all have are equal to the last bit."
+        return f"The training losses of the {len(batches):,} batches that all runs have are equal to the last bit."
     return f"The training losses differ in {len(unlike):,} of {len(batches):,} batches, first in batch {unlike[0]:,}."
 
 

@@ -1,6 +1,6 @@
-"""The software and hardware that a run is made with.
+"""The software and hardware of a run.
 
-It is asked for before the work that it is recorded with: nothing that git prints may end what has been computed.
+They are read before the work begins, so that an error of git cannot end a run after it has computed something.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ NO_REPOSITORY = "not a git repository"
 
 @dataclass(frozen=True)
 class Code:
-    """The code of this process, as git has it.
+    """The code of this process, as git describes it.
 
     Attributes:
-        commit: its hash; empty where git does not say.
-        no_commit: why git does not say, in its words; empty where it does.
+        commit: hash of the commit; empty if git does not give one.
+        no_commit: git's message if it does not give a commit; otherwise empty.
         uncommitted: changed files, as `git status --porcelain` lists them.
-        diff: what they differ in from the commit, byte for byte: files may be in any encoding.
+        diff: difference from the commit, as bytes, because files may be in any encoding.
     """
 
     commit: str
@@ -39,12 +39,12 @@ class Code:
 
     @property
     def diff_sha256(self) -> str:
-        """Names the difference."""
+        """Hash of the difference."""
         return hashlib.sha256(self.diff).hexdigest()
 
 
 def read_code() -> Code:
-    """The repository that this file lies in."""
+    """Read the state of the repository that contains this file."""
     commit, no_commit = _output("git", "rev-parse", "HEAD")
     if no_commit:
         return Code("", no_commit)
@@ -57,7 +57,7 @@ def software(code: Code | None = None) -> JsonDict:
     """Commit and versions of this process.
 
     Args:
-        code: as `read_code` found it; None: it is read now.
+        code: result of `read_code`; None: read it now.
     """
     import torch
     import torch.cuda.nccl
@@ -76,13 +76,14 @@ def software(code: Code | None = None) -> JsonDict:
 
 
 def environment(world_size: int, code: Code | None = None) -> JsonDict:
-    """Software, hardware and command of this process. No environment variables: they hold secrets; so may the command.
+    """Software, hardware and command of this process.
 
-    Where there is a repository and git refuses to read it, as one of another owner, a warning is printed.
+    Environment variables are left out, because they may hold secrets; credentials in the command are removed. If git
+    refuses to read the repository, for example because another user owns it, a warning is printed.
 
     Args:
-        world_size: ranks.
-        code: as `read_code` found it; None: it is read now.
+        world_size: number of ranks.
+        code: result of `read_code`; None: read it now.
     """
     import torch
 
@@ -104,17 +105,17 @@ def environment(world_size: int, code: Code | None = None) -> JsonDict:
 
 
 def _output(*command: str) -> tuple[bytes, str]:
-    """What a command prints, run where this file lies; or nothing, and the first line of why."""
+    """Run a command in the folder of this file. Return its output and "", or b"" and the first line of its error."""
     try:
         done = subprocess.run(command, cwd=HERE, capture_output=True, check=False)
     except OSError as error:
         return b"", f"{command[0]}: {error.strerror}"
     if done.returncode:
-        said = _text(done.stderr).splitlines()
-        return b"", said[0] if said else f"{command[0]} ended with exit code {done.returncode}"
+        errors = _text(done.stderr).splitlines()
+        return b"", errors[0] if errors else f"{command[0]} ended with exit code {done.returncode}"
     return done.stdout, ""
 
 
 def _text(printed: bytes) -> str:
-    """As text that JSON can hold, whatever bytes the names of files are made of."""
+    """Decode output to text that JSON can hold, even if file names in it are not valid UTF-8."""
     return printed.decode(errors="backslashreplace").strip()

@@ -1,4 +1,4 @@
-"""Figures of matplotlib, all set up in one way: no window, no box, a faint grid."""
+"""Matplotlib figures in one common style: no window, no frame, a faint grid."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from data_prep.common.files import write_text
 
-# Of a page that is 320 px wide, text in a figure of this width has 10 px.
+# On a page that is 320 px wide, text in a figure of this width is 10 px high.
 WIDTH_INCHES, TEXT_POINTS = 5.0, 11.5
-LABEL_CHARACTERS, SHORT_LABEL_CHARACTERS = 44, 18  # of a line of a legend in one column, and in two
+LABEL_CHARACTERS, SHORT_LABEL_CHARACTERS = 44, 18  # in a line of a legend with one column, or two
 
 
 def new_figure(width: float = WIDTH_INCHES, height: float = 3.4) -> tuple[Any, Any]:
-    """A figure of so many inches, and its axes."""
+    """Make a figure of the given size in inches, and its axes."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -31,7 +31,7 @@ def new_figure(width: float = WIDTH_INCHES, height: float = 3.4) -> tuple[Any, A
 
 
 def add_legend(figure: Any) -> None:
-    """Beneath the axes, where no line lies; the figure grows by it. Nothing where nothing has a label."""
+    """Add a legend below the axes, and make the figure taller by it. Does nothing if no curve has a label."""
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if not labels:
         return
@@ -42,12 +42,12 @@ def add_legend(figure: Any) -> None:
     figure.legend(handles, lines, loc="outside lower center", frameon=False, ncols=columns)
 
 
-# An SVG by itself follows the reader's theme, as report.html.jinja has figures follow it.
+# A separate SVG file follows the reader's light or dark theme, like the figures in report.html.jinja.
 DARK = "<style>@media (prefers-color-scheme: dark) { svg { filter: invert(.9) hue-rotate(180deg) } }</style>"
 
 
 def save(figure: Any, path: Path, dpi: int = 150) -> None:
-    """Write a figure to a file, whole or not at all; its ending says the format. An SVG is for light and dark pages."""
+    """Write a figure to a file, completely or not at all. The file's ending gives the format."""
     from matplotlib import pyplot as plt
 
     if path.suffix == ".svg":
@@ -61,13 +61,13 @@ def save(figure: Any, path: Path, dpi: int = 150) -> None:
 
 
 def svg(figure: Any) -> str:
-    """A figure as inline SVG, the same bytes for the same figure."""
+    """Return a figure as inline SVG; equal figures give equal bytes."""
     import matplotlib
     from matplotlib import pyplot as plt
 
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):  # text stays text
-        # Its ground is the page's, light or dark.
+    with matplotlib.rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):  # text is not drawn as paths
+        # A transparent background shows that of the page, light or dark.
         figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     plt.close(figure)
     text = buffer.getvalue()

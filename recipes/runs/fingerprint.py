@@ -1,7 +1,7 @@
-"""The fingerprint of a run: what decides its losses, and so must be the same for the run to be resumed.
+"""The fingerprint of a run: all settings and data that determine its losses. A run can be resumed if it is unchanged.
 
-What is left out changes rounding alone: kernels, attention backends, microbatches, sharding, ranks and devices. With
-dropout they draw other masks from the same distribution.
+The fingerprint leaves out settings that only change rounding: kernels, attention backends, microbatches, sharding,
+ranks and devices. With dropout, such a change also draws other masks from the same distribution.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from recipes.runs.record import read_record
 
 _ORDER = "under another order of the data the run would read some of it twice and some of it never"
 _SHAPE = "the weights in its checkpoints have that shape"
-# Keys that no resumed run can change -> why. `resume.allow` lets any other one pass, and the new value acts.
+# Keys that cannot change when a run is resumed -> why. `resume.allow` allows a change of any other key.
 FIXED = {
     "tokenizer_sha256": "the run has learned the tokens of its tokenizer",
     "shards_sha256": _ORDER,
@@ -36,19 +36,19 @@ FIXED = {
     "batch.sequences": _ORDER,
     "batch.examples": _ORDER,
     "task.*": _ORDER,
-    "encoded_sha256": "its examples become other tokens than those that it has learned from",
+    "encoded_sha256": "its examples would become other tokens than those that it has learned from",
     "seed": _ORDER,
     **{f"model.{size}": _SHAPE for size in ("vocab_size", "n_positions", "n_embd", "n_layer", "n_head")},
     "model.initializer_range": "weights are drawn when a run begins",
     "model_sha256": "the weights come from its checkpoints, not from the base model",
-    "init_from": "the weights come from its checkpoints, not from where it began",
+    "init_from": "the weights come from its checkpoints, not from the model that it began with",
     "lora": _SHAPE,
     "lora.r": _SHAPE,
 }
 
 
 def common_fingerprint(cfg: RunConfig) -> JsonDict:
-    """What decides the losses of every run, whatever it trains."""
+    """The part of the fingerprint that every run has."""
     return {
         "optimizer": {**asdict(cfg.optimizer), "gradient_clipping_norm": cfg.gradient_clipping_norm},
         "precision": cfg.precision,
@@ -59,16 +59,17 @@ def common_fingerprint(cfg: RunConfig) -> JsonDict:
 def pretraining_fingerprint(
     cfg: TrainConfig, plan: Plan, shards: ShardsInfo | None, origin_sha256: str | None = None
 ) -> JsonDict:
-    """What decides a run's losses: a folder whose fingerprint differs holds another run.
+    """The fingerprint of a pre-training run.
 
     Args:
-        cfg: the configuration.
-        plan: made of it.
-        shards: None if they are not here, as where one looks at a run of elsewhere: their hashes are then not compared.
-        origin_sha256: of the weights that it begins with; None: they are drawn.
+        cfg: configuration of the run.
+        plan: plan made from the configuration.
+        shards: token shards. None if they are not on this machine, as for a run of another machine; their hashes are
+            then not compared.
+        origin_sha256: hash of the weights that the run begins with; None: the weights are drawn at random.
     """
     model = asdict(cfg.model)
-    model.pop("attn_implementation")  # the same mathematics by another kernel
+    model.pop("attn_implementation")  # another kernel computes the same mathematics
     hashes = {of.name: of.shards_sha256 for of in plan.mix}
     mix = {name: {"shards_sha256": hashes.get(name), "share": of.share} for name, of in (cfg.data.mix or {}).items()}
     return {
@@ -85,34 +86,35 @@ def pretraining_fingerprint(
 
 
 def complete(recorded: JsonDict, wanted: JsonDict, config: Path | None = None) -> JsonDict:
-    """A recorded fingerprint with the keys that it lacks because they are younger than the record.
+    """Add the keys to a recorded fingerprint that were introduced after the record was written.
 
     Args:
-        recorded: fingerprint of a record or manifest.
-        wanted: a fingerprint of today.
-        config: the config.yaml beside the record, which says more; without it, a run had what was the default.
+        recorded: fingerprint in a record or manifest.
+        wanted: fingerprint made by this version.
+        config: config.yaml beside the record, which may hold the missing values; without it, the defaults are used.
     """
     completed = dict(recorded)
     if missing := [key for key in ("mixed_precision", "generation") if wanted.get(key) and key not in completed]:
         configuration = read_typed_yaml(config) if config and config.is_file() else {}
         sharded = configuration.get("fsdp")
         mixed = sharded.get("mixed_precision") if isinstance(sharded, dict) else None
-        said = {"mixed_precision": mixed or FSDPConfig.mixed_precision, **configuration}
-        completed |= {key: said.get(key, wanted[key]) for key in missing}
-    if "name" in wanted.get("schedule", {}):  # before it was recorded, it was the default
+        values = {"mixed_precision": mixed or FSDPConfig.mixed_precision, **configuration}
+        completed |= {key: values.get(key, wanted[key]) for key in missing}
+    if "name" in wanted.get("schedule", {}):  # runs that do not record the schedule's name had the default
         completed["schedule"] = {"name": SchedulerConfig.name, "decay_share": None, **completed.get("schedule", {})}
     return completed
 
 
 def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> list[str]:
-    """Lines `key: recorded -> wanted`; a hash that one of them does not know is not compared.
+    """Return the differences of two fingerprints as lines `key: recorded -> wanted`.
 
-    Nor is that of encoded examples where they are cut to another length: that line says it.
+    A hash that one of them lacks is not compared. If examples are cut to another length, the line of `batch.seq_len`
+    stands for the hash of the encoded examples, too.
 
     Args:
-        recorded: fingerprint of a record or manifest, completed.
+        recorded: completed fingerprint of a record or manifest.
         wanted: fingerprint of the configuration.
-        of_training: leave out how texts are written afterwards.
+        of_training: leave out the settings of generation, which act only after training.
     """
     left_out = re.compile(r"\S+_sha256: (None -> .*|.* -> None)" + r"|generation\b.*" * of_training)
     lines = [line for line in difference(recorded, wanted) if not left_out.fullmatch(line)]
@@ -122,21 +124,21 @@ def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> 
 
 
 def read_completed_record(folder: Path, wanted: JsonDict) -> JsonDict:
-    """The record of a run folder, its fingerprint completed."""
+    """Read the record of a run folder, and complete its fingerprint."""
     record = read_record(folder / RECORD)
     return {**record, "identity": complete(record["identity"], wanted, folder / CONFIG)}
 
 
 def check_fingerprint(folder: Path, wanted: JsonDict, allow: Sequence[str] = ()) -> JsonDict | None:
-    """The record of a run that this folder holds and that can be resumed, None for a new folder.
+    """Return the record of the run in a folder if that run can be resumed, or None for a new folder.
 
     Args:
         folder: the run folder.
-        wanted: the fingerprint of the run that is to be resumed in it.
+        wanted: fingerprint of the run that is to be resumed.
         allow: keys that may differ, such as `optimizer` or `schedule.batches`.
 
     Raises:
-        BadInput: the folder holds another run, or something that is no run; `allow` names a key that there is not.
+        BadInput: the folder holds another run, or files that are not a run; or `allow` names an unknown key.
     """
     if not (folder / RECORD).is_file():
         if folder.is_dir() and any(not path.name.startswith(".") for path in folder.iterdir()):
@@ -152,27 +154,27 @@ def check_fingerprint(folder: Path, wanted: JsonDict, allow: Sequence[str] = ())
 def refuse_difference(
     where: str, recorded: JsonDict, wanted: JsonDict, allow: Sequence[str] = (), way_out: str = ""
 ) -> None:
-    """Refuse to resume what another run wrote.
+    """Refuse to resume from a folder or checkpoint that another run wrote.
 
     Args:
-        where: the folder, checkpoint or address that holds it.
-        recorded: the fingerprint of what lies there.
-        wanted: the fingerprint of the run that is to be resumed with it.
+        where: folder, checkpoint or address, for the message.
+        recorded: fingerprint that is recorded there.
+        wanted: fingerprint of the run that is to be resumed.
         allow: keys that may differ, such as `optimizer` or `schedule.batches`.
-        way_out: one more that there is, ending in a comma.
+        way_out: a further suggestion for the message, which ends in a comma.
 
     Raises:
-        BadInput: they differ in more than `allow`, or in what no resumed run can change.
+        BadInput: a key differs although `allow` does not name it, or although it cannot change when a run is resumed.
     """
     lines = {line.split(":")[0]: line for line in changes(recorded, wanted)}
     fixed = {key: why for key in lines for pattern, why in FIXED.items() if fnmatchcase(key, pattern)}
     refused = {key: line for key, line in lines.items() if key in fixed or not _is_allowed(key, allow)}
     if not refused:
         return
-    other_name = f"Give this one a name of its own (run_name=…){', ' if way_out else ''}{way_out.removesuffix(', ')}"
-    said = [line + (f"   (cannot change: {fixed[key]})" if key in fixed else "") for key, line in refused.items()]
-    allowing = "" if fixed else f", or resume all the same with resume.allow=[{','.join(refused)}]"
-    raise BadInput(f"{where} holds another run:\n  " + "\n  ".join(said) + f"\n{other_name}{allowing}")
+    other_name = f"Give this run its own name (run_name=…){', ' if way_out else ''}{way_out.removesuffix(', ')}"
+    reasons = [line + (f"   (cannot change: {fixed[key]})" if key in fixed else "") for key, line in refused.items()]
+    allowing = "" if fixed else f", or resume with the changes: resume.allow=[{','.join(refused)}]"
+    raise BadInput(f"{where} holds another run:\n  " + "\n  ".join(reasons) + f"\n{other_name}{allowing}")
 
 
 def _is_allowed(key: str, allow: Sequence[str]) -> bool:
@@ -186,7 +188,7 @@ def _refuse_unknown(allow: Sequence[str], *fingerprints: JsonDict) -> None:
             near = difflib.get_close_matches(name, [*keys, *(key.rpartition(".")[2] for key in keys)], n=1)
             named = sorted(key for key in keys if near and f".{key}".endswith(f".{near[0]}"))
             hint = f"did you mean {named[0]!r}?" if named else f"known: {', '.join(sorted(keys))}"
-            raise BadInput(f"resume.allow names {name!r}, which is no key of a run's fingerprint; {hint}")
+            raise BadInput(f"resume.allow names {name!r}, which is not a key of the run's fingerprint; {hint}")
 
 
 def _keys(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

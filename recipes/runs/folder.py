@@ -1,15 +1,15 @@
-"""The folder of a run: opened, looked at from all ranks, finished.
+"""The folder of a run: open it, check that all ranks see it, mark it as finished.
 
 config.yaml     the resolved configuration
-run.json        what the run is made of (model, data, batch, schedule, seed), where and with what it ran
+run.json        the run's fingerprint (model, data, batch, schedule, seed), and its software and hardware
 metrics.jsonl   every metric of every batch
-uncommitted-*.diff  what the code differed in from its commit, if it did, by the hash that run.json gives
-texts.jsonl     what the model wrote after each evaluation (callbacks/generate_samples.py)
-skipped.jsonl   what was left out after loss spikes, if anything was (recipes/dataloading/skipped_data.py)
+uncommitted-*.diff  uncommitted changes of the code, if there are any, with the hash that run.json has
+texts.jsonl     texts of the model after each evaluation (callbacks/generate_samples.py)
+skipped.jsonl   data that was skipped after loss spikes, if there were any (recipes/dataloading/skipped_data.py)
 tokenizer/      the tokenizer of its shards
-checkpoints/    ep0-ba100/, with rank0.pt or, when sharded, .metadata and some files a rank
+checkpoints/    ep0-ba100/, with rank0.pt; or, in a sharded run, .metadata and some files of each rank
 
-Beside it, `.NAME.lock` is held by the process that runs it (data_prep/common/lock.py).
+The process that runs the folder holds the lock file `.NAME.lock` beside it (data_prep/common/lock.py).
 """
 
 from __future__ import annotations
@@ -37,31 +37,31 @@ from recipes.runs.logged_lines import read_lines
 from recipes.runs.names import CONFIG, METRICS, RECORD, TOKENIZER
 from recipes.runs.record import read_record
 
-# How long a rank looks for what rank 0 wrote: NFS clients keep what they know of a directory for 30 s and more.
+# How long a rank waits to see a file that rank 0 wrote: NFS clients cache a directory for 30 s and more.
 SEEN_WITHIN_S = 60.0
 
 
 def reached_batch(folder: Path) -> int:
-    """The last batch that a run has come to by its metrics, -1 if it has none.
+    """The highest batch that a run has logged; -1 if it has logged none.
 
-    Not that of the last line: a run that is started again begins with a line of the batch that it resumes from.
+    The last line may have a lower batch: a restarted run first logs the batch that it resumes from.
     """
     batches = (line.get("batch") for line in read_lines(folder / METRICS, skip_damaged=True))
     return max((batch for batch in batches if type(batch) is int), default=-1)
 
 
 def check_space(folder: Path, plan: Plan) -> None:
-    """Refuse to start where not even one checkpoint fits.
+    """Refuse to start if the disk has no space for one checkpoint.
 
     Raises:
-        BadInput: too little free space; it says how much there is and how much one checkpoint takes.
+        BadInput: there is too little free space; the message gives the free space and the size of a checkpoint.
     """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
     if free < plan.checkpoint_bytes:
         raise BadInput(
-            f"{existing} has {free / 1e9:.3g} GB free, and one checkpoint takes {plan.checkpoint_bytes / 1e9:.3g} GB; "
-            "free some space, or put run_dir=… elsewhere"
+            f"{existing} has {free / 1e9:.3g} GB free, but one checkpoint takes {plan.checkpoint_bytes / 1e9:.3g} GB; "
+            "free some space, or set run_dir=… to a folder on another disk"
         )
 
 
@@ -69,7 +69,7 @@ def check_seen_by_all(folder: Path) -> None:
     """Make sure that every rank sees the folder that rank 0 has opened. All ranks must call it.
 
     Raises:
-        BadInput: on all ranks: some rank does not.
+        BadInput: on all ranks: some rank does not see the folder.
     """
     from composer.utils import dist
 
@@ -79,8 +79,8 @@ def check_seen_by_all(folder: Path) -> None:
     seen = dist.all_gather_object(_comes_to_see(folder, record_sha256))
     if blind := [str(rank) for rank, sees in enumerate(seen) if not sees]:
         raise BadInput(
-            f"run_dir = {folder}: rank {', '.join(blind)} of {len(seen)} does not see there what rank 0 wrote. "
-            "Each rank writes its part of a checkpoint; put run_dir=… on a file system that all nodes share"
+            f"run_dir = {folder}: rank {', '.join(blind)} of {len(seen)} does not see the files that rank 0 wrote "
+            "there. Each rank writes its part of a checkpoint; put run_dir=… on a file system that all nodes share"
         )
 
 
@@ -92,7 +92,7 @@ def _record_sha256(folder: Path) -> str:
 
 
 def _comes_to_see(folder: Path, record_sha256: str) -> bool:
-    """Whether the record that rank 0 wrote is seen from here, now or soon."""
+    """Whether this rank sees the record that rank 0 wrote, within SEEN_WITHIN_S."""
     deadline_s = time.monotonic() + SEEN_WITHIN_S
     while _record_sha256(folder) != record_sha256:
         if time.monotonic() > deadline_s:
@@ -109,21 +109,21 @@ def open_run(
     write_tokenizer: Callable[[Path], object],
     start: JsonDict,
 ) -> None:
-    """Write configuration, record and tokenizer into a folder that exists; a resumed run adds a start to it.
+    """Write configuration, record and tokenizer into an existing folder. A resumed run adds a start to its record.
 
     Args:
         folder: the run folder.
-        cfg: the configuration.
-        wanted: the fingerprint of the run.
-        facts: what its record says beside that: `plan`, `data`.
-        write_tokenizer: makes the tokenizer's folder, which does not exist yet.
-        start: `world_size`, `batch` that the checkpoint was saved after, `allowed_differences` from it.
+        cfg: configuration of the run.
+        wanted: fingerprint of the run.
+        facts: further entries of the record: `plan`, `data`.
+        write_tokenizer: function that writes the tokenizer to a folder that does not exist yet.
+        start: facts of this start: `world_size`, `batch` of the loaded checkpoint, `allowed_differences` from it.
     """
     code = read_code()
     record = without_credentials_within(check_fingerprint(folder, wanted, cfg.resume.allow) or {"starts": []})
-    record |= {**facts, "identity": wanted, "finished": False}  # a finished run is opened to be lengthened
+    record |= {**facts, "identity": wanted, "finished": False}  # a finished run is opened again only to be lengthened
     record["starts"].append({**environment(start["world_size"], code), **start})
-    write_json(folder / RECORD, record)  # first: it makes the folder a run's
+    write_json(folder / RECORD, record)  # before the other files: it marks the folder as a run folder
     if not (folder / TOKENIZER).is_dir():
         partial = folder / f"{TOKENIZER}.partial"
         shutil.rmtree(partial, ignore_errors=True)
@@ -135,11 +135,11 @@ def open_run(
 
 
 def pretraining_facts(plan: Plan, folders: Sequence[ShardFolder]) -> JsonDict:
-    """What the record of a pre-training run says of its plan and data.
+    """The entries `plan` and `data` in the record of a pre-training run.
 
     Args:
         plan: plan of the run.
-        folders: token shards that it reads, `data.shards` first.
+        folders: folders of token shards that the run reads, `data.shards` first.
     """
     main, *mixed = folders
     mix = {of.name: {**_data_facts(of.info), **_share_facts(of, folders)} for of in mixed}
@@ -167,11 +167,11 @@ def is_finished(folder: Path, record: JsonDict | None, wanted: JsonDict) -> bool
 
     Args:
         folder: the run folder.
-        record: its record, as `check_fingerprint` returns it.
-        wanted: the fingerprint that the configuration asks for.
+        record: record of the run, as `check_fingerprint` returns it.
+        wanted: fingerprint of the configuration.
 
     Raises:
-        BadInput: it has nothing left to train, and the configuration has changes, allowed ones, that could not act.
+        BadInput: nothing is left to train, but the configuration has allowed changes, which would have no effect.
     """
     if not record or not record["finished"]:
         return False
@@ -183,23 +183,23 @@ def is_finished(folder: Path, record: JsonDict | None, wanted: JsonDict) -> bool
 
 
 def refuse_without_effect(where: str, batch: int, changed: Sequence[str]) -> NoReturn:
-    """Refuse changes of a run that has no batch left to compute with them.
+    """Refuse changes of a run that has no batch left on which they could act.
 
     Raises:
         BadInput: always.
     """
     raise BadInput(
         f"{where}: no batch is left for these to act on:\n  " + "\n  ".join(changed) + "\n"
-        f"Ask for more than {batch} batches (max_duration=…), or give this run a name of its own (run_name=…)"
+        f"Train for more than {batch} batches (max_duration=…), or give this run its own name (run_name=…)"
     )
 
 
 def finish_run(folder: Path, copy: Callable[[str, bytes], None] | None) -> None:
-    """Mark the run finished, on its remote first: a folder that says so is not looked at again.
+    """Mark the run as finished, on its remote first, because a folder marked as finished is not uploaded again.
 
     Args:
         folder: the run folder.
-        copy: writes a file of the run's remote, by name and content.
+        copy: function that writes a file, given its name and contents, to the run's remote.
     """
     record = {**read_record(folder / RECORD), "finished": True}
     if copy:

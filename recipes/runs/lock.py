@@ -1,4 +1,4 @@
-"""One process at a time runs a folder."""
+"""The lock of a run folder: only one process at a time may run it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from data_prep.common.lock import hold
 
 @contextmanager
 def running(folder: Path, way_out: str = "give this run a name of its own (run_name=…)") -> Iterator[None]:
-    """Make the folder of a run, or of several, and keep every other process from running it.
+    """Make the folder of a run or of several runs, and keep every other process from running it.
 
     Args:
-        folder: the folder.
-        way_out: what to do beside waiting, for the message.
+        folder: folder to make and lock.
+        way_out: what the user can do instead of waiting, for the message.
 
     Raises:
-        BadInput: another process runs it, or the folder cannot be made.
+        BadInput: another process runs the folder, or the folder cannot be made.
     """
     with hold(folder, way_out):
         try:
@@ -31,10 +31,10 @@ def running(folder: Path, way_out: str = "give this run a name of its own (run_n
 
 @contextmanager
 def held_by_rank_zero(folder: Path) -> Iterator[None]:
-    """`running`, by rank 0. All ranks must enter it.
+    """Let rank 0 enter `running`. All ranks must call it.
 
     Raises:
-        BadInput: as `running`, on all ranks.
+        BadInput: on all ranks, as in `running`.
     """
     from recipes.distributed.rank_zero import on_rank_zero
 

@@ -1,4 +1,4 @@
-"""The one reader of what a run logs as JSON lines: metrics.jsonl, texts.jsonl."""
+"""Read the JSON lines that a run logs in metrics.jsonl and texts.jsonl."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from data_prep.common.files import JsonDict
 
 
 def read_lines(path: Path, skip_damaged: bool = False) -> Iterator[JsonDict]:
-    """The lines of a file, one at a time; none if there is no file. A last line that a kill has cut is left out.
+    """Yield the lines of a file; none if there is no file. An incomplete last line, as after a kill, is left out.
 
     Args:
-        path: the file.
+        path: file to read.
         skip_damaged: leave out every line that is not a JSON object.
 
     Raises:
@@ -30,7 +30,7 @@ def read_lines(path: Path, skip_damaged: bool = False) -> Iterator[JsonDict]:
             if damaged and not skip_damaged:
                 raise BadInput(f"{path}, line {damaged} is not JSON of the form {{key: value}}")
             try:
-                # orjson knows no NaN, which a broken batch's loss is.
+                # orjson does not read NaN, which the loss of a bad batch is.
                 value = json.loads(line) if b"NaN" in line or b"Infinity" in line else orjson.loads(line)
             except ValueError:
                 value = None

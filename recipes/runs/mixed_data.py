@@ -1,4 +1,4 @@
-"""What a run's record says of the folders that are mixed into its training data, in words."""
+"""Describe in words the folders that are mixed into the training data of a run, from its record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ LOSS, BITS = "LanguageCrossEntropy", "BitsPerByte"
 
 
 def text_of(corpus: JsonDict) -> JsonDict:
-    """The corpus in all of its splits, as its licences and dates are counted.
+    """Summarize a corpus over all of its splits, as its licences and dates are counted.
 
     Returns:
         `splits`, `documents`, `sources` (name -> documents), `licenses`, `dates`.
@@ -28,11 +28,14 @@ def text_of(corpus: JsonDict) -> JsonDict:
 
 
 def mixed_in(record: JsonDict, logged: Callable[[str], float | None]) -> dict[str, str]:
-    """Name of each folder of `data.mix` -> its share of a pass, its text with dates and licences, its validation loss.
+    """Describe each folder of `data.mix`: its share of a pass, its text with dates and licences, its validation loss.
 
     Args:
         record: record of the run.
-        logged: the value of a metric, None if there is none.
+        logged: function that returns the value of a metric, or None.
+
+    Returns:
+        Name of the folder -> description.
     """
     texts = {}
     for name, of in record["data"].get("mix", {}).items():
@@ -52,5 +55,5 @@ def mixed_in(record: JsonDict, logged: Callable[[str], float | None]) -> dict[st
 
 
 def eval_metrics(name: str) -> tuple[str, str]:
-    """The metrics of the validation loss, and of its bits per byte, of a folder of `data.mix`."""
+    """Names of the metrics of a folder of `data.mix`: its validation loss, and the same in bits per byte."""
     return f"metrics/{MIXED_EVAL}{name}/{LOSS}", f"metrics/{MIXED_EVAL}{name}/{BITS}"

@@ -1,4 +1,4 @@
-"""The model card of an exported model: what its run was, how it is loaded, intended use and limits, licence."""
+"""The model card of an exported model: its run, how to load it, scores, intended use, limits and licence."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 CARD = "README.md"
 TEMPLATE = Path(__file__).with_name("model_card.md.jinja")
-LICENSE = "bigscience-bloom-rail-1.0"  # of weights that this recipe trains, as of BioMedLM
-PROMPT_TOKENS = 50  # what the card's example writes at most, its prompt counted
+LICENSE = "bigscience-bloom-rail-1.0"  # licence of weights that this recipe trains, the same as BioMedLM's
+PROMPT_TOKENS = 50  # largest number of tokens in the card's example, prompt included
 
 
 @dataclass(frozen=True)
 class Stated:
-    """What a release states and no record holds.
+    """Facts for the card that the user states, because no record holds them.
 
     Attributes:
-        base_model: `owner/name` on the hub of what the weights began with.
-        device_watts: W that a device took with its share of the machine, cooling included.
-        grid_g_per_kwh: g of CO2-equivalent a kWh of the grid.
+        base_model: `owner/name` on the hub of the model that training began with.
+        device_watts: watts that one device and its share of the machine took, cooling included.
+        grid_g_per_kwh: grams of CO2-equivalent for each kWh of the grid.
     """
 
     base_model: str | None = None
@@ -56,17 +56,17 @@ def write_model_card(
     stated: Stated = NOTHING_STATED,
     scores: Sequence[JsonDict] = (),
 ) -> None:
-    """README.md of the model: what the hub reads, the run's facts, loading, scores, use and limits, licence.
+    """Write README.md of the model: head for the hub, facts of the run, loading, scores, use, limits and licence.
 
     Args:
-        folder: the exported model's.
-        weights: the checkpoint or model folder that was exported.
-        run: the run folder of the checkpoint; None for a model folder.
+        folder: folder of the exported model.
+        weights: checkpoint or model folder that was exported.
+        run: run folder of the checkpoint; None for a model folder.
         batch: batch of the checkpoint; 0 for a model folder.
-        differences: attention backend -> largest difference of logits, as a share of the largest.
+        differences: attention backend -> largest difference of logits, as a share of the largest logit.
         facts: facts of the model: `dtype`, `n_parameters`, `n_positions`, `tied` (embedding and head are one weight).
-        stated: what no record holds.
-        scores: scores of these weights: `task`, `how`, `score`, and `result` for the hub.
+        stated: facts that the user states.
+        scores: scores of these weights, each with `task`, `how`, `score`, and `result` for the hub.
     """
     of_run: JsonDict = {"run": None, "license": stated_license(weights), "about_pubmed": False}
     name, known = weights.absolute().name, {}
@@ -112,12 +112,12 @@ def emitted_g(took: Spent, device_watts: float, grid_g_per_kwh: float) -> float:
 
 
 def render(template: Path, **fields: Any) -> str:
-    """A card of its template; a field that is not given is an error."""
+    """Fill in the template of a card; a missing field is an error."""
     return _environment(template.parent).get_template(template.name).render(fields)
 
 
 def render_text(template: str, **fields: Any) -> str:
-    """A part of a card, of a template that is given as text; a field that is not given is an error."""
+    """Fill in a template that is given as text; a missing field is an error."""
     return _environment().from_string(template).render(fields)
 
 
@@ -133,7 +133,7 @@ def _environment(*folders: Path) -> Environment:
 
 
 def stated_license(folder: Path) -> str | None:
-    """The licence that a model folder's own card states, None if it states none."""
+    """The licence in the card of a model folder; None if there is none."""
     card = folder / CARD
     _, _, rest = (card.read_text(encoding="utf-8", errors="replace") if card.is_file() else "").partition("---\n")
     try:
@@ -145,25 +145,25 @@ def stated_license(folder: Path) -> str | None:
 
 
 def is_about_pubmed(record: JsonDict) -> bool:
-    """Whether a pre-training run, by its record, read abstracts or articles of PubMed."""
+    """Whether the training text of a pre-training run contains abstracts or articles of PubMed."""
     data = record["data"]
     corpora = [data["corpus"], *(of["corpus"] for of in data.get("mix", {}).values())]
     return any({ABSTRACTS, ARTICLES} & text_of(corpus)["sources"].keys() for corpus in corpora)
 
 
 def seen(plan: JsonDict, batch: int) -> JsonDict:
-    """What a checkpoint of a pre-training run has been trained on: `batch`, `tokens`, `passes` over the split."""
+    """How much a checkpoint of a pre-training run was trained: `batch`, `tokens`, `passes` over the training split."""
     tokens = batch * plan["tokens_per_batch"]
     return {"batch": batch, "tokens": tokens, "passes": tokens / plan["train_tokens"]}
 
 
 def evaluation(metrics: Path, batch: int, names: tuple[str, ...]) -> dict[str, float] | None:
-    """What a run logged at the batch of a checkpoint, None if it was not evaluated there.
+    """Metrics that a run logged at the batch of a checkpoint; None if the run was not evaluated at that batch.
 
     Args:
-        metrics: the run's metrics.jsonl.
-        batch: the checkpoint's.
-        names: metrics that must all be there.
+        metrics: metrics.jsonl of the run.
+        batch: batch of the checkpoint.
+        names: names of the metrics, which must all be there.
     """
     log = read_metrics(metrics).metrics
     values = {name: log[name][batch] for name in names if batch in log.get(name, {})}
@@ -171,7 +171,7 @@ def evaluation(metrics: Path, batch: int, names: tuple[str, ...]) -> dict[str, f
 
 
 def commits(record: JsonDict) -> list[str]:
-    """The commits that a run was trained by, one after another, each named once."""
+    """The commits of the code that trained a run, in order and without repetition."""
     names = [
         f"{start['commit'] or 'unknown'}{', with uncommitted changes' if start['uncommitted'] else ''}"
         for start in record["starts"]

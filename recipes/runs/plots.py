@@ -23,17 +23,19 @@ PANELS = (  # title, metric, unit
 )
 AXES = {"batch": "batch", "tokens": "tokens", "hours": "hours of training"}
 COLORS = ("#1f4e8c", "#b5532a", "#3c7a3f", "#7b4b94", "#8a6d1a", "#2b8a8a", "#a33a6a", "#555f6e")
-POINTS = 1500  # of a curve; of more, each stretch shows its least, middle and greatest value, so no spike is lost
+# Largest number of points of a curve. A longer curve is divided into this number of parts, each drawn by its minimum,
+# median and maximum, so that no spike is lost.
+POINTS = 1500
 
 
 def plots(runs: Sequence[RunData], axis: str = "batch", first: int = 0, last: int | None = None) -> dict[str, Any]:
-    """Matplotlib figures by title; those whose metrics no run has logged are left out.
+    """Return Matplotlib figures by title, without those whose metrics no run has logged.
 
     Args:
-        runs: in the order of their colours.
-        axis: one of `AXES`.
-        first: the first batch to show.
-        last: the last one; None: to the end.
+        runs: runs to show, in the order of their colours.
+        axis: horizontal axis, one of `AXES`.
+        first: first batch to show.
+        last: last batch to show; None: to the end.
     """
     panels = _Panels(runs, axis, first, last)
     panels.losses()
@@ -48,7 +50,7 @@ def plots(runs: Sequence[RunData], axis: str = "batch", first: int = 0, last: in
 
 
 class _Panels:
-    """Draws panels of the same runs on the same axis, one a title."""
+    """Draws panels of the same runs over the same horizontal axis, one panel for each title."""
 
     def __init__(self, runs: Sequence[RunData], axis: str, first: int, last: int | None) -> None:
         self.runs, self.axis, self.first, self.last = runs, axis, first, last
@@ -56,12 +58,12 @@ class _Panels:
         self.figures: dict[str, Any] = {}
 
     def place(self, data: RunData, batch: int) -> float:
-        """Where a batch stands on the axis."""
+        """Position of a batch on the horizontal axis."""
         tokens, hours = data.places.get(batch, (0, 0.0))
         return {"batch": batch, "tokens": tokens, "hours": hours}[self.axis]
 
     def panel(self, title: str, unit: str, curves: Sequence[tuple[str, str, dict[str, Any]]]) -> Any:
-        """Of each run the metrics that it has: (metric, what the legend calls it, style). None if no run has any."""
+        """Draw the given curves (metric, label, style) of each run that has them; None if no run has any of them."""
         shown = [(n, data) for n, data in enumerate(self.runs) if any(data.series.get(metric) for metric, *_ in curves)]
         if not shown:
             return None
@@ -80,7 +82,7 @@ class _Panels:
         return ax
 
     def losses(self) -> None:
-        """Losses and bits per byte, beside what models without context reach on the same text."""
+        """Draw losses and bits per byte, with the values that models without context reach on the same text."""
         faint, dots = {"alpha": 0.45, "lw": 0.9}, {"marker": "o", "ms": 4, "lw": 1.6}
         curves = [(TRAIN_LOSS, "training, each batch", faint), (EVAL_LOSS, "validation", dots)]
         loss = self.panel("Loss", ", ".join(dict.fromkeys(data.loss_unit for data in self.runs)), curves)
@@ -104,7 +106,7 @@ class _Panels:
             bits.axhline(baselines["xz9_bits_per_byte"], color="0.45", ls="-.", lw=1, label="xz -9")
 
     def scores_on_dev(self) -> None:
-        """What fine-tuning is evaluated by."""
+        """Draw the scores of fine-tuning on dev."""
         if any(data.pretraining for data in self.runs):
             return
         for name in sorted({name for data in self.runs for name in data.series if name.startswith(EVAL)}):
@@ -112,7 +114,7 @@ class _Panels:
 
 
 def _curve(ax: Any, xs: list[float], ys: list[float], style: dict[str, Any]) -> None:
-    """A line; of many points one through the middle of each stretch, in a band from its least to its greatest."""
+    """Draw a line. A long curve becomes a line through the median of each part, in a band from minimum to maximum."""
     if len(xs) > POINTS:
         size = -(-len(xs) // POINTS)
         stretches = [sorted(filter(math.isfinite, ys[n : n + size])) or [math.nan] for n in range(0, len(ys), size)]
@@ -128,22 +130,22 @@ def _curve(ax: Any, xs: list[float], ys: list[float], style: dict[str, Any]) -> 
 
 
 def _without_neighbours(ys: Sequence[float]) -> list[int]:
-    """Where a value stands alone, as the only one or between NaNs: a line shows nothing of it."""
+    """Indices of values that have no finite neighbour, so that a line would not show them."""
     there = [False, *map(math.isfinite, ys), False]
     return [n for n in range(len(ys)) if there[n + 1] and not (there[n] or there[n + 2])]
 
 
 def _marks(ax: Any, data: RunData, place: Any, first: int, last: int | None, legend: bool) -> None:
-    """Where the run was started again, went back, or left a batch out."""
+    """Mark where the run was restarted, was rewound, or skipped a batch."""
 
     def seen(batch: int) -> bool:
         return first <= batch <= (last or batch)
 
     for n, start in enumerate(filter(seen, data.starts[1:])):
-        ax.axvline(place(start), color="0.6", lw=0.8, ls=":", label="started again" if legend and n == 0 else None)
+        ax.axvline(place(start), color="0.6", lw=0.8, ls=":", label="restarted" if legend and n == 0 else None)
     for n, (spike, goal) in enumerate(pair for pair in data.rewinds if seen(pair[0])):
-        label = "went back, around the data" if legend and n == 0 else None
+        label = "rewound, data skipped" if legend and n == 0 else None
         ax.axvspan(place(goal), place(min(spike, max(data.places))), color="#d9a441", alpha=0.25, lw=0, label=label)
     if skipped := [place(batch) for batch in data.skipped if seen(batch)]:
         where = {"transform": ax.get_xaxis_transform(), "marker": "x", "color": "#c0392b", "s": 18, "clip_on": False}
-        ax.scatter(skipped, [0.0] * len(skipped), label="NaN or Inf, left out" if legend else None, **where)
+        ax.scatter(skipped, [0.0] * len(skipped), label="NaN or Inf, skipped" if legend else None, **where)

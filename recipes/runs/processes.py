@@ -1,4 +1,4 @@
-"""Launch: runs as processes of their own, one after another, that end with this one and save when it is preempted."""
+"""Launch runs as child processes, one after another. They end with this process, and save when it is preempted."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ ROOT = Path(__file__).parents[2]
 
 
 class Named(Protocol):
-    """What is run."""
+    """A run that is launched."""
 
     @property
     def name(self) -> str:
-        """Of the run, for messages."""
+        """Name of the run, for messages."""
         ...
 
 
@@ -29,7 +29,7 @@ Run = TypeVar("Run", bound=Named)
 
 
 def command_of(script: str, yaml: Path, world_size: int) -> list[str]:
-    """What one would type to run a configuration, up to its overrides."""
+    """The command that runs a configuration, without its overrides."""
     launcher = [sys.executable]
     if world_size > 1:
         launcher = [str(Path(sys.executable).with_name("composer")), "-n", str(world_size)]
@@ -37,13 +37,13 @@ def command_of(script: str, yaml: Path, world_size: int) -> list[str]:
 
 
 def last_line(log: Path) -> str:
-    """The last line of a run's log, empty if there is none."""
+    """The last line of a run's log; empty if there is no log."""
     lines = log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
     return "".join(lines[-1:])
 
 
 def start(command: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[bytes]:
-    """A run as a process that ends with this one; what it says goes to the end of its log."""
+    """Start a run as a process that ends with this one. Its output is appended to its log."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
         return subprocess.Popen(
@@ -53,18 +53,20 @@ def start(command: Sequence[str], log: Path, folder: Path) -> subprocess.Popen[b
 
 
 def execute(command: Sequence[str], log: Path, folder: Path) -> int:
-    """`start`, to its end; the exit code."""
+    """Start a run, wait for its end, and return its exit code."""
     return start(command, log, folder).wait()
 
 
 def run_here(commands: Iterable[tuple[Run, list[str], Path]]) -> Iterator[tuple[Run, int]]:
-    """One after another; each with its exit code as it ends. A stop signal is passed on to the run, which saves.
+    """Run commands one after another, and yield each run with its exit code.
+
+    A stop signal is forwarded to the current run, which saves and ends.
 
     Args:
-        commands: each run, what is to be typed for it, and its log.
+        commands: runs, each with its command and its log.
 
     Raises:
-        Stopped: told to stop, with the code of that signal.
+        Stopped: a stop signal came; the exit code is that of the signal.
     """
     received: list[int] = []
     for run, command, log in commands:
@@ -72,12 +74,13 @@ def run_here(commands: Iterable[tuple[Run, list[str], Path]]) -> Iterator[tuple[
 
         def forward(number: int, _: Any, child: subprocess.Popen[bytes] = child) -> None:
             received.append(STOP_SIGNALS[signal.Signals(number)])
-            # A terminal sends Ctrl-C to both: passed on as such, it would be the second, which leaves without saving.
+            # A terminal sends Ctrl-C to both processes. Forwarded as SIGINT, it would be the run's second Ctrl-C, which
+            # ends it without saving.
             child.send_signal(signal.SIGTERM if number == signal.SIGINT else number)
 
         answer_stop_signals(forward)
         code = child.wait()
-        leave_at_once_when_told()  # until there is a run again that has something to save
+        leave_at_once_when_told()  # between two runs there is nothing to save
         if received or code in STOP_SIGNALS.values():
             print(f"stopped in {run.name}: type the same command to resume", flush=True)
             raise Stopped(received[0] if received else code)

@@ -1,4 +1,4 @@
-"""What a run folder says: metrics, restarts, rewinds, texts; and the run in a few lines."""
+"""Read a run folder: metrics, restarts, rewinds and texts; and summarize the run in a few lines."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ NOT_METRICS = ("batch", "tokens", "time_s", "event", "ranks", "rewinds", "comput
 
 @dataclass(frozen=True)
 class RunData:
-    """All that a report shows of one run folder.
+    """Everything that a report shows of one run folder.
 
     Attributes:
-        series: metric -> (batch, value) of the batches that led to where the run is: not those that a crash or a rewind
-            has thrown away.
-        places: batch -> its tokens, and its hours of training, the time between two starts left out.
-        starts: batches after which a process began.
-        rewinds: (batch of a loss spike, batch that the run went back to).
-        skipped: batches that nan_guard left out.
-        last_time_s: when the last line was logged, in seconds of Unix time; None: nothing was.
-        pause_s: the longest time between two lines of the last start.
+        series: metric -> (batch, value) of the batches that led to the current state of the run. Batches that were lost
+            in a crash or a rewind are left out.
+        places: batch -> tokens and hours of training up to it, without the time between two starts.
+        starts: for each start of the run, the batch that it resumed from.
+        rewinds: (batch of a loss spike, batch that the run was rewound to).
+        skipped: batches that nan_guard skipped.
+        last_time_s: time of the last line, in seconds of Unix time; None: nothing was logged.
+        pause_s: longest time between two lines since the last start.
     """
 
     folder: Path
@@ -57,40 +57,40 @@ class RunData:
 
     @property
     def name(self) -> str:
-        """The folder's."""
+        """Name of the folder."""
         return self.folder.name
 
     @property
     def pretraining(self) -> bool:
-        """Whether it trained on token shards."""
+        """Whether the run trained on token shards."""
         return "corpus" in self.record["data"]
 
     @property
     def loss_unit(self) -> str:
-        """Of its training loss; runs of tasks did not always say what theirs is a mean over."""
+        """Unit of the training loss. Older fine-tuning runs did not record what their loss is a mean over."""
         return "nats/token" if self.pretraining else self.record.get("loss_unit", "nats")
 
     def last(self, metric: str) -> float | None:
-        """The last value of a metric, None if it was never logged."""
+        """The last value of a metric; None if it was never logged."""
         return self.series[metric][-1][1] if self.series.get(metric) else None
 
     def median(self, metric: str) -> float | None:
-        """The median of a metric's values, None if it was never logged."""
+        """The median of a metric's values; None if it was never logged."""
         return statistics.median(value for _, value in self.series[metric]) if self.series.get(metric) else None
 
     @property
     def trained_batches(self) -> int:
-        """Batches that led to where the run is."""
+        """Number of batches that led to the current state of the run."""
         return self.series[TRAIN_LOSS][-1][0] if self.series.get(TRAIN_LOSS) else 0
 
     @property
     def hours(self) -> float:
-        """Of training, to the last line."""
+        """Hours of training up to the last line."""
         return max((hours for _, hours in self.places.values()), default=0.0)
 
     @property
     def left_s(self) -> float | None:
-        """Seconds to the end at the pace of the last start, what it waited for included; None: that is not known."""
+        """Remaining seconds at the pace since the last start, waiting included; None if the pace is not known."""
         first, batches = self.starts[-1] if self.starts else 0, self.trained_batches
         if batches <= first or first not in self.places:
             return None
@@ -99,27 +99,27 @@ class RunData:
 
     @property
     def left(self) -> str:
-        """`about 2.1 h left`, of a run that goes on; empty where that is not known."""
+        """Remaining time of an unfinished run, such as `about 2.1 h left`; empty if it is not known."""
         return "" if self.left_s is None or self.record["finished"] else f"about {_hours(self.left_s / 3600)} left"
 
     @property
     def changed(self) -> list[str]:
-        """What was changed when the run was resumed: `from batch 100: optimizer.lr: 0.001 -> 0.0005`."""
+        """Settings that were changed when the run was resumed: `from batch 100: optimizer.lr: 0.001 -> 0.0005`."""
         return changed_settings(self.record)
 
     @property
     def val_bytes_per_token(self) -> float:
-        """UTF-8 bytes of text a token of the validation split stands for."""
+        """UTF-8 bytes of text per token of the validation split."""
         val = self.record["data"]["counts"]["val"]
         return val["bytes"] / (val["tokens"] + val["dropped_tokens"])
 
 
 @dataclass
 class MetricsLog:
-    """What metrics.jsonl says of the batches that led to where the run is, read line by line; fields as `RunData`'s.
+    """Contents of metrics.jsonl for the batches that led to the current state of the run. It is read line by line.
 
     Attributes:
-        metrics: metric -> batch -> value.
+        metrics: metric -> batch -> value. The other fields have the meaning that they have in `RunData`.
     """
 
     metrics: dict[str, dict[int, float]] = field(default_factory=dict)
@@ -130,7 +130,7 @@ class MetricsLog:
     _hours: float = 0.0
 
     def add(self, line: JsonDict) -> None:
-        """The next line; one that says that a process began takes back what was logged of later batches."""
+        """Add the next line. The line of a new start removes what was logged for later batches."""
         batch = line["batch"]
         if line.get("event") == "start":
             self.starts.append(batch)
@@ -150,10 +150,10 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> MetricsLog:
-    """Read a metrics.jsonl, which may not be there yet.
+    """Read a metrics.jsonl, which may not exist yet.
 
     Raises:
-        BadInput: a line is none that a run writes; it names the line and the key.
+        BadInput: a line does not have the form that a run writes; the message names the line and the key.
     """
     log = MetricsLog()
     for number, line in enumerate(read_lines(path), 1):
@@ -166,7 +166,7 @@ def read_run(folder: Path) -> RunData:
     """Read a run folder.
 
     Raises:
-        BadInput: it holds no run, or metrics.jsonl has a line that is not JSON.
+        BadInput: the folder does not hold a run, or metrics.jsonl has a line that is not JSON.
     """
     if not (folder / RECORD).is_file():
         raise BadInput(f"{folder} holds no run ({RECORD} is missing)")
@@ -186,7 +186,7 @@ def read_run(folder: Path) -> RunData:
     content = b"".join(path.read_bytes() for path in inputs if path.is_file())
     return RunData(
         folder=folder,
-        record=without_credentials_within(read_told_record(record)),  # which an earlier version kept
+        record=without_credentials_within(read_told_record(record)),  # an earlier version recorded credentials
         config=without_credentials(_text_of(folder / CONFIG)),
         series={name: sorted(points.items()) for name, points in log.metrics.items()},
         places=log.places,
@@ -203,27 +203,29 @@ def read_run(folder: Path) -> RunData:
 
 
 def _text_of(config: Path) -> str:
-    """The config.yaml of a run, which is known to be one."""
+    """Return the text of a run's config.yaml, after a check that it is valid YAML."""
     read_typed_yaml(config)
     return config.read_text(encoding="utf-8")
 
 
 def changed_settings(record: JsonDict) -> list[str]:
-    """What of a run's fingerprint was changed when it was resumed, and from which batch on, in the order of batches.
+    """Changes of a run's fingerprint when it was resumed, with the batch from which each acts, in the order of batches.
+
+    A start from an earlier checkpoint discards the batches after that checkpoint, and so the changes made there.
 
     Args:
-        record: record of the run. A start from an earlier checkpoint throws away what was computed after it.
+        record: record of the run.
     """
     changed: dict[int, list[str]] = {}
     for start in record["starts"]:
-        if "batch" in start:  # not in records of before changes acted
+        if "batch" in start:  # records of earlier versions have no batch
             changed = {batch: lines for batch, lines in changed.items() if batch < start["batch"]}
             changed[start["batch"]] = start["allowed_differences"]
     return [f"from batch {batch:,}: {line}" for batch, lines in changed.items() for line in lines]
 
 
 def summary(data: RunData) -> dict[str, str]:
-    """The run in a few lines: what -> value with unit."""
+    """Summarize the run in a few lines: name -> value with unit."""
     batches, plan = data.trained_batches, data.record["plan"]
     speed, hours, cost = data.median(SPEED), data.last("cost/gpu_hours"), data.last("cost/total")
     rows = {}
@@ -258,7 +260,7 @@ def summary(data: RunData) -> dict[str, str]:
     if cost is not None:
         rows["cost"] = f"{cost:,.2f}"
     rows["hardware"] = hardware(start)
-    dirty = " with changes of its own" if start["uncommitted"] else ""
+    dirty = " with uncommitted changes" if start["uncommitted"] else ""
     if data.changed:
         rows["changed on resuming"] = "; ".join(data.changed)
     rows["commit"] = (
@@ -268,7 +270,7 @@ def summary(data: RunData) -> dict[str, str]:
 
 
 def hardware(start: JsonDict) -> str:
-    """`8 × NVIDIA H100 80GB HBM3`, or the ranks on CPUs."""
+    """Hardware of a start, such as `8 × NVIDIA H100 80GB HBM3`, or the number of ranks on CPUs."""
     ranks, gpus = start["world_size"], start["gpus"]
     return f"{ranks} × {gpus[0]}" if gpus else f"{ranks} rank{'s' * (ranks > 1)} on CPU ({start['processor']})"
 

@@ -1,4 +1,4 @@
-"""The record of a run, run.json, read as what it must be."""
+"""Read the record of a run, run.json, and check its form."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MIXED: Shape = {
     "counts": {"train": _COUNTS, "val": _COUNTS},
     "corpus": _CORPUS,
 }
-# What every command reads of a record; and what a report or a card says, of pre-training more.
+# RECORD: keys that every command reads. TOLD: keys that a report or a card shows, with more of them for pre-training.
 RECORD: Shape = {"identity": dict, "finished": bool, "starts": [dict]}
 _ORIGIN: Shape = {"path": str, "sha256": str, "license?": (str, type(None))}
 TOLD: Shape = {
@@ -51,10 +51,10 @@ TOLD_OF_FINE_TUNING: Shape = {**TOLD, "plan": {"parameters": int, "batches": int
 
 
 def read_record(path: Path) -> JsonDict:
-    """What a run.json holds that a resume reads.
+    """Read run.json, and check the keys that resuming needs.
 
     Raises:
-        BadInput: it is missing or not JSON, or a key is missing or of another type.
+        BadInput: the file is missing or is not JSON, or a key is missing or has the wrong type.
     """
     record = read_json(path)
     check_shape(record, RECORD, str(path))
@@ -62,10 +62,10 @@ def read_record(path: Path) -> JsonDict:
 
 
 def read_told_record(path: Path) -> JsonDict:
-    """What a run.json holds that a report or a model card says.
+    """Read run.json, and check the keys that a report or a model card shows.
 
     Raises:
-        BadInput: as `read_record`.
+        BadInput: as in `read_record`.
     """
     record = read_record(path)
     check_shape(record, TOLD, str(path))

@@ -1,4 +1,4 @@
-"""The report: runs as one HTML page that needs nothing else."""
+"""The report: one self-contained HTML page about one run or several."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ MADE_BY = (
     *(Path(__file__).with_name(f"{name}.py") for name in ("comparison", "figures", "plots", "reading", "report_page")),
 )
 WATCH_S = 10.0
-LEAST_PATIENCE_S, PAUSES = 60.0, 3  # a run stands still that logs nothing for so long, and so many of its pauses
+# A run is reported as hanging if it logs nothing for LEAST_PATIENCE_S + PAUSES x its longest pause so far.
+LEAST_PATIENCE_S, PAUSES = 60.0, 3
 
 
 def write_report(
@@ -32,15 +33,15 @@ def write_report(
     last: int | None = None,
     refresh_s: float | None = None,
 ) -> Path:
-    """Write a page about runs, unless one of the same data is there.
+    """Write a page about runs, unless the file already shows the same data.
 
     Args:
-        runs: what it shows.
-        path: where.
-        axis: as `plots`, as are `first` and `last`.
-        first: the first batch to show.
-        last: the last one.
-        refresh_s: seconds after which a browser reads the page again; None: never.
+        runs: runs to show.
+        path: file to write.
+        axis: horizontal axis of the plots, one of `plots.AXES`.
+        first: first batch to show.
+        last: last batch to show; None: to the end.
+        refresh_s: seconds after which a browser reloads the page; None: never.
     """
     asked = f"{axis} {first} {last} {refresh_s}"
     made_by = hashlib.sha256(b"".join(path.read_bytes() for path in MADE_BY)).hexdigest()
@@ -70,11 +71,12 @@ def write_report(
 
 
 def standing(data: RunData) -> dict[str, str | float] | None:
-    """Where a run that is not finished stands; how long ago that was is for the browser to say.
+    """State of a run that is not finished. The browser computes how long ago the last line was logged.
 
     Returns:
-        `done` and `left` as texts; `time_s` and `at`, when the last line was logged; `patience_s`, after which a run
-            that has logged nothing more stands still: no pause so far was near it. None: finished, or nothing logged.
+        `done` and `left`, the progress as text; `time_s` and `at`, the time of the last line; `patience_s`, the time in
+            seconds after which a run without a new line is reported as hanging. None if the run is finished or has
+            logged nothing.
     """
     if data.record["finished"] or data.last_time_s is None:
         return None
@@ -89,8 +91,10 @@ def standing(data: RunData) -> dict[str, str | float] | None:
 
 
 def watch(folders: Sequence[Path], path: Path, axis: str, interval_s: float = WATCH_S) -> None:
-    """Write the page again whenever a run has logged more, until all are finished or the user ends it."""
-    print(f"{path} is written every {interval_s:g} s while there is news; Ctrl-C ends this, not the run", flush=True)
+    """Rewrite the page whenever a run has logged more, until all runs are finished or the user stops the command."""
+    print(
+        f"{path} is rewritten every {interval_s:g} s if the run has logged more; Ctrl-C ends only the watch", flush=True
+    )
     seen: list[str] = []
     while True:
         runs = [read_run(folder) for folder in folders]

@@ -1,4 +1,4 @@
-"""docs/runs.md: the log of runs, to which entries are added."""
+"""Append entries to docs/runs.md, the log of runs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LOG = Path(__file__).parents[2] / "docs/runs.md"
 
 
 def log_entry(data: RunData) -> str:
-    """A run as an entry of docs/runs.md."""
+    """Return the entry of a run for docs/runs.md."""
     start = data.record["starts"][-1]
     begun = datetime.fromtimestamp(data.record["starts"][0]["time_s"], timezone.utc)
     versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
@@ -30,13 +30,13 @@ def append_log(data: RunData, path: Path) -> None:
     """Add a run to the log.
 
     Raises:
-        BadInput: it is there already, or the run has logged nothing.
+        BadInput: the log already has an entry of the run, or the run has logged nothing.
     """
     if not data.trained_batches:
         raise BadInput(f"{data.folder} has logged no loss yet")
     text, entry = path.read_text(encoding="utf-8"), log_entry(data)
     heading = entry.splitlines()[0]
     if heading in text.splitlines():
-        raise BadInput(f"{path} has an entry {heading[3:]!r} already; the log is append-only")
+        raise BadInput(f"{path} already has an entry {heading[3:]!r}; entries of the log are never replaced")
     write_text(path, f"{text.rstrip()}\n\n{entry}")
     print(f"{path}: {heading[3:]}")

@@ -1,4 +1,4 @@
-"""What a run has taken by its own log: hours and device-hours, those parts that a crash has thrown away included."""
+"""Compute the hours and device-hours of a run from its log, including work that was lost in a crash."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from recipes.runs.logged_lines import read_lines
 
 
 class Spent(NamedTuple):
-    """From each start of training to the last line that it wrote.
+    """Time of a run, summed over its starts. Each start counts until its last line in metrics.jsonl.
 
     Attributes:
-        seconds: seconds of wall time.
-        device_seconds: ranks x seconds; a rank has one GPU, or is one of the processes on a CPU.
+        seconds: wall time in seconds.
+        device_seconds: ranks x seconds; each rank has one GPU, or is one process on a CPU.
     """
 
     seconds: float
@@ -21,7 +21,7 @@ class Spent(NamedTuple):
 
     @property
     def hours(self) -> float:
-        """Of wall time."""
+        """Wall time in hours."""
         return self.seconds / 3600
 
     @property
@@ -31,14 +31,14 @@ class Spent(NamedTuple):
 
 
 def spent(metrics: Path, to_batch: int | None = None) -> Spent:
-    """What a run took; where the clock was set back, it is counted from there on.
+    """Compute the time of a run. Where the clock was set back, the step counts as 0 s.
 
     Args:
-        metrics: the run's metrics.jsonl, which may not be there.
-        to_batch: count to the last line of this batch, if the run has logged it; None: all.
+        metrics: metrics.jsonl of the run, which may not exist.
+        to_batch: count only to the last line of this batch, if the run has logged it; None: count everything.
     """
     seconds = device_seconds = last_s = 0.0
-    ranks, counted = 0, None  # none before the first start
+    ranks, counted = 0, None  # lines before the first start are not counted
     for line in read_lines(metrics, skip_damaged=True):
         if line.get("event") == "start":
             ranks = line.get("ranks", 1)

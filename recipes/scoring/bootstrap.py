@@ -1,4 +1,4 @@
-"""Scores with their uncertainty: Wilson's interval of proportions, bootstrap intervals, and the mean over seeds."""
+"""Scores with their uncertainty: Wilson intervals of proportions, bootstrap intervals, and means over seeds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 RESAMPLES = 10_000
 RESAMPLES_AT_ONCE = 100
-Z95 = 1.959964  # of the normal distribution, two-sided 95 %
+Z95 = 1.959964  # quantile of the normal distribution for a two-sided 95 % interval
 BOOTSTRAP, WILSON = "bootstrap", "Wilson"
 
 
@@ -22,10 +22,10 @@ class Score:
 
     Attributes:
         value: the mean.
-        low: where the interval begins.
-        high: where it ends.
-        n: how many values it is the mean of.
-        interval: how it was made, `BOOTSTRAP` or `WILSON`.
+        low: lower end of the interval.
+        high: upper end of the interval.
+        n: number of values in the mean.
+        interval: method of the interval, `BOOTSTRAP` or `WILSON`.
     """
 
     value: float
@@ -36,11 +36,11 @@ class Score:
 
 
 def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927), which has a width at 0 and at 1, too.
+    """The 95 % score interval of a proportion (Wilson 1927). Its width is above 0 even at proportions of 0 and 1.
 
     Args:
-        share: share of `n` that are right, 0 to 1.
-        n: how many there are.
+        share: share of right answers, 0 to 1.
+        n: number of answers.
     """
     center, spread = share + Z95**2 / (2 * n), Z95 * math.sqrt(share * (1 - share) / n + Z95**2 / (4 * n**2))
     low, high = ((center + side * spread) / (1 + Z95**2 / n) for side in (-1, 1))
@@ -48,12 +48,13 @@ def wilson(share: float, n: int) -> tuple[float, float]:
 
 
 def measures(records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray[np.float64], NDArray[np.float64]]]:
-    """What a fine-tuned model's predictions are scored by.
+    """Return the values and weights from which the scores of a fine-tuned model's predictions are computed.
 
     Returns:
-        For each name (n,) values and (n,) weights, one a record; the score is Σ values / Σ weights. Numbers of a
-        record, such as `acc`, have the weight 1. Of `entities` precision, recall and f1 = 2 found / (given + there)
-        over all types, seqeval's micro average; and f1 of each type that is there, if there are several.
+        For each score (n,) values and (n,) weights, one for each record; the score is Σ values / Σ weights. Numbers in
+        a record, such as `acc`, have the weight 1. `entities` gives precision, recall and
+        f1 = 2 · correct / (predicted + true) over all types (seqeval's micro average), and the f1 of each type that
+        occurs, if there are several.
     """
     ones = np.ones(len(records))
     numbers = [name for name, value in records[0].items() if isinstance(value, float)]
@@ -73,7 +74,7 @@ def measures(records: Sequence[dict[str, Any]]) -> dict[str, tuple[NDArray[np.fl
 
 
 def ratio(tops: NDArray[np.float64], bottoms: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of sums over the last axis; 0 where nothing is below, as precision where no entity is given."""
+    """Ratio of the sums over the last axis; 0 if the divisor is 0, such as precision without a predicted entity."""
     above, below = tops.sum(-1), bottoms.sum(-1)
     return np.divide(above, below, out=np.zeros_like(above), where=below != 0)
 
@@ -85,12 +86,13 @@ def bootstrap(
 ) -> Score:
     """The mean of values, or the ratio Σ values / Σ weights, with its 95 % interval.
 
-    Of a proportion, each value 0 or 1, it is Wilson's; else the percentile bootstrap's. That one has no width where all
-    of its replicates are 0 or all are 1: then it is Wilson's of as many values, the widest that they can have.
+    A proportion (each value is 0 or 1) gets a Wilson interval, anything else a percentile bootstrap interval. If all
+    bootstrap replicates are 0, or all are 1, that interval has no width; then the Wilson interval of n values is used,
+    which is the widest that the values allow.
 
     Args:
-        values: (n,) one a question, sentence or document; or (seeds, n), of which the mean over seeds is scored.
-        weights: what each is divided by, of the same shape; None: 1.
+        values: (n,) one value for each question, sentence or document; or (seeds, n), scored by the mean over seeds.
+        weights: weight of each value, of the same shape; None: 1.
         seed: seed of the resampling.
     """
     tops = np.atleast_2d(np.asarray(values, dtype=np.float64))
@@ -110,12 +112,14 @@ def bootstrap(
 
 
 def over_seeds(values: NDArray[np.float64], weights: NDArray[np.float64]) -> tuple[Score, NDArray[np.float64], float]:
-    """A score over seeds: its mean with the interval over questions, each seed's, their standard deviation.
+    """A score over seeds: the mean with its interval over questions, the score of each seed, the standard deviation.
+
+    The interval says how the mean over these seeds varies with the choice of questions. The standard deviation says how
+    the score varies between seeds.
 
     Args:
-        values: (seeds, n) one a seed and question. The interval is of the mean over these seeds, for other questions
-            of the kind; how far other seeds lie, the standard deviation tells.
-        weights: (seeds, n) what each is divided by.
+        values: (seeds, n) one value for each seed and question.
+        weights: (seeds, n) weight of each value.
     """
     each = ratio(values, weights)
     return bootstrap(values, weights), each, float(each.std(ddof=1)) if len(each) > 1 else 0.0

@@ -1,4 +1,4 @@
-"""The table that sets scores beside published ones."""
+"""The table that shows scores beside published scores."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from recipes.scoring.bootstrap import Score
 
-# (task, subject): what was published, in percent, as BioMedLM's paper (arXiv 2403.18421) and model card collect it.
+# (task, subject) -> published scores, in percent, as collected in BioMedLM's paper (arXiv 2403.18421) and model card.
 PUBLISHED: dict[tuple[str, str], dict[str, float]] = {
     ("medqa", ""): {
         "BioMedLM": 50.3,
@@ -39,11 +39,11 @@ class Row:
     """A line of the table.
 
     Attributes:
-        task: the set, and the subject if it is of one.
-        model: whose score it is.
-        how: few-shot form, fine-tuned, …
-        score: in percent, with its interval if it is ours.
-        published: whether it is a number from the literature.
+        task: question set, with its subject if it has one.
+        model: name of the model.
+        how: how the model was used, such as its few-shot form or fine-tuned.
+        score: score in percent, with its interval if it was computed here.
+        published: whether the score is from the literature.
     """
 
     task: str
@@ -54,18 +54,18 @@ class Row:
 
 
 def percent(score: Score) -> str:
-    """`44.0 [39.7, 48.4] Wilson, n = 500`."""
+    """Write a score as `44.0 [39.7, 48.4] Wilson, n = 500`."""
     ends = f"[{100 * score.low:.1f}, {100 * score.high:.1f}] {score.interval}"
     return f"{100 * score.value:.1f} {ends}, n = {score.n:,}"
 
 
 def cut_of(cut: int, n: int) -> str:
-    """What a table says of examples that did not fit the model; nothing where all of them did."""
+    """Note on examples that were cut because they did not fit the model; empty if all fitted."""
     return f"{cut:,} of {n:,} cut" if cut else ""
 
 
 def published_rows(task: str, subject: str = "") -> list[Row]:
-    """What the literature says of a task."""
+    """Rows of the scores that the literature reports for a task."""
     name = f"{task}: {subject}" if subject else task
     return [
         Row(name, model, "published", f"{score:.1f}", True)
@@ -75,9 +75,10 @@ def published_rows(task: str, subject: str = "") -> list[Row]:
 
 HEADER = ("task", "model", "how", "score, % [95 % interval]")
 NOTE = (
-    "Rows marked published are from the literature (arXiv 2403.18421 and what it cites), most of fine-tuned models; "
-    "the others were computed here. Intervals: Wilson's of proportions, each question right or wrong; bootstrap over "
-    "questions or sentences of what is none. Cut: did not fit the model, and lost a part."
+    "Rows marked published are from the literature (arXiv 2403.18421 and its references), most of them of fine-tuned "
+    "models; the others were computed here. Intervals: Wilson for proportions, where each answer is right or wrong; "
+    "bootstrap over questions or sentences for other scores. Cut: examples that were too long for the model, and lost "
+    "a part."
 )
 
 
@@ -92,7 +93,7 @@ def to_markdown(rows: Sequence[Row]) -> str:
 
 
 def to_html(rows: Sequence[Row], title: str) -> str:
-    """The table as a page of its own; published numbers are grey and in italics."""
+    """The table as an HTML page; published numbers are grey and in italics."""
     lines = []
     for row in rows:
         cells = "".join(f"<td>{html.escape(cell)}" for cell in (row.task, row.model, row.how, row.score))

@@ -1,6 +1,6 @@
-"""What is logged of a batch, gathered until the batch is over: one step for one batch in every logger.
+"""Collect the metrics of a batch until the batch is over, so that every logger has one step for each batch.
 
-Composer logs the loss at the number of batches before it, and what callbacks work out at the number after it.
+Composer logs the loss of batch n at step n - 1, but the metrics of callbacks at step n.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from composer.utils import dist
 
 
 class BatchMetrics(LoggerDestination):
-    """A logger of rank 0 that writes once a batch, once an evaluation, and at the end what is left."""
+    """A logger on rank 0 that writes once after each batch, after each evaluation, and at the end of training."""
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -27,15 +27,15 @@ class BatchMetrics(LoggerDestination):
             self._pending.update({name: _number(value) for name, value in metrics.items()})
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Write those of the batch; what callbacks log after this logger is written with the next batch."""
+        """Write the metrics of the batch. Metrics logged by later callbacks are written with the next batch."""
         self._flush(state)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Write those of an evaluation."""
+        """Write the metrics of an evaluation."""
         self._flush(state)
 
     def fit_end(self, state: State, logger: Logger) -> None:
-        """Write what is left."""
+        """Write the remaining metrics."""
         self._flush(state)
 
     def _flush(self, state: State) -> None:
@@ -45,7 +45,7 @@ class BatchMetrics(LoggerDestination):
 
     @abstractmethod
     def write(self, metrics: dict[str, Any], state: State) -> None:
-        """Write the metrics of the batch at which `state` stands; numbers, not tensors. On rank 0 alone."""
+        """Write the metrics of the current batch of `state`, as numbers and not tensors. Called only on rank 0."""
 
 
 def _number(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""One readable line per interval."""
+"""Print one readable line per interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from composer.utils import dist
 
 from recipes.planning.mixing import MIXED_EVAL
 
-# What is shown beside the rest, where it is logged.
+# Further metrics of a line, which are shown if they are logged.
 SHOWN = {
     "throughput/device/mfu": "{:.1%} MFU",
     "throughput/data_wait_share": "data wait {:.1%}",
@@ -21,16 +21,16 @@ SHOWN = {
 
 
 class Console(LoggerDestination):
-    """Prints batch, loss, learning rate, speed and time left on rank 0, every `interval` batches.
+    """Prints batch, loss, learning rate, speed and remaining time on rank 0, every `interval_batches`.
 
-    The speed is of the last interval, evaluation and saving left out of it but not out of the time left.
+    The speed is that of the last interval, without evaluation and saving. The remaining time includes both.
     """
 
     def __init__(self, interval_batches: int, batches: int) -> None:
         self.interval_batches = interval_batches
         self.batches = batches
         self._last: dict[str, Any] = {}
-        self._train_s = 0.0  # spent in batches since the last line
+        self._train_s = 0.0  # time in batches since the last line
         self._tokens = 0
         self._batch_start_s = self._fit_start_s = 0.0
         self._first_batch = 0
@@ -38,7 +38,7 @@ class Console(LoggerDestination):
         self._on = dist.get_global_rank() == 0
 
     def init(self, state: State, logger: Logger) -> None:
-        """Ask the model what its loss is a mean over."""
+        """Get the unit of the loss from the model."""
         self._loss_unit = cast(str, state.model.loss_unit)
 
     def log_metrics(self, metrics: dict[str, Any], step: int | None = None) -> None:
@@ -51,7 +51,7 @@ class Console(LoggerDestination):
         self._tokens = int(state.timestamp.token)
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """Time batches alone."""
+        """Note the time at which the batch starts."""
         self._batch_start_s = time.monotonic()
 
     def batch_end(self, state: State, logger: Logger) -> None:
@@ -79,7 +79,7 @@ class Console(LoggerDestination):
         self._train_s, self._tokens = 0.0, tokens
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Print the evaluation: of a language model what its loss means, of any other its metrics by their names."""
+        """Print the results of an evaluation: the loss of a language model, or the metrics of a fine-tuned model."""
         label = state.dataloader_label or "eval"
         prefix = f"metrics/{label}/"
         of = f" of {label.removeprefix(MIXED_EVAL)}" if label.startswith(MIXED_EVAL) else ""

@@ -1,4 +1,4 @@
-"""The loggers of a run: metrics.jsonl always, and one table of those that the YAML may ask for."""
+"""The loggers of a run: metrics.jsonl, which every run has, and a table of loggers that a YAML may ask for."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _wandb(cfg: RunConfig, batches: int, resumed: bool) -> LoggerDestination | N
     if not cfg.loggers.wandb:
         return None
     arguments = asdict(cfg.loggers.wandb)
-    online = arguments.pop("mode") == "online" and not problem_online(cfg)  # `check_account` has said it
-    settings = {"console": "off"}  # which would swallow ours
+    online = arguments.pop("mode") == "online" and not problem_online(cfg)  # `check_account` has printed a warning
+    settings = {"console": "off"}  # W&B would capture our console output
     init = {"dir": cfg.run_dir, "settings": settings, "config": without_credentials_within(asdict(cfg))}
     return WandBRun(Path(cfg.run_dir) / METRICS, online, resumed, init, **arguments)
 
@@ -49,13 +49,13 @@ LOGGERS: tuple[Callable[[RunConfig, int, bool], LoggerDestination | None], ...] 
 
 
 def build_loggers(cfg: RunConfig, batches: int, resumed: bool, about_start: JsonDict) -> list[Any]:
-    """The loggers of a run.
+    """Build the loggers of a run.
 
     Args:
-        cfg: the configuration.
+        cfg: configuration of the run.
         batches: length of the run.
-        resumed: whether it began earlier.
-        about_start: what metrics.jsonl says of this start.
+        resumed: whether the run began earlier.
+        about_start: facts of this start for its line in metrics.jsonl.
     """
     asked_for = [logger for build in LOGGERS if (logger := build(cfg, batches, resumed)) is not None]
     return [MetricsFile(Path(cfg.run_dir) / METRICS, about_start), *asked_for]

@@ -1,4 +1,4 @@
-"""Every metric of a run, exactly, as JSON lines in its folder."""
+"""Write every metric of a run, in full precision, as JSON lines in its folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from composer.utils import dist
 from data_prep.common.files import JsonDict
 from recipes.training.batch_metrics import BatchMetrics
 
-LINE_BYTES = 1 << 20  # more than any line has
+LINE_BYTES = 1 << 20  # no line is longer
 
 
 class MetricsFile(BatchMetrics):
-    """Appends one line a batch (`{"batch": …, "tokens": …, "time_s": …, metric: value, …}`) to metrics.jsonl.
+    """Appends one line for each batch, `{"batch": …, "tokens": …, "time_s": …, metric: value, …}`, to metrics.jsonl.
 
-    The file is append-only: a resumed run writes `{"event": "start", "batch": …}` and appends, so the lines of batches
-    that were lost with a crash stay on record, and for a batch that occurs twice the later line is the run's.
+    Lines are never removed. A resumed run writes `{"event": "start", "batch": …}` and then appends its lines, so the
+    lines of batches that were lost in a crash remain. If a batch occurs twice, the later line is valid.
 
     Args:
         path: the file.
-        about_start: what the line of this start says beside its batch and the number of ranks.
+        about_start: further facts for the line of this start, in addition to its batch and the number of ranks.
     """
 
     def __init__(self, path: Path, about_start: JsonDict) -> None:
@@ -34,12 +34,12 @@ class MetricsFile(BatchMetrics):
             _drop_half_a_line(path)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Mark where this process begins."""
+        """Write the line of this start."""
         if self._on:
             self.write({"event": "start", "ranks": dist.get_world_size(), **self.about_start}, state)
 
     def write(self, metrics: JsonDict, state: State) -> None:
-        """One line."""
+        """Append one line."""
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({**_position(state), **metrics}) + "\n")
 
@@ -53,7 +53,7 @@ def _position(state: State) -> dict[str, Any]:
 
 
 def _drop_half_a_line(path: Path) -> None:
-    """A line that a kill has cut: what is written next would stand in it."""
+    """Remove an incomplete last line, as after a kill. Otherwise the next line would be appended to it."""
     with path.open("r+b") as file:
         size = file.seek(0, 2)
         start = file.seek(max(0, size - LINE_BYTES))

@@ -1,4 +1,4 @@
-"""A run prepared: its folder written for all ranks to see, and how its model is sharded."""
+"""Prepare a run: write its folder, check that all ranks see it, and decide how its model is sharded."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class PreparedRun:
     """A run that is about to train.
 
     Attributes:
-        fingerprint: what the run is made of; written into each checkpoint.
-        remote: where the run folder is copied to.
-        start: where it starts; the Trainer's runner closes it.
-        fsdp: how the model is sharded; None: not at all.
+        fingerprint: fingerprint of the run, which is written into each checkpoint.
+        remote: copy of the run folder on an object store; None: there is none.
+        start: where the run starts; `run_trainer` closes it.
+        fsdp: how the model is sharded; None: it is not sharded.
     """
 
     fingerprint: JsonDict
@@ -46,13 +46,13 @@ def prepare_run(
     """Write the folder of a run. All ranks must call it.
 
     Args:
-        cfg: the configuration.
+        cfg: configuration of the run.
         start: where the run starts.
-        fingerprint: what the run is made of.
-        facts: what its record says beside that.
-        write_tokenizer: makes the tokenizer's folder, which does not exist yet.
-        world_size: ranks.
-        remote: where the run folder is copied to.
+        fingerprint: fingerprint of the run.
+        facts: further entries of the record.
+        write_tokenizer: function that writes the tokenizer to a folder that does not exist yet.
+        world_size: number of ranks.
+        remote: copy of the run folder on an object store; None: there is none.
 
     Raises:
         BadInput: some rank does not see the folder.

@@ -1,4 +1,4 @@
-"""Pre-training: model, data and schedule assembled, and run to the end; after a loss spike, begun again before it."""
+"""Pre-training: assemble model, data and schedule, and train to the end; rewind after a loss spike."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 
 def train(cfg: TrainConfig) -> Trainer | None:
-    """Train `cfg`; the Trainer, or None if its run folder already holds the finished run.
+    """Train a model. Return the Trainer, or None if the run folder already holds the finished run.
 
     Raises:
-        BadInput: the shards, tokenizer or run folder do not fit the configuration, or W&B does not take the run.
-        Unavailable: the remote of its checkpoints does not answer.
+        BadInput: the shards, tokenizer or run folder do not fit the configuration, or W&B refuses the run.
+        Unavailable: the remote of the checkpoints does not answer.
     """
     folder = Path(cfg.run_dir)
     check_account(cfg, resumed=(folder / RECORD).is_file())
@@ -63,16 +63,16 @@ def train(cfg: TrainConfig) -> Trainer | None:
                 trainer = fit(cfg, plan, shards)
             if trainer:
                 return trainer
-            # The loss spiked: again, from before it, around its data.
-            leave_at_once_when_told()  # nothing is to be saved before the next fit
-            give_memory_back()  # the model's and its optimizer's; the loaders' workers end
+            # After a loss spike: train again, from an earlier checkpoint and without the data of the spike.
+            leave_at_once_when_told()  # there is nothing to save before the next fit
+            give_memory_back()  # frees model and optimizer, and ends the workers of the loaders
 
 
 def fetch_manifests(cfg: TrainConfig) -> None:
-    """Put the manifests of shards that are fetched into their folders.
+    """Fetch the manifests of all shards that have a remote.
 
     Raises:
-        BadInput: one cannot be fetched.
+        BadInput: a manifest cannot be fetched.
     """
     mix = {section_of(name): (of.shards, of.remote) for name, of in (cfg.data.mix or {}).items()}
     for key, (shards, remote) in {"data": (cfg.data.shards, cfg.data.remote), **mix}.items():
@@ -83,24 +83,24 @@ def fetch_manifests(cfg: TrainConfig) -> None:
 
 
 def ranks_per_node() -> int:
-    """Ranks on a node: the launcher's number if it started several nodes, else as many as a node usually holds."""
+    """Ranks of a node: the launcher's number if there are several nodes, otherwise the number that is usual."""
     ranks = world()
     return ranks.local_size if ranks.local_size < ranks.size else max(RANKS_PER_NODE, ranks.local_size)
 
 
 def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Callback] = ()) -> Trainer | None:
-    """Assemble model, data and schedule; run; return the Trainer.
+    """Assemble model, data and schedule, and train.
 
     Args:
-        cfg: the configuration.
-        plan: made of it.
-        shards: what it trains on.
-        watching: callbacks beside those that the configuration asks for.
+        cfg: configuration of the run.
+        plan: plan made from the configuration.
+        shards: token shards of `data.shards`.
+        watching: further callbacks, in addition to those of the configuration.
 
     Returns:
-        None if the loss spiked and the run is to be started again: its list of skipped data says what to leave out.
+        The Trainer; None if the loss spiked and the run must be restarted. Then skipped.jsonl lists the data to skip.
     """
-    # Here, not above: these take seconds, and --help, --dry-run and a mistyped key should not.
+    # These imports take seconds, which --help, --dry-run and a mistyped key should not wait for.
     from recipes.checkpointing.remote import RemoteRun
     from recipes.checkpointing.resume import find_start
     from recipes.dataloading.loader import build_dataloader
@@ -142,17 +142,17 @@ def fit(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, watching: Sequence[Cal
 
 
 def _all_but_the_tokenizer(folder: str, names: list[str]) -> set[str]:
-    """What is not copied into the run folder where `data.tokenizer` is the folder of a model: its weights."""
+    """Files that are not copied into the run folder if `data.tokenizer` is a model folder, such as its weights."""
     return {*names} - {*TOKENIZER_FILES} if CONFIG_JSON in names else set()
 
 
 def build_model(
     cfg: TrainConfig, folders: Sequence[ShardFolder], sources: TokenSources | None, prepared: PreparedRun
 ) -> BioMedLM:
-    """The model as it is trained: weights drawn, blocks compiled or recomputed.
+    """Build the model to train: draw its weights, compile its blocks or make them recompute their activations.
 
-    Every rank draws the same weights from the seed. With FSDP only rank 0 does, and hands out the shards: the others
-    build the model without memory.
+    Every rank draws the same weights from the seed. With FSDP only rank 0 draws them and sends out the shards; the
+    other ranks build the model on the meta device.
     """
     import torch
     from composer.utils import dist
@@ -175,7 +175,10 @@ def build_model(
     if cfg.init_from is not None and begins and not drawn_elsewhere:
         difference = begin_with(model.model, cfg)
         if dist.get_global_rank() == 0:
-            print(f"begins with {cfg.init_from}: logits within {difference:.1e} of the largest of it", flush=True)
+            print(
+                f"training starts from {cfg.init_from}: same logits within {difference:.1e} of the largest",
+                flush=True,
+            )
     if cfg.kernels.compile:
         compile_blocks(model.model, Path(cfg.run_dir) / COMPILED)
     if cfg.activation_checkpointing and not prepared.fsdp:

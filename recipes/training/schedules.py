@@ -1,4 +1,4 @@
-"""Learning-rate schedules by the name that `scheduler.name` gives: each rises linearly from 0 to the peak first."""
+"""Learning-rate schedules, by the names of `scheduler.name`. Each begins with a linear warm-up from 0 to the peak."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from recipes.config.schema import SchedulerConfig, batches_of
 
 
 class WarmupStableDecayScheduler:
-    """The peak is held until the last part of the run, which falls linearly (Hägele et al. 2024, arXiv 2405.18392).
+    """Keeps the peak until the last part of the run, then falls linearly (Hägele et al. 2024, arXiv 2405.18392).
 
     Args:
-        warmup_batches: batches of the rise.
-        decay_share: share of the run that falls, above 0 to 1.
+        warmup_batches: number of batches of the warm-up.
+        decay_share: share of the run in which the learning rate falls, above 0 to 1.
         alpha_f: learning rate at the end, as a share of the peak.
     """
 

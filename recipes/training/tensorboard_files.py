@@ -1,4 +1,4 @@
-"""Event files for TensorBoard in the run folder: metrics, the texts that the model writes, and the configuration."""
+"""Write event files for TensorBoard in the run folder: metrics, texts of the model, and the configuration."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from composer import Logger, State
 
 from recipes.training.batch_metrics import BatchMetrics
 
-# The step under other names, and what never changes.
+# Metrics that only repeat the step, or never change.
 NO_CURVES = {f"time/{clock}{of}" for clock in ("batch", "sample", "token") for of in ("", "_in_epoch")}
 NO_CURVES |= {"time/epoch", "time/iteration", "time/batch_in_iteration", "trainer/device_train_microbatch_size"}
-# Characters that mean something in a table of Markdown.
+# Characters with a special meaning in a Markdown table.
 AS_THEY_STAND = str.maketrans({**{sign: f"&#{ord(sign)};" for sign in "\\`*_{}[]<>()#|&"}, "\n": "<br>"})
 
 
 class TensorBoardFiles(BatchMetrics):
-    """`tensorboard --logdir runs` shows them. A resumed run takes back the batches that it computes again.
+    """Writes event files that `tensorboard --logdir runs` shows. A resumed run replaces the batches it computes again.
 
     Args:
-        folder: where the files are written.
-        flush_interval: batches after which what was logged is on disk.
-        configuration: the run's YAML file.
+        folder: folder for the files.
+        flush_interval: number of batches after which the files are flushed to disk.
+        configuration: YAML file of the run.
     """
 
     def __init__(self, folder: Path, flush_interval: int, configuration: Path) -> None:
@@ -32,14 +32,17 @@ class TensorBoardFiles(BatchMetrics):
         self._writer: Any = None
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """Begin a file."""
+        """Open a file."""
         self._begin(state)
 
     def _begin(self, state: State) -> None:
-        """What earlier files hold of later batches counts no longer. An evaluation may come before the first batch."""
+        """Open a file, unless it is open: an evaluation may come before the first batch.
+
+        TensorBoard then ignores later batches in earlier files (`purge_step`).
+        """
         from torch.utils.tensorboard import SummaryWriter
 
-        if not self._on or self._writer is not None:  # else every rank begins a file with nothing in it
+        if not self._on or self._writer is not None:  # otherwise each rank would open an empty file
             return
         batch = int(state.timestamp.batch)
         self._writer = SummaryWriter(str(self._folder), purge_step=batch + 1 if batch else None)
@@ -48,7 +51,7 @@ class TensorBoardFiles(BatchMetrics):
             self._writer.add_text("configuration", "\n".join(f"    {line}" for line in text.splitlines()), batch)
 
     def write(self, metrics: dict[str, Any], state: State) -> None:
-        """Each finite number as a point of its curve; TensorBoard draws no others."""
+        """Add each finite number to its curve. TensorBoard cannot draw others."""
         self._begin(state)
         batch = int(state.timestamp.batch)
         for name, value in metrics.items():
@@ -60,20 +63,20 @@ class TensorBoardFiles(BatchMetrics):
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
     ) -> None:
-        """Texts, as a table."""
+        """Add the model's texts as a table."""
         if self._writer is not None:
             lines = [columns, ["---"] * len(columns), *rows]
             text = "\n".join(f"| {' | '.join(map(_cell, line))} |" for line in lines)
             self._writer.add_text(name, text, step)
 
     def eval_end(self, state: State, logger: Logger) -> None:
-        """Write those of an evaluation, onto the disk."""
+        """Write the metrics of an evaluation, and flush them to disk."""
         super().eval_end(state, logger)
         if self._writer is not None:
             self._writer.flush()
 
     def close(self, state: State, logger: Logger) -> None:
-        """End the file."""
+        """Close the file."""
         if self._writer is not None:
             self._flush(state)
             self._writer.close()

@@ -1,4 +1,4 @@
-"""The Trainer that every run has, whatever it trains: ranks joined, optimizer, callbacks, loggers, checkpoints."""
+"""The Trainer of pre-training and fine-tuning: connect the ranks; build optimizer, callbacks, loggers, checkpoints."""
 
 from __future__ import annotations
 
@@ -46,27 +46,27 @@ from recipes.training.prepared_run import PreparedRun
 
 
 def connect(cfg: RunConfig) -> None:
-    """Join the other ranks.
+    """Connect to the other ranks.
 
     Raises:
-        BadInput: no GPU where one was asked for, or one that torch cannot run; ranks that do not come, cannot be
-            reached, or are unlike.
+        BadInput: there is no GPU although the configuration asks for one, or torch cannot use it; or a rank is missing,
+            cannot be reached, or differs in code, libraries or configuration.
     """
-    leave_at_once_when_told()  # Composer has installed a handler of its own
+    leave_at_once_when_told()  # again, because `import composer` has installed a handler of its own
     on_cpu = "preset=cpu" if isinstance(cfg, FinetuneConfig) else "device=cpu precision=fp32"
     gpu = check_device(cfg.device, cfg.precision, on_cpu)
     device = get_device(cfg.device)
     if device.name == "cpu" and cfg.device is None and dist.get_global_rank() == 0:
         print(gpu, flush=True)
-    # run_dir is looked at from all ranks once it is there.
+    # run_dir is left out here: after rank 0 has made it, `check_seen_by_all` compares it on all ranks.
     facts = {**software(), "configuration": {**asdict(cfg), "run_dir": None}}
     store = meet(facts, cfg.connect_timeout_s)
     with data_must_pass(cfg.connect_timeout_s):
         dist.initialize_dist(device, cfg.dist_timeout_s)
         if store:
             passed = device.tensor_to_device(torch.ones(1))
-            dist.all_reduce(passed)  # NCCL connects in the first collective,
-            passed.item()  # and gives control back before anything has passed
+            dist.all_reduce(passed)  # NCCL connects in the first collective, which returns before data was sent;
+            passed.item()  # this waits for the data
     if device.name == "cpu":
         keep_freed_memory()
         repair_gloo_gradient_average()
@@ -76,19 +76,19 @@ def connect(cfg: RunConfig) -> None:
 
 @dataclass(frozen=True)
 class TrainingParts:
-    """What each kind of run makes in its own way, and the Trainer is assembled of.
+    """The parts of a Trainer that differ between pre-training and fine-tuning.
 
     Attributes:
-        model: its parameters that want a gradient are trained.
+        model: model to train; parameters with `requires_grad` are trained.
         scheduler: learning-rate scheduler.
-        train_dataloader: batches of this rank.
-        eval_dataloader: what is evaluated at `cfg.eval_interval`.
+        train_dataloader: training batches of this rank.
+        eval_dataloader: batches to evaluate at `cfg.eval_interval`.
         batches: length of the run.
-        device_train_microbatch_size: sequences that a rank computes at once.
-        folders: token shards that are trained on; none: it is a task.
-        sources: sources of the tokens of the validation split, if there are several.
-        mixed_eval_dataloaders: what Composer calls it -> the validation split of a folder that is mixed in.
-        watching: callbacks beside those that the configuration asks for.
+        device_train_microbatch_size: number of sequences that a rank computes at a time.
+        folders: folders of token shards to train on; empty in fine-tuning.
+        sources: source of each token of the validation split, if there are several sources.
+        mixed_eval_dataloaders: Composer's label -> validation split of a folder that is mixed in.
+        watching: further callbacks, in addition to those of the configuration.
     """
 
     model: ComposerModel
@@ -107,11 +107,11 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
     """Assemble the Trainer and run it to its end.
 
     Returns:
-        None if the loss spiked and the run is to be started again: its list of skipped data says what to leave out.
+        The Trainer; None if the loss spiked and the run must be restarted. Then skipped.jsonl lists the data to skip.
     """
     guard_composer_loading()
     if get_device(cfg.device).name == "gpu":
-        # FSDP builds the model on the CPU or without memory, and moves it; Composer looks before.
+        # FSDP builds the model on the CPU or the meta device, and moves it after Composer has checked its device.
         warnings.filterwarnings("ignore", "The memory monitor only works on CUDA devices")
     replicas = cfg.fsdp.data_parallel_replicate_degree if cfg.fsdp and prepared.fsdp else None
     writer = build_writer(cfg, prepared, parts.batches, replicas)
@@ -143,7 +143,7 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
         with peers_may_be_lost():
             if trainer.state.timestamp.batch < parts.batches:
                 trainer.fit()
-            else:  # it was stopped between its last save and its end
+            else:  # the run was stopped between its last save and its end
                 run.evaluation.make_up(trainer.state)
     except Rewind:
         close(trainer)
@@ -157,7 +157,7 @@ def run_trainer(cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts) -> 
 
 
 def build_optimizer(cfg: RunConfig, model: ComposerModel) -> DecoupledAdamW:
-    """The optimizer of the parameters that want a gradient."""
+    """Build the optimizer of all parameters with `requires_grad`."""
     return DecoupledAdamW(
         [parameter for parameter in model.parameters() if parameter.requires_grad],
         lr=cfg.optimizer.lr,
@@ -168,7 +168,7 @@ def build_optimizer(cfg: RunConfig, model: ComposerModel) -> DecoupledAdamW:
 
 
 def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int, replicas: int | None) -> CheckpointWriter:
-    """The writer of the checkpoints of a run of so many batches, whose model is sharded in so many replicas or not."""
+    """Build the checkpoint writer of a run with `batches` batches; `replicas` is None if the model is not sharded."""
     permanent = cfg.save_permanent_interval
     return CheckpointWriter(
         folder=Path(cfg.run_dir) / CHECKPOINTS,
@@ -186,14 +186,14 @@ def build_writer(cfg: RunConfig, prepared: PreparedRun, batches: int, replicas: 
 def build_trainer(
     cfg: RunConfig, prepared: PreparedRun, parts: TrainingParts, callbacks: list[Callback], computed: JsonDict
 ) -> Trainer:
-    """Composer's Trainer; it loads the checkpoint that the run starts from.
+    """Build Composer's Trainer, which loads the checkpoint that the run starts from.
 
     Args:
-        cfg: the configuration.
-        prepared: the run.
-        parts: what it is assembled of.
-        callbacks: all of them.
-        computed: as `computed_with` returns it.
+        cfg: configuration of the run.
+        prepared: the prepared run.
+        parts: parts of the Trainer.
+        callbacks: all callbacks.
+        computed: result of `computed_with`.
     """
     clip = cfg.gradient_clipping_norm
     return Trainer(
@@ -228,9 +228,9 @@ def build_trainer(
 
 
 def build_evaluators(parts: TrainingParts) -> DataSpec | list[Evaluator]:
-    """What is evaluated: the validation split with all metrics, and that of each folder that is mixed in with its loss.
+    """Build the evaluators: the validation split with all metrics, and that of each mixed-in folder with its loss only.
 
-    Composer searches the names of metrics for the pattern.
+    `metric_names` are patterns, which Composer searches for in the names of metrics.
     """
     if not parts.mixed_eval_dataloaders:
         return parts.eval_dataloader
@@ -242,15 +242,15 @@ def build_evaluators(parts: TrainingParts) -> DataSpec | list[Evaluator]:
 
 
 def apply_configuration(trainer: Trainer, cfg: RunConfig) -> None:
-    """Have the configuration's optimizer and schedule act in a resumed run, where a checkpoint's would.
+    """Apply the optimizer and schedule settings of the configuration to a resumed run, in place of the checkpoint's.
 
-    Loading puts the checkpoint's values into the optimizer's groups and the scheduler's bases. They are equal unless
-    `resume.allow` lets a change pass; the moments stay. `initial_lr`, against which DecoupledAdamW scales its weight
-    decay, is the new learning rate.
+    When a checkpoint is loaded, its settings overwrite those of the optimizer's groups and of the scheduler. They only
+    differ from the configuration if `resume.allow` allows a change. The moments are kept. `initial_lr`, by which
+    DecoupledAdamW scales its weight decay, becomes the new learning rate.
     """
     state, values = trainer.state, cfg.optimizer
     now = state.timestamp
-    # Composer (0.32.1) steps the scheduler before it counts the batch: a batch has the rate of the one before it.
+    # Composer (0.32.1) steps the scheduler before it counts the batch, so a batch has the rate of the one before it.
     state.timestamp = now.copy(batch=max(0, now.batch.value - 1))
     for optimizer, scheduler in zip(state.optimizers, state.schedulers, strict=True):
         assert isinstance(scheduler, LambdaLR)
@@ -263,9 +263,10 @@ def apply_configuration(trainer: Trainer, cfg: RunConfig) -> None:
 
 
 def evaluate(trainer: Trainer) -> None:
-    """Run the evaluation that is due after the current batch; after loading, the Trainer does not know that it is due.
+    """Run the evaluation after the current batch. After a checkpoint was loaded, the Trainer itself would not run it.
 
-    Composer (0.32.1) compares with the batch before, and evaluates the last one by itself at the end of `fit`.
+    Composer (0.32.1) decides by the batch before whether an evaluation is due, and evaluates the last batch at the end
+    of `fit`.
     """
     state = trainer.state
     state.previous_timestamp = state.timestamp.copy(batch=state.timestamp.batch.value - 1)
@@ -274,13 +275,13 @@ def evaluate(trainer: Trainer) -> None:
 
 
 def compute_unseen(trainer: Trainer, after_backward: Callable[[], None]) -> None:
-    """Make the forward and backward passes of the batch that is under way, as the Trainer is about to make them.
+    """Compute the forward and backward passes of the current batch, exactly as the Trainer will compute them next.
 
-    No callback and no algorithm hears of it. The gradients stay until the Trainer sets them to zero.
+    Callbacks and algorithms get no events meanwhile. The gradients remain until the Trainer sets them to zero.
 
     Args:
-        trainer: within its batch, before the first microbatch.
-        after_backward: called after each microbatch.
+        trainer: the Trainer, within a batch and before its first microbatch.
+        after_backward: function that is called after each microbatch.
     """
     state, spec, device = trainer.state, trainer._train_data_spec, trainer.state.device
     assert spec is not None and state.device_train_microbatch_size is not None
@@ -298,17 +299,17 @@ def compute_unseen(trainer: Trainer, after_backward: Callable[[], None]) -> None
 
 
 def close(trainer: Trainer) -> None:
-    """End a Trainer whose run has ended: its loggers are flushed, and the interpreter keeps nothing of it."""
+    """Close a Trainer: flush its loggers, and remove the references that the interpreter keeps to it."""
     trainer.close()
-    # Composer (0.32.1) registers this with the run's state, hence model and moments, and only unregisters what was
-    # never closed. It is a static method: the other engines that it is registered for must be closed, too.
+    # Composer (0.32.1) registers this function at exit with the run's state, which holds model and moments, and does
+    # not unregister it on close. It is a static method, so this unregisters it for all engines: close them all.
     atexit.unregister(trainer.engine._close)
 
 
 def give_memory_back() -> None:
-    """Free a run's Trainer, model and moments, once nobody refers to them: before another model is made."""
-    # torch 2.7 keeps every model whose state dict it was asked for: this cache has the model in its keys.
+    """Free the Trainer, model and moments of a run that has ended, before another model is built."""
+    # This cache of torch 2.7 has in its keys every model whose state dict was taken.
     if forget := getattr(state_dict._get_fqns, "cache_clear", None):
         forget()
-    gc.collect()  # they refer to each other in circles
-    torch.cuda.empty_cache()  # what is freed lies in blocks of other sizes than what comes next asks for
+    gc.collect()  # these objects have circular references
+    torch.cuda.empty_cache()  # the next model needs blocks of other sizes than the freed ones

@@ -1,7 +1,8 @@
-"""The live half of a run on Weights & Biases: a process of its own, which sends what metrics.jsonl gains.
+"""Send a run to the Weights & Biases server during training, from a separate process that reads metrics.jsonl.
 
-wandb (0.18.7) takes no more numbers once its server has been away for some thousand batches, and `wandb.finish` waits
-for that server for ever. Both stop this process and not the training, whose own W&B files are written offline.
+If the server is away for some thousand batches, wandb (0.18.7) accepts no further numbers, and `wandb.finish` waits for
+the server without limit. Both only stop this process. The training itself writes W&B's files offline and is not
+affected.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ import psutil
 from data_prep.common.redaction import redacted
 
 ROOT = Path(__file__).parents[2]
-BEGIN_S = 60.0  # until W&B has taken the run
-LAST_S = 10.0  # for what is left to send when the run ends
-READ_S = 1.0  # between two looks at metrics.jsonl
-PLACE = ("tokens", "time_s", "batch")  # of a line, beside its metrics
+BEGIN_S = 60.0  # time limit for W&B to accept the run
+LAST_S = 10.0  # time limit for sending the remaining lines when the run ends
+READ_S = 1.0  # interval at which metrics.jsonl is read
+PLACE = ("tokens", "time_s", "batch")  # keys of a line that are not metrics
 
 
 @contextmanager
@@ -42,14 +43,14 @@ def redacted_command_line() -> Iterator[None]:
 
 
 class LiveRun:
-    """That process, seen from the training.
+    """Starts and ends the sending process, from the training process.
 
     Args:
-        metrics: the run's metrics.jsonl; what it holds already belongs to an earlier start.
-        init: arguments of `wandb.init`, with its `dir` and `settings`.
+        metrics: metrics.jsonl of the run. Lines that it already holds belong to an earlier start and are not sent.
+        init: arguments of `wandb.init`, including `dir` and `settings`.
 
     Raises:
-        ConnectionError: W&B has not taken the run; it says why.
+        ConnectionError: W&B has not accepted the run; the message gives the reason.
     """
 
     def __init__(self, metrics: Path, init: dict[str, Any]) -> None:
@@ -69,12 +70,12 @@ class LiveRun:
         self._process = subprocess.Popen(
             [sys.executable, "-c", f"from {__name__} import main; main()"],
             cwd=ROOT,
-            # WANDB_SERVICE names the wandb-core of this process, which it would share.
+            # WANDB_SERVICE names the wandb-core of the training process, which the new process must not share.
             env={name: value for name, value in os.environ.items() if name != "WANDB_SERVICE"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            start_new_session=True,  # Ctrl-C is the training's to answer
+            start_new_session=True,  # so that Ctrl-C only reaches the training
         )
         assert self._process.stdin and self._process.stdout
         try:
@@ -88,7 +89,7 @@ class LiveRun:
         self.url = redacted(answer["url"])
 
     def end(self) -> bool:
-        """Let it send what is left, for `LAST_S`; whether W&B has all."""
+        """Wait at most `LAST_S` for the remaining lines to be sent. Return whether W&B has received everything."""
         assert self._process.stdin and self._process.stdout
         with suppress(BrokenPipeError):
             self._process.stdin.close()
@@ -104,15 +105,15 @@ class LiveRun:
 
 
 def _kill(process: psutil.Process) -> None:
-    """It and its wandb-core, which would go on asking for minutes."""
+    """Kill a process and its wandb-core, which would otherwise keep trying for minutes."""
     for one in [*process.children(recursive=True), process]:
         with suppress(psutil.NoSuchProcess):
             one.kill()
 
 
 def main() -> None:
-    """Begin the run at W&B, say whether it took it, and send until the training closes our standard input."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a scheduler tells every process of a job
+    """Start the run at W&B, print the result, and send metrics until the training closes our standard input."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):  # a scheduler signals every process of a job
         signal.signal(number, signal.SIG_IGN)
     asked = json.loads(sys.stdin.readline())
     begun, ended = threading.Event(), threading.Event()
@@ -125,7 +126,7 @@ def main() -> None:
     def leave_after_the_training() -> None:
         sys.stdin.read()
         ended.set()
-        time.sleep(2 * asked["last_s"])  # the training kills this process earlier, unless it was killed itself
+        time.sleep(2 * asked["last_s"])  # in case the training was killed; otherwise it ends this process earlier
         _kill(psutil.Process())
 
     sys.argv = asked["command_line"]
@@ -151,10 +152,10 @@ def main() -> None:
 
 
 def _lines(readline: Callable[[], bytes], ended: threading.Event) -> Iterator[dict[str, Any]]:
-    """The lines of a file that grows, until it has ended."""
+    """Yield the lines of a growing file, until `ended` is set and all lines were read."""
     part = b""
     while True:
-        last = ended.is_set()  # asked before the file is
+        last = ended.is_set()  # checked before the file is read, so that no line is missed
         while piece := readline():
             part += piece
             if part.endswith(b"\n"):

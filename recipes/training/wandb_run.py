@@ -1,4 +1,4 @@
-"""The run on Weights & Biases: Composer's logger, with one step for one batch, and a run that does not end for it."""
+"""Log a run to Weights & Biases: Composer's logger with one step for each batch, which never ends or delays the run."""
 
 from __future__ import annotations
 
@@ -28,32 +28,32 @@ def _keep_get_url() -> None:
 
 
 class WandBRun(BatchMetrics, WandBLogger):
-    """W&B's files of the run here, for `wandb sync`; online, a process beside the training sends the same at once.
+    """Writes W&B's offline files, for `wandb sync`. Online, a separate process also sends the metrics to the server.
 
     Args:
-        metrics: the run's metrics.jsonl.
-        online: whether it is sent as it goes.
-        resumed: whether the run began earlier; if W&B then refuses it, it is logged offline alone.
-        init_kwargs: arguments of `wandb.init`, but for its mode.
-        arguments: WandBLogger's.
+        metrics: metrics.jsonl of the run.
+        online: whether metrics are sent during training.
+        resumed: whether the run began earlier. If W&B refuses a resumed run, it is only logged offline.
+        init_kwargs: arguments of `wandb.init`, without its mode.
+        arguments: arguments of WandBLogger.
     """
 
     def __init__(
         self, metrics: Path, online: bool, resumed: bool, init_kwargs: dict[str, Any], **arguments: Any
     ) -> None:
-        # The same id here and there, so that `wandb sync` completes the run that was sent.
+        # Offline files and server have the same id, so that `wandb sync` completes the run on the server.
         super().__init__(init_kwargs={"id": secrets.token_hex(4), "mode": "offline", **init_kwargs}, **arguments)
         self._metrics, self._online, self._resumed = metrics, online, resumed
         self._live: wandb_live.LiveRun | None = None
         self._files = Path()
 
     def init(self, state: State, logger: Logger) -> None:
-        """Begin it.
+        """Start logging.
 
         Raises:
-            BadInput: W&B refuses the run, which is new.
+            BadInput: W&B refuses the run, and the run is new.
         """
-        os.environ.setdefault("WANDB_SILENT", "true")  # else each half says what holds for itself alone
+        os.environ.setdefault("WANDB_SILENT", "true")  # W&B's own messages would only describe the offline files
         if self._on and self._online:
             try:
                 name = {"name": state.run_name}
@@ -61,8 +61,11 @@ class WandBRun(BatchMetrics, WandBLogger):
                 print(f"W&B: {self._live.url}", flush=True)
             except ConnectionError as error:
                 if not self._resumed:
-                    raise BadInput(f"W&B does not take the run ({error}); mend loggers.wandb, {WAY_OUT}") from None
-                print(f"warning: W&B does not take the run ({error}); this start logs offline", file=sys.stderr)
+                    raise BadInput(f"W&B refuses the run ({error}); correct loggers.wandb, {WAY_OUT}") from None
+                print(
+                    f"warning: W&B refuses the run ({error}); until the next start the run logs offline",
+                    file=sys.stderr,
+                )
         _keep_get_url()
         with redacted_command_line():
             super().init(state, logger)
@@ -70,22 +73,22 @@ class WandBRun(BatchMetrics, WandBLogger):
             self._files = Path(self.run_dir).parent
 
     def write(self, metrics: dict[str, Any], state: State) -> None:
-        """At the number of batches."""
+        """Log the metrics at the step of the current batch."""
         WandBLogger.log_metrics(self, metrics, int(state.timestamp.batch))
 
     def log_table(
         self, columns: list[str], rows: list[list[Any]], name: str = "Table", step: int | None = None
     ) -> None:
-        """Nothing: W&B's tables ask its server, offline too, and wait for it for ever (wandb 0.18)."""
+        """Do nothing: W&B's tables contact the server even offline, and wait for it without limit (wandb 0.18)."""
 
     def post_close(self) -> None:
-        """End it; what W&B has not taken in time is kept."""
+        """End logging. If W&B has not received everything in time, its files are kept."""
         super().post_close()
         live, self._live = self._live, None
         if live and not live.end():
             print(
-                f"warning: W&B has not taken all of the run within {wandb_live.LAST_S:g} s of its end; its files are "
-                f"kept, send them later: wandb sync {shlex.quote(str(self._files))}",
+                f"warning: W&B has not received all of the run within {wandb_live.LAST_S:g} s of its end; the files "
+                f"are kept, upload them later: wandb sync {shlex.quote(str(self._files))}",
                 file=sys.stderr,
                 flush=True,
             )

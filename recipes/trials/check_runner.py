@@ -1,4 +1,4 @@
-"""Runs checks on all ranks, and says of each how it ended."""
+"""Run checks on all ranks, and print the result of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Checks:
         self.rank = world().rank
 
     def run(self, name: str, check: Callable[[], str]) -> bool:
-        """Run one check; all ranks must call it. A check says what it found, or raises what is wrong.
+        """Run one check. All ranks must call it. `check` returns its result as text, or raises an error.
 
         Returns:
             Whether it passed on all ranks.
@@ -40,7 +40,7 @@ class Checks:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Every rank's value; this one's alone before the ranks have met."""
+    """The values of all ranks; before the ranks are connected, only the value of this rank."""
     if world().size == 1:
         return [value]
     import torch.distributed

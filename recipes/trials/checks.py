@@ -1,4 +1,4 @@
-"""What is checked before a run, on the ranks that will run it."""
+"""The checks of preflight, on the ranks of the run."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from recipes.trials.memory_check import check_memory
 
 
 def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
-    """Check everything that can be checked before `cfg` runs, on the ranks that this process is one of.
+    """Run all checks of a configuration. All ranks must call it.
 
     Raises:
-        BadInput: something failed; everything that did was printed.
+        BadInput: a check failed; the details were printed.
     """
     world_size, checks = world().size, Checks()
     plan: Plan | None = None
@@ -41,16 +41,16 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
         check_tokens(cfg, shards)
         plan = make_plan(cfg, world_size, shards, ranks_per_node())
         passes = f"{plan.passes:.2f} passes of {plan.train_tokens:,} tokens"
-        return f"{plan.batches:,} batches on {world_size} ranks, {passes}; the tokenizer is the shards' own"
+        return f"{plan.batches:,} batches on {world_size} ranks, {passes}; tokenizer and shards match"
 
-    # Before the ranks meet, which takes torch: what a laptop would find, too.
+    # These checks come before the ranks connect, which needs torch.
     usable = checks.run("data", data)
     checks.run("account", lambda: _account(cfg))
     if usable:
         checks.run("shards", lambda: _shards(cfg, shards, verify_all))
     from recipes.training.trainer import connect
 
-    connect(cfg)  # a GPU that torch cannot run, unlike and unreachable ranks end here, with what they are
+    connect(cfg)  # raises an error for a GPU that torch cannot use, and for ranks that differ or cannot be reached
     with watching_the_start(Path(cfg.run_dir), cfg.stall_timeout_s, cfg.connect_timeout_s):
         checks.run("ranks", lambda: check_ranks(cfg))
         checks.run("clocks", check_clocks)
@@ -64,18 +64,18 @@ def run_checks(cfg: TrainConfig, verify_all: bool) -> None:
 
                 rehearse(cfg, planned, read, checks)
     if checks.failed:
-        raise BadInput(f"the run cannot start as it is: {', '.join(checks.failed)}")
+        raise BadInput(f"the run cannot start; failed checks: {', '.join(checks.failed)}")
     if checks.rank == 0:
         print(f"ready: {cfg.run_name} can start")
 
 
 def _account(cfg: TrainConfig) -> str:
     check_account(cfg, resumed=False)
-    return "W&B takes the key" if cfg.loggers.wandb and cfg.loggers.wandb.mode == "online" else "none is needed"
+    return "W&B accepts the key" if cfg.loggers.wandb and cfg.loggers.wandb.mode == "online" else "none is needed"
 
 
 def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> str:
-    """Rank 0's answer: sizes and index of all files, hashes of a few; or everything."""
+    """Read and hash a few shards of each split, or with `verify_all` everything, on the first rank of each node."""
     assert shards
     if world().local_rank:
         return ""
@@ -91,16 +91,16 @@ def _shards(cfg: TrainConfig, shards: ShardsInfo | None, verify_all: bool) -> st
             for shard in {opened[0], opened[len(opened) // 2], opened[-1]}:
                 shard.prepare()
                 looked_at += 1
-    every = "every file hashed, every token counted"
+    every = "all files hashed, all tokens counted"
     if verify_all and not looked_at:
         return every
-    text = f"{looked_at} of them read and hashed; "
+    text = f"{looked_at} shards read and hashed; "
     whole = [str(folder.info.folder) for folder in folders if verify_all and not folder.remote]
-    return text + (f"of {', '.join(whole)} {every}" if whole else "--verify-all reads all")
+    return text + (f"{', '.join(whole)}: {every}" if whole else "--verify-all reads all")
 
 
 def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
-    """No other run there; a file written, flushed and renamed; room for the checkpoints; the remote."""
+    """Check the run folder: it holds no other run, is writable, has space for the checkpoints; and check the remote."""
     folder, rank = Path(cfg.run_dir), world().rank
     check_fingerprint(folder, pretraining_fingerprint(cfg, plan, shards, origin_sha256(cfg)), cfg.resume.allow)
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
@@ -117,8 +117,8 @@ def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
     free, wanted = shutil.disk_usage(existing).free, plan.checkpoint_bytes * plan.checkpoints
     if free < wanted:
         raise BadInput(
-            f"{existing} has {gigabytes(free)} free, and {plan.checkpoints} checkpoints take {gigabytes(wanted)}; free "
-            "some space, keep fewer (save_num_checkpoints_to_keep), or put run_dir=… elsewhere"
+            f"{existing} has {gigabytes(free)} free, but {plan.checkpoints} checkpoints take {gigabytes(wanted)}; free "
+            "some space, keep fewer (save_num_checkpoints_to_keep), or set run_dir=… to a folder on another disk"
         )
     text = f"writable, {gigabytes(free)} free, {plan.checkpoints} checkpoints take {gigabytes(wanted)}"
     if cfg.save_remote and rank == 0:
@@ -126,5 +126,5 @@ def _folder(cfg: TrainConfig, plan: Plan, shards: ShardsInfo) -> str:
 
         store = Store(f"{cfg.save_remote.rstrip('/')}/{cfg.run_name}", "save_remote")
         store.check_writable()
-        text += f"; {cfg.save_remote} takes files"
+        text += f"; {cfg.save_remote} is writable"
     return text

@@ -1,4 +1,4 @@
-"""The rungs run, the law of their losses, and what it predicts."""
+"""Run the rungs, fit laws to their losses, and predict the loss of a larger run."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from recipes.runs.reading import EVAL_LOSS, read_run
 from recipes.trials.rungs import MAX_PASSES, Rung
 
 LOGS = "logs"
-LEAST_RUNGS = 3  # two parameters and something left to tell the noise from
+LEAST_RUNGS = 3  # a law of two parameters needs one more point to estimate the noise
 LEVEL = 0.9
-# Ratios of tokens to parameters further apart than this are not one line, along which a law of compute would hold.
+# A law of compute holds along one ratio of tokens to parameters. Ratios that differ by more than this factor are noted.
 SAME_RATIO = 1.5
 
 
 @dataclass(frozen=True)
 class Point:
-    """What a finished rung has measured.
+    """The result of a finished rung.
 
     Attributes:
         name: name of the rung.
-        folder: its run folder.
-        parameters: number of parameters of its model.
-        tokens: trained on.
-        compute: FLOPs of its training.
-        passes: over the data.
-        loss: loss of the validation split after the last batch, nats a token.
-        bits_per_byte: the same.
-        val_tokens: number of tokens of that split.
-        used: whether the laws are fitted to it.
+        folder: run folder of the rung.
+        parameters: number of parameters of the model.
+        tokens: number of tokens of the training.
+        compute: FLOPs of the training.
+        passes: number of passes over the data.
+        loss: validation loss after the last batch, in nats per token.
+        bits_per_byte: the same loss in bits per byte.
+        val_tokens: number of tokens of the validation split.
+        used: whether the laws are fitted to this point.
     """
 
     name: str
@@ -54,10 +54,10 @@ class Point:
 
 
 def measure(rung: Rung, used: bool) -> Point:
-    """What a finished rung has measured.
+    """Read the result of a finished rung.
 
     Raises:
-        BadInput: it logged no validation loss after its last batch.
+        BadInput: the rung logged no validation loss after its last batch.
     """
     data = read_run(rung.folder)
     batch, loss = (data.series.get(EVAL_LOSS) or [(-1, math.nan)])[-1]
@@ -82,10 +82,10 @@ def measure(rung: Rung, used: bool) -> Point:
 
 
 def run_all(rungs: Sequence[Rung], out: Path) -> None:
-    """Run one after another, with progress.
+    """Run the rungs one after another, and print the progress.
 
     Raises:
-        SystemExit: a rung failed, with its exit code, or this process was preempted.
+        SystemExit: a rung failed (with its exit code), or this process was preempted.
     """
     started_s, done, total = time.monotonic(), 0.0, sum(rung.compute for rung in rungs)
     logs = {rung.name: out / LOGS / f"{rung.name}.log" for rung in rungs}
@@ -105,16 +105,16 @@ def run_all(rungs: Sequence[Rung], out: Path) -> None:
         left_min = elapsed_s * (total / done - 1) / 60
         print(
             f"{where}: {measure(rung, True).loss:.4f} nats/token; {elapsed_s / 60:.1f} min, about {left_min:.1f} min "
-            "left at these FLOPs a second",
+            "left at this speed in FLOP/s",
             flush=True,
         )
 
 
 def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling_law.Fit]:
-    """The laws that are compared, by name; the first is the one that is drawn.
+    """Fit the laws to compare, by name. The first law is the one whose interval is drawn.
 
-    With as many points as parameters a law goes through all of them, and nothing tells how noisy they are: then the
-    pure power law, which has one parameter less, comes first.
+    If there are as many points as parameters, a law passes through all points, and their noise cannot be estimated.
+    Then the pure power law, which has one parameter less, comes first.
     """
     used = [point for point in points if point.used]
     compute, loss = [point.compute for point in used], [point.loss for point in used]
@@ -124,10 +124,10 @@ def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling_
 
 
 def answer(laws: dict[str, scaling_law.Fit], compute: float) -> tuple[float, float, float]:
-    """The first law's loss at so many FLOPs, and from where to where it may lie; nats a token.
+    """Return the loss of the first law at the given FLOPs, and the ends of its interval, in nats per token.
 
-    If the points determine E exactly, whatever their noise, it may be anything from 0 to the smallest loss: the range
-    then reaches from the pure power law's interval to where the loss falls no further.
+    If there are only as many points as parameters, E may be anything from 0 to the smallest loss. The interval then
+    reaches from that of the pure power law up to the smallest loss, which means that the loss falls no further.
     """
     first, free = next(iter(laws.values())), laws["E fitted"]
     loss, exact = float(first.predict(compute)), float(free.predict(compute))
@@ -138,7 +138,7 @@ def answer(laws: dict[str, scaling_law.Fit], compute: float) -> tuple[float, flo
 
 
 def predict(target: Rung, laws: dict[str, scaling_law.Fit], points: Sequence[Point]) -> JsonDict:
-    """What the laws say of a planned run, and what it measured if it is finished."""
+    """Predict the loss of a planned run from the laws; add its measured loss if it is finished."""
     bits = points[0].bits_per_byte / points[0].loss
     loss, low, high = answer(laws, target.compute)
     by_law = {}
@@ -164,35 +164,34 @@ def predict(target: Rung, laws: dict[str, scaling_law.Fit], points: Sequence[Poi
 def cannot_tell(
     rungs: Sequence[Rung], points: Sequence[Point], laws: dict[str, scaling_law.Fit], targets: Sequence[Rung]
 ) -> list[str]:
-    """In words, what the fit assumes and what it cannot tell."""
+    """Describe the assumptions and limits of the fit in sentences."""
     used = [point for point in points if point.used]
     free, pure = laws["E fitted"], laws["E = 0"]
     notes = []
     if free.dof <= 0:
         notes.append(
-            f"{len(used)} rungs determine a law of three parameters exactly: it goes through all of them whatever "
-            "they are, and has no interval of its own. The pure power law (E = 0) leaves one degree of freedom to "
-            "tell its error from. Which E it is cannot be told: the range given reaches from that law's interval to "
-            "the smallest loss of the rungs, as nothing shows that the loss falls any further."
+            f"A law of three parameters passes exactly through {len(used)} rungs, so its error cannot be estimated. "
+            "The pure power law (E = 0) has one parameter less, and its error can be estimated from one degree of "
+            "freedom. The rungs cannot determine E. Therefore the interval reaches from that of the pure power law to "
+            "the smallest loss of the rungs, since nothing shows that the loss falls further."
         )
     else:
         notes.append(
-            f"{len(used)} rungs leave {free.dof} degree{'s' * (free.dof != 1)} of freedom: the intervals rest on that "
-            "little knowledge of the noise."
+            f"{len(used)} rungs leave {free.dof} degree{'s' * (free.dof != 1)} of freedom, so the noise behind the "
+            "intervals is only roughly known."
         )
     if free.reducible == 0 or pure.reducible == 0 or free.exponent <= scaling_law.LEAST_EXPONENT * 1.01:
-        notes.append("The loss hardly falls with compute over these rungs: no law of it can be told.")
+        notes.append("The loss of these rungs hardly falls with compute, so no law can be fitted.")
     for target in targets:
         notes += _cannot_tell_of(target, rungs, used)
     if repeated := [point.name for point in used if point.passes and point.passes > MAX_PASSES]:
-        notes.append(f"Fitted to rungs of more than {MAX_PASSES:g} passes, too: {', '.join(repeated)}.")
+        notes.append(f"The fit includes rungs that make more than {MAX_PASSES:g} passes: {', '.join(repeated)}.")
     notes += [
-        "The learning rate of each rung follows a rule and was not tuned: a rung whose rate is further from its best "
-        "bends the curve.",
-        "Each point is the end of one run, whose schedule ended there, with one seed: its noise is known from the "
-        "residuals alone, if at all.",
-        f"All rungs are measured on the same {used[0].val_tokens:,} validation tokens: what is peculiar to these "
-        "shifts all points together, and no interval here holds it.",
+        "The learning rate of each rung follows a rule and was not tuned. If the rate of one rung is further from its "
+        "best value, the curve bends.",
+        "Each point is the end of one run with one seed. Its noise can only be estimated from the residuals.",
+        f"All rungs are measured on the same {used[0].val_tokens:,} validation tokens. Peculiarities of this text "
+        "shift all points together, and the intervals do not include that.",
     ]
     return notes
 
@@ -203,28 +202,28 @@ def _cannot_tell_of(target: Rung, rungs: Sequence[Rung], used: Sequence[Point]) 
     span = most / min(point.compute for point in used)
     if (beyond := target.compute / most) > 1:
         notes.append(
-            f"{target.name} is {beyond:,.3g} times the compute of the largest rung, and the rungs span a factor of "
-            f"{span:,.3g}. The interval is right only if one law holds that far, and nothing here can show that."
+            f"{target.name} has {beyond:,.3g} times the compute of the largest rung, while the rungs span a factor of "
+            f"{span:,.3g}. The interval is right only if the same law holds that far, which the rungs cannot show."
         )
     ratio = target.tokens_per_parameter
     near = [rung.tokens_per_parameter for rung in rungs if rung.name in {point.name for point in used}]
     if max(*near, ratio) / min(*near, ratio) > SAME_RATIO:
         notes.append(
-            f"{target.name} is trained on {ratio:.3g} tokens a parameter, the rungs on {min(near):.3g} to "
-            f"{max(near):.3g}: a law of compute alone holds along one ratio, and this one is of another run of "
-            f"{target.name}'s compute."
+            f"{target.name} is trained on {ratio:.3g} tokens per parameter, the rungs on {min(near):.3g} to "
+            f"{max(near):.3g}. A law of compute holds only for one ratio, so the prediction is for a run with "
+            f"{target.name}'s compute and the ratio of the rungs."
         )
     text, seq_len = next((rung.text_sha256 for rung in rungs if rung.text_sha256), None), rungs[0].cfg.data.seq_len
     if target.text_sha256 != text or target.cfg.data.seq_len != seq_len:
         differs = target.text_sha256 is not None or target.cfg.data.seq_len != seq_len
         notes.append(
-            f"{target.name} is predicted on the rungs' validation text, with their tokenizer and context of "
-            f"{seq_len} tokens; that its own are the same {'is not so' if differs else 'could not be checked'}."
+            f"The loss of {target.name} is predicted for the rungs' validation text, tokenizer and context of "
+            f"{seq_len} tokens. Its own {'differ' if differs else 'could not be compared with them'}."
         )
     if target.passes is None or target.repeats:
         passes = "an unknown number of passes" if target.passes is None else f"{target.passes:.1f} passes"
         notes.append(
-            f"{target.name} makes {passes} over its data. Beyond {MAX_PASSES:g}, repeated tokens are worth less "
-            "(arXiv 2305.16264), and the law, of rungs with fewer, is then too hopeful."
+            f"{target.name} makes {passes} over its data. After {MAX_PASSES:g} passes, repeated tokens help less "
+            "(arXiv 2305.16264), and the law, which was fitted to fewer passes, then predicts too low a loss."
         )
     return notes

@@ -1,4 +1,4 @@
-"""The results of a ladder as a page, a picture, JSON and lines to print."""
+"""Write the results of a ladder as an HTML page, a picture, JSON and lines to print."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TEMPLATE = Path(__file__).with_name("ladder.html.jinja")
 
 
 def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions: Sequence[JsonDict]) -> Any:
-    """Points, law with band, other laws dashed, predictions with error bars; both axes logarithmic."""
+    """Draw the points, the first law with its interval, other laws dashed, and predictions with error bars."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
     figure, axes = new_figure(height=4.4)
@@ -59,7 +59,7 @@ def draw(points: Sequence[Point], laws: dict[str, scaling_law.Fit], predictions:
 def write_results(
     out: Path, rungs: Sequence[Rung], reasons: dict[str, str], targets: Sequence[Rung], floor: float | None
 ) -> JsonDict:
-    """Measure what is finished, fit, predict, and write it all down; what ladder.json holds."""
+    """Measure the finished rungs, fit the laws, predict, and write the files. Return the contents of ladder.json."""
     points = [measure(rung, rung.name not in reasons) for rung in rungs if rung.finished]
     laws = fit_laws(points, floor)
     predictions = [predict(target, laws, points) for target in targets]
@@ -95,7 +95,7 @@ def write_results(
 
 
 def format_results(results: JsonDict) -> str:
-    """Points, laws and predictions, as lines to print."""
+    """Format points, laws and predictions as lines to print."""
     lines = ["loss of the rungs"]
     lines += [
         f"  {point['name']:<20} {point['compute']:.3g} FLOPs: {point['loss']:.4f} nats/token, "
@@ -104,7 +104,9 @@ def format_results(results: JsonDict) -> str:
     ]
     lines.append("laws: loss = E + B (C / C0)^-alpha, nats/token")
     for name, law in results["laws"].items():
-        noise = "no residual: goes through all points" if law["noise_nats"] is None else f"{law['noise_nats']:.2g}"
+        noise = (
+            "unknown, the law passes through all points" if law["noise_nats"] is None else f"{law['noise_nats']:.2g}"
+        )
         lines.append(
             f"  {name:<20} E {law['E_nats']:.4g}, B {law['above_E_nats']:.4g}, C0 {law['at_flops']:.3g}, "
             f"alpha {law['alpha']:.4g}; noise: {noise}"
@@ -124,4 +126,4 @@ def format_results(results: JsonDict) -> str:
                 f"    {name:<18} {law['loss']:.4f} "
                 + (f"({ends[0]:.4f} to {ends[1]:.4f})" if ends else "(no interval)")
             )
-    return "\n".join([*lines, "what this cannot tell", *(f"  - {note}" for note in results["cannot_tell"])])
+    return "\n".join([*lines, "limits of these predictions", *(f"  - {note}" for note in results["cannot_tell"])])

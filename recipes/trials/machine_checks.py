@@ -1,4 +1,4 @@
-"""What the ranks run on: their hardware, their clocks, and the network between them."""
+"""Check the machines of the ranks: their hardware, their clocks, and the network between them."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from recipes.planning.gpus import dotted
 from recipes.planning.plan_text import gigabytes
 from recipes.trials.check_runner import gathered
 
-CLOCKS_APART_S = 30.0  # S3 refuses requests a quarter of an hour off; logs of several hosts are read side by side
+CLOCKS_APART_S = 30.0  # so that logs of several hosts can be compared; S3 refuses clocks that are 15 minutes off
 MESSAGE_BYTES = (1 << 20, 16 << 20, 128 << 20)
 ROUNDS = 5
 
 
 def check_ranks(cfg: TrainConfig) -> str:
-    """Versions, commit and configuration were compared when the ranks met; hardware is here."""
+    """Compare the hardware of the ranks. Versions, commit and configuration were compared when the ranks connected."""
     import torch
     import torch.version
 
@@ -38,12 +38,12 @@ def check_ranks(cfg: TrainConfig) -> str:
     cuda = f", CUDA {torch.version.cuda}, driver {loaded_driver() or 'unknown'}" if gpu else ""
     return (
         f"{len(kinds)} × {mine[0]}{memory}{capability}, torch {torch.__version__}{cuda}; "
-        "commit, versions, configuration alike"
+        "same commit, versions and configuration"
     )
 
 
 def check_clocks() -> str:
-    """How far the hosts' clocks lie apart, by what each says right after a barrier."""
+    """Compare the clocks of the hosts, which all ranks read right after a barrier."""
     if world().size == 1:
         return "one rank"
     from composer.utils import dist
@@ -56,27 +56,27 @@ def check_clocks() -> str:
 
 
 def judge_clocks(rounds: Sequence[Sequence[float]]) -> str:
-    """How far clocks lie apart.
+    """Compute the largest difference between clocks.
 
     Args:
-        rounds: what each rank's clock said at about the same moment, several times.
+        rounds: for each round, the time on each rank's clock at about the same moment.
 
     Raises:
-        BadInput: they lie further apart than logs and object stores bear.
+        BadInput: the difference is above CLOCKS_APART_S.
     """
-    ahead = [[said - one[0] for said in one] for one in rounds]
+    ahead = [[clock_s - one[0] for clock_s in one] for one in rounds]
     offsets = [statistics.median(of_rank) for of_rank in zip(*ahead, strict=True)]
     unsure_s = max(max(of_rank) - min(of_rank) for of_rank in zip(*ahead, strict=True)) / 2
     apart_s = max(offsets) - min(offsets)
-    text = f"{apart_s:.3f} s apart, ± {unsure_s:.3f} s"
+    text = f"clocks differ by {apart_s:.3f} s, ± {unsure_s:.3f} s"
     if apart_s > CLOCKS_APART_S + unsure_s:
         rank = max(range(len(offsets)), key=lambda n: abs(offsets[n]))
-        raise BadInput(f"{text}: rank {rank}'s is {offsets[rank]:+.0f} s off rank 0's; set it by NTP")
+        raise BadInput(f"{text}: that of rank {rank} is {offsets[rank]:+.0f} s off that of rank 0; set it with NTP")
     return text
 
 
 def check_network() -> str:
-    """All-reduce and all-gather of three sizes, in GB/s of bus bandwidth: what each link carried."""
+    """Measure all-reduce and all-gather of three sizes, in GB/s of bus bandwidth, which is the traffic on each link."""
     import torch
     import torch.distributed as distributed
 
@@ -103,4 +103,4 @@ def _median_s(action: Callable[[], object], device: str) -> float:
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start_s)
-    return statistics.median(times[1:])  # the first connects
+    return statistics.median(times[1:])  # without the first, which also sets up connections

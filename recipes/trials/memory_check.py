@@ -1,4 +1,4 @@
-"""Whether what is planned fits into the memory that is here."""
+"""Check whether the planned memory fits this machine."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from recipes.planning.run_plan import Plan
 
 
 def check_memory(cfg: TrainConfig, plan: Plan) -> str:
-    """Planned memory against this rank's GPU, or what this machine has left."""
+    """Compare the planned memory with that of this rank's GPU, or with the available memory of this machine."""
     import torch
 
     layout = Layout.of(cfg, plan.world_size)
@@ -26,14 +26,14 @@ def check_memory(cfg: TrainConfig, plan: Plan) -> str:
         has, where = _available_bytes(), "this machine"
     if needed > has:
         raise BadInput(
-            f"the plan is {gigabytes(needed)}, and {where} has {gigabytes(has)}, {gigabytes(needed - has)} too little; "
-            "make plan GPU=… says which microbatch, sharding or checkpointing would fit"
+            f"the plan needs {gigabytes(needed)}, but {where} has {gigabytes(has)}, {gigabytes(needed - has)} too "
+            "little; make plan GPU=… shows which microbatch, sharding or activation checkpointing would fit"
         )
     return f"{gigabytes(needed)} planned, {where} has {gigabytes(has)}"
 
 
 def planned_bytes(cfg: TrainConfig, plan: Plan) -> int:
-    """The tensors of a rank at the fullest moment of a step."""
+    """Bytes of all tensors of a rank at the peak of a step."""
     import torch
 
     gpu = torch.cuda.is_available() and cfg.device != "cpu"
@@ -51,4 +51,4 @@ def _available_bytes() -> int:
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) << 10
-    raise BadInput("/proc/meminfo does not say what is available")
+    raise BadInput("/proc/meminfo does not give the available memory")

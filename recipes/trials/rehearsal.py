@@ -1,4 +1,4 @@
-"""A rehearsal of a run: how long a step takes, its memory, and whether a checkpoint gives everything back."""
+"""Rehearse a run: measure the time and memory of a step, and check that a checkpoint restores everything."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ from recipes.training.trainer import give_memory_back
 from recipes.trials.check_runner import Checks, gathered
 from recipes.trials.memory_check import planned_bytes
 
-BATCHES, SAVED_AT = 3, 2  # the first is slow, the last is run once more, resumed from before it
-MEMORY_TOLERANCE = 0.10  # of measured against planned memory
-STRAGGLER = 1.15  # a rank whose steps take so much longer than the median's is named
-SAME_LOSS = 1e-3  # share by which the loss may differ where a GPU's kernels do not repeat themselves
+BATCHES, SAVED_AT = 3, 2  # the first batch is slow; the last batch is run a second time after a resume
+MEMORY_TOLERANCE = 0.10  # share by which measured memory may exceed planned memory
+STRAGGLER = 1.15  # a rank is reported if its step time is this many times the median
+SAME_LOSS = 1e-3  # share by which the loss may differ on GPUs whose kernels are not deterministic
 
 
 class Rehearsal(Callback):
-    """Watches a few batches on this rank.
+    """Measures a few batches on this rank.
 
     Args:
-        saved_at: the batch of the checkpoint that the last batches are run again from.
+        saved_at: batch of the checkpoint from which the run is resumed.
 
     Attributes:
-        step_s: the median time of a batch, the first left out.
-        saved: hashes of weights and moments at `saved_at`, where a run came to it.
-        loaded: the same, where a run started from there.
+        step_s: median time of a batch in seconds, without the first batch.
+        saved: hashes of weights and moments after batch `saved_at`.
+        loaded: hashes of weights and moments at the start of a run that resumes from `saved_at`.
         loss: loss of the last batch.
     """
 
@@ -61,62 +61,64 @@ class Rehearsal(Callback):
 
     @property
     def step_s(self) -> float:
-        """Seconds a batch."""
+        """Median time of a batch in seconds."""
         return statistics.median(self._times_s[1:] or self._times_s)
 
     def fit_start(self, state: State, logger: Logger) -> None:
-        """What was loaded; memory is counted from here."""
+        """Hash what was loaded, and start to measure the peak of memory."""
         if int(state.timestamp.batch) == self.saved_at:
             self.loaded = hashes(state)
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
 
     def batch_start(self, state: State, logger: Logger) -> None:
-        """The clock."""
+        """Note the time."""
         self._start_s = time.perf_counter()
 
     def batch_end(self, state: State, logger: Logger) -> None:
-        """Time, loss, and at the checkpoint what it will hold."""
+        """Record time and loss; at the batch of the checkpoint, also hash weights and moments."""
         self.loss = float(state.total_loss_dict["loss/train/total"])  # waits for the device
         self._times_s.append(time.perf_counter() - self._start_s)
         if int(state.timestamp.batch) == self.saved_at:
             self.saved = hashes(state)
 
     def told_memory(self, planned_bytes: int, tolerance: float) -> str:
-        """The peak of a GPU against the plan.
+        """Compare the peak memory of a GPU with the plan.
 
         Raises:
-            BadInput: it is more than planned and tolerated.
+            BadInput: the peak is above the plan and the tolerance.
         """
         if not torch.cuda.is_available():
-            return f"{gigabytes(planned_bytes)} of tensors planned; not compared on a CPU, where freed blocks are kept"
+            return f"{gigabytes(planned_bytes)} of tensors planned; not measured on a CPU, where freed memory is kept"
         found_bytes = torch.cuda.max_memory_allocated()
         text = (
             f"{gigabytes(found_bytes)} of tensors, {gigabytes(planned_bytes)} planned "
             f"({found_bytes / planned_bytes - 1:+.1%}); {gigabytes(torch.cuda.max_memory_reserved())} reserved"
         )
         if found_bytes > planned_bytes * (1 + tolerance):
-            raise BadInput(f"{text}: more than planned, so what make plan says of fitting does not hold here")
+            raise BadInput(f"{text}: more than planned, so do not rely on make plan for whether the run fits")
         return text
 
     def told_resumption(self, again: Rehearsal) -> str:
-        """What came back from the checkpoint, against what went into it.
+        """Compare the state that was loaded from the checkpoint with the state that was saved.
 
         Raises:
             BadInput: weights or moments differ, or the next batch has another loss.
         """
         if lost := [name for name, value in self.saved.items() if again.loaded.get(name) != value]:
-            raise BadInput(f"after loading, {len(lost)} of {len(self.saved)} tensors are not those saved: {lost[0]} …")
-        text = f"{len(self.saved)} tensors of weights and moments come back bit for bit"
+            raise BadInput(
+                f"after loading, {len(lost)} of {len(self.saved)} tensors differ from the saved: {lost[0]} …"
+            )
+        text = f"{len(self.saved)} tensors of weights and moments are restored bit for bit"
         apart = abs(again.loss - self.loss) / max(abs(self.loss), sys.float_info.min)
         if not apart <= SAME_LOSS:
-            raise BadInput(f"{text}, and the next batch has a loss of {again.loss:.6g} in the place of {self.loss:.6g}")
-        same = "the same loss" if apart == 0 else f"a loss within {apart:.1e}: kernels here do not repeat themselves"
+            raise BadInput(f"{text}, but the next batch has a loss of {again.loss:.6g} and not {self.loss:.6g}")
+        same = "the same loss" if apart == 0 else f"a loss within {apart:.1e}: kernels here are not deterministic"
         return f"{text}; the next batch has {same}"
 
 
 def hashes(state: State) -> dict[str, str]:
-    """A hash of each weight's and moment's part on this rank."""
+    """Hash the part of each weight and moment that this rank holds."""
     for module in state.model.modules():
         if isinstance(module, FSDPModule):
             module.reshard()  # a forward pass leaves the root's parameters gathered
@@ -126,14 +128,14 @@ def hashes(state: State) -> dict[str, str]:
         for kind, tensor in tensors.items():
             if isinstance(tensor, torch.Tensor):
                 local: Any = tensor.to_local() if isinstance(tensor, DTensor) else tensor
-                # A copy: FSDP2 could not resize a storage any more that numpy has looked at.
+                # A copy, because FSDP2 cannot resize a storage that numpy shares.
                 data = local.detach().cpu().clone().reshape(-1).view(torch.uint8)
                 by_name[f"{name} {kind}".strip()] = xxhash.xxh64_hexdigest(data.numpy())
     return by_name
 
 
 def rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) -> None:
-    """A few batches of the real run, a checkpoint, and the last batch once more from it."""
+    """Train a few batches of the real run, save a checkpoint, and train the last batch again from it."""
     folder = Path(f"{cfg.run_dir}.preflight")
     tried = rehearsal_config(cfg, folder)
     short = make_plan(tried, plan.world_size, shards, plan.ranks_per_node)
@@ -147,7 +149,7 @@ def rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) -
                 try:
                     fit(tried, short, shards, [first])
                 except torch.OutOfMemoryError as error:
-                    raise BadInput(f"{str(error).splitlines()[0]}; make plan GPU=… says what would fit") from None
+                    raise BadInput(f"{str(error).splitlines()[0]}; make plan GPU=… shows what would fit") from None
                 give_memory_back()
                 return _speed(plan, first)
 
@@ -166,7 +168,7 @@ def rehearse(cfg: TrainConfig, plan: Plan, shards: ShardsInfo, checks: Checks) -
 
 
 def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:
-    """The run, but for a few batches in a folder of its own, and without what tells others of it."""
+    """The configuration of the run, with few batches, another folder, and without W&B, TensorBoard and remote."""
     callbacks = replace(cfg.callbacks, generate_samples=None, console=None, spike_guard=None, runtime_estimator=None)
     return replace(
         cfg,
@@ -187,7 +189,7 @@ def rehearsal_config(cfg: TrainConfig, folder: Path) -> TrainConfig:
 
 
 def _forget_the_end(folder: Path) -> None:
-    """As a crash after the checkpoint would leave the folder."""
+    """Bring the folder into the state after a crash that follows the checkpoint."""
     for checkpoint in complete_checkpoints(folder / CHECKPOINTS):
         if saved_at(checkpoint)["batch"] > SAVED_AT:
             remove(checkpoint)
@@ -196,7 +198,7 @@ def _forget_the_end(folder: Path) -> None:
 
 
 def _speed(plan: Plan, rehearsal: Rehearsal) -> str:
-    """Step time of all ranks, and of the slowest."""
+    """Describe the speed, which the slowest rank determines, and name slow ranks."""
     steps_s = gathered(rehearsal.step_s)
     median_s = statistics.median(steps_s)
     tokens_per_s = plan.tokens_per_batch / max(steps_s)

@@ -1,4 +1,4 @@
-"""The rungs of a ladder: read, held against the machine, and what they cost."""
+"""The rungs of a ladder: read them, check whether they fit the machine, and estimate their cost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from recipes.planning.run_plan import Plan, check_shards, make_plan
 from recipes.runs.fingerprint import changes, check_fingerprint, pretraining_fingerprint
 from recipes.runs.processes import command_of
 
-# Up to four passes, repeated tokens are worth nearly as much as new ones; beyond, ever less (arXiv 2305.16264).
+# Up to four passes, repeated tokens help nearly as much as new ones; after that, less and less (arXiv 2305.16264).
 MAX_PASSES = 4.0
 
 
@@ -31,12 +31,12 @@ class Rung:
     """A run of the ladder.
 
     Attributes:
-        name: its run_name.
-        yaml: path of its configuration.
-        cfg: that, with the overrides.
-        plan: its derived numbers, on the ranks that the configuration names.
-        shards: what it reads; None if they are not built.
-        overrides: what its command has after the YAML.
+        name: run_name of the rung.
+        yaml: path of its YAML.
+        cfg: its configuration, from YAML and overrides.
+        plan: its plan, for the number of ranks in the configuration.
+        shards: token shards that it reads; None if they are not built.
+        overrides: overrides in its command.
     """
 
     name: str
@@ -48,35 +48,35 @@ class Rung:
 
     @property
     def folder(self) -> Path:
-        """Its run folder."""
+        """Run folder of the rung."""
         return Path(self.cfg.run_dir)
 
     @property
     def compute(self) -> float:
-        """FLOPs of its training."""
+        """FLOPs of the training."""
         return float(self.plan.tokens * self.plan.flops_per_token)
 
     @property
     def tokens_per_parameter(self) -> float:
-        """What it is trained on, repeats counted, for its size."""
+        """Tokens of the training, repeated ones included, divided by the parameters."""
         return self.plan.tokens / self.plan.parameters
 
     @property
     def fingerprint(self) -> JsonDict:
-        """What decides its losses."""
+        """Fingerprint of the run."""
         return pretraining_fingerprint(self.cfg, self.plan, self.shards)
 
     def check(self) -> JsonDict | None:
-        """The record of its run folder, None if it was not begun.
+        """Return the record of the run folder; None if the rung has not begun.
 
         Raises:
-            BadInput: the folder holds another run, or something that is no run.
+            BadInput: the folder holds another run, or files that are not a run.
         """
         return check_fingerprint(self.folder, self.fingerprint, self.cfg.resume.allow)
 
     @property
     def record(self) -> JsonDict | None:
-        """As `check`; None, too, if the folder holds something else, which says nothing of this run."""
+        """The record as `check` returns it; also None if the folder holds something else."""
         try:
             return self.check()
         except BadInput:
@@ -84,69 +84,69 @@ class Rung:
 
     @property
     def finished(self) -> bool:
-        """Whether its run folder says so, of this length and these settings."""
+        """Whether the run folder holds the finished run, with this length and these settings."""
         record = self.record
         return bool(record and record["finished"] and not changes(record["identity"], self.fingerprint))
 
     @property
     def passes(self) -> float | None:
-        """How often it reads its data; None if that is not built and it was not begun."""
+        """Number of passes over the data; None if the shards are not built and the rung has not begun."""
         return self.record["plan"]["passes"] if self.record else self.plan.passes
 
     @property
     def repeats(self) -> bool:
-        """Whether it reads its data more often than repeated tokens are worth as much as new ones."""
+        """Whether the rung reads its data more than MAX_PASSES times."""
         return self.passes is not None and self.passes > MAX_PASSES
 
     @property
     def text_sha256(self) -> str | None:
-        """Of the shards that it is trained and measured on; None if they are not built and it was not begun."""
+        """Hash of the shards for training and validation; None if they are not built and the rung has not begun."""
         if self.record:
             return self.record["identity"]["shards_sha256"]
         return self.shards.sha256 if self.shards else None
 
     @property
     def command(self) -> list[str]:
-        """What one would type."""
+        """The command that runs the rung."""
         return [*command_of("train.py", self.yaml, self.cfg.world_size), *self.overrides]
 
 
 @dataclass(frozen=True)
 class Machine:
-    """GPUs to run on; none of them: a CPU."""
+    """GPUs to run on. 0 GPUs means a CPU."""
 
     gpus: int
     gpu_bytes: int
-    name: str | None  # in recipes/planning/gpus.py
+    name: str | None  # name in recipes/planning/gpus.py
 
 
 def read_rung(yaml: Path, overrides: Sequence[str] = ()) -> Rung:
-    """A rung, or a run to predict, as its YAML has it.
+    """Read a rung, or a run to predict, from its YAML.
 
     Raises:
-        BadInput: its configuration, or the shards that it reads, cannot be used.
+        BadInput: the configuration or the shards cannot be used.
     """
     cfg = load_config(yaml, overrides)
     if cfg.init_from is not None:
-        raise BadInput(f"{yaml}: init_from = {cfg.init_from}, and a ladder is of runs that begin with drawn weights")
+        raise BadInput(f"{yaml}: init_from = {cfg.init_from}, but all runs of a ladder must begin with random weights")
     if cfg.data.mix:
         raise BadInput(
-            f"{yaml}: data.mix has {', '.join(cfg.data.mix)}, and the rungs of a ladder read data.shards alone"
+            f"{yaml}: data.mix has {', '.join(cfg.data.mix)}, but the rungs of a ladder read only data.shards"
         )
     shards = check_shards(cfg) if (Path(cfg.data.shards) / MANIFEST).is_file() else None
     return Rung(cfg.run_name, yaml, cfg, make_plan(cfg, cfg.world_size, shards), shards, tuple(overrides))
 
 
 def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
-    """Read all rungs before any of them starts, those of the least compute first.
+    """Read all rungs before any of them starts, and sort them by compute, smallest first.
 
     Raises:
-        BadInput: a configuration, its shards or its run folder cannot be used; two rungs share a folder, or are not
-            measured on the same text.
+        BadInput: a configuration, its shards or its run folder cannot be used; or two rungs share a folder, or are
+            measured on different texts.
     """
     for override in overrides:
         if override.partition("=")[0] in ("run_name", "run_dir"):
-            raise BadInput(f"{override}: each rung has a name and folder of its own, in its YAML")
+            raise BadInput(f"{override}: each rung must have its own name and folder, which its YAML sets")
     rungs = []
     for yaml in yamls:
         rung = read_rung(yaml, overrides)
@@ -157,9 +157,7 @@ def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
     first = next((rung for rung in rungs if rung.text_sha256), rungs[0])
     for rung in rungs:
         if (other := folders.setdefault(rung.folder, rung)) is not rung:
-            raise BadInput(
-                f"{other.yaml} and {rung.yaml} share run_dir = {rung.folder}; give each a run_name of its own"
-            )
+            raise BadInput(f"{other.yaml} and {rung.yaml} share run_dir = {rung.folder}; give each its own run_name")
         for key, one, another in (
             ("data.shards", first.text_sha256, rung.text_sha256 or first.text_sha256),
             ("data.seq_len", first.cfg.data.seq_len, rung.cfg.data.seq_len),
@@ -167,20 +165,20 @@ def load_rungs(yamls: Sequence[Path], overrides: Sequence[str]) -> list[Rung]:
         ):
             if one != another:
                 raise BadInput(
-                    f"{key} differs between {first.yaml} and {rung.yaml}, so their losses are not of the same text and "
-                    "cannot be compared; give it behind the YAMLs, for all"
+                    f"{key} differs between {first.yaml} and {rung.yaml}, so their losses are on different texts and "
+                    f"cannot be compared; set {key}=… after the YAMLs, for all rungs"
                 )
     return rungs
 
 
 def evaluated(cfg: TrainConfig) -> int:
-    """Sequences of the validation split that an evaluation reads; -1: all."""
+    """Number of sequences in an evaluation; -1: the whole validation split."""
     ranks_batch = cfg.device_eval_batch_size * cfg.world_size
     return -1 if cfg.eval_subset_num_batches == -1 else cfg.eval_subset_num_batches * ranks_batch
 
 
 def this_machine() -> Machine:
-    """The GPUs that CUDA finds here."""
+    """The GPUs that CUDA finds on this machine."""
     import torch
 
     if not torch.cuda.is_available():
@@ -190,16 +188,16 @@ def this_machine() -> Machine:
 
 
 def why_not(rung: Rung, machine: Machine, planned_for: str | None, stack: str = LOCK) -> str | None:
-    """Why a rung does not fit, and what would make it fit; None if it does.
+    """Explain why a rung does not fit, and what would make it fit; None if it fits.
 
     Args:
         rung: the rung.
-        machine: machine that it would run on.
-        planned_for: name of a GPU to plan for, as many as the rung asks for; None: `machine` counts.
-        stack: software that is to run on `planned_for`.
+        machine: machine that the rung would run on.
+        planned_for: name of a GPU to plan for, with as many GPUs as the rung asks for; None: plan for `machine`.
+        stack: software to run on `planned_for`.
 
     Raises:
-        BadInput: an unknown GPU, or one that the stack cannot run.
+        BadInput: the GPU is unknown, or the stack cannot run it.
     """
     cfg, plan = rung.cfg, rung.plan
     layout = Layout.of(cfg, cfg.world_size)
@@ -209,22 +207,22 @@ def why_not(rung: Rung, machine: Machine, planned_for: str | None, stack: str = 
         there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         if memory.total_bytes <= there:
             return None
-        return f"takes {gigabytes(memory.total_bytes)} of memory, {gigabytes(there)} are there"
+        return f"needs {gigabytes(memory.total_bytes)} of memory, but this machine has {gigabytes(there)}"
     if planned_for:
         cast = make_forecast(cfg, plan, planned_for, None, None, None, stack)
         return None if cast.fits else refusal(cast, cfg, plan)
     if machine.gpus < cfg.world_size:
-        fewer = f"world_size={machine.gpus} asks for no more, or " if machine.gpus else ""
+        fewer = f"set world_size={machine.gpus}, or " if machine.gpus else ""
         return (
-            f"wants {cfg.world_size} GPU{'s' * (cfg.world_size > 1)}, {machine.gpus or 'none'} here; {fewer}run it "
-            f"elsewhere (recipes/train.py {rung.yaml}) and bring its run folder"
+            f"needs {cfg.world_size} GPU{'s' * (cfg.world_size > 1)}, but this machine has {machine.gpus or 'none'}; "
+            f"{fewer}run it elsewhere (recipes/train.py {rung.yaml}) and copy its run folder here"
         )
     needed = needed_bytes(cfg, plan, layout, plan.device_train_microbatch_size)
     if needed <= machine.gpu_bytes:
         return None
     return (
-        f"takes {gigabytes(needed)} a GPU, which has {gigabytes(machine.gpu_bytes)}; a smaller "
-        "device_train_microbatch_size=… or activation_checkpointing=true may make it fit (make plan says)"
+        f"needs {gigabytes(needed)} on each GPU, which has {gigabytes(machine.gpu_bytes)}; a smaller "
+        "device_train_microbatch_size=… or activation_checkpointing=true may make it fit (make plan shows it)"
     )
 
 
@@ -236,13 +234,13 @@ def on_cpu(rung: Rung) -> bool:
 def left_out(
     rungs: Sequence[Rung], machine: Machine, planned_for: str | None, with_repeated: bool, stack: str = LOCK
 ) -> dict[str, str]:
-    """Rungs that are not to be run, or not to be fitted to: name -> reason. What is finished needs no room."""
+    """Rungs that are not run or not used in the fit: name -> reason. A finished rung need not fit the machine."""
     reasons = {}
     for rung in rungs:
         if rung.repeats and not with_repeated:
             reasons[rung.name] = (
-                f"{rung.passes:.1f} passes over its data, and repeated tokens are worth less beyond "
-                f"{MAX_PASSES:g}; --with-repeated takes it in"
+                f"makes {rung.passes:.1f} passes over its data, but repeated tokens help less after "
+                f"{MAX_PASSES:g} passes; --with-repeated includes it"
             )
         elif not rung.finished and (why := why_not(rung, machine, planned_for, stack)):
             reasons[rung.name] = why
@@ -252,14 +250,14 @@ def left_out(
 def format_ladder(
     rungs: Sequence[Rung], reasons: dict[str, str], gpu: str | None, mfu: float | None, stack: str | None = LOCK
 ) -> str:
-    """The rungs and what they cost, as lines to print.
+    """Format the rungs and their cost as lines to print.
 
     Args:
-        rungs: all of them.
-        reasons: those that are left out: name -> reason.
-        gpu: in recipes/planning/gpus.py, that hours and cost are of; None: they are not known.
-        mfu: as for `make_forecast`.
-        stack: as for `make_forecast`.
+        rungs: all rungs.
+        reasons: rungs that are left out: name -> reason.
+        gpu: GPU of recipes/planning/gpus.py for hours and cost; None: hours and cost are not known.
+        mfu: MFU as for `make_forecast`.
+        stack: software stack as for `make_forecast`.
     """
     width = max(len(rung.name) for rung in rungs)
     lines = [
@@ -287,19 +285,19 @@ def format_ladder(
     timed = [rung for rung in rungs if not on_cpu(rung)]
     if gpu is None and timed:
         lines.append(
-            "hours, GPU-hours and what fits: --gpu NAME fills them in, and with price_per_gpu_hour=… the cost; NAME is "
-            f"one of {', '.join(GPUS)}"
+            "--gpu NAME adds hours, GPU-hours and whether a rung fits; price_per_gpu_hour=… adds the cost; NAME is one "
+            f"of {', '.join(GPUS)}"
         )
     elif timed:
-        speed = "from the slowest to the fastest that was published" if mfu is None else f"at MFU {mfu:g}"
+        speed = "from the slowest to the fastest published run" if mfu is None else f"at MFU {mfu:g}"
         no_price = any(rung.cfg.price_per_gpu_hour is None for rung in timed)
-        cost = "; price_per_gpu_hour=… fills in the cost" if no_price else ""
-        lines.append(f"hours and GPU-hours: on a rung's world_size GPUs {gpu}, {speed}{cost}")
+        cost = "; price_per_gpu_hour=… adds the cost" if no_price else ""
+        lines.append(f"hours and GPU-hours: with world_size GPUs {gpu} for each rung, {speed}{cost}")
     return "\n".join(lines)
 
 
 def _span(values: Sequence[float]) -> str:
-    """Slowest and fastest, as a range."""
+    """Write the smallest and the largest value as a range."""
     texts = list(dict.fromkeys(f"{value:,.3g}" if value < 1000 else f"{value:,.0f}" for value in sorted(values)))
     return " to ".join(texts[:1] + texts[-1:] if len(texts) > 1 else texts) or "–"
 

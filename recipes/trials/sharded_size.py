@@ -1,4 +1,4 @@
-"""How much of a model one rank holds, built without the other ranks and without memory."""
+"""Compute the size of the model part on one rank, without the other ranks and without allocating memory."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from recipes.modeling.gpt2 import BioMedLM
 
 
 def rank_bytes(cfg: TrainConfig, rank: int, world_size: int) -> int:
-    """Bytes of the fp32 parameters of one rank, sharded as Composer does, without the other ranks and without memory.
+    """Bytes of the fp32 parameters of one rank, sharded as by Composer. The model is built on the meta device.
 
     Raises:
-        BadInput: FSDP1, which cannot be built so.
+        BadInput: the configuration has FSDP1, which cannot be built in this way.
     """
     with torch.device("meta"):
         model = BioMedLM(cfg.model, eos_token_id=cfg.model.vocab_size - 1, draw_weights=False)
     if cfg.fsdp is None or world_size == 1:
         return sum(parameter.numel() * 4 for parameter in model.parameters())
     if cfg.fsdp.version != 2:
-        raise BadInput("fsdp.version = 1 cannot be built without its ranks; give fsdp.version=2")
+        raise BadInput("fsdp.version = 1 cannot be built without the other ranks; set fsdp.version=2")
     distributed.init_process_group("fake", rank=rank, world_size=world_size, store=FakeStore())
     try:
         replicas = cfg.fsdp.data_parallel_replicate_degree

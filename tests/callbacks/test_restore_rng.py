@@ -16,7 +16,7 @@ from data_prep.common.errors import BadInput
 def test_a_seed_that_is_none(seed: Any) -> None:
     state: Any = SimpleNamespace(rank_zero_seed=seed)
     logger: Any = None
-    with pytest.raises(BadInput, match=r"the seed of the checkpoint is .*the one before it is resumed"):
+    with pytest.raises(BadInput, match=r"the seed of the checkpoint is .*the run resumes from the one before"):
         RestoreRNG().after_load(state, logger)
     RestoreRNG().after_load(SimpleNamespace(rank_zero_seed=17), logger)  # pyright: ignore[reportArgumentType]
 

@@ -87,9 +87,9 @@ def test_the_start_takes_the_gpus_that_torch_has_code_for_as_the_plan_does(ask: 
             )
         else:
             assert answer.code == 2 and not answer.out
-            says = f"error: {name} has compute capability {dotted(capability)}, and torch {torch.__version__} has "
+            says = f"error: {name} has compute capability {dotted(capability)}, but torch {torch.__version__} has "
             assert answer.err.startswith(f"{says}code for {', '.join(built_for())}") and answer.err.count("\n") == 1
-            assert (f"{STACKS['next']} has it, and needs" in answer.err) == (capability[0] >= 10)
+            assert (f"{STACKS['next']}, which needs" in answer.err) == (capability[0] >= 10)
         if torch.__version__.partition("+")[0] == STACKS[LOCK].torch:
             named = {name for name, gpu in GPUS.items() if gpu.capability == capability}
             assert named & set(gpus_of(LOCK)) == (named if answer.code == 0 else set())
@@ -99,7 +99,10 @@ def test_a_driver_that_is_too_old_is_named(ask: Ask) -> None:
     says: dict[tuple[str | None, str], str] = {
         (None, "amp_bf16"): "error: precision = 'amp_bf16', but no GPU was found: The NVIDIA driver on your system is ",
         ("gpu", "fp32"): "error: device = 'gpu', but no GPU was found: The NVIDIA driver on your system is too old",
-        (None, "fp32"): "error: device = null takes a GPU if there is one, and a driver is there, but no GPU was found",
+        (
+            None,
+            "fp32",
+        ): "error: device = null selects a GPU if there is one, and a driver is loaded, but no GPU was found",
     }
     *refused, on_cpu = ask([({"NOCUDA_DRIVER": "11080"}, *asked) for asked in [*says, ("cpu", "fp32")]])
     for message, answer in zip(says.values(), refused, strict=True):
@@ -125,7 +128,7 @@ def test_each_rank_has_a_gpu(ask: Ask) -> None:
     )
     assert well.code == 0
     assert alone.code == 2
-    assert "local rank 1 has no GPU: 1 seen here (CUDA_VISIBLE_DEVICES='3'), and each rank takes one" in alone.err
+    assert "local rank 1 has no GPU: this node has 1 (CUDA_VISIBLE_DEVICES='3'), and each rank needs one" in alone.err
     assert none.code == 0 and "No CUDA GPUs are available), so this run trains on the CPU" in none.out
 
 

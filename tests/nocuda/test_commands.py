@@ -236,4 +236,4 @@ def test_every_kind_of_task_and_every_other_command(
         assert (tmp_path / name / "results.json").is_file(), name
     assert batches_of(tmp_path / "rung") == [1, 2, 3, 4, 5, 6]
     assert all("ready: smoke-gpu can start" in printed[name] for name in ("preflight", "preflight-2"))
-    assert "tensors of weights and moments come back bit for bit" in printed["preflight"]
+    assert "tensors of weights and moments are restored bit for bit" in printed["preflight"]

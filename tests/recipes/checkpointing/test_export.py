@@ -195,7 +195,7 @@ def test_an_export_that_computes_another_model_leaves_no_folder(
         model.config.scale_attn_by_inverse_layer_idx = False
 
     monkeypatch.setattr(export, "fold_layer_scaling", forget_the_bias)
-    with pytest.raises(BadInput, match="does not compute the trained one"):
+    with pytest.raises(BadInput, match="does not compute the trained model"):
         export.main(["--checkpoint", str(original_style), "--out", str(tmp_path / "out")])
     assert sorted(path.name for path in tmp_path.iterdir()) == ["original"]
 

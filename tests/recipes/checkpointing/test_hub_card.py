@@ -140,7 +140,7 @@ def test_hours_and_grams_are_those_of_the_runs_own_log(run: Path, ranks: int, tm
     ("more", "says"),
     [(["--device-watts", "400"], "give both"), (["--grid-g-per-kwh", "1"], "give both"),
      (["--device-watts", "0", "--grid-g-per-kwh", "1"], "--device-watts: '0' must be"),
-     (["--base-model", "owner/name"], "began with weights that were drawn"),
+     (["--base-model", "owner/name"], "began with random weights"),
      (["--base-model", "a/b/c"], "--base-model: 'a/b/c' must be of the form OWNER/NAME"),
      (["--license-file", "nowhere"], "there is no file nowhere")],
 )  # fmt: skip
@@ -152,7 +152,7 @@ def test_what_cannot_be_true_of_this_model_is_refused(more: list[str], says: str
 
 def test_a_converted_model_has_no_hours_but_a_base(model: Path, tmp_path: Path) -> None:
     given = ["--checkpoint", str(model), "--out", str(tmp_path / "out")]
-    with pytest.raises(BadInput, match="is no run, so its hours are not known"):
+    with pytest.raises(BadInput, match="is not a run, so its hours are not known"):
         export.main([*given, "--device-watts", "400", "--grid-g-per-kwh", "250"])
     export.main([*given, "--base-model", "stanford-crfm/BioMedLM"])
     assert head_of(tmp_path / "out")["base_model"] == "stanford-crfm/BioMedLM"

@@ -50,7 +50,7 @@ def test_whole_ones_are_listed_by_batch(run: Path, capsys: pytest.CaptureFixture
     lines, error = listed(run, capsys)
     assert [" ".join(line.split()) for line in lines] == [
         str(run), "checkpoint batch size state", "ep0-ba10 10 5.1 MB whole", "ep0-ba20 20 5.1 MB whole",
-        "ep0-ba100 100 5.4 MB whole", "a resume takes ep0-ba100",
+        "ep0-ba100 100 5.4 MB whole", "the run would resume from ep0-ba100",
     ]  # fmt: skip
     assert not error and not list(run.glob("*.html"))
 
@@ -68,14 +68,14 @@ def test_what_is_wrong_is_said_and_a_resume_takes_what_is_told(
     lines, error = listed(run, capsys)
     assert [line.split()[0] for line in lines if line.endswith("  damaged")] == [f"ep0-ba{batch}" for batch in batches]
     assert sum(name in line and "was altered after it was written" in line for line in lines) == len(batches)
-    assert error.startswith(f"{len(batches)} of 3 checkpoints are not what was written")
+    assert error.startswith(f"{len(batches)} of 3 checkpoints are damaged")
     if len(batches) == 3:
         assert "no whole checkpoint" in lines[-1]
         with pytest.raises(BadInput, match="is intact"):
             newest_intact(run / WHERE)
     else:
         taken, _ = newest_intact(run / WHERE)
-        assert taken and lines[-1] == f"  a resume takes {taken.name}"
+        assert taken and lines[-1] == f"  the run would resume from {taken.name}"
 
 
 def test_all_faults_of_a_checkpoint_are_listed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,13 +91,15 @@ def test_what_was_not_written_to_its_end_is_passed_over(run: Path, capsys: pytes
     (run / WHERE / "ep0-ba100/manifest.json").unlink()
     (run / WHERE / "ep0-ba120.partial").mkdir()
     lines, error = listed(run, capsys)
-    assert lines[-2].endswith("not complete (no manifest.json), passed over") and not error
-    assert lines[-1] == "  a resume takes ep0-ba20"
+    assert lines[-2].endswith("not complete (no manifest.json), ignored") and not error
+    assert lines[-1] == "  the run would resume from ep0-ba20"
 
 
 def test_a_run_without_checkpoints_and_one_with_a_remote_say_so(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (run / "config.yaml").write_text("save_remote: s3://bucket/prefix\n")
-    assert listed(run, capsys)[0][-1] == "  or a newer one at s3://bucket/prefix, where this command does not look"
+    assert (
+        listed(run, capsys)[0][-1] == "  or from a newer one at s3://bucket/prefix, which this command does not check"
+    )
     for path in (run / WHERE).iterdir():
         checkpoint.remove(path)
     assert "no whole checkpoint" in listed(run, capsys)[0][-2]
@@ -105,7 +107,7 @@ def test_a_run_without_checkpoints_and_one_with_a_remote_say_so(run: Path, capsy
 
 @pytest.mark.parametrize("option", ["--watch", "--log", "--out a.html", "--plot a.png", "--x tokens", "--from-batch 3"])
 def test_options_of_the_page_are_refused_beside_it(run: Path, option: str) -> None:
-    with pytest.raises(BadInput, match=f"{option.split()[0]} beside --checkpoints"):
+    with pytest.raises(BadInput, match=f"{option.split()[0]} cannot be used with --checkpoints"):
         report.main([str(run), "--checkpoints", *option.split()])
     with pytest.raises(BadInput, match="holds no run"):
         report.main([str(run / WHERE), "--checkpoints"])

@@ -187,7 +187,7 @@ FOUND: dict[str, tuple[str, Callable[[bytes], bytes], Callable[[Path], object], 
     ),
     "a sum that is a text": (
         f"{NEWEST}/manifest.json", lambda content: content.replace(b'"bit_sums": {', b'"bit_sums": {"x": "1",'),
-        resume_reads, r"manifest\.json: bit_sums\.x is no whole number",
+        resume_reads, r"manifest\.json: bit_sums\.x is not a whole number",
     ),
     "a start that computed with nothing": (
         "metrics.jsonl", lambda content: content.replace(b'"repeats": true', b'"repeats": 1'), resume_reads,

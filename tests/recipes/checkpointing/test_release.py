@@ -62,7 +62,7 @@ def test_a_card_speaks_of_its_checkpoint(run: Path, tmp_path: Path) -> None:
     for batch, loss in losses.items():
         card = card_of(run / f"checkpoints/ep0-ba{batch}", tmp_path / "out")
         assert f"| validation | {loss:.4f} nats per token" in card and f"at batch {batch} |" in card
-        assert f"| seen | {batch * 128:,} tokens = " in card and f"in {batch} of 12 batches of 128 tokens" in card
+        assert f"| trained on | {batch * 128:,} tokens = " in card and f"in {batch} of 12 batches of 128 tokens" in card
     # not evaluated at this batch: the card has no loss, rather than that of another batch
     change_lines(run / "metrics.jsonl", lambda lines: [line for line in lines if line["batch"] != 6])
     assert "| validation |" not in card_alone(run, 6, tmp_path / "out")

@@ -152,7 +152,7 @@ def test_an_empty_prefix_is_a_new_run_and_says_so(
     outcome: Outcome, far: RemoteRun, new: Path, proxy: Proxy, capsys: pytest.CaptureFixture
 ) -> None:
     assert start(new, far) == ""
-    assert f"no checkpoint at {far.url}: starting anew" in capsys.readouterr().out
+    assert f"no checkpoint at {far.url}: starting from the beginning" in capsys.readouterr().out
     assert far.contents() == {}, "the file that tests the permission to write is removed"
     assert any(request.startswith("PUT") for request in proxy.requests)
     outcome("remote: empty prefix", "a new run, and said so", "nothing")
@@ -195,7 +195,7 @@ def test_503_is_waited_out_or_said(outcome: Outcome, run: Path, new: Path, far: 
     shutil.rmtree(new)
     proxy.break_it("503", "GET")
     before = len(proxy.requests)
-    with pytest.raises(Unavailable, match=r"(?s)503 SlowDown to each of 2 attempts to list.*is not known, and nothing"):
+    with pytest.raises(Unavailable, match=r"(?s)503 SlowDown to each of 2 attempts to list.*So it is not known"):
         start(new, far)
     assert len(proxy.requests) - before == 2 and not new.exists()
     outcome("remote: 503, for ever and once a request", "exit code 69: could not look; once: waited out", "nothing")
@@ -241,7 +241,7 @@ def test_a_partial_upload_is_named_and_passed_over(
 ) -> None:
     client(proxy).delete_object(Bucket=far.bucket, Key=key(far, f"checkpoints/ep0-ba24/{name}"))
     assert start(new, far) == "ep0-ba16"
-    assert re.search(rf"passed over a checkpoint: {far.url}/checkpoints/ep0-ba24.*{name}", capsys.readouterr().out)
+    assert re.search(rf"ignored a checkpoint: {far.url}/checkpoints/ep0-ba24.*{name}", capsys.readouterr().out)
     outcome(f"remote: partial upload without {name}", "named, the one before it used", "the batches between them")
 
 
@@ -251,7 +251,8 @@ def test_only_partial_uploads_are_not_no_checkpoint(
     for name in ("ep0-ba8", "ep0-ba16", "ep0-ba24"):
         client(proxy).delete_object(Bucket=far.bucket, Key=key(far, f"checkpoints/{name}/{MANIFEST}"))
     with pytest.raises(
-        BadInput, match=r"(?s)no checkpoint in .* or on its remote is intact:.*ep0-ba24 is a partial upload.*ep0-ba8 is"
+        BadInput,
+        match=r"(?s)no checkpoint in .* or on its remote is intact:.*ep0-ba24 is not completely uploaded.*ep0-ba8 is",
     ):
         start(new, far)
     outcome("remote: partial uploads only", "each named, exit code 2", "nothing")
@@ -290,7 +291,7 @@ def test_a_byte_that_flips_on_the_way_is_seen(
     shutil.rmtree(new)
     proxy.break_it("flip", "GET", "ba24/rank0.pt")
     assert start(new, far) == "ep0-ba16"
-    assert "ep0-ba24/rank0.pt does not arrive as it was written, fetched 3 times" in capsys.readouterr().out
+    assert "ep0-ba24/rank0.pt was downloaded 3 times, each time with a wrong size or hash" in capsys.readouterr().out
     outcome("remote: a byte flips in a download", "fetched again, then the one before it used", "nothing")
 
 
@@ -336,7 +337,7 @@ def test_a_checkpoint_of_another_run_is_refused(run: Path, new: Path, far: Remot
 def test_checkpoints_that_are_gone_are_not_no_checkpoint(new: Path, far: RemoteRun, has_remote: bool) -> None:
     make_run(new, "ep0-ba8")
     shutil.rmtree(new / "checkpoints")
-    with pytest.raises(BadInput, match="the run got to batch 9, and of its checkpoints none is left"):
+    with pytest.raises(BadInput, match="the run reached batch 9, but there is no checkpoint"):
         start(new, far if has_remote else None)
     (new / "metrics.jsonl").write_text('{"batch": 8}\n{"event": "start", "batch": 0}\n{"batch": 5, "lo')
     assert start(new, far if has_remote else None) == "", "killed in its first save"
@@ -576,7 +577,7 @@ def test_a_new_machine_goes_on_bit_for_bit(
     run_to_end(command("whole"))
     mine = command("mine", f"save_remote=s3://{bucket}/x")
     done = run_to_end([*mine[:3], "SIGTERM:0:19", *mine[3:]], PREEMPTED)
-    assert f"no checkpoint at s3://{bucket}/x/mine: starting anew" in done.stdout
+    assert f"no checkpoint at s3://{bucket}/x/mine: starting from the beginning" in done.stdout
     shutil.rmtree(tmp_path / "mine")
     done = run_to_end(mine)
     assert f"fetching s3://{bucket}/x/mine/checkpoints/ep0-ba19" in done.stdout
@@ -603,9 +604,9 @@ def test_killed_in_the_middle_of_an_upload_the_one_before_it_is_used(
     proxy.well_again()
     shutil.rmtree(tmp_path / "mine")
     done = run_to_end(mine)
-    assert f"passed over a checkpoint: s3://{bucket}/x/mine/checkpoints/ep0-ba16 is a partial upload" in done.stdout
+    assert f"ignored a checkpoint: s3://{bucket}/x/mine/checkpoints/ep0-ba16 is not completely uploaded" in done.stdout
     # The metrics are uploaded with the checkpoint, and training continues meanwhile.
-    assert re.search(r"ep0-ba8 after the run had got to batch (\d+): \d+ batches are computed again", done.stdout)
+    assert re.search(r"ep0-ba8; the run had reached batch (\d+), so \d+ batches are computed again", done.stdout)
     assert read_run(tmp_path / "mine").starts == [0, 8]
     outcome("remote: killed in an upload, folder lost", "named, the one before it used", "8 batches, computed again")
 

@@ -474,13 +474,13 @@ def test_lengthened_after_its_end_a_pretraining_run_trains_on(pretrained: Runs, 
     shutil.rmtree(pretrained.whole.with_name("bare"), ignore_errors=True)
     bare = shutil.copytree(pretrained.whole, pretrained.whole.with_name("bare"))
     shutil.rmtree(bare / "checkpoints")
-    with pytest.raises(BadInput, match=f"got to batch {END}, and of its checkpoints none is left"):
+    with pytest.raises(BadInput, match=f"reached batch {END}, but there is no checkpoint"):
         pretraining.train(pretrained.at(bare, {"max_duration": "8ba", "resume.allow": ["schedule.batches"]}))
 
 
 def test_a_name_in_allow_that_is_no_key_is_refused(pretrained: Runs) -> None:
     for name, hint in (("lr", "'optimizer.lr'"), ("optimizer.betas0", "'optimizer.betas'"), ("all", "known: batch, ")):
-        with pytest.raises(BadInput, match=rf"resume\.allow names '{name}', which is no key .*{hint}"):
+        with pytest.raises(BadInput, match=rf"resume\.allow names '{name}', which is not a key .*{hint}"):
             pretrained.resume({}, (name,))
 
 

@@ -92,7 +92,7 @@ def test_a_wrong_type_is_refused_by_name(override: str) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("model.n_head=19", "must divide by n_head"),
+        ("model.n_head=19", "must be a multiple of n_head"),
         ("data.seq_len=2048", "n_positions = 1024"),
         ("precision=fp16", "one of fp32, amp_bf16"),
         ("max_duration=300B", "a duration from 1tok"),

@@ -304,7 +304,7 @@ def test_damage_after_the_shard_was_found_good(
         assert got == right
         outcome(f"open shards {damage.__name__}, {workers} workers", "fetched again, the right tokens", "nothing")
         return
-    with pytest.raises(BadInput, match=r"shard\.0000\d\.mds cannot be read as it was written"):
+    with pytest.raises(BadInput, match=r"shard\.0000\d\.mds is missing or damaged"):
         for batch in batches:
             got.append(batch["input_ids"].tolist())
     assert got == right[: len(got)]
@@ -344,10 +344,13 @@ def test_manifest_and_index(
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"column_encodings": ["pkl"]}, r"columns \{'tokens': 'pkl'\}; this reader takes 'tokens' of ndarray:uint16"),
+        (
+            {"column_encodings": ["pkl"]},
+            r"columns \{'tokens': 'pkl'\}; this reader accepts only the column 'tokens' of ndarray:uint16",
+        ),
         ({"column_names": ["text"]}, "columns {'text'"),
         ({"column_names": ["tokens", "more"], "column_encodings": ["ndarray:uint16:512", "pkl"]}, "'more': 'pkl'"),
-        ({"samples": 1}, "samples, the manifest says"),
+        ({"samples": 1}, "samples, but the manifest says"),
         ({"raw_data": {"basename": "../../escaped.mds", "bytes": 1, "hashes": {}}}, "a file outside its folder"),
     ],
 )
@@ -501,7 +504,7 @@ def test_all_ranks_end_on_a_damaged_shard(
     process = launch("damaged", f"data.shards={folder}")
     output = finish(process)
     assert process.returncode != 0, output
-    assert f"error: {folder / 'train/shard.00001.mds'} cannot be read as it was written" in output
+    assert f"error: {folder / 'train/shard.00001.mds'} is missing or damaged" in output
     assert all_gone(process.pid)
     assert not read_json(tmp_path / "damaged/run.json")["finished"]
     outcome("a bit flipped in a shard, 2 ranks", "all ranks end, the file is named", "nothing")

@@ -290,5 +290,5 @@ def test_a_mixed_folder_is_fetched(settings: list[str], old_shards: Path, tmp_pa
 
 
 def test_a_ladder_is_of_one_text(settings: list[str], old_shards: Path) -> None:
-    with pytest.raises(BadInput, match=r"data\.mix has old, and the rungs of a ladder read data\.shards alone"):
+    with pytest.raises(BadInput, match=r"data\.mix has old, but the rungs of a ladder read only data\.shards"):
         read_rung(ROOT / "yamls/smoke-cpu.yaml", [*settings, *mixed(old_shards, 0.3)])

@@ -47,7 +47,9 @@ def test_another_user_waits_for_it_and_takes_it(memory: Path) -> None:
     os.close(held)
     assert as_another_user(memory) == "taken"
     (memory / "token-shards.lock").chmod(0o600)  # as an earlier version created it
-    assert as_another_user(memory).startswith(f"{memory / 'token-shards.lock'}, by which")
+    assert as_another_user(memory).startswith(
+        f"{memory / 'token-shards.lock'}, the lock file for runs on this machine, belongs to"
+    )
 
 
 def as_another_user(memory: Path) -> str:

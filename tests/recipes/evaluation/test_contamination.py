@@ -230,5 +230,5 @@ def test_a_corpus_whose_documents_do_not_say_their_numbers_is_refused(
     manifest["seal"] = seal(manifest)
     (corpus / MANIFEST).write_text(json.dumps(manifest))
     asked = {"q": Question("q", "Why?", ("a", "b"), 0, "", pmids=("5",))}
-    with pytest.raises(BadInput, match=r"of 20 documents with a PubMed number 20 do not say it: .* make it again"):
+    with pytest.raises(BadInput, match=r"20 of 20 documents with a PubMed number do not record it, .* make it again"):
         find_leaks(asked, corpus)

@@ -217,7 +217,7 @@ def test_what_does_not_fit_is_counted(make_model: MakeModel, tmp_path: Path) -> 
     n = len(ids) - len(tokenizer(prompts[1].text)["input_ids"])
     assert record["log_probs"][0] == pytest.approx(by_hand(folder, tuple(ids[-65:-1]), tuple(ids[-n:])), rel=1e-4)
     wide = Question("wide", "cyt?", ("gen", long), 0, "line 3")
-    with pytest.raises(BadInput, match=r"line 3: an option of \d+ tokens, and the model reads 64"):
+    with pytest.raises(BadInput, match=r"line 3: an option has \d+ tokens, but the model reads 64"):
         count_cut(tokenizer, make_prompts(TaskSet("t", "choice", {"test": [wide]}, {}), "option", 0, None), 64)
 
 
@@ -553,7 +553,7 @@ def test_sets_are_checked_without_a_model(data: Path, capsys: pytest.CaptureFixt
     evaluate.main(["--tasks", "medmcqa,own", "--data", str(data), "--check"])
     printed = capsys.readouterr().out
     assert "medmcqa: dev 30" in printed and "test: 2 words, 1 entities: Gene 1 (100.0%)" in printed
-    with pytest.raises(BadInput, match="own is of kind 'tags': a base model has no score on it; fine-tune it"):
+    with pytest.raises(BadInput, match="own is of kind 'tags', on which a base model cannot be scored; fine-tune it"):
         evaluate.main(["--tasks", "own", "--data", str(data), "--out", str(data / "scores")])
 
 

@@ -165,7 +165,7 @@ def test_every_field_of_a_sweeps_table_follows_its_cause() -> None:
     causes: dict[str, tuple[Any, str]] = {
         "metric": ("f1", "| f1 on dev, %, mean of 2 seeds"),
         "compared": (7, "The best of 7 configurations"),
-        "left_out": (["a", "b"], "Left out, since they failed: a, b."),
+        "left_out": (["a", "b"], "Left out because they failed: a, b."),
         "configuration": ("lr=3", "| lr=3 | 45.0"),
         "mean": (0.55, "1 more have the same score on dev"),
         "standard_deviation": (0.01, "| lr=2 | 45.0 ± 1.0 |"),

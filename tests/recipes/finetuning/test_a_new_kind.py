@@ -173,7 +173,9 @@ def test_a_new_kind_is_trained_scored_released_and_evaluated(
     assert f"| doses | doses-1 | fine-tuned on doses, near | {percent:.1f} [" in capsys.readouterr().out
     evaluate.main(["--runs", *map(str, runs), "--out", str(tmp_path / "seeds")])
     assert "| doses | doses-1 | fine-tuned, near, mean of 2 seeds ± " in capsys.readouterr().out
-    with pytest.raises(BadInput, match="doses is of kind 'number': a base model has no score on it; fine-tune it"):
+    with pytest.raises(
+        BadInput, match="doses is of kind 'number', on which a base model cannot be scored; fine-tune it"
+    ):
         evaluate.main([*command, "--model", str(base), "--out", str(tmp_path / "other")])
     with pytest.raises(
         BadInput, match=r"was fine-tuned on doses \(number\): it reads a number off a text and writes no"

@@ -158,12 +158,12 @@ def test_multiple_choice_is_learned(
     assert len({path.stat().st_mode for path in files.values()}) == 1, "the umask's mode"
     dev = max((line for line in map(json.loads, (tmp_path / "run/metrics.jsonl").open())), key=lambda n: n["batch"])
     card = files["README.md"].read_text()
-    assert f"| seen | {dev['batch']:,} of {dev['batch']:,} batches" in card
+    assert f"| trained on | {dev['batch']:,} of {dev['batch']:,} batches" in card
     assert "| on dev | Accuracy " in card and "| base model | model, sha256 " in card
     inputs = tokenizer("gen " * 500, truncation=True, return_tensors="pt")
     assert inputs["input_ids"].shape[1] == 64 and model(**inputs).logits.isfinite().all()
     files["head.safetensors"].write_bytes(files["head.safetensors"].read_bytes()[:-4] + b"\0\0\0\0")
-    with pytest.raises(BadInput, match=r"head\.safetensors is not what was written there"):
+    with pytest.raises(BadInput, match=r"head\.safetensors was altered"):
         heads.load(tmp_path / "run/model")
 
 
@@ -536,7 +536,7 @@ def test_every_word_of_a_long_sentence_is_tagged_once(encoders: Callable[..., En
                 done = last
             assert done == n_words
     assert cut > 5
-    with pytest.raises(BadInput, match=r"f, line 3: its word 'A{30}' takes \d+ tokens, and seq_len = 8"):
+    with pytest.raises(BadInput, match=r"f, line 3: its word 'A{30}' takes \d+ tokens, but seq_len = 8"):
         encoders("tags", 8)(Sentence("1", ("a", "b", "A" * 30), TAGS, "f, line 1"))
 
 
@@ -545,7 +545,7 @@ def test_a_word_without_tokens_is_refused(encoders: Callable[..., Encoder]) -> N
 
     encoder = encoders("tags")
     encoder.tokenizer.backend_tokenizer.normalizer = Strip()
-    with pytest.raises(BadInput, match="f, line 2: the tokenizer makes no token of"):
+    with pytest.raises(BadInput, match="f, line 2: the tokenizer gives no token for"):
         encoder(Sentence("1", ("a", "\u00a0"), ("O", "O"), "f, line 1"))
 
 

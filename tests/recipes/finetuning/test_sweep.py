@@ -154,7 +154,7 @@ def test_the_best_by_dev_is_tested_once(
     # typed again, nothing is run; with another grid, test is not scored again
     sweep.command_line(arguments(GRID))
     assert len(forked.started) == 6 and "finished, dev acc" in capsys.readouterr().out
-    with pytest.raises(BadInput, match=r"(?s)chosen its best and looked at test.*run_name"):
+    with pytest.raises(BadInput, match=r"(?s)chosen its best and scored test.*run_name"):
         sweep.command_line(arguments({**GRID, "seed": [1, 2, 3]}))
     assert len(forked.started) == 6
 
@@ -195,7 +195,7 @@ def test_a_failed_run_is_named_and_the_others_go_on(
     results = json.loads((tmp_path / "sweep/results.json").read_text())
     assert [c[-1] for c in forked.started[4:]] == ["score_test=false"] + ["score_test=true"] * 2
     assert results["compared"] == 1 and results["left_out"] == [name]
-    assert f"Left out, since they failed: {name}." in (tmp_path / "sweep/table.md").read_text()
+    assert f"Left out because they failed: {name}." in (tmp_path / "sweep/table.md").read_text()
 
 
 @pytest.mark.chaos
@@ -223,7 +223,7 @@ def test_the_choice_stands_once_test_was_looked_at(
         patch.setattr(sweep, "evaluate_runs", stop)
         with pytest.raises(KeyboardInterrupt):
             sweep.command_line(command)
-    with pytest.raises(BadInput, match="To choose again after that is to choose by test"):
+    with pytest.raises(BadInput, match="A second choice would be influenced by the test scores"):
         sweep.command_line(arguments({"max_duration": ["1ep", "2ep", "3ep"]}))
     assert len(forked.started) == 3
     sweep.command_line(arguments({"max_duration": ["1ep", "2ep"]}))
@@ -345,7 +345,7 @@ def test_one_run_of_the_grid_alone(
         ({"optimizer.lrr": [1e-6]}, r"toy-sweep.yaml: grid: unknown key 'optimizer.lrr'; did"),
         ({"optimizer.lr": []}, "grid: optimizer.lr is an empty list"),
         ({"optimizer.lr": 1e-6}, "grid: optimizer.lr = 1e-06 is not a list"),
-        ({"optimizer": {"lr": [1e-6]}}, r"is not a list of values; a key below another is written a.b"),
+        ({"optimizer": {"lr": [1e-6]}}, r"is not a list of values; a key within a section is written a.b"),
         ({"optimizer.lr": ["fast"]}, "optimizer.lr = 'fast', but it must be a number above 0"),
         ({"optimizer.lr": [1e-6, 0.000001]}, "two runs of the grid are the same"),
         ({"seed": [1, 2, 1]}, "two runs of the grid are the same"),
@@ -353,7 +353,7 @@ def test_one_run_of_the_grid_alone(
         ({"optimizer.lr": [-1.0]}, "optimizer.lr = -1.0, but it must be a number above 0"),
         ({"global_train_batch_size": [16, 1000]}, "fewer than one batch of 1000"),
         ({"task": ["medqa"]}, "task cannot differ between the runs"),
-        ({"seq_len": [32, 64]}, "seq_len stands in the grid of .* and behind it"),
+        ({"seq_len": [32, 64]}, "seq_len is in the grid of .* and also after the YAML"),
         ({}, "`grid` must hold keys with lists"),
         ([1], "`grid` must hold keys with lists"),
     ],
@@ -380,7 +380,7 @@ def test_bad_sweeps(arguments: Arguments, tmp_path: Path) -> None:
         with pytest.raises(BadInput, match=says):
             sweep.command_line(given)
     given = arguments({"seed": [1]})
-    with pytest.raises(BadInput, match="scores test itself"):
+    with pytest.raises(BadInput, match="a sweep itself scores test"):
         sweep.command_line([*given, "score_test=true"])
     with pytest.raises(BadInput, match=r"holds a grid of runs: python recipes/sweep.py"):
         finetune.command_line(given)

@@ -206,7 +206,7 @@ def losses(cfg: TrainConfig) -> list[float]:
 
 def test_a_kernel_that_is_not_there_is_bad_input(configure: Callable[..., TrainConfig]) -> None:
     with pytest.raises(
-        BadInput, match=r"sdpa_backend = 'cudnn', which this device and precision do not have; say null"
+        BadInput, match=r"sdpa_backend = 'cudnn', which this device and precision do not have; set null"
     ):
         pretraining.train(configure("run", "kernels.sdpa_backend=cudnn"))
 

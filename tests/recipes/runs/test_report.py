@@ -77,7 +77,7 @@ def test_two_runs_side_by_side(make_run: MakeRun, tmp_path: Path, visit: Callabl
     assert page.locator("svg path").count() > 50
     text = page.inner_text("body")
     assert "optimizer.lr" in text and "0.002" in text and "seed" not in text  # only the differences
-    assert "went back 1 time" in text and "1 batch left out for NaN" in text and "again after batch 30" in text
+    assert "rewound 1 time" in text and "1 batch skipped because of NaN" in text and "restarted after batch 30" in text
     assert "is <b>text</b> 60" in text and not page.get_by_text("is <b>text</b> 30").first.is_visible()
     page.locator("summary").first.click()
     assert page.get_by_text("is <b>text</b> 30").first.is_visible()
@@ -139,7 +139,7 @@ def test_what_cannot_be_reported_is_refused(make_run: MakeRun, tmp_path: Path):
     record = json.loads((tuned / "run.json").read_text())
     record |= {"data": {"dev": {}}, "plan": {"batches": 3, "parameters": 4, "trained_parameters": 2}}
     (tuned / "run.json").write_text(json.dumps(record))
-    with pytest.raises(BadInput, match="runs of two kinds"):
+    with pytest.raises(BadInput, match="pre-trained and fine-tuned runs cannot be compared"):
         report.main([str(one), str(tuned), "--out", str(tmp_path / "x.html")])
     with pytest.raises(BadInput, match="need --out"):
         report.main([str(one), str(one)])

@@ -83,7 +83,7 @@ def test_where_a_run_stands(make_run: MakeRun, visit: Visit) -> None:
     page.clock.install()
     page.reload()
     page.clock.run_for(3 * 3600 * 1000)
-    assert standing(page).endswith("batch 100 of 1,000, 3 h ago: it stands still, or has ended")
+    assert standing(page).endswith("batch 100 of 1,000, 3 h ago: the run hangs or has ended")
     (folder / "run.json").write_text((folder / "run.json").read_text().replace("false", "true", 1))
     write_report([read_run(folder)], page_path)
     page.reload()
@@ -178,5 +178,5 @@ def test_equal_runs_differ_in_nothing(make_run: MakeRun, tmp_path: Path) -> None
     )
     report.main([str(runs["a"]), str(runs["h"]), "--out", str(tmp_path / "page.html")])
     page = (tmp_path / "page.html").read_text()
-    assert "Nothing, but for their names and folders: settings, data, code and hardware are equal." in page
-    assert "The training losses of the 19 batches that all have are equal to the last bit." in page
+    assert "Only the names and folders differ: settings, data, code and hardware are equal." in page
+    assert "The training losses of the 19 batches that all runs have are equal to the last bit." in page

@@ -48,7 +48,7 @@ RECORDED = {
         ({"model": {"n_embd": 8, "attn_pdrop": 0.0}}, ["model"], None),
         ({"shards_sha256": "cd"}, ["shards_sha256"], r"shards_sha256: 'ab' -> 'cd'   \(cannot change"),
         ({"shards_sha256": None}, [], None),  # the command does not know this value
-        ({}, ["lr"], r"names 'lr', which is no key of a run's fingerprint; did you mean 'optimizer.lr'\?"),
+        ({}, ["lr"], r"names 'lr', which is not a key of the run's fingerprint; did you mean 'optimizer.lr'\?"),
         ({}, ["sample_order.sed"], r"did you mean 'sample_order.seed'\?"),
         ({}, ["*"], r"known: model, model.attn_pdrop, .*, shards_sha256$"),
     ],

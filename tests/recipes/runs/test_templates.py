@@ -105,17 +105,17 @@ OF_THE_CARD: dict[str, tuple[Change | dict[str, Any], str]] = {
     "device_watts": (STATED, "x 400 W a device"),
     "grams": (STATED, "g of CO2-equivalent: device-hours"),
     "grid_g_per_kwh": (STATED, "/ 1000 x 250 g a kWh"),
-    "hardware": (record("starts.0.gpus", ["NVIDIA H100"]), "at last on 1 × NVIDIA H100"),
-    "license": ({"run": None}, "look for theirs before"),
+    "hardware": (record("starts.0.gpus", ["NVIDIA H100"]), "most recently on 1 × NVIDIA H100"),
+    "license": ({"run": None}, "Find that licence before"),
     "metadata": ({"stated": Stated(base_model="owner/name")}, "base_model: owner/name"),
     "max_length": ({"facts": {**FACTS, "n_positions": 40}}, "max_length=40"),
     "mixed.*": (record("data.mix", {"old": MIXED}), "25.00% of a pass, of 101 documents, 4,160 tokens; shards"),
     "mixed.key": (record("data.mix", {"pile": MIXED}), "| mixed in: pile |"),
     "name": (config("run_name: old", "run_name: mine"), "# mine"),
     "n_parameters": ({"facts": {**FACTS, "n_parameters": 12_345}}, "12,345 parameters"),
-    "n_positions": ({"facts": {**FACTS, "n_positions": 1024}}, "the 1024 tokens that it reads"),
-    "origin.path": (record("origin", {"path": "old/model", "sha256": "0"}), "the weights of old/model, sha256 0 |"),
-    "origin.sha256": (record("origin", {"path": "old", "sha256": "abc123"}), "the weights of old, sha256 abc123 |"),
+    "n_positions": ({"facts": {**FACTS, "n_positions": 1024}}, "at most 1024 tokens"),
+    "origin.path": (record("origin", {"path": "old/model", "sha256": "0"}), "weights | old/model, sha256 0 |"),
+    "origin.sha256": (record("origin", {"path": "old", "sha256": "abc123"}), "weights | old, sha256 abc123 |"),
     f"run.{COUNTS}.train.documents": (record(f"{COUNTS}.train.documents", 102), "102 documents"),
     f"run.{COUNTS}.train.tokens": (record(f"{COUNTS}.train.tokens", 4_161), "4,161 tokens"),
     "run.identity.shards_sha256": (record("identity.shards_sha256", "abc123"), "shards manifest abc123"),
@@ -219,7 +219,7 @@ OF_THE_REPORT: dict[str, tuple[Change, str]] = {
     f"{R}record.data.counts.*.dropped_tokens": (record(f"{COUNTS}.val.dropped_tokens", 204), "<td>204</td>"),
     f"{R}record.data.counts.*.bytes": (record(f"{COUNTS}.val.bytes", 2_005), "<td>2,005</td>"),
     f"{R}record.finished": (record("finished", False), "not finished"),
-    f"{R}rewinds": (lambda run: skipped_data.append(run, REWIND, {run: ([1], [])}), "went back 1 time "),
+    f"{R}rewinds": (lambda run: skipped_data.append(run, REWIND, {run: ([1], [])}), "rewound 1 time "),
     f"{R}samples.*.prompt": (write("samples.json", {"samples": [{**SAMPLE, "prompt": "Insulin"}]}), "<b>Insulin</b>"),
     f"{R}samples.*.text": (write("samples.json", {"samples": [{**SAMPLE, "text": " was"}]}), "</b> was<"),
     f"{R}samples.*.stopped": (write("samples.json", {"samples": [{**SAMPLE, "stopped": False}]}), "</b> is …<"),
@@ -230,8 +230,8 @@ OF_THE_REPORT: dict[str, tuple[Change, str]] = {
                                 "<td>1 (2)</td>"),
     f"{R}scorecard.this.words.*": (scores(words={"DNA": [1, 2]}),
                                    "tokens of DNA"),
-    f"{R}skipped": (log(**{"guard/skipped_batches": 1}), "1 batch left out for NaN"),
-    f"{R}starts": (log(event="start"), "2 starts (again after batch 12)"),
+    f"{R}skipped": (log(**{"guard/skipped_batches": 1}), "1 batch skipped because of NaN"),
+    f"{R}starts": (log(event="start"), "2 starts (restarted after batch 12)"),
     f"{R}texts.key": (write("texts.jsonl", f"{json.dumps({**TEXT, 'prompt': 'DNA', 'batch': 1})}\n"
                             f"{json.dumps({**TEXT, 'prompt': 'DNA'})}\n"), "1 earlier: DNA"),
     f"{R}texts.*.*.batch": (write("texts.jsonl", f"{json.dumps({**TEXT, 'batch': 1_001})}\n"), "batch 1,001"),
@@ -242,7 +242,7 @@ OF_THE_REPORT: dict[str, tuple[Change, str]] = {
     "summaries.*.*": (log(**{EVAL_LOSS: 3.25}), "3.2500 nats/token"),
     "thinned": (write("metrics.jsonl", "".join(
         f'{{"batch": {n}, "tokens": {n}, "time_s": {n}, "{TRAIN_LOSS}": 1.0}}\n' for n in range(POINTS + 2))),
-        "Of long curves each stretch"),
+        "Long curves are drawn as"),
 }  # fmt: skip
 # Fields that depend on arguments, two runs, the drawing or the clock have their own tests, here or in
 # test_report_page.py.
@@ -282,7 +282,9 @@ def test_the_report_follows_its_arguments_and_what_differs(run: Path) -> None:
     other = shutil.copytree(run, run.with_name("other"))
     alone, both = page(run), page(run, other)
     assert (
-        "What differs" not in alone and "Nothing, but for their names" in both and 'http-equiv="refresh"' not in alone
+        "What differs" not in alone
+        and "Only the names and folders differ" in both
+        and 'http-equiv="refresh"' not in alone
     )
     assert '<meta http-equiv="refresh" content="7.5">' in page(run, refresh_s=7.5)
     config("seed: 17", "seed: 18")(other)
@@ -319,7 +321,7 @@ OF_THE_SUMMARY: dict[str, tuple[Change, str]] = {
     "cost": (log(**{"cost/total": 12.5}), "12.50"),
     "hardware": (record("starts.0.gpus", ["H100"]), "1 × H100"),
     "changed on resuming": (resumed, CHANGED),
-    "commit": (record("starts.0.uncommitted", ["x"]), "6e66e8e92ce1 with changes of its own"),
+    "commit": (record("starts.0.uncommitted", ["x"]), "6e66e8e92ce1 with uncommitted changes"),
 }  # fmt: skip
 
 

@@ -106,7 +106,7 @@ def test_a_run_begins_with_the_weights_of_its_origin(
     )
     pretraining.train(cfg)
     printed = capsys.readouterr().out
-    assert f"begins with {folder}: logits within" in printed and f"the weights of {folder}" in printed
+    assert f"training starts from {folder}: same logits within" in printed and f"the weights of {folder}" in printed
     if kind == "checkpoint":
         stock = tmp_path / "stock"
         export.main(["--checkpoint", str(folder), "--out", str(stock)])
@@ -120,7 +120,7 @@ def test_a_run_begins_with_the_weights_of_its_origin(
     assert not (tmp_path / "run/tokenizer/model.safetensors").exists()
     export.main(["--checkpoint", str(tmp_path / "run"), "--out", str(tmp_path / "model")])
     card = (tmp_path / "model/README.md").read_text()
-    assert f"| begun with | the weights of {folder}, sha256 {record['origin']['sha256'][:16]} |" in card
+    assert f"| initial weights | {folder}, sha256 {record['origin']['sha256'][:16]} |" in card
     assert ("license: bigscience" in card) == (kind != "published"), "its card does not state a licence"
 
 
@@ -146,9 +146,9 @@ def test_another_origin_is_another_run(exported: Path, published: Path, configur
 def test_what_is_not_the_origins_is_refused(
     exported: Path, configure: Configure, tiny_corpus: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadInput, match=r"another model; leave out:\n  model\.n_layer = 4, and it has 3"):
+    with pytest.raises(BadInput, match=r"another architecture; leave out:\n  model\.n_layer = 4, but .* has 3"):
         configure(exported, "model.n_layer=4")
-    with pytest.raises(BadInput, match=r"domain\.yaml continues a model: say init_from=FOLDER"):
+    with pytest.raises(BadInput, match=r"domain\.yaml continues a model: set init_from=FOLDER"):
         load_training_config(ROOT / "yamls/continue/domain.yaml")
     with pytest.raises(BadInput, match=r"nowhere"):
         configure(tmp_path / "nowhere")

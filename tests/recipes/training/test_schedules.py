@@ -108,9 +108,9 @@ def test_a_record_of_before_there_was_a_choice_is_of_a_cosine() -> None:
     ("changes", "says"),
     [
         (["scheduler.name=cosin"], "one of cosine, linear, constant, warmup_stable_decay"),
-        (["scheduler.name=constant"], r"alpha_f = 0\.1, but .*say scheduler\.alpha_f=1"),
-        (["scheduler.decay_share=0.1"], "cosine has no such part; say null"),
-        (["scheduler.name=warmup_stable_decay"], "decay_share = null, but it is the share of the run"),
+        (["scheduler.name=constant"], r"alpha_f = 0\.1, but .*set scheduler\.alpha_f=1"),
+        (["scheduler.decay_share=0.1"], "cosine has no such part; set null"),
+        (["scheduler.name=warmup_stable_decay"], "decay_share = null, but the schedule needs the share of the run"),
         (["scheduler.name=warmup_stable_decay", "scheduler.decay_share=1"], "above 0 and below 1"),
     ],
 )

@@ -118,7 +118,7 @@ def test_three_points_determine_three_parameters_and_it_says_so() -> None:
     assert pure_high < exact.predict(far) < answer(laws, far)[2] == three[2].loss
     rung = read_rung(LADDER[0])
     text = " ".join(cannot_tell([rung], [replace(three[0], name=rung.name), *three[1:]], laws, [rung]))
-    assert "3 rungs determine a law of three parameters exactly" in text and "Which E it is cannot be told" in text
+    assert "passes exactly through 3 rungs" in text and "The rungs cannot determine E" in text
 
     more = fit_laws(points(law(COMPUTE, 1.7, 0.15)), None)
     assert list(more) == ["E fitted", "E = 0"]
@@ -192,7 +192,7 @@ def test_a_ladder_says_what_gpu_and_price_fill_in() -> None:
             rungs = [read_rung(yaml, price) for yaml in LADDER]
             *table, note = format_ladder(rungs, {}, gpu, None).splitlines()
             row = re.split(r"  +", table[1])[-4:-1]  # hours, GPU-hours, cost
-            named = "--gpu NAME fills them in" in note and "one of a100-40gb, " in note
+            named = "--gpu NAME adds hours" in note and "one of a100-40gb, " in note
             assert named == (row == ["–"] * 3) == (gpu is None), note
             assert ("price_per_gpu_hour=" in note) == (row[2] == "–"), note
 
@@ -203,18 +203,19 @@ def test_what_does_not_fit_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch
     assert set(reasons) == {"ladder-760m", "ladder-1.3b"}
     assert "more than the 40 GB of a100-40gb; it fits with device_train_microbatch_size=8" in reasons["ladder-1.3b"]
     excluded = left_out(rungs, Machine(8, 20 * 10**9, None), None, False)
-    assert "ladder-20m" not in excluded and "a GPU, which has 20 GB" in excluded["ladder-350m"]
+    assert "ladder-20m" not in excluded and "each GPU, which has 20 GB" in excluded["ladder-350m"]
     assert all(
-        "wants 8 GPUs, 1 here; world_size=1" in why
+        "needs 8 GPUs, but this machine has 1; set world_size=1" in why
         for why in left_out(rungs, Machine(1, 10**12, None), None, False).values()
     )
     assert all(
-        "wants 8 GPUs, none here; run it elsewhere" in why for why in left_out(rungs, NO_GPU, None, False).values()
+        "needs 8 GPUs, but this machine has none; run it elsewhere" in why
+        for why in left_out(rungs, NO_GPU, None, False).values()
     )
     tiny = [read_rung(yaml) for yaml in TINY]
     assert not left_out(tiny, NO_GPU, None, False)
     monkeypatch.setattr(reading_of_rungs.os, "sysconf", lambda _: 2000)  # 4 MB
-    assert "of memory, 0.004 GB are there" in left_out(tiny, NO_GPU, None, False)["ladder-tiny-1m"]
+    assert "of memory, but this machine has 0.004 GB" in left_out(tiny, NO_GPU, None, False)["ladder-tiny-1m"]
 
 
 def test_rungs_that_repeat_their_data_are_left_out() -> None:
@@ -226,9 +227,9 @@ def test_rungs_that_repeat_their_data_are_left_out() -> None:
     laws = fit_laws(three, None)
     taken = [three[0], three[1], replace(three[2], passes=5.0)]
     text = " ".join(cannot_tell(rungs, taken, laws, [much, read_rung(FLAGSHIP)]))
-    assert f"more than 4 passes, too: {much.name}." in text and f"{much.name} makes 5.0 passes" in text
-    assert "an unknown number of passes" in text and "116 tokens a parameter, the rungs on 0.181 to 0.182" in text
-    assert "context of 256 tokens; that its own are the same is not so" in text
+    assert f"more than 4 passes: {much.name}." in text and f"{much.name} makes 5.0 passes" in text
+    assert "an unknown number of passes" in text and "116 tokens per parameter, the rungs on 0.181 to 0.182" in text
+    assert "context of 256 tokens. Its own differ" in text
 
 
 # A whole ladder
@@ -298,7 +299,7 @@ def test_a_ladder_is_run_smallest_first_and_once(made: Any, capsys: pytest.Captu
     assert {name: (folder / name / "run.json").stat().st_mtime_ns for name in "abc"} == stamps
     output = capsys.readouterr().out
     assert next_command(output, folder)[1] == "recipes/train.py"
-    assert "finished" in output and "what this cannot tell" in output and "none" not in output
+    assert "finished" in output and "limits of these predictions" in output and "none" not in output
     results = json.loads((folder / "out/ladder.json").read_text())
     assert [point["name"] for point in results["points"]] == ["a", "b", "c"]
     for point in results["points"]:
@@ -312,7 +313,7 @@ def test_a_ladder_is_run_smallest_first_and_once(made: Any, capsys: pytest.Captu
     assert list(results["laws"]) == ["E = 0", "E fitted"] and results["laws"]["E fitted"]["degrees_of_freedom"] == 0
     assert (folder / "out/ladder.png").read_bytes().startswith(b"\x89PNG")
     page = (folder / "out/ladder.html").read_text()
-    assert "<svg" in page and "cannot be told" in page and "http" not in page.split("<svg")[0]
+    assert "<svg" in page and "cannot determine E" in page and "http" not in page.split("<svg")[0]
 
     shutil.rmtree(folder / "b")
     ladder.command_line(command)
@@ -395,7 +396,7 @@ def no_run(folder: Path, command: list[str]) -> list[str]:
         (lambda _, command: command[2:], "1 rungs are too few"),
         (lambda _, command: [*command, "yamls/lader/*.yaml"], "No such file"),
         (lambda _, command: [command[0], *command], "share run_dir"),
-        (lambda _, command: [*command, "run_name=x"], "each rung has a name"),
+        (lambda _, command: [*command, "run_name=x"], "each rung must have its own name"),
         (lambda _, command: [*command, "model.n_embdd=3"], "did you mean 'n_embd'"),
         (lambda _, command: [*command, "--floor", "9"], "--floor 9 is not below the losses"),
         (lambda _, command: [*command, "--mfu", "40"], "--mfu: '40' must be a number"),

@@ -128,7 +128,9 @@ CAUSES: dict[str, Change] = {
     '"%.4g" | format(law.above_E_nats)': LOSS,
     '"%.3g" | format(law.at_flops)': last_rung(compute=2e21),
     '"%.4g" | format(law.alpha)': LOSS,
-    '"none: goes through all points" if law.noise_nats is none else "%.2g" | format(law.noise_nats)': three,
+    '"unknown, the law passes through all points" if law.noise_nats is none else "%.2g" | format(law.noise_nats)': (
+        three
+    ),
     "law.degrees_of_freedom": three,
 }
 

@@ -71,9 +71,9 @@ def test_a_good_run_is_ready_and_left_alone(
     assert checked(printed) == dict.fromkeys(
         ("data", "account", "shards", "ranks", "clocks", "memory", "run folder", "step", "peak memory", "resume"), "ok"
     )
-    assert "every file hashed" in printed and printed.rstrip().endswith("ready: smoke can start")
+    assert "all files hashed" in printed and printed.rstrip().endswith("ready: smoke can start")
     assert re.search(
-        r"\d+ tensors of weights and moments come back bit for bit; the next batch has the same loss", printed
+        r"\d+ tensors of weights and moments are restored bit for bit; the next batch has the same loss", printed
     )
     assert folder_bytes(tmp_path / "run") == before and [path.name for path in tmp_path.iterdir()] == ["run"]
 
@@ -98,7 +98,7 @@ def test_a_run_that_continues_a_model_with_replay_is_ready(
 
     printed = check(tiny_shards, tiny_tokenizer, old_shards)
     assert set(checked(printed).values()) == {"ok"} and printed.rstrip().endswith("ready: refresh can start"), printed
-    assert "every file hashed" in printed and not (tmp_path / "refreshed").exists()
+    assert "all files hashed" in printed and not (tmp_path / "refreshed").exists()
     printed = check(tiny_shards, tiny_tokenizer, tmp_path / "nowhere")
     assert checked(printed)["data"] == "FAILED" and f"data.mix.old.shards: {tmp_path / 'nowhere'} does not" in printed
     relabelled = shutil.copytree(tiny_tokenizer, tmp_path / "other")
@@ -182,7 +182,7 @@ def test_what_would_stop_it_is_named(
     elif fault == "little memory":
         monkeypatch.setattr(memory_check, "_available_bytes", lambda: 1000)
     monkeypatch.setattr(rehearsal, "rehearse", lambda *_: None)
-    with pytest.raises(BadInput, match=f"the run cannot start as it is: .*{check}"):
+    with pytest.raises(BadInput, match=f"the run cannot start; failed checks: .*{check}"):
         run_checks(configure(*more), verify_all=False)
     printed = capsys.readouterr().out
     assert message in printed and checked(printed)[check] == "FAILED"
@@ -208,9 +208,9 @@ def test_a_rehearsal_that_fails_leaves_nothing(
         return loaded
 
     monkeypatch.setattr(checkpoint, "load_checkpoint", load)
-    with pytest.raises(BadInput, match="cannot start as it is: resume"):
+    with pytest.raises(BadInput, match="cannot start; failed checks: resume"):
         run_checks(configure(), verify_all=False)
-    says = r"1 of \d+ tensors are not on the device what was saved, exp_avg of model\.transformer"
+    says = r"1 of \d+ tensors on the device differ from the saved ones, exp_avg of model\.transformer"
     assert re.search(says, capsys.readouterr().out)
     assert not list(tmp_path.iterdir())
 
@@ -219,7 +219,7 @@ def test_losses_that_do_not_come_back():
     one, two = Rehearsal(2), Rehearsal(2)
     one.saved = two.loaded = {"weight": "a"}
     one.loss = 5.0
-    for loss, message in ((5.0, "the same loss"), (5.0005, "do not repeat themselves")):
+    for loss, message in ((5.0, "the same loss"), (5.0005, "are not deterministic")):
         two.loss = loss
         assert message in one.told_resumption(two)
     for loss in (5.1, float("nan")):
@@ -239,8 +239,8 @@ def test_memory_of_a_gpu_against_the_plan(monkeypatch: pytest.MonkeyPatch):
 
 def test_clocks():
     together = [[100.0, 100.1, 99.9], [200.0, 200.2, 199.9], [300.0, 300.1, 300.0]]
-    assert judge_clocks(together).startswith("0.200 s apart, ± 0.0")
-    with pytest.raises(BadInput, match=r"rank 2's is -3600 s off rank 0's; set it by NTP"):
+    assert judge_clocks(together).startswith("clocks differ by 0.200 s, ± 0.0")
+    with pytest.raises(BadInput, match=r"that of rank 2 is -3600 s off that of rank 0; set it with NTP"):
         judge_clocks([[one, two, three - 3600] for one, two, three in together])
 
 
@@ -278,9 +278,9 @@ NO_CUDA = AssertionError("Torch not compiled with CUDA enabled")
             r"device = null: no GPU was found \(Found .*, so this run trains on",
         ),
         (None, "fp32", NO_CUDA, None, None, False, r"device = null: no GPU was found \(Torch not compiled .*CPU"),
-        (None, "fp32", TOO_OLD, None, None, True, r"device = null takes a GPU if there is one, .*too old"),
-        (None, "fp32", NO_DRIVER, "560.35.03", None, True, r"device = null takes a GPU .* Found no NVIDIA driver"),
-        (None, "fp32", NONE_SEEN, "560.35.03", "0", True, r"device = null takes a GPU .*='0'"),
+        (None, "fp32", TOO_OLD, None, None, True, r"device = null selects a GPU if there is one, .*too old"),
+        (None, "fp32", NO_DRIVER, "560.35.03", None, True, r"device = null selects a GPU .* Found no NVIDIA driver"),
+        (None, "fp32", NONE_SEEN, "560.35.03", "0", True, r"device = null selects a GPU .*='0'"),
         (None, "fp32", NONE_SEEN, "560.35.03", "", False, "no GPU was found"),
         (None, "fp32", NONE_SEEN, "560.35.03", "-1", False, "no GPU was found"),
         (None, "fp32", NONE_SEEN, "560.35.03", "NoDevFiles", False, "no GPU was found"),
@@ -348,7 +348,7 @@ def test_parts_of_all_ranks_make_up_the_model(configure: Configure, tmp_path: Pa
         (["--fake-world", "8", "--gpu", "h900"], "--gpu h900 is not known; did you mean h"),
         (["--fake-world", "8", "--gpu", "b200"], "--gpu b200 has compute capability 10.0, .*nothing runs on it"),
         (["--fake-world", "1", "--gpu", "rtx-3090"], "does not fit: rtx-3090 has 24 GB"),
-        (["--fake-world", "8", "fsdp.version=1"], "cannot be built without its ranks"),
+        (["--fake-world", "8", "fsdp.version=1"], "cannot be built without the other ranks"),
     ],
 )
 def test_bad_requests(arguments: list[str], message: str):
