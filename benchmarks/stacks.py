@@ -1,7 +1,7 @@
-"""The two stacks side by side on this machine: start, step, compiled step, save, memory; `.venv` beside `.venv-next`.
+"""Compare the two stacks, `.venv` and `.venv-next`, on this machine: start, batch, compiled batch, save, memory.
 
-Each row is measured with the one and with the other in turn, so many rounds, in processes of their own; ratios are of
-the rounds' pairs.
+In each round, every row is measured with both stacks in turn, in separate processes. A ratio compares the two
+measurements of one round.
 
     python benchmarks/stacks.py --rounds 3
     python benchmarks/stacks.py --yaml yamls/smoke-gpu.yaml --rows step compiled --batches 40
@@ -30,27 +30,27 @@ VERSIONS = "from importlib.metadata import version as v; print(*(n + ' ' + v(n) 
 
 
 class Bench:
-    """What one row measures with one Python.
+    """Measures rows with the Python of a stack.
 
     Args:
-        args: as the command line has them.
+        args: parsed command line.
     """
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.args = args
 
     def one(self, python: Path, script: str, *words: str | Path) -> tuple[dict[str, Any], Run]:
-        """What a benchmark of this folder says of one run, and what that run took."""
+        """Run another benchmark of this folder once; return its result, and the time and memory of its process."""
         taken = measured([python, ROOT / "benchmarks" / script, "--one", *words, *self.args.overrides], 1)
         return result_of(taken), taken
 
     def start(self, python: Path, folder: Path) -> dict[str, float]:
-        """Seconds until the first batch has been trained."""
+        """Seconds from the start of the process to the end of the first batch."""
         phases, _ = self.one(python, "startup.py", folder, "--yaml", self.args.yaml)
         return {"start to first batch, s": sum(phases.values())}
 
     def step(self, python: Path, folder: Path, variant: str = "yaml") -> dict[str, float]:
-        """Milliseconds of a batch, and the memory of its process."""
+        """Milliseconds per batch, and the peak memory of the process."""
         words = ("bare", variant, folder, "--preset", self.args.preset, "--batches", str(self.args.batches))
         more = ("kernels.compile=true",) if variant == "compile" else ()
         result, taken = self.one(python, "train_step.py", *words, *more)
@@ -58,11 +58,11 @@ class Bench:
         return {f"{name}, ms": 1e3 * result["step_s"], f"{name}: memory of the process, GB": taken.peak_bytes / 1e9}
 
     def compiled(self, python: Path, folder: Path) -> dict[str, float]:
-        """The same, compiled; and how long the compiling takes."""
+        """Milliseconds per compiled batch, and the peak memory of the process."""
         return self.step(python, folder, "compile")
 
     def save(self, python: Path, folder: Path) -> dict[str, float]:
-        """Seconds in which a checkpoint is written and hashed."""
+        """Seconds to write and hash a checkpoint."""
         result, _ = self.one(python, "checkpoint.py", "save", folder, "--yaml", self.args.yaml)
         return {"checkpoint, s": statistics.median(each["writing"] + each["hashing"] for each in result["saves"])}
 
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     values: dict[str, dict[str, list[float]]] = {}
     for n in range(args.rounds):
         for row in args.rows:
-            # The other one first in every second round.
+            # Every second round begins with the other stack.
             for stack in sorted(STACKS, reverse=n % 2 == 1):
                 folder = Path(tempfile.mkdtemp(prefix="stacks-"))
                 try:

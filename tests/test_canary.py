@@ -1,4 +1,4 @@
-"""make canary: what is newer than the lock, and which of it breaks which test, with packages of a folder."""
+"""`make canary` finds new releases, and the one that breaks a test; here the packages come from a folder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wheel(folder: Path, name: str, version: str, content: str, needs: str = "") 
 
 @pytest.fixture
 def bird(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Canary:
-    """Of a project that needs beta, which needs alpha, and gamma; the tests' pytest is at hand."""
+    """The canary of a project that needs beta, gamma and delta; beta needs alpha. It uses these tests' pytest."""
     index = tmp_path / "index"
     index.mkdir()
     for version in ("1.0", "2.0"):

@@ -1,4 +1,4 @@
-"""What one stack made, the other reads: `make test` with both environments there, `.venv` and `.venv-next`."""
+"""Each stack reads what the other stack has written. The tests need both environments, `.venv` and `.venv-next`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCHES, SAVED_AT = 12, 6  # of on_a_stack.py
 
 
 def steps(stack: str, *words: str | Path) -> tuple[list[Any], str]:
-    """What the steps of on_a_stack.py made with this stack, and all that it printed."""
+    """Run steps of on_a_stack.py with the Python of a stack; their results, and all that was printed."""
     done = subprocess.run(
         [ENVIRONMENTS[stack] / "bin/python", ROOT / "tests/helpers/on_a_stack.py", *words], cwd=ROOT, text=True,
         capture_output=True, timeout=patience_s(20),

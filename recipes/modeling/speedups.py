@@ -68,12 +68,12 @@ def compile_blocks(model: GPT2LMHeadModel, cache: Path) -> None:
 
 
 def check_attention_backend(kernels: KernelsConfig, model: ModelConfig, precision: str) -> None:
-    """Ask torch whether a GPU here has the kernel, for this model's heads and dropout.
+    """Check that torch can use the chosen attention kernel on this GPU with this model's heads and dropout.
 
-    cuDNN's, for one, takes dropout in steps of 1/16 alone since torch 2.15.
+    For example, cuDNN's kernel accepts dropout only in steps of 1/16 since torch 2.15. On a CPU nothing is checked.
 
     Raises:
-        BadInput: it has not.
+        BadInput: torch cannot use the kernel.
     """
     ask = CAN_USE.get(kernels.sdpa_backend or "")
     if ask is None or not torch.cuda.is_available():
@@ -84,9 +84,9 @@ def check_attention_backend(kernels: KernelsConfig, model: ModelConfig, precisio
     with sdpa_kernel(BACKENDS[str(kernels.sdpa_backend)]):
         if not ask(SDPAParams(heads, heads, heads, None, model.attn_pdrop, True, False)):
             raise BadInput(
-                f"kernels.sdpa_backend = {kernels.sdpa_backend!r}: torch {torch.__version__} has no such kernel here "
-                f"for heads of {shape[-1]}, {str(dtype).removeprefix('torch.')} and model.attn_pdrop = "
-                f"{model.attn_pdrop:g}; say null, and torch chooses"
+                f"kernels.sdpa_backend = {kernels.sdpa_backend!r}: torch {torch.__version__} cannot use this kernel on "
+                f"this GPU for heads of {shape[-1]}, {str(dtype).removeprefix('torch.')} and model.attn_pdrop = "
+                f"{model.attn_pdrop:g}; set it to null, and torch chooses a kernel"
             )
 
 

@@ -1,4 +1,4 @@
-"""What differs between releases of transformers, each asked for here and nowhere else."""
+"""Names and behaviour that differ between releases of transformers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ try:
 except ImportError:
     initialization = transformers.modeling_utils
 
-no_init_weights: Any = initialization.no_init_weights  # leaves weights as the memory has them
-# The key of a configuration, and the argument of what loads a model; the other name warns, or is not known.
+no_init_weights: Any = initialization.no_init_weights  # a context in which weights of new models are not initialised
+# Key of a configuration, and argument of functions that load a model. The other name prints a warning or is unknown.
 DTYPE = "dtype" if hasattr(transformers.PretrainedConfig, "torch_dtype") else "torch_dtype"
 
 
 def mask_without_positions() -> None:
-    """Have GPT-2 make its attention mask without a look at the positions of its tokens.
+    """Let GPT-2 make its attention mask without checking the positions of the tokens.
 
-    transformers 5 looks in each forward pass of a training whether positions start anew within a sample, and makes a
-    mask of it: the device is waited for each time, and a mask of (B, 1, T, T) keeps flash attention out. Nothing here
-    gives positions that start anew. What GPT-2 of transformers 4 calls, does not look.
+    In each forward pass of a training, transformers 5 checks whether positions restart within a sample, which makes the
+    CPU wait for the GPU. If they do, it builds a mask of (B, 1, T, T), with which flash attention cannot be used. In
+    our samples positions never restart. GPT-2 of transformers 4 does not check, and is left as it is.
     """
     make: Any = getattr(modeling_gpt2, "create_causal_mask", None)
     if make is None or hasattr(make, "without_positions"):

@@ -23,9 +23,10 @@ def compute_bytes(precision: str) -> int:
 
 @functools.cache
 def copies_heads() -> bool:
-    """Whether the installed transformers copies query, key and value, head by head, before it calls the kernel.
+    """Whether the installed transformers copies query, key and value before it calls the attention kernel.
 
-    transformers 4.53 does, 5.24 does not. Asked of the text of its module, as an import would take seconds.
+    transformers 4.53 does, 5.24 does not. This function reads the source of transformers, because importing it would
+    take seconds.
     """
     package = importlib.util.find_spec("transformers")
     if package is None or not package.submodule_search_locations:

@@ -33,7 +33,7 @@ PLACE = ("tokens", "time_s", "batch")  # keys of a line that are not metrics
 
 @contextmanager
 def redacted_command_line() -> Iterator[None]:
-    """Within it, `sys.argv`, which W&B takes the command line from, is without the passwords that it may hold."""
+    """A context in which `sys.argv` contains no passwords. W&B records it as the command line of the run."""
     command_line = sys.argv
     sys.argv = [str(redacted(part)) for part in command_line]
     try:

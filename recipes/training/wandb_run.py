@@ -20,7 +20,7 @@ from recipes.training.wandb_live import redacted_command_line
 
 
 def _keep_get_url() -> None:
-    """Give W&B's run the method that Composer's logger calls, which newer releases of wandb lack."""
+    """Add `get_url` to the run class of wandb if it is missing: Composer's logger calls it, wandb 0.31 removed it."""
     from wandb.sdk.wandb_run import Run
 
     if not hasattr(Run, "get_url"):

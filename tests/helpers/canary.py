@@ -1,8 +1,8 @@
-"""`make canary`: the newest release of every package, installed aside, and which of them breaks which tests.
+"""`make canary`: install the newest release of every package in an environment aside, and find which one breaks tests.
 
-What requirements.in names is taken without its bounds, and so is what overrides-next.txt names. The tests run on all of
-it at once. Of the tests that fail then, each is run again with one package put back to its release in
-requirements-next.txt, with what that package brings: where the test passes again, the newer release broke it.
+The packages that requirements.in and overrides-next.txt name are installed without any bounds. If tests fail with all
+of the new releases, the failed tests run again for each package, with this package and its dependencies put back to
+their releases in requirements-next.txt. If a test then passes, the new release of the package broke it.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from packaging.utils import canonicalize_name
 
 from project import ROOT
 
-# What a new torch, transformers, Composer, Streaming, tokenizers or wandb has broken before, a quarter of an hour on
-# two cores.
+# Tests that a new torch, transformers, Composer, Streaming, tokenizers or wandb has broken before. They take a quarter
+# of an hour on two cores.
 TESTS = (
     "tests/recipes/modeling", "tests/recipes/training", "tests/recipes/checkpointing/test_checkpoint.py",
     "tests/recipes/checkpointing/test_export.py", "tests/recipes/finetuning/test_finetune.py",
@@ -37,7 +37,7 @@ Versions = Mapping[str, str]  # package -> release
 
 @dataclass(frozen=True)
 class Change:
-    """A package whose newest release is another than that of the lock; None: it is not in one of the two."""
+    """A package with its release in the lock and its newest release; None: the package is not needed there."""
 
     name: str
     locked: str | None
@@ -48,10 +48,10 @@ class Change:
 
 
 def run(*command: str | Path) -> str:
-    """What a command prints.
+    """Run a command in the project's folder, and return what it prints.
 
     Raises:
-        LookupError: it ends with an error, which is quoted.
+        LookupError: the command failed; the message quotes its output.
     """
     words = [str(word) for word in command]
     done = subprocess.run(words, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -61,13 +61,13 @@ def run(*command: str | Path) -> str:
 
 
 def names(path: Path) -> list[str]:
-    """The requirements of a file without their bounds, `moto[s3]` with its extras."""
+    """The package names of a file of requirements, without bounds but with extras, as in `moto[s3]`."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     return [re.match(r"[\w.\-]+(\[[^]]*\])?", line)[0] for line in lines if line]  # pyright: ignore[reportOptionalSubscript]
 
 
 def locked(path: Path) -> dict[str, str]:
-    """The releases of a lock that are for this Python and machine."""
+    """The releases that a lock has for this Python and this machine."""
     lines = (line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
     wanted = [Requirement(line) for line in lines if line]
     return {
@@ -86,14 +86,14 @@ def changes(lock: Versions, newest: Versions) -> list[Change]:
 
 
 class Canary:
-    """An environment of the newest releases.
+    """An environment with the newest releases.
 
     Args:
-        folder: of the environment; made anew.
-        requirements: names what is wanted, as requirements.in.
-        overrides: names what is wanted whatever other packages say of it, as overrides-next.txt.
-        lock: the releases that are known to work, as requirements-next.txt.
-        project: what is installed beside them, as a link; None: nothing.
+        folder: folder of the environment, which is removed first.
+        requirements: file that names the direct dependencies, such as requirements.in.
+        overrides: file that names packages whose bounds in other packages are ignored, such as overrides-next.txt.
+        lock: file of the releases that are known to work, such as requirements-next.txt.
+        project: folder of a project to install as a link; None: no project.
     """
 
     def __init__(self, folder: Path, requirements: Path, overrides: Path, lock: Path, project: Path | None) -> None:
@@ -103,7 +103,7 @@ class Canary:
         self.changes: list[Change] = []
 
     def resolve(self) -> None:
-        """Ask for the newest of all, and make the environment, still empty."""
+        """Create the environment, still empty, and find the newest releases that can be installed together."""
         shutil.rmtree(self.folder, ignore_errors=True)
         run(sys.executable, "-m", "venv", "--without-pip", self.folder)
         wanted, overrides = self.folder / "wanted.in", self.folder / "overrides.txt"
@@ -122,10 +122,10 @@ class Canary:
         self.install("--requirement", self.newest_file, *(["--editable", self.project] if self.project else []))
 
     def failures(self, tests: Sequence[str], show: bool = False) -> set[str]:
-        """The tests that fail, by pytest's names; of a file that cannot be imported the file's.
+        """Run tests, and return pytest's names of those that fail; for a file that cannot be imported, its path.
 
         Raises:
-            LookupError: pytest did not run them.
+            LookupError: pytest itself failed.
         """
         cache = self.folder / "cache"
         shutil.rmtree(cache, ignore_errors=True)
@@ -138,12 +138,12 @@ class Canary:
             raise LookupError(f"pytest ended with exit code {done.returncode}: {(done.stdout or '')[-2000:]}")
         failed = cache / "v/cache/lastfailed"
         names = set(json.loads(failed.read_text(encoding="utf-8"))) if failed.exists() else set[str]()
-        if done.returncode and not names:  # it could not import itself, or what it loads
+        if done.returncode and not names:  # pytest, or a plugin, could not be imported
             raise LookupError(f"pytest ended with exit code {done.returncode}: {(done.stdout or '')[-2000:]}")
         return names
 
     def needs(self, name: str) -> set[str]:
-        """A package with all that it brings, as they are installed."""
+        """The names of an installed package and of all its dependencies."""
         code = "import importlib.metadata as m, json, sys; print(json.dumps(m.requires(sys.argv[1]) or []))"
         seen, todo = set[str](), [name]
         while todo:
@@ -152,13 +152,13 @@ class Canary:
             seen.add(name)
             try:
                 required = map(Requirement, json.loads(run(self.python, "-c", code, name)))
-            except LookupError:  # of another machine
+            except LookupError:  # a package that this machine does not need
                 continue
             todo += [one.name for one in required if one.marker is None or one.marker.evaluate({"extra": ""})]
         return seen
 
     def causes(self, failed: set[str]) -> Iterator[tuple[Change, set[str]]]:
-        """Each change that breaks tests, with them: those that pass when it is taken back, with what it brings."""
+        """Yield each change that breaks tests, with these tests: they pass when the change is undone."""
         changed = {change.name: change for change in self.changes}
         for change in self.changes:
             if not (change.locked and change.newest):
@@ -167,7 +167,7 @@ class Canary:
             self.install(*(f"{one.name}=={one.locked}" for one in family if one.locked))
             try:
                 mended = failed - self.failures(sorted(failed))
-            except LookupError:  # of these two, one cannot do with the other
+            except LookupError:  # the old release of this package does not work with the new ones of others
                 mended = set[str]()
             self.install(*(f"{one.name}=={one.newest}" for one in family if one.newest))
             if mended:
@@ -175,8 +175,8 @@ class Canary:
 
 
 def report(canary: Canary, tests: Sequence[str]) -> int:
-    """Resolve, install, test and say what broke; the exit code, 1 where something did."""
-    print("asking for the newest release of each package", flush=True)
+    """Resolve, install, test and print what broke; return the exit code, which is 1 if tests failed."""
+    print("looking up the newest release of each package", flush=True)
     canary.resolve()
     print(f"{len(canary.changes)} of {len(canary.lock)} differ from the lock", *canary.changes, sep="\n  ", flush=True)
     if not canary.changes:
@@ -185,16 +185,16 @@ def report(canary: Canary, tests: Sequence[str]) -> int:
     canary.install_all()
     failed = canary.failures(tests, show=True)
     if not failed:
-        print("nothing broke; to take these releases: make lock LOCK=--upgrade, then make test STACK=next")
+        print("all tests pass; to lock these releases: make lock LOCK=--upgrade, then make test STACK=next")
         return 0
-    print(f"{len(failed)} tests fail; taking back one package at a time", flush=True)
+    print(f"{len(failed)} tests fail; putting back one package at a time", flush=True)
     explained = set[str]()
     for change, mended in canary.causes(failed):
         explained |= mended
         print(f"{change} broke {len(mended)} tests", *sorted(mended), sep="\n  ", flush=True)
     if left := sorted(failed - explained):
         print(f"no single package explains {len(left)} tests", *left, sep="\n  ")
-    print("until that is mended, a bound in requirements.in keeps the older release, with its reason")
+    print("until this is fixed, set a bound in requirements.in, with the reason, to keep the old release")
     return 1
 
 
@@ -204,7 +204,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "tests", nargs="*", default=TESTS, help="files, folders or tests (default: a quarter of an hour)"
     )
-    parser.add_argument("--folder", type=Path, default=ROOT / ".venv-canary", help="the environment, made anew")
+    parser.add_argument(
+        "--folder", type=Path, default=ROOT / ".venv-canary", help="its folder, removed first (default .venv-canary)"
+    )
     arguments = parser.parse_args(argv)
     try:
         asked, overrides = ROOT / "requirements.in", ROOT / "overrides-next.txt"

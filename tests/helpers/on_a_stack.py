@@ -1,7 +1,7 @@
-"""What the test of two stacks runs with the one and with the other: `on_a_stack.py STEP FOLDER [STEP FOLDER …]`.
+"""Steps that the test of two stacks runs with each stack's Python: `on_a_stack.py STEP FOLDER [STEP FOLDER …]`.
 
-`corpus`, `tokenizer` and `shards` lie in FOLDER, beside the run `run` and its `release`. Each step prints a line of
-JSON at its end.
+FOLDER contains `corpus`, `tokenizer` and `shards`, and later the run `run` and the exported model `release`. Each step
+prints its result as a line of JSON.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ SEQ_LEN, VOCAB_SIZE, LEFT_AFTER, SAVED_AT = 64, 600, 7, 6
 
 
 class Leave(Callback):
-    """Ends the run as if it were killed, one batch after a checkpoint."""
+    """End the run one batch after a checkpoint, as a kill would."""
 
     def batch_end(self, state: State, logger: Logger) -> None:
         if int(state.timestamp.batch) == LEFT_AFTER:
@@ -43,7 +43,7 @@ def sha256s(folder: Path) -> dict[str, str]:
 
 
 def make(folder: Path) -> Any:
-    """A tokenizer and shards of the corpus, in a folder beside; their bytes."""
+    """Make a tokenizer and shards of the corpus in a folder of this stack; return the hashes of their files."""
     made = folder / f"made-{sys.prefix.rpartition('/')[2]}"
     build_tokenizer(folder / "corpus", made / "tokenizer", VOCAB_SIZE)
     build_shards(folder / "corpus", folder / "tokenizer", made / "shards", seq_len=SEQ_LEN)
@@ -51,7 +51,7 @@ def make(folder: Path) -> Any:
 
 
 def read(folder: Path) -> Any:
-    """What each tokenizer that was made there makes of a text, and which entries are special to it."""
+    """Open every tokenizer that `make` has made in the folder; return its ids of a text, and its special ids."""
     ids = {}
     for path in sorted(folder.glob("made-*/tokenizer")):
         tokenizer = open_tokenizer(path)
@@ -60,14 +60,14 @@ def read(folder: Path) -> Any:
 
 
 def run(folder: Path) -> Any:
-    """The whole run, or what is left of it."""
+    """Train to the end, from the start or from the last checkpoint; return the losses."""
     cfg = configure(folder / "shards", folder / "tokenizer", folder / "run", f"save_interval={SAVED_AT}ba")
     train(cfg)
     return losses(folder)
 
 
 def begin(folder: Path) -> Any:
-    """The run's first batches."""
+    """Train the first batches only; return the losses."""
     fit = pretraining.fit
     pretraining.fit = lambda *arguments: fit(*arguments, watching=[Leave()])
     try:
@@ -80,18 +80,18 @@ def begin(folder: Path) -> Any:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    """The newest training loss of each batch."""
+    """The newest training loss of each batch, by its number."""
     lines = map(json.loads, (folder / "run/metrics.jsonl").read_text(encoding="utf-8").splitlines())
     return {line["batch"]: line["loss/train/total"] for line in lines if "loss/train/total" in line}
 
 
 def release(folder: Path) -> Any:
-    """The run as a model folder."""
+    """Export the run; return the difference of its logits from those of the trained model."""
     return export(folder / "run", folder / "release")["logit_difference"]
 
 
 def write(folder: Path) -> Any:
-    """What the release writes, by its most likely tokens."""
+    """Continue a text with the most likely tokens of the exported model; return the texts."""
     out = folder / f"written-{sys.prefix.rpartition('/')[2]}.json"
     code = generate.main(
         ["--model", str(folder / "release"), "--prompt", "gen ", "--temperature", "0", "--out", str(out)]

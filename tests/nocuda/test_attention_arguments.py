@@ -57,7 +57,7 @@ def test_every_kernel_gets_every_layers_scale(nocuda_env: dict[str, str], tmp_pa
     assert lines.keys() == KERNELS.keys() | {f"{way}, other dropout" for way in KERNELS if way.startswith("sdpa")}
     if refused := lines["sdpa cudnn, other dropout"].pop("refused", None):  # by torch 2.15
         del lines["sdpa cudnn, other dropout"]
-        assert "kernels.sdpa_backend = 'cudnn'" in refused and "model.attn_pdrop = 0.1; say null" in refused
+        assert "kernels.sdpa_backend = 'cudnn'" in refused and "model.attn_pdrop = 0.1; set it to null" in refused
     for way, line in lines.items():
         kernels, wanted = line["kernels"], KERNELS[way.partition(",")[0]]
         assert (wanted in kernels and f"{wanted}_backward" in kernels) if wanted else not kernels, line
