@@ -146,5 +146,5 @@ def load(folder: Path, device: str = "cpu") -> tuple[FineTuned, Any]:
         has = "a head" if path.is_file() else f"no {HEAD}"
         raise BadInput(f"{folder} has {has}, but {TASK} says that its kind is {facts['kind']}; copy the whole folder")
     if trained.head is not None:
-        fill(trained.head, *read_tensors(path), path)
+        fill(trained.head, read_tensors(path), True, path)
     return trained.to(device).eval(), tokenizer

@@ -146,8 +146,7 @@ def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
     import torch
     from transformers import GPT2Config
 
-    tensors, mapped = read_gpt2_tensors(folder)
-    tensors = without_masks(tensors, settings["n_layer"])
+    tensors = without_masks(read_gpt2_tensors(folder), settings["n_layer"])
     check_sizes(settings, tensors, folder)
     embedding = tensors["transformer.wte.weight"]
     of_weights = embedding.dtype if is_weight(embedding) else torch.float32  # `fill` refuses other dtypes
@@ -158,7 +157,7 @@ def open_gpt2(folder: Path, attention: str, dtype: str) -> GPT2LMHeadModel:
     except Exception as error:  # transformers does not check the types of all values before it uses them
         reason = f"{type(error).__name__}: {str(error)[:300]}"
         raise BadInput(f"{folder / CONFIG_JSON}: no model can be made of it ({reason})") from None
-    fill(model, tensors, mapped, folder)
+    fill(model, tensors, True, folder)
     return model.eval()
 
 

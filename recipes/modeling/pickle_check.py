@@ -21,6 +21,7 @@ import torch
 from data_prep.common.errors import BadInput, escaped
 
 ExactName = tuple[str, str]  # module and name, which are compared as text and never imported
+ARCHIVE = b"PK\x03\x04"  # the beginning by which torch.load recognises an archive
 END_OF_ARCHIVE = b"PK\x05\x06"  # 18 bytes follow; a comment after them, which could hide another end, is refused
 END_BYTES = 22
 
@@ -266,9 +267,15 @@ def check_archive(file: IO[bytes] | Part) -> None:
         file: the archive, or the part of a `.distcp` file that holds it.
 
     Raises:
-        BadInput: the archive contains a name that no honest checkpoint contains.
+        BadInput: the archive contains a name that no honest checkpoint contains, or is not an archive to torch.load.
         Exception: the archive is damaged, or gives a wrong size.
     """
+    file.seek(0)
+    if file.read(len(ARCHIVE)) != ARCHIVE:
+        raise BadInput(
+            "it does not begin like a file of torch.save: it is damaged, or of torch before 1.6, whose files cannot be "
+            "checked; open such a file with a current torch and save it again, best as model.safetensors"
+        )
     file.seek(0)
     reader: Any = torch._C.PyTorchFileReader(cast(Any, file))  # the reader that torch.load uses
     names = reader.get_all_records()

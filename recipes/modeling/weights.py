@@ -11,7 +11,6 @@ import hashlib
 import mmap
 import re
 import sys
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,8 +66,8 @@ def weights_sha256(folder: Path) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read the tensors of one file, by their names in it. Also return whether they are memory-mapped.
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of one file, memory-mapped, by their names in it.
 
     Raises:
         BadInput: the file is damaged, would run code, or holds something else.
@@ -81,17 +80,15 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], bool]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}, True  # noqa: SIM118 (no mapping)
-        mapped = zipfile.is_zipfile(path)  # torch before 1.6 wrote no zip file
-        if mapped:
-            with path.open("rb") as file:
-                check_archive(file)
-        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+        with path.open("rb") as file:
+            check_archive(file)
+        loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except BadInput as error:
         raise BadInput(f"{path}: {error}") from None
     except Exception as error:  # each library raises errors of its own, and a damaged pickle any error
         raise BadInput(f"{path} cannot be read as weights ({type(error).__name__}: {str(error)[:300]})") from None
-    return named_tensors(loaded, path), mapped
+    return named_tensors(loaded, path)
 
 
 def named_tensors(loaded: object, where: Path) -> dict[str, Tensor]:
@@ -107,8 +104,8 @@ def named_tensors(loaded: object, where: Path) -> dict[str, Tensor]:
     return {str(name): value for name, value in loaded.items()}
 
 
-def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
-    """Read all tensors of a folder, by their names in GPT2LMHeadModel. Also return whether they are memory-mapped.
+def read_gpt2_tensors(folder: Path) -> dict[str, Tensor]:
+    """Read all tensors of a folder, memory-mapped, by their names in GPT2LMHeadModel.
 
     Valid files differ in their names: the prefix `transformer.` may be missing (as in a GPT2Model), and there may be
     causal masks, which older versions saved, or the tied head beside the embedding.
@@ -118,11 +115,9 @@ def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
     """
     first, *parts = weight_files(folder)
     tensors: dict[str, Tensor] = {}
-    all_mapped = True
     wanted = _weight_map(first) if parts else {}
     for path in parts or [first]:
-        part_tensors, mapped = read_tensors(path)
-        all_mapped &= mapped
+        part_tensors = read_tensors(path)
         if parts and (wrong := {n for n, part in wanted.items() if part == path.name} ^ part_tensors.keys()):
             name = min(wrong)
             contradiction = (
@@ -136,7 +131,7 @@ def read_gpt2_tensors(folder: Path) -> tuple[dict[str, Tensor], bool]:
         tensors |= part_tensors
     if not any(name.startswith(BASE) for name in tensors):
         tensors = {name if name.startswith(HEAD) else f"{BASE}{name}": value for name, value in tensors.items()}
-    return tensors, all_mapped
+    return tensors
 
 
 def without_masks(tensors: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:

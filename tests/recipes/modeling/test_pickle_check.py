@@ -238,6 +238,19 @@ def test_flipped_and_cut_archives_are_refused_or_the_same() -> None:
     assert refused > 100
 
 
+def test_a_pickle_with_an_archive_behind_it_is_refused(tmp_path: Path) -> None:
+    """torch.load, and Composer, which trusts what has passed here, would read the pickle and run what it names."""
+    for pickled in (pickle.dumps(print), b"\x80\x02.", b"\0", b"\0PK\x03\x04"):
+        # The archive's own directory says where it begins, as in any self-extracting file.
+        file = io.BytesIO(pickled)
+        with zipfile.ZipFile(io.BytesIO(saved(honest()))) as old, zipfile.ZipFile(file, "a") as new:
+            for entry in old.infolist():
+                new.writestr(entry.filename, old.read(entry))
+        (tmp_path / "rank0.pt").write_bytes(file.getvalue())
+        with pytest.raises(BadInput, match=r"rank0\.pt: it does not begin like a file of torch\.save"):
+            refuse_unsafe(tmp_path / "rank0.pt")
+
+
 def test_an_archive_of_two_ends_or_packed_records_is_refused(tmp_path: Path) -> None:
     data = saved(torch.ones(4))
     with pytest.raises(ValueError, match="end of the archive"):
