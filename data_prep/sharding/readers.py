@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from data_prep.sharding.shard_format import ShardsInfo
-from data_prep.tokenizing.tokenizer_format import MODEL_CONFIG
+from data_prep.tokenizing.tokenizer_settings import MODEL_CONFIG
 
 READERS = {
     "data/sample/shards": "yamls/smoke-gpu.yaml",

@@ -12,6 +12,7 @@ from data_prep.common.bounds import ADDED_TOKEN_CHARACTERS, ADDED_TOKENS_CHARACT
 from data_prep.common.errors import BadInput
 from data_prep.common.files import JsonDict, read_json, sha256_file
 from data_prep.common.manifest import manifest_sha256, read_manifest
+from data_prep.tokenizing.tokenizer_settings import MODEL_CONFIG, TEMPLATE, check_settings
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -23,8 +24,7 @@ END_OF_TEXT = "<|endoftext|>"
 VOCAB_SIZE = 28_896  # vocabulary size of BioMedLM
 VOCABULARY = {"vocab_size": int, "eos_token_id": int, "sha256": str}
 SHAPE = {"tokenizer": VOCABULARY}  # shape of the manifest
-TOKENIZER_JSON, MODEL_CONFIG = "tokenizer.json", "config.json"
-TEMPLATE = "chat_template"  # key of a text of any length in the files that name special tokens
+TOKENIZER_JSON = "tokenizer.json"
 
 
 def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
@@ -35,8 +35,9 @@ def read_vocabulary(folder: Path) -> tuple[JsonDict, str]:
 
     Raises:
         BadInput: the folder has no tokenizer or an unfinished or altered one, or the tokenizer has no end-of-text or
-            has ids beyond the model's vocabulary.
+            has ids beyond the model's vocabulary; or a file of the folder asks for more than those of a GPT-2 do.
     """
+    check_settings(folder)  # whoever opens the finished model's folder checks it too, which is late
     path = folder / TOKENIZER_JSON
     if not (folder / MODEL_CONFIG).is_file():
         vocabulary = read_manifest(folder, STAGE, MADE_BY, SHAPE)["tokenizer"]

@@ -170,5 +170,5 @@ def _save(tokenizer: Tokenizer, folder: Path) -> None:
         pad_token=END_OF_TEXT,
         model_max_length=MODEL_MAX_LENGTH_TOKENS,
         clean_up_tokenization_spaces=False,
-    ).save_pretrained(folder)
+    ).save_pretrained(folder, save_jinja_files=False)
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt, which transformers 5 leaves out

@@ -130,7 +130,8 @@ def train(
     counts = {split: len(examples) for split, examples in parts.items()}
     facts = {"plan": asdict(plan), "data": counts, "loss_unit": encoder.kind.loss_unit}
     start = find_start(Path(cfg.run_dir), cfg, wanted, remote)
-    prepared = prepare_run(cfg, start, wanted, facts, tokenizer.save_pretrained, plan.world_size, remote)
+    write_tokenizer = partial(tokenizer.save_pretrained, save_jinja_files=False)
+    prepared = prepare_run(cfg, start, wanted, facts, write_tokenizer, plan.world_size, remote)
     model, _ = build_model(cfg, source, head, len(tokenizer))
     if cfg.activation_checkpointing and not prepared.fsdp:
         from composer.distributed.activation_checkpointing import apply_ac

@@ -10,18 +10,19 @@ from typing import Any
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
 from data_prep.tokenizing.tokenizer_format import TOKENIZER_JSON, refuse_long_added_tokens
+from data_prep.tokenizing.tokenizer_settings import SETTINGS, check_settings, tokenizer_class
 from recipes.modeling.model_config import read_json_object
 
 MERGES = "merges.txt"
 VOCABULARY = (TOKENIZER_JSON, "vocab.json")  # vocab.json also needs merges.txt
-TOKENIZER_FILES = (*VOCABULARY, MERGES, "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_FILES = (*VOCABULARY, MERGES, *SETTINGS, "added_tokens.json")
 
 
 def check_tokenizer(folder: Path) -> None:
     """Refuse a folder that has no tokenizer, before torch is imported.
 
     Raises:
-        BadInput: there is no tokenizer, or a part of it is missing or damaged.
+        BadInput: there is no tokenizer, a part of it is missing or damaged, or asks for more than a GPT-2's does.
     """
     if not any((folder / name).is_file() for name in VOCABULARY):
         raise BadInput(f"{folder} holds no tokenizer (neither {' nor '.join(VOCABULARY)})")
@@ -32,6 +33,7 @@ def check_tokenizer(folder: Path) -> None:
             value = read_json_object(folder / name)
             if name != VOCABULARY[1]:
                 refuse_long_added_tokens(folder / name, value)
+    check_settings(folder)
 
 
 def tokenizer_sha256(folder: Path) -> str:
@@ -47,10 +49,14 @@ def open_tokenizer(folder: Path) -> Any:
         BadInput: the tokenizer cannot be loaded, or has no end-of-text token.
     """
     check_tokenizer(folder)
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer, GPT2Config
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Given a configuration, it does not ask config.json, where another kind of model would be another class.
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, config=GPT2Config(tokenizer_class=tokenizer_class(folder)), local_files_only=True,
+            trust_remote_code=False,
+        )  # fmt: skip
     except Exception as error:  # for a damaged file, the library raises KeyError, TypeError or even Exception itself
         files = ", ".join(name for name in TOKENIZER_FILES if (folder / name).is_file())
         reason = f"{type(error).__name__}: {str(error)[:300]}"
@@ -101,5 +107,5 @@ def save_tokenizer(tokenizer: Any, folder: Path, n_positions: int) -> None:
         n_positions: longest sequence of the model in tokens, to which `truncation=True` cuts a text.
     """
     tokenizer.model_max_length = n_positions
-    tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder, save_jinja_files=False)  # a template stays a text in tokenizer_config.json
     tokenizer.backend_tokenizer.model.save(str(folder))
