@@ -14,8 +14,10 @@ SWITCHES = (
     "scale_attn_by_inverse_layer_idx", "scale_attn_weights", "reorder_and_upcast_attn", "tie_word_embeddings",
     "add_cross_attention", "use_cache",
 )  # fmt: skip
-# Keys by which transformers would change a model while it loads it.
-NOT_READ = ("quantization_config", "auto_map")
+# Keys by which transformers would change a model while it loads it, or fetch from the hub and run (CVE-2026-4372).
+# An export would hand these on to whoever opens it.
+NOT_READ = ("quantization_config", "compression_config", "auto_map", "custom_pipelines", "transformers_weights")
+IMPLEMENTATION = "implementation"  # in the name of each key that names one: of attention, of experts, with `_` or not
 
 
 def read_json_object(path: Path) -> JsonDict:
@@ -58,9 +60,14 @@ def read_model_config(folder: Path) -> JsonDict:
     epsilon = config.get("layer_norm_epsilon", 1e-5)
     if isinstance(epsilon, bool) or not isinstance(epsilon, int | float) or not 0 < epsilon < 1:
         raise BadInput(f"{path}: layer_norm_epsilon = {epsilon!r}, which must be a number between 0 and 1")
-    if asked := [name for name in NOT_READ if config.get(name) is not None]:
+    if asked := [name for name, value in config.items() if value is not None and _not_read(name, value)]:
         raise BadInput(f"{path} asks for {asked[0]}, which this recipe does not read; only a plain GPT-2 is supported")
     return config
+
+
+def _not_read(name: str, value: object) -> bool:
+    """Whether a key asks for more than a plain GPT-2: true or false names nothing (`_attn_implementation_autoset`)."""
+    return name in NOT_READ or (IMPLEMENTATION in name and not isinstance(value, bool))
 
 
 def is_count(value: object) -> bool:

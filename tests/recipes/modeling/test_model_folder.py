@@ -227,11 +227,11 @@ def bare(tensors: dict[str, torch.Tensor]) -> None:
         tensors[name.removeprefix("transformer.")] = tensors.pop(name)
 
 
-def to_bin(legacy: bool = False, remove: bool = True) -> Change:
+def to_bin(remove: bool = True) -> Change:
     def apply(folder: Path) -> None:
         tensors = load_file(folder / FILE)
         tensors["lm_head.weight"] = tensors["transformer.wte.weight"]  # one storage, as torch saves tied weights
-        torch.save(tensors, folder / BIN, _use_new_zipfile_serialization=not legacy)
+        torch.save(tensors, folder / BIN)
         if remove:
             (folder / FILE).unlink()
 
@@ -261,7 +261,6 @@ HONEST: dict[str, Change] = {
     "untied head": untied,
     "fp64": with_tensors(lambda t: t.update({n: v.double() for n, v in t.items()})),
     "bin": to_bin(),
-    "bin of torch 1.5": to_bin(legacy=True),
     "both": to_bin(remove=False),
     "parts": in_parts(True),
     "parts of bin": in_parts(False),
@@ -342,6 +341,41 @@ def test_a_bin_is_not_read_beyond_its_records(honest: Path, tmp_path: Path) -> N
         BadInput, match=r"pytorch_model\.bin cannot be read as weights .*claims \d+ bytes of storage '0'"
     ):
         opened(folder)
+
+
+def test_a_bin_that_torch_would_not_read_as_an_archive_is_refused(honest: Path, tmp_path: Path) -> None:
+    """torch before 1.6 wrote bare pickles, which nothing here follows; an archive behind one would pass for it."""
+    folder = shutil.copytree(honest, tmp_path / "m")
+    to_bin()(folder)
+    weights = torch.load(folder / BIN)
+    archive = (folder / BIN).read_bytes()
+    torch.save(weights, folder / BIN, _use_new_zipfile_serialization=False)
+    old = (folder / BIN).read_bytes()
+    for content in (old, old + archive, b"\0" + archive, b"PK\x05\x06" + archive, b"PK\x03", b""):
+        (folder / BIN).write_bytes(content)
+        with pytest.raises(BadInput, match=r"pytorch_model\.bin: .* of torch before 1\.6, .* save it again"):
+            opened(folder)
+
+
+@pytest.mark.parametrize("value", ["owner/name", {"": "owner/name"}, ["a"], "sdpa", 1])
+@pytest.mark.parametrize(
+    "name",
+    ["attn_implementation", "_attn_implementation", "_attn_implementation_internal", "experts_implementation",
+     "_experts_implementation_internal", "some_implementation_to_come", "auto_map", "custom_pipelines",
+     "transformers_weights"],
+)  # fmt: skip
+def test_a_configuration_that_names_code_or_an_implementation_is_refused(
+    name: str, value: Any, honest: Path, tmp_path: Path
+) -> None:
+    """CVE-2026-4372 and its kin: a name of a repository on the hub, whose code would be fetched and run."""
+    folder = shutil.copytree(honest, tmp_path / "m")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, name: value}))
+    with pytest.raises(BadInput, match=f"config.json asks for {name}, which this recipe does not read"):
+        check_folder(folder)
+    harmless = {name: None, "_attn_implementation_autoset": True}  # as transformers 4.48 wrote
+    (folder / "config.json").write_text(json.dumps({**config, **harmless}))
+    check_folder(folder)
 
 
 def test_a_tokenizer_of_another_model_is_refused(honest: Path, tmp_path: Path) -> None:
@@ -538,21 +572,47 @@ def sample_text(model: Any, tokenizer: Any) -> str:
     return "".join(Continuation(model, tokenizer, "ba", settings))
 
 
-def test_there_is_one_way_to_open_a_folder() -> None:
-    """transformers' own functions would fill in missing weights at random, ask the hub, and run a folder's code."""
-    calls = {}
+def calls(*names: str) -> Iterator[tuple[str, str, dict[str | None, str]]]:
+    """Find the calls of functions with these names: the file, the function as it is written, the named arguments."""
     for folder in ("callbacks", "data_prep", "recipes", "benchmarks"):
         for path in (ROOT / folder).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-                function = getattr(node, "func", None)
-                if isinstance(function, ast.Attribute) and function.attr == "from_pretrained":
-                    given = {word.arg: ast.unparse(word.value) for word in getattr(node, "keywords", ())}
-                    calls[f"{path.relative_to(ROOT)}: {ast.unparse(function)}"] = given
-    assert set(calls) == {
+                # In a call of `partial`, the function is the first argument.
+                if isinstance(node, ast.Call):
+                    partial = ast.unparse(node.func) == "partial" and node.args
+                    function = ast.unparse(node.args[0] if partial else node.func)
+                    if function.rpartition(".")[2] in names:
+                        given = {word.arg: ast.unparse(word.value) for word in node.keywords}
+                        yield path.relative_to(ROOT).as_posix(), function, given
+
+
+def test_no_tokenizer_is_saved_with_files_of_its_templates() -> None:
+    """Whoever made the tokenizer's folder chooses the names of these files."""
+    saved = [(where, given) for where, function, given in calls("save_pretrained") if "tokenizer" in function.lower()]
+    assert len(saved) == 3
+    for where, given in saved:
+        assert given.get("save_jinja_files") == "False", where
+
+
+def test_no_pickle_is_loaded_without_a_check() -> None:
+    """Each of these places calls `check_archive` or `refuse_unsafe` first, and a new place has to do so too."""
+    loaded = [(where, given) for where, function, given in calls("load") if function == "torch.load"]
+    assert [where for where, _ in sorted(loaded, key=str)] == [
+        "recipes/checkpointing/safe_loading.py",
+        "recipes/checkpointing/safe_loading.py",
+        "recipes/modeling/weights.py",
+    ]
+    assert all(given["weights_only"] == given["mmap"] == "True" for _, given in loaded)
+
+
+def test_there_is_one_way_to_open_a_folder() -> None:
+    """transformers' own functions would fill in missing weights at random, ask the hub, and run a folder's code."""
+    opened = {f"{where}: {function}": given for where, function, given in calls("from_pretrained")}
+    assert set(opened) == {
         "recipes/modeling/model_folder.py: AutoModelForCausalLM.from_pretrained",  # the export compares with it
         "recipes/modeling/tokenizer_folder.py: AutoTokenizer.from_pretrained",
         # Another project's tool, in its own environment.
         "benchmarks/peers/with_datasets.py: AutoTokenizer.from_pretrained",
     }
-    for where, given in calls.items():
+    for where, given in opened.items():
         assert (given["local_files_only"], given["trust_remote_code"]) == ("True", "False"), where
