@@ -1,4 +1,4 @@
-"""What the files beside tokenizer.json may ask of transformers: no code, no other files, no class but GPT-2's."""
+"""Check the settings beside tokenizer.json: they may name no code, no other files and no class but GPT-2's."""
 
 from __future__ import annotations
 
@@ -9,28 +9,29 @@ from data_prep.common.errors import BadInput
 from data_prep.common.files import read_json
 
 TOKENIZER_CONFIG, SPECIAL_TOKENS, MODEL_CONFIG = "tokenizer_config.json", "special_tokens_map.json", "config.json"
-# transformers takes any key of either for a setting, and where the first names no class, config.json's.
+# transformers uses every key of these two files as a setting. If they name no class, it uses the one in config.json.
 SETTINGS = (TOKENIZER_CONFIG, SPECIAL_TOKENS)
 CLASS = "tokenizer_class"
-# GPT-2's own, and the one that reads any tokenizer.json; the last is what transformers 5 calls it. Others read other
-# formats, pickles among them (CVE-2025-14921).
+# GPT-2's own classes, and the class that reads any tokenizer.json, which has another name in transformers 5. Other
+# classes read other formats, pickles among them (CVE-2025-14921).
 CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")
-# Names of code, or of files in place of those that are checked and hashed; transformers 4 opens any path.
+# Settings that name code, or files to open in place of those that are checked and hashed.
 NOT_READ = (
     "auto_map", "init_inputs", "vocab_file", "merges_file", "tokenizer_file", "fast_tokenizer_files", "gguf_file",
     "from_slow", "tokenizer_object", "__slow_tokenizer",
 )  # fmt: skip
-TEMPLATE = "chat_template"  # a text of any length beside the special tokens
-TEMPLATES = "additional_chat_templates"  # a folder of more, each with a name
+TEMPLATE = "chat_template"  # a text of any length
+TEMPLATES = "additional_chat_templates"  # a folder of further templates, each with a name
 
 
 def check_settings(folder: Path) -> None:
-    """Refuse a tokenizer whose files ask for more than a GPT-2's do.
+    """Refuse a tokenizer folder whose settings name code, other files, another class, or chat templates with names.
 
-    Of named chat templates transformers before 5.10 makes files wherever their names point (CVE-2026-9856).
+    When transformers before 5.10 saves a tokenizer, it writes named chat templates to files whose paths are these names
+    (CVE-2026-9856).
 
     Raises:
-        BadInput: a file cannot be read, or the setting that it may not have.
+        BadInput: a file cannot be read, or has such a setting.
     """
     for name in (*SETTINGS, MODEL_CONFIG):
         settings = _read(folder / name)
@@ -54,11 +55,11 @@ def check_settings(folder: Path) -> None:
 
 
 def tokenizer_class(folder: Path) -> str | None:
-    """The class that a checked folder asks for; None: it names none, and GPT-2's is meant."""
+    """The class that a checked folder names; None: it names no class, and is read as GPT-2's."""
     return _read(folder / TOKENIZER_CONFIG).get(CLASS) or _read(folder / MODEL_CONFIG).get(CLASS)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The settings in a file; a value that is no object is refused by whoever needs one."""
+    """The settings in a file; none if the file is missing or contains something other than an object."""
     value = read_json(path) if path.is_file() else {}
     return value if isinstance(value, dict) else {}
