@@ -2,7 +2,7 @@
 
 example: python data_prep/shards.py --corpus data/sample/corpus --tokenizer data/sample/tokenizer \\
     --out data/sample/shards
-with a model's tokenizer: python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm \\
+with the tokenizer of a model: python data_prep/shards.py --corpus data/text/corpus --tokenizer biomedlm \\
     --out data/text/shards
 """
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import itertools
 import random
+import re
 import shlex
 import subprocess
 from collections.abc import Iterator
@@ -154,7 +155,7 @@ def in_line(words: list[str]) -> Iterator[tuple[str, list[str]]]:
         printed = subprocess.run(["make", "-n", *made, *words[1:]], cwd=ROOT, capture_output=True, text=True)
         assert printed.returncode == 0, f"{shlex.join(words)}: {printed.stderr}"
         for line in lines_of(printed.stdout):
-            if line.startswith(("@.venv/bin/", ".venv/bin/")):
+            if re.match(r"@?\.venv(-next)?/bin/(python|composer) ", line):
                 yield from in_line(shlex.split(line))
         return
     if "yamls/cluster/slurm.sbatch" in words:

@@ -161,7 +161,7 @@ def test_prompts_have_the_shots_of_their_subject() -> None:
     cloze = make_prompts(task, "option", 1, 1)
     assert len(cloze) == 1 and cloze[0].choices == test[0].options
     assert cloze[0].text == f"Question: a0?\nAnswer: y\n\nQuestion: {test[0].question}\nAnswer:"
-    with pytest.raises(BadInput, match="--shots 4: mmlu has 3 questions"):
+    with pytest.raises(BadInput, match="--shots 4: mmlu has only 3 questions"):
         make_prompts(task, "letter", 4, None)
     with pytest.raises(BadInput, match="--shots: mmlu has no train or dev"):
         make_prompts(TaskSet("mmlu", "choice", {"test": test}, {}), "letter", 1, None)
@@ -523,8 +523,8 @@ def test_a_head_answers_another_set_of_its_kind(make_model: MakeModel, data: Pat
 @pytest.mark.parametrize(
     ("kind", "labels", "says"),
     [
-        ("verdict", ("yes", "no"), "fine-tuned on tuned, of kind 'verdict'; medmcqa is of kind 'choice': score"),
-        ("pairs", (), "of kind 'pairs'; medmcqa is of kind 'choice'"),
+        ("verdict", ("yes", "no"), "fine-tuned on tuned, of kind 'verdict', but medmcqa is of kind 'choice': score"),
+        ("pairs", (), "of kind 'pairs', but medmcqa is of kind 'choice'"),
     ],
 )
 def test_a_head_of_another_kind_is_refused(

@@ -127,7 +127,7 @@ def test_log_takes_each_run_once(make_run: MakeRun, monkeypatch: pytest.MonkeyPa
     )
     assert "| validation loss | 4.2000 nats/token (unigram 7.5000) |" in text and "| commit | 0123456789ab |" in text
     assert "| time | " in text and "0.10 rank-hours in all" in text and "2 starts" in text
-    with pytest.raises(BadInput, match=r"has an entry '2023-11-14: warm' already"):
+    with pytest.raises(BadInput, match=r"already has an entry '2023-11-14: warm'"):
         report.main([str(folder), "--log"])
     with pytest.raises(BadInput, match="has logged no loss yet"):
         report.main([str(make_run("new", [start(0)])), "--log"])

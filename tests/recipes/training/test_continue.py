@@ -186,5 +186,5 @@ def test_shards_are_made_with_the_tokenizer_of_a_model(
     small = shutil.copytree(exported, tmp_path / "small")
     config = read_json(small / "config.json")
     (small / "config.json").write_text(json.dumps({**config, "vocab_size": 599}))
-    with pytest.raises(BadInput, match=r"gives ids up to 599, and .* says vocab_size = 599"):
+    with pytest.raises(BadInput, match=r"gives ids up to 599, but .* says vocab_size = 599"):
         build_shards(tiny_corpus, small, tmp_path / "other", seq_len=64)
