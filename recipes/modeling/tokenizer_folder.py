@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
+
+from tokenizers import Tokenizer
 
 from data_prep.common.errors import BadInput
 from data_prep.common.files import sha256_file
@@ -109,3 +112,6 @@ def save_tokenizer(tokenizer: Any, folder: Path, n_positions: int) -> None:
     tokenizer.model_max_length = n_positions
     tokenizer.save_pretrained(folder, save_jinja_files=False)  # a template stays a text in tokenizer_config.json
     tokenizer.backend_tokenizer.model.save(str(folder))
+    source = Path(tokenizer.name_or_path or folder) / TOKENIZER_JSON
+    if source.is_file() and Tokenizer.from_file(str(source)).get_vocab() == tokenizer.get_vocab():
+        shutil.copyfile(source, folder / TOKENIZER_JSON)  # transformers 5 writes the same tokenizer in other bytes

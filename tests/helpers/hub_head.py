@@ -29,7 +29,8 @@ def check(head: dict[str, Any]) -> None:
     assert safe_load(ModelCardData(**head, **named).to_yaml()) == head
     assert head.get("license", "mit") in LICENSES.split()
     assert ("license_name" in head) == (head.get("license") == "other")
-    assert head["library_name"] == "transformers" and head["pipeline_tag"] in SUPPORTED_TASKS
+    # transformers 5 has no pipeline for question-answering; the hub still has that task.
+    assert head["library_name"] == "transformers" and head["pipeline_tag"] in {*SUPPORTED_TASKS, "question-answering"}
     assert all(isinstance(tag, str) for tag in head["tags"])
     assert "datasets" not in head, "the text does not come from a data set of the hub"
     if "base_model" in head:

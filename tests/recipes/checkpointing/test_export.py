@@ -17,6 +17,7 @@ from torch.distributed.checkpoint import save
 from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, modeling_utils
 from transformers.utils.hub import convert_file_size_to_int
 
+from bin_weights import save_as_bin
 from data_prep.common.errors import BadInput
 from layer_scaling import without_layer_scaling
 from project import ROOT
@@ -63,7 +64,7 @@ def original_style(tiny_tokenizer: Path, tmp_path: Path) -> Path:
         use_cache=False, initializer_range=0.15, bos_token_id=599, eos_token_id=599,
     )  # fmt: skip
     folder = tmp_path / "original"
-    GPT2LMHeadModel(config).save_pretrained(folder, safe_serialization=False)
+    save_as_bin(GPT2LMHeadModel(config), folder)
     AutoTokenizer.from_pretrained(tiny_tokenizer).save_pretrained(folder)
     return folder
 

@@ -263,7 +263,7 @@ def test_a_library_that_computes_something_else_is_named(go: Go, whole: Path, tm
             line[TRAIN_LOSS] *= 1 + share
 
     change_lines(folder, lambda line: older(line, 1e-3))
-    with pytest.raises(BadInput, match=r"batch 4, .*versions\.torch: '2\.6\.0' -> '2\.7") as error:
+    with pytest.raises(BadInput, match=r"batch 4, .*versions\.torch: '2\.6\.0' -> '2\.\d+") as error:
         go(folder)
     two_losses(str(error.value))
     go(folder, "resume.replay=false")

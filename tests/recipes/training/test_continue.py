@@ -12,6 +12,7 @@ import pytest
 import torch
 from transformers import GPT2LMHeadModel
 
+from bin_weights import save_as_bin
 from data_prep.common.errors import BadInput
 from data_prep.common.files import read_json
 from data_prep.sharding.build_shards import build_shards
@@ -22,6 +23,7 @@ from recipes.checkpointing.checkpoint import complete_checkpoints, remove
 from recipes.checkpointing.origin import load_training_config
 from recipes.config.schema import TrainConfig
 from recipes.dataloading.loader import build_dataloader
+from recipes.modeling.tokenizer_folder import TOKENIZER_FILES
 from recipes.runs.names import RECORD
 from recipes.runs.reading import TRAIN_LOSS, read_run
 from recipes.training import pretraining
@@ -59,9 +61,10 @@ def published(exported: Path) -> Path:
     out = exported.parent / "published"
     model = GPT2LMHeadModel.from_pretrained(exported)
     model.config.scale_attn_by_inverse_layer_idx, model.config.use_cache = True, False
-    model.save_pretrained(out, safe_serialization=False)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt"):
-        shutil.copy(exported / name, out)
+    save_as_bin(model, out)
+    for name in TOKENIZER_FILES:
+        if (exported / name).is_file():
+            shutil.copy(exported / name, out)
     return out
 
 

@@ -20,6 +20,7 @@ from torch.distributed.checkpoint import CheckpointException, save
 import warm
 from data_prep.common.errors import BadInput
 from data_prep.sharding.build_shards import build_shards
+from layer_scaling import without_layer_scaling
 from patience import patience_s
 from project import ROOT
 from recipes import export
@@ -362,7 +363,7 @@ def test_another_tokenizer_is_refused(overrides: Overrides, tiny_tokenizer: Path
 def test_no_run_starts_with_stock_attention(overrides: Overrides, monkeypatch: pytest.MonkeyPatch) -> None:
     from callbacks.attention_parity import ParityError
 
-    monkeypatch.setattr("recipes.modeling.gpt2.use_scaled_attention", lambda model: model)
+    monkeypatch.setattr("recipes.modeling.gpt2.use_scaled_attention", without_layer_scaling)
     with pytest.raises(ParityError, match="does not compute this model"):
         pretraining.train(configure(overrides()))
 
