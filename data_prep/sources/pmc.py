@@ -49,13 +49,11 @@ class Pmc:
             glossaries and acknowledgements; `all` also footnotes and biographies; `none` keeps nothing after the body.
     """
 
-    licenses: str = switch(
-        "all", f"of articles by their licences keep: {', '.join(TIERS)} (default all)", Allowed(TIER)
-    )
+    licenses: str = switch("all", f"licences of the articles to keep: {', '.join(TIERS)} (default all)", Allowed(TIER))
     back_matter: str = switch(
         "text",
-        "what stands behind the body of articles: none of it; text, as appendices and acknowledgements; all, also "
-        "footnotes and biographies (default text)",
+        "parts after the body of an article to keep: none; text (such as appendices and acknowledgements); all (also "
+        "footnotes and biographies) (default text)",
         Allowed(BACK_MATTER),
     )
     needs_input: ClassVar[bool] = True

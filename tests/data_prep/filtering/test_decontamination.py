@@ -177,7 +177,7 @@ def test_held_out_numbers_take_abstracts_and_articles(
     manifest, left = build(make_corpus, tmp_path / "corpus", [*tiny_documents, *extra], exclude_pmids=pmids)
     assert manifest["dropped"] == {"held out by PMID": 3}
     assert left == {d.id for d in tiny_documents} | {"pmid:3"}
-    assert "\n30 documents carry no PubMed number" in (tmp_path / "corpus" / CARD).read_text()
+    assert "\n30 documents have no PubMed number" in (tmp_path / "corpus" / CARD).read_text()
     (tmp_path / "pmids.tsv").write_text("1\nPMC7\n")
     with pytest.raises(BadInput, match=r"pmids\.tsv, line 2: does not begin with a PubMed number but b'PMC7'"):
         make_corpus(tmp_path / "other", tiny_documents, exclude_pmids=pmids)
@@ -225,7 +225,7 @@ def test_only_what_is_dated_after_a_day_is_kept(tmp_path: Path, make_corpus: Mak
     assert manifest["dropped"] == reasons and manifest["arguments"]["dated_after"] == "2021-06-30"
     assert manifest["dates"]["first"] == "2021-07" and manifest["undated"] == 0
     card = (tmp_path / "corpus" / CARD).read_text()
-    assert "All of it is dated after 2021-06-30" in card and all(
+    assert "All documents are dated after 2021-06-30" in card and all(
         f"| {why} | {n} |" in card for why, n in reasons.items()
     )
     make_corpus(tmp_path / "all", documents)
