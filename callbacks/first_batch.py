@@ -105,7 +105,7 @@ class FirstBatch(Callback):
         self._compare_probe(state)
 
     def _compare_probe(self, state: State) -> None:
-        """Raises BadInput on all ranks if the loss of the fixed batch differs."""
+        """Raise BadInput on all ranks if the loss of the fixed batch differs from the one in the checkpoint."""
         if self.start is None or self.probe is None or self._probed:
             return
         self._probed = True

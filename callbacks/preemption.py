@@ -68,7 +68,7 @@ class Preemption(Callback):
         self._code = max(self._code, STOP_SIGNALS[signal.Signals(number)])
 
     def batch_checkpoint(self, state: State, logger: Logger) -> None:
-        """Leave if a signal came, after the evaluation of the batch and its regular checkpoint."""
+        """If a signal came, leave now: the batch has been evaluated, and its regular checkpoint is saved."""
         self._leave_if_told(state)
 
     def eval_batch_end(self, state: State, logger: Logger) -> None:

@@ -1,1 +1,1 @@
-"""What every command needs: errors, exit codes, files that are written whole, manifests, ranks."""
+"""What every command needs: errors, exit codes, files written whole or not at all, manifests, ranks."""

@@ -26,7 +26,7 @@ def sha256_file(path: Path) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file, as `write_bytes` does, in UTF-8 and without changing line feeds."""
+    """Write a text file, whole or not at all, in UTF-8 and with its line feeds unchanged."""
     write_bytes(path, text.encode())
 
 
@@ -46,7 +46,7 @@ def canonical_json(value: Any) -> str:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write a JSON file in canonical form, as `write_text` does."""
+    """Write a value as canonical JSON, whole or not at all."""
     write_text(path, canonical_json(value))
 
 

@@ -113,7 +113,8 @@ class Web:
             url: URL of the file.
             part: path to write to; its folder must exist.
             limit_bytes: largest allowed size.
-            tick: called with the number of bytes that arrived, also in an earlier call; negative for discarded bytes.
+            tick: called with the number of new bytes, which includes those of an earlier call that are used again; the
+                number is negative if bytes are discarded.
 
         Returns:
             The headers of the last response.

@@ -80,7 +80,7 @@ class Stream(io.RawIOBase):
         return len(data)
 
     def sha256(self) -> str:
-        """The hash of the whole file; the rest of the file is read for it."""
+        """Read what has not been read yet, and return the SHA-256 of the whole file."""
         block = bytearray(BLOCK_BYTES)
         while self.readinto(memoryview(block)):
             pass
@@ -94,7 +94,7 @@ def find(patterns: Sequence[str], suffixes: Sequence[str], beside: Sequence[str]
         patterns: paths, folders, globs and URLs. Folders are searched with all their subfolders; a glob may match
             folders.
         suffixes: allowed endings of file names. Files in folders and globs with other endings are ignored, and their
-            number is printed with one name per ending. A file that is named itself must have an allowed ending.
+            number is printed, with one example for each ending. A file given by its path must have an allowed ending.
         beside: endings of files that are ignored without a message, because they belong to the input files.
 
     Raises:

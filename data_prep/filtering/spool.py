@@ -54,7 +54,7 @@ class Rules:
         val_fraction: share of the documents in val.
         buckets: number of buckets.
         skip: whether bad records are skipped; otherwise they stop the build.
-        evaluation: files of evaluation texts, to find overlap.
+        evaluation: files of evaluation texts, to find documents that overlap with them.
         signatures: whether to compute MinHash signatures, to find near-duplicates.
         keep_characters: whether texts keep all their characters; otherwise `characters.cleaned` is applied.
     """

@@ -116,7 +116,7 @@ def check_loaded(state: State, replicas: int | None, saved: Mapping[str, int] | 
     Args:
         state: state of the Trainer, after it has loaded a checkpoint.
         replicas: as in `own_parts`.
-        saved: sums in the checkpoint's manifest; None: there are none.
+        saved: bit sums that the checkpoint's manifest records; None if it records none.
         checkpoint: name of the checkpoint, for messages.
 
     Raises:

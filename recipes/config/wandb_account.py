@@ -1,4 +1,4 @@
-"""Ask Weights & Biases once, before the ranks meet, whether it accepts the run (`loggers.wandb.mode=online` only).
+"""Ask Weights & Biases once, before the ranks connect, whether it accepts the run (`loggers.wandb.mode=online` only).
 
 Without this check, W&B's own client would try for 90 s and then end the run, at every restart.
 """

@@ -12,7 +12,7 @@ PROMPTS, TOKENS = 3, 16  # number of prompts, and their largest number of tokens
 
 
 def beginnings(samples: TokenShards, tokenizer: Path) -> list[str]:
-    """Return the first words of samples that are evenly spaced in a split.
+    """Return prompts: the first words of samples that are evenly spaced in a split.
 
     If a document begins within a sample, the prompt is the beginning of that document.
 

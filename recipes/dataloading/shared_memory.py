@@ -1,4 +1,4 @@
-"""Let only one run of a machine at a time register its names in StreamingDataset's shared memory."""
+"""Let the runs on one machine register their names in StreamingDataset's shared memory one after another."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MACHINE_MEMORY = Path("/dev/shm")  # if it does not exist, the folder for tempor
 
 @contextmanager
 def registering() -> Iterator[None]:
-    """Let only one run of a machine at a time register its names in shared memory.
+    """Let the runs on one machine register their names in shared memory one after another.
 
     StreamingDataset searches for a free name and takes it a moment later. If two runs start at the same time on one
     machine, one of them could end with FileExistsError.

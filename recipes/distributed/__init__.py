@@ -1,1 +1,1 @@
-"""Ranks: how they connect, how a model is sharded over them, and how a hang ends."""
+"""Ranks: how they connect, how a model is sharded over them, and what ends a hanging run."""

@@ -46,7 +46,7 @@ def _facts(result: JsonDict, form: str, part: str) -> tuple[str, str]:
 
 
 def read_scores(folder: Path, weights_sha256: str) -> list[JsonDict]:
-    """Read the scores over whole sets: `task`, `how`, `score` as text, and `result` in the form of the hub.
+    """Read the scores over whole sets: `task`, `how`, the text `score`, and `result`, in the hub's form.
 
     Args:
         folder: folder that `evaluate.py --model … --out` made.

@@ -141,7 +141,7 @@ class Kind(ABC):
     Attributes:
         added_tokens: special tokens of the kind, in addition to those of pre-training and [PAD].
         loss_unit: unit of the loss, wherever it is printed or drawn.
-        metric: name of the score by which runs are compared. It is a share; 1 is best.
+        metric: name of the score by which runs are compared. It lies between 0 and 1; 1 is best.
         dev_metric: name of the metric that is logged at each evaluation on dev, computed by `judge` and `add`.
         pipeline_tag: the Hugging Face hub's name of the task.
         does: for the card: what a model does that was tuned on the task.

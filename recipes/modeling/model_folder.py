@@ -232,7 +232,7 @@ def move(model: GPT2LMHeadModel, device: str | None, dtype: str | None = None) -
 
 
 def load_pretrained(folder: Path, dtype: str = "float32", device: str = "cpu") -> tuple[GPT2LMHeadModel, Any]:
-    """Open a model in fp32 with `open_folder`, and move it. Return it, in evaluation mode, and its tokenizer.
+    """Open a model in fp32, convert it to `dtype` on `device`, and return it in evaluation mode with its tokenizer.
 
     Args:
         folder: folder of an exported model, or of a model in BioMedLM's published form.

@@ -35,7 +35,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layout, and the memory that it needs at each microbatch."""
+    """One way to lay the model out on ranks, and the memory that it needs for each size of the microbatch."""
 
     layout: Layout
     needed_bytes: dict[int, int]  # microbatch -> bytes on each GPU

@@ -410,10 +410,11 @@ def reserved_bytes(moments: Sequence[Memory]) -> int:
     """Memory that the caching allocator has reserved in the end: the sum of each part's maximum over moments, plus 5 %.
 
     The allocator keeps freed blocks, and reuses a block only for requests that fit into it. The tensors of different
-    parts have different sizes, so one part can hardly use the blocks of another: blocks of autocast's copies stay
-    unused in the backward pass, and a recomputed block does not fit between the logits. If a block keeps nothing, its
-    largest tensor needs memory twice, because small tensors have fragmented its freed block. ALLOCATOR_SHARE covers the
-    rest: a tensor above 10 MB takes whole segments of 2 MiB, which adds 2 % to the 2.7B's fp32 weights.
+    parts have different sizes, so one part can hardly use the memory of another: the memory of autocast's copies stays
+    unused in the backward pass, and the activations of a recomputed transformer block do not fit into the memory of the
+    logits. If a transformer block keeps nothing, its largest tensor needs memory twice, because small tensors have
+    fragmented the freed memory. ALLOCATOR_SHARE covers the rest: a tensor above 10 MB takes whole segments of 2 MiB,
+    which adds 2 % to the 2.7B's fp32 weights.
     """
     most = sum(max(memory.parts[name] for memory in moments) for name in moments[0].parts)
     return round((1 + ALLOCATOR_SHARE) * (most + max(memory.cut for memory in moments)))

@@ -112,7 +112,7 @@ def changes(recorded: JsonDict, wanted: JsonDict, of_training: bool = False) -> 
     stands for the hash of the encoded examples, too.
 
     Args:
-        recorded: completed fingerprint of a record or manifest.
+        recorded: fingerprint of a record or manifest, with the keys added that are newer than it.
         wanted: fingerprint of the configuration.
         of_training: leave out the settings of generation, which act only after training.
     """

@@ -36,7 +36,7 @@ class TensorBoardFiles(BatchMetrics):
         self._begin(state)
 
     def _begin(self, state: State) -> None:
-        """Open a file, unless it is open: an evaluation may come before the first batch.
+        """Open the event file if none is open. An evaluation before the first batch also needs it.
 
         TensorBoard then ignores later batches in earlier files (`purge_step`).
         """

@@ -1,1 +1,1 @@
-"""Runs that prepare a run: the scaling ladder and preflight's rehearsal."""
+"""Small runs before the real one: the scaling ladder and preflight's rehearsal."""

@@ -111,7 +111,7 @@ def run_all(rungs: Sequence[Rung], out: Path) -> None:
 
 
 def fit_laws(points: Sequence[Point], floor: float | None) -> dict[str, scaling_law.Fit]:
-    """Fit the laws to compare, by name. The first law is the one whose interval is drawn.
+    """Fit the scaling laws to compare; return the fits by the law's name. The interval of the first law is drawn.
 
     If there are as many points as parameters, a law passes through all points, and their noise cannot be estimated.
     Then the pure power law, which has one parameter less, comes first.
