@@ -37,10 +37,13 @@ def bird(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Canary:
     """The canary of a project that needs beta, gamma and delta; beta needs alpha. It uses these tests' pytest."""
     index = tmp_path / "index"
     index.mkdir()
-    for version in ("1.0", "2.0"):
-        wheel(index, "alpha", version, f"VALUE = {version}\n")
-        wheel(index, "beta", version, f"import alpha\nSUM = alpha.VALUE + {version}\n", "alpha<2")
-        wheel(index, "gamma", version, f"VALUE = {version}\n")
+    for version, end in (
+        ("1.0", "\n"),
+        ("2.0", "  # of another size, or Python would run what it has compiled before\n"),
+    ):
+        wheel(index, "alpha", version, f"VALUE = {version}{end}")
+        wheel(index, "beta", version, f"import alpha\nSUM = alpha.VALUE + {version}{end}", "alpha<2")
+        wheel(index, "gamma", version, f"VALUE = {version}{end}")
     wheel(index, "delta", "1.0", "")
     (tmp_path / "requirements.in").write_text("# why\nbeta==1.0  # a pin\ngamma<2\ndelta\n")
     (tmp_path / "overrides.txt").write_text("alpha  # beta says below 2\n")
