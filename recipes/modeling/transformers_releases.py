@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import transformers.modeling_utils
@@ -17,6 +18,7 @@ no_init_weights: Any = initialization.no_init_weights  # a context in which weig
 DTYPE = "dtype" if hasattr(transformers.PretrainedConfig, "torch_dtype") else "torch_dtype"
 
 
+@functools.cache  # so that the function is wrapped once
 def mask_without_positions() -> None:
     """Let GPT-2 make its attention mask without checking the positions of the tokens.
 
@@ -25,11 +27,10 @@ def mask_without_positions() -> None:
     our samples positions never restart. GPT-2 of transformers 4 does not check, and is left as it is.
     """
     make: Any = getattr(modeling_gpt2, "create_causal_mask", None)
-    if make is None or hasattr(make, "without_positions"):
+    if make is None:
         return
 
     def create_causal_mask(*args: Any, **kwargs: Any) -> Any:
         return make(*args, **{**kwargs, "position_ids": None})
 
-    setattr(create_causal_mask, "without_positions", True)  # noqa: B010 (pyright knows no such attribute)
-    setattr(modeling_gpt2, "create_causal_mask", create_causal_mask)  # noqa: B010 (nor this one, of transformers 4)
+    setattr(modeling_gpt2, "create_causal_mask", create_causal_mask)  # noqa: B010 (transformers 4 has no such name)
