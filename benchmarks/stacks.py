@@ -103,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 finally:
                     shutil.rmtree(folder, ignore_errors=True)
     named = [f"{stack}: {measured([python, '-c', VERSIONS], 1).output.strip()}" for stack, python in STACKS.items()]
-    print(f"{args.yaml} {' '.join(args.overrides)}; {args.rounds} rounds, median; {machine()}; {'; '.join(named)}.\n")
+    settings = " ".join([args.yaml, *args.overrides])
+    print(f"{settings}; {args.rounds} rounds, median; {machine()}; {'; '.join(named)}.\n")
     print("| | lock | next | next / lock (least to most) |\n| --- | ---: | ---: | ---: |")
     for name, by_stack in values.items():
         ratios = [after / before for before, after in zip(by_stack["lock"], by_stack["next"], strict=True)]
